@@ -1,0 +1,146 @@
+"""A data set is a table of rows: path, role, label, defect, mask, group. Nothing is read from the images here.
+
+Four roles keep evaluation honest. ``fit`` trains, ``validate`` picks epochs and scales, ``calibrate`` sets
+thresholds and is read last, ``test`` feeds nothing. A layout gives ``train`` (not yet divided) and ``test``;
+:func:`split_roles` divides ``train``. Rows of one ``group`` (the same part, the same roll) never part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args, overload
+
+import numpy as np
+
+from pickglass.errors import InputError
+
+__all__ = ["Dataset", "Role", "Row", "Table", "split_roles"]
+
+Role = Literal["train", "fit", "validate", "calibrate", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image and what is known of it.
+
+    Attributes:
+        path: file, or a made-up name such as ``array:3`` when ``pixels`` is given.
+        role: ``train`` (not yet divided), ``fit``, ``validate``, ``calibrate`` or ``test``.
+        label: 0 good, 1 defective, None unknown.
+        defect: name of the defect type, None for good or unknown.
+        mask: file of the ground truth mask (any value above 0 is defect), None where there is none.
+        group: rows of one group are the same part or roll and stay together; None: a group of its own.
+        pixels: the image itself where it did not come from a file, as the decoder returns it.
+    """
+
+    path: str
+    role: Role = "test"
+    label: int | None = None
+    defect: str | None = None
+    mask: str | None = None
+    group: str | None = None
+    pixels: np.ndarray[Any, Any] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise InputError(f"{self.path}: role {self.role!r} is none of {', '.join(get_args(Role))}")
+        if self.label not in (0, 1, None):
+            raise InputError(f"{self.path}: label {self.label!r} is none of 0 (good), 1 (defective), None (unknown)")
+
+
+class Table(Sequence[Row]):
+    """An immutable sequence of rows that can be filtered."""
+
+    def __init__(self, rows: Sequence[Row] = ()) -> None:
+        self.rows = tuple(rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Table: ...
+    def __getitem__(self, index: int | slice) -> Row | Table:
+        return Table(self.rows[index]) if isinstance(index, slice) else self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __add__(self, other: Table) -> Table:
+        return Table(self.rows + other.rows)
+
+    def __repr__(self) -> str:
+        return f"Table({len(self)} rows)"
+
+    def where(self, keep: Callable[[Row], bool]) -> Table:
+        """The rows for which ``keep`` is true, in order."""
+        return Table([row for row in self.rows if keep(row)])
+
+    def role(self, *roles: Role) -> Table:
+        """The rows of these roles, in order."""
+        return self.where(lambda row: row.role in roles)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A table with a name, the folder it came from and the layout that was recognised."""
+
+    name: str
+    root: str
+    layout: str
+    table: Table
+
+    @property
+    def train(self) -> Table:
+        """All rows that may teach or calibrate: everything but ``test``."""
+        return self.table.where(lambda row: row.role != "test")
+
+    @property
+    def test(self) -> Table:
+        """The rows that feed nothing and are only judged."""
+        return self.table.role("test")
+
+
+def split_roles(table: Table, validate: float, calibrate: float, seed: int) -> Table:
+    """Divide the ``train`` rows into fit, validate and calibrate, by group; rows with another role stay as they are.
+
+    Args:
+        table: rows; only those whose role is ``train`` are divided.
+        validate: share of the train rows for ``validate``, 0 to below 1; ignored where validate rows exist already.
+        calibrate: share for ``calibrate``, likewise.
+        seed: of the shuffle over groups.
+
+    Returns:
+        The rows in their old order with their new roles. A share above 0 yields at least one group as long as
+        one is left to fit.
+
+    Raises:
+        InputError: a share outside [0, 1), or both together reach 1.
+    """
+    for name, share in (("validate", validate), ("calibrate", calibrate)):
+        if not 0 <= share < 1:
+            raise InputError(f"{name}={share!r}: expected a share from 0 to below 1, e.g. 0.1")
+    if validate + calibrate >= 1:
+        raise InputError(f"validate={validate} and calibrate={calibrate} leave nothing to fit: lower one of them")
+    members: dict[str, list[int]] = {}
+    for i, row in enumerate(table):
+        if row.role == "train":
+            members.setdefault(row.path if row.group is None else f"group:{row.group}", []).append(i)
+    keys = list(members)
+    np.random.default_rng(seed).shuffle(keys)
+    total = sum(len(v) for v in members.values())
+    roles: dict[int, Role] = {}
+    wanted: list[tuple[Role, float]] = [("calibrate", calibrate), ("validate", validate)]
+    for role, share in wanted:
+        if share == 0 or table.role(role):
+            continue
+        taken = 0
+        while len(keys) > 1 and taken < max(1, round(share * total)):
+            group = members[keys.pop()]
+            taken += len(group)
+            roles.update(dict.fromkeys(group, role))
+    for key in keys:
+        roles.update(dict.fromkeys(members[key], "fit"))
+    return Table([replace(row, role=roles[i]) if i in roles else row for i, row in enumerate(table)])

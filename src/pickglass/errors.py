@@ -1,0 +1,102 @@
+"""Every error that pickglass raises on purpose.
+
+The tree::
+
+    PickglassError
+    ├── InputError (also ValueError)        what was given cannot be used: an argument, a name, a file
+    │   ├── UnknownName                     a method, backbone, layer, preset or layout that does not exist
+    │   ├── ImageError                      one image or mask cannot be read; has .path
+    │   ├── DataError                       a data set cannot be used; has .failures, one Failure per broken file
+    │   ├── WeightsMissing                  the file of a backbone's weights was not found
+    │   └── ModelFileError                  not a pickglass model, another version, or damaged
+    ├── NotFitted (also RuntimeError)       a detector was used before fit
+    └── MissingExtra (also ImportError)     an optional package is not installed; names the install line
+
+A message says what came, what was expected, and what to do about it. The command line prints it without a
+traceback and exits with 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+__all__ = [
+    "DataError",
+    "Failure",
+    "ImageError",
+    "InputError",
+    "MissingExtra",
+    "ModelFileError",
+    "NotFitted",
+    "PickglassError",
+    "UnknownName",
+    "WeightsMissing",
+]
+
+
+class Failure(NamedTuple):
+    """One image that could not be used: its path and the reason, in one line."""
+
+    path: str
+    error: str
+
+
+class PickglassError(Exception):
+    """Base of all errors raised on purpose by pickglass."""
+
+
+class InputError(PickglassError, ValueError):
+    """What was given cannot be used."""
+
+
+class UnknownName(InputError):
+    """A name that is not in the registry it was looked up in.
+
+    Args:
+        kind: what the name should be, e.g. ``"backbone"``.
+        name: what came.
+        known: all names that exist.
+        listing: how the user can list all of them, e.g. a command.
+    """
+
+    def __init__(self, kind: str, name: object, known: Iterable[str], listing: str = "") -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(str(name), names, n=5, cutoff=0.3) or names[:5]
+        more = f" All of them: {listing}." if listing else ""
+        super().__init__(f"unknown {kind} {name!r}. The nearest are: {', '.join(near) or '(none)'}.{more}")
+
+
+class ImageError(InputError):
+    """One image or mask cannot be read."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class DataError(InputError):
+    """A data set cannot be used; ``failures`` names each broken file."""
+
+    def __init__(self, message: str, failures: Sequence[Failure] = ()) -> None:
+        lines = "".join(f"\n  {path}: {error}" for path, error in failures)
+        super().__init__(message + lines)
+        self.failures = tuple(failures)
+
+
+class WeightsMissing(InputError):
+    """The file of a backbone's weights was not found."""
+
+
+class ModelFileError(InputError):
+    """Not a pickglass model, one of another version, or a damaged one."""
+
+
+class NotFitted(PickglassError, RuntimeError):
+    """A detector was used before ``fit``."""
+
+
+class MissingExtra(PickglassError, ImportError):
+    """An optional package is not installed."""
