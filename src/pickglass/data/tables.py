@@ -7,15 +7,17 @@ thresholds and is read last, ``test`` feeds nothing. A layout gives ``train`` (n
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
 
 from pickglass.errors import InputError
 
-__all__ = ["Dataset", "Role", "Row", "Table", "split_roles"]
+__all__ = ["Dataset", "Role", "Row", "Table", "fingerprint", "split_roles"]
 
 Role = Literal["train", "fit", "validate", "calibrate", "test"]
 
@@ -144,3 +146,12 @@ def split_roles(table: Table, validate: float, calibrate: float, seed: int) -> T
     for key in keys:
         roles.update(dict.fromkeys(members[key], "fit"))
     return Table([replace(row, role=roles[i]) if i in roles else row for i, row in enumerate(table)])
+
+
+def fingerprint(table: Table) -> str:
+    """sha256 over the contents of a table's images, their roles and their order; paths do not count."""
+    whole = hashlib.sha256()
+    for row in table:
+        content = Path(row.path).read_bytes() if row.pixels is None else np.ascontiguousarray(row.pixels).tobytes()
+        whole.update(f"{row.role} {row.group}\n".encode() + hashlib.sha256(content).digest())
+    return whole.hexdigest()

@@ -1,0 +1,383 @@
+"""The pictures of a report: small JPEGs of image, heat map, prediction and ground truth, and charts as SVG.
+
+Letters: H, W the original image; h, w the picture, which is never larger. Whatever is small must survive the
+shrinking, so heat maps and masks are reduced by the maximum under each pixel of the picture, never averaged.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pickglass.errors import InputError
+
+__all__ = ["Curves", "Panel", "ReportImage", "draw_histogram", "draw_panels", "draw_pro", "draw_roc", "heat_colours"]
+
+SIDE = 320  # px, longest side of a picture
+LONG_SIDE = 1280  # px, longest side of an elongated picture: 1280 x 80 has the area of 320 x 320
+ELONGATED = 3.0  # aspect ratio above which a picture counts as elongated
+CLOSE_UP = 192  # original px, side of a close-up
+BOX = 14  # px in the picture, smallest side of a drawn box
+QUALITY = 80  # of the JPEGs, 1 to 95
+CHART_W, CHART_H = 440, 300  # units of the charts' SVG, and the margins inside
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 10, 46
+OPACITY = 0.85  # of the heat at the upper end of the scale; at the lower end it is 0
+
+# A blue and a yellow stay apart for every kind of colour vision; both are edged in black on the pictures.
+TRUTH = "#33bbee"
+PREDICTED = "#ffb000"
+
+NEEDS_LABELS = "needs good and bad images with labels"
+NEEDS_MASKS = "needs ground truth masks"
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ReportImage:
+    """One tested image with everything that the report shows of it.
+
+    Attributes:
+        path: file or made-up name; shown as it is.
+        defect: name of the defect type, None for good or unknown.
+        label: 0 good, 1 defective, None unknown.
+        score: raw image score, higher = more anomalous.
+        verdict: ``"good"``, ``"bad"``, or None without a threshold.
+        image: ``(H, W)`` or ``(H, W, 3)``, uint8 or uint16, the original pixels.
+        map: ``(H, W)`` anomaly map at the original size.
+        mask: ``(H, W)`` ground truth, above 0 is defect; None where there is none.
+        predicted: ``(H, W)`` bool; None when the model has no pixel threshold.
+        boxes: ``[x, y, w, h]`` in original pixels.
+    """
+
+    path: str
+    defect: str | None
+    label: int | None
+    score: float
+    verdict: str | None
+    image: Array
+    map: Array
+    mask: Array | None
+    predicted: Array | None
+    boxes: list[list[int]]
+
+    def check(self) -> None:
+        """Raise an InputError that names the image if its arrays do not fit together."""
+        size = self.image.shape[:2]
+        colour = self.image.ndim == 2 or (self.image.ndim == 3 and self.image.shape[2] == 3)
+        if not colour or 0 in size or self.image.dtype not in (np.uint8, np.uint16):
+            raise InputError(
+                f"{self.path}: image of shape {self.image.shape} and type {self.image.dtype}: expected (H, W) or "
+                "(H, W, 3), uint8 or uint16; convert it first"
+            )
+        for name, array in (("map", self.map), ("mask", self.mask), ("predicted", self.predicted)):
+            if array is not None and array.shape != size:
+                raise InputError(
+                    f"{self.path}: {name} of shape {array.shape} on an image of {size}: resize it to the image first"
+                )
+        if not (math.isfinite(self.score) and np.isfinite(self.map).all()):
+            raise InputError(f"{self.path}: score {self.score!r} or its map is not finite: fix the detector's output")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a card, or a line of text where there is nothing to draw.
+
+    Attributes:
+        kind: ``original``, ``heat``, ``predicted``, ``truth`` or ``closeup``.
+        caption: what the picture shows, for people.
+        jpeg: the encoded picture, None when ``caption`` says all.
+        size: ``(h, w)`` of the picture in px.
+    """
+
+    kind: str
+    caption: str
+    jpeg: bytes | None
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Points of the two curves, each in rising order of its false positive rate; empty arrays where there is none.
+
+    Attributes:
+        roc_fpr: ``(R,)`` false positive rates of the images, 0 to 1.
+        roc_tpr: ``(R,)`` true positive rates of the images.
+        pro_fpr: ``(K,)`` false positive rates of the pixels.
+        pro: ``(K,)`` mean overlap with the ground truth regions.
+        pro_limit: false positive rate at which the PRO curve is cut, above 0 to 1.
+    """
+
+    roc_fpr: Array
+    roc_tpr: Array
+    pro_fpr: Array
+    pro: Array
+    pro_limit: float
+
+
+class Axis(NamedTuple):
+    """One axis of a chart: its name and the range that it shows."""
+
+    name: str
+    low: float
+    high: float
+
+
+class Line(NamedTuple):
+    """One line of a chart in the units of its axes; ``style`` is a class of the page's CSS."""
+
+    x: Array
+    y: Array
+    style: str
+
+
+def draw_panels(item: ReportImage, scale: tuple[float, float]) -> list[Panel]:
+    """Draw the pictures of one image.
+
+    Args:
+        item: the image; its arrays are not changed.
+        scale: ``(low, high)`` anomaly values at the two ends of the colours.
+
+    Returns:
+        Original, heat map, prediction and ground truth, then close-ups at original resolution when the pictures
+        show less than half of it.
+    """
+    size = picture_size(*item.image.shape[:2])
+    base = display(item.image)  # (H, W, 3)
+    small = np.asarray(Image.fromarray(base).resize(size[::-1], Image.Resampling.LANCZOS))  # (h, w, 3)
+    truth = None if item.mask is None else shrink_max(item.mask > 0, size)  # (h, w)
+    found = None if item.predicted is None else shrink_max(item.predicted > 0, size)  # (h, w)
+    panels = [
+        _panel("original", "original, 16 bit stretched" if item.image.dtype == np.uint16 else "original", small),
+        _panel("heat", "heat map", draw_contours(heat(small, shrink_max(item.map, size), scale), truth=truth)),
+    ]
+    if item.boxes or (found is not None and found.any()):
+        drawn = draw_contours(tint(small, found, PREDICTED), truth=truth, found=found)
+        ratio = (size[0] / item.image.shape[0], size[1] / item.image.shape[1])
+        panels.append(_panel("predicted", "prediction", draw_boxes(drawn, item.boxes, ratio)))
+    else:
+        text = "no pixel threshold" if found is None else "prediction: nothing found"
+        panels.append(Panel("predicted", text, None, size))
+    if truth is not None and truth.any():
+        panels.append(_panel("truth", "ground truth", draw_contours(tint(small, truth, TRUTH), truth=truth)))
+    else:
+        text = "ground truth: good" if item.label == 0 else "no ground truth mask"
+        panels.append(Panel("truth", text, None, size))
+    return panels + (_close_ups(item, base) if 2 * size[1] < item.image.shape[1] else [])
+
+
+def picture_size(height: int, width: int) -> tuple[int, int]:
+    """Size ``(h, w)`` of the picture of an image: its aspect, no larger than it, one byte budget for all."""
+    long, short = max(height, width), min(height, width)
+    side = SIDE if long <= ELONGATED * short else min(LONG_SIDE, SIDE * math.sqrt(long / short))
+    factor = min(1.0, side / long)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def display(image: Array) -> Array:
+    """Pixels ``(H, W, 3)`` uint8 to look at. 16-bit images are stretched from their own dark to bright end."""
+    if image.dtype == np.uint16:
+        step = max(1, max(image.shape[:2]) // 1000)  # a sample of the pixels is enough for two percentiles
+        low, high = np.percentile(image[::step, ::step], (0.1, 99.9))
+        image = np.clip((image.astype(np.float32) - low) * (255 / max(high - low, 1.0)), 0, 255).astype(np.uint8)
+    return np.broadcast_to(image if image.ndim == 3 else image[..., None], (*image.shape[:2], 3))  # (H, W, 3)
+
+
+def shrink_max(values: Array, size: tuple[int, int]) -> Array:
+    """Reduce ``(H, W)`` to ``size = (h, w)``, at most as large, by the maximum under each new pixel."""
+    rows = np.arange(size[0]) * values.shape[0] // size[0]
+    columns = np.arange(size[1]) * values.shape[1] // size[1]
+    return np.asarray(np.maximum.reduceat(np.maximum.reduceat(values, rows, axis=0), columns, axis=1))  # (h, w)
+
+
+@lru_cache(maxsize=1)
+def heat_colours() -> Array:
+    """The colour map ``(256, 3)`` uint8: matplotlib's inferno, in which equal steps look equally far apart."""
+    from matplotlib import colormaps  # here, since only a report needs it
+
+    return np.asarray(colormaps["inferno"](np.arange(256), bytes=True))[:, :3]  # (256, 3)
+
+
+def heat(image: Array, values: Array, scale: tuple[float, float]) -> Array:
+    """Lay the colours of ``values (h, w)`` over a grey ``image (h, w, 3)``, the more opaque the higher the value."""
+    low, high = scale
+    share = np.clip((values.astype(np.float32) - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1)
+    colours = heat_colours()[np.round(255 * share).astype(np.uint8)]  # (h, w, 3)
+    # Grey underneath: the colours of the part itself would read as heat.
+    grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
+    opacity = OPACITY * share[..., None]
+    return np.asarray((grey[..., None] * (1 - opacity) + colours * opacity).astype(np.uint8))
+
+
+def tint(image: Array, mask: Array | None, colour: str) -> Array:
+    """Colour the pixels of ``mask (h, w)`` without hiding them."""
+    if mask is None:
+        return image
+    return np.where(mask[..., None], 0.7 * image + 0.3 * np.array(_rgb(colour)), image).astype(np.uint8)
+
+
+def draw_contours(image: Array, truth: Array | None = None, found: Array | None = None) -> Array:
+    """Outline masks ``(h, w)`` on ``image (h, w, 3)``: ground truth and prediction, each with a dark edge.
+
+    The line runs just outside the mask, for an inner line would hide defects of a few pixels.
+    """
+    out = np.array(image)
+    for mask, colour in ((found, PREDICTED), (truth, TRUTH)):
+        if mask is not None:
+            line = grow(mask)
+            out[grow(line) & ~line] //= 3
+            out[line & ~mask] = _rgb(colour)
+    return np.asarray(out)
+
+
+def grow(mask: Array) -> Array:
+    """Dilate a bool mask ``(h, w)`` by one pixel in all eight directions."""
+    wide = np.pad(mask, 1)
+    wide = wide[:-2] | wide[1:-1] | wide[2:]  # (h, w + 2)
+    return np.asarray(wide[:, :-2] | wide[:, 1:-1] | wide[:, 2:])  # (h, w)
+
+
+def draw_boxes(image: Array, boxes: Iterable[Sequence[int]], ratio: tuple[float, float]) -> Array:
+    """Draw boxes ``[x, y, w, h]``, given in original pixels and shrunk by ``ratio (rows, columns)``, with a dark edge.
+
+    A box is drawn a little outside what it surrounds and never smaller than ``BOX`` px.
+    """
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    for x, y, width, height in boxes:
+        half_w = max(width * ratio[1] / 2 + 3, BOX / 2)
+        half_h = max(height * ratio[0] / 2 + 3, BOX / 2)
+        middle_x, middle_y = (x + width / 2) * ratio[1], (y + height / 2) * ratio[0]
+        # Kept inside the picture, so that a defect at the rim has four visible sides.
+        left, right = max(1.0, middle_x - half_w), min(canvas.width - 2.0, middle_x + half_w)
+        top, bottom = max(1.0, middle_y - half_h), min(canvas.height - 2.0, middle_y + half_h)
+        if right - left < 4 or bottom - top < 4:
+            continue  # the picture itself is smaller than any box
+        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=4)
+        pen.rectangle((left, top, right, bottom), outline=PREDICTED, width=2)
+    return np.asarray(canvas)
+
+
+def _close_ups(item: ReportImage, base: Array) -> list[Panel]:
+    """Close-ups at original resolution: at the map's peak, and at a defect if none is in sight there."""
+    peak = np.unravel_index(int(item.map.argmax()), item.map.shape)
+    windows = [("close-up: highest value", _window(int(peak[0]), int(peak[1]), item.map.shape))]
+    if item.mask is not None and item.mask.any() and not item.mask[windows[0][1]].any():
+        rows, columns = np.nonzero(item.mask)
+        middle = len(rows) // 2  # a pixel of the defect itself, which the middle of its box need not be
+        windows.append(("close-up: ground truth", _window(int(rows[middle]), int(columns[middle]), item.map.shape)))
+    panels = []
+    for caption, window in windows:
+        truth = None if item.mask is None else item.mask[window] > 0
+        found = None if item.predicted is None else item.predicted[window] > 0
+        panels.append(_panel("closeup", caption, draw_contours(base[window], truth, found)))
+    return panels
+
+
+def _window(row: int, column: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """A square of CLOSE_UP px around a pixel, moved inside the image."""
+    top = max(0, min(row - CLOSE_UP // 2, shape[0] - CLOSE_UP))
+    left = max(0, min(column - CLOSE_UP // 2, shape[1] - CLOSE_UP))
+    return slice(top, top + CLOSE_UP), slice(left, left + CLOSE_UP)
+
+
+def _panel(kind: str, caption: str, pixels: Array) -> Panel:
+    buffer = io.BytesIO()
+    # Full colour resolution: contours are one pixel wide and would wash out in 4:2:0, and so in WebP. Not optimised:
+    # Pillow's buffer for that is too small for a noisy picture, which would raise.
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    return Panel(kind, caption, buffer.getvalue(), (pixels.shape[0], pixels.shape[1]))
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def draw_histogram(scores: Array, labels: Sequence[int | None], threshold: float | None) -> str:
+    """Chart of the scores ``(N,)`` of good, bad and unlabelled images over one another, each kind in percent."""
+    limit = [] if threshold is None or not math.isfinite(threshold) else [threshold]
+    if not len(scores):
+        return draw_chart("Scores", "no images", Axis("", 0, 1), Axis("", 0, 1), [])
+    low, high = float(min([*scores, *limit])), float(max([*scores, *limit]))
+    margin = 0.02 * (high - low) or max(abs(low), 1.0) / 2
+    edges = np.linspace(low - margin, high + margin, 33)
+    lines, keys, top = [], "", 0.0
+    for label, name in ((0, "good"), (1, "bad"), (None, "unlabelled")):
+        own = scores[[own_label == label for own_label in labels]]
+        if len(own):
+            share = 100 * np.histogram(own, edges)[0] / len(own)
+            top = max(top, float(share.max()))
+            lines.append(Line(np.repeat(edges, 2), np.pad(np.repeat(share, 2), 1), f"area {name}"))
+            keys += f'<i class="{name}"></i>{name} ({len(own)}) '
+    y_axis = Axis("% of the images of a kind", 0.0, 1.05 * top)
+    for value in limit:
+        lines.append(Line(np.full(2, value), np.array([0.0, y_axis.high]), "limit"))
+        keys += f'<i class="limit"></i>threshold {value:.4g}'
+    return draw_chart("Scores", keys, Axis("image score", edges[0], edges[-1]), y_axis, lines)
+
+
+def draw_roc(curves: Curves) -> str:
+    """Chart of the ROC curve."""
+    lines = [Line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), "dashed"), Line(curves.roc_fpr, curves.roc_tpr, "curve")]
+    if not len(curves.roc_fpr):
+        lines = []
+    below = "dashed: chance" if lines else f"no curve: {NEEDS_LABELS}"
+    return draw_chart(
+        "ROC of the images", below, Axis("false positive rate", 0, 1), Axis("true positive rate", 0, 1), lines
+    )
+
+
+def draw_pro(curves: Curves) -> str:
+    """Chart of the PRO curve up to its limit."""
+    limit, lines = curves.pro_limit, []
+    if len(curves.pro_fpr):
+        inside = curves.pro_fpr < limit
+        x = np.append(curves.pro_fpr[inside], limit)
+        y = np.append(curves.pro[inside], np.interp(limit, curves.pro_fpr, curves.pro))
+        lines = [Line(np.full(2, min(0.05, limit)), np.array([0.0, 1.0]), "dashed"), Line(x, y, "curve")]
+    below = "dashed: limit of AUPRO@0.05" if lines else f"no curve: {NEEDS_MASKS}"
+    x_axis, y_axis = Axis("false positive rate of the pixels", 0, limit), Axis("mean overlap with regions", 0, 1)
+    return draw_chart("PRO of the regions", below, x_axis, y_axis, lines)
+
+
+def draw_chart(title: str, below: str, x_axis: Axis, y_axis: Axis, lines: Sequence[Line]) -> str:
+    """A figure with lines over two axes as an inline SVG whose colours come from the page; without lines only text.
+
+    Points that fall on the same half unit are joined, so a curve over millions of pixels stays small.
+    """
+    parts = []
+    for tick, at in _ticks(x_axis, LEFT, CHART_W - RIGHT):
+        parts.append(f'<path class="grid" d="M{at:g} {TOP}V{CHART_H - BOTTOM}"/>')
+        parts.append(f'<text x="{at:g}" y="{CHART_H - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
+    for tick, at in _ticks(y_axis, CHART_H - BOTTOM, TOP):
+        parts.append(f'<path class="grid" d="M{LEFT} {at:g}H{CHART_W - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{at + 4:g}" text-anchor="end">{tick:g}</text>')
+    for line in lines:
+        x, y = _place(line.x, x_axis, LEFT, CHART_W - RIGHT), _place(line.y, y_axis, CHART_H - BOTTOM, TOP)
+        points = np.round(2 * np.stack([x, y], axis=1)) / 2  # (K, 2)
+        points = points[np.append(True, np.any(np.diff(points, axis=0) != 0, axis=1))]
+        parts.append(f'<path class="{line.style}" d="M{" ".join(f"{x:g},{y:g}" for x, y in points)}"/>')
+    parts.append(f'<text x="{CHART_W / 2}" y="{CHART_H - 8}" text-anchor="middle">{x_axis.name}</text>')
+    parts.append(f'<text transform="translate(14 {CHART_H / 2}) rotate(-90)" text-anchor="middle">{y_axis.name}</text>')
+    svg = f'<svg viewBox="0 0 {CHART_W} {CHART_H}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
+    return f"<figure><h2>{title}</h2>{svg if lines else ''}<figcaption>{below}</figcaption></figure>"
+
+
+def _place(values: Array, axis: Axis, start: float, end: float) -> Array:
+    return np.asarray(start + (values - axis.low) / (axis.high - axis.low) * (end - start))
+
+
+def _ticks(axis: Axis, start: float, end: float) -> list[tuple[float, float]]:
+    """About five round numbers inside the range, and where they stand on the chart."""
+    width = axis.high - axis.low
+    power = 10.0 ** math.floor(math.log10(width / 5))
+    step = next(f * power for f in (1, 2, 5, 10) if width / (f * power) <= 6)
+    ticks = np.arange(math.ceil(axis.low / step - 1e-9), math.floor(axis.high / step + 1e-9) + 1) * step
+    return list(zip(ticks.round(12).tolist(), _place(ticks, axis, start, end).tolist(), strict=True))

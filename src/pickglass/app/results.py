@@ -1,0 +1,81 @@
+"""What each command prints with ``--json``: one TypedDict a command. Metrics in 0..1, boxes [x, y, w, h] in pixels of
+the original image, absent = null."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+__all__ = ["DemoResult", "Failed", "FitResult", "ImageResult", "InfoResult", "Metrics", "PredictResult", "TestResult"]
+
+
+class Failed(TypedDict):
+    """One image that could not be read."""
+
+    path: str
+    error: str
+
+
+class FitResult(TypedDict):
+    """``pickglass fit``."""
+
+    model: str
+    method: str
+    n_fit: int
+    n_validate: int
+    n_calibrate: int
+    fit_s: float
+    details: dict[str, Any]
+
+
+class Metrics(TypedDict):
+    """The metrics of a set of images; null where they are undefined, e.g. without defective images or masks."""
+
+    n: int
+    image_auroc: float | None
+    average_precision: float | None
+    f1_max: float | None
+    pixel_auroc: float | None
+    aupro_30: float | None
+    aupro_05: float | None
+
+
+class TestResult(Metrics):
+    """``pickglass test``. ``by_type``: each defect type with all good images."""
+
+    images_per_s: float
+    report: str | None
+    by_type: dict[str, Metrics]
+    failed: list[Failed]
+
+
+class ImageResult(TypedDict):
+    """One image of ``pickglass predict``."""
+
+    path: str
+    score: float
+    verdict: Literal["good", "bad"] | None
+    boxes: list[list[int]]
+
+
+class PredictResult(TypedDict):
+    """``pickglass predict``."""
+
+    results: list[ImageResult]
+    failed: list[Failed]
+
+
+class InfoResult(TypedDict):
+    """``pickglass info``: ``kind`` says whether ``about`` describes a model (its header) or a data set."""
+
+    kind: Literal["model", "data"]
+    path: str
+    about: dict[str, Any]
+
+
+class DemoResult(TypedDict):
+    """``pickglass demo``."""
+
+    folder: str
+    model: str
+    fit: FitResult
+    test: TestResult

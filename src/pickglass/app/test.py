@@ -1,0 +1,168 @@
+"""Judge a fitted detector on the test images of a folder: metrics, a report page, and the raw maps on request."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pickglass.app.evaluate import Evaluation, evaluate
+from pickglass.app.pictures import Curves, ReportImage, colour_range
+from pickglass.app.report import ReportWriter
+from pickglass.app.results import TestResult
+from pickglass.data import MAX_PIXELS, load_dataset, read_image, read_mask
+from pickglass.errors import DataError, InputError
+from pickglass.features.engine import EngineName
+from pickglass.methods import load
+from pickglass.methods.base import Detector, Progress
+from pickglass.result import Prediction, find_defects
+
+__all__ = ["test", "write_report"]
+
+
+def test(
+    model: str | Path | Detector,
+    data: str | Path,
+    report: str | Path | None = None,
+    *,
+    save: str | Path | None = None,
+    layout: str | None = None,
+    device: str = "auto",
+    engine: EngineName = "auto",
+    workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress | None = None,
+) -> TestResult:
+    """Predict the test images of a folder and compute the metrics.
+
+    Args:
+        model: model file, or a fitted detector.
+        data: folder in any layout that :func:`pickglass.load_dataset` knows.
+        report: HTML file to write.
+        save: ``.npz`` to write: ``scores (N,)``, ``maps (N, h, w)`` float32 on the model's grid, ``paths (N,)``.
+
+    The others as in :meth:`pickglass.Detector.predict`.
+    """
+    for path, end in ((report, ".html"), (save, ".npz")):
+        if path is not None and (Path(path).suffix != end or not Path(path).parent.is_dir()):
+            raise InputError(f"output file {str(path)!r}: expected a name that ends in {end}, in an existing folder")
+    detector = model if isinstance(model, Detector) else load(model)
+    dataset = load_dataset(data, layout)
+    if not dataset.test:
+        raise DataError(f"{data}: the data set has no test images: expected a folder 'test', or good and bad images")
+    began = time.perf_counter()
+    prediction = detector.predict(
+        dataset.test, device=device, engine=engine, workers=workers, max_pixels=max_pixels, progress=progress
+    )
+    seconds = time.perf_counter() - began
+    if not len(prediction):
+        raise DataError(f"{data}: none of the test images can be read:", prediction.failed)
+    evaluation = evaluate(prediction)
+    result: TestResult = {
+        **evaluation.overall,
+        "images_per_s": len(prediction) / seconds,
+        "report": None if report is None else str(report),
+        "by_type": evaluation.by_type,
+        "failed": [{"path": path, "error": error} for path, error in prediction.failed],
+    }
+    if save is not None:
+        _save_maps(Path(save), prediction)
+    if report is not None:
+        write_report(Path(report), detector, prediction, evaluation, result, dataset.name, progress)
+    return result
+
+
+def write_report(
+    target: Path,
+    detector: Detector,
+    prediction: Prediction,
+    evaluation: Evaluation,
+    result: TestResult,
+    name: str,
+    progress: Progress | None = None,
+) -> Path:
+    """The HTML page of a test; images are read again one by one."""
+    threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
+    scale = colour_range(threshold, prediction.maps)
+    with ReportWriter(target, f"{name}: {type(detector).__name__}", scale) as writer:
+        for i, found in enumerate(prediction):
+            row = found.row
+            full = found.full_map()
+            writer.add(
+                ReportImage(
+                    path=row.path,
+                    defect=row.defect,
+                    label=row.label,
+                    score=found.score,
+                    verdict=prediction.verdict(i),
+                    image=read_image(row.path if row.pixels is None else row.pixels),
+                    map=full,
+                    mask=None if row.mask is None else read_mask(row.mask, found.size),
+                    predicted=None if threshold is None else full > threshold,
+                    boxes=[] if threshold is None else [d.box for d in find_defects(full, threshold)],
+                )
+            )
+            if progress is not None:
+                progress("writing the report", i + 1, len(prediction))
+        return writer.finish(
+            metrics={key: value for key, value in result.items() if key not in ("by_type", "failed", "report")},
+            by_type=evaluation.by_type,
+            curves=_curves(evaluation),
+            configuration=detector.configuration(),
+            provenance=detector.provenance,
+            failed=prediction.failed,
+            threshold=prediction.calibration.image_threshold if prediction.calibration else None,
+            notes=(*evaluation.notes, *_notes(prediction, evaluation)),
+        )
+
+
+def _curves(evaluation: Evaluation) -> Curves:
+    none = np.empty(0)
+    roc, pixels = evaluation.roc, evaluation.pixels
+    return Curves(
+        roc_fpr=none if roc is None else roc.fpr,
+        roc_tpr=none if roc is None else roc.tpr,
+        pro_fpr=none if pixels is None else pixels.fpr,
+        pro=none if pixels is None else pixels.pro,
+        pro_limit=0.3,
+    )
+
+
+def _notes(prediction: Prediction, evaluation: Evaluation) -> list[str]:
+    notes = []
+    calibration = prediction.calibration
+    if calibration and calibration.image_threshold is not None:
+        notes.append(
+            f"Verdicts: bad above {calibration.image_threshold:.4g}, the highest score of {len(calibration.scores)} "
+            "good images held back from training. It carries no stated false-alarm rate."
+        )
+    else:
+        notes.append("The model was fitted without calibration images: it gives scores, but no verdicts and no masks.")
+    if evaluation.pixels is not None:
+        notes.append(
+            f"Pixel metrics: {evaluation.pixels.n_regions} regions of 8-connected defect pixels, "
+            f"{evaluation.pixels.n_ok_pixels:,} good pixels of all images (good images count), original resolution, "
+            "AUPRO as MVTec AD defines it."
+        )
+    return notes
+
+
+def _save_maps(target: Path, prediction: Prediction) -> None:
+    arrays: dict[str, Any] = {
+        "scores": prediction.scores,
+        "maps": np.stack(prediction.maps),
+        "paths": np.array([row.path for row in prediction.rows]),
+    }
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".npz")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

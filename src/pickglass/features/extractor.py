@@ -1,0 +1,154 @@
+"""The frozen backbone: images in, the maps of the chosen layers out; the forward stops after the deepest of them.
+
+Letters: B images, H x W pixels, C channels and h x w cells of a layer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pickglass.errors import InputError, UnknownName
+from pickglass.features.backbones import Backbone, find_backbone
+from pickglass.features.weights import WeightsInfo, weights_for
+
+__all__ = ["FeatureExtractor", "build_backbone", "layer_names"]
+
+
+class FeatureExtractor(nn.Module):
+    """A network cut off after the deepest layer asked for; normalisation included, always in eval mode.
+
+    Args:
+        backbone: name; see :func:`pickglass.backbone_names`.
+        layers: names of graph nodes, in the order wanted; short names such as ``stage3`` where the backbone has them.
+        weights: ``"default"``, ``"random"`` or a file; None leaves them unset, to be loaded from a model file.
+        seed: of random weights.
+
+    Raises:
+        UnknownName: no such backbone or layer.
+        WeightsMissing: the file of the weights was not found.
+        InputError: the weights do not fit, or a layer's output is not a map.
+    """
+
+    def __init__(self, backbone: str, layers: Sequence[str], weights: str | None = "default", seed: int = 0) -> None:
+        super().__init__()
+        spec = find_backbone(backbone)
+        network = spec.build()
+        self.backbone = backbone
+        self.layers = tuple(layers)
+        self.interpolation = spec.interpolation
+        self.weights: WeightsInfo | None = None
+        body, self._nodes = _cut(spec, network, self.layers)
+        if weights is not None:
+            state, self.weights = weights_for(spec, weights, seed, network)
+            _load(body, network, state, f"weights {weights!r} of {backbone}")
+        self.body = body.eval().requires_grad_(False)
+        # the statistics belong to the weights, and so into the graph
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Stay in eval mode whatever the surrounding module does: the backbone is frozen."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) RGB in [0, 1] -> per layer (B, C, h, w), in the order of ``layers``."""
+        found = self.body((images - self.mean) / self.std)
+        return tuple(found[node] for node in self._nodes)
+
+    @torch.no_grad()
+    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(C, h, w) of each layer for images of ``size`` (H, W).
+
+        Raises:
+            InputError: a layer's output is not (B, C, h, w), or the image is too small for the network.
+        """
+        device = next(self.buffers()).device
+        try:
+            outputs = self(torch.zeros(1, 3, *size, device=device))
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{self.backbone} cannot run on images of {size[0]}x{size[1]} pixels: {error}. Try a larger size."
+            ) from error
+        for layer, output in zip(self.layers, outputs, strict=True):
+            if not isinstance(output, Tensor) or output.ndim != 4:
+                got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise InputError(
+                    f"layer {layer!r} of {self.backbone} gives {got}, expected maps (B, C, h, w): choose another layer"
+                )
+        return [(o.shape[1], o.shape[2], o.shape[3]) for o in outputs]
+
+
+def build_backbone(backbone: str, weights: str = "default", seed: int = 0) -> tuple[nn.Module, WeightsInfo]:
+    """The whole network with its weights, classifier included, in eval mode (images normalised by the caller)."""
+    spec = find_backbone(backbone)
+    network = spec.build()
+    state, info = weights_for(spec, weights, seed, network)
+    _load(network, network, state, f"weights {weights!r} of {backbone}")
+    return network, info
+
+
+def layer_names(backbone: str) -> list[str]:
+    """All layers of a backbone that can be asked for: its short names, then every node of its graph in order.
+
+    Example:
+        >>> from pickglass.features import layer_names
+        >>> layer_names("resnet18")[:3]
+        ['conv1', 'bn1', 'relu']
+    """
+    spec = find_backbone(backbone)
+    return [*spec.aliases, *_nodes(spec.build())]
+
+
+def _tracing() -> dict[str, Any]:
+    """Parts of timm that must stay whole while the graph is drawn, such as its size-dependent padding."""
+    from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+
+    return {"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())}
+
+
+def _nodes(network: nn.Module) -> list[str]:
+    from torchvision.models.feature_extraction import get_graph_node_names
+
+    nodes: list[str] = get_graph_node_names(network, tracer_kwargs=_tracing(), suppress_diff_warning=True)[1]
+    return nodes[1:]  # the first is the input
+
+
+def _cut(spec: Backbone, network: nn.Module, layers: tuple[str, ...]) -> tuple[nn.Module, list[str]]:
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    if not layers:
+        raise InputError(f"no layer was named; for instance layers={list(spec.aliases)[2:5:2] or ['layer2', 'layer3']}")
+    wanted = [spec.aliases.get(layer, layer) for layer in layers]
+    known = _nodes(network)
+    for layer, node in zip(layers, wanted, strict=True):
+        if not any(n == node or n.startswith(f"{node}.") for n in known):
+            raise UnknownName(
+                f"layer of {spec.name}",
+                layer,
+                [*spec.aliases, *known, *{n.rsplit(".", i)[0] for n in known for i in (1, 2) if n.count(".") >= i}],
+                f"python -c \"import pickglass; print(*pickglass.layer_names('{spec.name}'))\"",
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the train and eval graphs differ; only eval is used
+        body = create_feature_extractor(network, {node: node for node in wanted}, tracer_kwargs=_tracing())
+    return body, wanted
+
+
+def _load(target: nn.Module, network: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load strictly: everything the target needs, and nothing the whole network does not know."""
+    needed = target.state_dict()
+    missing = [k for k in needed if k not in state and not k.endswith("num_batches_tracked")]
+    foreign = [k for k in state if k not in network.state_dict()]
+    if missing or foreign:
+        raise InputError(
+            f"{what} do not fit: {len(missing)} tensors are missing {missing[:3]}, {len(foreign)} have no place {foreign[:3]}"
+        )
+    wrong = [f"{k}: {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in needed.items() if k in state and state[k].shape != v.shape]
+    if wrong:
+        raise InputError(f"{what} do not fit: {len(wrong)} tensors have another shape, e.g. {wrong[0]}")
+    target.load_state_dict({k: state[k] for k in needed if k in state}, strict=False)

@@ -1,0 +1,76 @@
+"""Arithmetic on feature grids and anomaly maps, in operations that every exporter knows.
+
+Letters: B images, P positions, C channels, h x w cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.special import ive
+from torch import Tensor
+
+__all__ = ["adaptive_windows", "discrete_gaussian", "neighbourhood_mean", "patch_vectors", "pool_channels", "smooth", "to_grid"]
+
+
+def neighbourhood_mean(levels: Tensor, patch: int) -> Tensor:
+    """Mean over patch x patch cells around each cell, zeros beyond the border (Roth et al. 2022, eq. 1-2)."""
+    return F.avg_pool2d(levels, patch, stride=1, padding=patch // 2) if patch > 1 else levels
+
+
+def patch_vectors(levels: Tensor, patch: int) -> Tensor:
+    """All features of the patch x patch cells around each cell, channel by channel: (N, C, h, w) -> (N, C p p, h, w)."""
+    h, w = levels.shape[2:]
+    return F.unfold(levels, patch, padding=patch // 2).unflatten(2, (h, w))
+
+
+def to_grid(level: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bring (N, C, h, w) to another grid, bilinear with half-pixel centres; the same grid comes back untouched."""
+    if tuple(level.shape[2:]) == grid:
+        return level
+    return F.interpolate(level, size=grid, mode="bilinear", align_corners=False)
+
+
+def adaptive_windows(length: int, dims: int) -> tuple[Tensor, Tensor]:
+    """Windows of adaptive average pooling as indices and weights, both (dims, k), padded with weight 0."""
+    bounds = [(i * length // dims, -(-(i + 1) * length // dims)) for i in range(dims)]
+    k = max(hi - lo for lo, hi in bounds)
+    index = torch.tensor([[min(lo + j, length - 1) for j in range(k)] for lo, _ in bounds])
+    weight = torch.tensor([[1 / (hi - lo) if j < hi - lo else 0.0 for j in range(k)] for lo, hi in bounds])
+    return index, weight
+
+
+def pool_channels(level: Tensor, dims: int) -> Tensor:
+    """Adaptive average pooling along the channels: (N, C, h, w) -> (N, dims, h, w)."""
+    if level.shape[1] == dims:
+        return level
+    index, weight = adaptive_windows(level.shape[1], dims)
+    picked = level[:, index.to(level.device)]  # (N, dims, k, h, w)
+    return (picked * weight.to(level)[None, :, :, None, None]).sum(2)  # (N, dims, h, w)
+
+
+def discrete_gaussian(sigma: float) -> Tensor:
+    """Kernel (2 r + 1,) of the discrete Gaussian e^-t I_n(t), t = sigma^2 (Lindeberg 1990).
+
+    Unlike a sampled Gaussian its variance is exactly sigma^2, also below one cell, where most maps here live.
+    """
+    radius = max(1, math.ceil(4 * sigma))
+    weights: np.ndarray = ive(np.abs(np.arange(-radius, radius + 1)), sigma**2)
+    return torch.from_numpy(weights / weights.sum()).float()
+
+
+def smooth(maps: Tensor, sigma: Sequence[float]) -> Tensor:
+    """Gaussian smoothing of (B, h, w) maps with sigma = (down, right) in cells, edges replicated."""
+    for axis, s in enumerate(sigma):
+        if s <= 0:
+            continue
+        kernel = discrete_gaussian(s).to(maps)
+        radius = len(kernel) // 2
+        shape, padding = ((1, 1, -1, 1), (0, 0, radius, radius)) if axis == 0 else ((1, 1, 1, -1), (radius, radius, 0, 0))
+        padded = F.pad(maps[:, None], padding, mode="replicate")  # (B, 1, h + 2 r, w) or (B, 1, h, w + 2 r)
+        maps = F.conv2d(padded, kernel.view(shape))[:, 0]  # (B, h, w)
+    return maps

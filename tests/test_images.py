@@ -1,0 +1,520 @@
+"""The decoder: bit depths kept exactly, one clear error for every broken file, order kept by the threads."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from pickglass.data.images import (
+    Preprocess,
+    decode,
+    image_size,
+    read_header,
+    read_image,
+    read_mask,
+    resize_map,
+)
+from pickglass.data.tables import Row
+from pickglass.errors import ImageError, InputError
+
+RNG = np.random.default_rng(0)
+COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG colour type
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+
+
+def random_image(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
+    return RNG.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+# -- a small PNG writer, independent of the reader --------------------------------------------------------------------
+
+
+def paeth(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    p = a + b - c
+    pa, pb, pc = abs(p - a), abs(p - b), abs(p - c)
+    return np.where((pa <= pb) & (pa <= pc), a, np.where(pb <= pc, b, c))
+
+
+def filtered(rows: np.ndarray, step: int, kind: int | None) -> bytes:
+    """PNG-filter rows of bytes; kind None takes the five filters in turn."""
+    out = []
+    above = np.zeros(rows.shape[1], int)
+    for i, line in enumerate(rows.astype(int)):
+        left, above_left = (np.concatenate([np.zeros(step, int), line_[:-step]]) for line_ in (line, above))
+        k = i % 5 if kind is None else kind
+        guess = [0, left, above, (left + above) // 2, paeth(left, above, above_left)][k]
+        out.append(bytes([k]) + ((line - guess) % 256).astype(np.uint8).tobytes())
+        above = line
+    return b"".join(out)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(
+    image: np.ndarray, kind: int | None = None, interlaced: bool = False, before: bytes = b"", after: bytes = b""
+) -> bytes:
+    image = image if image.ndim == 3 else image[..., None]
+    height, width, channels = image.shape
+    depth = image.dtype.itemsize
+    passes = [image[y::dy, x::dx] for y, x, dy, dx in ADAM7] if interlaced else [image]
+    data = b""
+    for part in passes:
+        if part.size:
+            rows = np.frombuffer(part.astype(part.dtype.newbyteorder(">")).tobytes(), np.uint8)
+            data += filtered(rows.reshape(len(part), -1), channels * depth, kind)
+    head = struct.pack(">IIBBBBB", width, height, 8 * depth, COLOUR_TYPE[channels], 0, 0, interlaced)
+    body = zlib.compress(data)
+    half = len(body) // 2  # two IDAT chunks, as real writers make
+    parts = [chunk(b"IDAT", body[:half]), chunk(b"IDAT", body[half:])]
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + before + b"".join(parts) + after + chunk(b"IEND", b"")
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+# -- exactness --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("kind", [0, 1, 2, 3, 4, None])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_png_is_exact(tmp_path: Path, channels: int, kind: int | None, interlaced: bool) -> None:
+    image = random_image(13, 11, channels, dtype=np.uint16)
+    (tmp_path / "a.png").write_bytes(png(image, kind, interlaced))
+    found = read_image(tmp_path / "a.png")
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found, image[..., 0] if channels < 3 else image[..., :3])
+    assert read_header(tmp_path / "a.png") == (13, 11, 16, 1 if channels < 3 else 3)
+
+
+def test_16_bit_png_larger_than_a_decoder_block() -> None:
+    image = random_image(300, 500, 3, dtype=np.uint16)  # 900 kB: read in many blocks
+    np.testing.assert_array_equal(read_image(io.BytesIO(png(image, 4))), image)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"tile": (16, 16)}, {"rowsperstrip": 3}])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bit_tiff_is_exact(tmp_path: Path, channels: int, options: dict[str, Any], order: str) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    image = random_image(20, 35, channels, dtype=np.uint16)
+    photometric = "minisblack" if channels == 1 else "rgb"
+    data = image[..., 0] if channels == 1 else image
+    tifffile.imwrite(tmp_path / "a.tif", data, byteorder=order, photometric=photometric, **options)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), data[..., :3] if channels > 1 else data)
+    assert read_header(tmp_path / "a.tif") == (20, 35, 16, 1 if channels == 1 else 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"planarconfig": "separate", "photometric": "rgb"},
+        {"photometric": "miniswhite", "shape": (8, 8)},
+        {"photometric": "minisblack", "shape": (8, 8), "dtype": np.uint32},
+        {"photometric": "minisblack", "shape": (8, 8), "dtype": np.int16},
+        {"photometric": "separated", "shape": (8, 8, 4)},
+        {"photometric": "minisblack", "shape": (8, 8), "dtype": np.float32},  # values above 1
+    ],
+)
+def test_tiff_that_cannot_be_kept_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    shape, dtype = options.pop("shape", (3, 8, 8)), options.pop("dtype", np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", (random_image(*shape, dtype=np.uint16) // 2 + 2).astype(dtype), **options)
+    with pytest.raises(ImageError) as caught:
+        read_image(tmp_path / "a.tif")
+    assert "save" in str(caught.value) or "divide" in str(caught.value), caught.value
+
+
+def test_modes_are_expanded(tmp_path: Path) -> None:
+    grey, colour = random_image(7, 9), random_image(7, 9, 3)
+    rgba = np.dstack([colour, random_image(7, 9)])
+    bits = grey > 127
+    palette = Image.fromarray(grey // 64 * 64).convert("P")
+    palette.info["transparency"] = bytes([0, 128])
+    cases = {
+        "grey.png": (Image.fromarray(grey), grey),
+        "colour.bmp": (Image.fromarray(colour), colour),
+        "alpha.png": (Image.fromarray(rgba), colour),
+        "greyalpha.png": (Image.merge("LA", [Image.fromarray(grey)] * 2), grey),
+        "bits.png": (Image.fromarray(bits), bits * np.uint8(255)),
+        "palette.png": (palette, np.dstack([grey // 64 * 64] * 3)),
+        "deep.tif": (Image.fromarray(grey.astype(np.uint16) * 257), grey.astype(np.uint16) * 257),
+        "float.tif": (Image.fromarray(grey.astype(np.float32) / 255), grey.astype(np.float32) / 255),
+    }
+    for name, (image, expected) in cases.items():
+        image.save(tmp_path / name)
+        for source in (tmp_path / name, str(tmp_path / name), image):
+            found = read_image(source)
+            assert found.dtype == expected.dtype, name
+            np.testing.assert_array_equal(found, expected, err_msg=name)
+            assert found.flags.writeable
+        assert image_size(tmp_path / name) == (7, 9)
+    Image.fromarray(colour).save(tmp_path / "a.webp", lossless=True)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.webp"), colour)
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (4, 3), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
+    found = read_image(tmp_path / "a.jpg")
+    assert found.shape == (3, 4, 3)
+    assert found[0, 0, 0] > 240
+    assert found[0, 0, 1:].max() < 15
+
+
+def test_a_phone_photograph_with_a_preview_is_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("L", (6, 4), value) for value in (200, 10)]
+    frames[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "a.jpg").mean() == pytest.approx(200, abs=2)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_exif_rotation_is_applied(tmp_path: Path, suffix: str, orientation: int) -> None:
+    image = Image.fromarray(np.kron(random_image(2, 3, 3), np.ones((8, 8, 1), np.uint8)))
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".tif":
+        image.save(path, tiffinfo={0x0112: orientation})
+    else:
+        image.save(path, exif=exif(orientation), quality=90)
+    with Image.open(path) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+        np.testing.assert_array_equal(read_image(opened.copy() if suffix == ".tif" else opened), expected)
+    np.testing.assert_array_equal(read_image(path), expected)
+    assert image_size(path) == expected.shape[:2] == ((16, 24) if orientation < 5 else (24, 16))
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_exif_rotation_of_16_bit_png(tmp_path: Path, place: str) -> None:
+    image = random_image(4, 6, 3, dtype=np.uint16)
+    tag = chunk(b"eXIf", exif(6)[6:])
+    (tmp_path / "a.png").write_bytes(png(image, **{place: tag}))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(image, -1))
+    assert image_size(tmp_path / "a.png") == (6, 4)
+
+
+def test_arrays_and_file_objects(tmp_path: Path) -> None:
+    grey = random_image(5, 6)
+    assert read_image(grey) is not None
+    assert np.shares_memory(read_image(grey), grey)
+    np.testing.assert_array_equal(read_image(grey[..., None]), grey)
+    np.testing.assert_array_equal(read_image(np.dstack([grey] * 4)), np.dstack([grey] * 3))
+    np.testing.assert_array_equal(read_image(grey > 9), (grey > 9) * np.uint8(255))
+    assert read_image(grey / 255).dtype == np.float32
+    swapped = grey.astype(np.dtype(np.uint16).newbyteorder())
+    assert read_image(swapped).dtype == np.uint16
+    np.testing.assert_array_equal(read_image(swapped), grey)
+    np.testing.assert_array_equal(read_image(io.BytesIO(png(grey))), grey)
+    (tmp_path / "a.png").write_bytes(png(grey)[:-20])
+    with (tmp_path / "a.png").open("rb") as file, pytest.raises(ImageError, match=r"a\.png"):
+        read_image(file)
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((3, 5, 5), np.uint8), "channels last"),
+        (np.zeros((5, 5, 2), np.uint8), "shape"),
+        (np.zeros(5, np.uint8), "shape"),
+        (np.zeros((0, 5), np.uint8), "shape"),
+        (np.zeros((5, 5), np.int64), "int64.*astype"),
+        (np.full((5, 5), 2.0), "0..1"),
+        (np.full((5, 5), np.nan), "0..1"),
+        (np.zeros((5, 5), complex), "complex"),
+    ],
+)
+def test_unsupported_arrays(array: np.ndarray, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        read_image(array)
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    frames = [Image.fromarray(random_image(4, 4)) for _ in range(3)]
+    for name in ("frames.tif", "frames.gif", "frames.png", "frames.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "header.png").write_bytes(png(frames_array := random_image(4, 4))[:20])
+    broken = bytearray(png(frames_array))
+    broken[60] ^= 1
+    (tmp_path / "flipped.png").write_bytes(broken)
+    expected = {
+        "frames.tif": "3 frames.*save each frame",
+        "frames.gif": "GIF.*save it as PNG",
+        "frames.png": "3 frames",
+        "frames.webp": "3 frames",
+        "empty.png": "0 bytes",
+        "text.png": "not an image",
+        "folder.png": "folder",
+        "loop.png": "cannot be opened",
+        "pipe.png": "not a regular file",
+        "missing.png": "no such file",
+        "nul\0.png": "cannot be opened",
+        "header.png": "cut short",
+        "flipped.png": "check sum",
+    }
+    for name, words in expected.items():
+        with pytest.raises(ImageError, match=words) as caught:
+            read_image(tmp_path / name)
+        assert caught.value.path == str(tmp_path / name)
+        assert "\n" not in str(caught.value)
+        if not name.startswith("f") or name == "folder.png":
+            with pytest.raises(ImageError):
+                image_size(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PNG16"])
+def test_a_truncated_file_is_an_error_or_complete(kind: str) -> None:
+    """Cut anywhere: an error, or, when only trailing bytes behind the last pixel are missing, the whole image."""
+    image = random_image(40, 30, 3)
+    if kind == "PNG16":
+        whole = png(image.astype(np.uint16) * 200)
+    else:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, kind)
+        whole = buffer.getvalue()
+    expected, complete = read_image(io.BytesIO(whole)), []
+    for end in range(0, len(whole), 7 if len(whole) > 2000 else 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of TIFF tags that are cut off
+            try:
+                found = read_image(io.BytesIO(whole[:end]))
+            except ImageError:
+                continue
+        np.testing.assert_array_equal(found, expected)
+        complete.append(end)
+    assert all(end > 0.8 * len(whole) for end in complete)
+    assert kind not in ("PNG", "PNG16") or not complete
+
+
+def test_flipped_bits_give_an_image_or_an_image_error() -> None:
+    wholes, reasons = [png(random_image(6, 6, 3, dtype=np.uint16))], []
+    for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF"):
+        Image.fromarray(random_image(12, 10, 3)).save(buffer := io.BytesIO(), kind)
+        wholes.append(buffer.getvalue())
+    for whole in wholes:
+        for _ in range(60):
+            broken = bytearray(whole)
+            for at in RNG.integers(0, len(whole), 3):
+                broken[at] ^= 1 << int(RNG.integers(8))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    read_image(io.BytesIO(bytes(broken)), max_pixels=100_000)
+                except ImageError as error:
+                    reasons.append(error.reason)
+    assert len(reasons) > 60
+    assert not any("\n" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])  # above Pillow's warning and above its error
+def test_too_many_pixels(tmp_path: Path, side: int) -> None:
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    body = zlib.compress(bytes(side + 1) * 2)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(data)
+    with pytest.raises(ImageError, match=rf"{side**2:,} pixels.*50,000,000.*max_pixels.*--max-pixels"):
+        read_image(tmp_path / "bomb.png", max_pixels=50_000_000)
+    assert image_size(tmp_path / "bomb.png") == (side, side)
+
+
+def test_a_large_image_is_read_without_a_warning(tmp_path: Path) -> None:
+    Image.new("1", (15_000, 12_000)).save(tmp_path / "large.png")  # 180 megapixels, above Pillow's error
+    assert read_image(tmp_path / "large.png").shape == (12_000, 15_000)
+
+
+def test_16_bit_colour_already_opened_by_pillow_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(random_image(4, 4, 3, dtype=np.uint16)))
+    with Image.open(tmp_path / "a.png") as image, pytest.raises(ImageError, match="pass the path instead"):
+        read_image(image)
+
+
+def test_masks(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 255], [0, 0, 128]], np.uint8)
+    Image.fromarray(values).save(tmp_path / "grey.png")
+    Image.fromarray(np.dstack([values * 0, values, values * 0])).save(tmp_path / "colour.png")
+    for name in ("grey.png", "colour.png"):
+        mask = read_mask(tmp_path / name, (2, 3))
+        assert mask.dtype == np.bool_
+        np.testing.assert_array_equal(mask, values > 0)
+    with pytest.raises(ImageError, match=r"2x3.*4x3"):
+        read_mask(tmp_path / "grey.png", (4, 3))
+
+
+# -- Preprocess -------------------------------------------------------------------------------------------------------
+
+
+def test_preprocess_keeps_an_image_that_fits() -> None:
+    image = random_image(6, 5, 3)
+    found = Preprocess((6, 5))(image)
+    np.testing.assert_array_equal(found, (image.astype(np.float32) / np.float32(255)).transpose(2, 0, 1))
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    assert found.flags.writeable
+    assert not np.shares_memory(found, image)
+    floats = RNG.random((6, 5, 3), np.float32)
+    np.testing.assert_array_equal(Preprocess((6, 5))(floats), floats.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(9, 20), (64, 31), (13, 17)])
+def test_preprocess_treats_grey_as_three_equal_channels(size: Any, interpolation: Any, dtype: Any) -> None:
+    grey = random_image(13, 17, dtype=np.uint16)
+    grey = (
+        (grey / 65535).astype(np.float32)
+        if dtype == np.float32
+        else (grey >> (8 if dtype == np.uint8 else 0)).astype(dtype)
+    )
+    before = grey.copy()
+    prepare = Preprocess(size, interpolation)
+    found = prepare(grey)
+    np.testing.assert_array_equal(found, prepare(np.dstack([grey] * 3)))
+    np.testing.assert_array_equal(grey, before)
+    assert found.shape == (3, *size)
+    assert found.flags.c_contiguous
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def test_preprocess_of_8_bits_is_pillows_resize() -> None:
+    image = random_image(50, 40, 3)
+    expected = np.asarray(Image.fromarray(image).resize((16, 24), Image.Resampling.BICUBIC)) / np.float32(255)
+    np.testing.assert_array_equal(Preprocess((24, 16), "bicubic")(image), expected.transpose(2, 0, 1))
+
+
+def test_preprocess_uses_all_16_bits() -> None:
+    image = np.full((8, 8), 300, np.uint16)
+    image[4:] = 301
+    assert len(np.unique(Preprocess((8, 8))(image))) == 2
+    np.testing.assert_allclose(Preprocess((3, 3))(image)[0, 0], 300 / 65535, rtol=1e-5)
+    coarse = Preprocess((5, 6))(random_image(20, 20, dtype=np.uint8).astype(np.uint16) * 257)
+    assert coarse.shape == (3, 5, 6)
+
+
+def test_preprocess_of_one_pixel() -> None:
+    np.testing.assert_array_equal(Preprocess((4, 4))(np.array([[51]], np.uint8)), np.full((3, 4, 4), np.float32(0.2)))
+
+
+def test_preprocess_is_described_and_checked() -> None:
+    prepare = Preprocess((256, 128), "bicubic")
+    assert Preprocess.from_json(prepare.to_json()) == prepare
+    assert prepare.to_json() == {"size": [256, 128], "interpolation": "bicubic"}
+    with pytest.raises(InputError, match="size"):
+        Preprocess((0, 5))
+    with pytest.raises(InputError, match="nearest"):
+        Preprocess((5, 5), "nearest")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="Preprocess"):
+        Preprocess.from_json({"size": [5, 5]})
+
+
+# -- resize_map -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (40, 17), (8, 5), (3, 2), (1, 1), (100, 4)])
+@pytest.mark.parametrize("grid", [(8, 5), (1, 1), (1, 7), (32, 32)])
+def test_resize_map_equals_torch(grid: tuple[int, int], size: tuple[int, int]) -> None:
+    torch = pytest.importorskip("torch")
+    map = RNG.standard_normal(grid).astype(np.float32)
+    expected = torch.nn.functional.interpolate(torch.from_numpy(map)[None, None], size, mode="bilinear")[0, 0].numpy()
+    found = resize_map(map, size)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_resize_map_shift_moves_the_peak_down_and_right() -> None:
+    map = np.zeros((9, 9), np.float32)
+    map[4, 4] = 1
+    y, x = np.mgrid[:90, :90] + 0.5
+
+    def centre(shift: tuple[float, float]) -> tuple[float, float]:
+        weight = resize_map(map, (90, 90), shift)
+        return float((weight * y).sum() / weight.sum()), float((weight * x).sum() / weight.sum())
+
+    assert centre((0, 0)) == pytest.approx((45, 45), abs=1e-3)
+    assert centre((0.5, -1)) == pytest.approx((50, 35), abs=1e-3)
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(folder: Path, count: int) -> list[Row]:
+    for i in range(count):
+        (folder / f"{i:03}.png").write_bytes(png(np.full((4, 5 + i), i, np.uint8)))
+    return [Row(str(folder / f"{i:03}.png")) for i in range(count)]
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (2, 3), (4, 100)])
+def test_decode_keeps_order_and_isolates_errors(tmp_path: Path, workers: int, ahead: int) -> None:
+    rows = rows_of(tmp_path, 20)
+    Path(rows[3].path).write_bytes(b"")
+    Path(rows[11].path).unlink()
+    rows.append(Row("array:0", pixels=np.full((2, 2), 20, np.uint8)))
+    rows.append(Row("array:1", pixels=np.zeros((2, 2, 7), np.uint8)))
+    found = list(decode(rows, lambda image: int(image[0, 0]), workers, ahead))
+    assert [item.row for item in found] == rows
+    assert [item.value for item in found] == [None if i in (3, 11, 21) else i for i in range(22)]
+    assert found[2].size == (4, 7)
+    assert found[2].error is None
+    assert found[3].size == (0, 0)
+    assert "0 bytes" in str(found[3].error)
+    assert "no such file" in str(found[11].error)
+    assert "shape" in str(found[21].error)
+
+
+def test_decode_looks_ahead_within_bounds_and_ends_its_threads(tmp_path: Path) -> None:
+    rows, taken = rows_of(tmp_path, 30), []
+
+    def source() -> Any:
+        for row in rows:
+            taken.append(row)
+            yield row
+
+    stream = decode(source(), lambda image: image, workers=2, ahead=5)
+    assert next(stream).row == rows[0]
+    assert len(taken) == 5
+    next(stream)
+    assert len(taken) == 6
+    assert any("pickglass-decode" in thread.name for thread in threading.enumerate())
+    stream.close()  # type: ignore[attr-defined]
+    assert not any("pickglass-decode" in thread.name for thread in threading.enumerate())
+
+
+def test_decode_does_not_hide_a_bug_in_prepare(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(decode(rows_of(tmp_path, 2), lambda image: 1 // int(image[0, 0])))
+
+
+def test_decode_refuses_images_above_the_limit(tmp_path: Path) -> None:
+    found = list(decode(rows_of(tmp_path, 3), lambda image: image, max_pixels=24))
+    assert [item.error is None for item in found] == [True, True, False]
+
+
+def test_many_files_leak_no_descriptor(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, 50)
+    for row in rows[::2]:
+        Path(row.path).write_bytes(Path(row.path).read_bytes()[:-5])
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for _ in range(10):
+        assert sum(item.error is None for item in decode(rows, lambda image: None)) == 25
+    assert (len(os.listdir("/proc/self/fd")) if before else 0) <= before

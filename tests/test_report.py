@@ -1,0 +1,349 @@
+"""The HTML report: one file, whole or not at all, with every image in it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import tracemalloc
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pickglass.app import pictures
+from pickglass.app.report import Curves, ReportImage, ReportWriter
+from pickglass.errors import Failure, InputError
+
+DATA = Path(os.environ.get("PICKGLASS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+NONE = np.empty(0)
+NO_CURVES = Curves(NONE, NONE, NONE, NONE, 0.3)
+CURVES = Curves(np.array([0, 0, 1.0]), np.array([0, 0.5, 1.0]), np.array([0, 0.2, 0.4]), np.array([0, 0.8, 1.0]), 0.3)
+METRICS = {"image_auroc": 0.9876, "average_precision": 0.99996, "f1_max": 1.0, "pixel_auroc": None,
+           "aupro_30": float("nan"), "images_per_s": 123.45}  # fmt: skip
+
+
+def item(path: str = "a.png", label: int | None = 1, score: float = 2.0, size: tuple[int, int] = (60, 80),
+         **changes: Any) -> ReportImage:  # fmt: skip
+    mask = np.zeros(size, bool)
+    mask[: size[0] // 3, : size[1] // 3] = True
+    values = {
+        "path": path,
+        "defect": "hole" if label else None,
+        "label": label,
+        "score": score,
+        "verdict": "bad" if score >= 1 else "good",
+        "image": np.full(size, 100, np.uint8),
+        "map": mask.astype(np.float32),
+        "mask": mask if label else None,
+        "predicted": mask,
+        "boxes": [[0, 0, size[1] // 3, size[0] // 3]],
+    }
+    return ReportImage(**(values | changes))
+
+
+def finish(report: ReportWriter, **changes: Any) -> str:
+    values: dict[str, Any] = {
+        "metrics": METRICS,
+        "by_type": {"hole": {"n": 2, **METRICS}},
+        "curves": CURVES,
+        "configuration": {"method": "patchcore", "size": {"height": 256}},
+        "provenance": {"weights": "sha256:00"},
+        "failed": [Failure("broken.png", "truncated")],
+        "threshold": 1.0,
+        "notes": ["a note"],
+    }
+    return report.finish(**(values | changes)).read_text(encoding="utf-8")
+
+
+def write(folder: Path, items: list[ReportImage], **changes: Any) -> str:
+    with ReportWriter(folder / "report.html", "A title", (0.0, 1.0)) as report:
+        for one in items:
+            report.add(one)
+        return finish(report, **changes)
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would see, and checks that tags close in order."""
+
+    VOID = ("meta", "link", "img", "input", "option", "path")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def decode(source: str) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/jpeg;base64,")))))
+
+
+def near(pixels: np.ndarray[Any, Any], colour: str) -> np.ndarray[Any, Any]:
+    target = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    return np.asarray(np.abs(pixels.astype(int) - target).max(axis=-1) < 60)
+
+
+def test_page_is_one_file_with_every_image(tmp_path: Path) -> None:
+    names = [f"part{i}.png" for i in range(7)]
+    page = Reader(write(tmp_path, [item(name, label=i % 2, score=i / 2) for i, name in enumerate(names)]))
+    assert {attrs["data-name"] for attrs in page.all("article")} == set(names)
+    sources = [attrs["src"] for attrs in page.all("img") if "src" in attrs]
+    assert len(sources) == 7 * 3 + 3  # ground truth only for the three bad ones
+    for source in sources:
+        assert decode(source).shape == (60, 80, 3)
+    assert all(attrs["loading"] == "lazy" and attrs["alt"] for attrs in page.all("img") if "src" in attrs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html"]
+
+
+def test_page_asks_for_nothing_outside(tmp_path: Path) -> None:
+    text = write(tmp_path, [item()])
+    assert "http:" not in text
+    assert "https:" not in text
+    for _, attrs in Reader(text).tags:
+        for key in ("src", "href", "action", "srcset"):
+            assert attrs.get(key, "data:").startswith("data:")
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+
+
+def test_everything_from_outside_is_escaped(tmp_path: Path) -> None:
+    evil = '<script>alert("1")</script>&\'.png'
+    one = item(f"x/{evil}", defect='ho"le<b>', label=1)
+    text = write(tmp_path, [one, item("bad\udcffbytes.png")], notes=[evil], failed=[Failure(evil, evil)],
+                 by_type={evil: {}}, configuration={evil: {evil: evil}}, provenance={evil: [evil]})  # fmt: skip
+    assert "<script>alert" not in text
+    page = Reader(text)
+    assert {"x/" + evil, "bad\\udcffbytes.png"} == {attrs["data-name"] for attrs in page.all("article")}
+    assert 'ho"le<b>' in {attrs["data-type"] for attrs in page.all("article")}
+    assert page.words.count(evil) == 6  # the note, the failure's two cells, the type, its key-value ends
+
+
+def test_absent_numbers_are_a_dash_with_a_reason(tmp_path: Path) -> None:
+    text = write(tmp_path, [item()])
+    tiles = dict(re.findall(r"<dt>(.*?)</dt><dd[^>]*>(.*?)</dd>", text))
+    assert tiles == {
+        "image AUROC": "0.988",
+        "average precision": ">0.999",  # never rounded up to perfect
+        "F1-max": "1.000",
+        "pixel AUROC": "–",
+        "AUPRO@0.30": "–",
+        "AUPRO@0.05": "–",
+        "images/s": "123.5",
+    }
+    assert len(re.findall(r'title="needs ground truth masks"[^>]*>–<', text)) == 6  # three tiles and three cells
+    assert not re.search(r"\b(nan|None)\b", " ".join(Reader(text).words))
+    assert text.count("optimistic: threshold chosen on test labels") == 2
+
+
+def test_worst_mistakes_come_first(tmp_path: Path) -> None:
+    items = [item("right", 1, 3.0), item("close", 1, 1.01), item("alarm", 0, 1.4), item("missed", 1, 0.2),
+             item("unknown", None, 9.0), item("calm", 0, 0.1)]  # fmt: skip
+    page = Reader(write(tmp_path, items))
+    cards = page.all("article")
+    assert [card["data-name"] for card in cards] == ["missed", "alarm", "close", "calm", "right", "unknown"]
+    assert [card["data-outcome"] for card in cards] == ["missed", "false alarm", "right", "right", "right", ""]
+    words = " ".join("".join(page.words).split())
+    assert "2 good, 3 bad, 1 without a label. At the threshold 1: 1 of 3 bad missed, 1 of 2 good called bad." in words
+
+
+def test_data_without_labels_masks_or_threshold(tmp_path: Path) -> None:
+    items = [item(str(i), None, float(i), mask=None, predicted=None, boxes=[], verdict=None) for i in range(4)]
+    text = write(tmp_path, items, metrics={}, by_type={}, curves=NO_CURVES, threshold=None, failed=[], notes=[])
+    page = Reader(text)
+    assert [card["data-name"] for card in page.all("article")] == ["3", "2", "1", "0"]
+    assert 'class="curve"' not in text
+    assert "no curve: needs good and bad images with labels" in text
+    assert "No threshold, so no verdicts." in text
+    assert 'id="gallery" class="unmasked unpredicted"' in text
+    assert len([attrs for attrs in page.all("img") if "src" in attrs]) == 4 * 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (33, 1), (500, 700)])
+@pytest.mark.parametrize("colour", [False, True])
+def test_one_image_of_any_size(tmp_path: Path, size: tuple[int, int], colour: bool) -> None:
+    pixels = np.zeros((*size, 3) if colour else size, np.uint16)
+    text = write(tmp_path, [item(size=size, image=pixels)])
+    assert len(Reader(text).all("article")) == 1
+
+
+def test_no_image_at_all(tmp_path: Path) -> None:
+    assert "0 good, 0 bad" in write(tmp_path, [], curves=NO_CURVES)
+
+
+def test_constant_scores_and_a_far_threshold(tmp_path: Path) -> None:
+    for threshold in (2.0, 1e6, float("inf")):
+        assert "threshold" in write(tmp_path, [item(), item("b", 0)], threshold=threshold)
+
+
+def test_an_error_leaves_the_old_report(tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("old")
+    with ReportWriter(target, "t", (0, 1)) as report:
+        report.add(item())  # and never finished
+    assert target.read_text() == "old"
+    with ReportWriter(target, "t", (0, 1)) as report:
+        report.add(item())
+        report._cards.close()  # the page breaks off after its head, as on a full disk
+        with pytest.raises(ValueError, match="closed file"):
+            finish(report)
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (320, 320, 3), np.uint8)
+    with ReportWriter(tmp_path / "report.html", "t", (0, 1)) as report:
+        report.add(item(size=(320, 320), image=noise))
+        card = report._records[0].length
+        tracemalloc.start()
+        for i in range(12):
+            report.add(item(str(i), size=(320, 320), image=noise))
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        finish(report)
+    assert card > 200_000
+    assert kept < card / 4  # twelve cards are in the file, not one of them here
+    assert (tmp_path / "report.html").stat().st_size > 13 * card * 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"map": np.zeros((5, 5), np.float32)}, "a.png: map of shape"),
+        ({"mask": np.zeros((5, 5), bool)}, "a.png: mask of shape"),
+        ({"predicted": np.zeros((5, 5), bool)}, "a.png: predicted of shape"),
+        ({"image": np.zeros((60, 80), np.float32)}, "float32: expected"),
+        ({"image": np.zeros((60, 80, 4), np.uint8)}, "a.png: image of shape"),
+        ({"score": float("nan")}, "not finite"),
+        ({"map": np.full((60, 80), np.nan, np.float32)}, "not finite"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with ReportWriter(tmp_path / "r.html", "t", (0, 1)) as report, pytest.raises(InputError, match=message):
+        report.add(item(**changes))
+
+
+def test_target_and_scale_are_checked_before_the_first_image(tmp_path: Path) -> None:
+    for target in (tmp_path, tmp_path / "absent" / "r.html"):
+        with pytest.raises(InputError, match=r"name another file, e\.g\. report\.html"):
+            ReportWriter(target, "t", (0, 1))
+    for scale in ((1.0, 0.0), (0.0, float("nan"))):
+        with pytest.raises(InputError, match="two finite numbers"):
+            ReportWriter(tmp_path / "r.html", "t", scale)
+
+
+def test_a_defect_of_one_pixel_is_found_in_a_long_strip() -> None:
+    size = (256, 4096)
+    mask = np.zeros(size, bool)
+    mask[100, 3000] = True
+    far = np.zeros(size, np.float32)
+    far[200, 50] = 1.0
+    one = item(size=size, map=far, mask=mask, predicted=mask, boxes=[[3000, 100, 1, 1]])
+    panels = {panel.caption: panel for panel in pictures.draw_panels(one, (0.0, 1.0))}
+    assert list(panels) == ["original", "heat map", "prediction", "ground truth", "close-up: highest value",
+                            "close-up: ground truth"]  # fmt: skip
+    assert panels["original"].size == (80, 1280)
+    drawn = {name: np.asarray(Image.open(io.BytesIO(panel.jpeg or b""))) for name, panel in panels.items()}
+    for name, colour in (("prediction", pictures.PREDICTED), ("ground truth", pictures.TRUTH)):
+        rows, columns = np.nonzero(near(drawn[name], colour))
+        assert abs(np.mean(columns) - 3000 * 1280 / 4096) < 3
+        assert abs(np.mean(rows) - 100 * 80 / 256) < 3
+    assert np.ptp(np.nonzero(near(drawn["prediction"], pictures.PREDICTED))[1]) >= 10
+    assert near(drawn["close-up: ground truth"], pictures.TRUTH).any()
+    assert near(drawn["heat map"], "#fcffa4")[200 * 80 // 256, 50 * 1280 // 4096]  # the top colour, not averaged away
+
+
+def test_heat_is_drawn_to_one_scale_and_held_at_its_ends() -> None:
+    image = np.full((1, 4, 3), 128, np.uint8)
+    drawn = pictures.heat(image, np.array([[-5.0, 0.0, 10.0, 99.0]]), (0.0, 10.0))
+    assert drawn[0, 0].tolist() == drawn[0, 1].tolist() == [128, 128, 128]
+    assert drawn[0, 2].tolist() == drawn[0, 3].tolist() != [128, 128, 128]
+    same = pictures.heat(image, np.array([[0.0, 1.0, 2.0, 3.0]]), (1.0, 1.0))  # an empty range is a step
+    assert (same[0, :2] == 128).all()
+    assert (same[0, 2:] != 128).any()
+
+
+def test_shrinking_keeps_the_highest_value() -> None:
+    values = np.zeros((7, 5), np.float32)
+    values[6, 4], values[0, 1] = 3, 2
+    assert pictures.shrink_max(values, (2, 2)).tolist() == [[2, 0], [0, 3]]
+    assert np.array_equal(pictures.shrink_max(values, (7, 5)), values)
+
+
+def test_contours_run_outside_and_two_kinds_are_told_apart() -> None:
+    mask = np.zeros((9, 9), bool)
+    mask[4, 4] = True
+    image = np.full((9, 9, 3), 200, np.uint8)
+    drawn = pictures.draw_contours(image, truth=mask)
+    assert drawn[4, 4].tolist() == [200, 200, 200]
+    assert near(drawn, pictures.TRUTH).sum() == 8
+    assert (drawn == 66).all(axis=2).sum() == 16  # the dark edge
+    assert (image == 200).all()
+    assert near(pictures.draw_contours(image, found=mask), pictures.PREDICTED).sum() == 8
+
+
+def test_a_curve_of_a_million_points_stays_small() -> None:
+    x = np.linspace(0, 1, 1_000_000)
+    curves = Curves(x, np.sqrt(x), x, np.sqrt(x), 0.3)
+    assert len(pictures.draw_roc(curves)) < 20_000
+    points = re.findall(r'class="curve" d="M(.*?)"', pictures.draw_pro(curves))[0].split()
+    assert points[0] == "56,254"  # the origin of the chart
+    x_end, y_end = map(float, points[-1].split(","))
+    assert x_end == 426
+    assert abs(y_end - (254 - 244 * np.sqrt(0.3))) <= 0.5
+
+
+def test_histogram_gives_each_kind_in_percent() -> None:
+    text = pictures.draw_histogram(np.array([0.0, 0.0, 0.0, 1.0]), [0, 0, 0, 1], 0.5)
+    assert "good (3)" in text
+    assert "bad (1)" in text
+    assert "threshold 0.5" in text
+    heights = [{p.split(",")[1] for p in d.split()} for d in re.findall(r'class="area \w+" d="M(.*?)"', text)]
+    assert heights[0] == heights[1]  # both kinds reach 100 %
+
+
+@pytest.mark.skipif(not (DATA / "magnetic_tile").is_dir(), reason=f"no real images in {DATA}")
+def test_real_images_are_small_and_their_heat_lies_on_the_defect(tmp_path: Path) -> None:
+    files = sorted((DATA / "magnetic_tile/test/blowhole").glob("*"))[:3]
+    files += sorted((DATA / "aitex_fabric04/test/defect").glob("*"))[:2]
+    items = []
+    for file in files:
+        truth = file.parents[2] / "ground_truth" / file.parent.name / f"{file.stem}_mask.png"
+        image, mask = np.asarray(Image.open(file).convert("L")), np.asarray(Image.open(truth).convert("L")) > 0
+        items.append(ReportImage(str(file), file.parent.name, 1, 1.0, "bad", image, mask.astype(np.float32), mask,
+                                 mask, []))  # fmt: skip
+    for one in items:
+        panels = pictures.draw_panels(one, (0.0, 1.0))
+        heat = np.asarray(Image.open(io.BytesIO(panels[1].jpeg or b""))).astype(int)
+        hot = (heat[..., 0] - heat[..., 2] > 50) & (heat[..., 1] > 150)  # the yellow end of the colours
+        inside = pictures.shrink_max(one.map, panels[1].size) > 0
+        assert (hot & pictures.grow(inside)).sum() > 0.5 * inside.sum()
+        assert not (hot & ~pictures.grow(pictures.grow(inside))).any()
+    assert len(write(tmp_path, items)) < 1_500_000
