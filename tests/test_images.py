@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -124,6 +125,7 @@ def test_16_bit_tiff_is_exact(tmp_path: Path, channels: int, options: dict[str, 
     "options",
     [
         {"planarconfig": "separate", "photometric": "rgb"},
+        {"planarconfig": "separate", "photometric": "rgb", "compression": "zlib"},
         {"photometric": "miniswhite", "shape": (8, 8)},
         {"photometric": "minisblack", "shape": (8, 8), "dtype": np.uint32},
         {"photometric": "minisblack", "shape": (8, 8), "dtype": np.int16},
@@ -498,6 +500,19 @@ def test_decode_looks_ahead_within_bounds_and_ends_its_threads(tmp_path: Path) -
     assert any("pickglass-decode" in thread.name for thread in threading.enumerate())
     stream.close()  # type: ignore[attr-defined]
     assert not any("pickglass-decode" in thread.name for thread in threading.enumerate())
+
+
+def test_decode_closed_early_reads_no_more(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    def slow(image: np.ndarray) -> None:
+        read.append(int(image[0, 0]))
+        time.sleep(0.05)
+
+    stream = decode(rows_of(tmp_path, 30), slow, workers=1, ahead=20)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert len(read) < 5
 
 
 def test_decode_does_not_hide_a_bug_in_prepare(tmp_path: Path) -> None:

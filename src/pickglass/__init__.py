@@ -1,0 +1,68 @@
+"""pickglass: visual anomaly detection for industry, from good images only.
+
+Example:
+    ``import pickglass as pg``, then ``pg.PatchCore().fit(pg.load_dataset("bottle").train)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pickglass.app.evaluate import Evaluation, evaluate
+    from pickglass.calibration import Calibration
+    from pickglass.data import Dataset, Row, Table, load_dataset
+    from pickglass.errors import PickglassError
+    from pickglass.features import FeatureExtractor, backbone_names, layer_names
+    from pickglass.methods import Detector, PatchCore, load
+    from pickglass.result import Prediction
+
+__all__ = [
+    "Calibration",
+    "Dataset",
+    "Detector",
+    "Evaluation",
+    "FeatureExtractor",
+    "PatchCore",
+    "PickglassError",
+    "Prediction",
+    "Row",
+    "Table",
+    "backbone_names",
+    "evaluate",
+    "layer_names",
+    "load",
+    "load_dataset",
+]
+
+# Loaded when first used: importing pickglass, and with it --help, costs no torch.
+_HOMES = {
+    "Calibration": "calibration",
+    "Dataset": "data",
+    "Detector": "methods",
+    "Evaluation": "app.evaluate",
+    "FeatureExtractor": "features",
+    "PatchCore": "methods",
+    "PickglassError": "errors",
+    "Prediction": "result",
+    "Row": "data",
+    "Table": "data",
+    "backbone_names": "features",
+    "evaluate": "app.evaluate",
+    "layer_names": "features",
+    "load": "methods",
+    "load_dataset": "data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pickglass' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"pickglass.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,8 @@ from typing import Any
 
 from pickglass.app.results import FitResult
 from pickglass.data import MAX_PIXELS, load_dataset
-from pickglass.errors import InputError, UnknownName
+from pickglass.data.files import output_path
+from pickglass.errors import UnknownName
 from pickglass.features.engine import EngineName
 from pickglass.methods import Detector, find_method
 from pickglass.methods.base import Progress
@@ -57,8 +58,7 @@ def fit(
 
     The others as in :meth:`pickglass.Detector.fit`.
     """
-    if Path(model).suffix != ".safetensors" or not Path(model).parent.is_dir():
-        raise InputError(f"model file {str(model)!r}: expected a name that ends in .safetensors, in an existing folder")
+    target = output_path(model, ".safetensors")
     detector = build(method, preset, settings)
     dataset = load_dataset(data, layout)
     detector.fit(
@@ -74,7 +74,7 @@ def fit(
         progress=progress,
     )
     detector.provenance["data"] = dataset.name
-    written = detector.save(model)
+    written = detector.save(target)
     known = detector.provenance
     return {
         "model": str(written),

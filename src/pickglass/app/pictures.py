@@ -205,6 +205,18 @@ def heat_colours() -> Array:
     return np.asarray(colormaps["inferno"](np.arange(256), bytes=True))[:, :3]  # (256, 3)
 
 
+def colour_range(threshold: float | None, maps: Sequence[Array]) -> tuple[float, float]:
+    """Anomaly values at the two ends of the colours: half and twice the pixel threshold.
+
+    Without a threshold, the tenth and the highest of the values shown. Colours only; no score depends on them.
+    """
+    if threshold is not None and threshold > 0:
+        return threshold / 2, 2 * threshold
+    low = min(float(np.percentile(m, 10)) for m in maps)
+    high = max(float(m.max()) for m in maps)
+    return low, max(high, low + 1e-6)
+
+
 def heat(image: Array, values: Array, scale: tuple[float, float]) -> Array:
     """Lay the colours of ``values (h, w)`` over a grey ``image (h, w, 3)``, the more opaque the higher the value."""
     low, high = scale

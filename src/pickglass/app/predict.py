@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +12,12 @@ from PIL import Image
 from pickglass.app.pictures import colour_range, display, heat
 from pickglass.app.results import ImageResult, PredictResult
 from pickglass.data import MAX_PIXELS, as_table, read_image
+from pickglass.data.files import written_whole
 from pickglass.errors import InputError
 from pickglass.features.engine import EngineName
 from pickglass.methods import load
 from pickglass.methods.base import Detector, Progress
-from pickglass.result import Found, find_defects
+from pickglass.result import FloatArray, Found, find_defects
 
 __all__ = ["predict"]
 
@@ -85,40 +83,24 @@ def _folder(path: str | Path) -> Path:
     return folder
 
 
-def _pictures(
-    folder: Path, name: str, item: Found, full: np.ndarray, threshold: float | None, max_pixels: int
-) -> None:
+def _pictures(folder: Path, name: str, item: Found, full: FloatArray, threshold: float | None, max_pixels: int) -> None:
     """Heat map over the image and, with a threshold, the predicted mask, both at the original size."""
     image = display(read_image(item.row.path if item.row.pixels is None else item.row.pixels, max_pixels))
-    _write(folder / f"{name}.heat.png", _png(heat(image, full, colour_range(threshold, [item.map]))))
+    pictures = {"heat": heat(image, full, colour_range(threshold, [item.map]))}
     if threshold is not None:
-        _write(folder / f"{name}.mask.png", _png((full > threshold).astype(np.uint8) * 255))
+        pictures["mask"] = (full > threshold).astype(np.uint8) * 255
+    for kind, pixels in pictures.items():
+        with written_whole(folder / f"{name}.{kind}.png") as temporary:
+            Image.fromarray(pixels).save(temporary)
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _table(path: Path, results: Sequence[ImageResult]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["path", "score", "verdict", "boxes"])
-    for r in results:
-        boxes = ";".join(" ".join(map(str, box)) for box in r["boxes"])
-        writer.writerow([r["path"], repr(r["score"]), r["verdict"] or "", boxes])
-    _write(path, text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def _table(target: Path, results: Sequence[ImageResult]) -> None:
+    with (
+        written_whole(target) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["path", "score", "verdict", "boxes"])
+        for r in results:
+            boxes = ";".join(" ".join(map(str, box)) for box in r["boxes"])
+            writer.writerow([r["path"], repr(r["score"]), r["verdict"] or "", boxes])

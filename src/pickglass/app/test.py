@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ from pickglass.app.pictures import Curves, ReportImage, colour_range
 from pickglass.app.report import ReportWriter
 from pickglass.app.results import TestResult
 from pickglass.data import MAX_PIXELS, load_dataset, read_image, read_mask
-from pickglass.errors import DataError, InputError
+from pickglass.data.files import output_path, written_whole
+from pickglass.errors import DataError
 from pickglass.features.engine import EngineName
 from pickglass.methods import load
 from pickglass.methods.base import Detector, Progress
@@ -47,9 +46,8 @@ def test(
 
     The others as in :meth:`pickglass.Detector.predict`.
     """
-    for path, end in ((report, ".html"), (save, ".npz")):
-        if path is not None and (Path(path).suffix != end or not Path(path).parent.is_dir()):
-            raise InputError(f"output file {str(path)!r}: expected a name that ends in {end}, in an existing folder")
+    page = None if report is None else output_path(report, ".html")
+    archive = None if save is None else output_path(save, ".npz")
     detector = model if isinstance(model, Detector) else load(model)
     dataset = load_dataset(data, layout)
     if not dataset.test:
@@ -65,14 +63,14 @@ def test(
     result: TestResult = {
         **evaluation.overall,
         "images_per_s": len(prediction) / seconds,
-        "report": None if report is None else str(report),
+        "report": None if page is None else str(page),
         "by_type": evaluation.by_type,
         "failed": [{"path": path, "error": error} for path, error in prediction.failed],
     }
-    if save is not None:
-        _save_maps(Path(save), prediction)
-    if report is not None:
-        write_report(Path(report), detector, prediction, evaluation, result, dataset.name, progress)
+    if archive is not None:
+        _save_maps(archive, prediction)
+    if page is not None:
+        write_report(page, detector, prediction, evaluation, result, dataset.name, progress)
     return result
 
 
@@ -157,12 +155,5 @@ def _save_maps(target: Path, prediction: Prediction) -> None:
         "maps": np.stack(prediction.maps),
         "paths": np.array([row.path for row in prediction.rows]),
     }
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".npz")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with written_whole(target) as temporary:
+        np.savez_compressed(temporary, **arrays)

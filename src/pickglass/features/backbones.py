@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Backbone", "backbone_names", "find_backbone"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 @dataclass(frozen=True)
 class Backbone:
@@ -40,8 +37,8 @@ class Backbone:
 
     name: str
     weights_file: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: Literal["bilinear", "bicubic"]
     build: Callable[[], nn.Module]
     weights_package: str | None = None
@@ -79,7 +76,8 @@ def backbone_names() -> list[str]:
 
 
 def _unknown(name: str) -> UnknownName:
-    return UnknownName("backbone", name, backbone_names(), 'python -c "import pickglass; print(*pickglass.backbone_names())"')
+    listing = 'python -c "import pickglass; print(*pickglass.backbone_names())"'
+    return UnknownName("backbone", name, backbone_names(), listing)
 
 
 # -- EfficientNet-Lite: (x - 127) / 128 on 0..255, RGB -----------------------------------------------------------------
@@ -126,7 +124,7 @@ def _from_torchvision(name: str, plain: str) -> Backbone:
 def _from_timm(name: str, plain: str) -> Backbone:
     import timm
 
-    architecture, _, tag = plain.partition(".")
+    architecture = plain.partition(".")[0]
     if not timm.is_model(architecture):
         raise _unknown(name)
     config = timm.get_pretrained_cfg(plain)
@@ -137,7 +135,7 @@ def _from_timm(name: str, plain: str) -> Backbone:
     return Backbone(
         name=name,
         weights_file=f"{full}.safetensors",
-        url=f"the hub entry {config.hf_hub_id}" if config.hf_hub_id else config.url or None,
+        url=f"the hub entry {config.hf_hub_id}" if config.hf_hub_id else str(config.url),
         mean=config.mean,
         std=config.std,
         interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",

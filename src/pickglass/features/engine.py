@@ -87,7 +87,7 @@ def _compile(extractor: FeatureExtractor, example: Tensor) -> Any:
         torch.onnx.export(
             extractor,
             (example,),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # the exporter takes files too
             dynamo=False,
             input_names=["images"],
             dynamic_axes={"images": {0: "batch"}},

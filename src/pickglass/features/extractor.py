@@ -48,6 +48,8 @@ class FeatureExtractor(nn.Module):
             _load(body, network, state, f"weights {weights!r} of {backbone}")
         self.body = body.eval().requires_grad_(False)
         # the statistics belong to the weights, and so into the graph
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
@@ -146,9 +148,14 @@ def _load(target: nn.Module, network: nn.Module, state: dict[str, Tensor], what:
     foreign = [k for k in state if k not in network.state_dict()]
     if missing or foreign:
         raise InputError(
-            f"{what} do not fit: {len(missing)} tensors are missing {missing[:3]}, {len(foreign)} have no place {foreign[:3]}"
+            f"{what} do not fit: {len(missing)} tensors are missing, e.g. {missing[:3]}, and "
+            f"{len(foreign)} have no place, e.g. {foreign[:3]}"
         )
-    wrong = [f"{k}: {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in needed.items() if k in state and state[k].shape != v.shape]
+    wrong = [
+        f"{key}: {tuple(state[key].shape)} for {tuple(value.shape)}"
+        for key, value in needed.items()
+        if key in state and state[key].shape != value.shape
+    ]
     if wrong:
         raise InputError(f"{what} do not fit: {len(wrong)} tensors have another shape, e.g. {wrong[0]}")
     target.load_state_dict({k: state[k] for k in needed if k in state}, strict=False)

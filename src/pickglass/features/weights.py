@@ -12,6 +12,7 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,9 @@ class WeightsInfo:
         return asdict(self)
 
 
-def weights_for(backbone: Backbone, weights: str, seed: int, module: nn.Module) -> tuple[dict[str, Tensor], WeightsInfo]:
+def weights_for(
+    backbone: Backbone, weights: str, seed: int, module: nn.Module
+) -> tuple[dict[str, Tensor], WeightsInfo]:
     """The state dict that belongs into ``module`` (names as in the module), and where it came from."""
     if weights == "random":
         return _random_state(module, seed), WeightsInfo(f"random, seed {seed}", None)
@@ -115,7 +118,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            raw = load_file(path)
+            raw: Any = load_file(path)
         else:
             raw = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -168,7 +168,7 @@ class Detector(nn.Module, ABC):
         size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
         if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
             raise InputError(f"size={self.size!r}: expected pixels, e.g. 256 or (256, 512) for height and width")
-        return cast("tuple[int, int]", size)
+        return size
 
     @property
     def preprocess(self) -> Preprocess:
@@ -177,11 +177,14 @@ class Detector(nn.Module, ABC):
 
     def _fitted(self) -> FeatureExtractor:
         if self.extractor is None:
-            raise NotFitted(
-                f"this {type(self).__name__} is not fitted yet: call .fit(good_images) first, "
-                f"or load a model with pickglass.load('MODEL.safetensors')"
-            )
+            raise self._unfitted()
         return self.extractor
+
+    def _unfitted(self) -> NotFitted:
+        return NotFitted(
+            f"this {type(self).__name__} is not fitted yet: call .fit(good_images) first, "
+            f"or load a model with pickglass.load('MODEL.safetensors')"
+        )
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
@@ -342,7 +345,7 @@ class Detector(nn.Module, ABC):
     def _levels(
         self, table: Table, batch: int, workers: int, max_pixels: int
     ) -> Iterator[tuple[list[Decoded[Any]], Sequence[Tensor]]]:
-        """Batches of decoded images with what the head reads of them; broken images are in the batch, without levels."""
+        """Batches of decoded images, broken ones among them, with what the head reads of the sound ones."""
         waiting: list[Decoded[Any]] = []
         ahead = max(2 * batch, workers)
         for n, item in enumerate(decode(table, self.preprocess, workers, ahead, max_pixels), start=1):
@@ -372,7 +375,7 @@ class Detector(nn.Module, ABC):
         """The exported graph: (B, 3, H, W) RGB in [0, 1] -> image scores (B,) and maps (B, h, w)."""
         extractor = self._fitted()
         levels = (images,) if self.reads == "images" else extractor(images)
-        return cast("tuple[Tensor, Tensor]", self.judge([level[:, None] for level in levels]))
+        return self.judge([level[:, None] for level in levels])
 
     def _smoothed(self, maps: Tensor) -> Tensor:
         stride = [side / cells for side, cells in zip(self.input_size, maps.shape[1:], strict=True)]
@@ -389,7 +392,8 @@ class Detector(nn.Module, ABC):
             InputError: the name does not end in .safetensors, or the place cannot be written.
         """
         body = self._fitted().state_dict(prefix="backbone.")
-        head = {f"head.{name}": tensor for name, tensor in self.state_dict().items() if not name.startswith("extractor.")}
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("extractor.")}
+        head = {f"head.{name}": tensor for name, tensor in own.items()}
         header = {
             "method": self.method,
             "configuration": self.configuration(),

@@ -8,8 +8,6 @@ header, under the metadata key ``pickglass``, has ``format`` (version of this la
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pickglass.errors import InputError, ModelFileError
+from pickglass.data.files import output_path, written_whole
+from pickglass.errors import ModelFileError
 
 __all__ = ["FORMAT", "read_header", "read_model", "write_model"]
 
@@ -33,23 +32,11 @@ def write_model(path: str | Path, header: Mapping[str, Any], tensors: Mapping[st
     Raises:
         InputError: the name does not end in .safetensors, or the place cannot be written.
     """
-    target = Path(path)
-    if target.suffix != ".safetensors":
-        raise InputError(f"model file {str(path)!r}: expected a name that ends in .safetensors")
+    target = output_path(path, ".safetensors")
     text = json.dumps({"format": FORMAT, **header})
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".safetensors")
-    except OSError as error:
-        raise InputError(f"{target}: cannot write there ({error.strerror}): choose an existing folder") from error
-    os.close(handle)
-    try:
+    with written_whole(target) as temporary:
         save_file(plain, temporary, metadata={"pickglass": text})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return target
 
 

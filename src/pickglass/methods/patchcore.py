@@ -222,20 +222,19 @@ class PatchCore(Detector):
 
     def score(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Distance of each patch to the bank (eq. 6): scores (B, P), maps (B, P, h, w)."""
-        if self.bank is None:
-            self._fitted()
         features = self._patch_features(levels)  # (B, P, C, h, w)
         b, p, _, h, w = features.shape
         queries = self._scaled(features.permute(1, 0, 3, 4, 2).flatten(1, 3))  # (P, B h w, C)
         distance, nearest = self._nearest(queries)  # (P, B h w)
         maps = distance.view(p, b, h, w).transpose(0, 1)  # (B, P, h, w)
         if self.reweight:
-            return self._reweighted(queries.unflatten(1, (b, h * w)), distance.view(p, b, -1), nearest.view(p, b, -1)), maps
+            s = self._reweighted(queries.unflatten(1, (b, h * w)), distance.view(p, b, -1), nearest.view(p, b, -1))
+            return s, maps
         flat = maps.flatten(2)  # (B, P, h w)
         return flat.topk(min(self.top_k, h * w), dim=2).values.mean(2), maps
 
     def _patch_features(self, levels: Sequence[Tensor]) -> Tensor:
-        """Locally aware patch features (eq. 1-3) on the first level's grid: per level (B, P, c, h, w) -> (B, P, C, h, w)."""
+        """Locally aware patch features (eq. 1-3): per level (B, P, c, h_l, w_l) -> (B, P, C, h, w), the first grid."""
         b, p = levels[0].shape[:2]
         grid = (levels[0].shape[3], levels[0].shape[4])
         parts = []
@@ -249,14 +248,12 @@ class PatchCore(Detector):
         features = torch.cat(parts, dim=1)  # (B P, C, h, w)
         if self.dims is not None:
             features = pool_channels(features, self.dims)
-        return features.unflatten(0, (b, p))
+        return features.view(b, p, *features.shape[1:])
 
     def _nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Distance and index of the nearest bank member: (P, n, C) -> (P, n) each."""
-        bank = self.bank
-        if bank is None:
-            raise RuntimeError("score() checks for the bank")
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        bank = self._bank()
+        if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
             return nearest_plain(queries, bank)
         if not self._indices or self._indices[0].source is not bank:
             self._indices = [BankIndex(own, bank) for own in bank]
@@ -265,14 +262,19 @@ class PatchCore(Detector):
 
     def _reweighted(self, queries: Tensor, distance: Tensor, nearest: Tensor) -> Tensor:
         """Eq. 7: s = (1 - exp |m_test - m*| / sum over m in N_b(m*) of exp |m_test - m|) s*; (B, P)."""
+        bank = self._bank()
+        c = bank.shape[2]
         s_star, at = distance.max(2)  # (P, B)
-        c = queries.shape[3]
         m_test = queries.gather(2, at[..., None, None].expand(-1, -1, 1, c))[:, :, 0]  # (P, B, C)
-        m_star = self.bank.gather(1, nearest.gather(2, at[..., None])[..., 0, None].expand(-1, -1, c))  # type: ignore[union-attr]
-        b = min(self.reweight, self.bank.shape[1])  # type: ignore[union-attr]
-        around = torch.cdist(m_star, self.bank).topk(b, dim=2, largest=False).indices  # (P, B, b), m* among them
+        m_star = bank.gather(1, nearest.gather(2, at[..., None]).expand(-1, -1, c))  # (P, B, C)
+        around = torch.cdist(m_star, bank).topk(min(self.reweight, bank.shape[1]), dim=2, largest=False).indices
         rows = torch.arange(len(around), device=around.device)[:, None, None]
-        d = (m_test[:, :, None] - self.bank[rows, around]).norm(dim=3)  # type: ignore[index]  # (P, B, b)
-        # exp of a difference: the distances themselves overflow
-        weight = 1 - 1 / (d - s_star[..., None]).exp().sum(2)
-        return (weight * s_star).T
+        d = (m_test[:, :, None] - bank[rows, around]).norm(dim=3)  # (P, B, b), m* itself among the b
+        # exp of differences: the distances themselves overflow
+        weight: Tensor = 1 - 1 / (d - s_star[..., None]).exp().sum(2)
+        return (weight * s_star).transpose(0, 1)
+
+    def _bank(self) -> Tensor:
+        if self.bank is None:
+            raise self._unfitted()
+        return self.bank

@@ -63,7 +63,7 @@ def random_projection(points: Tensor, dims: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(channels, dims, generator=generator) / dims**0.5
     with exact_float32():
-        return points @ matrix.to(points)  # (N, C) -> (N, dims)
+        return torch.mm(points, matrix.to(points))  # (N, C) -> (N, dims)
 
 
 def greedy_coreset(

@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from scipy.special import ive
 from torch import Tensor
 
-__all__ = ["adaptive_windows", "discrete_gaussian", "neighbourhood_mean", "patch_vectors", "pool_channels", "smooth", "to_grid"]
+__all__ = [
+    "adaptive_windows",
+    "discrete_gaussian",
+    "neighbourhood_mean",
+    "patch_vectors",
+    "pool_channels",
+    "smooth",
+    "to_grid",
+]
 
 
 def neighbourhood_mean(levels: Tensor, patch: int) -> Tensor:
@@ -23,9 +31,9 @@ def neighbourhood_mean(levels: Tensor, patch: int) -> Tensor:
 
 
 def patch_vectors(levels: Tensor, patch: int) -> Tensor:
-    """All features of the patch x patch cells around each cell, channel by channel: (N, C, h, w) -> (N, C p p, h, w)."""
-    h, w = levels.shape[2:]
-    return F.unfold(levels, patch, padding=patch // 2).unflatten(2, (h, w))
+    """All features of the p x p cells around each cell, channel by channel: (N, C, h, w) -> (N, C p p, h, w)."""
+    n, _, h, w = levels.shape
+    return F.unfold(levels, patch, padding=patch // 2).view(n, -1, h, w)
 
 
 def to_grid(level: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -70,7 +78,8 @@ def smooth(maps: Tensor, sigma: Sequence[float]) -> Tensor:
             continue
         kernel = discrete_gaussian(s).to(maps)
         radius = len(kernel) // 2
-        shape, padding = ((1, 1, -1, 1), (0, 0, radius, radius)) if axis == 0 else ((1, 1, 1, -1), (radius, radius, 0, 0))
+        down = axis == 0
+        padding = (0, 0, radius, radius) if down else (radius, radius, 0, 0)
         padded = F.pad(maps[:, None], padding, mode="replicate")  # (B, 1, h + 2 r, w) or (B, 1, h, w + 2 r)
-        maps = F.conv2d(padded, kernel.view(shape))[:, 0]  # (B, h, w)
+        maps = F.conv2d(padded, kernel.view((1, 1, -1, 1) if down else (1, 1, 1, -1)))[:, 0]  # (B, h, w)
     return maps

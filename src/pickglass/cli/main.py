@@ -1,0 +1,231 @@
+"""The command line: arguments in, one use case called, its result shown. Exit code 0 / 1 / 2: done / found wanting
+or partly failed / bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from pickglass.errors import InputError, PickglassError
+
+app = typer.Typer(
+    name="pickglass",
+    help="Visual anomaly detection for industry: learns from good images only, then finds and outlines defects.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class EngineOption(str, Enum):
+    """What runs the backbone."""
+
+    auto = "auto"
+    openvino = "openvino"
+    torch = "torch"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+EngineName = Annotated[EngineOption, typer.Option("--engine", help="What runs the backbone.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse images with more pixels.")]
+Layout = Annotated[str | None, typer.Option(help="Layout of the folder; by default recognised.")]
+
+_MAX_PIXELS = 250_000_000
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Argument(help="Folder with good images.")],
+    model: Annotated[Path, typer.Option("-o", "--output", help="Model file to write, .safetensors.")],
+    method: Annotated[str, typer.Option(help="Method, e.g. patchcore.")] = "patchcore",
+    backbone: Annotated[str | None, typer.Option(help="Backbone, e.g. efficientnet_lite0.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, finest first, e.g. stage3,stage5.")] = None,
+    weights: Annotated[str | None, typer.Option(help="default, random, or a file.")] = None,
+    size: Annotated[str | None, typer.Option(help="Input in pixels: 256, or HxW such as 256x512.")] = None,
+    preset: Annotated[str | None, typer.Option(help="paper or quick.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, any setting of the method.")] = None,
+    validate: Annotated[float | None, typer.Option(help="Share of train for validation; by default the method's.")] = (
+        None
+    ),
+    calibrate: Annotated[float, typer.Option(help="Share of train for the thresholds; 0: none.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the split and of everything drawn at random.")] = 0,
+    layout: Layout = None,
+    device: Device = "auto",
+    engine: EngineName = EngineOption.auto,
+    workers: Workers = 2,
+    memory_gb: Annotated[float, typer.Option(help="Budget for what the method holds.")] = 4.0,
+    max_pixels: MaxPixels = _MAX_PIXELS,
+    as_json: Json = False,
+) -> None:
+    """Learn from good images and write a model file."""
+    from pickglass.app import fit as use_case
+    from pickglass.cli.show import progress_bar, show_fit
+
+    given: dict[str, Any] = {
+        "backbone": backbone,
+        "layers": None if layers is None else tuple(name for name in layers.split(",") if name),
+        "weights": weights,
+        "size": None if size is None else _size(size),
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    changes.update(_setting(text) for text in settings or [])
+    with progress_bar() as progress:
+        result = use_case.fit(
+            data,
+            model,
+            method=method,
+            preset=preset,
+            settings=changes,
+            layout=layout,
+            validate=validate,
+            calibrate=calibrate,
+            seed=seed,
+            device=device,
+            engine=engine.value,
+            workers=workers,
+            memory_gb=memory_gb,
+            max_pixels=max_pixels,
+            progress=progress,
+        )
+    _print(result) if as_json else show_fit(result)
+
+
+@app.command()
+def test(
+    model: Annotated[Path, typer.Argument(help="Model file.")],
+    data: Annotated[Path, typer.Argument(help="Folder with test images.")],
+    report: Annotated[Path | None, typer.Option("-o", "--output", help="HTML report to write.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write scores, maps and paths to this .npz file.")] = None,
+    layout: Layout = None,
+    device: Device = "auto",
+    engine: EngineName = EngineOption.auto,
+    workers: Workers = 2,
+    max_pixels: MaxPixels = _MAX_PIXELS,
+    as_json: Json = False,
+) -> None:
+    """Judge a model on test images: metrics and a report."""
+    from pickglass.app import test as use_case
+    from pickglass.cli.show import progress_bar, show_test
+
+    with progress_bar() as progress:
+        result = use_case.test(
+            model,
+            data,
+            report,
+            save=save,
+            layout=layout,
+            device=device,
+            engine=engine.value,
+            workers=workers,
+            max_pixels=max_pixels,
+            progress=progress,
+        )
+    _print(result) if as_json else show_test(result)
+    _finish(result["failed"])
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model file.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for heat maps, masks and a CSV.")] = None,
+    device: Device = "auto",
+    engine: EngineName = EngineOption.auto,
+    workers: Workers = 2,
+    max_pixels: MaxPixels = _MAX_PIXELS,
+    as_json: Json = False,
+) -> None:
+    """Score, verdict and boxes of images. Nothing is written without -o."""
+    from pickglass.app import predict as use_case
+    from pickglass.cli.show import progress_bar, show_predict
+
+    with progress_bar() as progress:
+        result = use_case.predict(
+            model,
+            images,
+            out,
+            device=device,
+            engine=engine.value,
+            workers=workers,
+            max_pixels=max_pixels,
+            progress=progress,
+        )
+    _print(result) if as_json else show_predict(result)
+    _finish(result["failed"])
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="Model file or folder of images.")],
+    layout: Layout = None,
+    as_json: Json = False,
+) -> None:
+    """What is in a model file or a folder of images."""
+    from pickglass.app import info as use_case
+    from pickglass.cli.show import show_info
+
+    result = use_case.info(path, layout)
+    _print(result) if as_json else show_info(result)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write images, model and report.")] = Path("pickglass-demo"),
+    seed: Annotated[int, typer.Option(help="Of the painted defects.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Real textures, painted defects: fit, test and report in under two minutes."""
+    from pickglass.app import demo as use_case
+    from pickglass.cli.show import progress_bar, show_demo
+
+    with progress_bar() as progress:
+        result = use_case.demo(folder, seed=seed, progress=progress)
+    _print(result) if as_json else show_demo(result)
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise InputError(f"--size {text!r}: expected pixels such as 256, or height x width such as 256x512")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """key=value; the value is JSON where it can be read as such, else text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {text!r}: expected key=value, e.g. --set ratio=0.1")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        parsed = value
+    return key.replace("-", "_"), tuple(parsed) if isinstance(parsed, list) else parsed
+
+
+def _print(result: Any) -> None:
+    typer.echo(json.dumps(result))
+
+
+def _finish(failed: list[Any]) -> None:
+    for item in failed:
+        typer.echo(f"failed: {item['path']}: {item['error']}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def main() -> NoReturn:
+    """Entry point of the command ``pickglass``."""
+    try:
+        app()
+    except PickglassError as error:
+        typer.echo(f"error: {error}", err=True)
+    sys.exit(2)

@@ -1,0 +1,123 @@
+"""Results as people read them, and the progress bar, which goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pickglass.app.results import DemoResult, FitResult, InfoResult, Metrics, PredictResult, TestResult
+
+__all__ = ["progress_bar", "show_demo", "show_fit", "show_info", "show_predict", "show_test"]
+
+_COLUMNS = {
+    "image_auroc": "image AUROC",
+    "average_precision": "AP",
+    "f1_max": "F1-max",
+    "pixel_auroc": "pixel AUROC",
+    "aupro_30": "AUPRO@0.3",
+    "aupro_05": "AUPRO@0.05",
+}
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar with the time left for each stage; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+
+def _console() -> Console:
+    # paths and tables are never cut when the output goes to a file
+    return Console(highlight=False, soft_wrap=True) if sys.stdout.isatty() else Console(highlight=False, width=160)
+
+
+def show_fit(result: FitResult) -> None:
+    """One line on what was learned, one on the file."""
+    console = _console()
+    held = f", {result['n_calibrate']} held back for the threshold" if result["n_calibrate"] else ", no threshold"
+    console.print(f"fitted {result['method']} on {result['n_fit']} good images{held} in {result['fit_s']:.1f} s")
+    console.print(", ".join(f"{key} {_value(value)}" for key, value in result["details"].items()))
+    console.print(f"model: {result['model']}", markup=False)
+
+
+def show_test(result: TestResult) -> None:
+    """The metrics, overall and per type."""
+    console = _console()
+    table = Table()
+    table.add_column("defect type")
+    table.add_column("n", justify="right")
+    for name in _COLUMNS.values():
+        table.add_column(name, justify="right")
+    for name, metrics in result["by_type"].items():
+        table.add_row(name, *_row(metrics))
+    table.add_section()
+    table.add_row("all", *_row(result))
+    console.print(table)
+    console.print("F1-max picks its threshold on the test labels: it is optimistic.")
+    console.print(f"{result['images_per_s']:.1f} images/s")
+    if result["report"]:
+        console.print(f"report: {result['report']}", markup=False)
+
+
+def _row(metrics: Metrics | TestResult) -> list[str]:
+    values: dict[str, Any] = dict(metrics)
+    return [str(values["n"]), *("–" if values[key] is None else f"{values[key]:.3f}" for key in _COLUMNS)]
+
+
+def show_predict(result: PredictResult) -> None:
+    """A line an image."""
+    console = _console()
+    table = Table("image", "score", "verdict", "boxes (x y w h)")
+    for item in result["results"]:
+        boxes = "; ".join(" ".join(map(str, box)) for box in item["boxes"])
+        table.add_row(item["path"], f"{item['score']:.4g}", item["verdict"] or "–", boxes)
+    console.print(table, markup=False)
+
+
+def show_info(result: InfoResult) -> None:
+    """Key by key, nested ones indented."""
+    console = _console()
+    console.print(f"{result['kind']}: {result['path']}", markup=False)
+    _tree(console, result["about"], 1)
+
+
+def _tree(console: Console, values: dict[str, Any], depth: int) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            console.print(f"{'  ' * depth}{key}", markup=False)
+            _tree(console, value, depth + 1)
+        else:
+            console.print(f"{'  ' * depth}{key}: {_value(value)}", markup=False)
+
+
+def show_demo(result: DemoResult) -> None:
+    """Fit, metrics, and where everything is."""
+    show_fit(result["fit"])
+    show_test(result["test"])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(_value(v) for v in value[:6])
+        return shown if len(value) <= 6 else f"{shown}, ... ({len(value)})"
+    return "–" if value is None else str(value)
