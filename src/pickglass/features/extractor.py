@@ -143,9 +143,9 @@ def _cut(spec: Backbone, network: nn.Module, layers: tuple[str, ...]) -> tuple[n
 
 def _load(target: nn.Module, network: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Load strictly: everything the target needs, and nothing the whole network does not know."""
-    needed = target.state_dict()
+    needed, known = target.state_dict(), network.state_dict()
     missing = [k for k in needed if k not in state and not k.endswith("num_batches_tracked")]
-    foreign = [k for k in state if k not in network.state_dict()]
+    foreign = [k for k in state if k not in known]
     if missing or foreign:
         raise InputError(
             f"{what} do not fit: {len(missing)} tensors are missing, e.g. {missing[:3]}, and "

@@ -225,11 +225,10 @@ class PatchCore(Detector):
         features = self._patch_features(levels)  # (B, P, C, h, w)
         b, p, _, h, w = features.shape
         queries = self._scaled(features.permute(1, 0, 3, 4, 2).flatten(1, 3))  # (P, B h w, C)
-        distance, nearest = self._nearest(queries)  # (P, B h w)
+        distance = self._distances(queries)  # (P, B h w)
         maps = distance.view(p, b, h, w).transpose(0, 1)  # (B, P, h, w)
         if self.reweight:
-            s = self._reweighted(queries.unflatten(1, (b, h * w)), distance.view(p, b, -1), nearest.view(p, b, -1))
-            return s, maps
+            return self._reweighted(queries.unflatten(1, (b, h * w)), distance.view(p, b, h * w)), maps
         flat = maps.flatten(2)  # (B, P, h w)
         return flat.topk(min(self.top_k, h * w), dim=2).values.mean(2), maps
 
@@ -250,23 +249,23 @@ class PatchCore(Detector):
             features = pool_channels(features, self.dims)
         return features.view(b, p, *features.shape[1:])
 
-    def _nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance and index of the nearest bank member: (P, n, C) -> (P, n) each."""
+    def _distances(self, queries: Tensor) -> Tensor:
+        """Distance to the nearest bank member: (P, n, C) -> (P, n)."""
         bank = self._bank()
         if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
-            return nearest_plain(queries, bank)
+            return nearest_plain(queries, bank)[0]
         if not self._indices or self._indices[0].source is not bank:
             self._indices = [BankIndex(own, bank) for own in bank]
-        found = [index.search(own) for index, own in zip(self._indices, queries, strict=True)]
-        return torch.stack([f.distances for f in found]), torch.stack([f.indices for f in found])
+        return torch.stack([index.distances(own) for index, own in zip(self._indices, queries, strict=True)])
 
-    def _reweighted(self, queries: Tensor, distance: Tensor, nearest: Tensor) -> Tensor:
+    def _reweighted(self, queries: Tensor, distance: Tensor) -> Tensor:
         """Eq. 7: s = (1 - exp |m_test - m*| / sum over m in N_b(m*) of exp |m_test - m|) s*; (B, P)."""
         bank = self._bank()
         c = bank.shape[2]
         s_star, at = distance.max(2)  # (P, B)
         m_test = queries.gather(2, at[..., None, None].expand(-1, -1, 1, c))[:, :, 0]  # (P, B, C)
-        m_star = bank.gather(1, nearest.gather(2, at[..., None]).expand(-1, -1, c))  # (P, B, C)
+        nearest = nearest_plain(m_test, bank)[1]  # (P, B)
+        m_star = bank.gather(1, nearest[..., None].expand(-1, -1, c))  # (P, B, C)
         around = torch.cdist(m_star, bank).topk(min(self.reweight, bank.shape[1]), dim=2, largest=False).indices
         rows = torch.arange(len(around), device=around.device)[:, None, None]
         d = (m_test[:, :, None] - bank[rows, around]).norm(dim=3)  # (P, B, b), m* itself among the b

@@ -20,8 +20,9 @@ from pickglass.nn.precision import exact_float32, rounding_bound
 
 __all__ = ["BankIndex", "Searched", "has_fast_bfloat16", "nearest_plain"]
 
-_QUERIES = 1024  # rows of one block ...
-_POINTS = 512  # ... times bank points: 2 MB of products, which stay in the cache
+_QUERIES = 1024  # of one block ...
+_POINTS = 2048  # ... times bank points
+_CLOSE = 2.0**-7  # of |x|^2 + |y|^2: below it the expanded square has lost too many digits
 _PATIENCE, _MOST_FALLBACKS = 10_000, 0.1
 _MOST_SHARE = 0.02  # of the bank a query may have as possible nearest points before float32 is the cheaper way
 
@@ -84,6 +85,36 @@ class BankIndex:
             self.rounded = rounded.T.contiguous()  # (C, M)
             self.residual = float((self.centred - rounded.float()).norm(dim=1).max())  # max |y - y'|
             self.reach = float(rounded.float().norm(dim=1).max())  # max |y'|
+
+    def distances(self, queries: Tensor) -> Tensor:
+        """Distance (N,) of each of the (N, C) queries to its nearest bank point; faster than :meth:`search`.
+
+        The minimum of |x|^2 + |y|^2 - 2 x.y needs no index; only close pairs, where it cancels, are measured again.
+        """
+        if self.coarse or self.bank.device.type != "cpu":
+            return self.search(queries).distances
+        x = queries.float() - self.middle
+        norms = (x * x).sum(1)  # (N,)
+        squared = torch.empty_like(norms)
+        buffer = x.new_empty(min(_POINTS, len(self.norms)) * min(_QUERIES, len(x)))
+        with exact_float32():
+            for lo in range(0, len(x), _QUERIES):
+                squared[lo : lo + _QUERIES] = self._least(x[lo : lo + _QUERIES], buffer)
+        squared += norms
+        close = squared < _CLOSE * (norms + self.norms.max())
+        if bool(close.any()):
+            squared[close] = self.search(queries[close]).distances.square()
+        return squared.sqrt_()
+
+    def _least(self, x: Tensor, buffer: Tensor) -> Tensor:
+        """Smallest |y|^2 - 2 x.y of each query, bank block by bank block."""
+        least = x.new_full((len(x),), torch.inf)
+        for lo in range(0, len(self.centred), _POINTS):
+            points = self.centred[lo : lo + _POINTS]
+            product = buffer[: len(points) * len(x)].view(len(points), len(x))
+            torch.addmm(self.norms[lo : lo + _POINTS, None], points, x.T, alpha=-2, out=product)  # (points, n)
+            torch.minimum(least, product.amin(0), out=least)
+        return least
 
     def search(self, queries: Tensor) -> Searched:
         """Nearest bank point of each of the (N, C) queries; ties go to the lowest index of equal computed values."""
