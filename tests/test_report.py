@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pickglass.app import pictures
+from pickglass.app import charts, pictures
 from pickglass.app.report import Curves, ReportImage, ReportWriter
 from pickglass.errors import Failure, InputError
 
@@ -312,8 +312,8 @@ def test_contours_run_outside_and_two_kinds_are_told_apart() -> None:
 def test_a_curve_of_a_million_points_stays_small() -> None:
     x = np.linspace(0, 1, 1_000_000)
     curves = Curves(x, np.sqrt(x), x, np.sqrt(x), 0.3)
-    assert len(pictures.draw_roc(curves)) < 20_000
-    points = re.findall(r'class="curve" d="M(.*?)"', pictures.draw_pro(curves))[0].split()
+    assert len(charts.draw_roc(curves)) < 20_000
+    points = re.findall(r'class="curve" d="M(.*?)"', charts.draw_pro(curves))[0].split()
     assert points[0] == "56,254"  # the origin of the chart
     x_end, y_end = map(float, points[-1].split(","))
     assert x_end == 426
@@ -321,7 +321,7 @@ def test_a_curve_of_a_million_points_stays_small() -> None:
 
 
 def test_histogram_gives_each_kind_in_percent() -> None:
-    text = pictures.draw_histogram(np.array([0.0, 0.0, 0.0, 1.0]), [0, 0, 0, 1], 0.5)
+    text = charts.draw_histogram(np.array([0.0, 0.0, 0.0, 1.0]), [0, 0, 0, 1], 0.5)
     assert "good (3)" in text
     assert "bad (1)" in text
     assert "threshold 0.5" in text

@@ -134,7 +134,9 @@ def _input_is_untouched(suite: _Suite) -> None:
 
 def _results_are_finite_and_shaped(suite: _Suite) -> None:
     found = suite.fitted.predict(suite.painted)
-    _expect(found.scores.shape == (len(suite.painted),) and found.scores.dtype == np.float32, "scores are not (N,) float32")
+    _expect(
+        found.scores.shape == (len(suite.painted),) and found.scores.dtype == np.float32, "scores are not (N,) float32"
+    )
     _expect(bool(np.isfinite(found.scores).all()), "a score is not finite")
     for i, map_ in enumerate(found.maps):
         _expect(map_.ndim == 2 and map_.dtype == np.float32, "a map is not (h, w) float32")

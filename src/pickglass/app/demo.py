@@ -17,7 +17,7 @@ from pickglass.data import paint
 from pickglass.data.defects import Kind
 from pickglass.data.files import written_whole
 from pickglass.errors import InputError
-from pickglass.methods.base import Progress
+from pickglass.methods.running import Progress
 
 __all__ = ["demo", "write_textures"]
 

@@ -100,7 +100,7 @@ def evaluate(prediction: Prediction, truth: Any = None) -> Evaluation:
     per_type: dict[str, Metrics] = {}
     for name, summary in by_type(labels, scores, types).items():
         own = curves.compute(LIMITS, {_tag(name), "good"}) if masks else None
-        n = sum(label == 0 or t == name for label, t in zip(labels, types, strict=True))
+        n = sum(bool(label == 0 or t == name) for label, t in zip(labels, types, strict=True))
         per_type[name] = _metrics(n, summary, own)
     both = 0 < labels.sum() < len(labels)
     return Evaluation(

@@ -12,7 +12,7 @@ from pickglass.data.files import output_path
 from pickglass.errors import UnknownName
 from pickglass.features.engine import EngineName
 from pickglass.methods import Detector, find_method
-from pickglass.methods.base import Progress
+from pickglass.methods.running import Progress
 
 __all__ = ["build", "fit"]
 

@@ -16,7 +16,8 @@ from pickglass.data.files import written_whole
 from pickglass.errors import InputError
 from pickglass.features.engine import EngineName
 from pickglass.methods import load
-from pickglass.methods.base import Detector, Progress
+from pickglass.methods.base import Detector
+from pickglass.methods.running import Progress
 from pickglass.result import FloatArray, Found, find_defects
 
 __all__ = ["predict"]

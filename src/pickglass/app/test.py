@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pickglass.app.charts import Curves
 from pickglass.app.evaluate import Evaluation, evaluate
-from pickglass.app.pictures import Curves, ReportImage, colour_range
+from pickglass.app.pictures import ReportImage, colour_range
 from pickglass.app.report import ReportWriter
 from pickglass.app.results import TestResult
 from pickglass.data import MAX_PIXELS, load_dataset, read_image, read_mask
@@ -17,7 +18,8 @@ from pickglass.data.files import output_path, written_whole
 from pickglass.errors import DataError
 from pickglass.features.engine import EngineName
 from pickglass.methods import load
-from pickglass.methods.base import Detector, Progress
+from pickglass.methods.base import Detector
+from pickglass.methods.running import Progress
 from pickglass.result import Prediction, find_defects
 
 __all__ = ["test", "write_report"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pickglass.errors import InputError, UnknownName
 
-__all__ = ["KINDS", "Kind", "Painted", "paint"]
+__all__ = ["KINDS", "Fields", "Grid", "Kind", "Painted", "paint"]
 
 Kind = Literal["scratch", "hole", "stain", "crack"]
 Floats: TypeAlias = NDArray[np.float64]

@@ -127,10 +127,12 @@ def _from_timm(name: str, plain: str) -> Backbone:
     architecture = plain.partition(".")[0]
     if not timm.is_model(architecture):
         raise _unknown(name)
-    config = timm.get_pretrained_cfg(plain)
+    try:
+        config = timm.get_pretrained_cfg(plain)
+    except RuntimeError:  # how timm says that the tag is not one of its own
+        config = None
     if config is None:
-        tags = [n for n in timm.list_pretrained(f"{architecture}.*")]
-        raise UnknownName("weights tag of a timm model", plain, tags)
+        raise UnknownName("weights tag", plain, timm.list_pretrained(f"{architecture}.*"))
     full = f"{architecture}.{config.tag}" if config.tag else architecture
     return Backbone(
         name=name,

@@ -37,7 +37,7 @@ class FeatureExtractor(nn.Module):
     def __init__(self, backbone: str, layers: Sequence[str], weights: str | None = "default", seed: int = 0) -> None:
         super().__init__()
         spec = find_backbone(backbone)
-        network = spec.build()
+        network = _built(spec)
         self.backbone = backbone
         self.layers = tuple(layers)
         self.interpolation = spec.interpolation
@@ -88,7 +88,7 @@ class FeatureExtractor(nn.Module):
 def build_backbone(backbone: str, weights: str = "default", seed: int = 0) -> tuple[nn.Module, WeightsInfo]:
     """The whole network with its weights, classifier included, in eval mode (images normalised by the caller)."""
     spec = find_backbone(backbone)
-    network = spec.build()
+    network = _built(spec)
     state, info = weights_for(spec, weights, seed, network)
     _load(network, network, state, f"weights {weights!r} of {backbone}")
     return network, info
@@ -103,7 +103,13 @@ def layer_names(backbone: str) -> list[str]:
         ['conv1', 'bn1', 'relu']
     """
     spec = find_backbone(backbone)
-    return [*spec.aliases, *_nodes(spec.build())]
+    return [*spec.aliases, *_nodes(_built(spec))]
+
+
+def _built(spec: Backbone) -> nn.Module:
+    """The network, without the random numbers it draws for weights that are replaced anyway leaving a trace."""
+    with torch.random.fork_rng(devices=[]):
+        return spec.build()
 
 
 def _tracing() -> dict[str, Any]:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -24,56 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.calibration import Calibration, highest_score
-from pickglass.data import (
-    MAX_PIXELS,
-    Dataset,
-    Decoded,
-    Preprocess,
-    Row,
-    Table,
-    as_table,
-    check_images,
-    decode,
-    fingerprint,
-    split_roles,
-)
+from pickglass.data import MAX_PIXELS, Dataset, Preprocess, Table, as_table, check_images, fingerprint, split_roles
 from pickglass.errors import DataError, Failure, InputError, ModelFileError, NotFitted, UnknownName
 from pickglass.features.engine import Engine, EngineName
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.methods.modelfile import write_model
+from pickglass.methods.modelfile import assign, write_model
+from pickglass.methods.running import Progress, Run, Running, Shape, batches, device_name
 from pickglass.nn.maps import smooth
 from pickglass.result import Found, Prediction
 
-__all__ = ["Detector", "Progress", "Run", "Shape"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total) as work goes on."""
-
-Shape = tuple[int, int, int]
-"""(C, h, w) of one level."""
+__all__ = ["Detector"]
 
 Self = TypeVar("Self", bound="Detector")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a head may need to know while it learns.
-
-    Attributes:
-        n_images: how many images ``update`` will see in all.
-        shapes: (C, h, w) of each level.
-        positions: P.
-        seed: of everything drawn at random.
-        memory_gb: what may be held at once.
-        progress: to report to.
-    """
-
-    n_images: int
-    shapes: list[Shape]
-    positions: int
-    seed: int
-    memory_gb: float
-    progress: Progress
 
 
 class Detector(nn.Module, ABC):
@@ -226,33 +187,33 @@ class Detector(nn.Module, ABC):
         """
         began = time.perf_counter()
         report = progress or _silent
-        table = self._training_table(data, max_pixels, workers)
+        running = Running(device, engine, batch, workers, max_pixels)
+        table = self._training_table(data, running)
         table = split_roles(table, self.validate_share if validate is None else validate, calibrate, seed)
         counts = {role: len(table.role(role)) for role in ("fit", "validate", "calibrate")}
         if counts["fit"] == 0:
             raise DataError(f"no good image is left to fit ({counts}): lower validate or calibrate, or add images")
-        device = _device(device)
         self.calibration = None
         self.extractor = FeatureExtractor(self.backbone, self.layers, self.weights, seed)
         shapes = self._level_shapes()
-        self.to(device)
-        self._engine = Engine(self.extractor, device, engine)
+        own_engine = self._set_up(running)
         self.start(Run(counts["fit"], shapes, 1, seed, memory_gb, report))
         done = 0
-        for _, levels in self._levels(table.role("fit"), batch, workers, max_pixels):
-            self.update(levels)
-            done += len(levels[0])
-            report("reading features", done, counts["fit"])
+        for _, images in batches(table.role("fit"), self.preprocess, running):
+            if images is not None:
+                self.update(self._read(images))
+                done += len(images)
+                report("reading features", done, counts["fit"])
         details = self.finish()
         self.eval()
-        self.calibration = self._calibrate(table.role("calibrate"), batch, workers, max_pixels)
+        self.calibration = self._calibrate(table.role("calibrate"), running)
         self.provenance = {
             **{f"n_{role}": n for role, n in counts.items()},
             "seed": seed,
             "data_sha256": fingerprint(table),
             "backbone_weights": self.extractor.weights.to_json() if self.extractor.weights else None,
-            "device": device,
-            "engine": self._engine.name,
+            "device": own_engine.device,
+            "engine": own_engine.name,
             "details": details,
             "versions": {"pickglass": version("pickglass"), "torch": torch.__version__},
             "fitted": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -260,14 +221,15 @@ class Detector(nn.Module, ABC):
         }
         return self
 
-    def _training_table(self, data: Any, max_pixels: int, workers: int) -> Table:
-        table = data.train if isinstance(data, Dataset) else as_table(data, role="train").where(_may_teach)
+    def _training_table(self, data: Any, running: Running) -> Table:
+        table = data.train if isinstance(data, Dataset) else as_table(data, role="train")
+        table = table.where(lambda row: row.role != "test")
         defective = [Failure(row.path, f"defective ({row.defect})") for row in table if row.label == 1]
         if defective:
             raise DataError(f"{len(defective)} training images are marked defective; fit takes good ones:", defective)
         if not table:
             raise DataError("there is no good image to learn from: expected rows of another role than 'test'")
-        failures = check_images(table, max_pixels, workers)
+        failures = check_images(table, running.max_pixels, running.workers)
         if failures:
             raise DataError(f"{len(failures)} of {len(table)} training images cannot be read:", failures)
         return table
@@ -277,8 +239,21 @@ class Detector(nn.Module, ABC):
             return [(3, *self.input_size)]
         return self._fitted().shapes(self.input_size)
 
-    def _calibrate(self, table: Table, batch: int, workers: int, max_pixels: int) -> Calibration:
-        found = [item for item in self._stream(table, batch, workers, max_pixels) if isinstance(item, Found)]
+    def _set_up(self, running: Running) -> Engine:
+        """Move to the device and make the engine ready, unless it is."""
+        device = device_name(running.device)
+        self.to(device)
+        engine = self._engine
+        if engine is None or (engine.extractor, engine.device, engine.wanted) != (
+            self.extractor,
+            device,
+            running.engine,
+        ):
+            engine = self._engine = Engine(self._fitted(), device, running.engine)
+        return engine
+
+    def _calibrate(self, table: Table, running: Running) -> Calibration:
+        found = [item for item in self._stream(table, running) if isinstance(item, Found)]
         return highest_score([f.score for f in found], [float(f.map.max()) for f in found])
 
     # -- predict -------------------------------------------------------------------------------------------------------
@@ -318,22 +293,20 @@ class Detector(nn.Module, ABC):
         progress: Progress | None = None,
     ) -> Iterator[Found | Failure]:
         """As :meth:`predict`, one image after the other, in order, holding one batch at a time."""
-        extractor = self._fitted()
+        self._fitted()
+        running = Running(device, engine, batch, workers, max_pixels)
         table = as_table(data, role="test")
-        device = _device(device)
-        self.to(device)
-        if self._engine is None or self._engine.device != device or self._engine.wanted != engine:
-            self._engine = Engine(extractor, device, engine)
-        for done, item in enumerate(self._stream(table, batch, workers, max_pixels), start=1):
+        self._set_up(running)
+        for done, item in enumerate(self._stream(table, running), start=1):
             if progress is not None:
                 progress("judging images", done, len(table))
             yield item
 
-    def _stream(self, table: Table, batch: int, workers: int, max_pixels: int) -> Iterator[Found | Failure]:
-        for items, levels in self._levels(table, batch, workers, max_pixels):
+    def _stream(self, table: Table, running: Running) -> Iterator[Found | Failure]:
+        for items, images in batches(table, self.preprocess, running):
             good: Iterator[tuple[float, Any]] = iter(())
-            if levels:
-                scores, maps = self.judge(levels)
+            if images is not None:
+                scores, maps = self.judge(self._read(images))
                 good = iter(zip(scores.tolist(), maps.cpu().numpy(), strict=True))
             for item in items:
                 if item.error is not None:
@@ -342,28 +315,14 @@ class Detector(nn.Module, ABC):
                     score, map_ = next(good)
                     yield Found(item.row, score, np.ascontiguousarray(map_, dtype=np.float32), item.size)
 
-    def _levels(
-        self, table: Table, batch: int, workers: int, max_pixels: int
-    ) -> Iterator[tuple[list[Decoded[Any]], Sequence[Tensor]]]:
-        """Batches of decoded images, broken ones among them, with what the head reads of the sound ones."""
-        waiting: list[Decoded[Any]] = []
-        ahead = max(2 * batch, workers)
-        for n, item in enumerate(decode(table, self.preprocess, workers, ahead, max_pixels), start=1):
-            waiting.append(item)
-            if len(waiting) == batch or n == len(table):
-                images = [d.value for d in waiting if d.value is not None]
-                yield waiting, self.read(torch.from_numpy(np.stack(images))) if images else ()  # (B, 3, H, W)
-                waiting = []
-
     # -- the graph -----------------------------------------------------------------------------------------------------
 
-    def read(self, images: Tensor) -> Sequence[Tensor]:
+    def _read(self, images: Tensor) -> Sequence[Tensor]:
         """(B, 3, H, W) in [0, 1] -> what the head reads, per level (B, P, C, h, w), through the engine."""
-        if self.reads == "images":
-            return (images[:, None],)
         if self._engine is None:
-            raise NotFitted("no engine is set up: call .fit(...) or .predict(...), which choose one")
-        return tuple(level[:, None] for level in self._engine(images))
+            raise RuntimeError("fit and stream set up the engine first")
+        levels = (images.to(self._engine.device),) if self.reads == "images" else self._engine(images)
+        return [level[:, None] for level in levels]
 
     @torch.no_grad()
     def judge(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -408,42 +367,18 @@ class Detector(nn.Module, ABC):
         """The detector that a model file describes; ``source`` names the file in messages."""
         detector = cls.configured(header["configuration"])
         detector.extractor = FeatureExtractor(detector.backbone, detector.layers, weights=None)
-        own = {**detector.state_dict(), **{name: None for name, _ in detector.named_buffers()}}
+        missing = [name for name in detector.extractor.state_dict(prefix="backbone.") if name not in tensors]
+        if missing:
+            raise ModelFileError(f"{source}: lacks {len(missing)} tensors, e.g. {missing[0]!r}: fit the model anew")
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
-            place = f"extractor.{rest}" if part == "backbone" else rest
-            if part not in ("backbone", "head") or (part == "backbone" and place not in own):
+            if not assign(detector, f"extractor.{rest}" if part == "backbone" else rest, tensor):
                 raise ModelFileError(f"{source}: tensor {name!r} has no place in {cls.__name__}: fit the model anew")
-            _assign(detector, place, tensor)
         if header["calibration"] is not None:
             detector.calibration = Calibration.from_json(header["calibration"])
         detector.provenance = dict(header["provenance"])
         return detector.eval()
 
 
-def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor where a buffer or parameter of that name is, of whatever shape."""
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    if leaf in owner._buffers:
-        owner._buffers[leaf] = tensor
-    else:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
-
-
 def _silent(stage: str, done: int, total: int) -> None:
     """No progress wanted."""
-
-
-def _may_teach(row: Row) -> bool:
-    return row.role != "test"
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name!r} cannot be used here ({str(error).splitlines()[0]}): try 'cpu'") from error
-    return name

@@ -15,12 +15,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pickglass.data.files import output_path, written_whole
 from pickglass.errors import ModelFileError
 
-__all__ = ["FORMAT", "read_header", "read_model", "write_model"]
+__all__ = ["FORMAT", "assign", "read_header", "read_model", "write_model"]
 
 FORMAT = 1
 _KEYS = {"format", "method", "configuration", "preprocess", "calibration", "provenance"}
@@ -85,3 +85,19 @@ def _header(file: Any, path: str | Path) -> dict[str, Any]:
     if not set(header) >= _KEYS:
         raise ModelFileError(f"{path}: its header lacks {sorted(_KEYS - set(header))}: fit the model anew")
     return dict(header)
+
+
+def assign(module: nn.Module, name: str, tensor: Tensor) -> bool:
+    """Put a tensor where a buffer or parameter of that name is, of whatever shape; False where there is none."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError:
+        return False
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = tensor
+    elif leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        return False
+    return True

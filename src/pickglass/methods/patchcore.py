@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from pickglass.errors import InputError
-from pickglass.methods.base import Detector, Run
+from pickglass.methods.base import Detector
+from pickglass.methods.running import Run
 from pickglass.nn.coreset import Coreset, greedy_coreset, random_projection
 from pickglass.nn.maps import neighbourhood_mean, patch_vectors, pool_channels, to_grid
 from pickglass.nn.neighbours import BankIndex, nearest_plain
@@ -100,7 +101,7 @@ class PatchCore(Detector):
         self.top_k = top_k
         self.max_bank_mb = max_bank_mb
         self.register_buffer("bank", None)  # (P, M, C)
-        self.register_buffer("scale", None)  # (P, levels)
+        self.register_buffer("scale", None)  # (P, C)
         self.bank: Tensor | None
         self.scale: Tensor | None
         self._indices: list[BankIndex] = []
@@ -205,18 +206,15 @@ class PatchCore(Detector):
         return torch.stack(padded), chosen
 
     def _level_scales(self) -> Tensor:
-        """1 / standard deviation of each level, all its channels together: (P, levels)."""
+        """1 / standard deviation of the level a channel belongs to, all its channels together: (P, C)."""
         mean, square = (self._sums / self._seen).split(1)
         variance = (square - mean * mean)[0].clamp(min=0)  # (P, C)
-        level = torch.stack([v.sum(1) for v in variance.split(self._splits, dim=1)], dim=1)  # (P, levels)
-        return level.clamp(min=torch.finfo(torch.float32).tiny).rsqrt().float()
+        levels = [v.sum(1, keepdim=True).expand_as(v) for v in variance.split(self._splits, dim=1)]
+        return torch.cat(levels, dim=1).clamp(min=torch.finfo(torch.float32).tiny).rsqrt().float()  # (P, C)
 
     def _scaled(self, patches: Tensor) -> Tensor:
         """Apply the scales to (P, n, C)."""
-        if self.scale is None:
-            return patches
-        parts = patches.split(self._splits, dim=2)
-        return torch.cat([part * self.scale[:, i, None, None] for i, part in enumerate(parts)], dim=2)
+        return patches if self.scale is None else patches * self.scale[:, None]
 
     # -- judging -------------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def discrete_gaussian(sigma: float) -> Tensor:
 
     Unlike a sampled Gaussian its variance is exactly sigma^2, also below one cell, where most maps here live.
     """
-    radius = max(1, math.ceil(4 * sigma))
+    radius = math.ceil(6 * sigma) + 1  # its tails are heavier than a sampled Gaussian's
     weights: np.ndarray = ive(np.abs(np.arange(-radius, radius + 1)), sigma**2)
     return torch.from_numpy(weights / weights.sum()).float()
 

@@ -1,0 +1,29 @@
+# Four commands serve developers and CI alike. Everything goes into .venv; nothing is installed outside it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check
+
+# core only: what a user gets
+.venv/core: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+# and what developers need on top
+.venv/dev: pyproject.toml | .venv/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+setup: .venv/dev
+
+demo: .venv/core
+	$(BIN)/pickglass demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+check: .venv/dev
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy

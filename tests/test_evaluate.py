@@ -1,0 +1,125 @@
+"""Evaluation joined to the truth, and what a prediction offers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+import pickglass as pg
+from pickglass.calibration import highest_score
+from pickglass.errors import ImageError, InputError
+from pickglass.metrics import aupro
+from pickglass.result import Found, Prediction, find_defects
+
+
+@pytest.fixture
+def prediction(tmp_path: Path) -> Prediction:
+    """Three good and three defective 16 x 20 images with made-up maps on a 4 x 5 grid."""
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(6):
+        mask = None
+        map_ = rng.random((4, 5)).astype(np.float32)
+        if i >= 3:
+            pixels = np.zeros((16, 20), np.uint8)
+            pixels[4:9, 3 * i - 6 : 3 * i] = 255
+            mask = str(tmp_path / f"{i}_mask.png")
+            Image.fromarray(pixels).save(mask)
+            map_[1, 1:3] += 1
+        row = pg.Row(f"{i}.png", label=int(i >= 3), defect=None if i < 3 else ("cut", "hole")[i % 2], mask=mask)
+        found.append(Found(row, float(map_.max() + rng.random()), map_, (16, 20)))
+    return Prediction.collect(found, calibration=highest_score([1.5], [1.2]))
+
+
+def masks_of(prediction: Prediction) -> list[np.ndarray | None]:
+    return [None if row.mask is None else np.asarray(Image.open(row.mask)) > 0 for row in prediction.rows]
+
+
+def test_numbers_are_those_of_outside_references(prediction: Prediction) -> None:
+    found = pg.evaluate(prediction)
+    labels = [row.label for row in prediction.rows]
+    assert found["image_auroc"] == pytest.approx(roc_auc_score(labels, prediction.scores))
+    assert found["average_precision"] == pytest.approx(average_precision_score(labels, prediction.scores))
+    maps = [prediction.map(i) for i in range(6)]
+    masks = masks_of(prediction)
+    truth = np.concatenate([np.zeros(320) if m is None else m.ravel() for m in masks])
+    assert found["pixel_auroc"] == pytest.approx(roc_auc_score(truth, np.concatenate([m.ravel() for m in maps])))
+    assert found["aupro_30"] == pytest.approx(aupro(maps, masks, 0.3))
+    assert found["aupro_05"] == pytest.approx(aupro(maps, masks, 0.05))
+    assert found["n"] == 6
+    assert set(found.by_type) == {"cut", "hole"}
+    keep = [i for i in range(6) if prediction.rows[i].defect in (None, "cut")]
+    assert found.by_type["cut"]["aupro_30"] == pytest.approx(aupro([maps[i] for i in keep], [masks[i] for i in keep]))
+
+
+def test_truth_is_joined_by_path_not_by_order(prediction: Prediction) -> None:
+    bare = replace(prediction, rows=tuple(pg.Row(row.path) for row in prediction.rows))
+    with pytest.raises(InputError, match="none of the 6 images has a label"):
+        pg.evaluate(bare)
+    joined = pg.evaluate(bare, pg.Table(prediction.rows[::-1]))
+    assert dict(joined) == dict(pg.evaluate(prediction))
+    with pytest.raises(InputError, match=r"not in the truth, e.g. '0.png'"):
+        pg.evaluate(bare, pg.Table(prediction.rows[1:]))
+
+
+def test_what_is_undefined_is_none(prediction: Prediction) -> None:
+    good = Prediction.collect(list(prediction)[:3])
+    assert pg.evaluate(good)["image_auroc"] is None
+    assert pg.evaluate(good)["aupro_30"] is None
+    without = replace(prediction, rows=tuple(replace(row, mask=None) for row in prediction.rows))
+    found = pg.evaluate(without)
+    assert found["pixel_auroc"] is None
+    assert found["image_auroc"] is not None
+    assert "3 defective images have no mask" in found.notes[0]
+
+
+def test_a_mask_that_contradicts_its_label_is_named(prediction: Prediction) -> None:
+    rows = tuple(replace(row, label=0, defect=None) for row in prediction.rows)
+    with pytest.raises(ImageError, match="labelled good: correct one of them"):
+        pg.evaluate(replace(prediction, rows=rows))
+
+
+def test_unlabelled_images_are_left_out_and_counted(prediction: Prediction) -> None:
+    rows = (pg.Row("0.png"), *prediction.rows[1:])
+    found = pg.evaluate(replace(prediction, rows=rows))
+    assert found["n"] == 5
+    assert "1 images have no label" in found.notes[0]
+
+
+def test_prediction_offers_maps_masks_verdicts_and_defects(prediction: Prediction) -> None:
+    assert prediction.map(0).shape == (16, 20)
+    assert prediction.mask(4).dtype == bool
+    assert prediction.verdict(0) in ("good", "bad")
+    assert prediction.verdict(5) == ("bad" if prediction.scores[5] > 1.5 else "good")
+    defects = prediction.defects(4)
+    assert defects[0].peak == pytest.approx(prediction.map(4).max())
+    without = replace(prediction, calibration=None)
+    assert without.verdict(0) is None
+    with pytest.raises(InputError, match="no pixel threshold"):
+        without.mask(0)
+    assert without.mask(0, threshold=0.5).any()
+    assert [found.row.path for found in prediction] == [f"{i}.png" for i in range(6)]
+
+
+def test_defects_are_boxes_of_connected_pixels() -> None:
+    full = np.zeros((6, 8), np.float32)
+    full[1, 2] = 3
+    full[2, 3] = 2  # touches at the corner: one region
+    full[4:6, 6:8] = 5
+    found = find_defects(full, 1.0)
+    assert [(d.box, d.area, d.peak) for d in found] == [([6, 4, 2, 2], 4, 5.0), ([2, 1, 2, 2], 2, 3.0)]
+    assert find_defects(full, 5.0) == []
+
+
+def test_the_threshold_itself_is_still_good() -> None:
+    calibration = highest_score([1.0, 3.0, 2.0], [0.5, 0.7, 0.6])
+    assert calibration.image_threshold == 3.0
+    assert calibration.pixel_threshold == 0.7
+    assert [calibration.verdict(s) for s in (2.9, 3.0, 3.1)] == ["good", "good", "bad"]
+    assert highest_score([], []).verdict(9.0) is None
+    assert type(calibration).from_json(calibration.to_json()) == calibration

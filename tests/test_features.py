@@ -1,0 +1,242 @@
+"""Backbones, weights, extractor and engine: declared facts against real outputs, and every way to go wrong."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from skimage import data as photographs
+
+from pickglass.errors import InputError, UnknownName, WeightsMissing
+from pickglass.features import FeatureExtractor, backbone_names, build_backbone, find_backbone, layer_names
+from pickglass.features import engine as engine_module
+from pickglass.features.engine import Engine
+from pickglass.features.weights import find_weights
+
+LITES = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
+
+
+def classify(name: str, photograph: str) -> torch.Tensor:
+    """Class probabilities of a photograph: shorter side 224 px, bicubic, centre crop."""
+    image = Image.fromarray(getattr(photographs, photograph)())
+    scale = 224 / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - 224) // 2, (image.height - 224) // 2
+    pixels = np.array(image.crop((left, top, left + 224, top + 224)))
+    network, _ = build_backbone(name)
+    with torch.no_grad():
+        return network((torch.from_numpy(pixels).permute(2, 0, 1)[None].float() - 127) / 128).softmax(1)[0]
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_lite_knows_coffee_and_cats(name: str) -> None:
+    espresso, cats = 967, range(281, 286)
+    assert float(classify(name, "coffee")[espresso]) > 0.9
+    assert int(classify(name, "chelsea").argmax()) in cats
+
+
+def test_lite_says_what_the_graph_with_its_normalisation_says() -> None:
+    """Mean and deviation of the table are those of (x - 127) / 128 on 0..255."""
+    spec = find_backbone("efficientnet_lite0")
+    x = np.arange(256) / 255
+    np.testing.assert_allclose((x - spec.mean[0]) / spec.std[0], (np.arange(256) - 127) / 128, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((256, 256), (32, 32)), ((224, 160), (28, 20)), ((250, 131), (32, 17))])
+def test_stages_have_the_stated_strides_and_channels_at_every_size(
+    size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    stages = [f"stage{i}" for i in range(1, 8)]
+    extractor = FeatureExtractor("efficientnet_lite0", stages, "random")
+    shapes = extractor.shapes(size)
+    assert [c for c, _, _ in shapes] == [16, 24, 40, 80, 112, 192, 320]
+    for (_, h, w), stride in zip(shapes, (2, 4, 8, 16, 16, 32, 32), strict=True):
+        assert (h, w) == (-(-size[0] // stride), -(-size[1] // stride))  # SAME padding rounds up
+    assert shapes[2][1:] == grid
+
+
+def test_forward_stops_after_the_deepest_layer() -> None:
+    whole = sum(p.numel() for p in build_backbone("efficientnet_lite0")[0].parameters())
+    cut = FeatureExtractor("efficientnet_lite0", ["stage3", "stage5"])
+    assert sum(p.numel() for p in cut.parameters()) < 0.2 * whole
+    assert not any("blocks.5" in name for name, _ in cut.named_parameters())
+
+
+def test_features_are_those_of_hooks_on_the_whole_network() -> None:
+    network, _ = build_backbone("efficientnet_lite0")
+    seen = {}
+    network.blocks[2].register_forward_hook(lambda _m, _i, out: seen.__setitem__("stage3", out))
+    network.blocks[4].register_forward_hook(lambda _m, _i, out: seen.__setitem__("stage5", out))
+    images = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        network((images * 255 - 127) / 128)
+        got = FeatureExtractor("efficientnet_lite0", ["stage5", "stage3"])(images)  # the order asked for
+    torch.testing.assert_close(got[0], seen["stage5"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got[1], seen["stage3"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "shapes"),
+    [
+        ("resnet18", ["layer2", "layer3.1.relu_1"], [(128, 8, 8), (256, 4, 4)]),
+        ("wide_resnet50_2", ["layer2.3.relu_2"], [(512, 8, 8)]),
+        ("densenet121", ["features.denseblock1.cat"], [(256, 16, 16)]),
+        ("timm/resnet18.tv_in1k", ["layer2"], [(128, 8, 8)]),
+    ],
+)
+def test_any_model_and_node(name: str, layers: list[str], shapes: list[tuple[int, int, int]]) -> None:
+    assert FeatureExtractor(name, layers, "random").shapes((64, 64)) == shapes
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownName, match=r"unknown backbone 'resnet19'.*resnet18"):
+        find_backbone("resnet19")
+    with pytest.raises(UnknownName, match="unknown backbone 'torchvision/nonsense'"):
+        find_backbone("torchvision/nonsense")
+    with pytest.raises(UnknownName, match=r"unknown layer of resnet18 'layr2'.*layer2"):
+        FeatureExtractor("resnet18", ["layr2"], "random")
+    with pytest.raises(InputError, match="no layer was named"):
+        FeatureExtractor("resnet18", [], "random")
+    with pytest.raises(UnknownName, match="unknown weights tag"):
+        find_backbone("timm/resnet18.no_such_tag")
+    assert {"efficientnet_lite0", "resnet18", "convnext_tiny"} <= set(backbone_names())
+    assert layer_names("efficientnet_lite0")[:7] == [f"stage{i}" for i in range(1, 8)]
+
+
+def test_a_layer_that_is_no_map_is_refused() -> None:
+    with pytest.raises(InputError, match=r"layer 'flatten' of resnet18 gives \(1, 512\), expected maps"):
+        FeatureExtractor("resnet18", ["flatten"], "random").shapes((64, 64))
+
+
+def test_missing_weights_name_the_file_and_the_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("PICKGLASS_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(WeightsMissing) as caught:
+        FeatureExtractor("resnet18", ["layer2"])
+    for part in ("resnet18-f37072fd.pth", str(tmp_path), "--weights FILE", "PICKGLASS_WEIGHTS"):
+        assert part in str(caught.value)
+    with pytest.raises(WeightsMissing, match="no such file"):
+        FeatureExtractor("resnet18", ["layer2"], weights=str(tmp_path / "absent.pth"))
+
+
+def test_weights_are_found_in_the_folder_the_cache_and_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    state = find_backbone("resnet18").build().state_dict()
+    cache = tmp_path / "torch" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(state, cache / "resnet18-f37072fd.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("PICKGLASS_WEIGHTS", raising=False)
+    assert find_weights(find_backbone("resnet18")) == cache / "resnet18-f37072fd.pth"
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_file(state, folder / "resnet18.safetensors")
+    monkeypatch.setenv("PICKGLASS_WEIGHTS", str(folder))
+    assert find_weights(find_backbone("resnet18")) == folder / "resnet18.safetensors"
+    extractor = FeatureExtractor("resnet18", ["layer1"])
+    assert extractor.weights is not None
+    assert extractor.weights.name == "resnet18.safetensors"
+    assert len(extractor.weights.sha256 or "") == 64
+    assert torch.equal(extractor.state_dict()["body.conv1.weight"], state["conv1.weight"])
+
+
+def test_weights_that_do_not_fit_are_listed_never_ignored(tmp_path: Path) -> None:
+    state = find_backbone("resnet18").build().state_dict()
+
+    def file(changed: dict[str, torch.Tensor]) -> str:
+        save_file(changed, tmp_path / "w.safetensors")
+        return str(tmp_path / "w.safetensors")
+
+    short = {k: v for k, v in state.items() if k != "conv1.weight"}
+    with pytest.raises(InputError, match=r"1 tensors are missing, e.g. \['conv1.weight'\]"):
+        FeatureExtractor("resnet18", ["layer1"], file(short))
+    with pytest.raises(InputError, match=r"1 have no place, e.g. \['extra'\]"):
+        FeatureExtractor("resnet18", ["layer1"], file({**state, "extra": torch.zeros(1)}))
+    with pytest.raises(InputError, match=r"another shape, e\.g\. conv1\.weight"):
+        FeatureExtractor("resnet18", ["layer1"], file({**state, "conv1.weight": torch.zeros(1)}))
+    without_head = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    FeatureExtractor("resnet18", ["layer1"], file(without_head))  # what is cut off is not needed
+
+
+def test_checkpoints_that_would_run_code_are_refused(tmp_path: Path) -> None:
+    torch.save(find_backbone("resnet18").build(), tmp_path / "whole.pth")
+    with pytest.raises(InputError, match="cannot be read"):
+        FeatureExtractor("resnet18", ["layer1"], str(tmp_path / "whole.pth"))
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(InputError, match="cannot be read"):
+        FeatureExtractor("resnet18", ["layer1"], str(tmp_path / "text.pth"))
+
+
+def test_random_weights_are_seeded_and_leave_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    one, two, other = (FeatureExtractor("resnet18", ["layer1"], "random", seed=s).state_dict() for s in (0, 0, 1))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(one["body.conv1.weight"], two["body.conv1.weight"])
+    assert not torch.equal(one["body.conv1.weight"], other["body.conv1.weight"])
+
+
+def test_training_mode_never_reaches_the_backbone() -> None:
+    extractor = FeatureExtractor("resnet18", ["layer1"], "random").train()
+    assert not any(module.training for module in extractor.modules())
+    assert not any(p.requires_grad for p in extractor.parameters())
+
+
+# -- engine ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18"])
+def test_openvino_answers_as_torch_does(name: str) -> None:
+    layers = ["stage2", "stage5"] if name != "resnet18" else ["layer1", "layer3"]
+    extractor = FeatureExtractor(name, layers, "random")
+    images = torch.rand(5, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    engine = Engine(extractor, "cpu", "openvino")
+    for got, expected in zip(engine(images), Engine(extractor, "cpu", "torch")(images), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert engine.name == "openvino"
+    assert engine(images[:1, :, :32, :32])[0].shape[0] == 1  # another size is compiled when it comes
+
+
+def test_an_engine_that_answers_differently_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor = FeatureExtractor("resnet18", ["layer1"], "random")
+    images = torch.rand(2, 3, 32, 32)
+    real = engine_module._compile
+
+    def wrong(*arguments: object) -> object:
+        compiled = real(*arguments)  # type: ignore[arg-type]
+        return lambda x: {0: next(iter(compiled(x).values())) * 1.01}
+
+    monkeypatch.setattr(engine_module, "_compile", wrong)
+    engine = Engine(extractor, "cpu")
+    with pytest.warns(RuntimeWarning, match="answers differently from torch"):
+        got = engine(images)
+    assert engine.name == "torch"
+    assert torch.equal(got[0], extractor(images)[0])
+    with pytest.raises(InputError, match="Use engine='torch'"):
+        Engine(extractor, "cpu", "openvino")(images)
+
+
+def test_an_engine_that_cannot_convert_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> object:
+        raise RuntimeError("unsupported operation\nand a long trace")
+
+    monkeypatch.setattr(engine_module, "_compile", broken)
+    with pytest.warns(RuntimeWarning, match=r"cannot convert it \(RuntimeError: unsupported operation\)"):
+        Engine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu")(torch.rand(1, 3, 32, 32))
+
+
+def test_engine_names_are_checked() -> None:
+    extractor = FeatureExtractor("resnet18", ["layer1"], "random")
+    with pytest.raises(InputError, match="engine='tensorrt'"):
+        Engine(extractor, "cpu", "tensorrt")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="runs on the CPU"):
+        Engine(extractor, "cuda", "openvino")
+
+
+def test_building_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FeatureExtractor("efficientnet_lite0", ["stage1"], "random")

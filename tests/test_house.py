@@ -1,0 +1,121 @@
+"""The structure: imports go down only, public names exist, files stay readable, start-up stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pickglass
+
+SOURCE = Path(pickglass.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# A module may import from its own row and from rows below it. Within the bottom row: errors < data < metrics <
+# calibration < result.
+ROWS = ["errors", "data", "metrics", "calibration", "result", "nn", "features", "methods", "app", "testing", "cli"]
+ALONE = {"app": {"testing"}, "testing": {"app"}}  # neighbours that do not know each other
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> set[str]:
+    rooms = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            rooms.add("<relative import>")
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        rooms |= {name.split(".")[1] for name in names if name.startswith("pickglass.")}
+    return rooms
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_go_down_only(path: Path) -> None:
+    own = room(path)
+    if own in ("__init__", "__main__"):
+        return  # the public names, loaded lazily, and the way in
+    for other in imported(ast.parse(path.read_text())):
+        assert other in ROWS, f"{path} imports pickglass.{other}, which has no row"
+        assert ROWS.index(other) <= ROWS.index(own), f"{path} imports upward: pickglass.{other}"
+        assert other not in ALONE.get(own, set()), f"{path} imports its neighbour pickglass.{other}"
+
+
+def test_no_import_cycles() -> None:
+    modules = {".".join(("pickglass", *p.relative_to(SOURCE).with_suffix("").parts)): p for p in FILES}
+    modules = {name.removesuffix(".__init__"): p for name, p in modules.items() if name != "pickglass.__init__"}
+
+    def needs(name: str) -> set[str]:
+        found = set()
+        for node in ast.walk(ast.parse(modules[name].read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
+                submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= (submodules & set(modules)) or {node.module}
+        return found - {name}
+
+    graph = {name: needs(name) for name in modules}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"import cycle: {' -> '.join((*above, name))}"
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_and_functions_stay_readable(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400, f"{path} has more than 400 lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            doc = ast.get_docstring(node, clean=False)
+            lines = (node.end_lineno or 0) - node.lineno + 1 - (doc.count("\n") + 1 if doc else 0)
+            assert lines <= 65, f"{path}: {node.name} has {lines} lines without its docstring"
+
+
+def test_public_names_exist_and_are_listed() -> None:
+    assert sorted(pickglass.__all__) == pickglass.__all__
+    assert set(pickglass.__all__) == set(pickglass._HOMES)
+    for name in pickglass.__all__:
+        assert getattr(pickglass, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = pickglass.nonsense
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_every_module_lists_its_names(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    if not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in tree.body) or room(path) == "cli":
+        return
+    lists = [n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    assert lists, f"{path} has no __all__"
+    listed = set(ast.literal_eval(lists[0].value))
+    defined = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != "_"}
+    assert defined <= listed | {"Run"}, f"{path}: public but not listed: {sorted(defined - listed)}"
+
+
+def loaded(code: str) -> set[str]:
+    listing = f"{code}\nimport sys\nprint(*sys.modules)"
+    return set(
+        subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+def test_start_up_loads_nothing_heavy() -> None:
+    modules = loaded("import pickglass, pickglass.cli.main")
+    assert not modules & {"torch", "timm", "numpy", "PIL", "matplotlib", "openvino", "rich.progress"}
+
+
+def test_the_decoder_needs_no_torch() -> None:
+    modules = loaded("import pickglass.data.images")
+    assert not modules & {"torch", "timm", "scipy", "matplotlib", "openvino"}

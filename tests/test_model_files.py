@@ -1,0 +1,146 @@
+"""Model files: bit-equal after loading, whole or not at all, and every wrong file refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import pickglass as pg
+from pickglass.errors import InputError, ModelFileError, UnknownName
+from pickglass.methods.modelfile import FORMAT, read_header, write_model
+from pickglass.testing import textures
+
+
+@pytest.fixture(scope="module")
+def detector() -> pg.Detector:
+    return pg.PatchCore(size=64, ratio=0.05).fit(textures(12, 64))
+
+
+@pytest.fixture(scope="module")
+def model(detector: pg.Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return detector.save(tmp_path_factory.mktemp("model") / "m.safetensors")
+
+
+def rewritten(model: Path, target: Path, **changes: object) -> Path:
+    with safe_open(str(model), "pt") as file:
+        header = {**json.loads(file.metadata()["pickglass"]), **changes}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, target, metadata={"pickglass": json.dumps({k: v for k, v in header.items() if v is not ...})})
+    return target
+
+
+def test_everything_comes_back(detector: pg.Detector, model: Path) -> None:
+    loaded = pg.load(model)
+    images = textures(4, 80, seed=3)
+    first, second = detector.predict(images), loaded.predict(images)
+    assert np.array_equal(first.scores, second.scores)
+    assert all(np.array_equal(a, b) for a, b in zip(first.maps, second.maps, strict=True))
+    assert loaded.calibration == detector.calibration
+    assert loaded.provenance == detector.provenance
+    assert torch.equal(loaded.state_dict()["bank"], detector.state_dict()["bank"])
+
+
+def test_it_works_without_the_weights_file(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pickglass.features.extractor.weights_for", lambda *_: pytest.fail("weights were looked for"))
+    pg.load(model).predict(textures(1, 64))
+
+
+def test_the_header_says_what_it_is(model: Path) -> None:
+    header = read_header(model)
+    assert header["format"] == FORMAT
+    assert header["method"] == "patchcore"
+    assert header["configuration"]["ratio"] == 0.05
+    assert header["preprocess"] == {"size": [64, 64], "interpolation": "bicubic"}
+    assert header["provenance"]["backbone_weights"]["name"] == "efficientnet-lite0-57934424.pth"
+    assert header["provenance"]["n_fit"] + header["provenance"]["n_calibrate"] == 12
+    assert len(header["provenance"]["data_sha256"]) == 64
+
+
+def test_it_carries_the_backbone_only_up_to_the_deepest_layer(model: Path) -> None:
+    assert model.stat().st_size < 4_000_000
+    with safe_open(str(model), "pt") as file:
+        names = list(file.keys())
+    assert any(name.startswith("backbone.body.blocks.4") for name in names)
+    assert not any("blocks.5" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": FORMAT + 1}, f"model format {FORMAT + 1}, this pickglass reads format {FORMAT}: upgrade"),
+        ({"format": "old"}, "fit the model anew"),
+        ({"calibration": ...}, r"lacks \['calibration'\]"),
+    ],
+)
+def test_other_versions_are_refused(model: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        pg.load(rewritten(model, tmp_path / "other.safetensors", **changes))
+
+
+def test_an_unknown_method_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="unknown method 'patchcoar'"):
+        pg.load(rewritten(model, tmp_path / "other.safetensors", method="patchcoar"))
+
+
+def test_wrong_files_are_refused(model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "wrong.safetensors"
+    with pytest.raises(ModelFileError, match="no such file"):
+        pg.load(target)
+    content = model.read_bytes()
+    for cut in (len(content) - 1, len(content) // 2, 100, 0):
+        target.write_bytes(content[:cut])
+        with pytest.raises(ModelFileError, match="cut short"):
+            pg.load(target)
+    target.write_text("not a model at all")
+    with pytest.raises(ModelFileError, match="not a readable model file"):
+        pg.load(target)
+    save_file({"x": torch.zeros(2)}, target)
+    with pytest.raises(ModelFileError, match="not a pickglass model"):
+        pg.load(target)
+    save_file({"x": torch.zeros(2)}, target, metadata={"pickglass": "{broken"})
+    with pytest.raises(ModelFileError, match="header is damaged"):
+        pg.load(target)
+
+
+def test_foreign_tensors_are_refused(model: Path, tmp_path: Path) -> None:
+    with safe_open(str(model), "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file({**tensors, "backbone.body.nonsense": torch.zeros(1)}, tmp_path / "m.safetensors", metadata=metadata)
+    with pytest.raises(ModelFileError, match=r"'backbone.body.nonsense' has no place"):
+        pg.load(tmp_path / "m.safetensors")
+    save_file({**tensors, "head.nonsense": torch.zeros(1)}, tmp_path / "m.safetensors", metadata=metadata)
+    with pytest.raises(ModelFileError, match=r"'head.nonsense' has no place"):
+        pg.load(tmp_path / "m.safetensors")
+    short = {name: tensor for name, tensor in tensors.items() if name != "backbone.body.conv_stem.weight"}
+    save_file(short, tmp_path / "m.safetensors", metadata=metadata)
+    with pytest.raises(ModelFileError, match="lacks"):
+        pg.load(tmp_path / "m.safetensors")
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "m.safetensors"
+    target.write_text("the old one")
+
+    def full_disk(_: object, path: Path, **__: object) -> None:
+        Path(path).write_text("half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("pickglass.methods.modelfile.save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_model(target, {}, {})
+    assert target.read_text() == "the old one"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_bad_targets(detector: pg.Detector, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"ends in \.safetensors"):
+        detector.save(tmp_path / "model.pt")
+    with pytest.raises(InputError, match="existing folder"):
+        detector.save(tmp_path / "absent" / "model.safetensors")

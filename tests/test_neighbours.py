@@ -1,0 +1,91 @@
+"""The searches against brute force in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pickglass.nn import neighbours
+from pickglass.nn.neighbours import BankIndex, nearest_plain
+
+
+def clouds(n: int = 1500, m: int = 2300, c: int = 37, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(9, c, generator=generator)
+    points = torch.randn(n + m, 9, generator=generator) @ mix + 0.2 * torch.randn(n + m, c, generator=generator) + 5
+    return points[:n], points[n:]
+
+
+def truth(queries: torch.Tensor, bank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    distance = (queries[:, None].double() - bank.double()).square().sum(2).sqrt()
+    best = distance.min(1)
+    return best.values, best.indices
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_search_is_exact(bfloat16: bool) -> None:
+    queries, bank = clouds()
+    found = BankIndex(bank, bfloat16=bfloat16).search(queries)
+    distance, index = truth(queries, bank)
+    assert torch.equal(found.indices, index)
+    torch.testing.assert_close(found.distances.double(), distance, rtol=1e-6, atol=1e-6)
+    assert found.fallbacks == 0
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_distances_agree_with_search_also_for_members_of_the_bank(bfloat16: bool) -> None:
+    queries, bank = clouds()
+    queries = torch.cat([queries, bank[:200], bank[:50] + 1e-4])
+    got = BankIndex(bank, bfloat16=bfloat16).distances(queries)
+    torch.testing.assert_close(got.double(), truth(queries, bank)[0], rtol=1e-5, atol=1e-6)
+    assert bool((got[1500:1700] == 0).all())
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_ties_go_to_the_lowest_index(bfloat16: bool) -> None:
+    corners = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    bank = torch.cat([corners, corners])  # its mean is 0, so nothing is rounded
+    queries = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    assert BankIndex(bank, bfloat16=bfloat16).search(queries).indices.tolist() == [0, 2, 0]
+
+
+def test_queries_with_too_many_possible_neighbours_fall_back_and_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    close = torch.randn(2000, 37, generator=torch.Generator().manual_seed(1))
+    close[0] += 1000  # far out: the bound has to allow for it, and then every point is possible
+    queries = close[1:65] + 0.1
+    index = BankIndex(close, bfloat16=True)
+    found = index.search(queries)
+    assert found.fallbacks == 64
+    assert torch.equal(found.indices, truth(queries, close)[1])
+    monkeypatch.setattr(neighbours, "_PATIENCE", 10)
+    index.search(queries)
+    assert not index.coarse  # given up for float32
+
+
+def test_plain_search_is_the_definition() -> None:
+    queries, bank = clouds(60, 80)
+    distance, index = nearest_plain(queries[None], bank[None])
+    assert torch.equal(index[0], truth(queries, bank)[1])
+    torch.testing.assert_close(distance[0].double(), truth(queries, bank)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_bank_of_one_point() -> None:
+    found = BankIndex(torch.ones(1, 4)).distances(torch.zeros(3, 4))
+    assert found.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_detection_of_bfloat16_reads_the_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    class Flags:
+        text = ""
+
+        def __init__(self, _: str) -> None: ...
+        def is_file(self) -> bool:
+            return True
+
+        def read_text(self) -> str:
+            return f"processor: 0\nflags\t\t: fpu {self.text}\n"
+
+    monkeypatch.setattr(neighbours, "Path", Flags)
+    for text, expected in (("avx512f", False), ("avx512_bf16", True), ("amx_bf16 amx_tile", True)):
+        monkeypatch.setattr(Flags, "text", text)
+        assert neighbours.has_fast_bfloat16() is expected

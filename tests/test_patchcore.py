@@ -1,0 +1,217 @@
+"""PatchCore against its formulas done literally, its settings, and the conformance suite."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import pickglass as pg
+from pickglass.errors import InputError, UnknownName
+from pickglass.methods.running import Run
+from pickglass.testing import check_detector, textures
+
+FAST = {"size": 64, "ratio": 0.05}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"standardise": True, "reweight": 5},
+        {"dims": 48, "patch": 5, "top_k": 4, "smoothing": 0.0},
+        {"backbone": "resnet18", "layers": ("layer1", "layer2"), "weights": "random", "size": (64, 80)},
+    ],
+    ids=["default", "standardised-reweighted", "pooled", "resnet18"],
+)
+def test_conformance(settings: dict[str, object]) -> None:
+    assert len(check_detector(pg.PatchCore(**{**FAST, **settings}))) == 12  # type: ignore[arg-type]
+
+
+def run(positions: int = 1, n: int = 3, memory_gb: float = 1.0) -> Run:
+    return Run(n, [(4, 6, 5), (3, 3, 3)], positions, 0, memory_gb, lambda *_: None)
+
+
+def levels(batch: int, positions: int = 1, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(batch, positions, 4, 6, 5, generator=generator),
+        torch.randn(batch, positions, 3, 3, 3, generator=generator),
+    ]
+
+
+def fitted(positions: int = 1, **settings: object) -> pg.PatchCore:
+    detector = pg.PatchCore(**{"ratio": 1.0, **settings})  # type: ignore[arg-type]
+    detector.start(run(positions))
+    detector.update(levels(3, positions))
+    detector.finish()
+    return detector
+
+
+def literal_features(image_levels: list[np.ndarray]) -> np.ndarray:
+    """Eq. 1-3: the 3x3 mean with zeros beyond the border, levels enlarged bilinearly to the first grid: (h w, C)."""
+    parts = []
+    h, w = image_levels[0].shape[1:]
+    for level in image_levels:
+        padded = np.pad(level, ((0, 0), (1, 1), (1, 1)))
+        mean = np.zeros_like(level)
+        for y in range(level.shape[1]):
+            for x in range(level.shape[2]):
+                mean[:, y, x] = padded[:, y : y + 3, x : x + 3].sum((1, 2)) / 9
+        ys = np.clip((np.arange(h) + 0.5) * level.shape[1] / h - 0.5, 0, level.shape[1] - 1)
+        xs = np.clip((np.arange(w) + 0.5) * level.shape[2] / w - 0.5, 0, level.shape[2] - 1)
+        y0, x0 = ys.astype(int), xs.astype(int)
+        y1, x1 = np.minimum(y0 + 1, level.shape[1] - 1), np.minimum(x0 + 1, level.shape[2] - 1)
+        fy, fx = (ys - y0)[:, None], (xs - x0)[None]
+        top = mean[:, y0][:, :, x0] * (1 - fx) + mean[:, y0][:, :, x1] * fx
+        low = mean[:, y1][:, :, x0] * (1 - fx) + mean[:, y1][:, :, x1] * fx
+        parts.append(top * (1 - fy) + low * fy)
+    return np.concatenate(parts).reshape(-1, h * w).T
+
+
+def test_bank_and_distances_are_those_of_the_paper_done_literally() -> None:
+    detector = fitted()
+    train, test = levels(3), levels(2, seed=1)
+    bank = np.concatenate([literal_features([level[i, 0].numpy() for level in train]) for i in range(3)])
+    assert detector.bank is not None
+    assert detector.bank.shape == (1, 90, 7)
+    assert {tuple(np.round(v, 4)) for v in detector.bank[0].numpy()} == {
+        tuple(np.round(v, 4)) for v in bank.astype("f4")
+    }
+    scores, maps = detector.score(test)
+    assert maps.shape == (2, 1, 6, 5)
+    for i in range(2):
+        own = literal_features([level[i, 0].numpy() for level in test])
+        distance = np.sqrt(((own[:, None] - bank[None]) ** 2).sum(2)).min(1)  # eq. 6
+        np.testing.assert_allclose(maps[i, 0].numpy().ravel(), distance, rtol=1e-4)
+        assert float(scores[i, 0]) == pytest.approx(distance.max(), rel=1e-4)
+
+
+def test_reweighting_is_equation_7() -> None:
+    detector = fitted(reweight=4)
+    scores, maps = detector.score(levels(2, seed=1))
+    assert detector.bank is not None
+    bank = detector.bank[0].double().numpy()
+    for i in range(2):
+        own = literal_features([level[i, 0].double().numpy() for level in levels(2, seed=1)])
+        distance = np.sqrt(((own[:, None] - bank[None]) ** 2).sum(2))
+        m_test = own[distance.min(1).argmax()]
+        s_star, m_star = distance.min(1).max(), bank[distance[distance.min(1).argmax()].argmin()]
+        n_b = bank[np.argsort(((bank - m_star) ** 2).sum(1))[:4]]
+        around = np.sqrt(((m_test - n_b) ** 2).sum(1))
+        expected = (1 - np.exp(s_star) / np.exp(around).sum()) * s_star
+        assert float(scores[i, 0]) == pytest.approx(expected, rel=1e-4)
+        assert float(maps[i].max()) == pytest.approx(s_star, rel=1e-4)
+
+
+def test_reweighting_survives_distances_beyond_the_range_of_exp() -> None:
+    detector = fitted(reweight=4)
+    scores, _ = detector.score([1000 * level for level in levels(2, seed=1)])
+    assert bool(torch.isfinite(scores).all())
+
+
+def test_top_k_is_the_mean_of_the_largest() -> None:
+    scores, maps = fitted(top_k=3).score(levels(2, seed=1))
+    expected = maps.flatten(2).sort(2, descending=True).values[..., :3].mean(2)
+    torch.testing.assert_close(scores, expected)
+
+
+def test_pooling_to_a_dimension_is_the_authors_two_steps() -> None:
+    detector = fitted(dims=5)
+    features = detector._patch_features(levels(1, seed=1))
+    unfolded = torch.nn.functional.unfold(levels(1, seed=1)[0][:, 0], 3, padding=1)  # (1, 36, 30)
+    first = torch.nn.functional.adaptive_avg_pool1d(unfolded.transpose(1, 2), 5)  # (1, 30, 5)
+    low = torch.nn.functional.unfold(levels(1, seed=1)[1][:, 0], 3, padding=1)
+    second = torch.nn.functional.adaptive_avg_pool1d(low.transpose(1, 2), 5).transpose(1, 2).view(1, 5, 3, 3)
+    second = torch.nn.functional.interpolate(second, (6, 5), mode="bilinear").flatten(2).transpose(1, 2)
+    both = torch.nn.functional.adaptive_avg_pool1d(torch.cat([first, second], 2), 5)  # (1, 30, 5)
+    torch.testing.assert_close(features[0, 0].flatten(1).T, both[0], rtol=1e-5, atol=1e-6)
+
+
+def test_standardised_levels_have_unit_variance_in_all() -> None:
+    detector = fitted(standardise=True)
+    assert detector.bank is not None
+    assert detector.scale is not None
+    for part in detector.bank[0].split([4, 3], dim=1):
+        assert float(part.var(0, unbiased=False).sum()) == pytest.approx(1, rel=1e-3)
+
+
+def test_positions_are_independent() -> None:
+    """P heads at once are P heads one by one."""
+    both = fitted(positions=2)
+    test = levels(2, 2, seed=1)
+    scores, maps = both.score(test)
+    for p in range(2):
+        alone = pg.PatchCore(ratio=1.0)
+        alone.start(run())
+        alone.update([level[:, p : p + 1] for level in levels(3, 2)])
+        alone.finish()
+        own_scores, own_maps = alone.score([level[:, p : p + 1] for level in test])
+        torch.testing.assert_close(scores[:, p : p + 1], own_scores)
+        torch.testing.assert_close(maps[:, p : p + 1], own_maps)
+
+
+def test_a_small_memory_keeps_a_coreset_of_what_is_held() -> None:
+    good = textures(30, 64)
+    whole = pg.PatchCore(size=64, ratio=0.05).fit(good, calibrate=0)
+    details = whole.provenance["details"]
+    assert details["reductions"] == 0
+    n = details["patches"]
+    budget = 0.4 * n * 4 * (152 + 2 * 128) / 1e9
+    tight = pg.PatchCore(size=64, ratio=0.05).fit(good, calibrate=0, memory_gb=budget, batch=4)
+    assert tight.provenance["details"]["reductions"] > 0
+    assert tight.provenance["details"]["bank"] == math.ceil(0.05 * n)
+    assert tight.provenance["details"]["radius"] < 2 * details["radius"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ratio": 0.0}, "ratio=0.0: expected a share above 0"),
+        ({"ratio": 1.5}, "ratio=1.5"),
+        ({"patch": 2}, "patch=2: expected an odd number"),
+        ({"reweight": -1}, "reweight=-1"),
+        ({"reweight": 3, "top_k": 2}, "set top_k=1 or reweight=0"),
+        ({"standardise": True, "dims": 8}, "set one of them"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"ratio": 1.0, "max_bank_mb": 0.1}, "lower ratio to"),
+        ({"size": "big"}, "size='big'"),
+        ({"size": (64, 0)}, "size="),
+    ],
+)
+def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pg.PatchCore(**{"size": 64, **settings}).fit(textures(4, 64))  # type: ignore[arg-type]
+
+
+def test_a_budget_below_the_bank_is_refused() -> None:
+    with pytest.raises(InputError, match="raise memory_gb to"):
+        pg.PatchCore(size=64, ratio=0.9).fit(textures(4, 64), memory_gb=1e-5)
+
+
+def test_presets_and_settings() -> None:
+    paper = pg.PatchCore.from_preset("paper", size=320)
+    assert paper.configuration()["backbone"] == "wide_resnet50_2"
+    assert (paper.size, paper.smoothing, paper.dims) == (320, 4.0, 1024)
+    with pytest.raises(UnknownName, match="unknown preset of PatchCore 'papr'"):
+        pg.PatchCore.from_preset("papr")
+    with pytest.raises(UnknownName, match=r"unknown setting of PatchCore 'ration'.*ratio"):
+        pg.PatchCore.configured({"ration": 0.1})
+
+
+def test_the_paper_preset_runs_on_random_weights() -> None:
+    detector = pg.PatchCore.from_preset("paper", weights="random", size=64).fit(textures(3, 64), calibrate=0)
+    assert detector.bank is not None
+    assert detector.bank.shape == (1, math.ceil(0.1 * 3 * 64), 1024)
+
+
+def test_golden_scores() -> None:
+    """A changed number is a changed method: change it here only with a reason in the changelog."""
+    detector = pg.PatchCore(size=64, ratio=0.1).fit(textures(10, 64), calibrate=0, engine="torch")
+    found = detector.predict(textures(3, 64, seed=1), engine="torch")
+    np.testing.assert_allclose(found.scores, GOLDEN, rtol=2e-4)
+
+
+GOLDEN = [18.798712, 19.882803, 20.387152]

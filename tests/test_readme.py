@@ -1,0 +1,70 @@
+"""Every block of the README runs, and so does every example in a docstring."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import pickglass
+from pickglass.cli.main import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def folder(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(small_dataset, tmp_path / "datasets" / "bottle")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line]
+    assert len(lines) >= 4
+    for line in lines:
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code, f"{line}: {capsys.readouterr().err}"
+    assert {"bottle.safetensors", "report.html", "found"} <= {path.name for path in folder.iterdir()}
+
+
+def test_python_blocks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert blocks("python")
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("1.0\n")
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert f"\n{target}:" in makefile
+
+
+def test_commands_of_the_readme_are_the_commands() -> None:
+    from pickglass.cli.main import app
+
+    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert set(re.findall(r"^\| `(\w+)", README, flags=re.MULTILINE)) == known
+
+
+MODULES = [name for _, name, _ in pkgutil.walk_packages(pickglass.__path__, "pickglass.") if name[-8:] != "__main__"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name: str) -> None:
+    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
