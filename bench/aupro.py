@@ -6,7 +6,9 @@ PEER is an environment with ``pip install "anomalib==2.7.0"``. The maps are smoo
 of the masks on half of the images. Both sides read one npz file, in processes of their own, and get the maps one by
 one. Bytes a pixel: growth of the resident set at its peak over that before the first map was added; the maps
 themselves, which both sides find in memory, do not count. The time is the best of the repeats; memory is the first's.
-Ours includes the pixel AUROC and two limits, the peer's one limit. Needs Linux (/proc). Prints one JSON line.
+Ours includes the pixel AUROC and two limits, the peer's one limit. The sketch is the bounded one: its memory, in
+megabytes, does not grow with the number of maps, and its value is the guaranteed interval. Needs Linux (/proc). Prints
+one JSON line.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-Measured = dict[str, float]
+Measured = dict[str, Any]
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 
@@ -53,6 +55,15 @@ def ours(maps: np.ndarray[Any, Any], masks: np.ndarray[Any, Any]) -> float:
     return curves.compute().aupro[0.3]
 
 
+def sketch(maps: np.ndarray[Any, Any], masks: np.ndarray[Any, Any]) -> tuple[float, float]:
+    from pickglass.metrics import AuproSketch
+
+    bounded = AuproSketch()
+    for scores, mask in zip(maps, masks, strict=True):
+        bounded.update(scores, mask)
+    return bounded.interval(0.3)
+
+
 def peer(maps: np.ndarray[Any, Any], masks: np.ndarray[Any, Any]) -> float:
     import torch
     from anomalib.metrics.aupro import _AUPRO  # the public class takes anomalib's batches only
@@ -63,11 +74,14 @@ def peer(maps: np.ndarray[Any, Any], masks: np.ndarray[Any, Any]) -> float:
     return float(metric.compute())
 
 
+SIDES: dict[str, Callable[..., Any]] = {"ours": ours, "sketch": sketch, "peer": peer}
+
+
 def resident(field: str) -> int:
     return int(re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
 
 
-def measure(metric: Callable[..., float], file: Path, repeats: int) -> Measured:
+def measure(metric: Callable[..., Any], file: Path, repeats: int) -> Measured:
     with np.load(file) as data:
         maps, masks = data["maps"], data["masks"]
     metric(maps[:2, :64, :64].copy(), np.eye(64, dtype=bool)[None].repeat(2, 0))  # imports and first-call costs
@@ -83,13 +97,14 @@ def measure(metric: Callable[..., float], file: Path, repeats: int) -> Measured:
     return {
         "seconds": round(min(seconds), 4),
         "bytes_per_pixel": round(growth / maps.size, 2),
+        "megabytes": round(growth / 2**20, 1),
         "aupro_30": value,
     }
 
 
 def in_process(python: str, side: str, file: Path, repeats: int) -> Measured:
     command = [python, __file__, "--side", side, "--file", str(file), "--repeats", str(repeats)]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)} if side == "ours" else None
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)} if side != "peer" else None
     run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     result: Measured = json.loads(run.stdout.splitlines()[-1])
     return result
@@ -102,7 +117,11 @@ def compare(case: str, peer_python: str | None, repeats: int, folder: Path) -> d
     np.savez(file, maps=maps, masks=masks)
     result: dict[str, Any] = {"maps": n, "size": size, "defect_share": round(float(masks.mean()), 4)}
     del maps, masks
-    result["ours"] = in_process(sys.executable, "ours", file, repeats)
+    for side in ("ours", "sketch"):
+        result[side] = in_process(sys.executable, side, file, repeats)
+    low, high = result["sketch"]["aupro_30"]
+    result["sketch_width"] = high - low
+    result["sketch_contains_exact"] = low <= result["ours"]["aupro_30"] <= high
     if peer_python:
         result["peer"] = in_process(peer_python, "peer", file, repeats)
         result["times_faster"] = round(result["peer"]["seconds"] / result["ours"]["seconds"], 1)
@@ -115,11 +134,11 @@ def main() -> None:
     parser.add_argument("--peer-python", help="python of an environment with anomalib 2.7")
     parser.add_argument("--cases", nargs="+", default=["100x256", "48x1024"], help="NUMBERxSIZE of the maps")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--side", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        print(json.dumps(measure({"ours": ours, "peer": peer}[args.side], args.file, args.repeats)))
+        print(json.dumps(measure(SIDES[args.side], args.file, args.repeats)))
         return
     with tempfile.TemporaryDirectory() as folder:
         results = [compare(case, args.peer_python, args.repeats, Path(folder)) for case in args.cases]

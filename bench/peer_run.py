@@ -1,4 +1,5 @@
-"""Run the peer's script in the peer's environment and keep its memory bank too: the other side of bench/peer.py.
+"""Run the peer's script in the peer's environment, keep its memory bank and time its coreset: the other side of
+bench/patchcore.py and bench/parity.py.
 
 Usage (python of the peer's environment): python bench/peer_run.py SCRIPT BANK.npy -- arguments of the script
 """
@@ -6,7 +7,9 @@ Usage (python of the peer's environment): python bench/peer_run.py SCRIPT BANK.n
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
+import time
 
 import numpy as np
 
@@ -19,7 +22,17 @@ def main() -> None:
     spec.loader.exec_module(module)
 
     from anomalib.engine import Engine
+    from anomalib.models.components import KCenterGreedy
 
+    select = KCenterGreedy.sample_coreset
+
+    def sample_coreset(self, *args, **kwargs):
+        start = time.perf_counter()
+        result = select(self, *args, **kwargs)
+        print(json.dumps({"coreset_s": time.perf_counter() - start}))
+        return result
+
+    KCenterGreedy.sample_coreset = sample_coreset
     original = Engine.predict
 
     def predict(self, model, *args, **kwargs):

@@ -16,8 +16,8 @@ def squeeze(data: Path, out: Path, size: int) -> None:
     dataset = load_dataset(data)
     for row in dataset.table:
         _copy(Path(row.path), out / Path(row.path).relative_to(data), size, Image.Resampling.BILINEAR)
-        if row.mask is not None:
-            _copy(Path(row.mask), out / Path(row.mask).relative_to(data), size, Image.Resampling.NEAREST)
+        for mask in row.masks:
+            _copy(Path(mask), out / Path(mask).relative_to(data), size, Image.Resampling.NEAREST)
     if (data / "groups.csv").is_file():
         text = (data / "groups.csv").read_text().replace(".jpg,", ".png,")
         (out / "groups.csv").write_text(text)

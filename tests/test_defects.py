@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from skimage import data
 
+from pickglass.data.cloth import Cloth, weave
 from pickglass.data.defects import KINDS, Kind, paint
+from pickglass.data.part_defects import find_parts
+from pickglass.data.trays import Tray, fill
 from pickglass.errors import InputError, UnknownName
 
 BASES = {
@@ -18,6 +21,9 @@ BASES = {
     "brick": data.brick()[:160, :200],
     "grass": data.grass()[:160, :160],
     "coffee": data.coffee()[:160, :160],
+    "twill": weave(Cloth("twill"), (160, 160), seed=1),
+    "dark cloth": weave(Cloth("plain", warp=(60, 40, 30), weft=(40, 30, 30)), (160, 160), seed=1),
+    "tray": fill(Tray("bolt", part_px=26, pitch_px=44), (160, 160), seed=1),
 }
 
 
@@ -31,14 +37,14 @@ def longest_extent(mask: np.ndarray) -> float:
 @pytest.mark.parametrize("name", BASES)
 def test_mask_box_and_size_are_exact(name: str, kind: Any) -> None:
     image = BASES[name].copy()
-    for size in (4, 8, 16, 40):
-        for contrast in (0.3, 1.0):
+    for size in (4, 8, 16, 32):
+        for contrast in (0.3, 1.0) if size == 8 else (1.0,):
             painted = paint(image, kind, size, np.random.default_rng(size), contrast)
             np.testing.assert_array_equal(image, BASES[name])
             differs = (painted.image != image).reshape(*image.shape[:2], -1).any(axis=2)
             np.testing.assert_array_equal(painted.mask, differs)
             assert painted.image.dtype == np.uint8
-            assert abs(longest_extent(painted.mask) - size) <= 1.5, (size, contrast)
+            assert abs(longest_extent(painted.mask) - size) <= (2 if kind.endswith("_part") else 1.5), (size, contrast)
             ys, xs = np.nonzero(differs)
             x, y, width, height = painted.box
             assert (x, y, x + width - 1, y + height - 1) == (xs.min(), ys.min(), xs.max(), ys.max())
@@ -78,6 +84,91 @@ def test_lines_are_thin_and_blobs_are_not() -> None:
         assert area["crack"] < 60 * 14
         assert area["hole"] > 60 * 60 * 0.35
         assert area["stain"] > 60 * 60 * 0.15
+
+
+def test_kinds_are_named_once() -> None:
+    assert get_args(Kind) == tuple(KINDS)
+
+
+def span(mask: np.ndarray) -> tuple[int, int]:
+    ys, xs = np.nonzero(mask)
+    return int(np.ptp(ys)) + 1, int(np.ptp(xs)) + 1
+
+
+def test_threads_break_along_their_own_direction() -> None:
+    for base in (BASES["twill"], BASES["dark cloth"], BASES["flat"]):
+        for seed in range(3):
+            pick = span(paint(base, "broken_pick", 32, np.random.default_rng(seed)).mask)
+            end = span(paint(base, "missing_end", 32, np.random.default_rng(seed)).mask)
+            assert pick[1] > 24 > pick[0]
+            assert end[0] > 24 > end[1]
+
+
+def test_a_gap_is_as_wide_as_the_cloth_s_thread() -> None:
+    height = {}
+    for pitch in (4.0, 8.0):
+        cloth = weave(Cloth("plain", warp_px=pitch, weft_px=pitch), (160, 160), seed=2)
+        found = [span(paint(cloth, "broken_pick", 48, np.random.default_rng(seed)).mask)[0] for seed in range(4)]
+        height[pitch] = np.mean(found)
+    assert 1.4 < height[8.0] / height[4.0] < 2.6
+
+
+def test_the_weave_closes_over_a_missing_pick() -> None:
+    """The line is not just drawn on top: beside it, threads lie where they did not."""
+    rows = 128 + 60 * np.cos(np.arange(160) * 2 * np.pi / 8)
+    threads = np.repeat(rows[:, None], 160, axis=1).round().astype(np.uint8)
+    painted = paint(threads, "broken_pick", 64, np.random.default_rng(0))
+    x, y, width, height = painted.box
+    middle = y + height // 2
+    change = np.abs(painted.image.astype(int) - threads)[:, x + width // 4 : x + 3 * width // 4].mean(axis=1)
+    assert change[[middle - 9, middle + 9]].min() > 5  # more than a thread away, where the line itself has ended
+    assert change[[middle - 20, middle + 20]].max() == 0
+
+
+@pytest.mark.parametrize("part", ["pin", "washer", "nut", "bolt"])
+def test_a_missing_part_leaves_bare_ground(part: Any) -> None:
+    image = fill(Tray(part, part_px=26, pitch_px=48), (192, 192), seed=3)
+    sizes = [p.extent for p in find_parts(image)]
+    painted = paint(image, "missing_part", float(np.median(sizes)), np.random.default_rng(0))
+    assert len(find_parts(painted.image)) == len(sizes) - 1
+    assert painted.image[painted.mask].max() < 110 < image[painted.mask].max()  # ground is 70, metal 155 and more
+    assert painted.image[painted.mask].std() > 2  # with the ground's own grain
+
+
+def test_a_surplus_part_is_one_more() -> None:
+    image = fill(Tray("washer", part_px=24, pitch_px=60), (240, 240), seed=3)
+    known = find_parts(image)
+    painted = paint(image, "surplus_part", known[0].extent, np.random.default_rng(0))
+    assert len(find_parts(painted.image)) == len(known) + 1
+
+
+def test_a_misplaced_part_lies_elsewhere() -> None:
+    image = fill(Tray("bolt", part_px=24, pitch_px=60), (240, 240), seed=3)
+    known = find_parts(image)
+    painted = paint(image, "misplaced_part", 36, np.random.default_rng(0))
+    found = find_parts(painted.image)
+    assert len(found) == len(known)
+    moved = {p.middle for p in known} ^ {p.middle for p in found}
+    assert len(moved) == 2
+
+
+def test_a_fibre_is_thin_and_a_knot_is_not() -> None:
+    for seed in range(4):
+        area = {
+            kind: paint(BASES["flat"], kind, 48, np.random.default_rng(seed)).mask.sum()
+            for kind in ("foreign_fibre", "knot", "slub", "dent")
+        }
+        assert area["foreign_fibre"] < 48 * 14
+        assert area["knot"] > 200
+        assert area["slub"] < area["dent"]
+
+
+def test_yarn_keeps_its_colour_and_a_highlight_is_white() -> None:
+    blue = np.full((96, 96, 3), (40, 70, 140), np.uint8)
+    slub = paint(blue, "slub", 40, np.random.default_rng(0))
+    added = slub.image[slub.mask].astype(float) - blue[slub.mask]
+    bright = added[added.sum(axis=1) > 60].mean(axis=0)
+    assert bright[2] > 1.5 * bright[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

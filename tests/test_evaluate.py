@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 import pickglass as pg
 from pickglass.calibration import highest_score
 from pickglass.errors import ImageError, InputError
-from pickglass.metrics import aupro
+from pickglass.metrics import PimoCurves, aupro, group_weights
 from pickglass.result import Found, Prediction, find_defects
 
 
@@ -65,6 +65,69 @@ def test_truth_is_joined_by_path_not_by_order(prediction: Prediction) -> None:
     assert dict(joined) == dict(pg.evaluate(prediction))
     with pytest.raises(InputError, match=r"not in the truth, e.g. '0.png'"):
         pg.evaluate(bare, pg.Table(prediction.rows[1:]))
+
+
+def test_rates_at_the_deployed_thresholds(prediction: Prediction) -> None:
+    found = pg.evaluate(prediction)
+    flagged = [prediction.verdict(i) == "bad" for i in range(6)]
+    assert found["false_alarm_rate"] == pytest.approx(sum(flagged[:3]) / 3)
+    assert found["miss_rate"] == pytest.approx(1 - sum(flagged[3:]) / 3)
+    assert found["f1"] == pytest.approx(f1_score([0, 0, 0, 1, 1, 1], flagged))
+    predicted = np.concatenate([prediction.mask(i).ravel() for i in range(6)])
+    truth = np.concatenate([np.zeros(320) if m is None else m.ravel() for m in masks_of(prediction)])
+    assert found["pixel_f1"] == pytest.approx(f1_score(truth, predicted))
+    cut = [i for i in range(3, 6) if prediction.rows[i].defect == "cut"]
+    assert found.by_type["cut"]["miss_rate"] == pytest.approx(1 - sum(flagged[i] for i in cut) / len(cut))
+    assert found.by_type["cut"]["false_alarm_rate"] == found["false_alarm_rate"]
+    bare = pg.evaluate(replace(prediction, calibration=None))
+    assert [bare[name] for name in ("f1", "false_alarm_rate", "miss_rate", "pixel_f1")] == [None] * 4
+    assert bare["aupro_30"] == found["aupro_30"]
+
+
+def test_aupimo_is_per_image_and_its_mean(prediction: Prediction) -> None:
+    found = pg.evaluate(prediction)
+    curves = PimoCurves()
+    for i, mask in enumerate(masks_of(prediction)):
+        curves.update(prediction.map(i), mask)
+    expected = curves.compute().scores[3:]
+    assert list(found.aupimo) == ["3.png", "4.png", "5.png"]
+    assert list(found.aupimo.values()) == pytest.approx(expected)
+    assert found["aupimo"] == pytest.approx(expected.mean())
+    assert found.by_type["hole"]["aupimo"] == pytest.approx(expected[[0, 2]].mean())
+    assert any("960 pixels of good images cannot resolve" in note for note in found.notes)
+
+
+def test_intervals_come_with_repeats_and_hold_the_value(prediction: Prediction) -> None:
+    rows = tuple(replace(row, group=f"part {i % 4}") for i, row in enumerate(prediction.rows))
+    grouped = replace(prediction, rows=rows)
+    plain, found = pg.evaluate(grouped), pg.evaluate(grouped, repeats=60)
+    assert plain["intervals"] is None
+    assert {**found, "intervals": None} == dict(plain)
+    assert set(found["intervals"]) == set(found) - {"n", "aupimo", "intervals"}
+    for name, (low, high) in found["intervals"].items():
+        assert 0 <= low <= high <= 1
+        assert low - 0.01 <= found[name] <= high + 0.01
+    low, high = found["intervals"]["false_alarm_rate"]
+    rates = []  # parts 0 and 1 hold a good and a bad image each, 2 a good one, 3 a bad one
+    flagged = [prediction.verdict(i) == "bad" for i in range(3)]
+    for weight in group_weights([row.group for row in rows], 60, seed=0):
+        if weight[:3].sum():
+            rates.append(weight[:3] @ flagged / weight[:3].sum())
+    assert (low, high) == pytest.approx(tuple(np.quantile(rates, [0.025, 0.975])))
+    assert found.by_type["cut"]["intervals"] is not None
+    assert any("60 draws of 4 groups of images. Under 20 groups" in note for note in found.notes)
+    assert pg.evaluate(grouped, repeats=60)["intervals"] == found["intervals"]
+    assert pg.evaluate(grouped, repeats=60, seed=1)["intervals"] != found["intervals"]
+
+
+def test_a_type_without_masks_has_image_metrics_only(prediction: Prediction) -> None:
+    rows = tuple(replace(row, mask=None) if row.defect == "cut" else row for row in prediction.rows)
+    found = pg.evaluate(replace(prediction, rows=rows), repeats=20)
+    assert found.by_type["cut"]["image_auroc"] is not None
+    assert found.by_type["cut"]["aupro_30"] is None
+    assert found.by_type["cut"]["pixel_f1"] is None
+    assert "aupro_30" not in found.by_type["cut"]["intervals"]
+    assert found.by_type["hole"]["aupro_30"] is not None
 
 
 def test_what_is_undefined_is_none(prediction: Prediction) -> None:

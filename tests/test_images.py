@@ -366,6 +366,37 @@ def test_masks(tmp_path: Path) -> None:
 # -- Preprocess -------------------------------------------------------------------------------------------------------
 
 
+def test_masks_of_several_files_are_their_union(tmp_path: Path) -> None:
+    paths = (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
+    for path, mask in zip(paths, ([[0, 1, 0]], [[0, 0, 7]]), strict=True):
+        Image.fromarray(np.array(mask, np.uint8)).save(path)
+    assert read_mask(paths, (1, 3)).tolist() == [[False, True, True]]
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(paths[1])
+    with pytest.raises(ImageError, match=r"b\.png: the mask is 2x2"):
+        read_mask(paths, (1, 3))
+
+
+@pytest.mark.parametrize(("bits", "values"), [(1, [0, 255]), (2, [0, 85, 170, 255]), (4, [0, 17, 34, 255])])
+def test_png_of_few_bits_is_stretched_to_8(bits: int, values: list[int]) -> None:
+    codes = [round(value * (2**bits - 1) / 255) for value in values]
+    packed = 0
+    for code in codes:
+        packed = packed << bits | code
+    width = len(codes)
+    row = (packed << (-width * bits % 8)).to_bytes((width * bits + 7) // 8, "big")
+    head = struct.pack(">IIBBBBB", width, 1, bits, 0, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    assert read_image(io.BytesIO(b"\x89PNG\r\n\x1a\n" + body)).tolist() == [values]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".webp", ".png"])
+def test_several_frames_are_refused_with_the_remedy(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.fromarray(random_image(8, 8, 3)) for _ in range(3)]
+    frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match="holds 3 frames, expected one: save each frame as a file of its own"):
+        read_image(tmp_path / f"a{suffix}")
+
+
 def test_preprocess_keeps_an_image_that_fits() -> None:
     image = random_image(6, 5, 3)
     found = Preprocess((6, 5))(image)

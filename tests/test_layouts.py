@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pickglass.data.images import read_mask
-from pickglass.data.layouts import LAYOUTS, as_table, check_images, describe, load_dataset
+from pickglass.data import (
+    LAYOUTS,
+    Saturation,
+    as_table,
+    check_images,
+    describe,
+    load_dataset,
+    load_datasets,
+    read_mask,
+    read_regions,
+)
 from pickglass.data.tables import Dataset, Row, Table
-from pickglass.errors import DataError, InputError, UnknownName
+from pickglass.errors import DataError, ImageError, InputError, MissingExtra, UnknownName
 
 REAL = Path(os.environ.get("PICKGLASS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 real = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real images (PICKGLASS_TEST_DATA)")
@@ -36,7 +47,9 @@ def mvtec(root: Path) -> Path:
 
 
 def facts(table: Table, root: Path) -> list[tuple[Any, ...]]:
-    def short(path: str | None) -> str | None:
+    def short(path: Any) -> Any:
+        if isinstance(path, tuple):
+            return tuple(short(part) for part in path)
         return None if path is None else Path(path).relative_to(root).as_posix()
 
     return [(short(row.path), row.role, row.label, row.defect, short(row.mask)) for row in table]
@@ -140,6 +153,253 @@ def test_ambiguous_folders_are_refused(tmp_path: Path, names: list[str], words: 
         load_dataset(tmp_path)
 
 
+# -- BTAD, MVTec LOCO, VisA, AITEX, KolektorSDD ----------------------------------------------------------------------
+
+
+def test_btad(tmp_path: Path) -> None:
+    put(tmp_path, "train/ok/0000.bmp", "test/ok/0001.bmp", "test/ko/0002.bmp")
+    put(tmp_path, "ground_truth/ko/0002.png", value=255)
+    assert facts(load_dataset(tmp_path).table, tmp_path) == [
+        ("train/ok/0000.bmp", "train", 0, None, None),
+        ("test/ko/0002.bmp", "test", 1, "ko", "ground_truth/ko/0002.png"),
+        ("test/ok/0001.bmp", "test", 0, None, None),
+    ]
+
+
+CONFIG = [
+    {"defect_name": "missing", "pixel_value": 200, "saturation_threshold": 5, "relative_saturation": False},
+    {"defect_name": "dirt", "pixel_value": 201, "saturation_threshold": 0.5, "relative_saturation": True},
+]
+
+
+def loco(root: Path) -> Path:
+    put(root, "train/good/000.png", "validation/good/000.png", "test/good/000.png")
+    put(root, "test/logical_anomalies/000.png", "test/structural_anomalies/000.png")
+    put(root, "ground_truth/structural_anomalies/000/000.png", value=0)
+    for name, rows, value in [("000", slice(0, 2), 200), ("001", slice(1, 4), 201)]:
+        mask = np.zeros((6, 8), np.uint8)
+        mask[rows] = value
+        folder = root / "ground_truth/logical_anomalies/000"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(folder / f"{name}.png")
+    (root / "defects_config.json").write_text(json.dumps(CONFIG))
+    return root
+
+
+def test_loco(tmp_path: Path) -> None:
+    dataset = load_dataset(loco(tmp_path / "screw_bag"))
+    masks = tuple(f"ground_truth/logical_anomalies/000/{i:03}.png" for i in range(2))
+    assert dataset.layout == "loco"
+    assert facts(dataset.table, tmp_path / "screw_bag") == [
+        ("train/good/000.png", "train", 0, None, None),
+        ("validation/good/000.png", "validate", 0, None, None),
+        ("test/good/000.png", "test", 0, None, None),
+        ("test/logical_anomalies/000.png", "test", 1, "logical_anomalies", masks),
+        (
+            "test/structural_anomalies/000.png",
+            *("test", 1, "structural_anomalies", "ground_truth/structural_anomalies/000/000.png"),
+        ),
+    ]
+    row = dataset.test[1]
+    union = read_mask(row.mask or "", (6, 8))
+    assert union[:4].all()
+    assert not union[4:].any()
+    regions = read_regions(row, (6, 8))
+    assert [region.saturation for region in regions] == [
+        Saturation(200, "missing", 5.0, False),
+        Saturation(201, "dirt", 0.5, True),
+    ]
+    assert [region.mask.sum() for region in regions] == [16, 24]
+    assert read_regions(dataset.test[2], (6, 8)) == []
+    assert check_images(dataset.table) == ()
+    put(tmp_path / "screw_bag", masks[1], size=(3, 3))
+    assert [Path(f.path).name for f in check_images(dataset.table)] == ["001.png"]
+
+
+def test_loco_values_that_the_config_does_not_name(tmp_path: Path) -> None:
+    root = loco(tmp_path)
+    (root / "defects_config.json").write_text(json.dumps(CONFIG[1:]))
+    with pytest.raises(ImageError, match=r"000\.png: holds the value 200, but .* names only 201"):
+        read_regions(load_dataset(root).test[1], (6, 8))
+    (root / "defects_config.json").unlink()
+    with pytest.raises(ImageError, match=r"names only \(none\)"):
+        read_regions(load_dataset(root).test[1], (6, 8))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1}', '[{"defect_name": "x"}]', '[{"pixel_value": "x"}]'])
+def test_broken_defects_config(tmp_path: Path, text: str) -> None:
+    (loco(tmp_path) / "defects_config.json").write_text(text)
+    with pytest.raises(DataError, match=r"defects_config\.json cannot be read .*pixel_value"):
+        load_dataset(tmp_path)
+
+
+def visa(root: Path) -> Path:
+    lines = ["object,split,label,image,mask"]
+    for name in ("candle", "pcb1", "absent"):
+        lines += [f"{name},{split},normal,{name}/Data/Images/Normal/{split}.JPG," for split in ("train", "test")]
+        lines += [f"{name},test,anomaly,{name}/Data/Images/Anomaly/000.JPG,{name}/Data/Masks/Anomaly/000.png"]
+    for name in ("candle", "pcb1"):
+        put(root, *(f"{name}/Data/Images/Normal/{split}.JPG" for split in ("train", "test")))
+        put(root, f"{name}/Data/Images/Anomaly/000.JPG")
+        put(root, f"{name}/Data/Masks/Anomaly/000.png", value=1)
+    (root / "split_csv").mkdir()
+    (root / "split_csv/1cls.csv").write_text("\n".join(lines))
+    return root
+
+
+def test_visa(tmp_path: Path) -> None:
+    root = visa(tmp_path / "VisA")
+    found = load_datasets(root)
+    assert list(found) == ["candle", "pcb1"]
+    assert facts(found["candle"].table, root) == [
+        ("candle/Data/Images/Normal/train.JPG", "train", 0, None, None),
+        ("candle/Data/Images/Normal/test.JPG", "test", 0, None, None),
+        ("candle/Data/Images/Anomaly/000.JPG", "test", 1, "anomaly", "candle/Data/Masks/Anomaly/000.png"),
+    ]
+    assert read_mask(found["candle"].test[1].mask or "", (6, 8)).all()
+    one = load_dataset(root / "pcb1")
+    assert (one.name, one.layout, list(one.table)) == ("pcb1", "visa", list(found["pcb1"].table))
+    with pytest.raises(DataError, match=r"holds 2 data sets.*Found: candle, pcb1"):
+        load_dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("candle,train,anomaly,a.JPG,", "line 11: a.JPG is an anomaly in train"),
+        ("candle,dev,normal,a.JPG,", "line 11: split 'dev'"),
+        ("candle,test,odd,a.JPG,", "label 'odd'"),
+        ("candle,test", "label ''"),
+    ],
+)
+def test_broken_visa_split(tmp_path: Path, line: str, words: str) -> None:
+    file = visa(tmp_path) / "split_csv/1cls.csv"
+    file.write_text(file.read_text() + "\n" + line)
+    with pytest.raises(DataError, match=words):
+        load_datasets(tmp_path)
+
+
+def aitex(root: Path) -> Path:
+    put(root, *(f"NODefect_images/2306881-210020u/{i:04}_000_00.png" for i in range(10)))
+    put(root, *(f"NODefect_images/2311694-1930c7u/{i:04}_000_04.png" for i in range(20, 26)))
+    put(root, "Defect_images/0040_019_04.png", "Defect_images/0041_099_00.png", "Defect_images/0042_025_08.png")
+    put(root, "Mask_images/0040_019_04_mask1.png", "Mask_images/0040_019_04_mask2.png", value=255)
+    put(root, "Mask_images/0041_099_00_mask.png", value=255)
+    return root
+
+
+def test_aitex(tmp_path: Path) -> None:
+    root = aitex(tmp_path / "AITEX")
+    found = load_datasets(root)
+    assert {name: counts(dataset.table) for name, dataset in found.items()} == {
+        "00": {("train", 0): 8, ("test", 0): 2, ("test", 1): 1},
+        "04": {("train", 0): 5, ("test", 0): 1, ("test", 1): 1},
+        "08": {("test", 1): 1},
+    }
+    assert [fact for name in found for fact in facts(found[name].test, root) if fact[2]] == [
+        ("Defect_images/0041_099_00.png", "test", 1, "099", "Mask_images/0041_099_00_mask.png"),
+        (
+            "Defect_images/0040_019_04.png",
+            *("test", 1, "fuzzy ball"),
+            ("Mask_images/0040_019_04_mask1.png", "Mask_images/0040_019_04_mask2.png"),
+        ),
+        ("Defect_images/0042_025_08.png", "test", 1, "warp ball", None),
+    ]
+    one = load_dataset(root / "NODefect_images" / "2311694-1930c7u")
+    assert (one.name, list(one.table)) == ("04", list(found["04"].table))
+    with pytest.raises(DataError, match=r"holds 3 data sets.*Found: 00, 04, 08"):
+        load_dataset(root)
+    put(root, "Defect_images/strange.png")
+    with pytest.raises(DataError, match=r"strange\.png: expected a name such as"):
+        load_datasets(root)
+
+
+def test_kolektor(tmp_path: Path) -> None:
+    for part in range(12):
+        put(tmp_path, f"kos{part:02}/Part0.jpg", f"kos{part:02}/Part1.jpg")
+        put(tmp_path, f"kos{part:02}/Part0_label.bmp", value=0)
+        put(tmp_path, f"kos{part:02}/Part1_label.bmp", value=255 if part == 3 else 0)
+    (tmp_path / "kos05/Part0_label.bmp").write_bytes(b"BM")
+    (tmp_path / "kos06/Part0_label.bmp").unlink()
+    dataset = load_dataset(tmp_path)
+    assert dataset.layout == "kolektor"
+    assert counts(dataset.table) == {("train", 0): 17, ("test", 0): 4, ("test", 1): 1, ("test", None): 2}
+    assert {row.group for row in dataset.table} == {f"kos{part:02}" for part in range(12)}
+    (bad,) = (fact for fact in facts(dataset.table, tmp_path) if fact[2] == 1)
+    assert bad == ("kos03/Part1.jpg", "test", 1, "defect", "kos03/Part1_label.bmp")
+    assert [Path(failure.path).name for failure in check_images(dataset.table)] == ["Part0_label.bmp"]
+    good = [row for row in dataset.table if row.label == 0]
+    assert not {row.group for row in good if row.role == "test"} & {row.group for row in good if row.role == "train"}
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_csv_table_with_roles(tmp_path: Path) -> None:
+    file = tmp_path / "lot7.csv"
+    file.write_text(
+        "path,split,label,defect,mask,group\n"
+        "a/0.png,train,good,,,r1\na/1.png,val,0,,,r1\na/2.png,test,ok,,,\n"
+        "b/0.png,test,1,hole,m/0.png; m/1.png,r2\nb/1.png,test,dent,,m/2.png,r2\nb/2.png,test,,,,\n"
+    )
+    dataset = load_dataset(file)
+    assert (dataset.name, dataset.layout, dataset.root) == ("lot7", "table", str(file))
+    assert facts(dataset.table, tmp_path) == [
+        ("a/0.png", "train", 0, None, None),
+        ("a/1.png", "validate", 0, None, None),
+        ("a/2.png", "test", 0, None, None),
+        ("b/0.png", "test", 1, "hole", ("m/0.png", "m/1.png")),
+        ("b/1.png", "test", 1, "dent", "m/2.png"),
+        ("b/2.png", "test", None, None, None),
+    ]
+    assert [row.group for row in dataset.table] == ["r1", "r1", None, "r2", "r2", None]
+
+
+def test_csv_table_without_roles_keeps_good_images_for_the_test(tmp_path: Path) -> None:
+    lines = [f"{i}.png,good" for i in range(10)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines, "x.png,hole"]))
+    assert counts(load_dataset(tmp_path / "t.csv").table) == {("train", 0): 8, ("test", 0): 2, ("test", 1): 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file,label\na,0", "expected path"),
+        ("path,label\n,0", "row 1: the column path is empty"),
+        ("path,label\na.png,0\na.png,0", "names 1 images twice"),
+        ("path,label,role\na.png,hole,train", "row 1: a.png is defective but its role is train"),
+        ("path,label,role\na.png,0,dev", "role 'dev', expected one of train"),
+        ("path,label,defect\na.png,good,hole", "label 'good' but defect 'hole'"),
+        ("path,label\na.png,hole", "no good image for training"),
+        ("path,label\n", "no good image for training"),
+    ],
+)
+def test_broken_csv_tables(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        load_dataset(tmp_path / "t.csv")
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "t.parquet").touch()
+    with pytest.raises(MissingExtra, match=r"pip install pickglass\[parquet\]"):
+        load_dataset(tmp_path / "t.parquet")
+
+
+def test_parquet_table(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow (pip install pickglass[parquet])")
+    from pyarrow import parquet
+
+    columns = {"path": ["a.png", "b.png"], "role": ["train", "test"], "label": [0.0, None], "group": [7, None]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    (a, b) = load_dataset(tmp_path / "t.parquet").table
+    assert (a.role, a.label, a.group, b.role, b.label, b.group) == ("train", 0, "7", "test", None, None)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="not a Parquet file"):
+        load_dataset(tmp_path / "t.parquet")
+
+
 # -- what is no data set ----------------------------------------------------------------------------------------------
 
 
@@ -156,8 +416,20 @@ def test_several_data_sets_are_listed(tmp_path: Path) -> None:
     mvtec(tmp_path / "bottle")
     mvtec(tmp_path / "cable")
     put(tmp_path, "photos/a.png")
-    with pytest.raises(DataError, match=r"holds 2 data sets.*name one.*bottle\. Found: bottle, cable"):
+    with pytest.raises(
+        DataError, match=r"holds 3 data sets.*load_datasets\(.*\['bottle'\]\. Found: bottle, cable, photos"
+    ):
         load_dataset(tmp_path)
+    found = load_datasets(tmp_path)
+    assert {name: (d.name, d.layout, len(d.table)) for name, d in found.items()} == {
+        "bottle": ("bottle", "mvtec", 10),
+        "cable": ("cable", "mvtec", 10),
+        "photos": ("photos", "folder", 1),
+    }
+    assert list(load_datasets(tmp_path / "cable")) == ["cable"]
+    assert list(load_datasets(tmp_path, "mvtec")) == ["bottle", "cable"]
+    with pytest.raises(DataError, match="not a data set"):
+        load_datasets(tmp_path / "bottle" / "test" / "hole", "mvtec")
 
 
 def test_layout_by_name(tmp_path: Path) -> None:
@@ -184,6 +456,18 @@ def test_groups(tmp_path: Path) -> None:
         "train/good/001.png": "part1",
         "test/hole/000.png": "part2",
     }
+
+
+def test_groups_from_file_names_go_before_others(tmp_path: Path) -> None:
+    put(tmp_path, *(f"good/roll{i // 5}_{i % 5}.png" for i in range(20)), "bad/roll9_0.png")
+    (tmp_path / "groups.csv").write_text("path,group\ngood/roll0_0.png,other")
+    table = load_dataset(tmp_path, group_by=r"roll\d").table
+    assert {row.group for row in table} == {"roll0", "roll1", "roll2", "roll3", "roll9"}
+    held = {row.group for row in table.role("test") if row.label == 0}
+    assert len(held) == 1
+    assert not held & {row.group for row in table.role("train")}
+    with pytest.raises(DataError, match=r"21 of 21 file names give no group by 'part', e\.g\. "):
+        load_dataset(tmp_path, group_by="part")
 
 
 def test_good_images_held_out_for_the_test_are_whole_groups(tmp_path: Path) -> None:
@@ -265,6 +549,9 @@ def test_mixtures(tmp_path: Path) -> None:
         *("array:0", "a.png", "array:1", "array:2", "r.png", "array:3")
     ]
     assert list(as_table([])) == []
+    with (tmp_path / "a.png").open("rb") as file:
+        opened = as_table([file, io.BytesIO((tmp_path / "a.png").read_bytes())])
+    assert [row.pixels.shape for row in opened if row.pixels is not None] == [(6, 8), (6, 8)]
 
 
 @pytest.mark.parametrize("data", [5, None, b"a.png", {"a": 1}, [1], np.zeros(3), np.zeros((1, 1, 1, 1, 1))])
@@ -356,3 +643,12 @@ def test_real_masks_hold_a_defect() -> None:
 def test_real_root_holds_several_sets() -> None:
     with pytest.raises(DataError, match="magnetic_tile"):
         load_dataset(REAL)
+    assert {"aitex_fabric04", "magnetic_tile", "mvtec_hazelnut_reduced"} <= set(load_datasets(REAL))
+
+
+@real
+def test_a_list_of_groups_with_labels_is_a_table() -> None:
+    dataset = load_dataset(REAL / "magnetic_tile" / "groups.csv")
+    folder = load_dataset(REAL / "magnetic_tile")
+    assert counts(dataset.table) == counts(folder.table)
+    assert {(r.path, r.defect, r.group) for r in dataset.table} == {(r.path, r.defect, r.group) for r in folder.table}

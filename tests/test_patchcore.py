@@ -159,7 +159,7 @@ def test_a_small_memory_keeps_a_coreset_of_what_is_held() -> None:
     details = whole.provenance["details"]
     assert details["reductions"] == 0
     n = details["patches"]
-    budget = 0.4 * n * 4 * (152 + 2 * 128) / 1e9
+    budget = 0.4 * n * 4 * 3 * 152 / 1e9
     tight = pg.PatchCore(size=64, ratio=0.05).fit(good, calibrate=0, memory_gb=budget, batch=4)
     assert tight.provenance["details"]["reductions"] > 0
     assert tight.provenance["details"]["bank"] == math.ceil(0.05 * n)
@@ -214,4 +214,4 @@ def test_golden_scores() -> None:
     np.testing.assert_allclose(found.scores, GOLDEN, rtol=2e-4)
 
 
-GOLDEN = [18.798712, 19.882803, 20.387152]
+GOLDEN = [18.805943, 19.474672, 20.598951]

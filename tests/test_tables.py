@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pickglass.data.tables import Dataset, Row, Table, split_roles
-from pickglass.errors import InputError
+from pickglass.data.tables import Dataset, Row, Table, fingerprint, group_by, split_roles
+from pickglass.errors import DataError, InputError
 
 
 def good(count: int, groups: int | None = None) -> Table:
@@ -112,3 +112,29 @@ def test_existing_roles_are_kept() -> None:
 def test_impossible_shares(validate: float, calibrate: float) -> None:
     with pytest.raises(InputError, match=r"validate|calibrate"):
         split_roles(good(10), validate, calibrate, 0)
+
+
+# -- groups from file names -------------------------------------------------------------------------------------------
+
+
+def test_group_by_searches_the_file_name_only() -> None:
+    table = Table([Row("roll9/a_12.png"), Row("roll9/b_13.png", group="old")])
+    assert [row.group for row in group_by(table, r"_(\d)(\d)")] == ["1", "1"]
+    assert [row.group for row in group_by(table, "[ab]")] == ["a", "b"]
+    with pytest.raises(DataError, match=r"2 of 2 file names give no group by 'roll', e\.g\. a_12\.png, b_13\.png"):
+        group_by(table, "roll")
+    with pytest.raises(DataError, match="1 of 2"):
+        group_by(table, "b")
+    with pytest.raises(DataError, match="2 of 2"):  # a match of nothing is no group
+        group_by(table, "a(x*)|b")
+    with pytest.raises(InputError, match=r"'\(' is not a regular expression"):
+        group_by(table, "(")
+
+
+def test_masks_of_a_row() -> None:
+    assert [Row("a", mask=mask).masks for mask in (None, "m", ("m", "n"))] == [(), ("m",), ("m", "n")]
+
+
+def test_fingerprint_takes_groups_that_are_not_utf_8() -> None:
+    table = Table([Row("a", group="r\udcff", pixels=np.zeros((2, 2), np.uint8))])
+    assert fingerprint(table) != fingerprint(group_by(table, "a"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pickglass.app.evaluate import Evaluation, evaluate
     from pickglass.calibration import Calibration
-    from pickglass.data import Dataset, Row, Table, load_dataset
+    from pickglass.data import Dataset, Row, Table, load_dataset, load_datasets
     from pickglass.errors import PickglassError
     from pickglass.features import FeatureExtractor, backbone_names, layer_names
     from pickglass.methods import Detector, PatchCore, load
@@ -34,6 +34,7 @@ __all__ = [
     "layer_names",
     "load",
     "load_dataset",
+    "load_datasets",
 ]
 
 # Loaded when first used: importing pickglass, and with it --help, costs no torch.
@@ -53,6 +54,7 @@ _HOMES = {
     "layer_names": "features",
     "load": "methods",
     "load_dataset": "data",
+    "load_datasets": "data",
 }
 
 

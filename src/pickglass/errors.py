@@ -10,6 +10,7 @@ The tree::
     │   ├── WeightsMissing                  the file of a backbone's weights was not found
     │   └── ModelFileError                  not a pickglass model, another version, or damaged
     ├── NotFitted (also RuntimeError)       a detector was used before fit
+    ├── PromiseUnreachable                  too few good images for the wished promise; has .needed and .missing
     └── MissingExtra (also ImportError)     an optional package is not installed; names the install line
 
 A message says what came, what was expected, and what to do about it. The command line prints it without a
@@ -31,6 +32,7 @@ __all__ = [
     "ModelFileError",
     "NotFitted",
     "PickglassError",
+    "PromiseUnreachable",
     "UnknownName",
     "WeightsMissing",
 ]
@@ -96,6 +98,25 @@ class ModelFileError(InputError):
 
 class NotFitted(PickglassError, RuntimeError):
     """A detector was used before ``fit``."""
+
+
+class PromiseUnreachable(PickglassError):
+    """There are too few good images for the wished promise; the command line exits with 1.
+
+    Args:
+        asked: what was to be promised.
+        what: what is counted, e.g. ``"calibration images"``.
+        needed: how many of them it takes.
+        have: how many there are.
+        remedy: what to do.
+    """
+
+    def __init__(self, asked: str, what: str, needed: int, have: int, remedy: str) -> None:
+        self.needed = needed
+        self.missing = needed - have
+        super().__init__(
+            f"{asked} takes {needed} {what}, there are {have}: {self.missing} are missing. To do: {remedy}"
+        )
 
 
 class MissingExtra(PickglassError, ImportError):

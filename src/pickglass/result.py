@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import find_objects
 
 from pickglass.calibration import Calibration, Verdict
 from pickglass.data.images import resize_map
 from pickglass.data.tables import Row
 from pickglass.errors import Failure, InputError
+from pickglass.metrics.labelling import connected_regions
 
 __all__ = ["Defect", "Found", "Prediction", "find_defects"]
 
@@ -119,12 +120,10 @@ class Prediction:
 
 def find_defects(full_map: FloatArray, threshold: float) -> list[Defect]:
     """Connected regions (8 neighbours) of a (H, W) map above the threshold, the highest peak first."""
-    labels: npt.NDArray[Any] = cc3d.connected_components(full_map > threshold, connectivity=8)
-    stats = cc3d.statistics(labels)
+    labels, areas = connected_regions(full_map > threshold)
     defects = []
-    for label in range(1, len(stats["voxel_counts"])):
-        y, x = stats["bounding_boxes"][label][:2]
-        inside = labels[y, x] == label
-        box = [int(x.start), int(y.start), int(x.stop - x.start), int(y.stop - y.start)]
-        defects.append(Defect(box, int(stats["voxel_counts"][label]), float(full_map[y, x][inside].max())))
+    for label, (box, area) in enumerate(zip(find_objects(labels), areas.tolist(), strict=True), start=1):
+        y, x = box
+        peak = float(full_map[box][labels[box] == label].max())
+        defects.append(Defect([int(x.start), int(y.start), int(x.stop - x.start), int(y.stop - y.start)], area, peak))
     return sorted(defects, key=lambda d: -d.peak)

@@ -1,10 +1,11 @@
-"""The whole way in a minute: real textures, painted defects on pieces that were held out, fit, test, report."""
+"""The whole way in a minute, twice: photographs of rough surfaces and woven cloth, with defects painted on pieces that
+were held out; fit, test, report."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,34 +15,50 @@ from pickglass.app.fit import fit
 from pickglass.app.results import DemoResult
 from pickglass.app.test import test
 from pickglass.data import paint
+from pickglass.data.cloth import Cloth, weave
 from pickglass.data.defects import Kind
 from pickglass.data.files import written_whole
 from pickglass.errors import InputError
 from pickglass.methods.running import Progress
 
-__all__ = ["demo", "write_textures"]
+__all__ = ["DemoWithCloth", "demo", "write_cloth", "write_textures"]
 
 PIECE = 96  # px
 BAND = 384  # rows above teach, rows below test: no pixel is on both sides
 SIZES = (8, 16, 32)  # px, longest extent of a painted defect
 TEXTURES = ("brick", "gravel", "grass")
+ON_TEXTURES: tuple[Kind, ...] = ("scratch", "hole", "stain", "crack", "dent")
+CLOTH = Cloth("twill")
+ON_CLOTH: tuple[Kind, ...] = ("broken_pick", "missing_end", "slub", "knot", "foreign_fibre", "hole", "stain")
 
 
-def demo(folder: str | Path = "pickglass-demo", *, seed: int = 0, progress: Progress | None = None) -> DemoResult:
-    """Write a small data set in MVTec AD layout, fit PatchCore on it, test it and write the report.
+class DemoWithCloth(DemoResult):
+    """``pickglass demo``: the photographs, and the same four for the cloth."""
+
+    cloth: DemoResult
+
+
+def demo(folder: str | Path = "pickglass-demo", *, seed: int = 0, progress: Progress | None = None) -> DemoWithCloth:
+    """Write two small data sets in MVTec AD layout, fit PatchCore on each, test it and write the report.
 
     Args:
-        folder: made if needed; ``textures/``, ``model.safetensors`` and ``report.html`` in it are replaced.
-        seed: of the painted defects and the split.
+        folder: made if needed; ``textures/``, ``model.safetensors`` and ``report.html`` in it are replaced, and so are
+            ``cloth/``, ``cloth.safetensors`` and ``cloth.html``.
+        seed: of the cloth, the painted defects and the split.
     """
     root = Path(folder)
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file: name a folder to write the demo to")
-    write_textures(root / "textures", seed)
-    model = root / "model.safetensors"
-    fitted = fit(root / "textures", model, settings={"size": 2 * PIECE}, seed=seed, progress=progress)
-    tested = test(model, root / "textures", root / "report.html", progress=progress)
-    return {"folder": str(root), "model": str(model), "fit": fitted, "test": tested}
+    textures = _run(root, write_textures(root / "textures", seed), "model", "report", seed, progress)
+    cloth = _run(root, write_cloth(root / "cloth", seed), "cloth", "cloth", seed, progress)
+    return {**textures, "cloth": cloth}
+
+
+def _run(root: Path, data: Path, model: str, report: str, seed: int, progress: Progress | None) -> DemoResult:
+    written = root / f"{model}.safetensors"
+    fitted = fit(data, written, settings={"size": 2 * PIECE}, seed=seed, progress=progress)
+    tested = test(written, data, root / f"{report}.html", progress=progress)
+    return {"folder": str(root), "model": str(written), "fit": fitted, "test": tested}
 
 
 def write_textures(root: Path, seed: int = 0) -> Path:
@@ -55,20 +72,41 @@ def write_textures(root: Path, seed: int = 0) -> Path:
 
     rng = np.random.default_rng(seed)
     for name in TEXTURES:
-        photo: npt.NDArray[np.uint8] = getattr(data, name)()  # (512, 512)
-        for place, piece in _pieces(photo[:BAND], PIECE):
-            _write(root / "train" / "good" / f"{name}_{place}.png", piece)
-        for place, piece in _pieces(photo[BAND + 16 : BAND + 16 + PIECE], PIECE):
-            _write(root / "test" / "good" / f"{name}_{place}.png", piece)
-        held_out = list(_pieces(photo[BAND:], PIECE // 3))
-        for kind in get_args(Kind):
-            for size in SIZES:
-                place, piece = held_out[rng.integers(len(held_out))]
-                painted = paint(piece, kind, size, rng)
-                stem = f"{name}_{place}_{size}px"
-                _write(root / "test" / kind / f"{stem}.png", painted.image)
-                _write(root / "ground_truth" / kind / f"{stem}_mask.png", painted.mask.astype(np.uint8) * 255)
+        _write_surface(root, name, getattr(data, name)(), ON_TEXTURES, 1, rng)
     return root
+
+
+def write_cloth(root: Path, seed: int = 0) -> Path:
+    """Weave a twill and cut it into pieces: good ones and some with the defects of a loom.
+
+    Args:
+        root: folder to write, in MVTec AD layout; images of an earlier run have the same names.
+        seed: of the cloth and the painted defects.
+    """
+    piece = weave(CLOTH, (512, 1024), seed)
+    _write_surface(root, CLOTH.weave, piece, ON_CLOTH, 3, np.random.default_rng(seed))
+    return root
+
+
+def _write_surface(
+    root: Path,
+    name: str,
+    picture: npt.NDArray[np.uint8],
+    kinds: tuple[Kind, ...],
+    n_each: int,
+    rng: np.random.Generator,
+) -> None:
+    """Train and test images of one surface; ``n_each`` defects of each kind and size."""
+    for place, piece in _pieces(picture[:BAND], PIECE):
+        _write(root / "train" / "good" / f"{name}_{place}.png", piece)
+    for place, piece in _pieces(picture[BAND + 16 : BAND + 16 + PIECE], PIECE):
+        _write(root / "test" / "good" / f"{name}_{place}.png", piece)
+    held_out = [piece for _, piece in _pieces(picture[BAND:], PIECE // 3)]
+    for kind, size, n in itertools.product(kinds, SIZES, range(n_each)):
+        painted = paint(held_out[rng.integers(len(held_out))], kind, size, rng)
+        stem = f"{name}_{n}_{size}px"  # the same for every seed, so that no other run's images stay behind
+        _write(root / "test" / kind / f"{stem}.png", painted.image)
+        _write(root / "ground_truth" / kind / f"{stem}_mask.png", painted.mask.astype(np.uint8) * 255)
 
 
 def _pieces(photo: npt.NDArray[np.uint8], step: int) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:

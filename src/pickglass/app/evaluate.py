@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from pickglass.app.results import Metrics
-from pickglass.data import Table, as_table, read_mask
+from pickglass.data import Row, Table, as_table, read_mask
 from pickglass.errors import ImageError, InputError
-from pickglass.metrics import PixelCurves, PixelResult, Roc, by_type, image_summary, roc_curve
+from pickglass.metrics import (
+    OK_LEVELS,
+    CountTables,
+    PimoCurves,
+    PixelCurves,
+    PixelResult,
+    Roc,
+    bootstrap,
+    f1_score,
+    image_summary,
+    pixel_counts,
+    rates_at,
+    roc_curve,
+)
 from pickglass.result import Prediction
 
 __all__ = ["LIMITS", "Evaluation", "evaluate"]
 
 LIMITS = (0.3, 0.05)
 """FPR limits of AUPRO: MVTec AD's and MVTec AD 2's."""
+
+_FEW_GROUPS = 20
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,7 @@ class Evaluation(Mapping[str, Any]):
         by_type: per defect type, that type and all good images.
         roc: image ROC curve, None unless both classes are present.
         pixels: PRO curve and counts, None without masks.
+        aupimo: AUPIMO of each defective image that has a mask, by path, empty without masks or good images.
         notes: what a reader of the numbers has to know.
     """
 
@@ -37,6 +54,7 @@ class Evaluation(Mapping[str, Any]):
     by_type: dict[str, Metrics]
     roc: Roc | None
     pixels: PixelResult | None
+    aupimo: dict[str, float]
     notes: tuple[str, ...]
 
     def __getitem__(self, name: str) -> Any:
@@ -49,16 +67,21 @@ class Evaluation(Mapping[str, Any]):
         return len(self.overall)
 
 
-def evaluate(prediction: Prediction, truth: Any = None) -> Evaluation:
-    """Image AUROC, average precision, F1-max, pixel AUROC and AUPRO at FPR limits 0.3 and 0.05.
+def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, seed: int = 0) -> Evaluation:
+    """Image AUROC, average precision, F1-max, pixel AUROC, AUPRO at FPR limits 0.3 and 0.05, AUPIMO, and what the
+    thresholds of the prediction's calibration do.
 
     Pixel metrics follow MVTec AD's definition: regions of 8-connected defect pixels, the false-positive rate over all
     good pixels of all images (good images count), masks and maps at the original size, linear interpolation at the
-    limit. Maps are enlarged one at a time.
+    limit. AUPIMO's false-positive rate is that of good images alone. Maps are enlarged one at a time.
 
     Args:
         prediction: what ``detector.predict`` returned.
         truth: rows with labels and masks (a data set, a table), joined by path; None: the prediction's own rows.
+        repeats: replicates of the bootstrap over groups, e.g. 1000, which gives each metric its 95 % interval
+            (AUPIMO excepted, whose good images would have to be sorted anew); 0: no intervals. Maps are then
+            enlarged twice.
+        seed: of the bootstrap.
 
     Returns:
         The :class:`Evaluation`; images without a label are left out, and so are defective images without a mask from
@@ -66,9 +89,10 @@ def evaluate(prediction: Prediction, truth: Any = None) -> Evaluation:
 
     Raises:
         InputError: a path of the prediction is not in ``truth``, or no image has a label.
+        ImageError: the mask of a good image marks defects.
 
     Example:
-        ``evaluate(detector.predict(bottle.test))["image_auroc"]``
+        ``evaluate(detector.predict(bottle.test), repeats=1000)["intervals"]["image_auroc"]``
     """
     rows = prediction.rows if truth is None else _joined(prediction, as_table(truth))
     labelled = [i for i, row in enumerate(rows) if row.label is not None]
@@ -76,40 +100,120 @@ def evaluate(prediction: Prediction, truth: Any = None) -> Evaluation:
         raise InputError(
             f"none of the {len(rows)} images has a label: expected test rows that are known to be good or defective"
         )
-    labels = np.array([rows[i].label for i in labelled])
-    scores = prediction.scores[labelled]
-    types = [rows[i].defect for i in labelled]
-    curves, notes = PixelCurves(), []
-    without = []
-    masks = 0
-    for i in labelled:
+    judged = [rows[i] for i in labelled]
+    images = _Images(np.array([row.label for row in judged]), prediction.scores[labelled], _thresholds(prediction))
+    pixels, notes = _read_pixels(prediction, rows, labelled)
+    if len(labelled) < len(rows):
+        notes.append(f"{len(rows) - len(labelled)} images have no label and are left out of all metrics.")
+    if pixels is not None and pixels.finest > 1e-5:
+        notes.append(
+            f"AUPIMO: {1 / pixels.finest:,.0f} pixels of good images cannot resolve a false-positive rate of 1e-5; "
+            "below one pixel the recall at no false positive stands."
+        )
+    kinds = sorted({row.defect for row in judged if row.label == 1 and row.defect is not None})
+    sets: dict[str | None, npt.NDArray[np.int64]]
+    sets = {None: np.ones(len(judged), dtype=np.int64)}  # per set of images which of them belong to it, (N,) 0 or 1
+    sets |= {kind: np.array([int(row.label == 0 or row.defect == kind) for row in judged]) for kind in kinds}
+    traced = {kind: None if pixels is None else pixels.trace(kind) for kind in sets}
+    found = {kind: _metrics(images, pixels, traced[kind], members) for kind, members in sets.items()}
+    if repeats:
+        groups = [row.group for row in judged]
+        tables = None if pixels is None else _count_tables(prediction, rows, pixels)
+        for kind, members in sets.items():
+            found[kind]["intervals"] = _intervals(images, pixels, tables, members, groups, repeats, seed)
+        n = len({row.path if row.group is None else ("group", row.group) for row in judged})
+        few = f" Under {_FEW_GROUPS} groups such intervals are too narrow." if n < _FEW_GROUPS else ""
+        notes.append(f"Intervals: 95 %, percentile bootstrap, {repeats} draws of {n} groups of images.{few}")
+    overall = found.pop(None)
+    both = 0 < images.labels.sum() < len(labelled)
+    return Evaluation(
+        overall=overall,
+        by_type={str(kind): metrics for kind, metrics in found.items()},
+        roc=roc_curve(images.labels, images.scores) if both else None,
+        pixels=traced[None],
+        aupimo={} if pixels is None else {judged[i].path: v for i, v in enumerate(pixels.aupimo) if not np.isnan(v)},
+        notes=tuple(notes),
+    )
+
+
+class _Images(NamedTuple):
+    """Labels and scores (N,) of the labelled images, and the image threshold."""
+
+    labels: npt.NDArray[Any]
+    scores: npt.NDArray[np.float32]
+    threshold: float | None
+
+    def figures(self, weight: npt.NDArray[np.int64]) -> dict[str, float]:
+        """The image metrics if image i counted ``weight[i]`` times."""
+        drawn = np.repeat(np.arange(len(self.labels)), weight)
+        labels, scores = self.labels[drawn], self.scores[drawn]
+        figures = image_summary(labels, scores)
+        return figures if self.threshold is None else figures | rates_at(labels, scores, self.threshold)._asdict()
+
+
+class _Pixels(NamedTuple):
+    """What one pass over the maps leaves. (M,): the images that take part, as places among the labelled ones."""
+
+    curves: PixelCurves
+    place: npt.NDArray[np.int64]  # (M,)
+    source: npt.NDArray[np.int64]  # (M,) the same images' places in the prediction
+    counts: npt.NDArray[np.int64] | None  # (M, 3) pixel counts at the pixel threshold
+    aupimo: npt.NDArray[np.float64]  # (N,) nan for good images and for those without a mask
+    finest: float  # step of AUPIMO's false-positive rate
+    kinds: frozenset[str | None]  # types of which at least one image has a mask
+
+    def trace(self, kind: str | None) -> PixelResult | None:
+        """The curve of all images (None), or of one type and the good ones; None if that type has no mask."""
+        if kind is None:
+            return self.curves.compute(LIMITS)
+        return self.curves.compute(LIMITS, {_tag(kind), "good"}) if kind in self.kinds else None
+
+    def f1(self, weight: npt.NDArray[np.int64]) -> float:
+        """F1 of the pixels if labelled image i counted ``weight[i]`` times, (N,)."""
+        return float("nan") if self.counts is None else f1_score(*(weight[self.place] @ self.counts).tolist())
+
+
+def _thresholds(prediction: Prediction) -> float | None:
+    return None if prediction.calibration is None else prediction.calibration.image_threshold
+
+
+def _read_pixels(
+    prediction: Prediction, rows: Sequence[Row], labelled: Sequence[int]
+) -> tuple[_Pixels | None, list[str]]:
+    """One pass over maps and masks; None without a mask. And what there is to note."""
+    n_good = sum(rows[i].label == 0 for i in labelled)
+    curves, pimo = PixelCurves(), PimoCurves(n_good=n_good)
+    threshold = None if prediction.calibration is None else prediction.calibration.pixel_threshold
+    place, in_pimo, counts, without, masks = [], [], [], 0, 0
+    for n, i in enumerate(labelled):
         row = rows[i]
         if row.label == 1 and row.mask is None:
-            without.append(row.path)
+            without += 1
             continue
         mask = None if row.mask is None else read_mask(row.mask, prediction.sizes[i])
         if mask is not None and row.label == 0 and mask.any():
-            raise ImageError(str(row.mask), f"marks defects in {row.path}, which is labelled good: correct one of them")
+            raise ImageError(
+                ", ".join(row.masks), f"marks defects in {row.path}, which is labelled good: correct one of them"
+            )
         masks += mask is not None
-        curves.update(prediction.map(i), mask, tag=_tag(row.defect) if row.label == 1 else "good")
-    if without:
-        notes.append(f"{len(without)} defective images have no mask and are left out of the pixel metrics.")
-    if len(labelled) < len(rows):
-        notes.append(f"{len(rows) - len(labelled)} images have no label and are left out of all metrics.")
-    pixels = curves.compute(LIMITS) if masks else None
-    per_type: dict[str, Metrics] = {}
-    for name, summary in by_type(labels, scores, types).items():
-        own = curves.compute(LIMITS, {_tag(name), "good"}) if masks else None
-        n = sum(bool(label == 0 or t == name) for label, t in zip(labels, types, strict=True))
-        per_type[name] = _metrics(n, summary, own)
-    both = 0 < labels.sum() < len(labels)
-    return Evaluation(
-        overall=_metrics(len(labelled), image_summary(labels, scores), pixels),
-        by_type=per_type,
-        roc=roc_curve(labels, scores) if both else None,
-        pixels=pixels,
-        notes=tuple(notes),
-    )
+        full = prediction.map(i)
+        curves.update(full, mask, tag=_tag(row.defect) if row.label == 1 else "good")
+        if row.label == 0 or (mask is not None and mask.any()):  # a defective image with an empty mask is no good one
+            pimo.update(full, mask)
+            in_pimo.append(n)
+        if threshold is not None:
+            counts.append(pixel_counts(full, mask, threshold))
+        place.append(n)
+    notes = [f"{without} defective images have no mask and are left out of the pixel metrics."] if without else []
+    if masks == 0:
+        return None, notes
+    found, aupimo = pimo.compute(), np.full(len(labelled), np.nan)
+    aupimo[in_pimo] = found.scores
+    source = np.array(labelled)[place]
+    kinds = frozenset(rows[i].defect for i in source if rows[i].label == 1)
+    return _Pixels(
+        curves, np.array(place), source, np.array(counts) if counts else None, aupimo, found.finest, kinds
+    ), notes
 
 
 def _tag(defect: str | None) -> str:
@@ -125,17 +229,78 @@ def _joined(prediction: Prediction, truth: Table) -> Table:
     return Table([by_path[row.path] for row in prediction.rows])
 
 
-def _metrics(n: int, image: Mapping[str, float], pixels: PixelResult | None) -> Metrics:
+def _metrics(
+    images: _Images, pixels: _Pixels | None, traced: PixelResult | None, members: npt.NDArray[np.int64]
+) -> Metrics:
+    figures = images.figures(members)
+    if pixels is not None and traced is not None:
+        scores = pixels.aupimo[(members == 1) & ~np.isnan(pixels.aupimo)]
+        figures |= {
+            "pixel_auroc": traced.pixel_auroc,
+            "aupro_30": traced.aupro[0.3],
+            "aupro_05": traced.aupro[0.05],
+            "aupimo": float(scores.mean()) if len(scores) else float("nan"),
+            "pixel_f1": pixels.f1(members),
+        }
+
+    def known(name: str) -> float | None:
+        value = figures.get(name, float("nan"))
+        return None if math.isnan(value) else float(value)
+
     return {
-        "n": n,
-        "image_auroc": _known(image["image_auroc"]),
-        "average_precision": _known(image["average_precision"]),
-        "f1_max": _known(image["f1_max"]),
-        "pixel_auroc": _known(pixels.pixel_auroc) if pixels else None,
-        "aupro_30": _known(pixels.aupro[0.3]) if pixels else None,
-        "aupro_05": _known(pixels.aupro[0.05]) if pixels else None,
+        "n": int(members.sum()),
+        "image_auroc": known("image_auroc"),
+        "average_precision": known("average_precision"),
+        "f1_max": known("f1_max"),
+        "pixel_auroc": known("pixel_auroc"),
+        "aupro_30": known("aupro_30"),
+        "aupro_05": known("aupro_05"),
+        "aupimo": known("aupimo"),
+        "f1": known("f1"),
+        "false_alarm_rate": known("false_alarm_rate"),
+        "miss_rate": known("miss_rate"),
+        "pixel_f1": known("pixel_f1"),
+        "intervals": None,
     }
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def _count_tables(prediction: Prediction, rows: Sequence[Row], pixels: _Pixels) -> CountTables:
+    """A second pass: the grid of thresholds has to be known before pixels can be counted on it."""
+    tables = CountTables(pixels.curves.ok_quantiles(OK_LEVELS))
+    for i in pixels.source.tolist():
+        mask = rows[i].mask
+        tables.update(prediction.map(i), None if mask is None else read_mask(mask, prediction.sizes[i]))
+    return tables
+
+
+def _intervals(
+    images: _Images,
+    pixels: _Pixels | None,
+    tables: CountTables | None,
+    members: npt.NDArray[np.int64],
+    groups: Sequence[str | None],
+    repeats: int,
+    seed: int,
+) -> dict[str, list[float]]:
+    """95 % intervals of one set of images; a metric that no replicate defines is left out."""
+
+    def figures(weight: npt.NDArray[np.int64]) -> dict[str, float]:
+        weight = weight * members
+        result = images.figures(weight)
+        if pixels is not None and tables is not None:
+            drawn = weight[pixels.place]
+            result |= {
+                "pixel_auroc": tables.pixel_auroc(drawn),
+                "aupro_30": tables.aupro(drawn, 0.3),
+                "aupro_05": tables.aupro(drawn, 0.05),
+                "pixel_f1": pixels.f1(weight),
+            }
+        return result
+
+    names = list(figures(members))
+    found = bootstrap(lambda weight: list(figures(weight).values()), groups, repeats=repeats, seed=seed)
+    return {
+        name: [float(low), float(high)]
+        for name, low, high, used in zip(names, found.low, found.high, found.used, strict=True)
+        if used
+    }

@@ -36,6 +36,7 @@ def fit(
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
     layout: str | None = None,
+    group_by: str | None = None,
     validate: float | None = None,
     calibrate: float = 0.1,
     seed: int = 0,
@@ -55,12 +56,13 @@ def fit(
         preset: ``"paper"``, ``"quick"`` or None for the defaults.
         settings: of the method's constructor, e.g. ``{"size": 320}``; they win over the preset.
         layout: how to read the folder; None: recognised.
+        group_by: regular expression on file names; images with the same match stay together in every split.
 
     The others as in :meth:`pickglass.Detector.fit`.
     """
     target = output_path(model, ".safetensors")
     detector = build(method, preset, settings)
-    dataset = load_dataset(data, layout)
+    dataset = load_dataset(data, layout, group_by)
     detector.fit(
         dataset,
         validate=validate,

@@ -28,7 +28,12 @@ class FitResult(TypedDict):
 
 
 class Metrics(TypedDict):
-    """The metrics of a set of images; null where they are undefined, e.g. without defective images or masks."""
+    """The metrics of a set of images; null where they are undefined, e.g. without defective images or masks.
+
+    ``f1``, ``false_alarm_rate``, ``miss_rate`` and ``pixel_f1`` are those at the model's own thresholds, null without
+    a calibration. ``aupimo`` is the mean over the defective images. ``intervals``: metric -> [low, high], the 95 %
+    bootstrap interval; null if none were asked for.
+    """
 
     n: int
     image_auroc: float | None
@@ -37,6 +42,12 @@ class Metrics(TypedDict):
     pixel_auroc: float | None
     aupro_30: float | None
     aupro_05: float | None
+    aupimo: float | None
+    f1: float | None
+    false_alarm_rate: float | None
+    miss_rate: float | None
+    pixel_f1: float | None
+    intervals: dict[str, list[float]] | None
 
 
 class TestResult(Metrics):

@@ -54,10 +54,10 @@ def test(
     dataset = load_dataset(data, layout)
     if not dataset.test:
         raise DataError(f"{data}: the data set has no test images: expected a folder 'test', or good and bad images")
+    options: dict[str, Any] = {"device": device, "engine": engine, "workers": workers, "max_pixels": max_pixels}
+    detector.predict(dataset.test[:1], **options)  # sets the engine up, which images_per_s does not count
     began = time.perf_counter()
-    prediction = detector.predict(
-        dataset.test, device=device, engine=engine, workers=workers, max_pixels=max_pixels, progress=progress
-    )
+    prediction = detector.predict(dataset.test, progress=progress, **options)
     seconds = time.perf_counter() - began
     if not len(prediction):
         raise DataError(f"{data}: none of the test images can be read:", prediction.failed)

@@ -1,5 +1,20 @@
-"""Thresholds with a stated false-alarm rate."""
+"""Thresholds with a stated false-alarm rate, and a scale that people can read."""
 
-from pickglass.calibration.promises import Calibration, Verdict, highest_score
+from pickglass.calibration.promises import Calibration, Evidence, Verdict, highest_score, settings_digest
+from pickglass.calibration.ranks import flagged_curve
+from pickglass.calibration.scale import PValue
+from pickglass.calibration.statements import PixelPromise, Promise, Wish, promised
 
-__all__ = ["Calibration", "Verdict", "highest_score"]
+__all__ = [
+    "Calibration",
+    "Evidence",
+    "PValue",
+    "PixelPromise",
+    "Promise",
+    "Verdict",
+    "Wish",
+    "flagged_curve",
+    "highest_score",
+    "promised",
+    "settings_digest",
+]

@@ -1,27 +1,99 @@
-"""From scores of good images to thresholds. Scores stay raw; a verdict is a score compared with a threshold."""
+"""From scores of good images to thresholds. Scores stay raw; a verdict is a score compared with a threshold.
+
+Three promises about the good parts that will be flagged, never mixed: ``tolerance`` holds with a stated confidence for
+this very calibration set, ``marginal`` (split conformal) only on average over calibration sets, and ``estimate`` (from
+scores of images judged by refitted models) is no promise at all. :mod:`pickglass.calibration.ranks` has the theory.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["Calibration", "Verdict", "highest_score"]
+import numpy as np
+import numpy.typing as npt
+
+from pickglass.calibration.ranks import group_maxima
+from pickglass.calibration.scale import PValue, Tail, fit_tail, p_value
+
+__all__ = ["Calibration", "Evidence", "Source", "Verdict", "best_f1", "fixed_value", "highest_score", "settings_digest"]
 
 Verdict = Literal["good", "bad"]
+
+Source = Literal["held back", "given", "folds"]
+"""Where scores come from: images held back at the fit, images given later, training images judged by refits."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What good images that were not fitted say.
+
+    Attributes:
+        scores: (N,) image scores.
+        peaks: (N,) highest map value of each image.
+        groups: (N,) name of the part or roll, None for an image that stands alone; empty: all do.
+        source: where the scores come from.
+        curves: (N, K) of :func:`pickglass.calibration.ranks.flagged_curve`, only needed for the promise ``area``.
+        settings: :func:`settings_digest` of the detector.
+        proviso: a condition that could not be checked, told in the sentence.
+    """
+
+    scores: Sequence[float]
+    peaks: Sequence[float]
+    groups: Sequence[str | None] = ()
+    source: Source = "given"
+    curves: npt.NDArray[np.float64] | None = None
+    settings: str = ""
+    proviso: str = ""
+
+    @property
+    def grouped(self) -> bool:
+        """Whether any image belongs to a group."""
+        return any(group is not None for group in self.groups)
+
+    def record(self, promise: str, image: float | None, pixel: float | None, **more: Any) -> Calibration:
+        """A calibration that rests on these images."""
+        units = group_maxima(self.scores, self.groups)
+        return Calibration(
+            promise=promise,
+            image_threshold=image,
+            pixel_threshold=pixel,
+            scores=tuple(self.scores),
+            peaks=tuple(self.peaks),
+            groups=tuple(self.groups),
+            source=self.source,
+            settings=self.settings,
+            n=len(units),
+            tail=fit_tail(units),
+            **more,
+        )
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds and what they rest on.
+    """Thresholds and what they rest on: the one record that a model file keeps.
 
     Attributes:
-        promise: how they were set; ``highest`` is the highest score of the calibration images.
+        promise: how they were set: ``highest`` (the highest score of the calibration images), ``tolerance``,
+            ``marginal``, ``estimate``, ``f1`` or ``fixed``.
         image_threshold: an image is bad if its score exceeds it; None: no verdicts.
         pixel_threshold: a pixel is part of the predicted mask if its map value exceeds it.
         scores: image scores of the calibration images, kept so that another promise can be made later.
         peaks: highest map value of each calibration image.
         stale: something that changes scores was changed afterwards.
+        groups: of each calibration image; empty: none has a group.
+        source: where the scores come from.
+        pixel_promise: ``highest`` (no promise), ``any`` or ``area``.
+        false_alarm_bound: the share of good parts that is flagged at most, as achieved; None: nothing is promised.
+        confidence: of the bound; None: it holds on average over calibration sets, or there is none.
+        n: what counts: calibration images, or groups of them where they have groups.
+        r: how many of these may exceed the threshold.
+        sentence: the promise in words.
+        tail: of the scores, for p-values beyond the highest.
+        settings: digest of the detector's settings at the time; empty: not known.
     """
 
     promise: str
@@ -30,12 +102,37 @@ class Calibration:
     scores: tuple[float, ...] = ()
     peaks: tuple[float, ...] = ()
     stale: bool = False
+    groups: tuple[str | None, ...] = ()
+    source: Source = "held back"
+    pixel_promise: str = "highest"
+    false_alarm_bound: float | None = None
+    confidence: float | None = None
+    n: int = 0
+    r: int | None = None
+    sentence: str = ""
+    tail: Tail | None = None
+    settings: str = ""
 
     def verdict(self, score: float) -> Verdict | None:
         """``bad`` if the score exceeds the image threshold; None without a threshold."""
         if self.image_threshold is None:
             return None
         return "bad" if score > self.image_threshold else "good"
+
+    def p_value(self, score: float) -> PValue | None:
+        """How rare the score is among good parts; None without calibration images.
+
+        >>> highest_score([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]).p_value(2.0)
+        PValue(p=0.5, log10=0.3010299956639812, extrapolated=False)
+        """
+        if not self.scores:
+            return None
+        return p_value(score, group_maxima(self.scores, self.groups), self.tail)
+
+    def against(self, configuration: Mapping[str, Any]) -> Calibration:
+        """This calibration, stale if the detector's settings are no longer those it was made with."""
+        changed = bool(self.settings) and self.settings != settings_digest(configuration)
+        return replace(self, stale=True) if changed else self
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dict."""
@@ -44,19 +141,63 @@ class Calibration:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Calibration:
         """The inverse of :meth:`to_json`."""
-        return cls(**{**data, "scores": tuple(data["scores"]), "peaks": tuple(data["peaks"])})
+        tail = data.get("tail")
+        sequences = {name: tuple(data.get(name, ())) for name in ("scores", "peaks", "groups")}
+        return cls(**{**data, **sequences, "tail": None if tail is None else Tail(*tail)})
 
 
-def highest_score(scores: Sequence[float], peaks: Sequence[float]) -> Calibration:
+def settings_digest(configuration: Mapping[str, Any]) -> str:
+    """A short digest of a detector's settings; lists and tuples count as the same."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def highest_score(
+    scores: Sequence[float], peaks: Sequence[float], groups: Sequence[str | None] = (), settings: str = ""
+) -> Calibration:
     """Thresholds at the highest score and the highest map value of good images that were not fitted.
 
     With n such images the chance that the next good one exceeds the threshold is 1 / (n + 1) on average, over
     calibration sets and exchangeable images. Without images there is no threshold.
+
+    Args:
+        scores: (N,) image scores.
+        peaks: (N,) highest map value of each image.
+        groups: (N,) part or roll of each image, None for its own; empty: all stand alone.
+        settings: :func:`settings_digest` of the detector, by which a later change is noticed.
     """
-    return Calibration(
-        promise="highest",
-        image_threshold=max(scores, default=None),
-        pixel_threshold=max(peaks, default=None),
-        scores=tuple(scores),
-        peaks=tuple(peaks),
+    evidence = Evidence(scores, peaks, groups, "held back", settings=settings)
+    return evidence.record(
+        "highest",
+        max(scores, default=None),
+        max(peaks, default=None),
+        r=0 if len(scores) else None,
+        sentence=f"the highest score of {len(scores)} good images held back at the fit; no false-alarm rate is stated",
     )
+
+
+def best_f1(evidence: Evidence, labels: Sequence[int], scores: Sequence[float]) -> Calibration:
+    """The image threshold with the best F1 on labelled images of the role ``validate``.
+
+    Args:
+        evidence: the good ones among them.
+        labels: (M,) 0 good, 1 defective, both present.
+        scores: (M,) of the same images.
+    """
+    from pickglass.metrics import f1_max
+
+    best = f1_max(labels, scores)  # flags from its threshold on; a verdict flags above
+    below = [score for score in scores if score < best.threshold]
+    limit = (max(below) + best.threshold) / 2 if below else float(np.nextafter(best.threshold, -np.inf))
+    words = (
+        f"F1 is highest, {best.f1:.3f}, at this threshold on {labels.count(0)} good and {labels.count(1)} defective "
+        "images for validation, on which it was chosen; no false-alarm rate is promised"
+    )
+    return evidence.record("f1", limit, max(evidence.peaks, default=None), sentence=words)
+
+
+def fixed_value(evidence: Evidence, value: float) -> Calibration:
+    """A threshold that somebody set, and how many of the good images exceed it."""
+    units = group_maxima(evidence.scores, evidence.groups)
+    above, what = int((units > value).sum()), "groups of images" if evidence.grouped else "images"
+    words = f"a fixed value; {above} of {len(units)} good {what} exceed it, and no false-alarm rate is promised"
+    return evidence.record("fixed", float(value), max(evidence.peaks, default=None), r=above, sentence=words)

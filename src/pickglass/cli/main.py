@@ -3,6 +3,7 @@ or partly failed / bad input."""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from enum import Enum
@@ -11,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pickglass.errors import InputError, PickglassError
+from pickglass.errors import InputError, PickglassError, PromiseUnreachable
 
 app = typer.Typer(
     name="pickglass",
@@ -32,12 +33,32 @@ class EngineOption(str, Enum):
     torch = "torch"
 
 
+class PromiseOption(str, Enum):
+    """What a threshold is to promise."""
+
+    tolerance = "tolerance"
+    marginal = "marginal"
+    estimate = "estimate"
+    f1 = "f1"
+    fixed = "fixed"
+
+
+class PixelOption(str, Enum):
+    """What a pixel threshold is to promise."""
+
+    any = "any"
+    area = "area"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 EngineName = Annotated[EngineOption, typer.Option("--engine", help="What runs the backbone.")]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images.")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse images with more pixels.")]
 Layout = Annotated[str | None, typer.Option(help="Layout of the folder; by default recognised.")]
+GroupBy = Annotated[
+    str | None, typer.Option("--group-by", help="Regular expression that finds the part or roll in each file name.")
+]
 
 _MAX_PIXELS = 250_000_000
 
@@ -59,6 +80,7 @@ def fit(
     calibrate: Annotated[float, typer.Option(help="Share of train for the thresholds; 0: none.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the split and of everything drawn at random.")] = 0,
     layout: Layout = None,
+    group_by: GroupBy = None,
     device: Device = "auto",
     engine: EngineName = EngineOption.auto,
     workers: Workers = 2,
@@ -86,6 +108,7 @@ def fit(
             preset=preset,
             settings=changes,
             layout=layout,
+            group_by=group_by,
             validate=validate,
             calibrate=calibrate,
             seed=seed,
@@ -164,16 +187,75 @@ def predict(
 
 
 @app.command()
+def threshold(
+    model: Annotated[Path, typer.Argument(help="Model file; the threshold is written into it.")],
+    data: Annotated[Path, typer.Argument(help="Folder with good images, e.g. the one the model was fitted on.")],
+    false_alarm: Annotated[float, typer.Option(help="Share of good parts that may be flagged.")] = 0.01,
+    confidence: Annotated[float, typer.Option(help="That these images keep the promise.")] = 0.95,
+    promise: Annotated[
+        PromiseOption,
+        typer.Option(
+            help="tolerance: with confidence; marginal: on average; estimate: from refits, no guarantee; f1: the best "
+            "on labelled validation images; fixed: --value."
+        ),
+    ] = PromiseOption.tolerance,
+    shift: Annotated[int | None, typer.Option(help="Good parts in a shift: how many will be flagged at most?")] = None,
+    pixel: Annotated[
+        PixelOption | None,
+        typer.Option(help="Promise pixels too. any: parts with any pixel above; area: share of a part's pixels."),
+    ] = None,
+    value: Annotated[float | None, typer.Option(help="The threshold, with --promise fixed.")] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Of --promise estimate.")] = 5,
+    layout: Layout = None,
+    device: Device = "auto",
+    engine: EngineName = EngineOption.auto,
+    workers: Workers = 2,
+    max_pixels: MaxPixels = _MAX_PIXELS,
+    as_json: Json = False,
+) -> None:
+    """Set the threshold for a stated false-alarm rate, from good images only."""
+    from pickglass.app import threshold as use_case
+    from pickglass.cli.show import progress_bar, show_threshold
+
+    try:
+        with progress_bar() as progress:
+            result = use_case.threshold(
+                model,
+                data,
+                false_alarm=false_alarm,
+                confidence=confidence,
+                promise=promise.value,
+                shift=shift,
+                pixel=None if pixel is None else pixel.value,
+                value=value,
+                folds=folds,
+                layout=layout,
+                device=device,
+                engine=engine.value,
+                workers=workers,
+                max_pixels=max_pixels,
+                progress=progress,
+            )
+    except PromiseUnreachable as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    _print(result) if as_json else show_threshold(result)
+
+
+@app.command()
 def info(
     path: Annotated[Path, typer.Argument(help="Model file or folder of images.")],
     layout: Layout = None,
+    group_by: GroupBy = None,
+    workers: Workers = 2,
+    max_pixels: MaxPixels = _MAX_PIXELS,
     as_json: Json = False,
 ) -> None:
     """What is in a model file or a folder of images."""
     from pickglass.app import info as use_case
     from pickglass.cli.show import show_info
 
-    result = use_case.info(path, layout)
+    result = use_case.info(path, layout, group_by=group_by, workers=workers, max_pixels=max_pixels)
     _print(result) if as_json else show_info(result)
 
 
@@ -224,6 +306,10 @@ def _finish(failed: list[Any]) -> None:
 
 def main() -> NoReturn:
     """Entry point of the command ``pickglass``."""
+    # a file name need not be UTF-8, and printing one must not end the command
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except PickglassError as error:

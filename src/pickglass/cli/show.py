@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pickglass.app.results import DemoResult, FitResult, InfoResult, Metrics, PredictResult, TestResult
+from pickglass.app.threshold import ThresholdResult
 
-__all__ = ["progress_bar", "show_demo", "show_fit", "show_info", "show_predict", "show_test"]
+__all__ = ["progress_bar", "show_demo", "show_fit", "show_info", "show_predict", "show_test", "show_threshold"]
 
 _COLUMNS = {
     "image_auroc": "image AUROC",
@@ -92,6 +93,14 @@ def show_predict(result: PredictResult) -> None:
     console.print(table, markup=False)
 
 
+def show_threshold(result: ThresholdResult) -> None:
+    """The thresholds and the promise in words."""
+    console = _console()
+    pixel = "–" if result["pixel_threshold"] is None else f"{result['pixel_threshold']:.6g}"
+    console.print(f"bad above {result['image_threshold']:.6g}, pixels above {pixel} ({result['promise']})")
+    console.print(result["sentence"], markup=False)
+
+
 def show_info(result: InfoResult) -> None:
     """Key by key, nested ones indented."""
     console = _console()
@@ -104,6 +113,10 @@ def _tree(console: Console, values: dict[str, Any], depth: int) -> None:
         if isinstance(value, dict) and value:
             console.print(f"{'  ' * depth}{key}", markup=False)
             _tree(console, value, depth + 1)
+        elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+            console.print(f"{'  ' * depth}{key}: {len(value)}", markup=False)
+            for item in value[:6]:
+                console.print(f"{'  ' * (depth + 1)}{item}", markup=False)
         else:
             console.print(f"{'  ' * depth}{key}: {_value(value)}", markup=False)
 

@@ -14,8 +14,11 @@ from pickglass.data.images import (
     read_mask,
     resize_map,
 )
-from pickglass.data.layouts import LAYOUTS, Layout, as_table, check_images, describe, load_dataset
-from pickglass.data.tables import Dataset, Role, Row, Table, fingerprint, split_roles
+from pickglass.data.inspect import check_images, describe, find_problems
+from pickglass.data.layouts import LAYOUTS, Layout, load_dataset, load_datasets
+from pickglass.data.regions import Region, read_regions
+from pickglass.data.sources import as_table
+from pickglass.data.tables import Dataset, Role, Row, Saturation, Table, fingerprint, group_by, split_roles
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -28,20 +31,26 @@ __all__ = [
     "Layout",
     "Painted",
     "Preprocess",
+    "Region",
     "Role",
     "Row",
+    "Saturation",
     "Table",
     "as_table",
     "check_images",
     "decode",
     "describe",
+    "find_problems",
     "fingerprint",
+    "group_by",
     "image_size",
     "load_dataset",
+    "load_datasets",
     "paint",
     "read_header",
     "read_image",
     "read_mask",
+    "read_regions",
     "resize_map",
     "split_roles",
 ]

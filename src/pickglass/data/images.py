@@ -77,16 +77,23 @@ def read_image(source: Source, max_pixels: int = MAX_PIXELS) -> Array:
     return decode_file(io.BytesIO(source.read()), str(getattr(source, "name", "<file object>")), max_pixels)
 
 
-def read_mask(path: str | os.PathLike[str], size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
-    """Read a ground-truth mask, bool ``(H, W)``: any value above 0 in any channel is defect.
+def read_mask(
+    path: str | os.PathLike[str] | tuple[str, ...],
+    size: tuple[int, int],
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.bool_]:
+    """Read a ground-truth mask, bool ``(H, W)``: any value above 0 in any channel is defect; of several files, in any.
 
     Raises:
         ImageError: unreadable, or its size is not ``size`` (H, W), that of the image.
     """
-    image = read_image(path, max_pixels)
-    check_mask_size(os.fspath(path), (image.shape[0], image.shape[1]), size)
-    defect: NDArray[np.bool_] = image > 0
-    return defect if defect.ndim == 2 else np.logical_or.reduce(defect, axis=2)  # (H, W)
+    union = np.zeros(size, np.bool_)
+    for file in path if isinstance(path, tuple) else (path,):
+        image = read_image(file, max_pixels)
+        check_mask_size(os.fspath(file), (image.shape[0], image.shape[1]), size)
+        defect: NDArray[np.bool_] = image > 0
+        union |= defect if defect.ndim == 2 else np.logical_or.reduce(defect, axis=2)  # (H, W)
+    return union
 
 
 def check_mask_size(path: str, mask: tuple[int, int], image: tuple[int, int]) -> None:

@@ -8,18 +8,32 @@ thresholds and is read last, ``test`` feeds nothing. A layout gives ``train`` (n
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import numpy as np
 
-from pickglass.errors import InputError
+from pickglass.errors import DataError, InputError
 
-__all__ = ["Dataset", "Role", "Row", "Table", "fingerprint", "split_roles"]
+__all__ = ["Dataset", "Role", "Row", "Saturation", "Table", "fingerprint", "group_by", "split_roles"]
 
 Role = Literal["train", "fit", "validate", "calibrate", "test"]
+
+
+class Saturation(NamedTuple):
+    """How much of a region has to be found for sPRO to count it as found (MVTec LOCO, ``defects_config.json``).
+
+    ``value`` is the pixel value that stands for ``defect`` in the masks; ``threshold`` is a share of the region's area
+    where ``relative``, else a number of pixels.
+    """
+
+    value: int
+    defect: str
+    threshold: float
+    relative: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +45,32 @@ class Row:
         role: ``train`` (not yet divided), ``fit``, ``validate``, ``calibrate`` or ``test``.
         label: 0 good, 1 defective, None unknown.
         defect: name of the defect type, None for good or unknown.
-        mask: file of the ground truth mask (any value above 0 is defect), None where there is none.
+        mask: file of the ground truth mask (any value above 0 is defect), a tuple of files whose union it is, or None
+            where there is none.
         group: rows of one group are the same part or roll and stay together; None: a group of its own.
         pixels: the image itself where it did not come from a file, as the decoder returns it.
+        saturation: what each pixel value of the masks means to sPRO, for :func:`pickglass.data.read_regions`.
     """
 
     path: str
     role: Role = "test"
     label: int | None = None
     defect: str | None = None
-    mask: str | None = None
+    mask: str | tuple[str, ...] | None = None
     group: str | None = None
     pixels: np.ndarray[Any, Any] | None = field(default=None, repr=False, compare=False)
+    saturation: tuple[Saturation, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             raise InputError(f"{self.path}: role {self.role!r} is none of {', '.join(get_args(Role))}")
         if self.label not in (0, 1, None):
             raise InputError(f"{self.path}: label {self.label!r} is none of 0 (good), 1 (defective), None (unknown)")
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """The files of the mask, none to several."""
+        return (self.mask,) if isinstance(self.mask, str) else self.mask or ()
 
 
 class Table(Sequence[Row]):
@@ -148,10 +170,40 @@ def split_roles(table: Table, validate: float, calibrate: float, seed: int) -> T
     return Table([replace(row, role=roles[i]) if i in roles else row for i, row in enumerate(table)])
 
 
+def group_by(table: Table, pattern: str) -> Table:
+    """The rows with their groups read from their file names, so that one part or roll never parts.
+
+    Args:
+        table: rows; groups that they have already are replaced.
+        pattern: regular expression, searched for in the file name without its folders. The group is what the first
+            parenthesis matches, or the whole match where there is none.
+
+    Raises:
+        InputError: not a regular expression.
+        DataError: names that do not match.
+
+    >>> [row.group for row in group_by(Table([Row("a/roll7_01.png"), Row("b/roll7_02.png")]), "^([^_]+)_")]
+    ['roll7', 'roll7']
+    """
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise InputError(f"{pattern!r} is not a regular expression: {error}") from error
+    found = [search(Path(row.path).name) for row in table]
+    groups = [None if match is None else match[1 if match.re.groups else 0] for match in found]
+    missing = [Path(row.path).name for row, group in zip(table, groups, strict=True) if not group]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(table)} file names give no group by {pattern!r}, e.g. {', '.join(missing[:5])}: "
+            "expected a pattern that finds the part or roll in every name"
+        )
+    return Table([replace(row, group=group) for row, group in zip(table, groups, strict=True)])
+
+
 def fingerprint(table: Table) -> str:
     """sha256 over the contents of a table's images, their roles and their order; paths do not count."""
     whole = hashlib.sha256()
     for row in table:
         content = Path(row.path).read_bytes() if row.pixels is None else np.ascontiguousarray(row.pixels).tobytes()
-        whole.update(f"{row.role} {row.group}\n".encode() + hashlib.sha256(content).digest())
+        whole.update(f"{row.role} {row.group}\n".encode("utf-8", "surrogateescape") + hashlib.sha256(content).digest())
     return whole.hexdigest()

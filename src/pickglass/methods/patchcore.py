@@ -45,7 +45,8 @@ class PatchCore(Detector):
         backbone, layers, weights, size, smoothing: see :class:`pickglass.Detector`. The first layer sets the grid.
         ratio: share of all patches that the bank keeps, above 0 to 1 (paper: 0.25, 0.1 and 0.01).
         patch: side of the neighbourhood that is averaged, in cells, odd (paper: 3).
-        projection: dimensions of the random projection that the coreset is chosen in (authors' code: 128); 0 is none.
+        projection: dimensions of the random projection that the coreset is chosen in (authors' code: 128); 0 is none,
+            and so is any that would not at least halve the channels.
         dims: pool each level's patch vectors, then all together, to this many channels (authors' code: 1024); None
             keeps the backbone's.
         standardise: divide each level by its standard deviation, so that none outweighs the others by its scale.
@@ -124,7 +125,7 @@ class PatchCore(Detector):
                 f"max_bank_mb={self.max_bank_mb:g}: lower ratio to {fitting:.2g}, or raise max_bank_mb"
             )
         # a selection holds the patches, their projection and its centred copy
-        per_patch = 4 * (self._width + 2 * min(self._width, self.projection or self._width)) * run.positions
+        per_patch = 4 * 3 * self._width * run.positions
         self._room = int(run.memory_gb * 1e9 / per_patch)  # patches a position may hold
         if self._room < 2 * self._keep:
             raise InputError(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pickglass.errors import InputError
 
-__all__ = ["F1Max", "Roc", "auroc", "average_precision", "f1_max", "roc_curve"]
+__all__ = ["F1Max", "Roc", "auroc", "average_precision", "check_scores", "f1_max", "roc_curve"]
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -53,7 +53,12 @@ class _Counts(NamedTuple):
         return len(self.true) == 0 or self.true[-1] == 0 or self.false[-1] == 0
 
 
-def _validate(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+def check_scores(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Labels as (N,) bool and scores as (N,) float64.
+
+    Raises:
+        InputError: lengths differ, a label is neither 0 nor 1, or a score is not finite.
+    """
     truth: _Array = np.asarray(labels)
     given: _Array = np.asarray(scores)
     if truth.ndim != 1 or truth.shape != given.shape:
@@ -77,7 +82,7 @@ def _validate(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[npt.NDArray
 
 
 def _count(labels: npt.ArrayLike, scores: npt.ArrayLike) -> _Counts:
-    truth, values = _validate(labels, scores)
+    truth, values = check_scores(labels, scores)
     order = np.argsort(-values, kind="stable")
     truth, values = truth[order], values[order]
     last = np.flatnonzero(np.append(values[1:] != values[:-1], True)) if len(values) else order  # (K,)

@@ -54,11 +54,11 @@ class Coreset:
 def random_projection(points: Tensor, dims: int, seed: int) -> Tensor:
     """Project (N, C) points to (N, dims) by a Gaussian matrix that keeps distances in expectation.
 
-    Johnson-Lindenstrauss; Roth et al. 2022, section 3.2, use it to make the selection cheaper. Where C <= dims
-    there is nothing to gain and the points come back as they are.
+    Johnson-Lindenstrauss; Roth et al. 2022, section 3.2, use it to make the selection cheaper. Where it would not at
+    least halve the dimensions there is little to gain, and the points come back as they are.
     """
     channels = points.shape[1]
-    if channels <= dims:
+    if channels < 2 * dims:
         return points
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(channels, dims, generator=generator) / dims**0.5

@@ -1,0 +1,273 @@
+"""Set a model's threshold from good images that it was not fitted on, with a promise, and write it into the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+from pickglass.calibration import Calibration, Evidence, PixelPromise, Wish, flagged_curve, promised, settings_digest
+from pickglass.calibration.promises import Source, best_f1, fixed_value
+from pickglass.data import MAX_PIXELS, Dataset, Table, fingerprint, load_dataset, split_roles
+from pickglass.data.files import output_path
+from pickglass.errors import DataError, Failure, InputError
+from pickglass.features.engine import EngineName
+from pickglass.methods import find_method
+from pickglass.methods.base import Detector
+from pickglass.methods.modelfile import read_model, write_model
+from pickglass.methods.running import Progress
+from pickglass.result import Found
+
+__all__ = ["ThresholdPromise", "ThresholdResult", "image_digest", "threshold"]
+
+ThresholdPromise = Literal["tolerance", "marginal", "estimate", "f1", "fixed"]
+
+
+class ThresholdResult(TypedDict):
+    """``pickglass threshold``. ``n_calibrate`` counts images, or groups of them where the data has groups."""
+
+    promise: str
+    image_threshold: float
+    pixel_threshold: float | None
+    false_alarm_bound: float | None
+    confidence: float | None
+    n_calibrate: int
+    sentence: str
+
+
+def threshold(
+    model: str | Path,
+    data: str | Path | Dataset,
+    *,
+    false_alarm: float = 0.01,
+    confidence: float = 0.95,
+    promise: ThresholdPromise = "tolerance",
+    shift: int | None = None,
+    pixel: PixelPromise | None = None,
+    value: float | None = None,
+    folds: int = 5,
+    layout: str | None = None,
+    device: str = "auto",
+    engine: EngineName = "auto",
+    workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress | None = None,
+) -> ThresholdResult:
+    """Find the threshold that keeps a promise about false alarms, and write it into the model file.
+
+    Where ``data`` is what the model was fitted on (its fingerprint tells), the scores of the images that were held
+    back are used as they stand in the model. Of other data the rows of the role ``calibrate`` are judged, or, without
+    any, all good training rows; images that the model was fitted on, and those of their groups, are left out where
+    the model lists them. Otherwise the sentence makes it a condition that none was fitted. Test images are not read.
+
+    Args:
+        model: model file; replaced, whole or not at all.
+        data: folder of good images in any layout that :func:`pickglass.load_dataset` knows, or a data set.
+        false_alarm: share of good parts that may be flagged, in (0, 1).
+        confidence: that this set of images keeps the promise, in (0, 1).
+        promise: ``tolerance``, with that confidence; ``marginal``, on average over calibration sets; ``estimate``,
+            from training images judged by models refitted without them, no promise; ``f1``, the best F1 on labelled
+            rows of the role ``validate``; ``fixed``, ``value``.
+        shift: how many good parts a shift sees, to tell how many are flagged at most.
+        pixel: also promise the share of good parts with ``any`` pixel above the pixel threshold, or the flagged
+            ``area`` of a good part; the error is then split. None: the highest map value, without a promise.
+        value: the threshold for ``fixed``.
+        folds: of ``estimate``.
+        layout: how to read the folder; None: recognised.
+
+    The others as in :meth:`pickglass.Detector.predict`.
+
+    Raises:
+        PromiseUnreachable: there are too few images; the model stays as it was.
+        DataError: a broken image, or no image to use.
+    """
+    wish = _wish(promise, false_alarm, confidence, pixel, shift, value)
+    target = output_path(model, ".safetensors")
+    header, tensors = read_model(model)
+    table = (data if isinstance(data, Dataset) else load_dataset(data, layout)).train
+    options: dict[str, Any] = {"device": device, "engine": engine, "workers": workers, "max_pixels": max_pixels}
+    judge = _Judge(header, tensors, str(model), options, progress, curves=pixel == "area")
+    if wish is None and value is None:
+        calibration = _f1(table, judge)
+    elif wish is None:
+        calibration = fixed_value(_calibrating(table, judge), float(value))  # type: ignore[arg-type]
+    elif wish.promise == "estimate":
+        calibration = promised(_out_of_fold(table, judge, folds), wish)
+    else:
+        calibration = promised(_calibrating(table, judge), wish)
+    write_model(target, {**header, "calibration": calibration.to_json()}, tensors)
+    return {
+        "promise": calibration.promise,
+        "image_threshold": float(calibration.image_threshold),  # type: ignore[arg-type]
+        "pixel_threshold": calibration.pixel_threshold,
+        "false_alarm_bound": calibration.false_alarm_bound,
+        "confidence": calibration.confidence,
+        "n_calibrate": calibration.n,
+        "sentence": calibration.sentence,
+    }
+
+
+def image_digest(row: Any) -> str:
+    """Tells images apart by their content, whatever their role, group and name: 16 hex digits."""
+    return fingerprint(Table([replace(row, role="train", group=None)]))[:16]
+
+
+def _wish(
+    promise: ThresholdPromise,
+    false_alarm: float,
+    confidence: float,
+    pixel: PixelPromise | None,
+    shift: int | None,
+    value: float | None,
+) -> Wish | None:
+    """None for the thresholds that promise nothing."""
+    if (promise == "fixed") != (value is not None) or (value is not None and not np.isfinite(value)):
+        raise InputError(
+            f"promise={promise!r} with value={value!r}: 'fixed' takes a finite value, e.g. value=12.5; others take none"
+        )
+    if promise == "f1" or promise == "fixed":
+        if pixel is not None or shift is not None:
+            raise InputError(
+                f"promise={promise!r} promises no false-alarm rate: leave out pixel and shift, or ask for 'tolerance'"
+            )
+        return None
+    return Wish(promise, false_alarm, confidence, pixel, shift)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What it takes to judge images by the model: its file's content, and how to run."""
+
+    header: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+    source: str
+    options: Mapping[str, Any]
+    progress: Progress | None
+    curves: bool
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        return dict(self.header["configuration"])
+
+    def restored(self) -> Detector:
+        return find_method(self.header["method"]).restored(self.header, self.tensors, self.source)
+
+    def refitted(self, table: Table) -> Detector:
+        detector = find_method(self.header["method"]).configured(self.configuration)
+        return detector.fit(table, calibrate=0, seed=self.header["provenance"]["seed"], **self.options)
+
+    def evidence(self, detector: Detector, table: Table, source: Source, proviso: str = "") -> Evidence:
+        """Scores, peaks and, if wanted, curves of images; all of them have to be sound."""
+        scores: list[float] = []
+        peaks: list[float] = []
+        curves: list[Any] = []
+        failed: list[Failure] = []
+        for item in detector.stream(table, progress=self.progress, **self.options):
+            if not isinstance(item, Found):
+                failed.append(item)
+                continue
+            scores.append(item.score)
+            peaks.append(float(item.map.max()))
+            if self.curves:
+                curves.append(flagged_curve(item.full_map()))
+        if failed:  # leaving them out might leave out the difficult ones
+            raise DataError(f"{len(failed)} of {len(table)} images for the threshold cannot be read:", failed)
+        return Evidence(
+            scores,
+            peaks,
+            [row.group for row in table],
+            source,
+            np.array(curves) if self.curves else None,
+            settings_digest(self.configuration),
+            proviso,
+        )
+
+
+def _calibrating(table: Table, judge: _Judge) -> Evidence:
+    """The good images that set the threshold, judged by the model."""
+    known = judge.header["provenance"]
+    fitted = _split_as_fitted(table, known)
+    if fitted is not None:
+        held = fitted.role("calibrate")
+        stored = judge.header["calibration"]
+        kept = None if stored is None else Calibration.from_json(stored).against(judge.configuration)
+        if kept is not None and not kept.stale and kept.source == "held back" and not judge.curves:
+            groups = [row.group for row in held]
+            return Evidence(kept.scores, kept.peaks, groups, "held back", None, settings_digest(judge.configuration))
+        return judge.evidence(judge.restored(), held, "held back")
+    good = (table.role("calibrate") or table.role("train")).where(lambda row: row.label == 0)
+    proviso = "none of them was fitted, which the model does not tell"
+    if "fitted_images" in known:
+        taught = set(known["fitted_images"])
+        used = {row.path for row in table if image_digest(row) in taught}
+        groups_used = {row.group for row in table if row.path in used and row.group is not None}
+        good = good.where(lambda row: row.path not in used and row.group not in groups_used)
+        proviso = ""
+    if not good:
+        raise DataError("no good image is left for the threshold: expected good ones that the model was not fitted on")
+    return judge.evidence(judge.restored(), good, "given", proviso)
+
+
+def _split_as_fitted(table: Table, known: Mapping[str, Any]) -> Table | None:
+    """The rows with the roles they had when the model was fitted, if they are the rows it was fitted on."""
+    total = len(table.role("train"))
+    # The counts that came of the shares give the same split again as the shares did.
+    validate, calibrate = (0.0 if total == 0 or table.role(role) else known[f"n_{role}"] / total for role in _HELD)
+    if validate + calibrate >= 1:
+        return None
+    split = split_roles(table, validate, calibrate, known["seed"])
+    return split if fingerprint(split) == known["data_sha256"] else None
+
+
+_HELD: tuple[Literal["validate", "calibrate"], ...] = ("validate", "calibrate")
+
+
+def _out_of_fold(table: Table, judge: _Judge, folds: int) -> Evidence:
+    """Every good training image, judged by a model that was refitted without its fold; groups never part."""
+    good = Table([replace(row, role="train") for row in table.where(lambda row: row.label == 0)])
+    members: dict[str, list[int]] = {}
+    for i, row in enumerate(good):
+        members.setdefault(row.path if row.group is None else f"group:{row.group}", []).append(i)
+    if folds < 2 or len(members) < 2:
+        raise InputError(f"folds={folds!r} of {len(members)} images or groups: expected at least two of each")
+    keys = list(members)
+    np.random.default_rng(judge.header["provenance"]["seed"]).shuffle(keys)
+    parts: list[Evidence] = []
+    for k in range(min(folds, len(keys))):
+        left_out = {i for key in keys[k::folds] for i in members[key]}
+        rest = Table([row for i, row in enumerate(good) if i not in left_out])
+        own = Table([row for i, row in enumerate(good) if i in left_out])
+        parts.append(judge.evidence(judge.refitted(rest), own, "folds"))
+        if judge.progress is not None:
+            judge.progress("refitting", k + 1, min(folds, len(keys)))
+    curves = [part.curves for part in parts if part.curves is not None]
+    return Evidence(
+        [score for part in parts for score in part.scores],
+        [peak for part in parts for peak in part.peaks],
+        [group for part in parts for group in part.groups],
+        "folds",
+        np.concatenate(curves) if curves else None,
+        settings_digest(judge.configuration),
+    )
+
+
+def _f1(table: Table, judge: _Judge) -> Calibration:
+    rows = table.role("validate").where(lambda row: row.label is not None)
+    labels = [int(row.label or 0) for row in rows]
+    if len(set(labels)) < 2:
+        raise DataError(
+            f"the best F1 needs good and defective images of the role 'validate', found {labels.count(0)} good and "
+            f"{labels.count(1)} defective ones: name them in the data set; test images never set a threshold"
+        )
+    judged = judge.evidence(judge.restored(), rows, "given")
+    good = [i for i, label in enumerate(labels) if label == 0]
+    evidence = replace(
+        judged,
+        scores=[judged.scores[i] for i in good],
+        peaks=[judged.peaks[i] for i in good],
+        groups=[judged.groups[i] for i in good],
+    )
+    return best_f1(evidence, labels, judged.scores)

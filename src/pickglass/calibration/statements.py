@@ -1,0 +1,206 @@
+"""Promises about false alarms: the threshold that keeps one, and the sentence that says what it is worth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pickglass.calibration.promises import Calibration, Evidence
+from pickglass.calibration.ranks import (
+    area_threshold,
+    average_bound,
+    average_needs,
+    average_rank,
+    group_maxima,
+    shift_bound,
+    tolerance_bound,
+    tolerance_needs,
+    tolerance_rank,
+)
+from pickglass.errors import InputError, PromiseUnreachable
+
+__all__ = ["PixelPromise", "Promise", "Wish", "promised"]
+
+Promise = Literal["tolerance", "marginal", "estimate"]
+PixelPromise = Literal["any", "area"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be promised.
+
+    Attributes:
+        promise: ``tolerance``, ``marginal`` or ``estimate``.
+        false_alarm: share of good parts that may be flagged, in (0, 1).
+        confidence: that this calibration set keeps the promise, in (0, 1); ``tolerance`` only, and for ``shift``.
+        pixel: None; ``any``: the same share may have any pixel above the pixel threshold; ``area``: that share of a
+            good part's pixels may lie above it, on average.
+        shift: how many good parts a shift sees; None: not told.
+
+    With ``pixel`` two promises are made, each at half of the error (Bonferroni), so that they hold together: half of
+    ``1 - confidence`` for ``tolerance``, half of ``false_alarm`` for the promises that hold on average.
+    """
+
+    promise: Promise = "tolerance"
+    false_alarm: float = 0.01
+    confidence: float = 0.95
+    pixel: PixelPromise | None = None
+    shift: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("false_alarm", "confidence"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)!r}: expected a share above 0 and below 1, e.g. 0.05")
+        if self.promise not in ("tolerance", "marginal", "estimate"):
+            raise InputError(f"promise={self.promise!r}: expected 'tolerance', 'marginal' or 'estimate'")
+        if self.pixel not in (None, "any", "area"):
+            raise InputError(f"pixel={self.pixel!r}: expected 'any', 'area' or None")
+        if self.shift is not None and (self.shift < 1 or self.promise == "estimate"):
+            raise InputError(
+                f"shift={self.shift!r} with promise={self.promise!r}: expected at least one part, and a promise that "
+                "says something about a shift: 'tolerance' or 'marginal'"
+            )
+
+    @property
+    def sure(self) -> float:
+        """The confidence of each of the promises."""
+        return self.confidence if self.pixel is None else (1 + self.confidence) / 2
+
+    @property
+    def average(self) -> float:
+        """The share that each of the promises may use up, if it holds on average."""
+        return self.false_alarm if self.pixel is None else self.false_alarm / 2
+
+    def rank(self, n: int) -> int | None:
+        """How many of n units may exceed the threshold; None: the promise cannot be made."""
+        if self.promise == "tolerance":
+            return tolerance_rank(n, self.false_alarm, self.sure)
+        return average_rank(n, self.average)
+
+    def needs(self) -> int:
+        """The least number of units with which all that is wished can be promised."""
+        image = tolerance_needs(self.false_alarm, self.sure) if self.promise == "tolerance" else 1
+        average = self.promise != "tolerance" or self.pixel == "area"
+        return max(image, average_needs(self.average) if average else 1)
+
+    def bound(self, n: int, r: int) -> float:
+        """What a threshold that r of n units exceed amounts to."""
+        return tolerance_bound(n, r, self.sure) if self.promise == "tolerance" else average_bound(n, r)
+
+
+def promised(evidence: Evidence, wish: Wish) -> Calibration:
+    """Thresholds that keep the wished promise, and the sentence that states what was achieved.
+
+    Where images have groups, a group counts once, with its highest score and its highest map value; its flagged share
+    is that of its worst image at each threshold.
+
+    Raises:
+        PromiseUnreachable: there are too few images; says how many are missing, and what these can promise.
+    """
+    scores, peaks = group_maxima(evidence.scores, evidence.groups), group_maxima(evidence.peaks, evidence.groups)
+    n = len(scores)
+    r = wish.rank(n)
+    if r is None or n < wish.needs():
+        raise _unreachable(evidence, wish, n)
+    pixel = float(peaks[-1])
+    if wish.pixel == "any":
+        pixel = float(peaks[n - 1 - r])
+    elif wish.pixel == "area":
+        if evidence.curves is None:
+            raise InputError("the promise 'area' needs the maps of the calibration images: give Evidence.curves")
+        limit = area_threshold(group_maxima(evidence.curves, evidence.groups), wish.average)
+        if limit is None:
+            raise _unreachable(evidence, wish, n)
+        pixel = limit
+    return evidence.record(
+        wish.promise,
+        float(scores[n - 1 - r]),
+        pixel,
+        r=r,
+        pixel_promise=wish.pixel or "highest",
+        false_alarm_bound=None if wish.promise == "estimate" else wish.bound(n, r),
+        confidence=wish.confidence if wish.promise == "tolerance" else None,
+        sentence=_sentence(evidence, wish, n, r),
+    )
+
+
+# -- in words ---------------------------------------------------------------------------------------------------------
+
+
+def _sentence(evidence: Evidence, wish: Wish, n: int, r: int) -> str:
+    share = _percent(wish.bound(n, r))
+    surely = f"{100 * wish.confidence:g} %"
+    flagged = {
+        "tolerance": f"at most {share} of good parts will be flagged",
+        "marginal": f"on average over calibration sets at most {share} of good parts will be flagged",
+        "estimate": f"about {share} of good parts will be flagged",
+    }[wish.promise]
+    parts = [flagged + _pixels(wish, share)]
+    if wish.promise == "tolerance":
+        parts.append(f"with {surely} confidence" + (" in both together" if wish.pixel == "any" else ""))
+    elif wish.promise == "marginal":
+        parts.append("without a confidence for this one")
+    else:
+        parts.append(
+            "an estimate and no promise (judging by all refitted models would keep the bound of leave-one-out, "
+            f"{_percent(2 * wish.bound(n, r))}; this does not)"
+        )
+    if wish.pixel is not None:
+        parts.append("each made at half the error")
+    parts.append(f"from {_count(evidence, n)}")
+    parts.append("if coming parts are like these" + (f" and {evidence.proviso}" if evidence.proviso else ""))
+    words = ", ".join(parts)
+    if wish.shift is not None:
+        most = shift_bound(n, r, wish.shift, wish.sure)
+        words += f"; in a shift of {wish.shift:,} at most {most:,}"
+        words += f" (in {100 * wish.sure:g} % of calibration sets and shifts)" if wish.promise == "marginal" else ""
+    return words
+
+
+def _pixels(wish: Wish, share: str) -> str:
+    if wish.pixel == "any":
+        return f" and {share} will have any pixel above the pixel threshold"
+    if wish.pixel == "area":
+        return f" and on average at most {_percent(wish.average)} of their pixels lie above the pixel threshold"
+    return ""
+
+
+def _count(evidence: Evidence, n: int) -> str:
+    kind = "training images judged by refitted models" if evidence.source == "folds" else "calibration images"
+    where = " held back at the fit" if evidence.source == "held back" else ""
+    if evidence.grouped:
+        return f"{n} groups of {len(evidence.scores)} {kind}{where} (a group counts once, with its highest score)"
+    return f"{n} {kind}{where}"
+
+
+def _unreachable(evidence: Evidence, wish: Wish, n: int) -> PromiseUnreachable:
+    needed = wish.needs()
+    what = "groups of calibration images" if evidence.grouped else "calibration images"
+    asked = f"a false-alarm rate of {_percent(wish.false_alarm)}" + (
+        f" with {100 * wish.confidence:g} % confidence" if wish.promise == "tolerance" else " on average"
+    )
+    asked += f" together with the pixel promise {wish.pixel!r}" if wish.pixel else ""
+    remedy = "add good images that were not fitted, or fit anew with a higher --calibrate"
+    if n:
+        split = 1 if wish.pixel is None else 2
+        least = [1.0 * wish.bound(n, 0) * (1 if wish.promise == "tolerance" else split)]
+        least += [split * average_bound(n, 0)] if wish.pixel == "area" else []
+        if max(least) < 1:
+            remedy += f"; these {n} can promise {_percent(max(least))} (--false-alarm {_up(max(least)):g})"
+    if wish.promise != "estimate":
+        remedy += "; --promise estimate judges the training images by refitted models, without a guarantee"
+    return PromiseUnreachable(asked, what, needed, n, remedy)
+
+
+def _up(share: float) -> float:
+    """Three digits, rounded up: a bound must not look lower than it is."""
+    if share <= 0:
+        return 0.0
+    digits = 2 - math.floor(math.log10(share))
+    return float(round(math.ceil(share * 10**digits * (1 - 1e-12)) / 10**digits, max(digits, 0)))
+
+
+def _percent(share: float) -> str:
+    """A share in per cent, three digits, rounded up."""
+    return f"{float(f'{100 * _up(share):.12g}'):g} %"

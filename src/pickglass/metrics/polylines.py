@@ -1,0 +1,287 @@
+"""Sorted pixels, and the exact polylines of overlap over false-positive rate that follow from them.
+
+Defect pixels are few, and overlap changes at their scores only. So a curve is known from two counts per distinct
+defect score s, the ok pixels above s and those at or above s: between defect scores the curve runs flat, and where ok
+pixels tie with s it rises in a straight line between the two counts. The counts are binary searches in sorted ok
+pixels. These are kept sorted per tag, for counts of several tags add up: the numbers of each defect type need no
+further sort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pickglass.errors import InputError, UnknownName
+from pickglass.metrics.labelling import connected_regions
+
+__all__ = ["Pool", "RegionPixels", "Traced", "area_under", "check_map", "count_ok", "label_regions", "rising_bits"]
+
+_Array = np.ndarray[Any, np.dtype[Any]]
+_Float32 = npt.NDArray[np.float32]
+_Float64 = npt.NDArray[np.float64]
+_Uint32 = npt.NDArray[np.uint32]
+_Uint64 = npt.NDArray[np.uint64]
+
+_BLOCK = 1 << 15  # defect pixels evaluated at once: bounds temporary memory to about 3 MB
+_CELLS = 250  # steps of the plotted curve along each axis: at most 2 * 250 + 1 points
+_HALF = np.uint64(32)
+
+
+class Traced(NamedTuple):
+    """What :meth:`RegionPixels.trace` found.
+
+    Attributes:
+        tpr_area: area under the share of region pixels reached over FPR, 0 to 1.
+        area: limit -> area under the mean overlap of the regions over FPR up to the limit, divided by the limit.
+        fpr: (P,) the curve for plotting, at most 501 points, each within 1/250 of the exact curve ...
+        overlap: (P,) ... rising from (0, 0) to (1, 1).
+        n_regions: regions that were averaged.
+        n_ok_pixels: pixels in no region.
+
+    Without a region, or without an ok pixel, the areas are nan and the curve has no point.
+    """
+
+    tpr_area: float
+    area: dict[float, float]
+    fpr: _Float64
+    overlap: _Float64
+    n_regions: int
+    n_ok_pixels: int
+
+
+class RegionPixels:
+    """The scores of all ok pixels, by tag, and of the pixels of each region."""
+
+    def __init__(self) -> None:
+        self._ok: dict[str, Pool] = {}
+        self._defects = Pool(np.uint64)
+        self._size: list[int] = []
+        self._tag: list[str] = []
+
+    def add(self, tag: str, ok: _Float32, scores: _Float32, region: npt.NDArray[np.integer[Any]]) -> None:
+        """Add one image.
+
+        Args:
+            tag: by which :meth:`trace` selects.
+            ok: scores of the pixels in no region.
+            scores: (K,) scores of region pixels.
+            region: (K,) which region each belongs to, 0, 1, ... without a gap.
+        """
+        self._ok.setdefault(tag, Pool(np.float32)).add(ok)
+        if len(scores) == 0:
+            return
+        self._defects.add(_join(scores, region.astype(np.uint64) + np.uint64(len(self._size))))
+        sizes = np.bincount(region).tolist()
+        self._size += sizes
+        self._tag += [tag] * len(sizes)
+
+    def trace(self, limits: Sequence[float], tags: Collection[str] | None) -> Traced:
+        """Areas and curve of the images with these tags; None: all. "good" may be absent.
+
+        Raises:
+            InputError: a limit is not above 0 and at most 1, or a tag was never added.
+        """
+        for limit in limits:
+            if not 0 < limit <= 1:
+                raise InputError(f"FPR limit {limit!r}: expected above 0 and at most 1, e.g. 0.3")
+        ok, chosen = self._choose(tags)
+        sizes = np.asarray(self._size, dtype=np.float64)  # (R,)
+        n_regions, n_ok = int(chosen.sum()), sum(map(len, ok))
+        if n_regions == 0 or n_ok == 0:
+            nan, empty = float("nan"), np.empty(0)
+            return Traced(nan, dict.fromkeys(limits, nan), empty, empty, n_regions, n_ok)
+        share = np.stack([1 / (sizes * n_regions), np.full_like(sizes, 1 / sizes[chosen].sum())])  # (2, R)
+        area, tpr_area = dict.fromkeys(limits, 0.0), 0.0
+        points = [np.zeros((2, 1))]
+        for fpr, overlap, tpr in _polylines(self._defects.sorted(), ok, chosen, share):
+            tpr_area += area_under(fpr, tpr, 1.0)
+            for limit in area:
+                area[limit] += area_under(fpr, overlap, limit)
+            # A rising curve enters at most 2 * _CELLS new cells: its first point in each is enough to draw it.
+            cell = np.floor(fpr * _CELLS) + np.floor(overlap * _CELLS)
+            points.append(np.stack([fpr, overlap])[:, 1:][:, np.diff(cell) > 0])
+        curve = np.concatenate(points, axis=1)  # (2, P)
+        return Traced(tpr_area, {k: v / k for k, v in area.items()}, curve[0], curve[1], n_regions, n_ok)
+
+    def ok_quantiles(self, levels: npt.ArrayLike) -> _Float64:
+        """(L,) scores that about these shares of all ok pixels exceed, within 2e-6; (L,) nan without an ok pixel."""
+        pools = [pool.sorted() for pool in self._ok.values()]
+        step = max(sum(map(len, pools)) >> 20, 1)  # a sorted pool needs only every step-th value
+        thinned = np.concatenate([np.empty(0, np.float32), *(pool[::-step] for pool in pools)])
+        given = np.asarray(levels, dtype=np.float64)
+        return np.quantile(thinned, 1 - given).astype(np.float64) if len(thinned) else np.full_like(given, np.nan)
+
+    def _choose(self, tags: Collection[str] | None) -> tuple[list[_Float32], npt.NDArray[np.bool_]]:
+        """The sorted ok pixels of each chosen tag that has any, and for each region whether it is chosen."""
+        wanted = set(self._ok if tags is None else tags)
+        for tag in wanted - {"good", *self._ok}:
+            raise UnknownName("tag", tag, {"good", *self._ok})
+        ok = [pool.sorted() for tag, pool in self._ok.items() if tag in wanted]
+        chosen = np.array([tag in wanted for tag in self._tag], dtype=bool)  # (R,)
+        return [values for values in ok if len(values)], chosen
+
+
+class Pool:
+    """Values added piece by piece to one array that grows in place, so that they never exist twice."""
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        self._array: _Array = np.empty(0, dtype)
+        self._n = 0
+        self._in_order = True
+
+    def add(self, values: _Array) -> None:
+        """Add values of any shape, copied."""
+        end = self._n + values.size
+        if end > self._array.size:
+            # resize is realloc, which moves large arrays by remapping pages; 1/8 of slack keeps the moves few.
+            self._array.resize(end + end // 8, refcheck=False)
+        self._array[self._n : end] = values
+        self._n, self._in_order = end, False
+
+    @property
+    def n(self) -> int:
+        """How many values there are."""
+        return self._n
+
+    def sorted(self) -> _Array:
+        """All values in rising order, as a view that is valid until the next ``add``."""
+        values = self._array[: self._n]
+        if not self._in_order:
+            values.sort()
+            self._in_order = True
+        return values
+
+
+def check_map(map: npt.ArrayLike, mask: npt.ArrayLike | None) -> tuple[_Float32, npt.NDArray[np.bool_] | None]:
+    """The map as float32 and the mask, None if no pixel is set.
+
+    Raises:
+        InputError: shapes differ, the map is empty or not finite, the mask is not bool.
+    """
+    given: _Array = np.asarray(map)
+    if given.ndim != 2 or given.size == 0 or given.dtype.kind not in "iuf":
+        raise InputError(f"map of shape {given.shape} and type {given.dtype}: expected numbers of shape (H, W)")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
+        scores = given.astype(np.float32, copy=False)
+    low, high = scores.min(), scores.max()  # nan and infinities reach at least one of them
+    if not np.isfinite((low, high)).all():
+        raise InputError(
+            f"map of shape {scores.shape} ranges from {low} to {high}: expected finite float32 scores; leave out "
+            "failed images, or correct what produced the map"
+        )
+    if mask is None:
+        return scores, None
+    defect: _Array = np.asarray(mask)
+    if defect.shape != scores.shape:
+        raise InputError(
+            f"mask of shape {defect.shape} and map of shape {scores.shape}: expected the same (H, W); resize the map "
+            "to the mask"
+        )
+    if defect.dtype != np.bool_:
+        raise InputError(f"mask of type {defect.dtype}: expected bool; pass `mask > 0` if any value above 0 is defect")
+    return scores, defect if defect.any() else None
+
+
+def label_regions(
+    defect: npt.NDArray[np.bool_], connectivity: Literal[4, 8]
+) -> tuple[tuple[slice, slice], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Connected regions of a mask that is not empty.
+
+    Returns:
+        The bounding box of all of them, the mask inside it, and the region, 0, 1, ..., of each True pixel there.
+    """
+    rows, columns = (np.flatnonzero(defect.any(axis=axis)) for axis in (1, 0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    inside = defect[box]
+    labels, _ = connected_regions(inside, connectivity)
+    return box, inside, labels[inside].astype(np.int64) - 1
+
+
+def rising_bits(scores: _Float32) -> _Uint32:
+    """IEEE 754 bits in the order of the numbers."""
+    bits = (scores + np.float32(0)).view(np.uint32)  # adding 0 turns -0.0 into 0.0: they tie
+    rising: _Uint32 = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
+    return rising
+
+
+def _join(scores: _Float32, region: _Uint64) -> _Uint64:
+    """Score and region in one key that sorts by score: a plain in-place sort then carries the regions along."""
+    keys: _Uint64 = (rising_bits(scores).astype(np.uint64) << _HALF) | region
+    return keys
+
+
+def _split(keys: _Uint64) -> tuple[_Float32, _Uint32]:
+    rising = (keys >> _HALF).astype(np.uint32)
+    bits = np.where(rising >> 31, rising & 0x7FFFFFFF, ~rising)
+    return bits.view(np.float32), keys.astype(np.uint32)
+
+
+def _blocks(keys: _Uint64) -> Iterator[_Uint64]:
+    """Sorted keys from the highest down, in blocks that never part equal scores."""
+    end = len(keys)
+    while end:
+        start = keys[max(end - _BLOCK, 0)]
+        first = int(np.searchsorted(keys, (start >> _HALF) << _HALF))
+        yield keys[first:end][::-1]
+        end = first
+
+
+def _polylines(
+    keys: _Uint64, ok: Sequence[_Float32], chosen: npt.NDArray[np.bool_], share: _Float64
+) -> Iterator[tuple[_Float64, _Float64, _Float64]]:
+    """FPR, PRO and TPR along the whole curve, piece by piece, each piece from the last point of the one before.
+
+    Args:
+        keys: (D,) defect pixels as :func:`_join` made them, sorted.
+        ok: sorted scores of the ok pixels, in any number of arrays, none empty.
+        chosen: (R,) which regions take part.
+        share: (2, R) what one pixel of a region adds to PRO and to TPR.
+    """
+    n_ok = sum(map(len, ok))
+    x, y = 0.0, np.zeros((2, 1))
+    for block in _blocks(keys):
+        score, region = _split(block)
+        if not chosen.all():
+            score, region = score[chosen[region]], region[chosen[region]]
+        if len(score) == 0:
+            continue
+        last = np.flatnonzero(np.append(score[1:] != score[:-1], True))  # (K,)
+        below, up_to = count_ok(ok, score[last])
+        reached = np.minimum(y + np.cumsum(share[:, region], axis=1)[:, last], 1)  # (2, K)
+        fpr = np.append(x, np.stack([n_ok - up_to, n_ok - below], axis=1) / n_ok)  # (1 + 2K,)
+        pro, tpr = np.repeat(np.concatenate([y, reached], axis=1), 2, axis=1)[:, :-1]  # (1 + 2K,) each
+        yield fpr, pro, tpr
+        x, y = float(fpr[-1]), reached[:, -1:]
+    end = np.array([x, 1.0])
+    yield end, np.append(y[0], 1.0), np.append(y[1], 1.0)
+
+
+def count_ok(ok: Sequence[_Float32], scores: _Float32) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many ok pixels are below, and how many are not above, each of (K,) falling scores."""
+    below = np.zeros(len(scores), dtype=np.int64)
+    up_to = below.copy()
+    for values in ok:
+        # Searching only the stretch between the block's extremes stays within the cache.
+        first, end = np.searchsorted(values, scores[-1]), np.searchsorted(values, scores[0], "right")
+        left = first + np.searchsorted(values[first:end], scores)
+        right = left.copy()
+        tied = np.flatnonzero(values.take(left, mode="clip") == scores)
+        right[tied] = first + np.searchsorted(values[first:end], scores[tied], "right")
+        below += left
+        up_to += right
+    return below, up_to
+
+
+def area_under(x: _Float64, y: _Float64, limit: float) -> float:
+    """Area under the polyline over [x[0], x[-1]] as far as it is not beyond the limit."""
+    if x[-1] > limit:
+        i = int(np.searchsorted(x, limit, "right"))  # the first point beyond
+        if i == 0:
+            return 0.0
+        at_limit = y[i - 1] + (y[i] - y[i - 1]) * (limit - x[i - 1]) / (x[i] - x[i - 1])
+        x, y = np.append(x[:i], limit), np.append(y[:i], at_limit)
+    return float((np.diff(x) * (y[1:] + y[:-1])).sum() / 2)

@@ -1,0 +1,231 @@
+"""``pickglass threshold``: which images it uses, what it writes into the model, and when it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pickglass as pg
+from pickglass.app import fit as fitting
+from pickglass.app import threshold as use_case
+from pickglass.app.threshold import image_digest
+from pickglass.cli.main import main
+from pickglass.data import Dataset, Row, Table, load_dataset, paint
+from pickglass.errors import DataError, InputError, PromiseUnreachable
+from pickglass.methods.modelfile import read_header, read_model, write_model
+from pickglass.testing import textures
+
+QUICK: dict[str, Any] = {"size": 64, "ratio": 0.05}
+fit = partial(fitting.fit, engine="torch")  # starts sooner than the others
+threshold = partial(use_case.threshold, engine="torch")
+
+
+@pytest.fixture(scope="module")
+def fitted(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("threshold") / "m.safetensors"
+    fit(small_dataset, target, settings=QUICK, calibrate=0.25)  # 12 fitted, 4 held back
+    return target
+
+
+@pytest.fixture
+def model(fitted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(fitted, tmp_path / "m.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain folder of 12 good images that no model has seen."""
+    folder = tmp_path_factory.mktemp("fresh")
+    for i, image in enumerate(textures(12, 96, seed=9)[:, :80]):
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def scores(model: Path, folder: Path) -> list[float]:
+    return sorted(pg.load(model).predict(folder, engine="torch").scores.tolist())
+
+
+def test_the_same_folder_uses_the_scores_in_the_model(model: Path, small_dataset: Path) -> None:
+    before, tensors = read_model(model)
+    result = threshold(model, small_dataset, false_alarm=0.6, shift=100)
+    assert list(result) == [
+        "promise", "image_threshold", "pixel_threshold", "false_alarm_bound", "confidence", "n_calibrate", "sentence",
+    ]  # fmt: skip
+    kept = before["calibration"]["scores"]
+    assert (result["promise"], result["n_calibrate"], result["confidence"]) == ("tolerance", 4, 0.95)
+    assert result["image_threshold"] == max(kept)
+    assert result["false_alarm_bound"] == pytest.approx(1 - 0.05**0.25)
+    assert (
+        "from 4 calibration images held back at the fit, if coming parts are like these; in a shift"
+        in (result["sentence"])
+    )
+    after, same = read_model(model)
+    assert after["calibration"]["scores"] == kept
+    assert after["calibration"]["sentence"] == result["sentence"]
+    assert {k: v for k, v in after.items() if k != "calibration"} == {
+        k: v for k, v in before.items() if k != "calibration"
+    }
+    assert all((same[name] == tensor).all() for name, tensor in tensors.items())
+    loaded = pg.load(model).calibration
+    assert loaded is not None
+    assert loaded.image_threshold == result["image_threshold"]
+
+
+def test_other_images_are_judged_and_the_condition_is_told(model: Path, fresh: Path) -> None:
+    header, tensors = read_model(model)
+    known = {key: value for key, value in header["provenance"].items() if key != "fitted_images"}
+    write_model(model, {**header, "provenance": known}, tensors)
+    judged = scores(model, fresh)
+    result = threshold(model, fresh, false_alarm=0.4, confidence=0.9, pixel="any")
+    r = 2  # P(Binomial(12, 0.4) <= 2) = 0.083 > 0.05; 1: 0.020
+    assert result["image_threshold"] == pytest.approx(judged[-r], rel=1e-6)
+    assert "and none of them was fitted, which the model does not tell" in result["sentence"]
+    peaks = sorted(float(m.max()) for m in pg.load(model).predict(fresh, engine="torch").maps)
+    assert result["pixel_threshold"] == pytest.approx(peaks[-r], rel=1e-6)
+    header = read_header(model)
+    assert (header["calibration"]["source"], header["calibration"]["pixel_promise"]) == ("given", "any")
+
+
+def test_scores_of_other_images_do_not_pass_for_those_held_back(model: Path, small_dataset: Path, fresh: Path) -> None:
+    own = read_header(model)["calibration"]["scores"]
+    threshold(model, fresh, false_alarm=0.5)
+    assert threshold(model, small_dataset, false_alarm=0.6)["image_threshold"] == pytest.approx(max(own), rel=1e-6)
+
+
+def test_stale_scores_are_not_used(model: Path, small_dataset: Path) -> None:
+    header, tensors = read_model(model)
+    write_model(
+        model, {**header, "calibration": {**header["calibration"], "stale": True, "scores": [1e9] * 4}}, tensors
+    )
+    assert threshold(model, small_dataset, false_alarm=0.6)["image_threshold"] < 1e9
+    assert read_header(model)["calibration"]["stale"] is False
+
+
+def test_fitted_images_and_their_groups_are_left_out(model: Path, fresh: Path) -> None:
+    rows = [replace(row, group=f"part{i // 2}") for i, row in enumerate(load_dataset(fresh).table)]
+    header, tensors = read_model(model)
+    known = {**header["provenance"], "fitted_images": [image_digest(rows[0]), image_digest(rows[5])]}
+    write_model(model, {**header, "provenance": known}, tensors)
+    mixed = Dataset("mixed", "", "rows", Table(rows))
+    result = threshold(model, mixed, false_alarm=0.6)
+    assert result["n_calibrate"] == 4  # of six parts
+    assert "from 4 groups of 8 calibration images" in result["sentence"]
+    assert "not tell" not in result["sentence"]
+    with pytest.raises(DataError, match="no good image is left"):
+        threshold(model, Dataset("used", "", "rows", Table(rows[:2])), false_alarm=0.6)
+
+
+def test_rows_of_the_role_calibrate_come_first(model: Path, fresh: Path) -> None:
+    rows = [replace(row, role="calibrate" if i < 7 else "train") for i, row in enumerate(load_dataset(fresh).table)]
+    result = threshold(model, Dataset("roles", "", "rows", Table(rows)), false_alarm=0.5)
+    assert result["n_calibrate"] == 7
+
+
+def test_estimate_judges_by_refits_and_promises_nothing(model: Path, small_dataset: Path) -> None:
+    result = threshold(model, small_dataset, false_alarm=0.2, promise="estimate", folds=2)
+    train = load_dataset(small_dataset).train
+    assert result["n_calibrate"] == len(train)
+    assert result["false_alarm_bound"] is None
+    assert "an estimate and no promise" in result["sentence"]
+    kept = read_header(model)["calibration"]["scores"]
+    assert sorted(kept)[-3] == result["image_threshold"]  # (r + 1) / 17 <= 0.2: r = 2
+    assert min(kept) > min(scores(model, small_dataset / "train"))  # judged by itself, an image looks better
+
+
+def test_area_reads_the_maps(model: Path, fresh: Path) -> None:
+    result = threshold(model, fresh, false_alarm=0.3, promise="marginal", pixel="area")
+    found = pg.load(model).predict(fresh, engine="torch")
+    maps = [found.map(i) for i in range(12)]
+    shares = [(m > result["pixel_threshold"]).mean() for m in maps]
+    assert (sum(shares) + 1) / 13 <= 0.15
+    assert sum(shares) > 0.5  # of the 0.95 that are allowed
+    assert "on average at most 15 % of their pixels" in result["sentence"]
+
+
+def test_best_f1_needs_labelled_validation_images(model: Path, fresh: Path) -> None:
+    rng = np.random.default_rng(0)
+    good = list(load_dataset(fresh).table)
+    bad = [
+        Row(f"array:{i}", "validate", 1, "hole", pixels=paint(image, "hole", 24, rng, contrast=2.0).image)
+        for i, image in enumerate(textures(4, 96, seed=10)[:, :80].copy())
+    ]
+    rows = [*[replace(row, role="validate") for row in good], *bad]
+    result = threshold(model, Dataset("v", "", "rows", Table(rows)), promise="f1")
+    assert (result["n_calibrate"], result["false_alarm_bound"]) == (12, None)
+    assert max(scores(model, fresh)) < result["image_threshold"]
+    assert "F1 is highest, 1.000" in result["sentence"]
+    as_test = [replace(row, role="test") for row in bad]
+    with pytest.raises(DataError, match=r"found 12 good and 0 defective ones.*test images never"):
+        threshold(model, Dataset("v", "", "rows", Table([*rows[:12], *as_test])), promise="f1")
+
+
+def test_a_broken_image_is_no_calibration_image(model: Path, fresh: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(fresh, tmp_path / "broken")
+    (folder / "03.png").write_bytes(b"no image")
+    before = model.read_bytes()
+    with pytest.raises(DataError, match="1 of 12 images for the threshold cannot be read"):
+        threshold(model, folder, false_alarm=0.5)
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"promise": "fixed"}, "value=None"),
+        ({"value": 3.0}, "promise='tolerance' with value=3.0"),
+        ({"promise": "fixed", "value": float("nan")}, "value=nan"),
+        ({"promise": "f1", "pixel": "any"}, "promises no false-alarm rate"),
+        ({"false_alarm": 2.0}, "false_alarm=2.0"),
+        ({"promise": "estimate", "folds": 1}, "folds=1"),
+    ],
+)
+def test_arguments_that_make_no_sense(model: Path, small_dataset: Path, wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        threshold(model, small_dataset, **wrong)
+
+
+# -- as a user types it ----------------------------------------------------------------------------------------------
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["pickglass", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_the_command(
+    model: Path, small_dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "threshold", model, small_dataset, "--false-alarm", 0.6, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["false_alarm_bound"] <= 0.6
+    before = model.read_bytes()
+    assert run(monkeypatch, "threshold", model, small_dataset) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "takes 299 calibration images, there are 4: 295 are missing" in shown.err
+    assert model.read_bytes() == before
+    assert run(monkeypatch, "threshold", model, small_dataset, "--promise", "fixed", "--value", 7.5) == 0
+    shown = capsys.readouterr()
+    assert "bad above 7.5" in shown.out
+    assert "no false-alarm rate is promised" in shown.out
+    assert run(monkeypatch, "threshold", model, small_dataset, "--false-alarm", 1.5) == 2
+
+
+def test_fifteen_strips_are_too_few(real_data: Path, tmp_path: Path) -> None:
+    strips = real_data / "aitex_fabric04"
+    target = tmp_path / "f04.safetensors"
+    fit(strips, target, settings={"size": (32, 512), "ratio": 0.02})
+    with pytest.raises(PromiseUnreachable) as error:
+        threshold(target, strips)
+    assert (error.value.needed, error.value.missing) == (299, 297)
