@@ -66,11 +66,12 @@ def test_test_prints_metrics_and_writes_report_and_maps(
     assert code == 0
     assert list(result) == [
         "n", "image_auroc", "average_precision", "f1_max", "pixel_auroc", "aupro_30", "aupro_05",
+        "aupimo", "f1", "false_alarm_rate", "miss_rate", "pixel_f1", "intervals",
         "images_per_s", "report", "by_type", "failed",
     ]  # fmt: skip
     assert result["n"] == 8
     assert set(result["by_type"]) == {"hole", "scratch"}
-    assert set(result["by_type"]["hole"]) == set(list(result)[:7])
+    assert set(result["by_type"]["hole"]) == set(list(result)[:13])
     assert result["report"] == str(report)
     assert report.read_text().count("<img") >= 24
     saved = np.load(maps)

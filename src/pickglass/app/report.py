@@ -36,6 +36,7 @@ METRICS = {
     "pixel_auroc": ("pixel AUROC", "", NEEDS_MASKS),
     "aupro_30": ("AUPRO@0.30", "", NEEDS_MASKS),
     "aupro_05": ("AUPRO@0.05", "", NEEDS_MASKS),
+    "aupimo": ("AUPIMO", "", NEEDS_MASKS),
 }
 
 

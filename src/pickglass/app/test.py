@@ -31,7 +31,9 @@ def test(
     report: str | Path | None = None,
     *,
     save: str | Path | None = None,
+    intervals: int = 0,
     layout: str | None = None,
+    group_by: str | None = None,
     device: str = "auto",
     engine: EngineName = "auto",
     workers: int = 2,
@@ -44,6 +46,7 @@ def test(
         model: model file, or a fitted detector.
         data: folder in any layout that :func:`pickglass.load_dataset` knows.
         report: HTML file to write.
+        intervals: bootstrap replicates by group for 95 % intervals, e.g. 1000; 0: no intervals.
         save: ``.npz`` to write: ``scores (N,)``, ``maps (N, h, w)`` float32 on the model's grid, ``paths (N,)``.
 
     The others as in :meth:`pickglass.Detector.predict`.
@@ -51,7 +54,7 @@ def test(
     page = None if report is None else output_path(report, ".html")
     archive = None if save is None else output_path(save, ".npz")
     detector = model if isinstance(model, Detector) else load(model)
-    dataset = load_dataset(data, layout)
+    dataset = load_dataset(data, layout, group_by)
     if not dataset.test:
         raise DataError(f"{data}: the data set has no test images: expected a folder 'test', or good and bad images")
     options: dict[str, Any] = {"device": device, "engine": engine, "workers": workers, "max_pixels": max_pixels}
@@ -61,7 +64,7 @@ def test(
     seconds = time.perf_counter() - began
     if not len(prediction):
         raise DataError(f"{data}: none of the test images can be read:", prediction.failed)
-    evaluation = evaluate(prediction)
+    evaluation = evaluate(prediction, repeats=intervals)
     result: TestResult = {
         **evaluation.overall,
         "images_per_s": len(prediction) / seconds,
@@ -146,7 +149,14 @@ def _notes(prediction: Prediction, evaluation: Evaluation) -> list[str]:
         notes.append(
             f"Pixel metrics: {evaluation.pixels.n_regions} regions of 8-connected defect pixels, "
             f"{evaluation.pixels.n_ok_pixels:,} good pixels of all images (good images count), original resolution, "
-            "AUPRO as MVTec AD defines it."
+            "AUPRO as MVTec AD defines it. AUPIMO: mean over defective images of the recall at a false-positive rate of "
+            "good images alone between 1e-5 and 1e-4."
+        )
+    overall = evaluation.overall
+    if overall["false_alarm_rate"] is not None and overall["miss_rate"] is not None:
+        notes.append(
+            f"At the model's own threshold {overall['false_alarm_rate']:.1%} of the good images are flagged and "
+            f"{overall['miss_rate']:.1%} of the defective ones missed."
         )
     return notes
 

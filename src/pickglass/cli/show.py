@@ -22,6 +22,7 @@ _COLUMNS = {
     "pixel_auroc": "pixel AUROC",
     "aupro_30": "AUPRO@0.3",
     "aupro_05": "AUPRO@0.05",
+    "aupimo": "AUPIMO",
 }
 
 
@@ -73,6 +74,13 @@ def show_test(result: TestResult) -> None:
     table.add_row("all", *_row(result))
     console.print(table)
     console.print("F1-max picks its threshold on the test labels: it is optimistic.")
+    values: dict[str, Any] = dict(result)
+    own = {"f1": "F1", "false_alarm_rate": "false alarms", "miss_rate": "missed", "pixel_f1": "pixel F1"}
+    known = [f"{name} {values[key]:.3f}" for key, name in own.items() if values[key] is not None]
+    if known:
+        console.print(f"at the model's own thresholds: {', '.join(known)}")
+    for key, (low, high) in (result["intervals"] or {}).items():
+        console.print(f"{_COLUMNS.get(key, key)}: 95 % interval {low:.3f} to {high:.3f}")
     console.print(f"{result['images_per_s']:.1f} images/s")
     if result["report"]:
         console.print(f"report: {result['report']}", markup=False)
