@@ -88,7 +88,9 @@ def test_predict_gives_score_verdict_and_boxes_and_writes_only_with_o(
     code, out, _ = pickglass("predict", model, small_dataset / "test" / "hole", "--json")
     results = json.loads(out)["results"]
     assert code == 0
-    assert [list(item) for item in results] == [["path", "score", "verdict", "boxes"]] * 2
+    assert [list(item) for item in results] == [
+        ["path", "score", "verdict", "boxes", "p_value", "p_value_log10", "p_value_extrapolated"]
+    ] * 2
     assert [item["verdict"] for item in results] == ["bad", "bad"]
     for item in results:
         with Image.open(small_dataset / "ground_truth" / "hole" / f"{Path(item['path']).stem}_mask.png") as mask:

@@ -49,23 +49,27 @@ def predict(
         raise InputError("no image was named: expected files or folders of images")
     folder = None if out is None else _folder(out)
     results: list[ImageResult] = []
-    result: PredictResult = {"results": results, "failed": []}
+    calibration = detector.current_calibration()
+    result: PredictResult = {"results": results, "failed": [], "stale": bool(calibration and calibration.stale)}
     for item in detector.stream(
         table, device=device, engine=engine, workers=workers, max_pixels=max_pixels, progress=progress
     ):
         if not isinstance(item, Found):
             result["failed"].append({"path": item.path, "error": item.error})
             continue
-        calibration = detector.calibration
         full = item.full_map()
         limit = calibration.pixel_threshold if calibration else None
         defects = find_defects(full, limit) if limit is not None else []
+        rarity = calibration.p_value(item.score) if calibration else None
         results.append(
             {
                 "path": item.row.path,
                 "score": item.score,
                 "verdict": calibration.verdict(item.score) if calibration else None,
                 "boxes": [d.box for d in defects],
+                "p_value": rarity.p if rarity else None,
+                "p_value_log10": rarity.log10 if rarity else None,
+                "p_value_extrapolated": rarity.extrapolated if rarity else None,
             }
         )
         if folder is not None:

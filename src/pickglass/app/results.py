@@ -66,6 +66,9 @@ class ImageResult(TypedDict):
     score: float
     verdict: Literal["good", "bad"] | None
     boxes: list[list[int]]
+    p_value: float | None
+    p_value_log10: float | None
+    p_value_extrapolated: bool | None
 
 
 class PredictResult(TypedDict):
@@ -73,6 +76,7 @@ class PredictResult(TypedDict):
 
     results: list[ImageResult]
     failed: list[Failed]
+    stale: bool
 
 
 class InfoResult(TypedDict):

@@ -139,18 +139,19 @@ def _notes(prediction: Prediction, evaluation: Evaluation) -> list[str]:
     notes = []
     calibration = prediction.calibration
     if calibration and calibration.image_threshold is not None:
-        notes.append(
-            f"Verdicts: bad above {calibration.image_threshold:.4g}, the highest score of {len(calibration.scores)} "
-            "good images held back from training. It carries no stated false-alarm rate."
+        rule = calibration.sentence or (
+            f"the highest score of {len(calibration.scores)} good images held back from training, "
+            "with no stated false-alarm rate"
         )
+        notes.append(f"Verdicts: bad above {calibration.image_threshold:.4g}: {rule.rstrip('.')}.")
     else:
         notes.append("The model was fitted without calibration images: it gives scores, but no verdicts and no masks.")
     if evaluation.pixels is not None:
         notes.append(
             f"Pixel metrics: {evaluation.pixels.n_regions} regions of 8-connected defect pixels, "
             f"{evaluation.pixels.n_ok_pixels:,} good pixels of all images (good images count), original resolution, "
-            "AUPRO as MVTec AD defines it. AUPIMO: mean over defective images of the recall at a false-positive rate of "
-            "good images alone between 1e-5 and 1e-4."
+            "AUPRO as MVTec AD defines it. AUPIMO: mean over defective images of the recall at a false-positive rate "
+            "of good images alone between 1e-5 and 1e-4."
         )
     overall = evaluation.overall
     if overall["false_alarm_rate"] is not None and overall["miss_rate"] is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pickglass.calibration import Calibration, Evidence, PixelPromise, Wish, flagged_curve, promised, settings_digest
 from pickglass.calibration.promises import Source, best_f1, fixed_value
-from pickglass.data import MAX_PIXELS, Dataset, Table, fingerprint, load_dataset, split_roles
+from pickglass.data import MAX_PIXELS, Dataset, Table, fingerprint, image_digest, load_dataset, split_roles
 from pickglass.data.files import output_path
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.engine import EngineName
@@ -21,7 +21,7 @@ from pickglass.methods.modelfile import read_model, write_model
 from pickglass.methods.running import Progress
 from pickglass.result import Found
 
-__all__ = ["ThresholdPromise", "ThresholdResult", "image_digest", "threshold"]
+__all__ = ["ThresholdPromise", "ThresholdResult", "threshold"]
 
 ThresholdPromise = Literal["tolerance", "marginal", "estimate", "f1", "fixed"]
 
@@ -108,11 +108,6 @@ def threshold(
         "n_calibrate": calibration.n,
         "sentence": calibration.sentence,
     }
-
-
-def image_digest(row: Any) -> str:
-    """Tells images apart by their content, whatever their role, group and name: 16 hex digits."""
-    return fingerprint(Table([replace(row, role="train", group=None)]))[:16]
 
 
 def _wish(
@@ -202,7 +197,7 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
     proviso = "none of them was fitted, which the model does not tell"
     if "fitted_images" in known:
         taught = set(known["fitted_images"])
-        used = {row.path for row in table if image_digest(row) in taught}
+        used = {row.path for row in table if image_digest(row)[:16] in taught}
         groups_used = {row.group for row in table if row.path in used and row.group is not None}
         good = good.where(lambda row: row.path not in used and row.group not in groups_used)
         proviso = ""

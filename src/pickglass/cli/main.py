@@ -187,6 +187,11 @@ def predict(
             progress=progress,
         )
     _print(result) if as_json else show_predict(result)
+    if result["stale"]:
+        typer.echo(
+            "the settings were changed after the threshold was set: run 'pickglass threshold MODEL DATA' again",
+            err=True,
+        )
     _finish(result["failed"])
 
 

@@ -94,10 +94,12 @@ def _row(metrics: Metrics | TestResult) -> list[str]:
 def show_predict(result: PredictResult) -> None:
     """A line an image."""
     console = _console()
-    table = Table("image", "score", "verdict", "boxes (x y w h)")
+    table = Table("image", "score", "verdict", "p-value (~: beyond the calibration images)", "boxes (x y w h)")
     for item in result["results"]:
+        p = item["p_value"]
+        rarity = "–" if p is None else f"{'~' if item['p_value_extrapolated'] else ''}{p:.2g}"
         boxes = "; ".join(" ".join(map(str, box)) for box in item["boxes"])
-        table.add_row(item["path"], f"{item['score']:.4g}", item["verdict"] or "–", boxes)
+        table.add_row(item["path"], f"{item['score']:.4g}", item["verdict"] or "–", rarity, boxes)
     console.print(table, markup=False)
 
 

@@ -18,7 +18,17 @@ from pickglass.data.inspect import check_images, describe, find_problems
 from pickglass.data.layouts import LAYOUTS, Layout, load_dataset, load_datasets
 from pickglass.data.regions import Region, read_regions
 from pickglass.data.sources import as_table
-from pickglass.data.tables import Dataset, Role, Row, Saturation, Table, fingerprint, group_by, split_roles
+from pickglass.data.tables import (
+    Dataset,
+    Role,
+    Row,
+    Saturation,
+    Table,
+    fingerprint,
+    group_by,
+    image_digest,
+    split_roles,
+)
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -43,6 +53,7 @@ __all__ = [
     "find_problems",
     "fingerprint",
     "group_by",
+    "image_digest",
     "image_size",
     "load_dataset",
     "load_datasets",

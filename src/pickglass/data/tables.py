@@ -18,7 +18,7 @@ import numpy as np
 
 from pickglass.errors import DataError, InputError
 
-__all__ = ["Dataset", "Role", "Row", "Saturation", "Table", "fingerprint", "group_by", "split_roles"]
+__all__ = ["Dataset", "Role", "Row", "Saturation", "Table", "fingerprint", "group_by", "image_digest", "split_roles"]
 
 Role = Literal["train", "fit", "validate", "calibrate", "test"]
 
@@ -204,6 +204,11 @@ def fingerprint(table: Table) -> str:
     """sha256 over the contents of a table's images, their roles and their order; paths do not count."""
     whole = hashlib.sha256()
     for row in table:
-        content = Path(row.path).read_bytes() if row.pixels is None else np.ascontiguousarray(row.pixels).tobytes()
-        whole.update(f"{row.role} {row.group}\n".encode("utf-8", "surrogateescape") + hashlib.sha256(content).digest())
+        whole.update(f"{row.role} {row.group} {image_digest(row)}\n".encode("utf-8", "surrogateescape"))
     return whole.hexdigest()
+
+
+def image_digest(row: Row) -> str:
+    """sha256 of an image's file or pixels: tells images apart whatever their role, group and name."""
+    content = Path(row.path).read_bytes() if row.pixels is None else np.ascontiguousarray(row.pixels).tobytes()
+    return hashlib.sha256(content).hexdigest()

@@ -22,13 +22,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pickglass.calibration import Calibration, highest_score
-from pickglass.data import MAX_PIXELS, Dataset, Preprocess, Table, as_table, check_images, fingerprint, split_roles
+from pickglass.calibration import Calibration, highest_score, settings_digest
+from pickglass.data import (
+    MAX_PIXELS,
+    Dataset,
+    Preprocess,
+    Table,
+    as_table,
+    check_images,
+    fingerprint,
+    image_digest,
+    split_roles,
+)
 from pickglass.errors import DataError, Failure, InputError, ModelFileError, NotFitted, UnknownName
 from pickglass.features.engine import Engine, EngineName
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods.modelfile import assign, write_model
-from pickglass.methods.running import Progress, Run, Running, Shape, batches, device_name
+from pickglass.methods.running import Progress, Run, Running, Shape, batches, device_name, silent
 from pickglass.nn.maps import smooth
 from pickglass.result import Found, Prediction
 
@@ -186,7 +196,7 @@ class Detector(nn.Module, ABC):
             DataError: broken images (all are listed), a defective image among them, or none at all.
         """
         began = time.perf_counter()
-        report = progress or _silent
+        report = progress or silent
         running = Running(device, engine, batch, workers, max_pixels)
         table = self._training_table(data, running)
         table = split_roles(table, self.validate_share if validate is None else validate, calibrate, seed)
@@ -211,6 +221,7 @@ class Detector(nn.Module, ABC):
             **{f"n_{role}": n for role, n in counts.items()},
             "seed": seed,
             "data_sha256": fingerprint(table),
+            "fitted_images": [image_digest(row)[:16] for row in table.role("fit", "validate")],
             "backbone_weights": self.extractor.weights.to_json() if self.extractor.weights else None,
             "device": own_engine.device,
             "engine": own_engine.name,
@@ -224,6 +235,8 @@ class Detector(nn.Module, ABC):
     def _training_table(self, data: Any, running: Running) -> Table:
         table = data.train if isinstance(data, Dataset) else as_table(data, role="train")
         table = table.where(lambda row: row.role != "test")
+        # a validation split may hold labelled defects, for thresholds that need them; nothing is fitted on those
+        table = table.where(lambda row: row.label != 1 or row.role != "validate")
         defective = [Failure(row.path, f"defective ({row.defect})") for row in table if row.label == 1]
         if defective:
             raise DataError(f"{len(defective)} training images are marked defective; fit takes good ones:", defective)
@@ -254,7 +267,16 @@ class Detector(nn.Module, ABC):
 
     def _calibrate(self, table: Table, running: Running) -> Calibration:
         found = [item for item in self._stream(table, running) if isinstance(item, Found)]
-        return highest_score([f.score for f in found], [float(f.map.max()) for f in found])
+        return highest_score(
+            [f.score for f in found],
+            [float(f.map.max()) for f in found],
+            [f.row.group for f in found],
+            settings_digest(self.configuration()),
+        )
+
+    def current_calibration(self) -> Calibration | None:
+        """The calibration, marked stale if a setting was changed since it was made."""
+        return None if self.calibration is None else self.calibration.against(self.configuration())
 
     # -- predict -------------------------------------------------------------------------------------------------------
 
@@ -279,7 +301,7 @@ class Detector(nn.Module, ABC):
                 found.append(item)
             else:
                 failed.append(item)
-        return Prediction.collect(found, failed, self.calibration)
+        return Prediction.collect(found, failed, self.current_calibration())
 
     def stream(
         self,
@@ -378,7 +400,3 @@ class Detector(nn.Module, ABC):
             detector.calibration = Calibration.from_json(header["calibration"])
         detector.provenance = dict(header["provenance"])
         return detector.eval()
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No progress wanted."""

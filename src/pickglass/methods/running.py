@@ -15,7 +15,7 @@ from pickglass.data.images import Array
 from pickglass.errors import InputError
 from pickglass.features.engine import EngineName
 
-__all__ = ["Batch", "Progress", "Run", "Running", "Shape", "batches", "device_name"]
+__all__ = ["Batch", "Progress", "Run", "Running", "Shape", "batches", "device_name", "silent"]
 
 
 Progress = Callable[[str, int, int], None]
@@ -87,6 +87,10 @@ def batches(table: Table, preprocess: Preprocess, running: Running) -> Iterator[
             sound = [d.value for d in waiting if d.value is not None]
             yield Batch(waiting, torch.from_numpy(np.stack(sound)) if sound else None)
             waiting = []
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """No progress wanted."""
 
 
 def device_name(name: str) -> str:
