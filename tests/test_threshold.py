@@ -17,9 +17,8 @@ from PIL import Image
 import pickglass as pg
 from pickglass.app import fit as fitting
 from pickglass.app import threshold as use_case
-from pickglass.data import image_digest
 from pickglass.cli.main import main
-from pickglass.data import Dataset, Row, Table, load_dataset, paint
+from pickglass.data import Dataset, Row, Table, image_digest, load_dataset, paint
 from pickglass.errors import DataError, InputError, PromiseUnreachable
 from pickglass.methods.modelfile import read_header, read_model, write_model
 from pickglass.testing import textures

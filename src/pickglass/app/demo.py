@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pickglass.app.fit import fit
-from pickglass.app.results import DemoResult
+from pickglass.app.results import DemoResult, DemoWithCloth
 from pickglass.app.test import test
 from pickglass.data import paint
 from pickglass.data.cloth import Cloth, weave
@@ -21,7 +21,7 @@ from pickglass.data.files import written_whole
 from pickglass.errors import InputError
 from pickglass.methods.running import Progress
 
-__all__ = ["DemoWithCloth", "demo", "write_cloth", "write_textures"]
+__all__ = ["demo", "write_cloth", "write_textures"]
 
 PIECE = 96  # px
 BAND = 384  # rows above teach, rows below test: no pixel is on both sides
@@ -30,12 +30,6 @@ TEXTURES = ("brick", "gravel", "grass")
 ON_TEXTURES: tuple[Kind, ...] = ("scratch", "hole", "stain", "crack", "dent")
 CLOTH = Cloth("twill")
 ON_CLOTH: tuple[Kind, ...] = ("broken_pick", "missing_end", "slub", "knot", "foreign_fibre", "hole", "stain")
-
-
-class DemoWithCloth(DemoResult):
-    """``pickglass demo``: the photographs, and the same four for the cloth."""
-
-    cloth: DemoResult
 
 
 def demo(folder: str | Path = "pickglass-demo", *, seed: int = 0, progress: Progress | None = None) -> DemoWithCloth:

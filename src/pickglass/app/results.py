@@ -5,7 +5,17 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-__all__ = ["DemoResult", "Failed", "FitResult", "ImageResult", "InfoResult", "Metrics", "PredictResult", "TestResult"]
+__all__ = [
+    "DemoResult",
+    "DemoWithCloth",
+    "Failed",
+    "FitResult",
+    "ImageResult",
+    "InfoResult",
+    "Metrics",
+    "PredictResult",
+    "TestResult",
+]
 
 
 class Failed(TypedDict):
@@ -94,3 +104,9 @@ class DemoResult(TypedDict):
     model: str
     fit: FitResult
     test: TestResult
+
+
+class DemoWithCloth(DemoResult):
+    """``pickglass demo``: the photographs, and the same four for the cloth."""
+
+    cloth: DemoResult

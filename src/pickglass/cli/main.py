@@ -271,10 +271,10 @@ def info(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to write images, model and report.")] = Path("pickglass-demo"),
-    seed: Annotated[int, typer.Option(help="Of the painted defects.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the cloth and the painted defects.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Real textures, painted defects: fit, test and report in under two minutes."""
+    """Real textures and woven cloth, painted defects: fit, test and report in under two minutes."""
     from pickglass.app import demo as use_case
     from pickglass.cli.show import progress_bar, show_demo
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pickglass.app.results import DemoResult, FitResult, InfoResult, Metrics, PredictResult, TestResult
+from pickglass.app.results import DemoWithCloth, FitResult, InfoResult, Metrics, PredictResult, TestResult
 from pickglass.app.threshold import ThresholdResult
 
 __all__ = ["progress_bar", "show_demo", "show_fit", "show_info", "show_predict", "show_test", "show_threshold"]
@@ -131,10 +131,12 @@ def _tree(console: Console, values: dict[str, Any], depth: int) -> None:
             console.print(f"{'  ' * depth}{key}: {_value(value)}", markup=False)
 
 
-def show_demo(result: DemoResult) -> None:
-    """Fit, metrics, and where everything is."""
-    show_fit(result["fit"])
-    show_test(result["test"])
+def show_demo(result: DemoWithCloth) -> None:
+    """Fit, metrics, and where everything is, for the photographs and for the cloth."""
+    for title, part in (("photographs of brick, gravel and grass", result), ("woven cloth", result["cloth"])):
+        _console().rule(title, align="left")
+        show_fit(part["fit"])
+        show_test(part["test"])
 
 
 def _value(value: Any) -> str:

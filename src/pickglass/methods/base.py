@@ -23,17 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.calibration import Calibration, highest_score, settings_digest
-from pickglass.data import (
-    MAX_PIXELS,
-    Dataset,
-    Preprocess,
-    Table,
-    as_table,
-    check_images,
-    fingerprint,
-    image_digest,
-    split_roles,
-)
+from pickglass.data import MAX_PIXELS, Dataset, Preprocess, Table, as_table, check_images, fingerprint, split_roles
+from pickglass.data.tables import image_digest
 from pickglass.errors import DataError, Failure, InputError, ModelFileError, NotFitted, UnknownName
 from pickglass.features.engine import Engine, EngineName
 from pickglass.features.extractor import FeatureExtractor
