@@ -154,9 +154,10 @@ def test_absent_numbers_are_a_dash_with_a_reason(tmp_path: Path) -> None:
         "pixel AUROC": "–",
         "AUPRO@0.30": "–",
         "AUPRO@0.05": "–",
+        "AUPIMO": "–",
         "images/s": "123.5",
     }
-    assert len(re.findall(r'title="needs ground truth masks"[^>]*>–<', text)) == 6  # three tiles and three cells
+    assert len(re.findall(r'title="needs ground truth masks"[^>]*>–<', text)) == 8  # four tiles and four cells
     assert not re.search(r"\b(nan|None)\b", " ".join(Reader(text).words))
     assert text.count("optimistic: threshold chosen on test labels") == 2
 
