@@ -181,12 +181,12 @@ def heat_colours() -> Array:
 
 
 def colour_range(threshold: float | None, maps: Sequence[Array]) -> tuple[float, float]:
-    """Anomaly values at the two ends of the colours: half and twice the pixel threshold.
+    """Anomaly values at the two ends of the colours: three quarters of the pixel threshold, and twice it.
 
     Without a threshold, the tenth and the highest of the values shown. Colours only; no score depends on them.
     """
     if threshold is not None and threshold > 0:
-        return threshold / 2, 2 * threshold
+        return 0.75 * threshold, 2 * threshold
     low = min(float(np.percentile(m, 10)) for m in maps)
     high = max(float(m.max()) for m in maps)
     return low, max(high, low + 1e-6)

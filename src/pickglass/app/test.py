@@ -116,7 +116,7 @@ def write_report(
             by_type=evaluation.by_type,
             curves=_curves(evaluation),
             configuration=detector.configuration(),
-            provenance=detector.provenance,
+            provenance={key: value for key, value in detector.provenance.items() if key != "fitted_images"},
             failed=prediction.failed,
             threshold=prediction.calibration.image_threshold if prediction.calibration else None,
             notes=(*evaluation.notes, *_notes(prediction, evaluation)),
