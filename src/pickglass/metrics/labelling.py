@@ -1,7 +1,7 @@
 """Connected regions of a mask.
 
-By SciPy, not by connected-components-3d, which is faster: its releases 3.29 and 4.1.1 give boolean 2-D masks labels
-outside the mask and numbers with gaps, so that regions of no pixel would dilute every mean over regions.
+By SciPy, not by connected-components-3d, which is faster: for boolean 2-D masks its release 4.1.1 was seen to number
+regions with gaps and to label pixels outside the mask, so that regions of no pixel would dilute every mean over them.
 """
 
 from __future__ import annotations
