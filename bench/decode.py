@@ -43,7 +43,7 @@ def pillow(paths: list[Path]) -> int:
 
 def ours(paths: list[Path], workers: int) -> int:
     prepare = Preprocess((256, 256))
-    items = list(decode([Row(str(path)) for path in paths], prepare, workers))
+    items = list(decode([Row(str(path)) for path in paths], lambda image, row: prepare(image), workers))
     if any(item.error for item in items):
         raise SystemExit("an image could not be decoded")
     return len(items)

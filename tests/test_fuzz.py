@@ -271,7 +271,7 @@ def test_1000_files_leak_nothing_and_lose_nothing(tmp_path: Path) -> None:
         rows.append(Row(str(path)))
 
     def errors() -> list[int]:
-        return [i for i, item in enumerate(decode(rows, np.sum)) if item.error is not None]
+        return [i for i, item in enumerate(decode(rows, lambda image, row: image.sum())) if item.error is not None]
 
     first = errors()
     assert set(first) <= set(range(0, 1000, 10))

@@ -17,16 +17,14 @@ import pytest
 from PIL import Image, ImageOps
 
 from pickglass.data.images import (
-    Preprocess,
     decode,
     image_size,
     read_header,
     read_image,
     read_mask,
-    resize_map,
 )
 from pickglass.data.tables import Row
-from pickglass.errors import ImageError, InputError
+from pickglass.errors import ImageError
 
 RNG = np.random.default_rng(0)
 COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG colour type
@@ -363,9 +361,6 @@ def test_masks(tmp_path: Path) -> None:
         read_mask(tmp_path / "grey.png", (4, 3))
 
 
-# -- Preprocess -------------------------------------------------------------------------------------------------------
-
-
 def test_masks_of_several_files_are_their_union(tmp_path: Path) -> None:
     paths = (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
     for path, mask in zip(paths, ([[0, 1, 0]], [[0, 0, 7]]), strict=True):
@@ -397,97 +392,6 @@ def test_several_frames_are_refused_with_the_remedy(tmp_path: Path, suffix: str)
         read_image(tmp_path / f"a{suffix}")
 
 
-def test_preprocess_keeps_an_image_that_fits() -> None:
-    image = random_image(6, 5, 3)
-    found = Preprocess((6, 5))(image)
-    np.testing.assert_array_equal(found, (image.astype(np.float32) / np.float32(255)).transpose(2, 0, 1))
-    assert found.dtype == np.float32
-    assert found.flags.c_contiguous
-    assert found.flags.writeable
-    assert not np.shares_memory(found, image)
-    floats = RNG.random((6, 5, 3), np.float32)
-    np.testing.assert_array_equal(Preprocess((6, 5))(floats), floats.transpose(2, 0, 1))
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("size", [(9, 20), (64, 31), (13, 17)])
-def test_preprocess_treats_grey_as_three_equal_channels(size: Any, interpolation: Any, dtype: Any) -> None:
-    grey = random_image(13, 17, dtype=np.uint16)
-    grey = (
-        (grey / 65535).astype(np.float32)
-        if dtype == np.float32
-        else (grey >> (8 if dtype == np.uint8 else 0)).astype(dtype)
-    )
-    before = grey.copy()
-    prepare = Preprocess(size, interpolation)
-    found = prepare(grey)
-    np.testing.assert_array_equal(found, prepare(np.dstack([grey] * 3)))
-    np.testing.assert_array_equal(grey, before)
-    assert found.shape == (3, *size)
-    assert found.flags.c_contiguous
-    assert found.min() >= 0
-    assert found.max() <= 1
-
-
-def test_preprocess_of_8_bits_is_pillows_resize() -> None:
-    image = random_image(50, 40, 3)
-    expected = np.asarray(Image.fromarray(image).resize((16, 24), Image.Resampling.BICUBIC)) / np.float32(255)
-    np.testing.assert_array_equal(Preprocess((24, 16), "bicubic")(image), expected.transpose(2, 0, 1))
-
-
-def test_preprocess_uses_all_16_bits() -> None:
-    image = np.full((8, 8), 300, np.uint16)
-    image[4:] = 301
-    assert len(np.unique(Preprocess((8, 8))(image))) == 2
-    np.testing.assert_allclose(Preprocess((3, 3))(image)[0, 0], 300 / 65535, rtol=1e-5)
-    coarse = Preprocess((5, 6))(random_image(20, 20, dtype=np.uint8).astype(np.uint16) * 257)
-    assert coarse.shape == (3, 5, 6)
-
-
-def test_preprocess_of_one_pixel() -> None:
-    np.testing.assert_array_equal(Preprocess((4, 4))(np.array([[51]], np.uint8)), np.full((3, 4, 4), np.float32(0.2)))
-
-
-def test_preprocess_is_described_and_checked() -> None:
-    prepare = Preprocess((256, 128), "bicubic")
-    assert Preprocess.from_json(prepare.to_json()) == prepare
-    assert prepare.to_json() == {"size": [256, 128], "interpolation": "bicubic"}
-    with pytest.raises(InputError, match="size"):
-        Preprocess((0, 5))
-    with pytest.raises(InputError, match="nearest"):
-        Preprocess((5, 5), "nearest")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="Preprocess"):
-        Preprocess.from_json({"size": [5, 5]})
-
-
-# -- resize_map -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(1024, 1024), (40, 17), (8, 5), (3, 2), (1, 1), (100, 4)])
-@pytest.mark.parametrize("grid", [(8, 5), (1, 1), (1, 7), (32, 32)])
-def test_resize_map_equals_torch(grid: tuple[int, int], size: tuple[int, int]) -> None:
-    torch = pytest.importorskip("torch")
-    map = RNG.standard_normal(grid).astype(np.float32)
-    expected = torch.nn.functional.interpolate(torch.from_numpy(map)[None, None], size, mode="bilinear")[0, 0].numpy()
-    found = resize_map(map, size)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=2e-5)
-
-
-def test_resize_map_shift_moves_the_peak_down_and_right() -> None:
-    map = np.zeros((9, 9), np.float32)
-    map[4, 4] = 1
-    y, x = np.mgrid[:90, :90] + 0.5
-
-    def centre(shift: tuple[float, float]) -> tuple[float, float]:
-        weight = resize_map(map, (90, 90), shift)
-        return float((weight * y).sum() / weight.sum()), float((weight * x).sum() / weight.sum())
-
-    assert centre((0, 0)) == pytest.approx((45, 45), abs=1e-3)
-    assert centre((0.5, -1)) == pytest.approx((50, 35), abs=1e-3)
-
-
 # -- threads ----------------------------------------------------------------------------------------------------------
 
 
@@ -504,7 +408,7 @@ def test_decode_keeps_order_and_isolates_errors(tmp_path: Path, workers: int, ah
     Path(rows[11].path).unlink()
     rows.append(Row("array:0", pixels=np.full((2, 2), 20, np.uint8)))
     rows.append(Row("array:1", pixels=np.zeros((2, 2, 7), np.uint8)))
-    found = list(decode(rows, lambda image: int(image[0, 0]), workers, ahead))
+    found = list(decode(rows, lambda image, row: int(image[0, 0]), workers, ahead))
     assert [item.row for item in found] == rows
     assert [item.value for item in found] == [None if i in (3, 11, 21) else i for i in range(22)]
     assert found[2].size == (4, 7)
@@ -523,7 +427,7 @@ def test_decode_looks_ahead_within_bounds_and_ends_its_threads(tmp_path: Path) -
             taken.append(row)
             yield row
 
-    stream = decode(source(), lambda image: image, workers=2, ahead=5)
+    stream = decode(source(), lambda image, row: image, workers=2, ahead=5)
     assert next(stream).row == rows[0]
     assert len(taken) == 5
     next(stream)
@@ -536,7 +440,7 @@ def test_decode_looks_ahead_within_bounds_and_ends_its_threads(tmp_path: Path) -
 def test_decode_closed_early_reads_no_more(tmp_path: Path) -> None:
     read: list[int] = []
 
-    def slow(image: np.ndarray) -> None:
+    def slow(image: np.ndarray, row: Row) -> None:
         read.append(int(image[0, 0]))
         time.sleep(0.05)
 
@@ -548,11 +452,11 @@ def test_decode_closed_early_reads_no_more(tmp_path: Path) -> None:
 
 def test_decode_does_not_hide_a_bug_in_prepare(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        list(decode(rows_of(tmp_path, 2), lambda image: 1 // int(image[0, 0])))
+        list(decode(rows_of(tmp_path, 2), lambda image, row: 1 // int(image[0, 0])))
 
 
 def test_decode_refuses_images_above_the_limit(tmp_path: Path) -> None:
-    found = list(decode(rows_of(tmp_path, 3), lambda image: image, max_pixels=24))
+    found = list(decode(rows_of(tmp_path, 3), lambda image, row: image, max_pixels=24))
     assert [item.error is None for item in found] == [True, True, False]
 
 
@@ -562,5 +466,5 @@ def test_many_files_leak_no_descriptor(tmp_path: Path) -> None:
         Path(row.path).write_bytes(Path(row.path).read_bytes()[:-5])
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for _ in range(10):
-        assert sum(item.error is None for item in decode(rows, lambda image: None)) == 25
+        assert sum(item.error is None for item in decode(rows, lambda image, row: None)) == 25
     assert (len(os.listdir("/proc/self/fd")) if before else 0) <= before

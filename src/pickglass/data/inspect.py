@@ -64,7 +64,7 @@ def check_images(table: Iterable[Row], max_pixels: int = MAX_PIXELS, workers: in
     return (*failures, *_check_masks(usable, max_pixels, workers)[0])
 
 
-def _nothing(image: object) -> None:
+def _nothing(image: object, row: Row) -> None:
     return None
 
 
@@ -88,7 +88,7 @@ def _check_masks(
     return failures, marked
 
 
-def _any_above_0(image: Array) -> bool:
+def _any_above_0(image: Array, row: Row) -> bool:
     return bool(image.any())
 
 
@@ -171,7 +171,7 @@ def _same_content(seen: list[tuple[Row, _Seen]], problems: dict[str, list[str]])
                 problems["duplicates"].append(f"{row.path} = {first.path}")
 
 
-def _look(image: Array) -> _Seen:
+def _look(image: Array, row: Row) -> _Seen:
     """Statistics of a sub-sampled image; sharpness between true neighbours, on some rows and columns."""
     step = max(1, max(image.shape[:2]) // 256)
     white = np.float32(1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max)

@@ -29,7 +29,8 @@ class Part(NamedTuple):
 
 class _Parts(NamedTuple):
     found: list[Part]
-    labels: NDArray[np.int32]  # (H, W): 0 is ground, 1 + index of the part
+    labels: NDArray[np.int32]  # (H, W): 0 is ground, 1 + index of the part, with its rim and shadow
+    body: NDArray[np.bool_]  # (H, W): parts without either
 
 
 def find_parts(image: NDArray[np.uint8]) -> list[Part]:
@@ -45,9 +46,10 @@ def _search(image: NDArray[np.uint8]) -> _Parts:
     away = gaussian_filter(away, 0.7)
     cut, separated = _otsu(away)
     if separated < 0.72 or not 0.002 < (away > cut).mean() < 0.45 or cut < 8:
-        return _Parts([], np.zeros(away.shape, np.int32))
+        return _Parts([], np.zeros(away.shape, np.int32), np.zeros(away.shape, np.bool_))
     solid = away > 0.4 * cut  # the shadow belongs to the part
     grown = binary_fill_holes(binary_dilation(solid, iterations=_RIM))
+    body = away > cut
     labels, _ = label(grown, np.ones((3, 3)))
     found = []
     for i, box in enumerate(find_objects(labels), start=1):
@@ -55,12 +57,15 @@ def _search(image: NDArray[np.uint8]) -> _Parts:
         points = np.argwhere(labels[box] == i)
         turns = np.arange(16) * math.pi / 16
         spans = np.ptp(points @ np.stack([np.sin(turns), np.cos(turns)]), axis=0) + 1
-        if at_edge:
+        speck = not body[box][labels[box] == i].any()
+        if at_edge or speck:
             found.append(Part((0.0, 0.0), 0.0, False))  # keeps the numbers in step; no size fits it
         else:
             middle = ((box[0].start + box[0].stop) / 2, (box[1].start + box[1].stop) / 2)
-            found.append(Part(middle, float(spans.max()), bool(spans.max() > 1.4 * spans.min())))
-    return _Parts(found, labels.astype(np.int32))
+            # Spans of a few pixels jump; moments do not.
+            shortest, longest = np.linalg.eigvalsh(np.cov(points.T, ddof=0) + np.eye(2) / 12)
+            found.append(Part(middle, float(spans.max()), bool(longest > 1.4**2 * shortest)))
+    return _Parts(found, labels.astype(np.int32), body)
 
 
 def _otsu(values: NDArray[np.float32]) -> tuple[float, float]:
@@ -90,7 +95,7 @@ def missing_part(rng: np.random.Generator, scene: Scene) -> Drawn:
             return Fields(zero, zero, zero, _from(ground, grid, middle, weight))
 
         return Drawn(middle, gone)
-    middle = _on_a_part(rng, scene, parts)
+    middle = _on_a_part(rng, scene, parts, scene.size_px)
     shape, tilt = outline(rng, roughness=0.06, first=2), rng.uniform(0, math.pi)
     jump, solid = _elsewhere(rng, scene), (parts.labels > 0).astype(float)
     ground = _ground(parts.labels > 0)
@@ -135,13 +140,15 @@ def surplus_part(rng: np.random.Generator, scene: Scene) -> Drawn:
 def misplaced_part(rng: np.random.Generator, scene: Scene) -> Drawn:
     """A part is shifted and turned so that its old and new place together have the size; without, a piece of surface.
 
-    A part as long as the size is only turned; a round one, which no turn would show, must be shorter.
+    A part as long as the size is only turned. A round one, which no turn would show, must be shorter; it is out of its
+    seat, whose empty print shows, and lies aslant, so that one side is bright and the other dark.
     """
     parts, size = _search(scene.image), scene.size_px
-    fitting = [p for p in parts.found if 0 < p.extent <= size + (1 if p.slim else -0.12 * size)]
+    fitting = [p for p in parts.found if 0 < p.extent <= size + (1 if p.slim else -max(1.5, 0.06 * size))]
     if not fitting:
-        there = scene._replace(middle=_on_a_part(rng, scene, parts))
-        return _piece(rng, there, rng.uniform(0.5, 1.2), None if there == scene else (parts.labels > 0).astype(float))
+        there = scene._replace(middle=_on_a_part(rng, scene, parts, size - 2))
+        angle, within = rng.uniform(0.5, 1.2), None if there == scene else (parts.labels > 0).astype(float)
+        return _piece(rng, there, angle, within, shift=0.0 if there == scene else 0.4 * size)
     largest = max(p.extent for p in fitting)
     fitting = [p for p in fitting if p.extent > 0.85 * largest]
     part = fitting[rng.integers(len(fitting))]
@@ -163,9 +170,26 @@ def misplaced_part(rng: np.random.Generator, scene: Scene) -> Drawn:
         down = np.where(new > 0.5, there[0] - y, bare.down)
         right = np.where(new > 0.5, there[1] - x, bare.right)
         zero = np.zeros_like(old)
-        return Fields(zero, zero, zero, Source(np.maximum(old, new), down, right))
+        light = zero if part.slim else _unseated(old, new, dy * course[0] + dx * course[1], part.extent)
+        return Fields(zero, zero, light, Source(np.maximum(old, new), down, right))
 
     return Drawn(middle, moved)
+
+
+def _unseated(old: Floats, new: Floats, ahead: Floats, extent: float) -> Floats:
+    """The light on a round part out of its seat: the seat dark, deepest where the part hangs over it, the part aslant.
+
+    Args:
+        old: 0..1, where it lay.
+        new: 0..1, where it lies.
+        ahead: pixels from its new middle, in the direction in which it moved.
+        extent: of the part in pixels.
+    """
+    seat = old * (1 - new)
+    under = np.clip(1 + (ahead + 0.5 * extent) / (0.35 * extent), 0, 1)
+    slope = np.clip(2 * ahead / extent, -1, 1)
+    light: Floats = -seat * (0.3 + 0.2 * under) + 0.35 * new * slope
+    return light
 
 
 def _course(rng: np.random.Generator, scene: Scene, part: Part) -> Floats:
@@ -178,10 +202,10 @@ def _course(rng: np.random.Generator, scene: Scene, part: Part) -> Floats:
     return course
 
 
-def _piece(rng: np.random.Generator, scene: Scene, turn: float, within: Floats | None) -> Drawn:
+def _piece(rng: np.random.Generator, scene: Scene, turn: float, within: Floats | None, *, shift: float = 0.0) -> Drawn:
     """A round piece of the surface lies on it: from elsewhere, or turned in its place; its edge throws a shadow.
 
-    Nothing is changed beyond ``within``, ``(H, W)``: 0..1.
+    A turned one comes from ``shift`` pixels away. Nothing is changed beyond ``within``, ``(H, W)``: 0..1.
     """
     shape, tilt, light_from = outline(rng, 0.08, 3), rng.uniform(0, math.pi), rng.uniform(0, 2 * math.pi)
     jump, turned_by = _elsewhere(rng, scene), rotation(turn)
@@ -200,7 +224,8 @@ def _piece(rng: np.random.Generator, scene: Scene, turn: float, within: Floats |
             light, inside = light * kept, inside * kept
         if turn:
             y, x = ((grid.y * a + grid.x * b) / grid.pixel for a, b in turned_by)
-            source = Source(inside, y - grid.y / grid.pixel, x - grid.x / grid.pixel)
+            down, right = shift * math.sin(light_from), shift * math.cos(light_from)
+            source = Source(inside, y - grid.y / grid.pixel + down, x - grid.x / grid.pixel + right)
         else:
             source = _jumped(jump, inside)
         return Fields(np.zeros_like(light), np.zeros_like(light), light, source)
@@ -208,10 +233,10 @@ def _piece(rng: np.random.Generator, scene: Scene, turn: float, within: Floats |
     return Drawn(scene.middle, render)
 
 
-def _on_a_part(rng: np.random.Generator, scene: Scene, parts: _Parts) -> tuple[float, float]:
-    """A place on a part that is larger than the defect; without, where the scene asks for one."""
-    large = [1 + i for i, part in enumerate(parts.found) if part.extent > scene.size_px]
-    places = np.argwhere(np.isin(parts.labels, large)) + 0.5
+def _on_a_part(rng: np.random.Generator, scene: Scene, parts: _Parts, longest: float) -> tuple[float, float]:
+    """A place on a part above this extent; without, where the scene asks for one."""
+    large = [1 + i for i, part in enumerate(parts.found) if part.extent > longest]
+    places = np.argwhere(np.isin(parts.labels, large) & parts.body) + 0.5
     if not len(places):
         return scene.middle
     y, x = places[rng.integers(len(places))]

@@ -21,6 +21,7 @@ from pickglass.data.shapes import (
     smooth,
     turned,
 )
+from pickglass.data.thread_defects import frayed_hole, woven
 
 __all__ = ["crack", "dent", "hole", "scratch", "stain"]
 
@@ -47,7 +48,13 @@ def scratch(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 
 def hole(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A dark pit with an irregular rim, darker towards the light's side, and a bright lip on the far side."""
+    """A dark pit with an irregular rim, darker towards the light's side, and a bright lip on the far side.
+
+    In cloth it is a tear with broken yarn at its rim, from 8 px on.
+    """
+    pitch = woven(scene) if scene.size_px >= 8 else None
+    if pitch is not None:
+        return frayed_hole(rng, scene, pitch)
     rim, light_from = outline(rng, roughness=0.07, first=2), rng.uniform(0, 2 * math.pi)
     stretch, tilt = rng.uniform(0.8, 1.0), rng.uniform(0, math.pi)
 

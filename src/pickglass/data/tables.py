@@ -50,6 +50,9 @@ class Row:
         group: rows of one group are the same part or roll and stay together; None: a group of its own.
         pixels: the image itself where it did not come from a file, as the decoder returns it.
         saturation: what each pixel value of the masks means to sPRO, for :func:`pickglass.data.read_regions`.
+        roi: file of the region of interest (any value above 0 is inside), :data:`pickglass.data.MARGINS`, or None:
+            all of the image.
+        pixel_mm: side of a pixel on the part in millimetres, None if unknown.
     """
 
     path: str
@@ -60,12 +63,16 @@ class Row:
     group: str | None = None
     pixels: np.ndarray[Any, Any] | None = field(default=None, repr=False, compare=False)
     saturation: tuple[Saturation, ...] = field(default=(), repr=False)
+    roi: str | None = None
+    pixel_mm: float | None = None
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             raise InputError(f"{self.path}: role {self.role!r} is none of {', '.join(get_args(Role))}")
         if self.label not in (0, 1, None):
             raise InputError(f"{self.path}: label {self.label!r} is none of 0 (good), 1 (defective), None (unknown)")
+        if self.pixel_mm is not None and not 0 < self.pixel_mm < float("inf"):
+            raise InputError(f"{self.path}: pixel_mm {self.pixel_mm!r}: expected millimetres a pixel, e.g. 0.05")
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -201,10 +208,14 @@ def group_by(table: Table, pattern: str) -> Table:
 
 
 def fingerprint(table: Table) -> str:
-    """sha256 over the contents of a table's images, their roles and their order; paths do not count."""
+    """sha256 over the contents of a table's images and regions of interest, their roles and their order."""
     whole = hashlib.sha256()
     for row in table:
-        whole.update(f"{row.role} {row.group} {image_digest(row)}\n".encode("utf-8", "surrogateescape"))
+        roi = row.roi
+        if roi is not None and Path(roi).is_file():
+            roi = hashlib.sha256(Path(roi).read_bytes()).hexdigest()
+        parts = (row.role, row.group, image_digest(row), *([] if roi is None else [roi]))
+        whole.update(f"{' '.join(map(str, parts))}\n".encode("utf-8", "surrogateescape"))
     return whole.hexdigest()
 
 

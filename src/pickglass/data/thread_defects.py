@@ -1,4 +1,4 @@
-"""Defects of woven cloth: broken pick, missing end, slub, knot, foreign fibre.
+"""Defects of woven cloth: broken pick, missing end, slub, knot, foreign fibre, and the frayed form of a hole.
 
 They follow the threads: horizontal or vertical, as wide as the distance between threads where the image shows one.
 """
@@ -6,6 +6,8 @@ They follow the threads: horizontal or vertical, as wide as the distance between
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +28,34 @@ from pickglass.data.shapes import (
     turned,
 )
 
-__all__ = ["broken_pick", "foreign_fibre", "knot", "missing_end", "slub", "thread_pitch"]
+__all__ = [
+    "broken_pick",
+    "foreign_fibre",
+    "frayed_hole",
+    "knot",
+    "missing_end",
+    "slub",
+    "thread_pitch",
+    "woven",
+]
 
 _CLEAR = 60  # times the median power: white noise stays below, cloth of 4 px and more is at 90 to 1,000
+_FINE = 9  # px
 
 
 def thread_pitch(scene: Scene, axis: int) -> float:
     """Distance in pixels between horizontal (axis 0) or vertical (axis 1) threads around the place.
 
-    The means of whole rows keep what all picks have in common and lose the diagonals of the weave. Without a clear
-    period of 2 to 12 pixels: a sixteenth of the defect, within 2 to 6.
+    Without a clear period of 2 to 12 pixels: a sixteenth of the defect, within 2 to 6.
     """
-    fallback = min(max(scene.size_px / 16, 2.0), 6.0)
+    return _clear_period(scene, axis) or min(max(scene.size_px / 16, 2.0), 6.0)
+
+
+def _clear_period(scene: Scene, axis: int) -> float | None:
+    """The period in pixels, 2 to 12, of horizontal (axis 0) or vertical (axis 1) threads around the place, if any.
+
+    The means of whole rows keep what all picks have in common and lose the diagonals of the weave.
+    """
     # Far along the profile for a fine spectrum; near along the threads, which do not run straight.
     reach = (64, 24) if axis == 0 else (24, 64)
     near = [slice(max(0, int(m) - r), int(m) + r) for m, r in zip(scene.middle, reach, strict=True)]
@@ -45,14 +63,27 @@ def thread_pitch(scene: Scene, axis: int) -> float:
     grey = part if part.ndim == 2 else part.mean(axis=2)
     profile = grey.mean(axis=1 - axis)  # (n,)
     if len(profile) < 24:
-        return fallback
+        return None
     place = np.linspace(-1, 1, len(profile))
     profile = profile - np.polynomial.Polynomial.fit(place, profile, 2)(place)
     power = np.abs(np.fft.rfft(profile * np.hanning(len(profile)), 1024)) ** 2
     power *= np.arange(513) ** 2  # bright and dark stretches of cloth rise as 1/f^2 and would hide the threads
     seen = np.arange(1024 // 12, 1024 // 2)
     peak = int(seen[power[seen].argmax()])
-    return 1024 / peak if power[peak] > _CLEAR * np.median(power[seen]) and power[peak] > 1e-9 else fallback
+    return 1024 / peak if power[peak] > _CLEAR * np.median(power[seen]) and power[peak] > 1e-9 else None
+
+
+def woven(scene: Scene) -> tuple[float, float] | None:
+    """Distance between horizontal and between vertical threads around the place if it looks like cloth, else None.
+
+    Threads show a clear period both ways. A satin, or a real cloth, may show it one way only; then it must be below 9
+    pixels, for brickwork and gratings have coarser ones.
+    """
+    down, right = _clear_period(scene, 0), _clear_period(scene, 1)
+    if down and right:
+        return down, right
+    one = down or right
+    return (one, one) if one and one < _FINE else None
 
 
 def broken_pick(rng: np.random.Generator, scene: Scene) -> Drawn:
@@ -175,3 +206,71 @@ def foreign_fibre(rng: np.random.Generator, scene: Scene) -> Drawn:
         return Fields(0.9 * cover, tone, -0.3 * shadow * reach)
 
     return Drawn(scene.middle, render)
+
+
+class _YarnEnd(NamedTuple):
+    """What is left of a broken thread at the rim of a hole, in units of the hole."""
+
+    line: Floats  # (n, 2): y, x from the rim to the tip
+    half: Floats  # (n,): half its thickness
+    level: float
+
+
+def frayed_hole(rng: np.random.Generator, scene: Scene, pitch: tuple[float, float]) -> Drawn:
+    """A tear in cloth: broken ends of yarn reach into a dark, uneven opening, and single fibres further than those.
+
+    Args:
+        rng: decides the shape.
+        scene: where.
+        pitch: distance in pixels between horizontal and between vertical threads.
+    """
+    rim, stretch, tilt = outline(rng, roughness=0.11, first=3), rng.uniform(0.75, 1.0), rng.uniform(0, math.pi)
+
+    def depth(grid: Grid) -> Floats:
+        radius, angle = polar(grid, tilt, stretch)
+        return (0.5 - 0.5 * grid.pixel) * rim(angle) - radius  # above 0 inside
+
+    ends = [end for axis in (0, 1) for end in _yarn_ends(rng, depth, axis, pitch[axis] / scene.size_px, scene.size_px)]
+
+    def render(grid: Grid) -> Fields:
+        inside = depth(grid)
+        opening = edge(-inside, grid.pixel)
+        tone = np.full_like(inside, -1.25)
+        for end in ends:
+            half = np.maximum(end.half, 0.4 * grid.pixel)
+            distance, where, _ = nearest(grid, end.line, half)
+            yarn = edge(distance, grid.pixel) * opening
+            body = np.clip(-distance / float(half.max()), 0, 1)  # brightest along the middle, darker towards the tip
+            level = end.level * (0.55 + 0.45 * body) - 0.25 * where / (len(end.line) - 1)
+            tone = tone + 0.9 * yarn * (level - tone)
+        return Fields(0.94 * opening, tone, np.zeros_like(tone), hued=True)
+
+    return Drawn(scene.middle, render)
+
+
+def _yarn_ends(
+    rng: np.random.Generator, depth: Callable[[Grid], Floats], axis: int, step: float, size_px: float
+) -> list[_YarnEnd]:
+    """The ends of horizontal (axis 0) or vertical threads, ``step`` apart, on both sides of the opening."""
+    ends = []
+    t = np.linspace(0, 1, 7)
+    for place in np.arange(rng.uniform(-0.5, -0.5 + step), 0.5, step):
+        along = np.linspace(-0.6, 0.6, 121)
+        across = np.full_like(along, place)
+        y, x = (across, along) if axis == 0 else (along, across)
+        torn = along[depth(Grid(y[:, None], x[:, None], 1 / size_px))[:, 0] > 0]
+        for side in (-1, 1):
+            reach = min(0.05 + rng.exponential(0.09), 0.32)
+            if not len(torn) or rng.random() < max(0.25, 4 / size_px):  # torn off at the rim
+                continue
+            start = torn.min() if side < 0 else torn.max()
+            reach = min(max(reach, 1.5 / size_px), 0.45 * float(np.ptp(torn)))
+            sway, level = rng.normal(0, 0.35) * reach, rng.uniform(0.05, 0.5)
+            thick = min(0.3 * step, 0.08)
+            for fibre in range(1 + int(rng.integers(0, 3)) * (size_px >= 16)):
+                far = reach * (1 if fibre == 0 else rng.uniform(1.1, 1.7))
+                bent = sway + (0 if fibre == 0 else rng.normal(0, 0.4) * far)
+                line = np.stack([place + bent * t**2, start - side * (far * t - 0.5 / size_px)], axis=1)  # (7, 2)
+                half = thick * (1 - 0.65 * t**2) if fibre == 0 else np.zeros(7)
+                ends.append(_YarnEnd(line if axis == 0 else line[:, ::-1], half, level if fibre == 0 else 0.6 * level))
+    return ends

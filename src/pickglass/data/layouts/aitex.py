@@ -2,7 +2,8 @@
 
 ``ddd`` is the defect, ``ff`` the fabric. Every fabric is a data set of its own. The code is not made the group of its
 rows: one group that holds all of them would leave none to calibrate with. It does not guarantee one cloth either, as
-thread densities differ within it; look at what ``pickglass info`` says.
+thread densities differ within it; look at what ``pickglass info`` says. The white margins at the ends of a strip lie
+outside its region of interest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from pickglass.data.layouts.tree import folders, grouped, held_out, images, one_or_all
+from pickglass.data.roi import MARGINS
 from pickglass.data.tables import Row, Table
 from pickglass.errors import DataError
 
@@ -47,12 +49,12 @@ def read(root: Path, pattern: str | None = None) -> dict[str, Table] | None:
     rows: dict[str, list[Row]] = defaultdict(list)
     for folder in [root] if one else [base / _GOOD, *folders(base / _GOOD)]:
         for path in images(folder, deep=False):
-            rows[_codes(path)[1]].append(Row(str(path), "train", 0))
+            rows[_codes(path)[1]].append(Row(str(path), "train", 0, roi=MARGINS))
     wanted = set(rows)
     for path in images(base / _BAD):
         defect, fabric = _codes(path)
         name = _DEFECTS.get(defect, defect)
-        rows[fabric].append(Row(str(path), "test", 1, name, one_or_all(masks.get(path.stem, []))))
+        rows[fabric].append(Row(str(path), "test", 1, name, one_or_all(masks.get(path.stem, [])), roi=MARGINS))
     tables = {fabric: rows[fabric] for fabric in sorted(rows) if not one or fabric in wanted}
     return {fabric: held_out(grouped(base, table, pattern)) for fabric, table in tables.items()}
 

@@ -1,4 +1,5 @@
-"""A CSV or Parquet table that names the images: columns path, role or split, label, defect, mask, group."""
+"""A CSV or Parquet table that names the images: columns path, role or split, label, defect, mask, group, roi,
+pixel_mm."""
 
 from __future__ import annotations
 
@@ -63,8 +64,21 @@ def _row(folder: Path, line: Mapping[str, str], place: str) -> Row:
     if role != "test" and label == 1:
         raise DataError(f"{place}: {line['path']} is defective but its role is {word}; only good images can teach")
     masks = tuple(str(folder / mask.strip()) for mask in line.get("mask", "").split(";") if mask.strip())
-    path = str(folder / line["path"])
-    return Row(path, role, label, defect, masks if len(masks) > 1 else (masks or (None,))[0], line.get("group") or None)
+    roi, pitch = line.get("roi", "").strip(), line.get("pixel_mm", "").strip()
+    try:
+        pixel_mm = float(pitch) if pitch else None
+    except ValueError as error:
+        raise DataError(f"{place}: pixel_mm {pitch!r}, expected millimetres a pixel, e.g. 0.05") from error
+    return Row(
+        str(folder / line["path"]),
+        role,
+        label,
+        defect,
+        masks if len(masks) > 1 else (masks or (None,))[0],
+        line.get("group") or None,
+        roi=str(folder / roi) if roi else None,
+        pixel_mm=pixel_mm,
+    )
 
 
 def _read_parquet(file: Path) -> list[dict[str, str]]:
