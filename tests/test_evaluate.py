@@ -33,7 +33,11 @@ def prediction(tmp_path: Path) -> Prediction:
             map_[1, 1:3] += 1
         row = pg.Row(f"{i}.png", label=int(i >= 3), defect=None if i < 3 else ("cut", "hole")[i % 2], mask=mask)
         found.append(Found(row, float(map_.max() + rng.random()), map_, (16, 20)))
-    return Prediction.collect(found, calibration=highest_score([1.5], [1.2]))
+    return Prediction(tuple(found), calibration=highest_score([1.5], [1.2]))
+
+
+def with_rows(prediction: Prediction, rows: tuple[pg.Row, ...]) -> Prediction:
+    return replace(prediction, found=tuple(f._replace(row=row) for f, row in zip(prediction, rows, strict=True)))
 
 
 def masks_of(prediction: Prediction) -> list[np.ndarray | None]:
@@ -58,7 +62,7 @@ def test_numbers_are_those_of_outside_references(prediction: Prediction) -> None
 
 
 def test_truth_is_joined_by_path_not_by_order(prediction: Prediction) -> None:
-    bare = replace(prediction, rows=tuple(pg.Row(row.path) for row in prediction.rows))
+    bare = with_rows(prediction, tuple(pg.Row(row.path) for row in prediction.rows))
     with pytest.raises(InputError, match="none of the 6 images has a label"):
         pg.evaluate(bare)
     joined = pg.evaluate(bare, pg.Table(prediction.rows[::-1]))
@@ -99,11 +103,11 @@ def test_aupimo_is_per_image_and_its_mean(prediction: Prediction) -> None:
 
 def test_intervals_come_with_repeats_and_hold_the_value(prediction: Prediction) -> None:
     rows = tuple(replace(row, group=f"part {i % 4}") for i, row in enumerate(prediction.rows))
-    grouped = replace(prediction, rows=rows)
+    grouped = with_rows(prediction, rows)
     plain, found = pg.evaluate(grouped), pg.evaluate(grouped, repeats=60)
     assert plain["intervals"] is None
     assert {**found, "intervals": None} == dict(plain)
-    assert set(found["intervals"]) == set(found) - {"n", "aupimo", "intervals"}
+    assert set(found["intervals"]) == set(found) - {"n", "aupimo", "au_spro_05", "intervals"}
     for name, (low, high) in found["intervals"].items():
         assert 0 <= low <= high <= 1
         assert low - 0.01 <= found[name] <= high + 0.01
@@ -122,7 +126,7 @@ def test_intervals_come_with_repeats_and_hold_the_value(prediction: Prediction) 
 
 def test_a_type_without_masks_has_image_metrics_only(prediction: Prediction) -> None:
     rows = tuple(replace(row, mask=None) if row.defect == "cut" else row for row in prediction.rows)
-    found = pg.evaluate(replace(prediction, rows=rows), repeats=20)
+    found = pg.evaluate(with_rows(prediction, rows), repeats=20)
     assert found.by_type["cut"]["image_auroc"] is not None
     assert found.by_type["cut"]["aupro_30"] is None
     assert found.by_type["cut"]["pixel_f1"] is None
@@ -131,10 +135,10 @@ def test_a_type_without_masks_has_image_metrics_only(prediction: Prediction) -> 
 
 
 def test_what_is_undefined_is_none(prediction: Prediction) -> None:
-    good = Prediction.collect(list(prediction)[:3])
+    good = Prediction(tuple(prediction)[:3])
     assert pg.evaluate(good)["image_auroc"] is None
     assert pg.evaluate(good)["aupro_30"] is None
-    without = replace(prediction, rows=tuple(replace(row, mask=None) for row in prediction.rows))
+    without = with_rows(prediction, tuple(replace(row, mask=None) for row in prediction.rows))
     found = pg.evaluate(without)
     assert found["pixel_auroc"] is None
     assert found["image_auroc"] is not None
@@ -144,12 +148,12 @@ def test_what_is_undefined_is_none(prediction: Prediction) -> None:
 def test_a_mask_that_contradicts_its_label_is_named(prediction: Prediction) -> None:
     rows = tuple(replace(row, label=0, defect=None) for row in prediction.rows)
     with pytest.raises(ImageError, match="labelled good: correct one of them"):
-        pg.evaluate(replace(prediction, rows=rows))
+        pg.evaluate(with_rows(prediction, rows))
 
 
 def test_unlabelled_images_are_left_out_and_counted(prediction: Prediction) -> None:
     rows = (pg.Row("0.png"), *prediction.rows[1:])
-    found = pg.evaluate(replace(prediction, rows=rows))
+    found = pg.evaluate(with_rows(prediction, rows))
     assert found["n"] == 5
     assert "1 images have no label" in found.notes[0]
 
@@ -186,3 +190,30 @@ def test_the_threshold_itself_is_still_good() -> None:
     assert [calibration.verdict(s) for s in (2.9, 3.0, 3.1)] == ["good", "good", "bad"]
     assert highest_score([], []).verdict(9.0) is None
     assert type(calibration).from_json(calibration.to_json()) == calibration
+
+
+def test_what_lies_outside_the_region_of_interest_does_not_count(prediction: Prediction, tmp_path: Path) -> None:
+    roi = np.zeros((16, 20), np.uint8)
+    roi[2:14, 1:10] = 255  # parts one defect, leaves one out, holds one whole
+    Image.fromarray(roi).save(tmp_path / "roi.png")
+    rows = []
+    for row in prediction.rows:
+        Image.new("L", (20, 16)).save(tmp_path / row.path)
+        rows.append(replace(row, path=str(tmp_path / row.path), roi=str(tmp_path / "roi.png")))
+    found = pg.evaluate(with_rows(prediction, tuple(rows)), repeats=20)
+    inside = slice(2, 14), slice(1, 10)
+    maps = [prediction.map(i)[inside] for i in range(6)]
+    masks = [None if mask is None else mask[inside] for mask in masks_of(prediction)]
+    for limit, name in ((0.3, "aupro_30"), (0.05, "aupro_05")):
+        assert found[name] == pytest.approx(aupro(maps, masks, limit))
+        low, high = found["intervals"][name]
+        assert low - 0.01 <= found[name] <= high + 0.01
+    curves = PimoCurves()
+    for map_, mask in zip(maps, masks, strict=True):
+        curves.update(map_, mask)
+    expected = curves.compute().scores
+    assert found["aupimo"] == pytest.approx(expected[~np.isnan(expected)].mean())
+    truth = np.concatenate([np.zeros(108) if mask is None else mask.ravel() for mask in masks])
+    predicted = np.concatenate([prediction.mask(i)[inside].ravel() for i in range(6)])
+    assert found["pixel_f1"] == pytest.approx(f1_score(truth, predicted))
+    assert found["aupro_30"] != pytest.approx(pg.evaluate(prediction)["aupro_30"])

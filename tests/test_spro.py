@@ -108,6 +108,26 @@ def test_saturation_at_the_area_is_aupro() -> None:
     assert curves.compute([0.3]).au_spro[0.3] == aupro(maps, masks, 0.3)
 
 
+def test_what_is_not_kept_does_not_count() -> None:
+    rng = np.random.default_rng(0)
+    curves, cropped, keep = SaturatedCurves(), SaturatedCurves(), np.zeros((12, 10), bool)
+    keep[2:9, 1:8] = True
+    left, out, inside = (np.zeros((12, 10), bool) for _ in range(3))
+    left[4:7, :4] = True  # reaches beyond
+    out[10:] = True  # lies beyond: no defect
+    inside[3:5, 5:7] = True
+    for regions in ([left, out, inside], [out], []):
+        scores = rng.random((12, 10))
+        curves.update(scores, [SaturatedRegion(mask, 5) for mask in regions], "logical", keep)
+        seen = [mask[2:9, 1:8] for mask in regions if (mask & keep).any()]
+        cropped.update(scores[2:9, 1:8], [SaturatedRegion(mask, 5) for mask in seen], "logical")
+    assert curves.compute([0.3]).au_spro == cropped.compute([0.3]).au_spro
+    assert curves.compute().n_regions == 2
+    assert curves.compute().n_ok_pixels == cropped.compute().n_ok_pixels
+    with pytest.raises(InputError, match="at least one True"):
+        curves.update(scores, [], "logical", np.zeros((12, 10), bool))
+
+
 def test_saturation_areas_of_the_data_set() -> None:
     assert saturation_area(1000, 250, relative=False) == 250
     assert saturation_area(100, 250, relative=False) == 100

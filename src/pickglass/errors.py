@@ -10,6 +10,7 @@ The tree::
     │   ├── WeightsMissing                  the file of a backbone's weights was not found
     │   └── ModelFileError                  not a pickglass model, another version, or damaged
     ├── NotFitted (also RuntimeError)       a detector was used before fit
+    ├── TrainingError (also RuntimeError)   a training ran away: its loss or its weights are not finite
     ├── PromiseUnreachable                  too few good images for the wished promise; has .needed and .missing
     └── MissingExtra (also ImportError)     an optional package is not installed; names the install line
 
@@ -33,6 +34,7 @@ __all__ = [
     "NotFitted",
     "PickglassError",
     "PromiseUnreachable",
+    "TrainingError",
     "UnknownName",
     "WeightsMissing",
 ]
@@ -98,6 +100,10 @@ class ModelFileError(InputError):
 
 class NotFitted(PickglassError, RuntimeError):
     """A detector was used before ``fit``."""
+
+
+class TrainingError(PickglassError, RuntimeError):
+    """A training ran away: its loss or its weights are not finite."""
 
 
 class PromiseUnreachable(PickglassError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,12 +11,17 @@ import numpy.typing as npt
 from scipy.ndimage import find_objects
 
 from pickglass.calibration import Calibration, Verdict
-from pickglass.data.images import resize_map
+from pickglass.data.geometry import resize_map
+from pickglass.data.images import read_image
+from pickglass.data.roi import read_roi
 from pickglass.data.tables import Row
 from pickglass.errors import Failure, InputError
 from pickglass.metrics.labelling import connected_regions
 
-__all__ = ["Defect", "Found", "Prediction", "find_defects"]
+__all__ = ["UNKNOWN", "Defect", "Found", "Named", "Prediction", "find_defects"]
+
+UNKNOWN = "unknown"
+"""The type of a defect that is like none of the examples, or like several."""
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -36,17 +41,57 @@ class Defect(NamedTuple):
     peak: float
 
 
+class Named(NamedTuple):
+    """What kind of defect it is.
+
+    Attributes:
+        type: one of the types of the examples, or :data:`UNKNOWN`.
+        probability: of the most likely type, also where that is not sure enough to be named.
+    """
+
+    type: str
+    probability: float
+
+
 class Found(NamedTuple):
-    """One image's result: row, raw score, map (h, w) on the model's grid, original size (H, W)."""
+    """One image's result.
+
+    Attributes:
+        row: the image.
+        score: raw image score.
+        map: (h, w) float32 over the canvas, on the model's grid. Cells outside the region of interest have the lowest
+            value inside.
+        size: original size (H, W).
+        window: top, left, bottom, right of the image on the canvas, as shares of it.
+        roi: the model's own region of interest on its canvas, bool, where the row has none; None: all of the image.
+        pixel_mm: side of a pixel on the part in millimetres, None if unknown.
+        named: the type of the defect; None without examples (see ``pickglass label``) and of parts judged good.
+    """
 
     row: Row
     score: float
     map: FloatArray
     size: tuple[int, int]
+    window: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    roi: BoolArray | None = None
+    pixel_mm: float | None = None
+    named: Named | None = None
 
     def full_map(self) -> FloatArray:
         """The map at the original size and aspect, (H, W) float32, bilinear."""
-        return resize_map(self.map, self.size)
+        return resize_map(self.map, self.size, self.window)
+
+    def inside(self) -> BoolArray | None:
+        """The region of interest at the original size, (H, W) bool; None: all of the image.
+
+        Raises:
+            ImageError: the file of the region cannot be read.
+        """
+        if self.row.roi is not None:
+            return read_roi(self.row, read_image(self.row.path if self.row.pixels is None else self.row.pixels))
+        if self.roi is None:
+            return None
+        return resize_map(self.roi.astype(np.float32), self.size, self.window) >= 0.5
 
 
 @dataclass(frozen=True)
@@ -54,10 +99,7 @@ class Prediction:
     """Results of many images, in the order they were given; failed images are left out and named.
 
     Attributes:
-        rows: one row an image, as given.
-        scores: (N,) float32, raw image scores.
-        maps: one (h, w) float32 map an image, on the model's grid.
-        sizes: original size (H, W) of each image.
+        found: one result an image.
         failed: images that could not be read, with the reason.
         calibration: thresholds of the model at the time, None if it had none.
 
@@ -65,40 +107,43 @@ class Prediction:
         ``for found in prediction: print(found.row.path, found.score, found.full_map().shape)``
     """
 
-    rows: tuple[Row, ...]
-    scores: FloatArray
-    maps: tuple[FloatArray, ...]
-    sizes: tuple[tuple[int, int], ...]
+    found: tuple[Found, ...]
     failed: tuple[Failure, ...] = ()
     calibration: Calibration | None = None
 
-    @classmethod
-    def collect(
-        cls, found: Sequence[Found], failed: Sequence[Failure] = (), calibration: Calibration | None = None
-    ) -> Prediction:
-        """From single results."""
-        return cls(
-            rows=tuple(f.row for f in found),
-            scores=np.array([f.score for f in found], dtype=np.float32),
-            maps=tuple(f.map for f in found),
-            sizes=tuple(f.size for f in found),
-            failed=tuple(failed),
-            calibration=calibration,
-        )
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """One row an image, as given."""
+        return tuple(f.row for f in self.found)
+
+    @property
+    def scores(self) -> FloatArray:
+        """(N,) float32, raw image scores."""
+        return np.array([f.score for f in self.found], dtype=np.float32)
+
+    @property
+    def maps(self) -> tuple[FloatArray, ...]:
+        """One (h, w) float32 map an image, over the canvas, on the model's grid."""
+        return tuple(f.map for f in self.found)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Original size (H, W) of each image."""
+        return tuple(f.size for f in self.found)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.found)
 
     def __iter__(self) -> Iterator[Found]:
-        return (Found(*item) for item in zip(self.rows, self.scores.tolist(), self.maps, self.sizes, strict=True))
+        return iter(self.found)
 
     def map(self, index: int) -> FloatArray:
         """The map of image ``index`` at its original size, (H, W) float32."""
-        return resize_map(self.maps[index], self.sizes[index])
+        return self.found[index].full_map()
 
     def verdict(self, index: int) -> Verdict | None:
         """``good`` or ``bad`` by the model's image threshold; None if it has none."""
-        return self.calibration.verdict(float(self.scores[index])) if self.calibration else None
+        return self.calibration.verdict(self.found[index].score) if self.calibration else None
 
     def mask(self, index: int, threshold: float | None = None) -> BoolArray:
         """Predicted mask (H, W): where the map exceeds the threshold, by default the model's pixel threshold."""

@@ -11,28 +11,23 @@ import numpy as np
 import numpy.typing as npt
 
 from pickglass.app.results import Metrics
-from pickglass.data import Row, Table, as_table, read_mask
-from pickglass.errors import ImageError, InputError
+from pickglass.app.truth import LOCO_LIMIT, Pixels, read_pixels, read_truth
+from pickglass.data import Row, Table, as_table
+from pickglass.errors import InputError
 from pickglass.metrics import (
     OK_LEVELS,
     CountTables,
-    PimoCurves,
-    PixelCurves,
     PixelResult,
     Roc,
+    SaturatedResult,
     bootstrap,
-    f1_score,
     image_summary,
-    pixel_counts,
     rates_at,
     roc_curve,
 )
 from pickglass.result import Prediction
 
-__all__ = ["LIMITS", "Evaluation", "evaluate"]
-
-LIMITS = (0.3, 0.05)
-"""FPR limits of AUPRO: MVTec AD's and MVTec AD 2's."""
+__all__ = ["Evaluation", "evaluate"]
 
 _FEW_GROUPS = 20
 
@@ -46,6 +41,7 @@ class Evaluation(Mapping[str, Any]):
         by_type: per defect type, that type and all good images.
         roc: image ROC curve, None unless both classes are present.
         pixels: PRO curve and counts, None without masks.
+        saturated: sPRO curve and counts, None without saturation areas.
         aupimo: AUPIMO of each defective image that has a mask, by path, empty without masks or good images.
         notes: what a reader of the numbers has to know.
     """
@@ -54,6 +50,7 @@ class Evaluation(Mapping[str, Any]):
     by_type: dict[str, Metrics]
     roc: Roc | None
     pixels: PixelResult | None
+    saturated: SaturatedResult | None
     aupimo: dict[str, float]
     notes: tuple[str, ...]
 
@@ -68,18 +65,20 @@ class Evaluation(Mapping[str, Any]):
 
 
 def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, seed: int = 0) -> Evaluation:
-    """Image AUROC, average precision, F1-max, pixel AUROC, AUPRO at FPR limits 0.3 and 0.05, AUPIMO, and what the
-    thresholds of the prediction's calibration do.
+    """Image AUROC, average precision, F1-max, pixel AUROC, AUPRO at FPR limits 0.3 and 0.05, AUPIMO, AU-sPRO at 0.05
+    where rows have ``saturation``, and what the thresholds of the prediction's calibration do.
 
     Pixel metrics follow MVTec AD's definition: regions of 8-connected defect pixels, the false-positive rate over all
     good pixels of all images (good images count), masks and maps at the original size, linear interpolation at the
-    limit. AUPIMO's false-positive rate is that of good images alone. Maps are enlarged one at a time.
+    limit. AUPIMO's false-positive rate is that of good images alone. AU-sPRO follows MVTec LOCO AD: the regions are
+    those of the data set, and count as found once their saturation area is. Pixels outside the region of interest
+    do not count in any of them. Maps are enlarged one at a time.
 
     Args:
         prediction: what ``detector.predict`` returned.
         truth: rows with labels and masks (a data set, a table), joined by path; None: the prediction's own rows.
         repeats: replicates of the bootstrap over groups, e.g. 1000, which gives each metric its 95 % interval
-            (AUPIMO excepted, whose good images would have to be sorted anew); 0: no intervals. Maps are then
+            (AUPIMO and AU-sPRO excepted, whose pixels would have to be sorted anew); 0: no intervals. Maps are then
             enlarged twice.
         seed: of the bootstrap.
 
@@ -102,7 +101,7 @@ def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, see
         )
     judged = [rows[i] for i in labelled]
     images = _Images(np.array([row.label for row in judged]), prediction.scores[labelled], _thresholds(prediction))
-    pixels, notes = _read_pixels(prediction, rows, labelled)
+    pixels, notes = read_pixels(prediction, rows, labelled)
     if len(labelled) < len(rows):
         notes.append(f"{len(rows) - len(labelled)} images have no label and are left out of all metrics.")
     if pixels is not None and pixels.finest > 1e-5:
@@ -115,7 +114,8 @@ def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, see
     sets = {None: np.ones(len(judged), dtype=np.int64)}  # per set of images which of them belong to it, (N,) 0 or 1
     sets |= {kind: np.array([int(row.label == 0 or row.defect == kind) for row in judged]) for kind in kinds}
     traced = {kind: None if pixels is None else pixels.trace(kind) for kind in sets}
-    found = {kind: _metrics(images, pixels, traced[kind], members) for kind, members in sets.items()}
+    saturated = {kind: None if pixels is None else pixels.trace_saturated(kind) for kind in sets}
+    found = {kind: _metrics(images, pixels, traced[kind], saturated[kind], members) for kind, members in sets.items()}
     if repeats:
         groups = [row.group for row in judged]
         tables = None if pixels is None else _count_tables(prediction, rows, pixels)
@@ -131,6 +131,7 @@ def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, see
         by_type={str(kind): metrics for kind, metrics in found.items()},
         roc=roc_curve(images.labels, images.scores) if both else None,
         pixels=traced[None],
+        saturated=saturated[None],
         aupimo={} if pixels is None else {judged[i].path: v for i, v in enumerate(pixels.aupimo) if not np.isnan(v)},
         notes=tuple(notes),
     )
@@ -151,74 +152,8 @@ class _Images(NamedTuple):
         return figures if self.threshold is None else figures | rates_at(labels, scores, self.threshold)._asdict()
 
 
-class _Pixels(NamedTuple):
-    """What one pass over the maps leaves. (M,): the images that take part, as places among the labelled ones."""
-
-    curves: PixelCurves
-    place: npt.NDArray[np.int64]  # (M,)
-    source: npt.NDArray[np.int64]  # (M,) the same images' places in the prediction
-    counts: npt.NDArray[np.int64] | None  # (M, 3) pixel counts at the pixel threshold
-    aupimo: npt.NDArray[np.float64]  # (N,) nan for good images and for those without a mask
-    finest: float  # step of AUPIMO's false-positive rate
-    kinds: frozenset[str | None]  # types of which at least one image has a mask
-
-    def trace(self, kind: str | None) -> PixelResult | None:
-        """The curve of all images (None), or of one type and the good ones; None if that type has no mask."""
-        if kind is None:
-            return self.curves.compute(LIMITS)
-        return self.curves.compute(LIMITS, {_tag(kind), "good"}) if kind in self.kinds else None
-
-    def f1(self, weight: npt.NDArray[np.int64]) -> float:
-        """F1 of the pixels if labelled image i counted ``weight[i]`` times, (N,)."""
-        return float("nan") if self.counts is None else f1_score(*(weight[self.place] @ self.counts).tolist())
-
-
 def _thresholds(prediction: Prediction) -> float | None:
     return None if prediction.calibration is None else prediction.calibration.image_threshold
-
-
-def _read_pixels(
-    prediction: Prediction, rows: Sequence[Row], labelled: Sequence[int]
-) -> tuple[_Pixels | None, list[str]]:
-    """One pass over maps and masks; None without a mask. And what there is to note."""
-    n_good = sum(rows[i].label == 0 for i in labelled)
-    curves, pimo = PixelCurves(), PimoCurves(n_good=n_good)
-    threshold = None if prediction.calibration is None else prediction.calibration.pixel_threshold
-    place, in_pimo, counts, without, masks = [], [], [], 0, 0
-    for n, i in enumerate(labelled):
-        row = rows[i]
-        if row.label == 1 and row.mask is None:
-            without += 1
-            continue
-        mask = None if row.mask is None else read_mask(row.mask, prediction.sizes[i])
-        if mask is not None and row.label == 0 and mask.any():
-            raise ImageError(
-                ", ".join(row.masks), f"marks defects in {row.path}, which is labelled good: correct one of them"
-            )
-        masks += mask is not None
-        full = prediction.map(i)
-        curves.update(full, mask, tag=_tag(row.defect) if row.label == 1 else "good")
-        if row.label == 0 or (mask is not None and mask.any()):  # a defective image with an empty mask is no good one
-            pimo.update(full, mask)
-            in_pimo.append(n)
-        if threshold is not None:
-            counts.append(pixel_counts(full, mask, threshold))
-        place.append(n)
-    notes = [f"{without} defective images have no mask and are left out of the pixel metrics."] if without else []
-    if masks == 0:
-        return None, notes
-    found, aupimo = pimo.compute(), np.full(len(labelled), np.nan)
-    aupimo[in_pimo] = found.scores
-    source = np.array(labelled)[place]
-    kinds = frozenset(rows[i].defect for i in source if rows[i].label == 1)
-    return _Pixels(
-        curves, np.array(place), source, np.array(counts) if counts else None, aupimo, found.finest, kinds
-    ), notes
-
-
-def _tag(defect: str | None) -> str:
-    """A type may be called anything, also "good"."""
-    return f"type:{defect}"
 
 
 def _joined(prediction: Prediction, truth: Table) -> Table:
@@ -230,7 +165,11 @@ def _joined(prediction: Prediction, truth: Table) -> Table:
 
 
 def _metrics(
-    images: _Images, pixels: _Pixels | None, traced: PixelResult | None, members: npt.NDArray[np.int64]
+    images: _Images,
+    pixels: Pixels | None,
+    traced: PixelResult | None,
+    saturated: SaturatedResult | None,
+    members: npt.NDArray[np.int64],
 ) -> Metrics:
     figures = images.figures(members)
     if pixels is not None and traced is not None:
@@ -242,6 +181,8 @@ def _metrics(
             "aupimo": float(scores.mean()) if len(scores) else float("nan"),
             "pixel_f1": pixels.f1(members),
         }
+    if saturated is not None:
+        figures["au_spro_05"] = saturated.au_spro[LOCO_LIMIT]
 
     def known(name: str) -> float | None:
         value = figures.get(name, float("nan"))
@@ -256,6 +197,7 @@ def _metrics(
         "aupro_30": known("aupro_30"),
         "aupro_05": known("aupro_05"),
         "aupimo": known("aupimo"),
+        "au_spro_05": known("au_spro_05"),
         "f1": known("f1"),
         "false_alarm_rate": known("false_alarm_rate"),
         "miss_rate": known("miss_rate"),
@@ -264,18 +206,18 @@ def _metrics(
     }
 
 
-def _count_tables(prediction: Prediction, rows: Sequence[Row], pixels: _Pixels) -> CountTables:
+def _count_tables(prediction: Prediction, rows: Sequence[Row], pixels: Pixels) -> CountTables:
     """A second pass: the grid of thresholds has to be known before pixels can be counted on it."""
     tables = CountTables(pixels.curves.ok_quantiles(OK_LEVELS))
     for i in pixels.source.tolist():
-        mask = rows[i].mask
-        tables.update(prediction.map(i), None if mask is None else read_mask(mask, prediction.sizes[i]))
+        mask = read_truth(rows[i], prediction.sizes[i]).mask
+        tables.update(prediction.map(i), mask, prediction.found[i].inside())
     return tables
 
 
 def _intervals(
     images: _Images,
-    pixels: _Pixels | None,
+    pixels: Pixels | None,
     tables: CountTables | None,
     members: npt.NDArray[np.int64],
     groups: Sequence[str | None],

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pickglass.metrics.polylines import check_map
+from pickglass.metrics.polylines import check_keep, check_map
 from pickglass.metrics.ranking import check_scores
 
 __all__ = ["PixelCounts", "Rates", "f1_score", "pixel_counts", "rates_at"]
@@ -66,16 +66,19 @@ def rates_at(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> 
     )
 
 
-def pixel_counts(map: npt.ArrayLike, mask: npt.ArrayLike | None, threshold: float) -> PixelCounts:
+def pixel_counts(
+    map: npt.ArrayLike, mask: npt.ArrayLike | None, threshold: float, keep: npt.ArrayLike | None = None
+) -> PixelCounts:
     """The pixels of one image at a threshold; add them up over images and pass them to :func:`f1_score`.
 
     Args:
         map: (H, W) finite scores, higher = more anomalous.
         mask: (H, W) bool, True on defects; None where there is no defect.
         threshold: a pixel is flagged if its value exceeds it.
+        keep: (H, W) bool, the region of interest: pixels outside do not count. None: all count.
 
     Raises:
-        InputError: shapes differ, the map is empty or not finite, the mask is not bool.
+        InputError: shapes differ, the map is empty or not finite, the mask is not bool, nothing is kept.
 
     Example:
         >>> f1_score(*pixel_counts([[0.2, 0.6], [0.7, 0.1]], np.array([[False, False], [True, True]]), 0.5))
@@ -83,6 +86,9 @@ def pixel_counts(map: npt.ArrayLike, mask: npt.ArrayLike | None, threshold: floa
     """
     scores, defect = check_map(map, mask)
     flagged = scores > threshold
+    if keep is not None:
+        inside, defect = check_keep(scores, defect, keep)
+        flagged &= inside
     n_flagged = int(np.count_nonzero(flagged))
     if defect is None:
         return PixelCounts(0, n_flagged, 0)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pickglass.errors import InputError
-from pickglass.metrics.polylines import area_under, check_map, label_regions
+from pickglass.metrics.polylines import area_under, check_keep, check_map, label_regions
 
 __all__ = ["OK_LEVELS", "CountTables", "Intervals", "bootstrap", "group_weights", "resampled"]
 
@@ -159,10 +159,11 @@ class CountTables:
         self._region_image: list[int] = []
         self._stacked: tuple[_Float64, _Float64, _Float64, _Float64, _Int64] | None = None
 
-    def update(self, map: npt.ArrayLike, mask: npt.ArrayLike | None) -> None:
-        """Add one image: (H, W) scores, and (H, W) bool or None, as for :meth:`PixelCurves.update`."""
+    def update(self, map: npt.ArrayLike, mask: npt.ArrayLike | None, keep: npt.ArrayLike | None = None) -> None:
+        """Add one image: (H, W) scores, (H, W) bool or None, and what counts, as for :meth:`PixelCurves.update`."""
         scores, defect = check_map(map, mask)
-        ok = scores.ravel() if defect is None else scores[~defect]
+        kept, defect = check_keep(scores, defect, keep)
+        ok = scores[kept] if defect is None else scores[kept & ~defect]
         image = len(self._ok)
         self._stacked = None
         self._ok.append(self._counts(ok))

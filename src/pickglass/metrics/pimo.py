@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pickglass.errors import InputError
-from pickglass.metrics.polylines import Pool, check_map, count_ok
+from pickglass.metrics.polylines import Pool, check_keep, check_map, count_ok
 
 __all__ = ["PimoCurves", "PimoResult"]
 
@@ -79,18 +79,27 @@ class PimoCurves:
         self._prune_at = _PRUNE
         self._lowest = np.float32(-np.inf)  # good pixels below it cannot matter any more
 
-    def update(self, map: npt.ArrayLike, mask: npt.ArrayLike | None) -> None:
+    def update(self, map: npt.ArrayLike, mask: npt.ArrayLike | None, keep: npt.ArrayLike | None = None) -> None:
         """Add one image.
 
         Args:
             map: (H, W) finite scores, higher = more anomalous, kept as float32.
             mask: (H, W) bool, True on defects; None, or without a True, for a good image.
+            keep: (H, W) bool, the region of interest: pixels outside do not count. None: all count. A defective image
+                whose defects all lie outside has no score.
 
         Raises:
-            InputError: shapes differ, the map is empty or not finite, the mask is not bool, or more good images
-                came than were announced.
+            InputError: shapes differ, the map is empty or not finite, the mask is not bool, nothing is kept, or more
+                good images came than were announced.
         """
         scores, defect = check_map(map, mask)
+        if keep is not None:
+            good = defect is None
+            kept, defect = check_keep(scores, defect, keep)
+            if not good and defect is None:
+                self._defects.append(None)
+                return
+            scores = scores if defect is not None else scores[kept]
         if defect is not None:
             self._defects.append(np.sort(scores[defect]))
             return

@@ -18,7 +18,17 @@ import numpy.typing as npt
 from pickglass.errors import InputError, UnknownName
 from pickglass.metrics.labelling import connected_regions
 
-__all__ = ["Pool", "RegionPixels", "Traced", "area_under", "check_map", "count_ok", "label_regions", "rising_bits"]
+__all__ = [
+    "Pool",
+    "RegionPixels",
+    "Traced",
+    "area_under",
+    "check_keep",
+    "check_map",
+    "count_ok",
+    "label_regions",
+    "rising_bits",
+]
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 _Float32 = npt.NDArray[np.float32]
@@ -54,10 +64,15 @@ class Traced(NamedTuple):
 
 
 class RegionPixels:
-    """The scores of all ok pixels, by tag, and of the pixels of each region."""
+    """The scores of all ok pixels, by tag, and of the pixels of each region.
 
-    def __init__(self) -> None:
-        self._ok: dict[str, Pool] = {}
+    Args:
+        beside: pixels of the same images, whose ok pixels are used and not kept twice; None: they are kept here.
+    """
+
+    def __init__(self, beside: RegionPixels | None = None) -> None:
+        self._shared = beside is not None
+        self._ok: dict[str, Pool] = {} if beside is None else beside._ok
         self._defects = Pool(np.uint64)
         self._size: list[int] = []
         self._tag: list[str] = []
@@ -67,11 +82,12 @@ class RegionPixels:
 
         Args:
             tag: by which :meth:`trace` selects.
-            ok: scores of the pixels in no region.
+            ok: scores of the pixels in no region; passed over where they are kept ``beside``.
             scores: (K,) scores of region pixels.
             region: (K,) which region each belongs to, 0, 1, ... without a gap.
         """
-        self._ok.setdefault(tag, Pool(np.float32)).add(ok)
+        if not self._shared:
+            self._ok.setdefault(tag, Pool(np.float32)).add(ok)
         if len(scores) == 0:
             return
         self._defects.add(_join(scores, region.astype(np.uint64) + np.uint64(len(self._size))))
@@ -154,6 +170,27 @@ class Pool:
             values.sort()
             self._in_order = True
         return values
+
+
+def check_keep(
+    scores: _Float32, defect: npt.NDArray[np.bool_] | None, keep: npt.ArrayLike | None
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_] | None]:
+    """The pixels that count, (H, W) bool, and the defect pixels among them, None if there is none.
+
+    Raises:
+        InputError: ``keep`` is not bool, of another shape than the map, or without a True.
+    """
+    if keep is None:
+        return np.ones(scores.shape, np.bool_), defect
+    inside: _Array = np.asarray(keep)
+    if inside.shape != scores.shape or inside.dtype != np.bool_ or not inside.any():
+        raise InputError(
+            f"keep of shape {inside.shape} and type {inside.dtype}: expected bool of shape {scores.shape}, True inside "
+            "the region of interest, and at least one True"
+        )
+    if defect is None or not (defect & inside).any():
+        return inside, None
+    return inside, defect & inside
 
 
 def check_map(map: npt.ArrayLike, mask: npt.ArrayLike | None) -> tuple[_Float32, npt.NDArray[np.bool_] | None]:

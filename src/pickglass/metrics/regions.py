@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pickglass.errors import InputError
-from pickglass.metrics.polylines import RegionPixels, check_map, label_regions
+from pickglass.metrics.polylines import RegionPixels, check_keep, check_map, label_regions
 
 __all__ = ["PixelCurves", "PixelResult", "aupro", "pixel_auroc"]
 
@@ -56,6 +56,9 @@ class PixelCurves:
     Args:
         connectivity: 8 (MVTec's definition): pixels that touch at a corner are one region; 4: at an edge only.
 
+    Attributes:
+        pixels: what was added, sorted; :class:`~pickglass.metrics.SaturatedCurves` may share its ok pixels.
+
     Example:
         >>> curves = PixelCurves()
         >>> curves.update(np.array([[0.1, 0.2], [0.3, 0.9]]), np.array([[0, 0], [0, 1]]) > 0, tag="crack")
@@ -68,9 +71,11 @@ class PixelCurves:
         if connectivity not in (4, 8):
             raise InputError(f"connectivity={connectivity!r}: expected 8 (MVTec's definition) or 4")
         self._connectivity = connectivity
-        self._pixels = RegionPixels()
+        self.pixels = RegionPixels()
 
-    def update(self, map: npt.ArrayLike, mask: npt.ArrayLike | None, tag: str = "good") -> None:
+    def update(
+        self, map: npt.ArrayLike, mask: npt.ArrayLike | None, tag: str = "good", keep: npt.ArrayLike | None = None
+    ) -> None:
         """Add one image.
 
         Args:
@@ -78,16 +83,22 @@ class PixelCurves:
                 float32 become ties.
             mask: (H, W) bool, True on defects; None where there is no defect.
             tag: defect type, "good" for good images; :meth:`compute` selects by it.
+            keep: (H, W) bool, the region of interest: pixels outside are neither good nor defect. None: all count.
 
         Raises:
-            InputError: shapes differ, the map is empty or not finite, the mask is not bool.
+            InputError: shapes differ, the map is empty or not finite, the mask is not bool, nothing is kept.
         """
         scores, defect = check_map(map, mask)
+        if keep is not None:
+            kept, defect = check_keep(scores, defect, keep)
+            ok = scores[kept if defect is None else kept & ~defect]
+        else:
+            ok = scores.ravel() if defect is None else scores[~defect]
         if defect is None:
-            self._pixels.add(tag, scores.ravel(), np.empty(0, np.float32), np.empty(0, np.int64))
+            self.pixels.add(tag, ok, np.empty(0, np.float32), np.empty(0, np.int64))
             return
         box, inside, region = label_regions(defect, self._connectivity)
-        self._pixels.add(tag, scores[~defect], scores[box][inside], region)
+        self.pixels.add(tag, ok, scores[box][inside], region)
 
     def compute(self, limits: Sequence[float] = (0.3, 0.05), tags: Collection[str] | None = None) -> PixelResult:
         """The curve of all images added so far; more may be added afterwards.
@@ -102,7 +113,7 @@ class PixelCurves:
         Raises:
             InputError: a limit is out of range, or a tag was never added.
         """
-        return PixelResult(*self._pixels.trace(limits, tags))
+        return PixelResult(*self.pixels.trace(limits, tags))
 
     def ok_quantiles(self, levels: npt.ArrayLike) -> _Float64:
         """Scores that about these shares of all ok pixels exceed.
@@ -113,7 +124,7 @@ class PixelCurves:
         Returns:
             (L,) scores, exact up to a million pixels, within 2e-6 of the share beyond; nan without an ok pixel.
         """
-        return self._pixels.ok_quantiles(levels)
+        return self.pixels.ok_quantiles(levels)
 
 
 def pixel_auroc(maps: Iterable[npt.ArrayLike], masks: Iterable[npt.ArrayLike | None]) -> float:

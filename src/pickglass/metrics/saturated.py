@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pickglass.errors import InputError
-from pickglass.metrics.polylines import RegionPixels, check_map
+from pickglass.metrics.polylines import RegionPixels, check_keep, check_map
+from pickglass.metrics.regions import PixelCurves
 
 __all__ = ["SaturatedCurves", "SaturatedRegion", "SaturatedResult", "saturation_area"]
 
@@ -57,6 +58,10 @@ class SaturatedResult(NamedTuple):
 class SaturatedCurves:
     """Exact sPRO curve; maps are added one by one and not kept.
 
+    Args:
+        beside: AUPRO's curves of the same images under the same tags, if both are wanted: the ok pixels are the same,
+            and are kept there alone. What is ok in images that only ``beside`` is given counts too.
+
     Example:
         >>> curves = SaturatedCurves()
         >>> screw = SaturatedRegion(np.array([[True, True, False, False]]), saturation=1)
@@ -65,10 +70,16 @@ class SaturatedCurves:
         {0.5: 1.0}
     """
 
-    def __init__(self) -> None:
-        self._pixels = RegionPixels()
+    def __init__(self, beside: PixelCurves | None = None) -> None:
+        self._pixels = RegionPixels(None if beside is None else beside.pixels)
 
-    def update(self, map: npt.ArrayLike, regions: Sequence[SaturatedRegion] = (), tag: str = "good") -> None:
+    def update(
+        self,
+        map: npt.ArrayLike,
+        regions: Sequence[SaturatedRegion] = (),
+        tag: str = "good",
+        keep: npt.ArrayLike | None = None,
+    ) -> None:
         """Add one image.
 
         Args:
@@ -76,13 +87,15 @@ class SaturatedCurves:
                 float32 become ties.
             regions: its defects; they may overlap. None of them for a good image.
             tag: group, e.g. "structural" or "logical"; "good" for good images; :meth:`compute` selects by it.
+            keep: (H, W) bool, the region of interest: pixels outside are neither good nor defect. None: all count.
 
         Raises:
-            InputError: shapes differ, the map is empty or not finite, a mask is not bool or has no pixel, or a
-                saturation area is not a whole number of at least 1.
+            InputError: shapes differ, the map is empty or not finite, a mask is not bool or has no pixel, a
+                saturation area is not a whole number of at least 1, or nothing is kept.
         """
         scores, _ = check_map(map, None)
-        tops, ok = [np.empty(0, np.float32)], np.ones(scores.shape, dtype=bool)
+        kept, _ = check_keep(scores, None, keep)
+        tops, ok = [np.empty(0, np.float32)], kept.copy()
         for i, (mask, saturation) in enumerate(regions):
             _, defect = check_map(scores, mask)
             if defect is None:
@@ -92,10 +105,12 @@ class SaturatedCurves:
                     f"region {i}: saturation={saturation!r}: expected a whole number of pixels, at least 1; "
                     "saturation_area() computes it"
                 )
-            inside, kept = scores[defect], min(int(saturation), int(defect.sum()))
-            tops.append(np.partition(inside, len(inside) - kept)[len(inside) - kept :])  # (kept,)
             ok &= ~defect
-        index = np.repeat(np.arange(len(regions)), [len(top) for top in tops[1:]])
+            inside = scores[defect & kept]
+            if len(inside):
+                rest = len(inside) - min(int(saturation), len(inside))
+                tops.append(np.partition(inside, rest)[rest:])  # (at most saturation,)
+        index = np.repeat(np.arange(len(tops) - 1), [len(top) for top in tops[1:]])
         self._pixels.add(tag, scores[ok], np.concatenate(tops), index)
 
     def compute(self, limits: Sequence[float] = (0.05,), tags: Collection[str] | None = None) -> SaturatedResult:
