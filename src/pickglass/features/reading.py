@@ -1,0 +1,35 @@
+"""What a head gets to read of a batch of images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Reading"]
+
+
+class Reading(NamedTuple):
+    """A batch as a head reads it; a head uses only what its ``reads`` names.
+
+    Letters: B images, P positions, C channels, h x w cells of a layer, H x W pixels of the network's input.
+
+    Attributes:
+        levels: per layer (B, P, C, h, w), in the order of the detector's ``layers``; empty unless
+            ``"features"`` is read.
+        images: (B, P, 3, H, W) RGB in [0, 1]; None unless ``"images"`` is read.
+        keep: (B, P, H, W) bool, False where nothing is judged or learned (padding, outside the region of interest);
+            None where everything counts. :func:`pickglass.nn.maps.kept_cells` brings it to a grid.
+    """
+
+    levels: tuple[Tensor, ...]
+    images: Tensor | None = None
+    keep: Tensor | None = None
+
+    def to(self, device: str) -> Reading:
+        """The same on another device."""
+        return Reading(
+            tuple(level.to(device) for level in self.levels),
+            None if self.images is None else self.images.to(device),
+            None if self.keep is None else self.keep.to(device),
+        )

@@ -1,0 +1,131 @@
+"""One backbone pass for many detectors: all layers that any of them reads, computed once an image and kept.
+
+An image is known by the pixels that reach the network, so whoever asks with other pixels (another size, another
+cut) gets features of its own, and nothing has to be said about rows, roles or batches.
+
+Letters: B images, C channels, h x w cells of a layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pickglass.features.cache import FeatureCache
+from pickglass.features.engine import Engine, EngineName
+from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.reading import Reading
+
+__all__ = ["SharedFeatures"]
+
+
+class SharedFeatures:
+    """The features of a set of images for detectors with the same backbone, weights and size.
+
+    Args:
+        backbone, weights, seed: as of :class:`pickglass.features.extractor.FeatureExtractor`; ``seed`` matters to
+            random weights alone.
+        layers: all that will be asked for.
+        n_images: how many are kept; further ones are computed anew each time.
+        memory_gb: what may be held in memory; beyond it, in a temporary file.
+
+    Attributes:
+        computed: images that went through the backbone.
+        seconds: that it took.
+
+    Use it as a context manager, and a detector reads from it after ``detector.make_engine = shared.engine``.
+    """
+
+    def __init__(
+        self, backbone: str, weights: str, seed: int, layers: Sequence[str], n_images: int, memory_gb: float
+    ) -> None:
+        self.layers = tuple(dict.fromkeys(layers))
+        self.extractor = FeatureExtractor(backbone, self.layers, weights, seed)
+        self.n_images = n_images
+        self.memory_gb = memory_gb
+        self.computed = 0
+        self.seconds = 0.0
+        self.engines: dict[tuple[str, EngineName], Engine] = {}
+        self._caches: dict[tuple[str, EngineName], dict[str, FeatureCache]] = {}  # per engine, layer -> cache
+        self._places: dict[tuple[str, EngineName], dict[bytes, int]] = {}  # per engine, pixels -> index in the caches
+
+    def __enter__(self) -> SharedFeatures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget all features."""
+        for caches in self._caches.values():
+            for cache in caches.values():
+                cache.close()
+        self._caches, self._places = {}, {}
+
+    def engine(self, extractor: FeatureExtractor, device: str, name: EngineName) -> Engine:
+        """What takes the place of ``Engine(extractor, device, name)``."""
+        own = self.extractor
+        if (extractor.backbone, extractor.weights) != (own.backbone, own.weights) or set(extractor.layers) - set(
+            self.layers
+        ):
+            raise RuntimeError(
+                f"shared features of {own.backbone} ({own.weights}), layers {self.layers}: asked for layers "
+                f"{extractor.layers} of {extractor.backbone} ({extractor.weights})"
+            )
+        if (device, name) not in self.engines:
+            self.engines[device, name] = Engine(own, device, name)
+            self._caches[device, name], self._places[device, name] = {}, {}
+        return _Served(self, extractor, device, name)
+
+    @torch.no_grad()
+    def levels(self, images: Tensor, layers: Sequence[str], device: str, name: EngineName) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) on the CPU -> per layer (B, C, h, w) on the device."""
+        caches, places = self._caches[device, name], self._places[device, name]
+        keys = [hashlib.blake2b(image.contiguous().numpy().data, digest_size=20).digest() for image in images]
+        fresh = {key: i for i, key in enumerate(keys) if key not in places}
+        found: dict[str, Tensor] = {}
+        if fresh:
+            began = time.perf_counter()
+            outputs = self.engines[device, name](images[list(fresh.values())])
+            found = {layer: level.cpu() for layer, level in zip(self.layers, outputs, strict=True)}  # (b, C, h, w)
+            self.seconds += time.perf_counter() - began
+            self.computed += len(fresh)
+            kept = min(len(fresh), self.n_images - len(places))
+            if kept > 0:
+                self._keep(caches, {layer: level[:kept] for layer, level in found.items()})
+                places.update({key: len(places) + n for n, key in enumerate(list(fresh)[:kept])})
+        at = {key: n for n, key in enumerate(fresh)}
+        return tuple(
+            torch.cat(
+                [
+                    found[layer][at[key]][None] if key in at else caches[layer].read([places[key]]).levels[0]
+                    for key in keys
+                ]
+            ).to(device)
+            for layer in layers
+        )
+
+    def _keep(self, caches: dict[str, FeatureCache], levels: dict[str, Tensor]) -> None:
+        if not caches:
+            sizes = {layer: level[0].numel() for layer, level in levels.items()}
+            share = self.memory_gb / sum(sizes.values())
+            caches.update({layer: FeatureCache(self.n_images, share * size) for layer, size in sizes.items()})
+        for layer, level in levels.items():
+            caches[layer].add(Reading((level.contiguous(),)))
+
+
+class _Served(Engine):
+    """An engine that asks the shared features."""
+
+    def __init__(self, shared: SharedFeatures, extractor: FeatureExtractor, device: str, name: EngineName) -> None:
+        super().__init__(extractor, device, name)
+        self.shared = shared
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        levels = self.shared.levels(images, self.extractor.layers, self.device, self.wanted)
+        self.name = self.shared.engines[self.device, self.wanted].name  # it may have fallen back to torch
+        return levels

@@ -1,0 +1,122 @@
+"""Which images of a set look like none of the others: distances between groups, what stands out, and a limit.
+
+Pure arithmetic on features that were read already. A cell of an image is strange if nothing like it occurs in images
+of *other* groups, so that five pictures of one dented part do not vouch for each other. How strange cells are depends
+on where they lie (edges, moving parts) and on the image (a coarse texture): both are taken off before images are
+compared.
+
+Letters: N images, S cells of an image, C channels, G groups, R reference cells of an image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pickglass.nn.precision import exact_float32
+
+__all__ = ["group_distances", "principal", "standing_out", "upper_limit"]
+
+_REFERENCES = 16_384  # cells of all images together: bounds the time to linear in the number of images
+_QUERIES = 512  # of one block
+_SAMPLE = 20_000  # cells that the axes are taken from
+
+
+def principal(cells: Tensor, dims: int, seed: int) -> Tensor:
+    """Project cells (N, S, C) on their first principal axes: (N, S, dims), or C where that is not more.
+
+    Distances shrink by what lies outside the axes, which for backbone features is little, and cost less to compute.
+    """
+    n, s, c = cells.shape
+    if c <= dims:
+        return cells
+    generator = torch.Generator().manual_seed(seed)
+    flat = cells.flatten(0, 1)  # (N S, C)
+    sample = flat[torch.randperm(n * s, generator=generator)[:_SAMPLE].to(flat.device)].double()
+    sample = sample - sample.mean(0)
+    axes = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -dims:].to(flat)  # (C, dims)
+    with exact_float32():
+        return (flat @ axes).view(n, s, dims)
+
+
+def group_distances(cells: Tensor, groups: Tensor, keep: Tensor | None, nearest: int, seed: int) -> Tensor:
+    """How far each cell is from images of other groups: mean distance to the ``nearest`` nearest groups, (N, S).
+
+    Several groups rather than one, because a defect that occurs twice must not vouch for itself.
+
+    Args:
+        cells: (N, S, C) float32.
+        groups: (N,) int64, 0 to G - 1, G at least 2; where G - 1 is less than ``nearest``, that many groups count.
+        keep: (N, S) bool, cells that count; None: all. Others get NaN, and nothing is compared with them.
+        nearest: number of groups.
+        seed: of the choice of reference cells: all cells where there are at most 16,384, else as many of each image.
+    """
+    n, s, c = cells.shape
+    reference, owner = _references(cells, groups, keep, seed)  # (M, C), (M,)
+    middle = reference.mean(0)
+    reference = reference - middle
+    norms = reference.square().sum(1)  # (M,)
+    number = int(groups.max()) + 1
+    counts = torch.bincount(owner, minlength=number).tolist()
+    few = min(nearest, sum(count > 0 for count in counts) - 1)
+    queries = cells.flatten(0, 1) - middle  # (N S, C)
+    own = groups.repeat_interleave(s)  # (N S,)
+    result = torch.empty(n * s, dtype=cells.dtype, device=cells.device)
+    with exact_float32():
+        for lo in range(0, n * s, _QUERIES):
+            x = queries[lo : lo + _QUERIES]
+            squared = torch.addmm(norms, x, reference.T, alpha=-2)  # (Q, M), |y|^2 - 2 x.y
+            closest = _group_minima(squared, counts)  # (Q, G)
+            closest.scatter_(1, own[lo : lo + _QUERIES, None], torch.inf)
+            closest = closest.topk(few, dim=1, largest=False).values + x.square().sum(1, keepdim=True)
+            result[lo : lo + _QUERIES] = closest.clamp(min=0).sqrt().mean(1)
+    result = result.view(n, s)
+    return result if keep is None else result.masked_fill(~keep, torch.nan)
+
+
+def _references(cells: Tensor, groups: Tensor, keep: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Cells to compare with (M, C), drawn evenly from all images, in the order of their groups (M,)."""
+    n, s, _ = cells.shape
+    share = min(s, max(1, _REFERENCES // n))
+    order = torch.rand(n, s, generator=torch.Generator().manual_seed(seed))
+    if keep is not None:
+        order[~keep.cpu()] = 2.0  # last
+    drawn = order.argsort(1)[:, :share].to(cells.device)  # (N, R)
+    by_group = groups.argsort(stable=True)
+    drawn, owner = drawn[by_group], groups[by_group].repeat_interleave(share)
+    picked = cells[by_group].gather(1, drawn[..., None].expand(-1, -1, cells.shape[2])).flatten(0, 1)  # (N R, C)
+    if keep is None:
+        return picked, owner
+    counted = keep[by_group].gather(1, drawn).flatten()  # (N R,)
+    return picked[counted], owner[counted]
+
+
+def _group_minima(values: Tensor, counts: list[int]) -> Tensor:
+    """Smallest of each run of columns, (Q, M) -> (Q, G); infinite where a run is empty."""
+    if len(set(counts)) == 1:
+        return values.unflatten(1, (len(counts), counts[0])).amin(2)
+    empty = values.new_full((len(values),), torch.inf)
+    return torch.stack([part.amin(1) if part.shape[1] else empty for part in values.split(counts, dim=1)], dim=1)
+
+
+def standing_out(distances: Tensor) -> Tensor:
+    """How far the strangest cell of each image (N, S) stands out from its place and its image: (N,), 0 or more.
+
+    Two steps of a median polish (Tukey 1977): from each cell the median of its place over all images, then the median
+    of its image. Cells that are NaN do not count; an image that has no other gets 0.
+    """
+    rest = distances - distances.nanmedian(0).values
+    top = rest.nan_to_num(nan=-torch.inf).amax(1)
+    return (top - rest.nanmedian(1).values).nan_to_num(nan=0.0).clamp(min=0)
+
+
+def upper_limit(scores: Tensor, times: float) -> float:
+    """What good images hardly ever exceed, from scores (N,) among which up to a third may be something else.
+
+    The logarithms of good scores are taken to be spread evenly around their median; how widely is read below it, from
+    the 16 % quantile (one standard deviation of a Gaussian), where strange images do not reach. The limit lies
+    ``times`` as far above the median.
+    """
+    logs = scores.double().clamp(min=1e-12).log()
+    middle, low = logs.quantile(torch.tensor([0.5, 0.16], dtype=torch.float64)).tolist()
+    return float(torch.tensor(middle + times * (middle - low)).exp())

@@ -1,0 +1,134 @@
+"""What the training loop is asked to do, and what it tells: plans, phases, histories.
+
+Letters: P positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from torch import Tensor, nn
+
+from pickglass.errors import InputError
+
+__all__ = ["EpochRecord", "History", "Phase", "Plan"]
+
+T = TypeVar("T")  # a batch as the loss reads it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and with which steps a phase trains.
+
+    Args:
+        epochs, steps: exactly one of them; steps go on over as many epochs as they take.
+        batch: images of a step; never more than there are.
+        optimiser: ``"adam"`` or ``"sgd"``.
+        lr: learning rate.
+        betas, eps: of Adam.
+        momentum: of SGD.
+        weight_decay: L2 penalty, added to the gradient.
+        milestone: share of all steps, 0..1, from which on the learning rate is ``lr * gamma``; None: never.
+        gamma: see ``milestone``.
+        drop_last: leave out the incomplete batch at an epoch's end.
+        pick: ``"last"`` keeps the last weights, ``"best"`` those of the epoch with the lowest validation loss (of
+            equals the earlier), each position its own.
+
+    Raises:
+        InputError: a value that no training can have.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    batch: int = 8
+    optimiser: Literal["adam", "sgd"] = "adam"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    milestone: float | None = None
+    gamma: float = 0.1
+    drop_last: bool = False
+    pick: Literal["last", "best"] = "last"
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise InputError(f"epochs={self.epochs!r}, steps={self.steps!r}: give exactly one of the two")
+        for name in ("epochs", "steps", "batch"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name}={value!r}: expected a whole number from 1")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"lr={self.lr!r}: expected a learning rate above 0, e.g. 0.001")
+        if self.optimiser not in ("adam", "sgd"):
+            raise InputError(f"optimiser={self.optimiser!r}: expected 'adam' or 'sgd'")
+        if self.pick not in ("last", "best"):
+            raise InputError(f"pick={self.pick!r}: expected 'last' or 'best'")
+        if self.milestone is not None and not 0 <= self.milestone <= 1:
+            raise InputError(f"milestone={self.milestone!r}: expected a share of the steps, 0 to 1")
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of a step, counted from 0, of ``total``."""
+        late = self.milestone is not None and step >= int(self.milestone * total)
+        return self.lr * self.gamma if late else self.lr
+
+
+@dataclass(frozen=True)
+class Phase(Generic[T]):
+    """One training: what is trained, by which loss, after which plan.
+
+    Args:
+        name: what it is called in messages, e.g. ``"student"``; also seeds its random numbers.
+        module: its parameters that require gradients are trained; they and all its buffers lead with P. Nothing else
+            may change during the training.
+        loss: a batch -> (P,), the mean loss of the batch per position; random numbers from torch's default generator.
+        plan: see :class:`Plan`.
+    """
+
+    name: str
+    module: nn.Module
+    loss: Callable[[T], Tensor]
+    plan: Plan
+
+
+@dataclass
+class History:
+    """How a phase went.
+
+    Attributes:
+        phase: its name.
+        train: per epoch the mean training loss (P,).
+        validation: per epoch the mean validation loss (P,); empty without validation images.
+        picked: per position the epoch, counted from 1, whose weights were kept.
+        autocast: whether it trained in bfloat16.
+        seconds: that it took, killed runs' share included up to their last checkpoint.
+    """
+
+    phase: str
+    train: list[list[float]] = field(default_factory=list)
+    validation: list[list[float]] = field(default_factory=list)
+    picked: list[int] = field(default_factory=list)
+    autocast: bool = False
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain dict."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What a callback is told after an epoch; epochs and steps are counted from 1, losses are per position."""
+
+    phase: str
+    epoch: int
+    step: int
+    steps: int
+    lr: float
+    train: tuple[float, ...]
+    validation: tuple[float, ...] | None
+    seconds: float

@@ -1,0 +1,112 @@
+"""From a region of a feature map to one vector: averages, and pairs of channels (bilinear pooling).
+
+Bilinear pooling: Lin, RoyChowdhury, Maji, "Bilinear CNN Models for Fine-Grained Visual Recognition", ICCV 2015: the sum
+of outer products x x^T, then signed square root, then L2 norm. Its projection to fewer dimensions: Gao, Beijbom, Zhang,
+Darrell, "Compact Bilinear Pooling", CVPR 2016, algorithm 1 (random Maclaurin), after Kar and Karnick 2012.
+
+Letters: B images, T tiles of an image (1 where it is read whole), C channels, h x w cells of a level, H x W pixels,
+D dimensions of a vector.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pickglass.data.geometry import Preprocess
+from pickglass.metrics.labelling import connected_regions
+
+__all__ = [
+    "canvas_shares",
+    "cell_weights",
+    "peak_region",
+    "random_signs",
+    "region_mean",
+    "region_pairs",
+    "signed_root",
+]
+
+
+def canvas_shares(mask: npt.NDArray[np.bool_], preprocess: Preprocess) -> npt.NDArray[np.float32]:
+    """How much of each pixel of the canvas a mask (H0, W0) of the image covers: (H, W) in 0..1.
+
+    Shares rather than yes or no, so that a defect of one pixel does not vanish from a small canvas.
+    """
+    place = preprocess.placement((mask.shape[0], mask.shape[1]))
+    shares = np.zeros(preprocess.size, np.float32)
+    resized = Image.fromarray(mask.astype(np.float32)).resize((place.width, place.height), Image.Resampling.BOX)
+    shares[place.top : place.top + place.height, place.left : place.left + place.width] = np.asarray(resized)
+    return shares
+
+
+def peak_region(map_: npt.NDArray[np.float32], threshold: float | None) -> npt.NDArray[np.bool_]:
+    """The region (8 neighbours) of an anomaly map (h, w) that holds its highest cell, bool (h, w).
+
+    It is what lies above the threshold; where nothing does, or there is none, what lies above the middle between the
+    map's median and its peak.
+    """
+    peak = float(map_.max())
+    if threshold is None or peak <= threshold:
+        threshold = (float(np.median(map_)) + peak) / 2
+    above = map_ > threshold
+    highest = np.unravel_index(int(map_.argmax()), map_.shape)
+    above[highest] = True  # a flat map has nothing above its middle
+    labels, _ = connected_regions(above)
+    region: npt.NDArray[np.bool_] = labels == labels[highest]
+    return region
+
+
+def cell_weights(shares: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Shares (B, T, H, W) of a region on the cells of a level, (B, T, h, w), with sum 1 an image.
+
+    Raises:
+        ValueError: a region is empty.
+    """
+    weights = F.adaptive_avg_pool2d(shares, grid)  # (B, T, h, w)
+    total = weights.flatten(1).sum(1)  # (B,)
+    if not bool((total > 0).all()):
+        raise ValueError("an empty region has no features")
+    return weights / total[:, None, None, None]
+
+
+def region_mean(level: Tensor, weights: Tensor) -> Tensor:
+    """Mean of a level (B, T, C, h, w) under weights (B, T, h, w): (B, C)."""
+    mean: Tensor = torch.einsum("btchw,bthw->bc", level, weights)
+    return mean
+
+
+def region_pairs(level: Tensor, weights: Tensor, signs: Tensor | None = None) -> Tensor:
+    """Weighted sum of x x^T over a region (Lin et al. 2015, eq. 1-2).
+
+    Args:
+        level: (B, T, C, h, w).
+        weights: (B, T, h, w).
+        signs: (2, C, D) of :func:`random_signs`, for the projection to D dimensions; None: all pairs.
+
+    Returns:
+        (B, C (C + 1) / 2), pairs of different channels times sqrt 2 so that products of vectors are those of the
+        whole matrix; or (B, D).
+    """
+    cells = level.permute(0, 1, 3, 4, 2).flatten(1, 3)  # (B, N, C)
+    share = weights.flatten(1)[:, :, None]  # (B, N, 1)
+    if signs is not None:
+        first, second = (cells @ s.to(cells) for s in signs)  # (B, N, D)
+        return (first * second * share).sum(1) / signs.shape[2] ** 0.5
+    outer = cells.transpose(1, 2) @ (cells * share)  # (B, C, C)
+    row, column = torch.triu_indices(outer.shape[1], outer.shape[1])
+    return outer[:, row, column] * torch.where(row == column, 1.0, 2**0.5).to(outer)
+
+
+def random_signs(channels: int, dims: int, seed: int) -> Tensor:
+    """Two matrices of random signs, (2, C, D) int8: the mean of (s1 x)(s2 x)(s1 y)(s2 y) is (x y)^2."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randint(2, (2, channels, dims), generator=generator) * 2 - 1).to(torch.int8)
+
+
+def signed_root(vectors: Tensor) -> Tensor:
+    """sign(x) sqrt|x|, then L2 norm 1 (Lin et al. 2015, section 3): (B, D)."""
+    return F.normalize(vectors.sign() * vectors.abs().sqrt(), dim=1)

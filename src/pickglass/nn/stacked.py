@@ -1,0 +1,90 @@
+"""Any network, once per position: parameters and buffers lead with the position axis P.
+
+A method writes its student, flow or decoder as an ordinary module for one position; :class:`Stacked` holds P of them
+as one tree of tensors with a leading axis P. Optimisers work element by element, so training the stack is training P
+networks apart, and one model file holds them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Stacked"]
+
+
+class Stacked(nn.Module):
+    """P networks of one architecture in one tree.
+
+    Args:
+        make: builds the network of one position, with random weights from torch's default generator.
+        positions: P.
+        seed: position p is built from ``seed + p``; the caller's random numbers are left alone.
+
+    Every parameter and buffer of ``tree`` has the shape of the single network's with P in front. Batch normalisation
+    in training updates the running statistics of its own position; the network may write into a buffer, but not put
+    another in its place.
+
+    Example:
+        >>> stack = Stacked(lambda: nn.Conv2d(3, 8, 3, padding=1), positions=2, seed=0)
+        >>> tuple(stack.tree.weight.shape), tuple(stack(torch.zeros(5, 2, 3, 4, 4)).shape)
+        ((2, 8, 3, 3, 3), (5, 2, 8, 4, 4))
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], positions: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            members = []
+            for position in range(positions):
+                torch.default_generator.manual_seed(seed + position)  # torch.manual_seed would reach every GPU
+                members.append(make())
+        self.positions = positions
+        self.tree = members[0]
+        stacks: dict[Tensor, Tensor] = {}  # a tensor that stands in two places stays one
+        for alike in zip(*(member.modules() for member in members), strict=True):
+            for kind in ("_parameters", "_buffers"):
+                for leaf, first in getattr(alike[0], kind).items():
+                    if first is None:
+                        continue
+                    if first not in stacks:
+                        stack = torch.stack([getattr(module, kind)[leaf].detach() for module in alike])  # (P, ...)
+                        learned = isinstance(first, nn.Parameter)
+                        stacks[first] = nn.Parameter(stack, requires_grad=first.requires_grad) if learned else stack
+                    getattr(alike[0], kind)[leaf] = stacks[first]
+
+    def forward(self, *inputs: Any) -> Any:
+        """Inputs (B, P, ...), or nested tuples of such -> what the network returns, likewise (B, P, ...)."""
+        places: list[tuple[dict[str, Any], str, Tensor, Sequence[Tensor]]] = []
+        for module in self.tree.modules():
+            # unbind: the backward of P single selections would write P gradients of the whole stack
+            places += [(module._parameters, n, t, t.unbind()) for n, t in module._parameters.items() if t is not None]
+            # selections: these may be written to, as running statistics are
+            places += [
+                (module._buffers, n, t, [t[p] for p in range(self.positions)])
+                for n, t in module._buffers.items()
+                if t is not None
+            ]
+        results = []
+        try:
+            # torch.func.functional_call would do this, but refuses to be exported
+            for p in range(self.positions):
+                for held, leaf, _, own in places:
+                    held[leaf] = own[p]
+                results.append(self.tree(*_position(inputs, p)))
+        finally:
+            for held, leaf, stack, _ in places:
+                held[leaf] = stack
+        return _joined(results)
+
+
+def _position(value: Any, p: int) -> Any:
+    return value[:, p] if isinstance(value, Tensor) else tuple(_position(v, p) for v in value)
+
+
+def _joined(results: list[Any]) -> Any:
+    if isinstance(results[0], Tensor):
+        return torch.stack(results, dim=1)  # (B, P, ...)
+    return tuple(_joined([r[i] for r in results]) for i in range(len(results[0])))
