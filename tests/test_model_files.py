@@ -56,7 +56,12 @@ def test_the_header_says_what_it_is(model: Path) -> None:
     assert header["format"] == FORMAT
     assert header["method"] == "patchcore"
     assert header["configuration"]["ratio"] == 0.05
-    assert header["preprocess"] == {"size": [64, 64], "interpolation": "bicubic"}
+    assert header["preprocess"] == {
+        "size": [64, 64],
+        "interpolation": "bicubic",
+        "geometry": "squeeze",
+        "side": None,
+    }
     assert header["provenance"]["backbone_weights"]["name"] == "efficientnet-lite0-57934424.pth"
     assert header["provenance"]["n_fit"] + header["provenance"]["n_calibrate"] == 12
     assert len(header["provenance"]["data_sha256"]) == 64

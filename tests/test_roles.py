@@ -14,7 +14,7 @@ import pytest
 
 from pickglass.app.fit import fit
 from pickglass.app.threshold import threshold
-from pickglass.data import Decoded, Preprocess, Role, Row, Table, images
+from pickglass.data import Decoded, Role, Row, Table, images
 from pickglass.methods import PatchCore
 from pickglass.testing import textures
 
@@ -54,7 +54,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
     original: Callable[..., Decoded[Any]] = images._decode_row
 
     def recording(row: Row, prepare: Callable[..., Any], max_pixels: int) -> Decoded[Any]:
-        seen.append((row.role, isinstance(prepare, Preprocess)))
+        seen.append((row.role, getattr(prepare, "__name__", "") == "_prepare"))
         return original(row, prepare, max_pixels)
 
     monkeypatch.setattr(images, "_decode_row", recording)

@@ -15,18 +15,32 @@ if TYPE_CHECKING:
     from pickglass.data import Dataset, Row, Table, load_dataset, load_datasets
     from pickglass.errors import PickglassError
     from pickglass.features import FeatureExtractor, backbone_names, layer_names
-    from pickglass.methods import Detector, PatchCore, load
+    from pickglass.methods import (
+        STFPM,
+        AsymmetricStudentTeacher,
+        Detector,
+        FastFlow,
+        PaDiM,
+        PatchCore,
+        ReverseDistillation,
+        load,
+    )
     from pickglass.result import Prediction
 
 __all__ = [
+    "STFPM",
+    "AsymmetricStudentTeacher",
     "Calibration",
     "Dataset",
     "Detector",
     "Evaluation",
+    "FastFlow",
     "FeatureExtractor",
+    "PaDiM",
     "PatchCore",
     "PickglassError",
     "Prediction",
+    "ReverseDistillation",
     "Row",
     "Table",
     "backbone_names",
@@ -39,15 +53,20 @@ __all__ = [
 
 # Loaded when first used: importing pickglass, and with it --help, costs no torch.
 _HOMES = {
+    "AsymmetricStudentTeacher": "methods",
     "Calibration": "calibration",
     "Dataset": "data",
     "Detector": "methods",
     "Evaluation": "app.evaluate",
+    "FastFlow": "methods",
     "FeatureExtractor": "features",
+    "PaDiM": "methods",
     "PatchCore": "methods",
     "PickglassError": "errors",
     "Prediction": "result",
+    "ReverseDistillation": "methods",
     "Row": "data",
+    "STFPM": "methods",
     "Table": "data",
     "backbone_names": "features",
     "evaluate": "app.evaluate",

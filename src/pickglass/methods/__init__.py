@@ -3,14 +3,35 @@
 from pathlib import Path
 
 from pickglass.errors import UnknownName
+from pickglass.methods.asymmetric_student_teacher import AsymmetricStudentTeacher
 from pickglass.methods.base import Detector
+from pickglass.methods.fastflow import FastFlow
 from pickglass.methods.modelfile import read_model
+from pickglass.methods.padim import PaDiM
 from pickglass.methods.patchcore import PatchCore
+from pickglass.methods.reverse_distillation import ReverseDistillation
+from pickglass.methods.stfpm import STFPM
 
-__all__ = ["METHODS", "Detector", "PatchCore", "find_method", "load"]
+__all__ = [
+    "METHODS",
+    "STFPM",
+    "AsymmetricStudentTeacher",
+    "Detector",
+    "FastFlow",
+    "PaDiM",
+    "PatchCore",
+    "ReverseDistillation",
+    "find_method",
+    "load",
+]
 
 METHODS: dict[str, type[Detector]] = {
     "patchcore": PatchCore,
+    "padim": PaDiM,
+    "stfpm": STFPM,
+    "reverse_distillation": ReverseDistillation,
+    "fastflow": FastFlow,
+    "asymmetric_student_teacher": AsymmetricStudentTeacher,
 }
 
 

@@ -1,59 +1,54 @@
-"""The contract: Detector = Preprocess + frozen extractor + head + joining + calibration.
+"""What a user calls: Detector = Preprocess + frozen extractor + head + joining + calibration.
 
-A method's file writes the head, which knows neither files nor tiles. It reads levels ``(B, P, C, h, w)``, one per
-chosen layer, and answers with scores ``(B, P)`` and maps ``(B, P, h, w)``; **every learned tensor leads with the
-position axis P**. Plain use is P = 1.
-
-Letters: B images, P positions, C channels, h x w cells of the finest layer, H x W pixels of the network's input.
+Letters: B images, P positions, H x W pixels of the network's input, h x w cells of the map.
 """
 
 from __future__ import annotations
 
-import inspect
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Unpack
 
 from pickglass.calibration import Calibration, highest_score, settings_digest
-from pickglass.data import MAX_PIXELS, Dataset, Preprocess, Table, as_table, check_images, fingerprint, split_roles
+from pickglass.calibration.drift import Sample
+from pickglass.data import MARGINS, Preprocess, Table, as_table, fingerprint, split_roles
 from pickglass.data.tables import image_digest
-from pickglass.errors import DataError, Failure, InputError, ModelFileError, NotFitted, UnknownName
+from pickglass.errors import DataError, Failure, ModelFileError
 from pickglass.features.engine import Engine, EngineName
 from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.fusion import Fusion
+from pickglass.features.reading import Reading
+from pickglass.features.weights import WeightsInfo
+from pickglass.methods.describing import describe
+from pickglass.methods.head import Head
+from pickglass.methods.learning import learn, learn_fusion
 from pickglass.methods.modelfile import assign, write_model
-from pickglass.methods.running import Progress, Run, Running, Shape, batches, device_name, silent
-from pickglass.nn.maps import smooth
-from pickglass.result import Found, Prediction
+from pickglass.methods.naming import Namer, found_regions, unfolded
+from pickglass.methods.running import Progress, Reader, Run, Running, RunOptions, device_name, read, silent
+from pickglass.methods.tiling import Tiles
+from pickglass.methods.training_data import common_pitch, common_roi, training_table
+from pickglass.nn.maps import kept_cells
+from pickglass.result import Found, Named, Prediction
 
 __all__ = ["Detector"]
 
 Self = TypeVar("Self", bound="Detector")
 
 
-class Detector(nn.Module, ABC):
-    """Base of all methods. A method sets the class attributes and writes the head: start, update, finish, score.
+class Detector(Head):
+    """A head with everything around it: fitting, judging, the threshold and the model file.
 
-    Args:
-        backbone: name; see :func:`pickglass.backbone_names`.
-        layers: the layers to read, finest first; see :func:`pickglass.layer_names`.
-        weights: of the backbone: ``"default"``, ``"random"`` or a file.
-        size: input of the network in pixels, a side or (height, width); images are squeezed to it.
-        smoothing: sigma of the Gaussian over the map in input pixels; None is half the finest stride, 0 is none.
+    The arguments are those of :class:`pickglass.methods.head.Head` and of the method.
     """
-
-    method: ClassVar[str]
-    reads: ClassVar[Literal["features", "images"]] = "features"
-    validate_share: ClassVar[float] = 0.0
-    """Share of train that the method wants for validation."""
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(
         self,
@@ -61,92 +56,17 @@ class Detector(nn.Module, ABC):
         backbone: str,
         layers: Sequence[str],
         weights: str,
-        size: int | tuple[int, int],
+        size: int | str | tuple[int, int],
         smoothing: float | None,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.layers = layers
-        self.weights = weights
-        self.size = size
-        self.smoothing = smoothing
-        self.extractor: FeatureExtractor | None = None
+        super().__init__(backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing)
         self.calibration: Calibration | None = None
+        self.reference: Sample | None = None
         self.provenance: dict[str, Any] = {}
+        self.namer: Namer | None = None
         self._engine: Engine | None = None
-
-    # -- the head: what a method writes --------------------------------------------------------------------------------
-
-    @abstractmethod
-    def start(self, run: Run) -> None:
-        """Before the first image: check the settings against the shapes and allocate."""
-
-    @abstractmethod
-    def update(self, levels: Sequence[Tensor]) -> None:
-        """Take in a batch of good images: per level (B, P, C, h, w). Each image comes once."""
-
-    @abstractmethod
-    def finish(self) -> dict[str, Any]:
-        """After the last image; returns what is worth telling the user."""
-
-    @abstractmethod
-    def score(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Raw scores (B, P) and maps (B, P, h, w) of a batch; higher = more anomalous."""
-
-    # -- configuration -------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_preset(cls: type[Self], name: str, **changes: Any) -> Self:
-        """A detector with the settings of a preset, e.g. ``PatchCore.from_preset("paper", size=320)``."""
-        if name not in cls.presets:
-            raise UnknownName(f"preset of {cls.__name__}", name, cls.presets)
-        return cls.configured({**cls.presets[name], **changes})
-
-    @classmethod
-    def configured(cls: type[Self], settings: Mapping[str, Any]) -> Self:
-        """A detector from a dict of settings.
-
-        Raises:
-            UnknownName: a setting that the method does not have.
-        """
-        known = inspect.signature(cls.__init__).parameters
-        for name in settings:
-            if name not in known or name == "self":
-                raise UnknownName(f"setting of {cls.__name__}", name, [k for k in known if k != "self"])
-        return cls(**settings)
-
-    def configuration(self) -> dict[str, Any]:
-        """All settings, as the constructor takes them."""
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
-        return {name: getattr(self, name) for name in names}
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{k}={v!r}" for k, v in self.configuration().items())
-        return f"{type(self).__name__}({settings})"
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(H, W) of the network's input."""
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-            raise InputError(f"size={self.size!r}: expected pixels, e.g. 256 or (256, 512) for height and width")
-        return size
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """From an image to the network's input."""
-        return Preprocess(self.input_size, self._fitted().interpolation)
-
-    def _fitted(self) -> FeatureExtractor:
-        if self.extractor is None:
-            raise self._unfitted()
-        return self.extractor
-
-    def _unfitted(self) -> NotFitted:
-        return NotFitted(
-            f"this {type(self).__name__} is not fitted yet: call .fit(good_images) first, "
-            f"or load a model with pickglass.load('MODEL.safetensors')"
-        )
+        # a study has many detectors read from one backbone pass
+        self.make_engine: Callable[[FeatureExtractor, str, EngineName], Engine] = Engine
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
@@ -157,13 +77,10 @@ class Detector(nn.Module, ABC):
         validate: float | None = None,
         calibrate: float = 0.1,
         seed: int = 0,
-        device: str = "auto",
-        engine: EngineName = "auto",
-        batch: int = 8,
-        workers: int = 2,
         memory_gb: float = 4.0,
-        max_pixels: int = MAX_PIXELS,
+        checkpoint: str | Path | None = None,
         progress: Progress | None = None,
+        **running: Unpack[RunOptions],
     ) -> Self:
         """Learn from good images, then set the thresholds on good images that were held back.
 
@@ -172,13 +89,12 @@ class Detector(nn.Module, ABC):
             validate: share of the images for validation; None: what the method wants.
             calibrate: share of the images for the thresholds; 0 gives all to fit, and the model has no verdicts.
             seed: of the split and of everything else drawn at random.
-            device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``.
-            engine: what runs the backbone; see :class:`pickglass.features.Engine`.
-            batch: images at once.
-            workers: threads that decode images.
             memory_gb: budget for what the method holds.
-            max_pixels: images with more are refused.
+            checkpoint: file that a method that trains writes every few minutes; where it exists already, the fit goes
+                on from it as if it had never been interrupted. Delete it once the model is saved.
             progress: called with (stage, done, total).
+            running: ``device`` ("auto", "cpu", "cuda"), ``engine`` ("auto", "openvino", "torch"), ``batch`` 8,
+                ``workers`` 2, ``max_pixels``; see :class:`pickglass.methods.running.Running`.
 
         Returns:
             self, with ``calibration`` and ``provenance`` set.
@@ -187,83 +103,80 @@ class Detector(nn.Module, ABC):
             DataError: broken images (all are listed), a defective image among them, or none at all.
         """
         began = time.perf_counter()
-        report = progress or silent
-        running = Running(device, engine, batch, workers, max_pixels)
-        table = self._training_table(data, running)
-        table = split_roles(table, self.validate_share if validate is None else validate, calibrate, seed)
+        options = Running(**running)
+        table, sizes = training_table(data, options)
+        table = split_roles(table, self.wanted_validation if validate is None else validate, calibrate, seed)
         counts = {role: len(table.role(role)) for role in ("fit", "validate", "calibrate")}
         if counts["fit"] == 0:
             raise DataError(f"no good image is left to fit ({counts}): lower validate or calibrate, or add images")
         self.calibration = None
+        self.namer = None
         self.extractor = FeatureExtractor(self.backbone, self.layers, self.weights, seed)
-        shapes = self._level_shapes()
-        own_engine = self._set_up(running)
-        self.start(Run(counts["fit"], shapes, 1, seed, memory_gb, report))
-        done = 0
-        for _, images in batches(table.role("fit"), self.preprocess, running):
-            if images is not None:
-                self.update(self._read(images))
-                done += len(images)
-                report("reading features", done, counts["fit"])
-        details = self.finish()
+        self._preprocess = Preprocess.for_images(self.size, self.extractor.interpolation, sizes.values())
+        roi = common_roi(table, sizes, self._preprocess)
+        self.roi = None if roi is None else torch.from_numpy(roi)
+        data_sha256 = fingerprint(table)
+        self.tiles = None if self.tiling is None else Tiles(self.tiling, self.input_size)
+        self.fusion = None
+        reader = self._reader(options)
+        if self.fusing is not None:
+            fusion = Fusion(self.fusing, self.backbone_shapes(), seed)
+            learn_fusion(fusion, reader, table, progress or silent)
+            self.fusion = reader.fusion = fusion
+        run = Run(counts["fit"], self.level_shapes(), 1, seed, memory_gb, progress or silent)
+        fitting = f"{self.method} {self.configuration()} {seed} {data_sha256}"
+        details = learn(self, reader, table, run, None if checkpoint is None else Path(checkpoint), fitting)
         self.eval()
-        self.calibration = self._calibrate(table.role("calibrate"), running)
         self.provenance = {
             **{f"n_{role}": n for role, n in counts.items()},
             "seed": seed,
-            "data_sha256": fingerprint(table),
+            "data_sha256": data_sha256,
             "fitted_images": [image_digest(row)[:16] for row in table.role("fit", "validate")],
+            "pixel_mm": common_pitch(table),
+            "margins": all(row.roi == MARGINS for row in table),
             "backbone_weights": self.extractor.weights.to_json() if self.extractor.weights else None,
-            "device": own_engine.device,
-            "engine": own_engine.name,
+            "device": reader.engine.device,
+            "engine": reader.engine.name,
             "details": details,
             "versions": {"pickglass": version("pickglass"), "torch": torch.__version__},
             "fitted": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "fit_s": time.perf_counter() - began,
         }
+        self._calibrate(table.role("calibrate"), reader)
+        self.provenance["fit_s"] = time.perf_counter() - began
         return self
 
-    def _training_table(self, data: Any, running: Running) -> Table:
-        table = data.train if isinstance(data, Dataset) else as_table(data, role="train")
-        table = table.where(lambda row: row.role != "test")
-        # a validation split may hold labelled defects, for thresholds that need them; nothing is fitted on those
-        table = table.where(lambda row: row.label != 1 or row.role != "validate")
-        defective = [Failure(row.path, f"defective ({row.defect})") for row in table if row.label == 1]
-        if defective:
-            raise DataError(f"{len(defective)} training images are marked defective; fit takes good ones:", defective)
-        if not table:
-            raise DataError("there is no good image to learn from: expected rows of another role than 'test'")
-        failures = check_images(table, running.max_pixels, running.workers)
-        if failures:
-            raise DataError(f"{len(failures)} of {len(table)} training images cannot be read:", failures)
-        return table
-
-    def _level_shapes(self) -> list[Shape]:
-        if self.reads == "images":
-            return [(3, *self.input_size)]
-        return self._fitted().shapes(self.input_size)
-
-    def _set_up(self, running: Running) -> Engine:
+    def _reader(self, running: Running) -> Reader:
         """Move to the device and make the engine ready, unless it is."""
         device = device_name(running.device)
         self.to(device)
-        engine = self._engine
-        if engine is None or (engine.extractor, engine.device, engine.wanted) != (
-            self.extractor,
-            device,
-            running.engine,
-        ):
-            engine = self._engine = Engine(self._fitted(), device, running.engine)
-        return engine
+        known = self._engine
+        if known is None or (known.extractor, known.device, known.wanted) != (self.extractor, device, running.engine):
+            known = self._engine = self.make_engine(self._fitted(), device, running.engine)
+        roi = None if self.roi is None else self.roi.cpu().numpy()
+        return Reader(known, self.preprocess, self.reads, roi, running, self.tiles, fusion=self.fusion)
 
-    def _calibrate(self, table: Table, running: Running) -> Calibration:
-        found = [item for item in self._stream(table, running) if isinstance(item, Found)]
-        return highest_score(
-            [f.score for f in found],
-            [float(f.map.max()) for f in found],
-            [f.row.group for f in found],
-            settings_digest(self.configuration()),
-        )
+    def _calibrate(self, table: Table, reader: Reader) -> None:
+        """The threshold and the images to compare coming ones with, from good images that are read last."""
+        settings = settings_digest(self.configuration())
+        sample, peaks, _ = describe(reader, self.judge, table, settings)
+        self.reference = sample if len(sample) else None
+        self.calibration = highest_score(sample.scores.tolist(), peaks, [row.group for row in table], settings)
+
+    def describe(
+        self, data: Any, *, progress: Progress | None = None, **running: Unpack[RunOptions]
+    ) -> tuple[Sample, list[Failure]]:
+        """Scores, plain facts and pooled features of images, for :func:`pickglass.calibration.drift.find_drift`."""
+        reader = self._reader(Running(**running))
+        table = self._inside_margins(as_table(data, role="test"))
+        settings = settings_digest(self.configuration())
+        sample, _, failures = describe(reader, self.judge, table, settings, progress or silent)
+        return sample, failures
+
+    def _inside_margins(self, table: Table) -> Table:
+        """The rows as the model was taught to look at them."""
+        if not self.provenance.get("margins"):
+            return table
+        return Table([replace(row, roi=row.roi or MARGINS) for row in table])
 
     def current_calibration(self) -> Calibration | None:
         """The calibration, marked stale if a setting was changed since it was made."""
@@ -271,88 +184,89 @@ class Detector(nn.Module, ABC):
 
     # -- predict -------------------------------------------------------------------------------------------------------
 
-    def predict(
-        self,
-        data: Any,
-        *,
-        device: str = "auto",
-        engine: EngineName = "auto",
-        batch: int = 8,
-        workers: int = 2,
-        max_pixels: int = MAX_PIXELS,
-        progress: Progress | None = None,
-    ) -> Prediction:
+    def predict(self, data: Any, *, progress: Progress | None = None, **running: Unpack[RunOptions]) -> Prediction:
         """Scores and maps of images; arguments as in :meth:`fit`. A broken image is named and the rest are kept."""
-        found: list[Found] = []
-        failed: list[Failure] = []
-        for item in self.stream(
-            data, device=device, engine=engine, batch=batch, workers=workers, max_pixels=max_pixels, progress=progress
-        ):
-            if isinstance(item, Found):
-                found.append(item)
-            else:
-                failed.append(item)
-        return Prediction.collect(found, failed, self.current_calibration())
+        items = list(self.stream(data, progress=progress, **running))
+        return Prediction(
+            tuple(item for item in items if isinstance(item, Found)),
+            tuple(item for item in items if isinstance(item, Failure)),
+            self.current_calibration(),
+        )
 
     def stream(
-        self,
-        data: Any,
-        *,
-        device: str = "auto",
-        engine: EngineName = "auto",
-        batch: int = 8,
-        workers: int = 2,
-        max_pixels: int = MAX_PIXELS,
-        progress: Progress | None = None,
+        self, data: Any, *, progress: Progress | None = None, **running: Unpack[RunOptions]
     ) -> Iterator[Found | Failure]:
         """As :meth:`predict`, one image after the other, in order, holding one batch at a time."""
         self._fitted()
-        running = Running(device, engine, batch, workers, max_pixels)
-        table = as_table(data, role="test")
-        self._set_up(running)
-        for done, item in enumerate(self._stream(table, running), start=1):
+        reader = self._reader(Running(**running))
+        table = self._inside_margins(as_table(data, role="test"))
+        for done, item in enumerate(self._stream(table, reader), start=1):
             if progress is not None:
                 progress("judging images", done, len(table))
             yield item
 
-    def _stream(self, table: Table, running: Running) -> Iterator[Found | Failure]:
-        for items, images in batches(table, self.preprocess, running):
-            good: Iterator[tuple[float, Any]] = iter(())
-            if images is not None:
-                scores, maps = self.judge(self._read(images))
-                good = iter(zip(scores.tolist(), maps.cpu().numpy(), strict=True))
-            for item in items:
+    def _stream(self, table: Table, reader: Reader) -> Iterator[Found | Failure]:
+        for batch in reader.batches(table):
+            results: Iterator[tuple[float, Any, Named | None]] = iter(())
+            if batch.reading is not None:
+                scores, maps = self.judge(batch.reading)
+                arrays = maps.cpu().numpy()
+                results = iter(zip(scores.tolist(), arrays, self._named(batch.reading, scores, arrays), strict=True))
+            for item in batch.items:
                 if item.error is not None:
                     yield Failure(item.row.path, item.error)
-                else:
-                    score, map_ = next(good)
-                    yield Found(item.row, score, np.ascontiguousarray(map_, dtype=np.float32), item.size)
+                    continue
+                score, map_, named = next(results)
+                yield Found(
+                    item.row,
+                    score,
+                    np.ascontiguousarray(map_, dtype=np.float32),
+                    item.size,
+                    reader.preprocess.window(item.size),
+                    reader.roi,
+                    item.row.pixel_mm or self.provenance.get("pixel_mm"),
+                    named,
+                )
+
+    def regions(self, maps: np.ndarray) -> Tensor:
+        """The region of the highest peak of each map (B, h, w) at the pixel threshold, (B, H, W) in 0..1."""
+        limit = self.calibration.pixel_threshold if self.calibration else None
+        return found_regions(maps, limit, self.input_size)
+
+    def _named(self, reading: Reading, scores: Tensor, maps: np.ndarray) -> list[Named | None]:
+        """The types of the defects, None for parts that are judged good."""
+        known = self.calibration
+        bad = [i for i, score in enumerate(scores.tolist()) if known is None or known.verdict(score) != "good"]
+        names: list[Named | None] = [None] * len(scores)
+        if self.namer is not None and bad:
+            levels, shares = unfolded(reading, self.tiles, self.regions(maps))
+            for i, named in zip(bad, self.namer.names([level[bad] for level in levels], shares[bad]), strict=True):
+                names[i] = named
+        return names
 
     # -- the graph -----------------------------------------------------------------------------------------------------
 
-    def _read(self, images: Tensor) -> Sequence[Tensor]:
-        """(B, 3, H, W) in [0, 1] -> what the head reads, per level (B, P, C, h, w), through the engine."""
-        if self._engine is None:
-            raise RuntimeError("fit and stream set up the engine first")
-        levels = (images.to(self._engine.device),) if self.reads == "images" else self._engine(images)
-        return [level[:, None] for level in levels]
-
     @torch.no_grad()
-    def judge(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Levels (B, P, C, h, w) -> image scores (B,) and joined, smoothed maps (B, h, w)."""
-        scores, maps = self.score(levels)
-        return scores[:, 0], self._smoothed(maps[:, 0])
+    def judge(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        """A reading -> image scores (B,) and joined maps (B, h, w); cells that do not count get the lowest that do."""
+        scores, maps = self.score(reading)
+        if self.tiles is not None:
+            keep = None if reading.keep is None else self.tiles.unfold(reading.keep)
+            return self.tiles.joined(self.tiles.unfold(scores), self.tiles.unfold(maps), keep)
+        keep = kept_cells(reading.keep, (maps.shape[2], maps.shape[3]))
+        if keep is not None:
+            lowest = maps.masked_fill(~keep, torch.inf).flatten(2).min(2).values  # (B, P)
+            maps = torch.where(keep, maps, lowest[..., None, None])
+        return scores[:, 0], maps[:, 0]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The exported graph: (B, 3, H, W) RGB in [0, 1] -> image scores (B,) and maps (B, h, w)."""
-        extractor = self._fitted()
-        levels = (images,) if self.reads == "images" else extractor(images)
-        return self.judge([level[:, None] for level in levels])
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The exported graph: (B, 3, H, W) RGB in [0, 1] -> image scores (B,) and maps (B, h, w).
 
-    def _smoothed(self, maps: Tensor) -> Tensor:
-        stride = [side / cells for side, cells in zip(self.input_size, maps.shape[1:], strict=True)]
-        sigma = min(stride) / 2 if self.smoothing is None else self.smoothing
-        return smooth(maps, [sigma / s for s in stride])
+        ``keep`` (B, H, W) bool says which pixels of the canvas count; None: those of the model's region of interest.
+        """
+        if keep is None and self.roi is not None:
+            keep = self.roi.expand(len(images), -1, -1)
+        return self.judge(read(images, keep, self._fitted(), self.reads, self.tiles, fusion=self.fusion))
 
     # -- file ----------------------------------------------------------------------------------------------------------
 
@@ -373,17 +287,38 @@ class Detector(nn.Module, ABC):
             "calibration": self.calibration.to_json() if self.calibration else None,
             "provenance": self.provenance,
         }
-        return write_model(path, header, {**body, **head})
+        known = {} if self.reference is None else self.reference.tensors()
+        reference = {f"reference.{name}": torch.from_numpy(np.array(value)) for name, value in known.items()}
+        naming: dict[str, Tensor] = {}
+        if self.namer is not None:
+            header["naming"] = self.namer.to_json()
+            naming = {f"naming.{name}": tensor for name, tensor in self.namer.tensors.items()}
+        return write_model(path, header, {**body, **head, **reference, **naming})
 
     @classmethod
     def restored(cls: type[Self], header: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> Self:
         """The detector that a model file describes; ``source`` names the file in messages."""
         detector = cls.configured(header["configuration"])
         detector.extractor = FeatureExtractor(detector.backbone, detector.layers, weights=None)
+        if header["provenance"].get("backbone_weights"):
+            detector.extractor.expect(WeightsInfo.from_json(header["provenance"]["backbone_weights"]))
+        detector._preprocess = Preprocess.from_json(header["preprocess"])
+        if detector.tiling is not None:
+            detector.tiles = Tiles(detector.tiling, detector.input_size)
+        if detector.fusing is not None:
+            detector.fusion = Fusion(detector.fusing, detector.backbone_shapes())
+        detector.build(detector.level_shapes(), detector.tiles.heads if detector.tiles else 1, seed=0)
         missing = [name for name in detector.extractor.state_dict(prefix="backbone.") if name not in tensors]
         if missing:
             raise ModelFileError(f"{source}: lacks {len(missing)} tensors, e.g. {missing[0]!r}: fit the model anew")
+        known = {name[10:]: t.numpy() for name, t in tensors.items() if name.startswith("reference.")}
+        detector.reference = Sample.from_tensors(known, source) if known else None
+        if header.get("naming") is not None:
+            naming = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("naming.")}
+            detector.namer = Namer.from_file(header["naming"], naming)
         for name, tensor in tensors.items():
+            if name.startswith(("reference.", "naming.")):
+                continue
             part, _, rest = name.partition(".")
             if not assign(detector, f"extractor.{rest}" if part == "backbone" else rest, tensor):
                 raise ModelFileError(f"{source}: tensor {name!r} has no place in {cls.__name__}: fit the model anew")

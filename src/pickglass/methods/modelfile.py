@@ -1,8 +1,8 @@
 """The model file: safetensors with a JSON header, no pickle. Written to a temporary name and renamed.
 
-Tensors are ``head.*`` (what the method learned) and ``backbone.*`` (the network up to the deepest layer used). The
-header, under the metadata key ``pickglass``, has ``format`` (version of this layout), ``method``, ``configuration``,
-``preprocess``, ``calibration`` and ``provenance``.
+Tensors are ``head.*`` (what the method learned), ``backbone.*`` (the network up to the deepest layer used) and, where
+the model names defects, ``naming.*``. The header, under the metadata key ``pickglass``, has ``format`` (version of this
+layout), ``method``, ``configuration``, ``preprocess``, ``calibration``, ``provenance`` and, if so, ``naming``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pickglass.errors import ModelFileError
 
 __all__ = ["FORMAT", "assign", "read_header", "read_model", "write_model"]
 
-FORMAT = 1
+FORMAT = 2
 _KEYS = {"format", "method", "configuration", "preprocess", "calibration", "provenance"}
 
 
@@ -54,7 +54,8 @@ def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a model file; errors as :func:`read_header`."""
     with _opened(path) as file:
         header = _header(file, path)
-        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        # a copy begins where memory is aligned; a product of tensors that do not may round differently
+        return header, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 @contextmanager

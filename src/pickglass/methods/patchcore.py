@@ -29,10 +29,11 @@ import torch
 from torch import Tensor
 
 from pickglass.errors import InputError
+from pickglass.features.reading import Reading
 from pickglass.methods.base import Detector
 from pickglass.methods.running import Run
 from pickglass.nn.coreset import Coreset, greedy_coreset, random_projection
-from pickglass.nn.maps import neighbourhood_mean, patch_vectors, pool_channels, to_grid
+from pickglass.nn.maps import kept_cells, neighbourhood_mean, patch_vectors, pool_channels, to_grid
 from pickglass.nn.neighbours import BankIndex, nearest_plain
 
 __all__ = ["PatchCore"]
@@ -81,7 +82,7 @@ class PatchCore(Detector):
         backbone: str = "efficientnet_lite0",
         layers: Sequence[str] = ("stage3", "stage5"),
         weights: str = "default",
-        size: int | tuple[int, int] = 256,
+        size: int | str | tuple[int, int] = 256,
         smoothing: float | None = None,
         ratio: float = 0.01,
         patch: int = 3,
@@ -154,9 +155,13 @@ class PatchCore(Detector):
         if self.top_k < 1 or (self.dims is not None and self.dims < 1):
             raise InputError(f"top_k={self.top_k!r}, dims={self.dims!r}: expected at least 1")
 
-    def update(self, levels: Sequence[Tensor]) -> None:
+    def update(self, reading: Reading) -> None:
         """Collect the patch features of a batch; past the memory budget, keep a coreset of what is held."""
-        patches = self._patch_features(levels).permute(1, 0, 3, 4, 2).flatten(1, 3)  # (B, P, C, h, w) -> (P, n, C)
+        features = self._patch_features(reading.levels)  # (B, P, C, h, w)
+        patches = features.permute(1, 0, 3, 4, 2).flatten(1, 3)  # (P, B h w, C)
+        keep = kept_cells(reading.keep, (features.shape[3], features.shape[4]))
+        if keep is not None:
+            patches = _only(patches, keep.transpose(0, 1).flatten(1))  # (P, n, C)
         exact = patches.double()
         self._sums += torch.stack([exact.sum(1), (exact * exact).sum(1)]).cpu()
         self._patches.append(patches)
@@ -219,17 +224,20 @@ class PatchCore(Detector):
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
-    def score(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
         """Distance of each patch to the bank (eq. 6): scores (B, P), maps (B, P, h, w)."""
-        features = self._patch_features(levels)  # (B, P, C, h, w)
+        features = self._patch_features(reading.levels)  # (B, P, C, h, w)
         b, p, _, h, w = features.shape
         queries = self._scaled(features.permute(1, 0, 3, 4, 2).flatten(1, 3))  # (P, B h w, C)
         distance = self._distances(queries)  # (P, B h w)
         maps = distance.view(p, b, h, w).transpose(0, 1)  # (B, P, h, w)
+        keep = kept_cells(reading.keep, (h, w))
+        counting = maps if keep is None else maps.masked_fill(~keep, 0)  # no distance is below 0
         if self.reweight:
-            return self._reweighted(queries.unflatten(1, (b, h * w)), distance.view(p, b, h * w)), maps
-        flat = maps.flatten(2)  # (B, P, h w)
-        return flat.topk(min(self.top_k, h * w), dim=2).values.mean(2), maps
+            scores = self._reweighted(queries.unflatten(1, (b, h * w)), counting.transpose(0, 1).flatten(2))
+        else:
+            scores = counting.flatten(2).topk(min(self.top_k, h * w), dim=2).values.mean(2)  # (B, P)
+        return scores, self.smoothed(maps, keep)
 
     def _patch_features(self, levels: Sequence[Tensor]) -> Tensor:
         """Locally aware patch features (eq. 1-3): per level (B, P, c, h_l, w_l) -> (B, P, C, h, w), the first grid."""
@@ -276,3 +284,13 @@ class PatchCore(Detector):
         if self.bank is None:
             raise self._unfitted()
         return self.bank
+
+
+def _only(patches: Tensor, keep: Tensor) -> Tensor:
+    """The patches (P, n, C) that count, by (P, n) bool. Positions with fewer repeat one: that changes no distance.
+
+    A position of which nothing counts keeps one patch; it is never asked for a score.
+    """
+    own = [p[k] if bool(k.any()) else p[:1] for p, k in zip(patches, keep, strict=True)]
+    longest = max(len(p) for p in own)
+    return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p), -1)]) for p in own])

@@ -1,21 +1,26 @@
-"""Running a detector over images: where, by what, and how much at once."""
+"""Running a detector over images: where, by what, how much at once; and what a head reads of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pickglass.data import MAX_PIXELS, Decoded, Preprocess, Table, decode
+from pickglass.data import MAX_PIXELS, Decoded, Preprocess, Row, Table, decode, read_roi
 from pickglass.data.images import Array
 from pickglass.errors import InputError
-from pickglass.features.engine import EngineName
+from pickglass.features.engine import Engine, EngineName
+from pickglass.features.fusion import Fusion
+from pickglass.features.reading import Reading
+from pickglass.methods.tiling import Tiles
 
-__all__ = ["Batch", "Progress", "Run", "Running", "Shape", "batches", "device_name", "silent"]
+__all__ = ["Batch", "Progress", "Reader", "Run", "RunOptions", "Running", "Shape", "device_name", "read", "silent"]
+
+_TILES_AT_ONCE = 64  # of all images of a batch together: their features are held at once
 
 
 Progress = Callable[[str, int, int], None]
@@ -46,6 +51,16 @@ class Run:
     progress: Progress
 
 
+class RunOptions(TypedDict, total=False):
+    """The fields of :class:`Running` as keyword arguments."""
+
+    device: str
+    engine: EngineName
+    batch: int
+    workers: int
+    max_pixels: int
+
+
 @dataclass(frozen=True)
 class Running:
     """How to run; none of it changes what is computed, beyond rounding.
@@ -70,23 +85,132 @@ class Running:
                 raise InputError(f"{name}={getattr(self, name)!r}: expected at least 1")
 
 
+class _Prepared(NamedTuple):
+    """An image ready for the network: (3, H, W) in [0, 1], and what of it counts, (H, W) bool or None for all."""
+
+    image: Array
+    keep: np.ndarray | None
+
+
 class Batch(NamedTuple):
-    """Decoded images, broken ones among them, and the sound ones stacked: (B, 3, H, W), None if there is none."""
+    """Some rows, broken images among them, and what a head reads of the sound ones; None if there is none."""
 
-    items: list[Decoded[Array]]
-    images: Tensor | None
+    items: list[Decoded[_Prepared]]
+    reading: Reading | None
+
+    @property
+    def sound(self) -> list[Decoded[_Prepared]]:
+        """The items that the reading holds, in its order."""
+        return [item for item in self.items if item.error is None]
 
 
-def batches(table: Table, preprocess: Preprocess, running: Running) -> Iterator[Batch]:
-    """Images in batches, in order, decoded ahead in threads."""
-    waiting: list[Decoded[Array]] = []
-    ahead = max(2 * running.batch, running.workers)
-    for n, item in enumerate(decode(table, preprocess, running.workers, ahead, running.max_pixels), start=1):
-        waiting.append(item)
-        if len(waiting) == running.batch or n == len(table):
-            sound = [d.value for d in waiting if d.value is not None]
-            yield Batch(waiting, torch.from_numpy(np.stack(sound)) if sound else None)
-            waiting = []
+class Reader:
+    """From rows to what a head reads: decoded ahead in threads, prepared, frozen features by the engine.
+
+    Args:
+        engine: runs the backbone.
+        preprocess: fits images on the canvas.
+        reads: what of a :class:`Reading` is wanted, ``"features"``, ``"images"``.
+        roi: region of interest of rows that have none of their own, bool (H, W) of the canvas; None: everything.
+        running: how much at once.
+        tiles: of the canvas; None: it is read whole, P = 1.
+        positions: of the tiles; None: all of them.
+        fusion: of the levels; None: they are read as they are.
+
+    Attributes:
+        batch: images at once.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        preprocess: Preprocess,
+        reads: Sequence[str],
+        roi: np.ndarray | None,
+        running: Running,
+        tiles: Tiles | None = None,
+        positions: range | None = None,
+        fusion: Fusion | None = None,
+    ) -> None:
+        self.engine = engine
+        self.preprocess = preprocess
+        self.reads = reads
+        self.roi = roi
+        self.running = running
+        self.tiles = tiles
+        self.positions = positions
+        self.fusion = fusion
+        many = 1 if tiles is None else len(positions or range(tiles.n))
+        self.batch = max(1, min(running.batch, _TILES_AT_ONCE // many))
+
+    def only(self, positions: range) -> Reader:
+        """The same for these positions alone."""
+        return Reader(
+            self.engine, self.preprocess, self.reads, self.roi, self.running, self.tiles, positions, self.fusion
+        )
+
+    def batches(self, table: Table) -> Iterator[Batch]:
+        """The rows in batches, in order."""
+        waiting: list[Decoded[_Prepared]] = []
+        run = self.running
+        ahead = max(2 * self.batch, run.workers)
+        for n, item in enumerate(decode(table, self._prepare, run.workers, ahead, run.max_pixels), start=1):
+            waiting.append(item)
+            if len(waiting) == self.batch or n == len(table):
+                values = [d.value for d in waiting if d.value is not None]
+                yield Batch(waiting, self._read(values) if values else None)
+                waiting = []
+
+    def _prepare(self, image: Array, row: Row) -> _Prepared:
+        size = (image.shape[0], image.shape[1])
+        own = read_roi(row, image)
+        keep = self.preprocess.kept(size, own)
+        if own is None and self.roi is not None:
+            keep = self.roi if keep is None else keep & self.roi
+        return _Prepared(self.preprocess(image), keep)
+
+    def _read(self, values: Sequence[_Prepared]) -> Reading:
+        images = torch.from_numpy(np.stack([v.image for v in values]))  # (B, 3, H, W)
+        keep = None
+        if any(v.keep is not None for v in values):
+            whole = np.ones(self.preprocess.size, np.bool_)
+            keep = torch.from_numpy(np.stack([whole if v.keep is None else v.keep for v in values]))  # (B, H, W)
+        reading = read(images, keep, self.engine, self.reads, self.tiles, self.positions, self.fusion)
+        return reading.to(self.engine.device)
+
+
+def read(
+    images: Tensor,
+    keep: Tensor | None,
+    features: Callable[[Tensor], tuple[Tensor, ...]],
+    reads: Sequence[str],
+    tiles: Tiles | None,
+    positions: range | None = None,
+    fusion: Fusion | None = None,
+) -> Reading:
+    """What a head reads of canvases.
+
+    Args:
+        images: (B, 3, H, W) RGB in [0, 1].
+        keep: (B, H, W) bool, what counts; None: everything.
+        features: (B, 3, H, W) -> per layer (B, C, h, w).
+        reads: what is wanted, ``"features"``, ``"images"``.
+        tiles: of the canvas; None: it is the one position.
+        positions: of the tiles; None: all, and positions that share a head are given to it together.
+        fusion: of the levels; None: they are read as they are.
+    """
+    if tiles is None:
+        cut, kept = images[:, None], None if keep is None else keep[:, None]
+    else:
+        cut = tiles.cut(images, positions)  # (B, T, 3, h, w)
+        kept = tiles.cut_keep(keep, len(images), images.device, positions)
+    levels: tuple[Tensor, ...] = ()
+    if "features" in reads:
+        found = features(cut.flatten(0, 1).contiguous())  # per layer (B T, C, h, w)
+        found = found if fusion is None else fusion(found)
+        levels = tuple(level.unflatten(0, (len(images), -1)) for level in found)  # (B, T, C, h, w)
+    reading = Reading(levels, cut if "images" in reads else None, kept)
+    return reading if tiles is None or positions is not None else tiles.fold(reading)
 
 
 def silent(stage: str, done: int, total: int) -> None:

@@ -1,0 +1,190 @@
+"""Giving a head its images: each once in a stream, and where it trains, from a cache as often as its phases say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pickglass.data import Table
+from pickglass.errors import DataError, Failure, InputError
+from pickglass.features.cache import FeatureCache
+from pickglass.features.fusion import Fusion
+from pickglass.features.reading import Reading
+from pickglass.methods.head import Head
+from pickglass.methods.running import Progress, Reader, Run, silent
+from pickglass.methods.tiling import Tiles
+from pickglass.nn.loop import train_all
+
+__all__ = ["learn", "learn_fusion", "readings"]
+
+_DESCRIBED = 16  # images that say which positions look alike
+
+
+def learn(
+    head: Head, reader: Reader, table: Table, run: Run, checkpoint: Path | None, fingerprint: str
+) -> dict[str, Any]:
+    """Teach a head, all positions at once or group by group.
+
+    Args:
+        head: takes in the rows of the role ``fit``, then trains its phases, then takes in those of ``validate``.
+        reader: reads the rows.
+        table: rows with their roles.
+        run: for one position; tiles multiply it.
+        checkpoint: of the training; see :meth:`pickglass.Detector.fit`.
+        fingerprint: of all that the training depends on; a checkpoint of another one is refused.
+
+    Returns:
+        What ``finish`` returned and, under ``training``, the course of each phase; of several groups, under ``groups``
+        those of each.
+    """
+    tiles = reader.tiles
+    if tiles is None:
+        return _teach(head, reader, table, run, checkpoint, fingerprint)
+    if tiles.heads not in (1, tiles.n):
+        tiles.assign(_described(reader, table), run.seed)
+    run = replace(run, positions=tiles.heads, n_images=run.n_images * tiles.per_head)
+    groups = _groups(head, reader, run)
+    if len(groups) == 1:
+        details = _teach(head, reader, table, run, checkpoint, fingerprint)
+    else:
+        parts, told = [], []
+        for group in groups:
+            own = head.sibling()
+            part = replace(run, positions=len(group), seed=run.seed + group.start)
+            told.append(_teach(own, reader.only(group), table, part, checkpoint, f"{fingerprint} {group}"))
+            parts.append(own.learned())
+            if checkpoint is not None:
+                checkpoint.unlink(missing_ok=True)
+        head.build(run.shapes, run.positions, run.seed)
+        head.take({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        head.to(reader.engine.device)
+        details = {"groups": told}
+    if tiles.settings.normalise == "position":
+        tiles.scale = _scales(head, reader, tiles, table)
+    return details
+
+
+def learn_fusion(fusion: Fusion, reader: Reader, table: Table, progress: Progress) -> None:
+    """Show a fusion the images of the role ``fit`` that it learns from.
+
+    Args:
+        fusion: takes in the levels of all positions alike.
+        reader: reads the rows, their levels not fused.
+        table: rows with their roles.
+        progress: to report to.
+    """
+    fusion.to(reader.engine.device)
+    if fusion.wants_images:
+        for reading in readings(reader, table.role("fit"), progress):
+            fusion.observe(reading)
+    fusion.settle()
+
+
+def _groups(head: Head, reader: Reader, run: Run) -> list[range]:
+    """Which positions are learned together."""
+    tiles = reader.tiles
+    if tiles is None or tiles.heads != tiles.n:
+        return [range(run.positions)]
+    at_once = tiles.settings.at_once
+    if at_once is None:
+        cached = run.n_images * 4 * sum(math.prod(shape) for shape in run.shapes)  # bytes a position
+        at_once = max(1, int(run.memory_gb / 2 * 1e9 // cached)) if head.trains else tiles.n
+    return [range(i, min(i + at_once, tiles.n)) for i in range(0, tiles.n, at_once)]
+
+
+def _described(reader: Reader, table: Table) -> np.ndarray:
+    """The mean features of each position over some training images: (T, d)."""
+    tiles = reader.tiles
+    if tiles is None:
+        raise RuntimeError("without tiles there are no positions to describe")
+    rows = table.role("fit")[:_DESCRIBED]
+    means = [
+        torch.cat([level.mean((0, 3, 4)) for level in reading.levels] or [reading.images.mean((0, 3, 4))], dim=1)  # type: ignore[union-attr]
+        for reading in readings(reader.only(range(tiles.n)), rows, silent)
+    ]
+    described: np.ndarray = torch.stack(means).mean(0).cpu().numpy()
+    return described
+
+
+def _scales(head: Head, reader: Reader, tiles: Tiles, table: Table) -> Tensor:
+    """The median score of each position on the validation images: (T,)."""
+    held = table.role("validate")
+    if not held:
+        raise InputError("normalise='position' takes its scales from validation images: give validate, e.g. 0.1")
+    head.eval()
+    with torch.no_grad():
+        scores = [tiles.unfold(head.score(reading)[0]) for reading in readings(reader, held, silent)]
+    scales = torch.cat(scores).masked_fill(~torch.isfinite(torch.cat(scores)), torch.nan).nanmedian(0).values  # (T,)
+    return scales.nan_to_num(1.0).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _teach(
+    head: Head, reader: Reader, table: Table, run: Run, checkpoint: Path | None, fingerprint: str
+) -> dict[str, Any]:
+    """Teach one head its positions."""
+    head.build(run.shapes, run.positions, run.seed)
+    head.to(reader.engine.device)
+    head.start(run)
+    fit, held = table.role("fit"), table.role("validate")
+    phases = head.phases()
+    if not phases:
+        for reading in readings(reader, fit, run.progress):
+            head.update(reading)
+        if type(head).adjust is not Head.adjust:
+            for reading in readings(reader, held, silent):
+                head.adjust(reading)
+        return head.finish()
+    many = run.n_images // len(fit)  # positions that share a head
+    with ExitStack() as stack:
+        taught, unseen = (
+            stack.enter_context(FeatureCache(many * len(rows), run.memory_gb / 2 * len(rows) / len([*fit, *held])))
+            for rows in (fit, held)
+        )
+        for reading in readings(reader, fit, run.progress):
+            head.update(reading)
+            taught.add(reading)
+        for reading in readings(reader, held, silent):
+            unseen.add(reading)
+        device = reader.engine.device
+        histories = train_all(
+            phases,
+            lambda indices: taught.read(indices).to(device),
+            many * len(fit),
+            (lambda indices: unseen.read(indices).to(device)) if held else None,
+            many * len(held),
+            seed=run.seed,
+            device=device,
+            progress=run.progress,
+            checkpoint=checkpoint,
+            fingerprint=fingerprint,
+        )
+        head.eval()
+        with torch.no_grad():
+            for start in range(0, many * len(held), reader.batch):
+                rows = range(start, min(start + reader.batch, many * len(held)))
+                head.adjust(unseen.read(rows).to(device))
+    return {**head.finish(), "training": [history.to_json() for history in histories]}
+
+
+def readings(reader: Reader, table: Table, progress: Progress) -> Iterator[Reading]:
+    """What a head reads of these images.
+
+    Raises:
+        DataError: one of them can no longer be read.
+    """
+    done = 0
+    for batch in reader.batches(table):
+        broken = [Failure(item.row.path, item.error) for item in batch.items if item.error is not None]
+        if broken or batch.reading is None:
+            raise DataError(f"{len(broken)} training images can no longer be read:", broken)
+        done += len(batch.items)
+        progress("reading features", done, len(table))
+        yield batch.reading

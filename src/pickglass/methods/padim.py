@@ -1,0 +1,282 @@
+"""PaDiM: every cell of the image has its own Gaussian of good features; a cell is as anomalous as it is far from it.
+
+Defard, Setkov, Loesch, Audigier: "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and
+Localization", ICPR 2020 workshops (arXiv 2011.08785). Equation numbers are the paper's. Levels 1-3 are brought to the
+finest grid and a random subset of their channels is taken; each cell gets mu and Sigma = C + eps I, C with N - 1
+(eq. 1); the distance M(x) = sqrt((x - mu)^T Sigma^-1 (x - mu)) (eq. 2), smoothed, is the map, its maximum the score.
+``reduce="orthogonal"`` projects instead: Kim, Kim, Yi, Lee: "Semi-orthogonal Embedding for Efficient Unsupervised
+Anomaly Segmentation", 2021 (arXiv 2105.14737).
+
+Where we depart, and why
+- Images pass once. Sums stand for C, so memory does not grow with N; the paper's code holds all features.
+- Deeper levels are enlarged to nearest, as in the paper's code. That lets cells under one coarse cell share the rows
+  of L^-1 that belong to it (``pickglass.nn.gaussian``): the same distances from about a fifth of the memory.
+- Fewer images than channels: a low-rank form with the same distances, where it is the smaller one.
+- The map is smoothed on its own grid, before it is enlarged; see PatchCore. The score is the maximum of that.
+- Each level gives its share of the subset, rounded; the paper draws from all levels at once, so that its shares
+  vary around these. Models of one setting then have one size, whatever the seed. Position p draws with seed + p.
+- A projection that mixes levels has a whole matrix per cell.
+
+Letters: B images, P positions, C channels of all levels, D of them kept, h x w cells of the first level, N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pickglass.errors import InputError
+from pickglass.features.reading import Reading
+from pickglass.methods.base import Detector
+from pickglass.methods.running import Run, Shape
+from pickglass.nn.gaussian import CellGaussians, FewSamples, RunningSums
+from pickglass.nn.maps import highest, kept_cells
+from pickglass.nn.precision import exact_float32
+
+__all__ = ["PaDiM"]
+
+Reduce = Literal["subset", "orthogonal"]
+
+
+class PaDiM(Detector):
+    """PaDiM (Defard et al. 2020).
+
+    Args:
+        backbone, layers, weights, size, smoothing: see :class:`pickglass.Detector`. The first layer sets the grid.
+            Smoothing is 4 pixels as in the paper.
+        dims: channels kept (paper: 100 of ResNet-18's 448, 550 of WideResNet-50's 1792); as many as there are or
+            more: all of them, untouched.
+        reduce: how channels become ``dims``: ``"subset"`` draws some, ``"orthogonal"`` projects all on a random
+            semi-orthogonal basis. Both are drawn from the fit's seed and kept in the model.
+        eps: variance added to every channel, in squared units of the features, above 0 (paper: 0.01).
+        max_statistics_mb: a fit that would need a larger model, backbone not counted, is refused before it starts.
+
+    Cells outside the region of interest enter no statistics. A cell that fewer than two good images cover has
+    covariance eps I: anything there is far from good.
+
+    Example:
+        >>> import numpy as np
+        >>> from pickglass.methods.padim import PaDiM
+        >>> good = np.random.default_rng(0).integers(90, 110, (12, 64, 64, 3), dtype=np.uint8)
+        >>> detector = PaDiM(size=64, dims=20).fit(good)
+        >>> detector.predict(good[:2]).maps[0].shape
+        (16, 16)
+    """
+
+    method = "padim"
+    presets: ClassVar = {
+        "paper": {
+            "backbone": "wide_resnet50_2",
+            "layers": ("layer1", "layer2", "layer3"),
+            "size": 224,
+            "dims": 550,
+        },
+        "quick": {"size": 192, "dims": 50},
+    }
+
+    def __init__(
+        self,
+        *,
+        backbone: str = "efficientnet_lite0",
+        layers: Sequence[str] = ("stage2", "stage3", "stage5"),
+        weights: str = "default",
+        size: int | str | tuple[int, int] = 256,
+        smoothing: float | None = 4.0,
+        dims: int = 100,
+        reduce: Reduce = "subset",
+        eps: float = 0.01,
+        max_statistics_mb: float = 2000.0,
+    ) -> None:
+        super().__init__(backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing)
+        self.dims = dims
+        self.reduce = reduce
+        self.eps = eps
+        self.max_statistics_mb = max_statistics_mb
+        self.register_buffer("channels", None)  # (P, D) indices into all C, rising
+        self.register_buffer("projection", None)  # (P, C, D)
+        self.channels: Tensor | None
+        self.projection: Tensor | None
+        self.gaussians: CellGaussians | None = None
+        self._learner: RunningSums | FewSamples | None = None
+
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
+        """Draw the channels or the projection, lay out the Gaussians."""
+        self._check()
+        sizes = [c for c, _, _ in shapes]
+        seeds = range(seed, seed + positions)
+        self.channels = self.projection = None
+        if self._projects(shapes, self.dims):
+            self.projection = torch.stack([_semi_orthogonal(sum(sizes), self.dims, s) for s in seeds])
+        else:
+            self.channels = torch.stack([_subset(sizes, _shares(sizes, self.dims), s) for s in seeds])
+        self.gaussians = self._laid_out(shapes, positions, self.dims)
+
+    def _projects(self, shapes: list[Shape], dims: int) -> bool:
+        return self.reduce == "orthogonal" and dims < sum(c for c, _, _ in shapes)
+
+    def _laid_out(self, shapes: list[Shape], positions: int, dims: int) -> CellGaussians:
+        """Empty Gaussians for that many channels."""
+        grids = [(h, w) for _, h, w in shapes]
+        if self._projects(shapes, dims):
+            return CellGaussians(grids[:1], grids[0], [dims], positions, self.eps)
+        return CellGaussians(grids, grids[0], _shares([c for c, _, _ in shapes], dims), positions, self.eps)
+
+    def _check(self) -> None:
+        if self.dims < 1:
+            raise InputError(f"dims={self.dims!r}: expected at least 1 channel, e.g. 100")
+        if self.reduce not in get_args(Reduce):
+            raise InputError(f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}")
+        if not self.eps > 0:
+            raise InputError(f"eps={self.eps!r}: expected a variance above 0, e.g. 0.01")
+        if not self.max_statistics_mb > 0:
+            raise InputError(f"max_statistics_mb={self.max_statistics_mb!r}: expected megabytes above 0, e.g. 2000")
+
+    def start(self, run: Run) -> None:
+        """Choose the smaller form, predict what it takes, set up the sums."""
+        gaussians = self._gaussians()
+        few = _few(gaussians, run.n_images)
+        size = _megabytes(gaussians, run.n_images)
+        limit = self.max_statistics_mb
+        if size > limit:
+            raise InputError(
+                f"the statistics would take {size:,.0f} MB ({sum(gaussians.channels)} channels in each of "
+                f"{gaussians.grid[0]}x{gaussians.grid[1]} cells), more than max_statistics_mb={limit:g}: "
+                f"{self._remedy(run, lambda g: _megabytes(g, run.n_images) <= limit)}, or raise max_statistics_mb"
+            )
+        working = _working_gb(gaussians, run.n_images)
+        if working > run.memory_gb:
+            raise InputError(
+                f"learning the statistics would take {working:.2g} GB, more than memory_gb={run.memory_gb:g}: "
+                f"{self._remedy(run, lambda g: _working_gb(g, run.n_images) <= run.memory_gb)}, or raise memory_gb"
+            )
+        self._learner = FewSamples(gaussians) if few else RunningSums(gaussians, gaussians.cell.device)
+        self._images = 0
+
+    def _remedy(self, run: Run, fits: Callable[[CellGaussians], bool]) -> str:
+        """The largest dims that fits: more channels always take more."""
+        low, high = 0, sum(self._gaussians().channels)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if fits(self._laid_out(run.shapes, run.positions, middle)):
+                low = middle
+            else:
+                high = middle
+        return f"lower dims to {low}" if low else "lower size, or choose a coarser first layer"
+
+    def update(self, reading: Reading) -> None:
+        """Add a batch to the sums of the cells that it covers."""
+        if self._learner is None:
+            raise self._unfitted()
+        self._learner.add(self._reduced(reading.levels), kept_cells(reading.keep, self._gaussians().grid))
+        self._images += len(reading.levels[0])
+
+    def finish(self) -> dict[str, Any]:
+        """Sums -> whitening (eq. 1)."""
+        if self._learner is None:
+            raise self._unfitted()
+        self._learner.finish()
+        gaussians, self._learner = self._gaussians(), None
+        held = sum(t.numel() for t in gaussians.state_dict().values())
+        return {
+            "images": self._images,
+            "channels": sum(gaussians.channels),
+            "cells": gaussians.grid[0] * gaussians.grid[1],
+            "form": "factor" if gaussians.factor is None else "low rank",
+            "statistics_mb": held * 4 / 1e6,
+        }
+
+    # -- judging -------------------------------------------------------------------------------------------------------
+
+    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        """Maximum of the smoothed map (B, P), and that map (B, P, h, w)."""
+        gaussians = self._gaussians()
+        if not gaussians.learned:
+            raise self._unfitted()
+        with exact_float32():
+            distance = gaussians.distance(self._reduced(reading.levels))  # (B, P, h, w)
+        keep = kept_cells(reading.keep, gaussians.grid)
+        maps = self.smoothed(distance, keep)
+        return highest(maps, keep), maps
+
+    def _reduced(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The channels that are modelled, before anything is enlarged: per level (B, P, d, h_l, w_l)."""
+        if self.projection is not None:
+            return [_projected(levels, self.projection)]
+        if self.channels is None:
+            raise self._unfitted()
+        reduced, taken, offset = [], 0, 0
+        positions = torch.arange(len(self.channels), device=self.channels.device)[:, None]
+        for level, d in zip(levels, self._gaussians().channels, strict=True):
+            c = level.shape[2]
+            own = self.channels[:, taken : taken + d] - offset  # (P, d)
+            flat = level.flatten(1, 2).index_select(1, (own + positions * c).flatten())  # (B, P d, h_l, w_l)
+            reduced.append(flat.unflatten(1, (len(own), d)))
+            taken, offset = taken + d, offset + c
+        return reduced
+
+    def _gaussians(self) -> CellGaussians:
+        if self.gaussians is None:
+            raise self._unfitted()
+        return self.gaussians
+
+
+def _shares(sizes: Sequence[int], dims: int) -> list[int]:
+    """Channels of each level in a subset of ``dims``: in proportion (Sainte-Lague), never fewer for larger dims."""
+    shares = [0] * len(sizes)
+    for _ in range(min(dims, sum(sizes))):
+        shares[max(range(len(sizes)), key=lambda i: sizes[i] / (2 * shares[i] + 1))] += 1
+    return shares
+
+
+def _subset(sizes: Sequence[int], shares: Sequence[int], seed: int) -> Tensor:
+    """Random channels of each level as indices into all, rising: (D,)."""
+    generator = torch.Generator().manual_seed(seed)
+    offsets = accumulate(sizes, initial=0)
+    drawn = [
+        o + torch.randperm(size, generator=generator)[:d] for o, size, d in zip(offsets, sizes, shares, strict=False)
+    ]
+    return torch.cat(drawn).sort().values
+
+
+def _semi_orthogonal(total: int, dims: int, seed: int) -> Tensor:
+    """Uniform among matrices (total, dims) with orthonormal columns: QR of a Gaussian one, its signs undone."""
+    drawn = torch.randn(total, dims, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    q, r = torch.linalg.qr(drawn)
+    signed: Tensor = q * r.diagonal().sign()
+    return signed.float()
+
+
+def _projected(levels: Sequence[Tensor], projection: Tensor) -> Tensor:
+    """Levels (B, P, c, h_l, w_l) by (P, C, D), enlarged to nearest after it, which is the same: (B, P, D, h, w)."""
+    b, p, _, h, w = levels[0].shape
+    total: Tensor | None = None
+    parts = projection.split([level.shape[2] for level in levels], dim=1)
+    for level, part in zip(levels, parts, strict=True):
+        low = part.transpose(1, 2) @ level.flatten(3)  # (P, D, c) (B, P, c, h_l w_l) -> (B, P, D, h_l w_l)
+        grid = low.view(b * p, -1, *level.shape[3:])  # (B P, D, h_l, w_l)
+        if grid.shape[2:] != (h, w):
+            grid = torch.nn.functional.interpolate(grid, size=(h, w), mode="nearest")
+        total = grid if total is None else total + grid
+    if total is None:
+        raise InputError("there is no level to project: expected at least one layer")
+    return total.view(b, p, -1, h, w)
+
+
+def _few(gaussians: CellGaussians, images: int) -> bool:
+    """Whether the low-rank form is the smaller one, and its eigenvalues the quicker ones."""
+    return 2 * images <= sum(gaussians.channels) and gaussians.floats(images) < gaussians.floats()
+
+
+def _megabytes(gaussians: CellGaussians, images: int) -> float:
+    return gaussians.floats(images if _few(gaussians, images) else None) * 4 / 1e6
+
+
+def _working_gb(gaussians: CellGaussians, images: int) -> float:
+    few = _few(gaussians, images)
+    return (FewSamples.bytes(gaussians, images) if few else RunningSums.bytes(gaussians)) / 1e9

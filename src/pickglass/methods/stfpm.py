@@ -1,0 +1,163 @@
+"""STFPM: a student learns the teacher's features on good images; where it cannot follow, something is wrong.
+
+Wang, Han, Ding, Huang: "Student-Teacher Feature Pyramid Matching for Anomaly Detection", BMVC 2021. Equation numbers
+are the paper's. The student has the teacher's architecture and starts from random weights. At every cell of every
+level both features are brought to unit length along the channels; the loss is half their squared distance (eq. 1),
+its mean over the cells (eq. 2), summed over the levels with equal weights (eq. 3). The anomaly map is the product
+of the levels' maps, enlarged (eq. 4): a cell must be strange at all scales; its maximum is the image score.
+
+Where we depart, and why
+- The loss is the paper's; the authors' code leaves out the half of eq. 1, so its gradients are twice as large at the
+  same learning rate.
+- The epoch is picked by the loss on the validation images. The authors' code takes the mean of the product map there,
+  and 80 to 20 as here.
+- Levels are enlarged to the first level's grid (with the paper's layers the authors' 64 x 64), where the score is
+  taken.
+- The default backbone takes the paper's learning rate too, a smaller one only learned more slowly, but in batches of
+  8: four times the steps for the same work. On 35 images 20 epochs ended at a validation loss of 0.61 instead of 0.86,
+  without the leap that the larger batches showed on the way.
+
+Letters: B images, P positions, C channels, h x w cells of a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pickglass.features.extractor import untrained
+from pickglass.features.reading import Reading
+from pickglass.methods.base import Detector
+from pickglass.methods.running import Run, Shape
+from pickglass.nn.loop import Phase, Plan
+from pickglass.nn.maps import highest, kept_cells, to_grid
+from pickglass.nn.stacked import Stacked
+
+__all__ = ["STFPM"]
+
+
+class STFPM(Detector):
+    """Student-teacher feature pyramid matching (Wang et al. 2021).
+
+    Args:
+        backbone, layers, weights, size, smoothing: see :class:`pickglass.Detector`. The first layer sets the grid;
+            the student is a second backbone, untrained at first. Paper: ResNet-18, layer1 to layer3, no smoothing.
+        epochs: how often the student sees every image (paper: 100). The one with the lowest validation loss counts.
+        batch: images of a training step (paper: 32).
+        lr: learning rate of SGD (paper: 0.4).
+        momentum: of SGD (paper: 0.9).
+        weight_decay: of SGD (paper: 1e-4).
+        pick: ``"best"`` keeps the epoch with the lowest validation loss, ``"last"`` the last, without validation.
+
+    Example:
+        >>> import numpy as np, pickglass as pg
+        >>> good = np.random.default_rng(0).integers(90, 110, (12, 64, 64, 3), dtype=np.uint8)
+        >>> detector = pg.STFPM(size=64, epochs=1).fit(good)
+        >>> detector.predict(good[:2]).maps[0].shape
+        (16, 16)
+    """
+
+    method = "stfpm"
+    reads = ("features", "images")
+    validate_share = 0.2
+    presets: ClassVar = {
+        "paper": {
+            "backbone": "resnet18",
+            "layers": ("layer1", "layer2", "layer3"),
+            "size": 256,
+            "smoothing": 0.0,
+            "epochs": 100,
+            "batch": 32,
+            "lr": 0.4,
+        },
+        # about four minutes of two cores for 200 images of 256 pixels: 140 of them 20 times, some 12 a second
+        "quick": {"epochs": 20},
+    }
+
+    def __init__(
+        self,
+        *,
+        backbone: str = "efficientnet_lite0",
+        layers: Sequence[str] = ("stage2", "stage3", "stage5"),
+        weights: str = "default",
+        size: int | str | tuple[int, int] = 256,
+        smoothing: float | None = None,
+        epochs: int = 100,
+        batch: int = 8,
+        lr: float = 0.4,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        pick: Literal["last", "best"] = "best",
+    ) -> None:
+        super().__init__(backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing)
+        self.epochs = epochs
+        self.batch = batch
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.pick = pick
+        self.student: Stacked | None = None
+
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
+        """The student, of the teacher's architecture."""
+        self.student = Stacked(lambda: untrained(self.backbone, self.layers), positions, seed)
+
+    def start(self, run: Run) -> None:
+        """Nothing to allocate."""
+
+    def phases(self) -> Sequence[Phase[Reading]]:
+        """One: the student follows the teacher."""
+        plan = Plan(
+            epochs=self.epochs,
+            batch=self.batch,
+            optimiser="sgd",
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            pick=self.pick,
+        )
+        return [Phase("student", self._student(), self._loss, plan)]
+
+    def _loss(self, reading: Reading) -> Tensor:
+        """Eq. 2 and 3, the mean over the images: (P,)."""
+        means = []
+        for d in self._distances(reading):  # (B, P, h, w)
+            kept = kept_cells(reading.keep, (d.shape[2], d.shape[3]))
+            weight = torch.ones_like(d) if kept is None else kept.to(d)
+            means.append((d * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1))  # (B, P)
+        return torch.stack(means).sum(0).mean(0)  # (P,)
+
+    # -- judging -------------------------------------------------------------------------------------------------------
+
+    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        """The product of the levels' maps (eq. 4), each from 0 to 2: scores (B, P), smoothed maps (B, P, h, w)."""
+        first, *others = self._distances(reading)
+        grid = (first.shape[2], first.shape[3])
+        product = first  # (B, P, h, w)
+        for d in others:
+            product = product * to_grid(d, grid)
+        kept = kept_cells(reading.keep, grid)
+        return highest(product, kept), self.smoothed(product, kept)
+
+    def _distances(self, reading: Reading) -> list[Tensor]:
+        """Eq. 1 per level, 1/2 |F_t - F_s|^2 of features of unit length: (B, P, h, w)."""
+        found = self._student()(reading.images)  # per level (B, P, C, h, w)
+        if self.fusion is not None:  # the teacher's were fused while they were read
+            found = self.fusion.of_positions(found)
+        distances = []
+        for f_t, f_s in zip(reading.levels, found, strict=True):
+            # half precision would leave little of the difference of two vectors that are nearly equal
+            difference = F.normalize(f_t.float(), dim=2) - F.normalize(f_s.float(), dim=2)
+            distances.append(difference.square().sum(2) / 2)  # (B, P, h, w)
+        return distances
+
+    def _student(self) -> Stacked:
+        if self.student is None:
+            raise self._unfitted()
+        return self.student

@@ -1,0 +1,238 @@
+"""STFPM against its formulas done literally, its student, its training, and the conformance suite."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pickglass.errors import InputError
+from pickglass.features.extractor import FeatureExtractor, untrained
+from pickglass.features.reading import Reading
+from pickglass.methods.stfpm import STFPM
+from pickglass.nn.loop import train_all
+from pickglass.nn.stacked import Stacked
+from pickglass.testing import check_detector, textures
+
+SMALL = {"backbone": "resnet18", "layers": ("layer1", "layer2"), "weights": "random", "size": 32, "batch": 4}
+
+
+class Fixed(nn.Module):
+    """A student that has its answer ready."""
+
+    def __init__(self, answer: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.answer
+
+
+def with_student(answer: tuple[Tensor, ...], **settings: object) -> STFPM:
+    detector = STFPM(**{"size": (24, 20), "smoothing": 0.0, **settings})  # type: ignore[arg-type]
+    detector.student = Fixed(answer)  # type: ignore[assignment]
+    return detector
+
+
+def levels(seed: int, batch: int = 3, positions: int = 2) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(batch, positions, 4, 6, 5, generator=generator),
+        torch.randn(batch, positions, 7, 3, 3, generator=generator),
+    )
+
+
+def literal_distance(f_t: Tensor, f_s: Tensor) -> np.ndarray:
+    """Eq. 1, cell by cell: (C, h, w) twice -> (h, w)."""
+    t, s = f_t.double().numpy(), f_s.double().numpy()
+    result = np.zeros(t.shape[1:])
+    for y in range(t.shape[1]):
+        for x in range(t.shape[2]):
+            unit_t = t[:, y, x] / math.sqrt(sum(v * v for v in t[:, y, x]))
+            unit_s = s[:, y, x] / math.sqrt(sum(v * v for v in s[:, y, x]))
+            result[y, x] = sum((a - b) ** 2 for a, b in zip(unit_t, unit_s, strict=True)) / 2
+    return result
+
+
+def test_loss_is_equations_1_to_3_done_literally() -> None:
+    teacher, student = levels(0), levels(1)
+    found = with_student(student)._loss(Reading(teacher, torch.zeros(3, 2, 3, 24, 20)))
+    assert found.shape == (2,)
+    for p in range(2):
+        each = [
+            sum(literal_distance(t[i, p], s[i, p]).mean() for t, s in zip(teacher, student, strict=True))
+            for i in range(3)
+        ]
+        assert float(found[p]) == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_cells_that_do_not_count_are_left_out_of_the_loss() -> None:
+    teacher, student = levels(0), levels(1)
+    keep = torch.ones(3, 2, 24, 20, dtype=torch.bool)
+    keep[..., 12:, :] = False  # rows 3 to 5 of level 1; of level 2 the last, its second is half inside
+    found = with_student(student)._loss(Reading(teacher, torch.zeros(3, 2, 3, 24, 20), keep))
+    first = np.mean([literal_distance(teacher[0][i, 0], student[0][i, 0])[:3].mean() for i in range(3)])
+    second = np.mean([literal_distance(teacher[1][i, 0], student[1][i, 0])[:2].mean() for i in range(3)])
+    assert float(found[0]) == pytest.approx(first + second, rel=1e-5)
+
+
+def test_the_map_is_the_product_of_the_levels() -> None:
+    """By hand: the same direction is at distance 0, a right angle at 1, the opposite at 2, whatever the lengths."""
+    teacher = (torch.tensor([[3.0, 0.0]]).view(1, 1, 2, 1, 1).expand(1, 1, 2, 2, 2), torch.ones(1, 1, 1, 1, 1))
+    student = torch.tensor([[[5.0, 0.0], [-1.0, 0.0]], [[0.0, 2.0], [0.0, 7.0]]]).view(1, 1, 2, 2, 2)
+    # level 1: same, right angle / opposite, right angle; level 2: opposite
+    detector = with_student((student, torch.tensor(-4.0).view(1, 1, 1, 1, 1)), size=4)
+    scores, maps = detector.score(Reading(teacher, torch.zeros(1, 1, 3, 4, 4)))
+    torch.testing.assert_close(maps, torch.tensor([[[[0.0, 2.0], [4.0, 2.0]]]]))  # a sum would be 2, 3, 4, 3
+    assert float(scores) == pytest.approx(4)
+
+
+def test_the_score_is_the_maximum_before_smoothing_of_what_counts() -> None:
+    teacher, student = levels(0), levels(1)
+    reading = Reading(teacher, torch.zeros(3, 2, 3, 24, 20))
+    scores, plain = with_student(student).score(reading)
+    torch.testing.assert_close(scores, plain.flatten(2).max(2).values)
+    smooth_scores, smooth = with_student(student, smoothing=6.0).score(reading)
+    torch.testing.assert_close(smooth_scores, scores)
+    assert bool((smooth.flatten(2).max(2).values < scores).all())
+    keep = torch.ones(3, 2, 24, 20, dtype=torch.bool)
+    keep[..., 12:, :] = False
+    kept_scores, _ = with_student(student).score(reading._replace(keep=keep))
+    torch.testing.assert_close(kept_scores, plain[..., :3, :].flatten(2).max(2).values)
+
+
+# -- the student -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backbone", "names"), [("resnet18", ["layer1", "layer2"]), ("efficientnet_lite0", ["stage2"])]
+)
+def test_untrained_is_the_extractors_network(backbone: str, names: list[str]) -> None:
+    """With the extractor's weights and in eval mode it gives the extractor's features."""
+    extractor = FeatureExtractor(backbone, names, weights="random", seed=3)
+    network = untrained(backbone, names)
+    assert not network.training
+    assert all(p.requires_grad for p in network.parameters())
+    images = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    before = [f.detach() for f in network(images)]
+    network.load_state_dict(extractor.state_dict())
+    for own, other, untouched in zip(network(images), extractor(images), before, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(untouched, other, rtol=1e-2)
+
+
+def test_untrained_follows_the_default_generator_and_the_mode() -> None:
+    def made(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return untrained("resnet18", ["layer1"])
+
+    a, b, c = made(0), made(0), made(1)
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(a(images)[0], b(images)[0])
+    assert not torch.allclose(a(images)[0], c(images)[0])
+    in_eval = a(images)[0]
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    in_training = a.train()(images)[0]
+    assert not torch.allclose(in_eval, in_training)  # by the batch's statistics
+    state = dict(a.named_buffers())
+    assert not torch.equal(state["body.bn1.running_mean"], dict(b.named_buffers())["body.bn1.running_mean"])
+    first = a.eval()(images)[0]
+    assert torch.equal(first, a(images)[0])  # nothing moves in eval mode
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def ready(positions: int = 1, seed: int = 0, **settings: object) -> tuple[STFPM, Reading]:
+    """A detector with its student, and readings of random images through a random teacher."""
+    detector = STFPM(**{**SMALL, **settings})  # type: ignore[arg-type]
+    teacher = FeatureExtractor("resnet18", ["layer1", "layer2"], weights="random", seed=5)
+    images = torch.rand(8, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    maps = Stacked(lambda: nn.Identity(), 2, 0)(images)
+    found = [teacher(maps[:, p]) for p in range(2)]
+    reading = Reading(tuple(torch.stack(both, dim=1) for both in zip(*found, strict=True)), images)
+    detector.build([(c.shape[2], c.shape[3], c.shape[4]) for c in reading.levels], positions, seed)
+    return detector, reading
+
+
+def part(reading: Reading, rows: object, positions: slice) -> Reading:
+    """Some images and positions of a reading."""
+    assert reading.images is not None
+    return Reading(tuple(x[rows][:, positions] for x in reading.levels), reading.images[rows][:, positions])  # type: ignore[index]
+
+
+def trained(detector: STFPM, reading: Reading, positions: slice) -> list[float]:
+    """Train on the first six images and validate on the last two; the training loss of position 0, epoch by epoch."""
+    history = train_all(
+        detector.phases(),
+        lambda rows: part(reading, list(rows), positions),
+        6,
+        lambda rows: part(reading, [6 + i for i in rows], positions),
+        2,
+        seed=0,
+        autocast="off",
+    )
+    return [epoch[0] for epoch in history[0].train]
+
+
+def test_training_lowers_the_loss_and_keeps_the_best_epoch() -> None:
+    detector, reading = ready(epochs=4)
+    losses = trained(detector, reading, slice(0, 1))
+    assert losses[-1] < 0.8 * losses[0]
+    plan = detector.phases()[0].plan
+    assert (plan.optimiser, plan.pick, plan.momentum, plan.weight_decay) == ("sgd", "best", 0.9, 1e-4)
+    assert STFPM.validate_share == 0.2
+
+
+def test_two_positions_are_two_detectors() -> None:
+    both, reading = ready(positions=2, epochs=2)
+    trained(both, reading, slice(0, 2))
+    scores, maps = both.score(reading)
+    for p in range(2):
+        alone, _ = ready(seed=p, epochs=2)
+        own = slice(p, p + 1)
+        trained(alone, reading, own)
+        own_scores, own_maps = alone.score(part(reading, slice(None), own))
+        torch.testing.assert_close(scores[:, own], own_scores, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(maps[:, own], own_maps, rtol=1e-3, atol=1e-6)
+
+
+def test_validation_images_are_needed() -> None:
+    with pytest.raises(InputError, match="give validate"):
+        STFPM(**SMALL).fit(textures(8, 32), validate=0)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="lr=0"):
+        STFPM(**SMALL, lr=0.0).fit(textures(8, 32))  # type: ignore[arg-type]
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+
+def test_conformance() -> None:
+    detector = STFPM(backbone="resnet18", layers=("layer1", "layer2"), weights="random", size=48, epochs=5, batch=4)
+    assert len(check_detector(detector, n_images=16)) >= 12
+
+
+def test_the_paper_preset_runs_on_random_weights() -> None:
+    detector = STFPM.from_preset("paper", weights="random", size=64, epochs=1).fit(textures(8, 64), calibrate=0)
+    assert detector.student is not None
+    # ResNet-18 has 11,689,512 parameters, of which layer4 8,393,728 and the classifier 513,000
+    assert sum(p.numel() for p in detector.student.parameters()) == 11_689_512 - 8_393_728 - 513_000
+    found = detector.predict(textures(2, 64, seed=1))
+    assert found.maps[0].shape == (16, 16)
+    paper = STFPM.from_preset("paper")
+    assert (paper.epochs, paper.batch, paper.lr, paper.smoothing) == (100, 32, 0.4, 0.0)
+
+
+def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed number is a changed method: change it here only with a reason in the changelog."""
+    monkeypatch.setattr("pickglass.nn.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere
+    detector = STFPM(**SMALL, epochs=2, lr=0.02).fit(textures(10, 48), calibrate=0, engine="torch")  # type: ignore[arg-type]
+    found = detector.predict(textures(3, 48, seed=1), engine="torch")
+    np.testing.assert_allclose(found.scores, GOLDEN, rtol=5e-3)
+
+
+GOLDEN = [0.439894, 0.423694, 0.441633]
