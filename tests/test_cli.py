@@ -52,7 +52,7 @@ def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_datase
     assert (result["method"], result["n_fit"], result["n_validate"], result["n_calibrate"]) == ("patchcore", 14, 0, 2)
     code, out, _ = pickglass("info", target, "--json")
     configuration = json.loads(out)["about"]["configuration"]
-    assert configuration["size"] == [64, 80]
+    assert configuration["size"] == "64x80"
     assert configuration["layers"] == ["stage2", "stage4"]
     assert (configuration["ratio"], configuration["top_k"]) == (0.02, 3)
 
@@ -66,12 +66,12 @@ def test_test_prints_metrics_and_writes_report_and_maps(
     assert code == 0
     assert list(result) == [
         "n", "image_auroc", "average_precision", "f1_max", "pixel_auroc", "aupro_30", "aupro_05",
-        "aupimo", "f1", "false_alarm_rate", "miss_rate", "pixel_f1", "intervals",
-        "images_per_s", "report", "by_type", "failed",
+        "aupimo", "au_spro_05", "f1", "false_alarm_rate", "miss_rate", "pixel_f1", "intervals",
+        "images_per_s", "report", "by_type", "failed", "robustness",
     ]  # fmt: skip
     assert result["n"] == 8
     assert set(result["by_type"]) == {"hole", "scratch"}
-    assert set(result["by_type"]["hole"]) == set(list(result)[:13])
+    assert set(result["by_type"]["hole"]) == set(list(result)[:14])
     assert result["report"] == str(report)
     assert report.read_text().count("<img") >= 24
     saved = np.load(maps)
@@ -89,7 +89,7 @@ def test_predict_gives_score_verdict_and_boxes_and_writes_only_with_o(
     results = json.loads(out)["results"]
     assert code == 0
     assert [list(item) for item in results] == [
-        ["path", "score", "verdict", "boxes", "p_value", "p_value_log10", "p_value_extrapolated"]
+        ["path", "score", "verdict", "boxes", "areas_mm2", "p_value", "p_value_log10", "p_value_extrapolated"]
     ] * 2
     assert [item["verdict"] for item in results] == ["bad", "bad"]
     for item in results:
@@ -199,7 +199,7 @@ def test_a_gigapixel_claim_is_refused_and_the_limit_can_be_raised(
         (["--preset", "fast"], "unknown preset of patchcore 'fast'"),
         (["--set", "ration=1"], "unknown setting of PatchCore 'ration'"),
         (["--set", "ratio"], "expected key=value"),
-        (["--size", "12by4"], "--size '12by4'"),
+        (["--size", "12by4"], "size='12by4': expected pixels"),
         (["--calibrate", "1"], "calibrate=1.0: expected a share"),
         (["--layout", "mvtek"], "unknown layout 'mvtek'"),
         (["--device", "warp"], "device='warp' cannot be used here"),

@@ -58,7 +58,8 @@ def test_commands_of_the_readme_are_the_commands() -> None:
     from pickglass.cli.main import app
 
     known = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert set(re.findall(r"^\| `(\w+)", README, flags=re.MULTILINE)) == known
+    table = README.split("## Commands")[1].split("##")[0]
+    assert set(re.findall(r"^\| `(\w+)", table, flags=re.MULTILINE)) == known
 
 
 MODULES = [name for _, name, _ in pkgutil.walk_packages(pickglass.__path__, "pickglass.") if name[-8:] != "__main__"]

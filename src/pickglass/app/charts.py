@@ -1,15 +1,15 @@
-"""The charts of a report as SVG, drawn from arrays: score histogram, ROC and PRO curve."""
+"""The charts of a report as SVG, drawn from arrays: score histogram, ROC, PRO and sPRO curve."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Axis", "Curves", "Line", "draw_chart", "draw_histogram", "draw_pro", "draw_roc"]
+__all__ = ["Axis", "Curves", "Line", "draw_chart", "draw_histogram", "draw_pro", "draw_roc", "draw_spro"]
 
 CHART_W, CHART_H = 440, 300  # units of the charts' SVG, and the margins inside
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 10, 46
@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Curves:
-    """Points of the two curves, each in rising order of its false positive rate; empty arrays where there is none.
+    """Points of the curves, each in rising order of its false positive rate; empty arrays where there is none.
 
     Attributes:
         roc_fpr: ``(R,)`` false positive rates of the images, 0 to 1.
@@ -29,6 +29,9 @@ class Curves:
         pro_fpr: ``(K,)`` false positive rates of the pixels.
         pro: ``(K,)`` mean overlap with the ground truth regions.
         pro_limit: false positive rate at which the PRO curve is cut, above 0 to 1.
+        spro_fpr: ``(L,)`` false positive rates of the pixels.
+        spro: ``(L,)`` mean saturated overlap with the defects.
+        spro_limit: as ``pro_limit``.
     """
 
     roc_fpr: Array
@@ -36,6 +39,9 @@ class Curves:
     pro_fpr: Array
     pro: Array
     pro_limit: float
+    spro_fpr: Array = field(default_factory=lambda: np.empty(0))
+    spro: Array = field(default_factory=lambda: np.empty(0))
+    spro_limit: float = 0.05
 
 
 class Axis(NamedTuple):
@@ -92,13 +98,27 @@ def draw_pro(curves: Curves) -> str:
     """Chart of the PRO curve up to its limit."""
     limit, lines = curves.pro_limit, []
     if len(curves.pro_fpr):
-        inside = curves.pro_fpr < limit
-        x = np.append(curves.pro_fpr[inside], limit)
-        y = np.append(curves.pro[inside], np.interp(limit, curves.pro_fpr, curves.pro))
-        lines = [Line(np.full(2, min(0.05, limit)), np.array([0.0, 1.0]), "dashed"), Line(x, y, "curve")]
+        dashed = Line(np.full(2, min(0.05, limit)), np.array([0.0, 1.0]), "dashed")
+        lines = [dashed, _up_to(limit, curves.pro_fpr, curves.pro)]
     below = "dashed: limit of AUPRO@0.05" if lines else f"no curve: {NEEDS_MASKS}"
     x_axis, y_axis = Axis("false positive rate of the pixels", 0, limit), Axis("mean overlap with regions", 0, 1)
     return draw_chart("PRO of the regions", below, x_axis, y_axis, lines)
+
+
+def draw_spro(curves: Curves) -> str:
+    """Chart of the sPRO curve up to its limit; nothing where there is no curve, as few data sets have one."""
+    if not len(curves.spro_fpr):
+        return ""
+    x_axis = Axis("false positive rate of the pixels", 0, curves.spro_limit)
+    y_axis = Axis("mean saturated overlap with defects", 0, 1)
+    line = _up_to(curves.spro_limit, curves.spro_fpr, curves.spro)
+    return draw_chart("sPRO of the defects", "up to the limit of AU-sPRO", x_axis, y_axis, [line])
+
+
+def _up_to(limit: float, fpr: Array, overlap: Array) -> Line:
+    inside = fpr < limit
+    x = np.append(fpr[inside], limit)
+    return Line(x, np.append(overlap[inside], np.interp(limit, fpr, overlap)), "curve")
 
 
 def draw_chart(title: str, below: str, x_axis: Axis, y_axis: Axis, lines: Sequence[Line]) -> str:

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from pickglass.app.results import FitResult
-from pickglass.data import MAX_PIXELS, load_dataset
+from pickglass.data import load_dataset, with_pixel_mm, with_roi
 from pickglass.data.files import output_path
 from pickglass.errors import UnknownName
-from pickglass.features.engine import EngineName
+from pickglass.features.fusion import FusionOptions
 from pickglass.methods import Detector, find_method
-from pickglass.methods.running import Progress
+from pickglass.methods.running import Progress, RunOptions
+from pickglass.methods.tiling import TileOptions
 
 __all__ = ["build", "fit"]
 
 
-def build(method: str = "patchcore", preset: str | None = None, settings: Mapping[str, Any] | None = None) -> Detector:
-    """An unfitted detector by the method's name, from a preset or the defaults, with changed settings."""
+def build(
+    method: str = "patchcore",
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    tiling: Mapping[str, Any] | None = None,
+    fusion: Mapping[str, Any] | None = None,
+) -> Detector:
+    """An unfitted detector by the method's name, from a preset or the defaults, with changed settings.
+
+    ``tiling`` are arguments of :meth:`pickglass.Detector.tiled`, ``fusion`` of :meth:`pickglass.Detector.fused`; None:
+    not tiled, not fused.
+    """
     cls = find_method(method)
-    changes = dict(settings or {})
-    if preset is None:
-        return cls.configured(changes)
-    if preset not in cls.presets:
+    if preset is not None and preset not in cls.presets:
         raise UnknownName(f"preset of {method}", preset, cls.presets)
-    return cls.configured({**cls.presets[preset], **changes})
+    detector = cls.configured({**(cls.presets[preset] if preset else {}), **(settings or {})})
+    if fusion is not None:
+        detector = detector.fused(**_known("fusion", fusion, Detector.fused, FusionOptions))
+    if tiling is not None:
+        detector = detector.tiled(**_known("tiling", tiling, Detector.tiled, TileOptions))
+    return detector
+
+
+def _known(what: str, given: Mapping[str, Any], call: Callable[..., Any], options: type) -> Mapping[str, Any]:
+    """The arguments, once all of them are known to the call or to its options."""
+    known = list(inspect.signature(call).parameters)[1:-1] + list(options.__annotations__)
+    for name in given:
+        if name not in known:
+            raise UnknownName(f"setting of {what}", name, known)
+    return given
 
 
 def fit(
@@ -35,17 +60,18 @@ def fit(
     method: str = "patchcore",
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    tiling: Mapping[str, Any] | None = None,
+    fusion: Mapping[str, Any] | None = None,
     layout: str | None = None,
     group_by: str | None = None,
+    roi: str | Path | None = None,
+    pixel_mm: float | None = None,
     validate: float | None = None,
     calibrate: float = 0.1,
     seed: int = 0,
-    device: str = "auto",
-    engine: EngineName = "auto",
-    workers: int = 2,
     memory_gb: float = 4.0,
-    max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
+    **running: Unpack[RunOptions],
 ) -> FitResult:
     """Fit a detector on the good training images of a folder and write the model file.
 
@@ -55,28 +81,34 @@ def fit(
         method: name of the method.
         preset: ``"paper"``, ``"quick"`` or None for the defaults.
         settings: of the method's constructor, e.g. ``{"size": 320}``; they win over the preset.
+        tiling: arguments of :meth:`pickglass.Detector.tiled`, e.g. ``{"tile": 256}``; None: not tiled.
+        fusion: arguments of :meth:`pickglass.Detector.fused`, e.g. ``{"kind": "pyramid"}``; None: not fused.
         layout: how to read the folder; None: recognised.
         group_by: regular expression on file names; images with the same match stay together in every split.
+        roi: region of interest: a mask for all images, or a folder with one an image; see
+            :func:`pickglass.data.with_roi`.
+        pixel_mm: side of a pixel on the part in millimetres.
 
-    The others as in :meth:`pickglass.Detector.fit`.
+    The others as in :meth:`pickglass.Detector.fit`. A method that trains writes its checkpoint beside the model, as
+    ``MODEL.checkpoint.safetensors``; the same call goes on from it after an interruption.
     """
     target = output_path(model, ".safetensors")
-    detector = build(method, preset, settings)
+    checkpoint = target.with_name(f"{target.stem}.checkpoint.safetensors")
+    detector = build(method, preset, settings, tiling, fusion)
     dataset = load_dataset(data, layout, group_by)
     detector.fit(
-        dataset,
+        with_pixel_mm(with_roi(dataset.train, roi), pixel_mm),
         validate=validate,
         calibrate=calibrate,
         seed=seed,
-        device=device,
-        engine=engine,
-        workers=workers,
         memory_gb=memory_gb,
-        max_pixels=max_pixels,
+        checkpoint=checkpoint,
         progress=progress,
+        **running,
     )
     detector.provenance["data"] = dataset.name
     written = detector.save(target)
+    checkpoint.unlink(missing_ok=True)
     known = detector.provenance
     return {
         "model": str(written),

@@ -1,6 +1,8 @@
-"""Style and script of the report page; ``DARK`` in the style stands for the dark theme's colours."""
+"""Head, style and scripts of the pages; ``DARK`` in the style stands for the dark theme's colours."""
 
-__all__ = ["DARK", "LIGHT", "STYLE", "TAIL"]
+import html
+
+__all__ = ["DARK", "LIGHT", "PLAIN_TAIL", "STYLE", "TAIL", "as_text", "head"]
 
 LIGHT = """color-scheme:light;--page:#fff;--card:#f4f5f7;--ink:#1b1f24;--soft:#57606a;--edge:#d0d5db;--accent:#0b5cad;
 --good:#0072b2;--bad:#c44a00;--right:#0b5a3c;--wrong:#a1261b"""
@@ -43,6 +45,13 @@ dialog p{margin:0 0 6px}dialog img{width:94vw;height:84vh;object-fit:contain}
 @media print{body{padding:0;font-size:11px}#controls,#theme{display:none}article,figure,tr{break-inside:avoid}
 #gallery{--cell:72px}.scroll{overflow:visible}.scroll :is(th,td){padding:2px 5px;white-space:normal}}
 """
+_COMMON = """one("theme").onclick = () => {
+  const root = document.documentElement;
+  root.dataset.theme = getComputedStyle(root).colorScheme === "dark" ? "light" : "dark";
+};
+window.onbeforeprint = () => document.querySelectorAll("details").forEach(d => d.open = true);
+one("theme").hidden = false;
+"""
 TAIL = """</div><dialog id="zoom" aria-label="enlarged picture"><p></p><img alt=""></dialog><script>
 const one = id => document.getElementById(id), gallery = one("gallery"), worst = [...gallery.children];
 const orders = {
@@ -81,12 +90,29 @@ zoom.onkeydown = e => {
   const cards = [...gallery.children].filter(c => !c.hidden), next = cards[cards.indexOf(card) + down];
   show(next?.querySelector(`.${picture.closest("figure").className} img`) || next?.querySelector("img"));
 };
-one("theme").onclick = () => {
-  const root = document.documentElement;
-  root.dataset.theme = getComputedStyle(root).colorScheme === "dark" ? "light" : "dark";
-};
-window.onbeforeprint = () => document.querySelectorAll("details").forEach(d => d.open = true);
-one("controls").hidden = one("theme").hidden = false;
+one("controls").hidden = false;
 filter();
-</script></body></html>
-"""
+COMMON</script></body></html>
+""".replace("COMMON", _COMMON)
+PLAIN_TAIL = """<script>
+const one = id => document.getElementById(id);
+COMMON</script></body></html>
+""".replace("COMMON", _COMMON)
+"""The end of a page without a gallery."""
+
+
+def head(title: str, style: str = "") -> str:
+    """The start of a page up to its heading, with rules of its own after the common ones."""
+    rules = f":root{{{LIGHT}}}" + (STYLE + style).replace("DARK", DARK)
+    # The policy lets the browser itself refuse any request to the outside.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">
+<title>{as_text(title)}</title><style>{rules}</style></head><body>
+<header class="top"><h1>{as_text(title)}</h1><button id="theme" type="button" hidden>light / dark</button></header>"""
+
+
+def as_text(value: object) -> str:
+    """Anything from outside as HTML; bytes of a file name that are no UTF-8 appear as escapes."""
+    return html.escape(str(value).encode("utf-8", "backslashreplace").decode("utf-8"))

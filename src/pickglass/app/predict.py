@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from typing_extensions import Unpack
 
 from pickglass.app.pictures import colour_range, display, heat
 from pickglass.app.results import ImageResult, PredictResult
-from pickglass.data import MAX_PIXELS, as_table, read_image
+from pickglass.data import MAX_PIXELS, as_table, read_image, with_pixel_mm, with_roi
 from pickglass.data.files import written_whole
 from pickglass.errors import InputError
-from pickglass.features.engine import EngineName
 from pickglass.methods import load
 from pickglass.methods.base import Detector
-from pickglass.methods.running import Progress
+from pickglass.methods.running import Progress, RunOptions
 from pickglass.result import FloatArray, Found, find_defects
 
 __all__ = ["predict"]
@@ -28,11 +28,10 @@ def predict(
     images: Sequence[str | Path],
     out: str | Path | None = None,
     *,
-    device: str = "auto",
-    engine: EngineName = "auto",
-    workers: int = 2,
-    max_pixels: int = MAX_PIXELS,
+    roi: str | Path | None = None,
+    pixel_mm: float | None = None,
     progress: Progress | None = None,
+    **running: Unpack[RunOptions],
 ) -> PredictResult:
     """Judge images, files or folders of them.
 
@@ -40,20 +39,20 @@ def predict(
         model: model file, or a fitted detector.
         images: files and folders.
         out: folder for ``NAME.heat.png``, ``NAME.mask.png`` and ``results.csv``; None: nothing is written.
+        roi: region of interest, a mask or a folder of masks; None: the model's.
+        pixel_mm: side of a pixel on the part in millimetres; None: the model's.
 
     The others as in :meth:`pickglass.Detector.predict`. A broken image is named under ``failed``, the rest are kept.
     """
     detector = model if isinstance(model, Detector) else load(model)
-    table = as_table([Path(p) for p in images])
+    table = with_pixel_mm(with_roi(as_table([Path(p) for p in images]), roi), pixel_mm)
     if not table:
         raise InputError("no image was named: expected files or folders of images")
     folder = None if out is None else _folder(out)
     results: list[ImageResult] = []
     calibration = detector.current_calibration()
     result: PredictResult = {"results": results, "failed": [], "stale": bool(calibration and calibration.stale)}
-    for item in detector.stream(
-        table, device=device, engine=engine, workers=workers, max_pixels=max_pixels, progress=progress
-    ):
+    for item in detector.stream(table, progress=progress, **running):
         if not isinstance(item, Found):
             result["failed"].append({"path": item.path, "error": item.error})
             continue
@@ -67,13 +66,23 @@ def predict(
                 "score": item.score,
                 "verdict": calibration.verdict(item.score) if calibration else None,
                 "boxes": [d.box for d in defects],
+                "areas_mm2": None if item.pixel_mm is None else [d.area * item.pixel_mm**2 for d in defects],
                 "p_value": rarity.p if rarity else None,
                 "p_value_log10": rarity.log10 if rarity else None,
                 "p_value_extrapolated": rarity.extrapolated if rarity else None,
+                "type": item.named.type if item.named else None,
+                "type_probability": item.named.probability if item.named else None,
             }
         )
         if folder is not None:
-            _pictures(folder, f"{len(results):04d}-{Path(item.row.path).stem}", item, full, limit, max_pixels)
+            _pictures(
+                folder,
+                f"{len(results):04d}-{Path(item.row.path).stem}",
+                item,
+                full,
+                limit,
+                running.get("max_pixels", MAX_PIXELS),
+            )
     if folder is not None:
         _table(folder / "results.csv", results)
     return result
@@ -105,7 +114,8 @@ def _table(target: Path, results: Sequence[ImageResult]) -> None:
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["path", "score", "verdict", "boxes"])
+        writer.writerow(["path", "score", "verdict", "boxes", "areas_mm2"])
         for r in results:
             boxes = ";".join(" ".join(map(str, box)) for box in r["boxes"])
-            writer.writerow([r["path"], repr(r["score"]), r["verdict"] or "", boxes])
+            areas = ";".join(f"{area:.6g}" for area in r["areas_mm2"] or [])
+            writer.writerow([r["path"], repr(r["score"]), r["verdict"] or "", boxes, areas])

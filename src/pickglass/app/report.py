@@ -8,11 +8,10 @@ either the old file or the whole new one.
 from __future__ import annotations
 
 import base64
-import html
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, Any
@@ -21,7 +20,7 @@ import numpy as np
 
 from pickglass.app import charts, pictures
 from pickglass.app.charts import NEEDS_LABELS, NEEDS_MASKS, Curves
-from pickglass.app.page import DARK, LIGHT, STYLE, TAIL
+from pickglass.app.page import TAIL, as_text, head
 from pickglass.app.pictures import Panel, ReportImage
 from pickglass.errors import Failure, InputError
 
@@ -37,7 +36,10 @@ METRICS = {
     "aupro_30": ("AUPRO@0.30", "", NEEDS_MASKS),
     "aupro_05": ("AUPRO@0.05", "", NEEDS_MASKS),
     "aupimo": ("AUPIMO", "", NEEDS_MASKS),
+    "au_spro_05": ("AU-sPRO@0.05", "", "needs saturation areas, as MVTec LOCO has them"),
 }
+RARE = {"au_spro_05"}  # not mentioned where they are missing
+CHARTS = (charts.draw_roc, charts.draw_pro, charts.draw_spro)
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,10 @@ class ReportWriter:
 
         Args:
             metrics: ``image_auroc``, ``average_precision``, ``f1_max``, ``pixel_auroc``, ``aupro_30``, ``aupro_05``,
-                0 to 1, and ``images_per_s``; missing, None or NaN are shown as absent, with the reason.
+                ``aupimo``, 0 to 1, and ``images_per_s``; missing, None or NaN are shown as absent, with the reason.
+                ``au_spro_05`` is shown where it is there.
             by_type: the same for each defect type, and its ``n``.
-            curves: ROC and PRO.
+            curves: ROC, PRO and, if there is one, sPRO.
             configuration: how the detector was made; nested mappings are flattened.
             provenance: where data, weights and versions came from, likewise.
             failed: images that could not be tested.
@@ -137,13 +140,13 @@ class ReportWriter:
         scores = np.array([record.score for record in self._records])
         histogram = charts.draw_histogram(scores, [record.label for record in self._records], threshold)
         top = [
-            _head(self.title),
+            head(self.title),
             _tiles(metrics),
             _sentence(self._records, threshold),
-            *(f'<p class="note">{_text(note)}</p>' for note in notes),
+            *(f'<p class="note">{as_text(note)}</p>' for note in notes),
             _details(f"Failed images: {len(failed)}", failed, ' class="failed" open') if failed else "",
             _type_table(by_type, self._records) if by_type else "",
-            f'<div class="charts">{histogram}{charts.draw_roc(curves)}{charts.draw_pro(curves)}</div>',
+            f'<div class="charts">{histogram}{"".join(draw(curves) for draw in CHARTS)}</div>',
             _details("Configuration", list(_flat(configuration, ""))),
             _details("Provenance", list(_flat(provenance, ""))),
             _gallery_head(self._records, self.scale),
@@ -192,11 +195,6 @@ def _worst_first(records: Sequence[_Record], threshold: float | None) -> list[_R
     return sorted(records, key=key)
 
 
-def _text(value: object) -> str:
-    """Anything from outside as HTML; bytes of a file name that are no UTF-8 appear as escapes."""
-    return html.escape(str(value).encode("utf-8", "backslashreplace").decode("utf-8"))
-
-
 def _number(value: object, digits: int) -> str | None:
     """A metric with ``digits`` decimals, None when absent; what is not perfect is never rounded to 1."""
     if value is None or not np.isfinite(number := float(str(value))):
@@ -205,9 +203,15 @@ def _number(value: object, digits: int) -> str | None:
     return f">{1 - 10**-digits:.{digits}f}" if float(text) == 1 and number < 1 else text
 
 
+def _shown(metrics: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str, str]]:
+    """METRICS, of the rare ones those that one of the sets has."""
+    known = {key for values in metrics for key in METRICS if _number(values.get(key), 3)}
+    return {key: texts for key, texts in METRICS.items() if key not in RARE or key in known}
+
+
 def _tiles(metrics: Mapping[str, Any]) -> str:
     tiles = ""
-    for key, (name, remark, reason) in (METRICS | {"images_per_s": ("images/s", "", "not measured")}).items():
+    for key, (name, remark, reason) in (_shown([metrics]) | {"images_per_s": ("images/s", "", "not measured")}).items():
         number = _number(metrics.get(key), 1 if key == "images_per_s" else 3)
         value = f"<dd>{number}</dd>" if number else f'<dd title="{reason}">–</dd>'
         tiles += f'<div><dt>{name}</dt>{value}<dd class="sub">{remark if number else reason}</dd></div>'
@@ -225,16 +229,16 @@ def _sentence(records: Sequence[_Record], threshold: float | None) -> str:
 
 
 def _type_table(by_type: Mapping[str, Mapping[str, Any]], records: Sequence[_Record]) -> str:
-    rows = ""
+    rows, shown = "", _shown(by_type.values())
     for kind, values in by_type.items():
         outcomes = [record.outcome for record in records if record.kind == kind and record.outcome]
         missed = f"<td>{outcomes.count('missed')}</td>" if outcomes else '<td title="no verdicts">–</td>'
-        rows += f'<tr><th scope="row">{_text(kind)}</th><td>{_text(values.get("n", "–"))}</td>{missed}'
-        for key, (_, _, reason) in METRICS.items():
+        rows += f'<tr><th scope="row">{as_text(kind)}</th><td>{as_text(values.get("n", "–"))}</td>{missed}'
+        for key, (_, _, reason) in shown.items():
             number = _number(values.get(key), 3)
             rows += f"<td>{number}</td>" if number else f'<td title="{reason}" aria-label="{reason}">–</td>'
         rows += "</tr>"
-    names = ["type", "n", "missed", *(name for name, _, _ in METRICS.values())]
+    names = ["type", "n", "missed", *(name for name, _, _ in shown.values())]
     heads = "".join(f'<th scope="col">{name}</th>' for name in names)
     return (
         f'<section class="scroll"><h2>By defect type</h2><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>'
@@ -243,7 +247,7 @@ def _type_table(by_type: Mapping[str, Mapping[str, Any]], records: Sequence[_Rec
 
 
 def _details(title: str, rows: Sequence[tuple[str, str]], attributes: str = "") -> str:
-    lines = "".join(f'<tr><th scope="row">{_text(key)}</th><td>{_text(value)}</td></tr>' for key, value in rows)
+    lines = "".join(f'<tr><th scope="row">{as_text(key)}</th><td>{as_text(value)}</td></tr>' for key, value in rows)
     return f"<details{attributes}><summary>{title}</summary><table>{lines}</table></details>"
 
 
@@ -259,7 +263,7 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _card(item: ReportImage, panels: Sequence[Panel]) -> str:
-    name, kind, outcome = _text(PurePath(item.path).name or item.path), _text(_kind(item)), _outcome(item)
+    name, kind, outcome = as_text(PurePath(item.path).name or item.path), as_text(_kind(item)), _outcome(item)
     height, width = item.image.shape[:2]
     shape = "wide" if width > pictures.ELONGATED * height else "tall" if height > pictures.ELONGATED * width else ""
     figures = []
@@ -274,20 +278,21 @@ def _card(item: ReportImage, panels: Sequence[Panel]) -> str:
                 f"</button><figcaption>{panel.caption}</figcaption>"
             )
         figures.append(f'<figure class="{panel.kind}">{inner}</figure>')
-    verdict = f"<span>verdict <b>{_text(item.verdict)}</b></span>" if item.verdict else ""
+    verdict = f"<span>verdict <b>{as_text(item.verdict)}</b></span>" if item.verdict else ""
     if outcome:
         right = outcome == "right"
         verdict += f'<span class="badge {"right" if right else "wrong"}">{"✓" if right else "✗"} {outcome}</span>'
     return (
-        f'<article class="{shape}" data-name="{_text(item.path)}" data-score="{float(item.score)}" data-type="{kind}" '
-        f'data-outcome="{outcome}"><header class="row"><h3 title="{_text(item.path)}"><bdi>{name}</bdi></h3>'
+        f'<article class="{shape}" data-name="{as_text(item.path)}" data-score="{float(item.score)}" '
+        f'data-type="{kind}" data-outcome="{outcome}">'
+        f'<header class="row"><h3 title="{as_text(item.path)}"><bdi>{name}</bdi></h3>'
         f"<span>{kind}</span><span>score <b>{item.score:.4g}</b></span>{verdict}</header>"
         f'<div class="pics">{"".join(figures)}</div></article>\n'
     )
 
 
 def _gallery_head(records: Sequence[_Record], scale: tuple[float, float]) -> str:
-    kinds = "".join(f"<option>{_text(kind)}" for kind in sorted({record.kind for record in records}))
+    kinds = "".join(f"<option>{as_text(kind)}" for kind in sorted({record.kind for record in records}))
     stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in pictures.heat_colours()[::15])
     return f"""<section><h2>Images</h2><p class="row"><span>heat map, the same for all images: {scale[0]:.4g}
 <i class="bar" style="background:linear-gradient(90deg,{stops})"></i>{scale[1]:.4g}</span>
@@ -300,14 +305,3 @@ def _gallery_head(records: Sequence[_Record], scale: tuple[float, float]) -> str
 <option value="false alarm">false alarm<option value="right">right</select></label>
 <label>size <input id="size" type="range" min="90" max="320" value="150"></label>
 <label>name <input id="name" type="search" size="12"></label><output id="count" aria-live="polite"></output></div>"""
-
-
-def _head(title: str) -> str:
-    style = f":root{{{LIGHT}}}" + STYLE.replace("DARK", DARK)
-    # The policy lets the browser itself refuse any request to the outside.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">
-<title>{_text(title)}</title><style>{style}</style></head><body>
-<header class="top"><h1>{_text(title)}</h1><button id="theme" type="button" hidden>light / dark</button></header>"""

@@ -6,14 +6,29 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 __all__ = [
+    "CompareResult",
     "DemoResult",
     "DemoWithCloth",
+    "Disturbed",
+    "DriftChange",
+    "DriftResult",
     "Failed",
     "FitResult",
     "ImageResult",
     "InfoResult",
+    "LabelResult",
+    "LayerProbe",
+    "LayerResult",
+    "LayersListing",
+    "LayersResult",
+    "LookLayer",
+    "LookResult",
     "Metrics",
+    "ModelMetrics",
     "PredictResult",
+    "RobustnessResult",
+    "StudyCell",
+    "StudyResult",
     "TestResult",
 ]
 
@@ -41,8 +56,9 @@ class Metrics(TypedDict):
     """The metrics of a set of images; null where they are undefined, e.g. without defective images or masks.
 
     ``f1``, ``false_alarm_rate``, ``miss_rate`` and ``pixel_f1`` are those at the model's own thresholds, null without
-    a calibration. ``aupimo`` is the mean over the defective images. ``intervals``: metric -> [low, high], the 95 %
-    bootstrap interval; null if none were asked for.
+    a calibration. ``aupimo`` is the mean over the defective images. ``au_spro_05`` is null unless the data set gives
+    saturation areas (MVTec LOCO AD). ``intervals``: metric -> [low, high], the 95 % bootstrap interval; null if none
+    were asked for.
     """
 
     n: int
@@ -53,6 +69,7 @@ class Metrics(TypedDict):
     aupro_30: float | None
     aupro_05: float | None
     aupimo: float | None
+    au_spro_05: float | None
     f1: float | None
     false_alarm_rate: float | None
     miss_rate: float | None
@@ -61,24 +78,76 @@ class Metrics(TypedDict):
 
 
 class TestResult(Metrics):
-    """``pickglass test``. ``by_type``: each defect type with all good images."""
+    """``pickglass test``. ``by_type``: each defect type with all good images. ``robustness``: null unless asked for."""
 
     images_per_s: float
     report: str | None
     by_type: dict[str, Metrics]
     failed: list[Failed]
+    robustness: RobustnessResult | None
+
+
+class Disturbed(TypedDict):
+    """A model on test images that were all disturbed alike, with the threshold it has; null where undefined.
+
+    ``kind`` is ``"none"`` for the images as they are; ``unit`` says what ``strength`` counts.
+    """
+
+    kind: str
+    strength: float
+    unit: str
+    image_auroc: float | None
+    aupro_30: float | None
+    aupro_05: float | None
+    false_alarm_rate: float | None
+    miss_rate: float | None
+
+
+class RobustnessResult(TypedDict):
+    """``pickglass test --robustness``. ``seed``: of the noise and of the directions."""
+
+    page: str | None
+    n: int
+    seed: int
+    undisturbed: Disturbed
+    disturbed: list[Disturbed]
+    failed: list[Failed]
+
+
+class ModelMetrics(Metrics):
+    """One model of ``pickglass test MODEL MODEL ... DATA``."""
+
+    model: str
+    name: str
+    images_per_s: float
+
+
+class CompareResult(TypedDict):
+    """``pickglass test`` with several models, in the order they were named."""
+
+    models: list[ModelMetrics]
+    report: str | None
+    failed: list[Failed]
 
 
 class ImageResult(TypedDict):
-    """One image of ``pickglass predict``."""
+    """One image of ``pickglass predict``; ``areas_mm2`` of the boxes' regions, null without a pixel pitch.
+
+    ``type`` of the region with the highest peak, or ``"unknown"``; ``type_probability`` of the most likely type, even
+    of one that is not sure enough to be named. Both are null where the model has no examples (``pickglass label``) and
+    for images judged good.
+    """
 
     path: str
     score: float
     verdict: Literal["good", "bad"] | None
     boxes: list[list[int]]
+    areas_mm2: list[float] | None
     p_value: float | None
     p_value_log10: float | None
     p_value_extrapolated: bool | None
+    type: str | None
+    type_probability: float | None
 
 
 class PredictResult(TypedDict):
@@ -89,12 +158,157 @@ class PredictResult(TypedDict):
     stale: bool
 
 
+class DriftChange(TypedDict):
+    """One property of the images: ``before`` and ``now`` are medians, ``delta`` Cliff's delta (-1 to 1), ``difference``
+    in standard deviations of the reference, ``p`` adjusted for their number. See :mod:`pickglass.calibration.drift`.
+    """
+
+    what: str
+    before: float
+    now: float
+    delta: float
+    difference: float | None
+    p: float
+    moved: bool
+    how: str
+
+
+class DriftResult(TypedDict):
+    """``pickglass drift``. ``displacement``: [down, right] in shares of the image, null unless the position moved.
+
+    ``left_out``: images that were fitted or are reference images. ``smallest_p``: the least that ``p`` can be with so
+    many images. ``detectable``: the change, in standard deviations, that is found four times in five.
+    """
+
+    drift: bool
+    level: float
+    n_images: int
+    n_reference: int
+    n_new: int
+    left_out: int
+    most: str | None
+    changes: list[DriftChange]
+    displacement: list[float] | None
+    smallest_p: float
+    detectable: float
+    sentence: str
+    failed: list[Failed]
+
+
 class InfoResult(TypedDict):
     """``pickglass info``: ``kind`` says whether ``about`` describes a model (its header) or a data set."""
 
     kind: Literal["model", "data"]
     path: str
     about: dict[str, Any]
+
+
+class LabelResult(TypedDict):
+    """``pickglass label``: ``types``, how many examples of each; ``groups``, of how many parts.
+
+    From cross-validation by group: ``accuracy``, mean over types of the share named rightly, were all named;
+    ``named``, the share that is sure enough; ``right``, of these; ``confusion``, true type -> most likely type ->
+    number. ``threshold``: the least probability of a name. ``found``: examples whose region the detector sees where
+    it is marked.
+    """
+
+    model: str
+    types: dict[str, int]
+    groups: int
+    layers: list[str]
+    pooling: str
+    accuracy: float
+    named: float
+    right: float
+    confusion: dict[str, dict[str, int]]
+    threshold: float
+    found: int
+    sentence: str
+
+
+class LayerProbe(TypedDict):
+    """What a layer tells of labelled images, ``pickglass layers --probe``; see :mod:`pickglass.features.probe`.
+
+    ``types``: balanced accuracy of telling defect types apart, chance 1 / their number; ``defect``: AUROC of defect
+    against good; both by group, null where undefined, with 95 % intervals. ``dimension``: intrinsic, of good cells.
+    """
+
+    types: float | None
+    types_interval: list[float] | None
+    defect: float | None
+    defect_interval: list[float] | None
+    dimension: float | None
+
+
+class LayerResult(TypedDict):
+    """One layer of ``pickglass layers``, at the size of the whole; fields in pixels of the network's input.
+
+    ``grid`` is [h, w]. ``rf_gradient`` is a lower bound where ``rf_at_least``, since its box touches the image's
+    border; ``rf_image`` is what it was measured on. ``rf_theoretical`` is null where an operation is not understood.
+    ``rf_effective`` is null without images. ``rrf`` is ``rf_gradient`` over the input's longer side. ``macs``:
+    multiply-adds an image from the pixels to this layer.
+    """
+
+    node: str
+    name: str
+    grid: list[int]
+    stride: int
+    channels: int
+    rf_gradient: int
+    rf_at_least: bool
+    rf_image: Literal["zero", "noise"]
+    rf_theoretical: int | Literal["global"] | None
+    rf_effective: int | None
+    rrf: float
+    macs: int
+    probe: LayerProbe | None
+
+
+class LayersResult(TypedDict):
+    """``pickglass layers``. ``weights`` names what was used and ``weights_info`` says the rest; ``size`` is [H, W].
+
+    ``probed``: null without ``--probe``, else the images: ``good``, how many; ``types``, how many of each.
+    """
+
+    backbone: str
+    weights: str
+    weights_info: dict[str, Any]
+    size: list[int]
+    nodes: list[LayerResult]
+    output: str | None
+    probed: dict[str, Any] | None
+
+
+class LayersListing(TypedDict):
+    """``pickglass layers --list``: backbone -> the layers named there; of one backbone, all that can be asked for."""
+
+    backbones: dict[str, list[str]]
+
+
+class LookLayer(TypedDict):
+    """One layer of ``pickglass look``; ``grid`` is [h, w].
+
+    ``contrast_sd`` is how much the defect stands out, in standard deviations of what other places show; see
+    :mod:`pickglass.features.visibility`. Null where there are too few other places; without a defect the verdict is
+    null too.
+    """
+
+    layer: str
+    grid: list[int]
+    stride: int
+    channels: int
+    contrast_sd: float | None
+    verdict: Literal["visible", "faint", "lost", "unclear"] | None
+
+
+class LookResult(TypedDict):
+    """``pickglass look``; ``size`` is [H, W] of the network's input."""
+
+    backbone: str
+    weights: str
+    size: list[int]
+    layers: list[LookLayer]
+    page: str | None
 
 
 class DemoResult(TypedDict):
@@ -110,3 +324,45 @@ class DemoWithCloth(DemoResult):
     """``pickglass demo``: the photographs, and the same four for the cloth."""
 
     cloth: DemoResult
+
+
+class StudyCell(TypedDict):
+    """One cell of ``pickglass study``: ``state`` is waiting, claimed (another process has it), done, failed or missing
+    (its weights were not found). ``command`` does this cell again; null unless it failed or lacks its weights.
+    """
+
+    key: str
+    data: str
+    dataset: str
+    method: str
+    backbone: str
+    layers: list[str]
+    weights: str
+    size: int | str
+    seed: int
+    state: str
+    estimate_s: float | None
+    total_s: float | None
+    image_auroc: float | None
+    aupro_30: float | None
+    error: str | None
+    command: str | None
+
+
+class StudyResult(TypedDict):
+    """``pickglass study``. ``n`` cells, and how many are in which state; ``waiting`` counts those that another process
+    has. ``estimate_s``: seconds of what is to be done, null unless ``--dry-run``. ``left_out``: combinations without
+    published weights.
+    """
+
+    file: str
+    n: int
+    done: int
+    failed: int
+    missing: int
+    waiting: int
+    estimate_s: float | None
+    left_out: list[str]
+    cells: list[StudyCell]
+    csv: str | None
+    report: str | None

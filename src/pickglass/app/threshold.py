@@ -167,7 +167,8 @@ class _Judge:
             scores.append(item.score)
             peaks.append(float(item.map.max()))
             if self.curves:
-                curves.append(flagged_curve(item.full_map()))
+                inside = item.inside()
+                curves.append(flagged_curve(item.full_map() if inside is None else item.full_map()[inside][None]))
         if failed:  # leaving them out might leave out the difficult ones
             raise DataError(f"{len(failed)} of {len(table)} images for the threshold cannot be read:", failed)
         return Evidence(

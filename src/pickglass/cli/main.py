@@ -12,6 +12,27 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pickglass.cli.drift import drift as drift_command
+from pickglass.cli.label import label as label_command
+from pickglass.cli.layers import layers as layers_command
+from pickglass.cli.look import look as look_command
+from pickglass.cli.options import (
+    MAX_PIXELS,
+    Device,
+    EngineName,
+    EngineOption,
+    GroupBy,
+    Json,
+    Layout,
+    MaxPixels,
+    PixelMm,
+    Roi,
+    Workers,
+    finish,
+    print_json,
+)
+from pickglass.cli.study import study as study_command
+from pickglass.cli.test import test as test_command
 from pickglass.errors import InputError, PickglassError, PromiseUnreachable
 
 app = typer.Typer(
@@ -23,14 +44,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class EngineOption(str, Enum):
-    """What runs the backbone."""
-
-    auto = "auto"
-    openvino = "openvino"
-    torch = "torch"
 
 
 class PromiseOption(str, Enum):
@@ -50,30 +63,26 @@ class PixelOption(str, Enum):
     area = "area"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
-EngineName = Annotated[EngineOption, typer.Option("--engine", help="What runs the backbone.")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images.")]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse images with more pixels.")]
-Layout = Annotated[str | None, typer.Option(help="Layout of the folder; by default recognised.")]
-GroupBy = Annotated[
-    str | None, typer.Option("--group-by", help="Regular expression that finds the part or roll in each file name.")
-]
-
-_MAX_PIXELS = 250_000_000
-
-
 @app.command()
 def fit(
     data: Annotated[Path, typer.Argument(help="Folder with good images.")],
     model: Annotated[Path, typer.Option("-o", "--output", help="Model file to write, .safetensors.")],
     method: Annotated[str, typer.Option(help="Method, e.g. patchcore.")] = "patchcore",
     backbone: Annotated[str | None, typer.Option(help="Backbone, e.g. efficientnet_lite0.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers, finest first, e.g. stage3,stage5.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, finest first, e.g. stage3+stage5.")] = None,
     weights: Annotated[str | None, typer.Option(help="default, random, or a file.")] = None,
-    size: Annotated[str | None, typer.Option(help="Input in pixels: 256, or HxW such as 256x512.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Input in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, or native."),
+    ] = None,
+    tile: Annotated[str | None, typer.Option(help="Tiles of 256 or HxW pixels, each with its own head.")] = None,
+    stride: Annotated[str | None, typer.Option(help="From one tile to the next; half a tile unless told.")] = None,
+    fuse: Annotated[str | None, typer.Option(help="Fuse the layers: concat, pyramid, bilinear or attention.")] = None,
     preset: Annotated[str | None, typer.Option(help="paper or quick.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, any setting of the method.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, any setting of the method; tiling.heads=1, fusion.normalise=whiten."),
+    ] = None,
     validate: Annotated[float | None, typer.Option(help="Share of train for validation; by default the method's.")] = (
         None
     ),
@@ -81,25 +90,20 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of the split and of everything drawn at random.")] = 0,
     layout: Layout = None,
     group_by: GroupBy = None,
+    roi: Roi = None,
+    pixel_mm: PixelMm = None,
     device: Device = "auto",
     engine: EngineName = EngineOption.auto,
     workers: Workers = 2,
     memory_gb: Annotated[float, typer.Option(help="Budget for what the method holds.")] = 4.0,
-    max_pixels: MaxPixels = _MAX_PIXELS,
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Json = False,
 ) -> None:
     """Learn from good images and write a model file."""
     from pickglass.app import fit as use_case
     from pickglass.cli.show import progress_bar, show_fit
 
-    given: dict[str, Any] = {
-        "backbone": backbone,
-        "layers": None if layers is None else tuple(name for name in layers.split(",") if name),
-        "weights": weights,
-        "size": None if size is None else _size(size),
-    }
-    changes = {key: value for key, value in given.items() if value is not None}
-    changes.update(_setting(text) for text in settings or [])
+    changes, parts = _chosen(backbone, layers, weights, size, settings or [], {"tile": tile, "stride": stride}, fuse)
     with progress_bar() as progress:
         result = use_case.fit(
             data,
@@ -107,8 +111,11 @@ def fit(
             method=method,
             preset=preset,
             settings=changes,
+            **parts,
             layout=layout,
             group_by=group_by,
+            roi=roi,
+            pixel_mm=pixel_mm,
             validate=validate,
             calibrate=calibrate,
             seed=seed,
@@ -119,45 +126,10 @@ def fit(
             max_pixels=max_pixels,
             progress=progress,
         )
-    _print(result) if as_json else show_fit(result)
+    print_json(result) if as_json else show_fit(result)
 
 
-@app.command()
-def test(
-    model: Annotated[Path, typer.Argument(help="Model file.")],
-    data: Annotated[Path, typer.Argument(help="Folder with test images.")],
-    report: Annotated[Path | None, typer.Option("-o", "--output", help="HTML report to write.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write scores, maps and paths to this .npz file.")] = None,
-    intervals: Annotated[int, typer.Option(min=0, help="Bootstrap replicates for 95 % intervals, e.g. 1000.")] = 0,
-    layout: Layout = None,
-    group_by: GroupBy = None,
-    device: Device = "auto",
-    engine: EngineName = EngineOption.auto,
-    workers: Workers = 2,
-    max_pixels: MaxPixels = _MAX_PIXELS,
-    as_json: Json = False,
-) -> None:
-    """Judge a model on test images: metrics and a report."""
-    from pickglass.app import test as use_case
-    from pickglass.cli.show import progress_bar, show_test
-
-    with progress_bar() as progress:
-        result = use_case.test(
-            model,
-            data,
-            report,
-            save=save,
-            intervals=intervals,
-            layout=layout,
-            group_by=group_by,
-            device=device,
-            engine=engine.value,
-            workers=workers,
-            max_pixels=max_pixels,
-            progress=progress,
-        )
-    _print(result) if as_json else show_test(result)
-    _finish(result["failed"])
+app.command("test")(test_command)
 
 
 @app.command()
@@ -165,10 +137,12 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Model file.")],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for heat maps, masks and a CSV.")] = None,
+    roi: Roi = None,
+    pixel_mm: PixelMm = None,
     device: Device = "auto",
     engine: EngineName = EngineOption.auto,
     workers: Workers = 2,
-    max_pixels: MaxPixels = _MAX_PIXELS,
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Json = False,
 ) -> None:
     """Score, verdict and boxes of images. Nothing is written without -o."""
@@ -180,19 +154,21 @@ def predict(
             model,
             images,
             out,
+            roi=roi,
+            pixel_mm=pixel_mm,
             device=device,
             engine=engine.value,
             workers=workers,
             max_pixels=max_pixels,
             progress=progress,
         )
-    _print(result) if as_json else show_predict(result)
+    print_json(result) if as_json else show_predict(result)
     if result["stale"]:
         typer.echo(
             "the settings were changed after the threshold was set: run 'pickglass threshold MODEL DATA' again",
             err=True,
         )
-    _finish(result["failed"])
+    finish(result["failed"])
 
 
 @app.command()
@@ -219,7 +195,7 @@ def threshold(
     device: Device = "auto",
     engine: EngineName = EngineOption.auto,
     workers: Workers = 2,
-    max_pixels: MaxPixels = _MAX_PIXELS,
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Json = False,
 ) -> None:
     """Set the threshold for a stated false-alarm rate, from good images only."""
@@ -248,7 +224,7 @@ def threshold(
     except PromiseUnreachable as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
-    _print(result) if as_json else show_threshold(result)
+    print_json(result) if as_json else show_threshold(result)
 
 
 @app.command()
@@ -257,7 +233,7 @@ def info(
     layout: Layout = None,
     group_by: GroupBy = None,
     workers: Workers = 2,
-    max_pixels: MaxPixels = _MAX_PIXELS,
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Json = False,
 ) -> None:
     """What is in a model file or a folder of images."""
@@ -265,7 +241,14 @@ def info(
     from pickglass.cli.show import show_info
 
     result = use_case.info(path, layout, group_by=group_by, workers=workers, max_pixels=max_pixels)
-    _print(result) if as_json else show_info(result)
+    print_json(result) if as_json else show_info(result)
+
+
+app.command("label")(label_command)
+app.command("layers")(layers_command)
+app.command("look")(look_command)
+app.command("study")(study_command)
+app.command("drift")(drift_command)
 
 
 @app.command()
@@ -280,13 +263,39 @@ def demo(
 
     with progress_bar() as progress:
         result = use_case.demo(folder, seed=seed, progress=progress)
-    _print(result) if as_json else show_demo(result)
+    print_json(result) if as_json else show_demo(result)
 
 
-def _size(text: str) -> int | tuple[int, int]:
+def _chosen(
+    backbone: str | None,
+    layers: str | None,
+    weights: str | None,
+    size: str | None,
+    settings: list[str],
+    tiles: dict[str, str | None],
+    fuse: str | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of the method that were given, and those of its tiling and its fusion, None where there are none."""
+    given: dict[str, Any] = {
+        "backbone": backbone,
+        "layers": None if layers is None else tuple(name for name in layers.replace("+", ",").split(",") if name),
+        "weights": weights,
+        "size": None if size is None else int(size) if size.isdecimal() else size,
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    changes.update(_setting(text) for text in settings)
+    tiling = {name[7:]: changes.pop(name) for name in list(changes) if name.startswith("tiling.")}
+    tiling |= {key: _sides(key, text) for key, text in tiles.items() if text is not None}
+    fusion = {name[7:]: changes.pop(name) for name in list(changes) if name.startswith("fusion.")}
+    if fusion and fuse is None:
+        raise InputError(f"--set fusion.{next(iter(fusion))} belongs to --fuse: give that too, e.g. --fuse concat")
+    return changes, {"tiling": tiling or None, "fusion": None if fuse is None else {"kind": fuse, **fusion}}
+
+
+def _sides(name: str, text: str) -> int | tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise InputError(f"--size {text!r}: expected pixels such as 256, or height x width such as 256x512")
+        raise InputError(f"--{name} {text!r}: expected pixels such as 256, or height x width such as 256x512")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
@@ -300,17 +309,6 @@ def _setting(text: str) -> tuple[str, Any]:
     except json.JSONDecodeError:
         parsed = value
     return key.replace("-", "_"), tuple(parsed) if isinstance(parsed, list) else parsed
-
-
-def _print(result: Any) -> None:
-    typer.echo(json.dumps(result))
-
-
-def _finish(failed: list[Any]) -> None:
-    for item in failed:
-        typer.echo(f"failed: {item['path']}: {item['error']}", err=True)
-    if failed:
-        raise typer.Exit(1)
 
 
 def main() -> NoReturn:

@@ -10,10 +10,28 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pickglass.app.results import DemoWithCloth, FitResult, InfoResult, Metrics, PredictResult, TestResult
+from pickglass.app.results import (
+    CompareResult,
+    DemoWithCloth,
+    FitResult,
+    InfoResult,
+    Metrics,
+    PredictResult,
+    RobustnessResult,
+    TestResult,
+)
 from pickglass.app.threshold import ThresholdResult
 
-__all__ = ["progress_bar", "show_demo", "show_fit", "show_info", "show_predict", "show_test", "show_threshold"]
+__all__ = [
+    "progress_bar",
+    "show_compare",
+    "show_demo",
+    "show_fit",
+    "show_info",
+    "show_predict",
+    "show_test",
+    "show_threshold",
+]
 
 _COLUMNS = {
     "image_auroc": "image AUROC",
@@ -23,7 +41,9 @@ _COLUMNS = {
     "aupro_30": "AUPRO@0.3",
     "aupro_05": "AUPRO@0.05",
     "aupimo": "AUPIMO",
+    "au_spro_05": "AU-sPRO@0.05",
 }
+_RARE = {"au_spro_05"}  # no column where no value is
 
 
 @contextmanager
@@ -66,15 +86,20 @@ def show_test(result: TestResult) -> None:
     table = Table()
     table.add_column("defect type")
     table.add_column("n", justify="right")
-    for name in _COLUMNS.values():
-        table.add_column(name, justify="right")
+    values: dict[str, Any] = dict(result)
+    columns = [key for key in _COLUMNS if key not in _RARE or values[key] is not None]
+    for key in columns:
+        table.add_column(_COLUMNS[key], justify="right")
     for name, metrics in result["by_type"].items():
-        table.add_row(name, *_row(metrics))
+        table.add_row(name, *_row(metrics, columns))
     table.add_section()
-    table.add_row("all", *_row(result))
+    table.add_row("all", *_row(result, columns))
     console.print(table)
     console.print("F1-max picks its threshold on the test labels: it is optimistic.")
-    values: dict[str, Any] = dict(result)
+    each = [metrics["au_spro_05"] for metrics in result["by_type"].values() if metrics["au_spro_05"] is not None]
+    if len(each) > 1:
+        mean = sum(each) / len(each)
+        console.print(f"AU-sPRO@0.05 as MVTec LOCO's tables give it, the mean of the types: {mean:.3f}")
     own = {"f1": "F1", "false_alarm_rate": "false alarms", "miss_rate": "missed", "pixel_f1": "pixel F1"}
     known = [f"{name} {values[key]:.3f}" for key, name in own.items() if values[key] is not None]
     if known:
@@ -84,22 +109,60 @@ def show_test(result: TestResult) -> None:
     console.print(f"{result['images_per_s']:.1f} images/s")
     if result["report"]:
         console.print(f"report: {result['report']}", markup=False)
+    if result["robustness"]:
+        _show_robustness(result["robustness"])
 
 
-def _row(metrics: Metrics | TestResult) -> list[str]:
+def _show_robustness(result: RobustnessResult) -> None:
+    table = Table(
+        "disturbance", "strength in", title="under disturbances, at the model's own threshold", title_justify="left"
+    )
+    names = {"strength": "strength"} | {key: _COLUMNS[key] for key in ("image_auroc", "aupro_30", "aupro_05")}
+    names |= {"false_alarm_rate": "false alarms", "miss_rate": "missed"}
+    for name in names.values():
+        table.add_column(name, justify="right")
+    for one in (result["undisturbed"], *result["disturbed"]):
+        values: dict[str, Any] = dict(one)
+        numbers = ("–" if values[key] is None else f"{values[key]:.3f}" for key in list(names)[1:])
+        kind = "as they are" if one["kind"] == "none" else one["kind"]
+        table.add_row(kind, one["unit"], f"{one['strength']:g}", *numbers)
+    console = _console()
+    console.print(table)
+    if result["page"]:
+        console.print(f"robustness: {result['page']}", markup=False)
+
+
+def _row(metrics: Metrics | TestResult, columns: list[str]) -> list[str]:
     values: dict[str, Any] = dict(metrics)
-    return [str(values["n"]), *("–" if values[key] is None else f"{values[key]:.3f}" for key in _COLUMNS)]
+    return [str(values["n"]), *("–" if values[key] is None else f"{values[key]:.3f}" for key in columns)]
+
+
+def show_compare(result: CompareResult) -> None:
+    """A line a model, and where the page is."""
+    columns = ["image_auroc", "aupro_30", "aupro_05", "pixel_auroc", "false_alarm_rate", "miss_rate"]
+    table = Table("model", *(column.replace("_", " ") for column in columns), "images/s")
+    for item in result["models"]:
+        table.add_row(item["name"], *_row(item, columns)[1:], f"{item['images_per_s']:.1f}")
+    console = _console()
+    console.print(table, markup=False)
+    if result["report"] is not None:
+        console.print(f"report: {result['report']}", markup=False)
 
 
 def show_predict(result: PredictResult) -> None:
     """A line an image."""
     console = _console()
-    table = Table("image", "score", "verdict", "p-value (~: beyond the calibration images)", "boxes (x y w h)")
+    typed = any(item["type"] is not None for item in result["results"])
+    heads = ["image", "score", "verdict", *(["type"] if typed else []), "p-value (~: beyond the calibration images)"]
+    table = Table(*heads, "boxes (x y w h)")
     for item in result["results"]:
         p = item["p_value"]
         rarity = "–" if p is None else f"{'~' if item['p_value_extrapolated'] else ''}{p:.2g}"
-        boxes = "; ".join(" ".join(map(str, box)) for box in item["boxes"])
-        table.add_row(item["path"], f"{item['score']:.4g}", item["verdict"] or "–", rarity, boxes)
+        areas = [f" = {area:.3g} mm2" for area in item["areas_mm2"] or []] or [""] * len(item["boxes"])
+        boxes = "; ".join(" ".join(map(str, box)) + area for box, area in zip(item["boxes"], areas, strict=True))
+        kind = "–" if item["type_probability"] is None else f"{item['type']} ({item['type_probability']:.0%})"
+        cells = [item["path"], f"{item['score']:.4g}", item["verdict"] or "–", *([kind] if typed else [])]
+        table.add_row(*cells, rarity, boxes)
     console.print(table, markup=False)
 
 

@@ -1,0 +1,188 @@
+"""Have the images changed since calibration? Asked of a model and a batch of new images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from typing_extensions import Unpack
+
+from pickglass.app.results import DriftChange, DriftResult, Failed
+from pickglass.calibration import settings_digest
+from pickglass.calibration.drift import Change, Drift, Sample, already_known, find_drift
+from pickglass.data import Table, as_table, group_by, image_digest
+from pickglass.errors import DataError, InputError
+from pickglass.methods import load
+from pickglass.methods.base import Detector
+from pickglass.methods.running import Progress, RunOptions
+
+__all__ = ["drift"]
+
+
+def drift(
+    model: str | Path | Detector,
+    images: Sequence[str | Path] | Table,
+    *,
+    against: Sequence[str | Path] | Table | None = None,
+    level: float = 0.05,
+    group_pattern: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **running: Unpack[RunOptions],
+) -> DriftResult:
+    """Compare new images with the good ones that were held back when the model was fitted.
+
+    Images that the model was fitted on, reference images and images of their groups are left out of the new ones, for
+    they would look too much at home. The test asks whether all images are of one kind: new images should be a fair
+    sample of the parts, those with defects at the usual rate.
+
+    Args:
+        model: model file, or a fitted detector.
+        images: new images, files and folders of them.
+        against: good images to compare with in place of those in the model, likewise; fitted ones are left out.
+        level: the chance of any alarm where nothing has changed, 0.001 to 0.5.
+        group_pattern: regular expression that finds the part or roll in each file name, see
+            :func:`pickglass.data.group_by`; of each one image counts.
+        seed: of the permutations, and of which image speaks for its group.
+
+    The others as in :meth:`pickglass.Detector.predict`.
+
+    Raises:
+        PromiseUnreachable: too few images for that level; it says how many more are needed.
+        DataError: no image is left, or a broken one among ``against``.
+        InputError: the model has no reference, or was changed after the fit, and ``against`` is not given.
+    """
+    detector = model if isinstance(model, Detector) else load(model)
+    new_table = _table(images, group_pattern)
+    if against is None:
+        reference = _own_reference(detector, str(model) if not isinstance(model, Detector) else "the model")
+    else:
+        table, _ = _unfitted(_table(against, group_pattern), detector)
+        if not table:
+            raise DataError("the model was fitted on all images to compare with: give good ones that it has not seen")
+        reference, broken = detector.describe(table, progress=progress, **running)
+        if broken:  # leaving them out might leave out the difficult ones
+            raise DataError(f"{len(broken)} of {len(table)} images to compare with cannot be read:", broken)
+    fresh, left_out = _unfitted(new_table, detector)
+    new, failures = detector.describe(fresh, progress=progress, **running)
+    known = already_known(reference, new)
+    new, left_out = new.take(~known), left_out + int(known.sum())
+    if not len(new):
+        raise DataError(
+            f"no new image is left: {left_out} of {len(new_table)} were fitted or are compared with, {len(failures)} "
+            "cannot be read. Give images that were taken after the fit.",
+            failures,
+        )
+    found = find_drift(reference, new, level, seed)
+    failed: list[Failed] = [{"path": path, "error": error} for path, error in failures]
+    return _result(found, len(new_table), left_out, failed)
+
+
+def _table(images: Sequence[str | Path] | Table, pattern: str | None) -> Table:
+    table = images if isinstance(images, Table) else as_table([Path(path) for path in images])
+    if not table:
+        raise InputError("no image was named: expected files or folders of images")
+    return table if pattern is None else group_by(table, pattern)
+
+
+def _own_reference(detector: Detector, source: str) -> Sample:
+    reference: Sample | None = detector.reference
+    remedy = "name good images that it was not fitted on with --against"
+    if reference is None or not len(reference):
+        raise InputError(
+            f"{source} has no images to compare with: it was fitted without any held back, or by an older pickglass. "
+            f"Fit it anew with --calibrate 0.2, or {remedy}"
+        )
+    if reference.settings != settings_digest(detector.configuration()):
+        raise InputError(f"the settings of {source} were changed after the fit, and so were its scores: {remedy}")
+    return reference
+
+
+def _unfitted(table: Table, detector: Detector) -> tuple[Table, int]:
+    """The rows that the model was not fitted on, nor images of their groups, and how many others there are."""
+    taught = set(detector.provenance.get("fitted_images", ()))
+    readable = [row for row in table if row.pixels is not None or Path(row.path).is_file()]
+    used = {row.path for row in readable if image_digest(row)[:16] in taught}
+    groups = {row.group for row in table if row.path in used and row.group is not None}
+    left = table.where(lambda row: row.path not in used and row.group not in groups)
+    return left, len(table) - len(left)
+
+
+# -- in words ---------------------------------------------------------------------------------------------------------
+
+
+def _result(found: Drift, n_images: int, left_out: int, failed: list[Failed]) -> DriftResult:
+    changes: list[DriftChange] = [
+        {**change._asdict(), "how": _how(change, found.displacement)}  # type: ignore[typeddict-item]
+        for change in found.changes
+    ]
+    most = _most(found)
+    return {
+        "drift": found.found,
+        "level": found.level,
+        "n_images": n_images,
+        "n_reference": found.n_reference,
+        "n_new": found.n_new,
+        "left_out": left_out,
+        "most": most.what if most else None,
+        "changes": changes,
+        "displacement": None if found.displacement is None else list(found.displacement),
+        "smallest_p": found.smallest_p,
+        "detectable": found.detectable,
+        "sentence": _sentence(found, most),
+        "failed": failed,
+    }
+
+
+def _most(found: Drift) -> Change | None:
+    """The cause rather than its symptoms: of what moved the surest, then the largest; features and score come last."""
+    moved = [change for change in found.changes if change.moved]
+    symptoms = ("score", "features")
+    return min(
+        moved, key=lambda c: (c.what in symptoms, c.p, -abs(c.delta), -abs(c.difference or np.inf)), default=None
+    )
+
+
+def _sentence(found: Drift, most: Change | None) -> str:
+    numbers = f"{found.n_new} new against {found.n_reference} reference images, level {100 * found.level:g} %"
+    power = f"a change of {found.detectable:.1f} standard deviations in one property would be found four times in five"
+    if most is None:
+        return f"no drift found ({numbers}); {power}"
+    others = [change for change in found.changes if change.moved and change is not most]
+    more = "".join(f"; also {_what(change)}" for change in others)
+    words = f"drift ({numbers}): {_what(most, found.displacement)}, moved most{more}"
+    if {change.what for change in found.changes if change.moved} == {"score"}:
+        words += ". Only the scores have moved: there may be more defective parts, or new ones"
+    return f"{words}. Set the camera and the light as they were, or fit and calibrate on new good images"
+
+
+def _what(change: Change, displacement: tuple[float, float] | None = None) -> str:
+    if change.what == "features" or (change.what == "position" and displacement is None):
+        return change.what
+    if change.what == "position":
+        return f"position, {_how(change, displacement)}"
+    return f"{change.what}, {_how(change, None)} ({change.before:.3g} -> {change.now:.3g})"
+
+
+_NEGLIGIBLE = 0.147  # of Cliff's delta (Romano et al. 2006)
+
+
+def _how(change: Change, displacement: tuple[float, float] | None) -> str:
+    if not change.moved:
+        return "not surely"
+    if change.what == "position":
+        if displacement is None or max(map(abs, displacement)) < 0.002:
+            return "elsewhere"
+        down, right = displacement
+        parts = [
+            f"{100 * abs(share):.1f} % {words[share < 0]}"
+            for share, words in ((down, ("down", "up")), (right, ("right", "left")))
+            if abs(share) >= 0.002
+        ]
+        return f"by {' and '.join(parts)}"
+    if change.what == "features":
+        return "other"
+    if abs(change.delta) < _NEGLIGIBLE:
+        return "another spread"
+    return "higher" if change.delta > 0 else "lower"

@@ -1,0 +1,250 @@
+"""Teach a model to name defects, from a few labelled examples of each type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from pickglass.app.results import LabelResult
+from pickglass.data import MARGINS, MAX_PIXELS, Dataset, Table, group_by, image_digest, load_datasets, read_mask
+from pickglass.data.files import output_path
+from pickglass.data.layouts.tree import MASK_FOLDERS, class_rows, folders, grouped, images, is_good
+from pickglass.errors import DataError, Failure, ImageError, InputError, UnknownName
+from pickglass.features.reading import Reading
+from pickglass.methods import load
+from pickglass.methods.base import Detector
+from pickglass.methods.naming import Namer, Pooling, fit_namer, pooled, projections, unfolded
+from pickglass.methods.running import Batch, Progress, Running, RunOptions
+from pickglass.nn.pooling import canvas_shares
+
+__all__ = ["Regions", "label", "labelled", "read_regions"]
+
+
+def label(
+    model: str | Path,
+    data: str | Path | Dataset | Table,
+    output: str | Path | None = None,
+    *,
+    pooling: Pooling = "average",
+    layers: Sequence[str] | None = None,
+    sure: float = 0.8,
+    layout: str | None = None,
+    group_pattern: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **running: Unpack[RunOptions],
+) -> LabelResult:
+    """Learn the types of defects and write them into the model; ``predict`` then names what it finds.
+
+    The detector itself stays as it is: scores, maps and thresholds do not change. All images of ``data`` whose type is
+    named are learned from, whatever their role, so none of them may be used to judge the names afterwards. Learned
+    from are the region that the mask marks and the one that the detector finds, which are the same without a mask.
+
+    Args:
+        model: model file.
+        data: examples, at least five a type and of two parts each: a folder with one folder a type (masks in
+            ``masks/TYPE`` or ``ground_truth/TYPE``, if any), any layout that :func:`pickglass.load_dataset` knows, or
+            rows. Good images are passed over.
+        output: file to write; None: the model's own, replaced whole or not at all.
+        pooling: ``"average"`` over the region, or ``"bilinear"``, pairs of channels.
+        layers: some of the detector's; None: all of them.
+        sure: share of the names that should be right; the others become "unknown".
+        layout: how to read the folder; None: recognised.
+        group_pattern: regular expression that finds the part in each file name, see :func:`pickglass.data.group_by`.
+        seed: of the cross-validation's folds.
+
+    The others as in :meth:`pickglass.Detector.predict`.
+
+    Raises:
+        DataError: no example, or broken ones, all listed.
+        InputError: too few examples, or they do not tell the types apart; the model stays as it was.
+        MissingExtra: scikit-learn is not installed.
+    """
+    target = output_path(output or model, ".safetensors")
+    detector = load(model)
+    levels = _levels(detector, layers)
+    table = labelled(data, layout, group_pattern)
+    regions = read_regions(detector, table, pooling, levels, seed, Running(**running), progress)
+    namer = fit_namer(
+        regions.marked,
+        regions.seen,
+        [row.defect or "" for row in table],
+        [row.path if row.group is None else f"group:{row.group}" for row in table],
+        layers=[detector.level_names()[i] for i in levels],
+        levels=levels,
+        pooling=pooling,
+        signs=regions.signs,
+        sure=sure,
+        seed=seed,
+        about={"found": regions.found, "images": [image_digest(row)[:16] for row in table]},
+    )
+    detector.namer = namer
+    written = detector.save(target)
+    return _result(namer, str(written))
+
+
+def labelled(data: str | Path | Dataset | Table, layout: str | None = None, group_pattern: str | None = None) -> Table:
+    """The rows whose type of defect is named.
+
+    Raises:
+        DataError: there is none.
+    """
+    table = data.table if isinstance(data, Dataset) else data
+    if not isinstance(table, Table):
+        table = _read(Path(table), layout, group_pattern)
+    elif group_pattern is not None:
+        table = group_by(table, group_pattern)
+    found = table.where(lambda row: row.label != 0 and row.defect is not None)
+    if not found:
+        raise DataError(
+            f"none of the {len(table)} images is an example of a defect: expected a folder with one folder of images a "
+            "type, or a table with the column 'defect'"
+        )
+    return found
+
+
+def _read(path: Path, layout: str | None, pattern: str | None) -> Table:
+    kinds = [f for f in folders(path) if f.name not in MASK_FOLDERS and images(f)] if layout is None else []
+    if kinds and not any(is_good(f) or f.name in ("train", "test") for f in kinds):
+        try:
+            found = load_datasets(path, layout, pattern)
+        except DataError:  # folders of examples, one a type
+            return grouped(path, [row for f in kinds for row in class_rows(path, f, "test")], pattern)
+    else:
+        found = load_datasets(path, layout, pattern)
+    if len(found) > 1:
+        raise DataError(f"{path} holds {len(found)} data sets, expected one: {', '.join(found)}")
+    (dataset,) = found.values()
+    return dataset.table
+
+
+def _levels(detector: Detector, layers: Sequence[str] | None) -> list[int]:
+    if "features" not in detector.reads:
+        raise InputError(f"{detector.method} reads images, not features of a backbone: there is nothing to name by")
+    known = list(detector.level_names())
+    for name in layers or []:
+        if name not in known:
+            raise UnknownName("layer of the model", name, known)
+    return [known.index(name) for name in layers] if layers else list(range(len(known)))
+
+
+# -- features of the examples ------------------------------------------------------------------------------------------
+
+
+class Regions(NamedTuple):
+    """Pooled features of n examples.
+
+    Attributes:
+        marked: (n, D), of the regions that the masks mark, or that the detector finds where there is no mask.
+        seen: (n, D), of those that the detector finds.
+        signs: of the projections, a level each.
+        found: how many of the regions that the detector finds touch what is marked, or have no mask.
+    """
+
+    marked: Tensor
+    seen: Tensor
+    signs: list[Tensor | None]
+    found: int
+
+
+def read_regions(
+    detector: Detector,
+    table: Table,
+    pooling: Pooling,
+    levels: Sequence[int],
+    seed: int,
+    running: Running,
+    progress: Progress | None = None,
+) -> Regions:
+    """Read the features of labelled images, on their masks and where the detector sees the defect.
+
+    Raises:
+        DataError: an image or a mask cannot be read.
+    """
+    reader = detector._reader(running)
+    if detector.provenance.get("margins"):
+        table = Table([replace(row, roi=row.roi or MARGINS) for row in table])
+    channels = [detector.level_shapes()[i][0] for i in levels]
+    signs = projections(channels, pooling, seed)
+    marked: list[Tensor] = []
+    seen: list[Tensor] = []
+    broken: list[Failure] = []
+    found = done = 0
+    for batch in reader.batches(table):
+        broken += [Failure(item.row.path, item.error) for item in batch.items if item.error is not None]
+        if batch.reading is not None:
+            regions = detector.regions(detector.judge(batch.reading)[1].cpu().numpy())
+            truth, failures = _marked(batch, detector, regions, running.max_pixels)
+            broken += failures
+            found += int((truth * regions).flatten(1).any(1).sum())
+            for shares, kept in ((truth, marked), (regions, seen)):
+                kept.append(_pooled(batch.reading, detector, shares, pooling, levels, signs))
+        done += len(batch.items)
+        if progress is not None:
+            progress("reading examples", done, len(table))
+    if broken:
+        raise DataError(f"{len(broken)} of {len(table)} examples cannot be used:", broken)
+    return Regions(torch.cat(marked), torch.cat(seen), signs, found)
+
+
+def _marked(
+    batch: Batch, detector: Detector, regions: Tensor, max_pixels: int = MAX_PIXELS
+) -> tuple[Tensor, list[Failure]]:
+    """The regions (B, H, W) that the masks mark; where there is no mask, those found."""
+    marked, broken = regions.clone(), []
+    for i, item in enumerate(batch.sound):
+        if item.row.mask is None:
+            continue
+        try:
+            shares = canvas_shares(read_mask(item.row.mask, item.size, max_pixels), detector.preprocess)
+        except ImageError as error:
+            broken.append(Failure(error.path, error.reason))
+            continue
+        if shares.any():
+            marked[i] = torch.from_numpy(np.ascontiguousarray(shares))
+        else:
+            broken.append(Failure(item.row.path, "its mask marks nothing, but it is an example of a defect"))
+    return marked, broken
+
+
+def _pooled(
+    reading: Reading,
+    detector: Detector,
+    regions: Tensor,
+    pooling: Pooling,
+    levels: Sequence[int],
+    signs: Sequence[Tensor | None],
+) -> Tensor:
+    read, shares = unfolded(reading, detector.tiles, regions)
+    return pooled([read[i] for i in levels], shares, pooling, signs)
+
+
+def _result(namer: Namer, model: str) -> LabelResult:
+    settings, about = namer.settings, namer.settings.about
+    n = sum(about["examples"].values())
+    return {
+        "model": model,
+        "types": about["examples"],
+        "groups": about["groups"],
+        "layers": list(settings.layers),
+        "pooling": settings.pooling,
+        "accuracy": about["accuracy"],
+        "named": about["named"],
+        "right": about["right"],
+        "confusion": about["confusion"],
+        "threshold": settings.threshold,
+        "found": about["found"],
+        "sentence": (
+            f"in cross-validation by group {about['named']:.0%} of the {n} examples got a name, and "
+            f"{about['right']:.0%} of these names were right; below a probability of {settings.threshold:.2f}, or "
+            "further from all examples than they are from each other, the type is unknown. The images used here must "
+            "not judge the names: they would flatter them."
+        ),
+    }

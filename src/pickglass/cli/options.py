@@ -1,0 +1,63 @@
+"""Options that several commands share, and how their results leave them."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "MAX_PIXELS",
+    "Device",
+    "EngineName",
+    "EngineOption",
+    "GroupBy",
+    "Json",
+    "Layout",
+    "MaxPixels",
+    "PixelMm",
+    "Roi",
+    "Workers",
+    "finish",
+    "print_json",
+]
+
+
+class EngineOption(str, Enum):
+    """What runs the backbone."""
+
+    auto = "auto"
+    openvino = "openvino"
+    torch = "torch"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+EngineName = Annotated[EngineOption, typer.Option("--engine", help="What runs the backbone.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse images with more pixels.")]
+Layout = Annotated[str | None, typer.Option(help="Layout of the folder; by default recognised.")]
+GroupBy = Annotated[
+    str | None, typer.Option("--group-by", help="Regular expression that finds the part or roll in each file name.")
+]
+
+Roi = Annotated[Path | None, typer.Option(help="Region of interest: a mask for all images, or a folder with one each.")]
+PixelMm = Annotated[float | None, typer.Option("--pixel-mm", help="Side of a pixel on the part in millimetres.")]
+
+MAX_PIXELS = 250_000_000
+
+
+def print_json(result: Any) -> None:
+    """Exactly one object on stdout."""
+    typer.echo(json.dumps(result))
+
+
+def finish(failed: list[Any]) -> None:
+    """Name the images that could not be read; exit code 1 if there are any."""
+    for item in failed:
+        typer.echo(f"failed: {item['path']}: {item['error']}", err=True)
+    if failed:
+        raise typer.Exit(1)
