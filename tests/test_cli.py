@@ -90,6 +90,7 @@ def test_predict_gives_score_verdict_and_boxes_and_writes_only_with_o(
     assert code == 0
     assert [list(item) for item in results] == [
         ["path", "score", "verdict", "boxes", "areas_mm2", "p_value", "p_value_log10", "p_value_extrapolated"]
+        + ["type", "type_probability"]
     ] * 2
     assert [item["verdict"] for item in results] == ["bad", "bad"]
     for item in results:

@@ -90,6 +90,41 @@ def test_kinds_are_named_once() -> None:
     assert get_args(Kind) == tuple(KINDS)
 
 
+def raggedness(painted: Any, ground: float) -> float:
+    """Length of the outline of what is dark over that of a disc of the same area."""
+    grey = painted.image.reshape(*painted.image.shape[:2], -1).mean(axis=2)
+    dark = painted.mask & (grey < (ground + grey[painted.mask].min()) / 2)
+    outline = sum(int((dark != np.roll(dark, 1, axis)).sum()) for axis in (0, 1)) * np.pi / 4
+    return float(outline / np.sqrt(4 * np.pi * dark.sum()))
+
+
+CLOTHS = {
+    "twill": Cloth("twill"),
+    "two colours": Cloth("plain", warp_px=8.4, weft_px=9.2, warp=(60, 110, 210), weft=(235, 230, 215)),
+    "satin": Cloth("satin", warp_px=6, weft_px=6, warp=(200, 60, 60), weft=(150, 30, 30)),
+}
+
+
+@pytest.mark.parametrize("name", CLOTHS)
+def test_a_hole_in_cloth_is_frayed_and_one_in_a_plate_is_not(name: str) -> None:
+    cloth = weave(CLOTHS[name], (160, 160), seed=4)
+    torn = [raggedness(paint(cloth, "hole", 32, np.random.default_rng(s)), cloth.mean()) for s in range(8)]
+    pits = [raggedness(paint(BASES["flat"], "hole", 32, np.random.default_rng(s)), 128) for s in range(8)]
+    assert np.mean(torn) > 1.3 * np.mean(pits)
+    size = 2 * round(CLOTHS[name].warp_px)  # two threads across: 8 px in twill
+    small = [raggedness(paint(cloth, "hole", size, np.random.default_rng(s)), cloth.mean()) for s in range(8)]
+    assert np.mean(small) > 1.1 * np.mean(pits)
+
+
+def test_yarn_reaches_into_a_hole() -> None:
+    """Within the outline of what is dark there are threads as bright as the cloth."""
+    cloth = BASES["twill"]
+    for seed in range(4):
+        painted = paint(cloth, "hole", 32, np.random.default_rng(seed))
+        assert (painted.image[painted.mask] > cloth.mean()).sum() >= 12
+        assert (painted.image[painted.mask] < 0.6 * cloth.mean()).mean() > 0.4
+
+
 def span(mask: np.ndarray) -> tuple[int, int]:
     ys, xs = np.nonzero(mask)
     return int(np.ptp(ys)) + 1, int(np.ptp(xs)) + 1
@@ -150,6 +185,27 @@ def test_a_misplaced_part_lies_elsewhere() -> None:
     assert len(found) == len(known)
     moved = {p.middle for p in known} ^ {p.middle for p in found}
     assert len(moved) == 2
+
+
+@pytest.mark.parametrize("part", ["washer", "nut"])
+@pytest.mark.parametrize("size", [8, 12, 16, 32])
+def test_a_misplaced_round_part_can_be_seen(part: Any, size: int) -> None:
+    for share in (0.55, 0.8):
+        image = fill(Tray(part, part_px=max(4, share * size - 2), pitch_px=1.7 * size), (192, 192), seed=2)
+        for seed in range(4):
+            painted = paint(image, "misplaced_part", size, np.random.default_rng(seed))
+            change = np.sort(np.abs(painted.image.astype(int) - image)[painted.mask])
+            assert change[-len(change) // 5 :].mean() > 15, (share, seed)  # the tray's noise is 2
+
+
+def test_a_round_part_leaves_an_empty_seat() -> None:
+    image = fill(Tray("washer", part_px=16, pitch_px=54), (192, 192), seed=3)
+    known = find_parts(image)
+    assert not any(p.slim for p in known)
+    for seed in range(4):
+        painted = paint(image, "misplaced_part", 32, np.random.default_rng(seed))
+        bare = painted.mask & (painted.image < np.median(image) - 8) & (image > np.median(image) + 8)
+        assert bare.sum() > 20  # metal before, darker than the ground now
 
 
 def test_a_fibre_is_thin_and_a_knot_is_not() -> None:

@@ -190,7 +190,9 @@ class RayExecutor:
         except StopIteration:
             return Event(running.pop(stream), ended=True)
         except self.ray.exceptions.RayError as error:
-            return Event(running.pop(stream), ended=True, error=f"the Ray task died: {str(error).splitlines()[0]}")
+            cause = getattr(error, "cause", None)  # of an exception in the task itself
+            text = f"the Ray task died: {error}" if cause is None else f"{type(cause).__name__}: {cause}"
+            return Event(running.pop(stream), ended=True, error=text)
 
     def _room(self) -> int:
         """Tasks that the whole cluster has room for at once; tasks beyond would only be kept from others."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -56,6 +57,7 @@ STYLE = (
         for i, c in enumerate(_COLOURS)
     )
     + "h2.figure{margin-top:28px}td.empty{color:var(--soft)}"
+    + ".two{grid-template-columns:repeat(auto-fit,minmax(min(100%,540px),1fr))}"
 )
 
 Rows = Sequence[Mapping[str, Any]]
@@ -114,16 +116,16 @@ def draw_figures(store: StudyStore, rows: Rows) -> str:
     fields = {backbone: layers_by_field(store, backbone) for backbone in _BACKBONES if backbone in used}
     parts = [
         "<h2 class='figure'>Figure 2: the best layer of each object</h2><p>How many objects a layer is best for; ",
-        "ties are shared. Layers by their receptive field, from small to large.</p><div class='charts'>",
+        "ties are shared. Layers by their receptive field, from small to large.</p><div class='charts two'>",
     ]
     parts += [_figure2(rows, method, metric, fields) for method in (_AST, _FLOW) for metric in _METRICS]
-    parts.append("</div><h2 class='figure'>Figure 3: the image size</h2><div class='charts'>")
+    parts.append("</div><h2 class='figure'>Figure 3: the image size</h2><div class='charts two'>")
     for method, backbone in ((_FLOW, "wide_resnet50_2"), (_CORE, "densenet201")):
         parts += [_figure3(rows, method, backbone, metric, fields.get(backbone, {})) for metric in _METRICS]
     parts.append("</div>")
     for number, method in ((4, _AST), (5, _CORE)):
         title = f"Figure {number}: pretraining of ResNet-50, {_NAMES[method]}"
-        parts.append(f"<h2 class='figure'>{title}</h2><div class='charts'>")
+        parts.append(f"<h2 class='figure'>{title}</h2><div class='charts two'>")
         parts += [_figure4(rows, method, metric, fields.get("resnet50", {})) for metric in _METRICS]
         parts.append("</div>")
     return "".join(parts)
@@ -221,8 +223,9 @@ def _lines(
     table = ""
     for i, (name, own) in enumerate(found.items()):
         known = [(place, v) for place, v in zip(places, own, strict=True) if v is not None]
-        if len(known) == len(places):
-            lines.append(Line(np.array(places, float), np.array([v for _, v in known]), f"s{i}"))
+        for (a, at_a), (b, at_b) in pairwise(zip(places, own, strict=True)):
+            if at_a is not None and at_b is not None:
+                lines.append(Line(np.array([a, b], float), np.array([at_a, at_b]), f"s{i}"))
         lines += [Line(np.array([x - mark, x + mark]), np.array([v, v]), f"s{i}") for x, v in known]
         cells = "".join("<td class=empty>–</td>" if v is None else f"<td>{v:.3f}</td>" for v in own)
         table += f'<tr><th scope="row"><i class="s{i}"></i>{as_text(names[name])}</th>{cells}</tr>'

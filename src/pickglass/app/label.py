@@ -20,9 +20,9 @@ from pickglass.errors import DataError, Failure, ImageError, InputError, Unknown
 from pickglass.features.reading import Reading
 from pickglass.methods import load
 from pickglass.methods.base import Detector
-from pickglass.methods.naming import Namer, Pooling, fit_namer, pooled, projections, unfolded
+from pickglass.methods.naming import Namer, fit_namer, pooled, projections, unfolded
 from pickglass.methods.running import Batch, Progress, Running, RunOptions
-from pickglass.nn.pooling import canvas_shares
+from pickglass.nn.pooling import Pooling, canvas_shares
 
 __all__ = ["Regions", "label", "labelled", "read_regions"]
 

@@ -32,14 +32,14 @@ __all__ = ["Channel", "LayerView", "Scene", "sentence", "summary", "write_page"]
 
 _SIDE = 256  # px, longest side of a layer's picture; more where the grid is finer
 _LINES = 6  # px: smaller cells get no lines between them
+_SMALL = 20  # px: smaller defects get a frame of this side
 _HEAT = 8.0  # sd at the bright end of the contrast maps
 _CLOSE_UP = 6  # times the defect's extent, and at least:
 _LEAST_CLOSE_UP = 48  # px
 _FILTER = 8  # px in the picture a weight of the first layer
 _STYLE = """
-.row{align-items:flex-start}figure.map{width:190px}figure.map img{width:100%;height:auto;display:block}
-.glance figure.map{width:170px}.wide figure.map{width:100%;max-width:900px}figure.channel{width:118px}
-figure.channel img{width:100%;height:auto;display:block}
+.row{align-items:flex-start}.map{width:256px}.glance .map{width:192px}.channel{width:128px}.wide .row .map,
+.wide .channel{width:auto}.map img,.channel img{width:100%;height:auto;display:block}
 img{image-rendering:pixelated}.photo img{image-rendering:auto;max-width:100%;height:auto;display:block}
 article{margin:14px 0}article p{margin:2px 0 8px}.badge.faint{color:var(--soft)}.ramp{display:inline-block;width:140px;
 height:12px;vertical-align:middle;margin:0 6px}
@@ -188,7 +188,7 @@ def _glance(scene: Scene, views: Sequence[LayerView]) -> str:
     )
     return (
         f"<section><h2>What stands out in each layer</h2><p>Each square is one cell of the layer. Its colour: how far "
-        f"its features are from those of {versus}, in standard deviations of all such distances: 0"
+        f"its features are from those of {versus}, in standard deviations of all such distances, at the rim apart: 0"
         f'<span class="ramp" style="background:linear-gradient(90deg,{ramp})"></span>{_HEAT:g} or more.{rule}</p>'
         f'<div class="row glance">{figures}</div></section>'
     )
@@ -275,7 +275,14 @@ def _marked(scene: Scene, picture: Array) -> Array:
     if scene.defect is None:
         return picture
     inside = touched_cells(scene.defect, (picture.shape[0], picture.shape[1]), scene.window).numpy()
-    return draw_contours(picture, truth=inside)
+    rows, columns = np.nonzero(inside)
+    top, left, bottom, right = int(rows.min()), int(columns.min()), int(rows.max()), int(columns.max())
+    if max(bottom - top, right - left) >= _SMALL:
+        return draw_contours(picture, truth=inside)
+    framed = np.zeros_like(inside)  # a contour would hide the cell itself
+    across = (_SMALL - (bottom - top)) // 2, (_SMALL - (right - left)) // 2
+    framed[max(1, top - across[0]) : bottom + across[0], max(1, left - across[1]) : right + across[1]] = True
+    return draw_contours(picture, truth=framed)
 
 
 def _picture(scene: Scene, view: LayerView) -> tuple[int, int]:

@@ -37,10 +37,13 @@ _COLUMNS = {
 }
 _METRICS = ("image_auroc", "aupro_30", "aupro_05", "pixel_auroc", "aupimo")
 _STYLE = """
-th.text,td.text{text-align:left}td.best{font-weight:700}tr.failed td,tr.missing td{color:var(--soft)}
+th.text,td.text{text-align:left}td.best{font-weight:700}td.n{white-space:nowrap}
+tr.failed td,tr.missing td{color:var(--soft)}
 pre{background:var(--card);border-radius:8px;padding:10px 12px;white-space:pre-wrap;overflow-wrap:anywhere;margin:6px 0}
 .side td,.side th{vertical-align:top;padding:4px;border:0;text-align:left}.side small{display:block}
-.side img{display:block;width:190px;height:auto}.side .none{width:190px;min-height:120px;padding:6px}
+.side th small{max-width:190px;white-space:normal}
+.side img{display:block;width:190px;height:auto}
+.side .none{width:190px;min-height:120px;padding:6px}
 """
 _SIDE = 256  # px, longest side of a picture
 
@@ -100,7 +103,9 @@ def _table(rows: Rows) -> str:
             cells += f"<td{chosen}>{_shown(name, found)}</td>"
         n = f"{states.count('done')} of {len(states)}{': ' + note if note else ''}"
         state = next((s for s in ("failed", "missing") if s in states), "")
-        body += f'<tr class="{state}"><th scope="row" class=text>{as_text(kind[0])}</th>{cells}<td>{n}</td></tr>'
+        body += (
+            f'<tr class="{state}"><th scope="row" class=text>{as_text(kind[0])}</th>{cells}<td class=n>{n}</td></tr>'
+        )
     heads = "".join(f'<th scope="col" class=text>{name}</th>' for name in names)
     heads += "".join(f'<th scope="col">{title}</th>' for title in (*_COLUMNS.values(), "cells done"))
     return f'<section class="scroll"><table><thead><tr>{heads}</tr></thead>{body}</table></section>'
@@ -131,17 +136,19 @@ def _open(rows: Rows, plan: Plan, file: Path) -> str:
     """What failed and what lacks its weights, with the command that does it."""
     parts = []
     for state, title in (("missing", "Weights that were not found"), ("failed", "Cells that failed")):
-        causes: dict[str, list[Cell]] = {}
+        causes: dict[tuple[str, str, str], list[Cell]] = {}
         for row in rows:
             if row["state"] == state:
-                causes.setdefault(str(row["error"]), []).append(Cell.from_json(json.loads(row["cell"])))
+                cause = (str(row["error"]), row["backbone"], row["weights"])
+                causes.setdefault(cause, []).append(Cell.from_json(json.loads(row["cell"])))
         if not causes:
             continue
         parts.append(f"<section><h2>{title}</h2>")
-        for cause, cells in causes.items():
-            which = "; ".join(dict.fromkeys(f"{c.method}, {c.backbone}, {'+'.join(c.layers)}" for c in cells))
+        for (why, _, _), cells in causes.items():
+            named = ", ".join(dict.fromkeys(cell.method for cell in cells))
+            which = f"{cells[0].backbone}, {cells[0].weights}: {named}"
             parts.append(
-                f"<p>{len(cells)} cells: {as_text(which)}</p><pre>{as_text(cause.strip())}</pre>"
+                f"<p>{len(cells)} cells of {as_text(which)}</p><pre>{as_text(why.strip())}</pre>"
                 f"<p>then:</p><pre>{as_text(command_of(cells, file))}</pre>"
             )
         parts.append("</section>")

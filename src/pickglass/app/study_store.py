@@ -266,11 +266,12 @@ class StudyStore:
     def export(self, target: Path, keys: Collection[str] | None = None) -> None:
         """Write the cells as CSV, whole or not at all."""
         with written_whole(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["key", "data", *_COLUMNS, "settings"], extrasaction="ignore")
+            writer = csv.DictWriter(file, ["key", "data", *_COLUMNS, "settings", "command"], extrasaction="ignore")
             writer.writeheader()
             for row in self.rows(keys):
-                cell = json.loads(row["cell"])
-                writer.writerow({**row, "data": cell["root"], "settings": cell["settings"]})
+                cell = Cell.from_json(json.loads(row["cell"]))
+                command = cell.command(self.path) if row["state"] in ("failed", "missing") else ""
+                writer.writerow({**row, "data": cell.root, "settings": cell.settings, "command": command})
 
 
 def _gone(owner: str) -> bool:

@@ -35,28 +35,28 @@ class ExecutorOption(str, Enum):
     ray = "ray"
 
 
+File = Annotated[Path, typer.Option("-o", "--output", help="File of the results; an old one is gone on with.")]
+Preset = Annotated[str | None, typer.Option(help="heckler2023; what else is given selects among its cells.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="method.key=value, e.g. fastflow.epochs=20.")]
+Where = Annotated[ExecutorOption, typer.Option(help="local, or ray (pickglass[cluster]).")]
+
+
 def study(
     data: Annotated[list[Path], typer.Argument(help="Folders; a root with many categories stands for all of them.")],
-    file: Annotated[Path, typer.Option("-o", "--output", help="File of the results; an old one is gone on with.")] = (
-        Path("study.sqlite")
-    ),
+    file: File = Path("study.sqlite"),
     methods: Annotated[str | None, typer.Option(help="E.g. patchcore,fastflow.")] = None,
     backbones: Annotated[str | None, typer.Option(help="E.g. resnet50,densenet201.")] = None,
     layers: Annotated[str | None, typer.Option(help="each, or e.g. layer2,layer3,layer2+layer3.")] = None,
     sizes: Annotated[str | None, typer.Option(help="E.g. 128,256,512.")] = None,
     weights: Annotated[str | None, typer.Option(help="E.g. supervised,random,moco_v2.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
-    preset: Annotated[str | None, typer.Option(help="heckler2023; what else is given selects among its cells.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="method.key=value, e.g. fastflow.epochs=20.")] = (
-        None
-    ),
+    preset: Preset = None,
+    settings: Settings = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells with an estimate of their time.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Export the cells to this .csv file.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Images of each data set on the page.")] = 10,
-    executor: Annotated[ExecutorOption, typer.Option(help="local, or ray (pickglass[cluster]).")] = (
-        ExecutorOption.local
-    ),
+    executor: Where = ExecutorOption.local,
     workers: Annotated[int, typer.Option(min=1, help="Processes, local.")] = 1,
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster, e.g. auto.")] = None,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs of a Ray task.")] = 1.0,

@@ -8,7 +8,8 @@ A layer is said to be abstract or generic, fit for fine distinctions or not. Thr
   neither size nor place gives the answer away: AUROC, chance 0.5.
 - **dimension**: the intrinsic dimension of single cells of good images (Facco, d'Errico, Rodriguez, Laio, "Estimating
   the intrinsic dimension of datasets by a minimal neighborhood information", Scientific Reports 2017): how many
-  directions good surface really takes up of the layer's channels.
+  directions good surface really takes up of the layer's channels. Cells of one image, or of one part under several
+  exposures, are not independent, least of all in coarse layers, and lower it.
 
 The classifier is ridge regression on standardised features; every image is judged by the one fitted without its group.
 

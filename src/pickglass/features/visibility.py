@@ -6,6 +6,10 @@ any correlation had been seen, C being the number of channels. For a cell of the
 without it and its neighbourhood: with more channels than cells, a cell that is part of the covariance looks at home
 and any other looks strange, whatever it shows.
 
+Cells at the rim, a band as wide as the guard band, see the padding beyond the image and look strange in every layer.
+So the middle is compared with the middle, and a defect that lies on the rim alone with the rim; what a larger defect
+shows on the rim does not count.
+
 What ``sd`` means: the defect's value is the distance of its strangest cell. The same is read off at all other places
 of the surroundings, with the same outline. The contrast is the value of the defect less the mean of these, over their
 standard deviation. So it is in units of what places without a defect show, it rises with the defect and not with the
@@ -46,7 +50,8 @@ Verdict = Literal["visible", "faint", "lost", "unclear"]
 
 FAINT, VISIBLE = 2.5, 5.0  # sd
 _GUARD = 1 / 16  # of the grid's shorter side
-_BLOCKS = 32  # a side: cells of a finer grid are left out of the covariance several at once
+_ZONED = 7  # cells: on a smaller grid the middle is too small to compare anything in
+_BLOCKS = 16  # a side: on a finer grid, several cells share one covariance that leaves all of them out
 _FEWEST = 10  # other places: a standard deviation from fewer says nothing
 _SHIFTS = 32  # a side
 _CEILING = 999.0  # sd, for surroundings that are all alike
@@ -68,7 +73,8 @@ class Contrast:
         verdict: see :func:`verdict_of`.
         places: other places that were compared with.
         beaten: share of them that stand out less than the defect, 0 to 1; None if there are too few.
-        map: (h, w) how much each single cell stands out, in standard deviations of the single cells around.
+        map: (h, w) how much each single cell stands out, in standard deviations of the single cells around;
+            in the middle and on the rim of the grid apart.
     """
 
     sd: float | None
@@ -125,29 +131,28 @@ def contrast(image: Seen, defect: Tensor, good: Sequence[Seen] = ()) -> Contrast
         raise InputError("the defect touches no cell: give a mask with at least one pixel inside the image")
     if len(good) == 1:
         raise InputError("one good image: expected two or more, for half of them are compared with the other half")
-    if good:
-        reference = _Reference.of(torch.cat([_cells(one)[_kept(one).flatten()] for one in good[::2]]))
-        shape = image.features.shape[1:]
-        own = reference.distances(_cells(image)).view(shape)
-        others = [(reference.distances(_cells(one)).view(shape), _kept(one)) for one in good[1::2]]
-    else:
-        own = strangeness(image, defect)
-        others = [(own, _surroundings(image, defect))]
-    values = torch.cat([_elsewhere(map, counts, defect) for map, counts in others])
-    single = torch.cat([map[counts] for map, counts in others])
-    picture = _standardised(own, single) if len(single) > 1 else torch.zeros_like(own)
-    if len(values) < _FEWEST:
+    picture = torch.zeros(defect.shape, dtype=torch.float64)
+    value, values = None, picture[:0, 0]
+    for zone in _zones((defect.shape[0], defect.shape[1])):
+        own, others = _compared(_within(image, zone), defect, [_within(one, zone) for one in good])
+        picture[zone] = _standardised(own, torch.cat([map[counts] for map, counts in others]))[zone]
+        if value is None and bool((defect & zone).any()):
+            value = own[defect & zone].max()
+            values = torch.cat([_elsewhere(map, counts, defect & zone) for map, counts in others])
+    if value is None or len(values) < _FEWEST:
         return Contrast(None, "unclear", len(values), None, picture.float())
-    value = own[defect].max()
     sd = float(_standardised(value, values))
     return Contrast(sd, verdict_of(sd), len(values), float((values < value).double().mean()), picture.float())
 
 
 def stand_out(image: Seen) -> Tensor:
-    """How much each cell (h, w) of an image stands out from the others, in standard deviations over all cells."""
-    map = strangeness(image)
-    counts = _kept(image)
-    return (_standardised(map, map[counts]) if int(counts.sum()) > 1 else torch.zeros_like(map)).float()
+    """How much each cell (h, w) of an image stands out from the others, as :attr:`Contrast.map` without a defect."""
+    _, h, w = image.features.shape
+    picture = torch.zeros(h, w, dtype=torch.float64)
+    for zone in _zones((h, w)):
+        own = strangeness(_within(image, zone))
+        picture[zone] = _standardised(own, own[_kept(_within(image, zone))])[zone]
+    return picture.float()
 
 
 def strangeness(image: Seen, defect: Tensor | None = None) -> Tensor:
@@ -157,78 +162,90 @@ def strangeness(image: Seen, defect: Tensor | None = None) -> Tensor:
         image: features and the cells that count.
         defect: (h, w) bool; it and a band around it are no part of the others. None: every cell may be.
     """
-    _, h, w = image.features.shape
+    channels, h, w = image.features.shape
     base = _surroundings(image, defect)
-    cells = _cells(image)
-    if int(base.sum()) < 2:
+    n = int(base.sum())
+    if n < 2:
         return torch.zeros(h, w, dtype=torch.float64)
-    reference = _Reference.of(cells[base.flatten()])
-    white = reference.whitened(cells).view(h, w, -1)
-    out = reference.distances(cells).view(h, w)
+    cells = _cells(image)
+    cells -= cells[base.flatten()].mean(dim=0)
+    sums = _Sums.of(cells[base.flatten()])
+    out = sums.distances(cells).view(h, w)
+    table = cells.view(h, w, channels)
     step = math.ceil(max(h, w) / _BLOCKS)
     reach = _reach((h, w), 1 if defect is None else int(defect.sum()), step)
     for top in range(0, h, step):
         for left in range(0, w, step):
             block = (slice(top, top + step), slice(left, left + step))
+            if not bool(base[block].any()):
+                continue
             near = (
                 slice(max(0, top - reach), top + step + reach),
                 slice(max(0, left - reach), left + step + reach),
             )
-            if bool(base[block].any()):
-                without = _distances_without(white[near][base[near]], white[block][base[block]], reference.cells)
-                out[block].masked_scatter_(base[block], without)
+            rest = base.clone()
+            rest[near] = False
+            # whichever costs less: to take the near cells out, or to begin with what is left
+            others = _Sums.of(table[rest]) if channels > n else sums.without(table[near][base[near]])
+            out[block].masked_scatter_(base[block], others.distances(table[block][base[block]]))
     return out
 
 
-class _Reference(NamedTuple):
-    """Mean and covariance of some cells, and the C that stand for the shrinkage: the covariance is ``factor`` times
-    its transpose, over ``cells`` + C."""
+def _compared(image: Seen, defect: Tensor, good: Sequence[Seen]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The strangeness (h, w) of an image, and that of what it is compared with, with the cells that count in it."""
+    if not good:
+        own = strangeness(image, defect)
+        return own, [(own, _surroundings(image, defect))]
+    reference = _Sums.of(torch.cat([_cells(one)[_kept(one).flatten()] for one in good[::2]]))
+    own, *others = (reference.distances(_cells(one)).view(defect.shape) for one in (image, *good[1::2]))
+    return own, [(map, _kept(one)) for map, one in zip(others, good[1::2], strict=True)]
 
-    mean: Tensor  # (C,)
-    factor: Tensor  # (C, C)
-    cells: int
+
+@dataclass(frozen=True)
+class _Sums:
+    """What mean and shrunk covariance of cells are made of; ``cells`` themselves where they are fewer than channels."""
+
+    count: int
+    total: Tensor  # (C,)
+    scatter: Tensor | None  # (C, C), sum of x x^T; None: the cells are there
+    cells: Tensor | None  # (n, C)
 
     @classmethod
-    def of(cls, cells: Tensor) -> _Reference:
+    def of(cls, cells: Tensor) -> _Sums:
         """Of cells (n, C)."""
-        mean = cells.mean(dim=0)
-        centred = cells - mean
-        variance = centred.square().mean(dim=0)  # (C,)
-        # a channel that is silent everywhere else is no infinite evidence, nor is the rounding of a blank image
-        least = max(0.01 * float(variance.mean()), 1e-10 * float(cells.square().mean()), 1e-30)
-        ridge = torch.diag(cells.shape[1] * variance.clamp(min=least))
-        return cls(mean, torch.linalg.cholesky(centred.T @ centred + ridge), len(cells))
+        few = len(cells) < cells.shape[1]
+        return cls(len(cells), cells.sum(dim=0), None if few else cells.T @ cells, cells if few else None)
 
-    def whitened(self, cells: Tensor) -> Tensor:
-        """Cells (m, C) -> (m, C), in which the distance is the length, times the root of ``cells`` + C."""
-        return _solved(self.factor, (cells - self.mean).T).T
+    def without(self, cells: Tensor) -> _Sums:
+        """The same without some cells (k, C) of it; only where the scatter is there."""
+        scatter = None if self.scatter is None else self.scatter - cells.T @ cells
+        return _Sums(self.count - len(cells), self.total - cells.sum(dim=0), scatter, None)
 
-    def distances(self, cells: Tensor) -> Tensor:
-        """Of cells (m, C) that are no part of the reference: (m,)."""
-        length: Tensor = self.whitened(cells).norm(dim=1)
-        return math.sqrt(self.cells + cells.shape[1]) * length
+    def distances(self, asked: Tensor) -> Tensor:
+        """Mahalanobis distances (m,) of cells (m, C) that are no part of it; 0 if nothing is left to compare with."""
+        if self.count < 1:
+            return torch.zeros(len(asked), dtype=asked.dtype)
+        channels = asked.shape[1]
+        mean = self.total / self.count
+        moved = asked - mean  # (m, C)
+        if self.scatter is not None:
+            scatter = self.scatter - self.count * mean[:, None] * mean
+            ridge = channels * _floored(scatter.diagonal() / self.count, mean)
+            factor = torch.linalg.cholesky(scatter + torch.diag(ridge))
+            square = _solved(factor, moved.T).square().sum(dim=0)
+        else:
+            centred = asked[:0] if self.cells is None else self.cells - mean  # (n, C)
+            root = (channels * _floored(centred.square().mean(dim=0), mean)).sqrt()
+            scaled, own = centred / root, moved / root
+            # (R + Z^T Z)^-1 by Woodbury's identity, through the smaller matrix
+            factor = torch.linalg.cholesky(torch.eye(len(scaled), dtype=asked.dtype) + scaled @ scaled.T)
+            square = own.square().sum(dim=1) - _solved(factor, scaled @ own.T).square().sum(dim=0)
+        return ((self.count + channels) * square.clamp(min=0)).sqrt()
 
 
-def _distances_without(left_out: Tensor, asked: Tensor, count: int) -> Tensor:
-    """Distances (m,) of whitened cells (m, C) from the reference without some of its cells (k, C).
-
-    Without the rows Z of sum s, the mean moves by -s / (n - k) and the scatter loses Z^T Z + s s^T / (n - k); the
-    inverse follows by Woodbury's identity, or directly where that is the smaller matrix.
-    """
-    rest = count - len(left_out)
-    if rest < 1:
-        return torch.zeros(len(asked), dtype=asked.dtype)
-    total = left_out.sum(dim=0)  # (C,)
-    lost = torch.cat([left_out, total[None] / rest**0.5])  # (k + 1, C)
-    moved = asked + total / rest  # (m, C)
-    if len(lost) < lost.shape[1]:
-        inside = torch.linalg.cholesky(torch.eye(len(lost), dtype=lost.dtype) - lost @ lost.T)
-        gain = _solved(inside, lost @ moved.T)  # (k + 1, m)
-        square = moved.square().sum(dim=1) + gain.square().sum(dim=0)
-    else:
-        inside = torch.linalg.cholesky(torch.eye(lost.shape[1], dtype=lost.dtype) - lost.T @ lost)
-        square = _solved(inside, moved.T).square().sum(dim=0)
-    return ((rest + asked.shape[1]) * square).sqrt()
+def _floored(variance: Tensor, mean: Tensor) -> Tensor:
+    """Variances (C,), none so small that a channel silent elsewhere, or rounding, counts without end."""
+    return variance.clamp(min=max(0.01 * float(variance.mean()), 1e-10 * float(mean.square().mean()), 1e-20))
 
 
 def _solved(factor: Tensor, right: Tensor) -> Tensor:
@@ -253,6 +270,8 @@ def _elsewhere(map: Tensor, counts: Tensor, defect: Tensor) -> Tensor:
 
 
 def _standardised(values: Tensor, others: Tensor) -> Tensor:
+    if len(others) < 2:
+        return torch.zeros_like(values)
     mean, spread = others.mean(), others.std()
     return ((values - mean) / spread.clamp(min=1e-12 + 1e-6 * float(mean.abs()))).clamp(-_CEILING, _CEILING)
 
@@ -264,6 +283,18 @@ def _surroundings(image: Seen, defect: Tensor | None) -> Tensor:
     guard = _guard((defect.shape[0], defect.shape[1]))
     near = max_pool2d(defect[None, None].float(), 2 * guard + 1, stride=1, padding=guard)[0, 0] > 0  # (h, w)
     return kept & ~near
+
+
+def _zones(grid: tuple[int, int]) -> list[Tensor]:
+    """The middle and the rim of a grid, (h, w) bool each; all of a small one."""
+    middle = torch.zeros(grid, dtype=torch.bool)
+    rim = _guard(grid)
+    middle[rim:-rim, rim:-rim] = True
+    return [torch.ones_like(middle)] if min(grid) < _ZONED else [middle, ~middle]
+
+
+def _within(image: Seen, zone: Tensor) -> Seen:
+    return Seen(image.features, _kept(image) & zone)
 
 
 def _guard(grid: tuple[int, int]) -> int:

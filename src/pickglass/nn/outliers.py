@@ -2,13 +2,14 @@
 
 Pure arithmetic on features that were read already. A cell of an image is strange if nothing like it occurs in images
 of *other* groups, so that five pictures of one dented part do not vouch for each other. How strange cells are depends
-on where they lie (edges, moving parts) and on the image (a coarse texture): both are taken off before images are
-compared.
+on where they lie (edges, loose parts): what is usual there is taken off before images are compared.
 
 Letters: N images, S cells of an image, C channels, G groups, R reference cells of an image.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ __all__ = ["group_distances", "principal", "standing_out", "upper_limit"]
 _REFERENCES = 16_384  # cells of all images together: bounds the time to linear in the number of images
 _QUERIES = 512  # of one block
 _SAMPLE = 20_000  # cells that the axes are taken from
+_LEAST_SPREAD = math.log(1.05)
 
 
 def principal(cells: Tensor, dims: int, seed: int) -> Tensor:
@@ -36,7 +38,7 @@ def principal(cells: Tensor, dims: int, seed: int) -> Tensor:
     sample = sample - sample.mean(0)
     axes = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -dims:].to(flat)  # (C, dims)
     with exact_float32():
-        return (flat @ axes).view(n, s, dims)
+        return torch.mm(flat, axes).view(n, s, dims)
 
 
 def group_distances(cells: Tensor, groups: Tensor, keep: Tensor | None, nearest: int, seed: int) -> Tensor:
@@ -51,7 +53,7 @@ def group_distances(cells: Tensor, groups: Tensor, keep: Tensor | None, nearest:
         nearest: number of groups.
         seed: of the choice of reference cells: all cells where there are at most 16,384, else as many of each image.
     """
-    n, s, c = cells.shape
+    n, s, _ = cells.shape
     reference, owner = _references(cells, groups, keep, seed)  # (M, C), (M,)
     middle = reference.mean(0)
     reference = reference - middle
@@ -70,8 +72,10 @@ def group_distances(cells: Tensor, groups: Tensor, keep: Tensor | None, nearest:
             closest.scatter_(1, own[lo : lo + _QUERIES, None], torch.inf)
             closest = closest.topk(few, dim=1, largest=False).values + x.square().sum(1, keepdim=True)
             result[lo : lo + _QUERIES] = closest.clamp(min=0).sqrt().mean(1)
-    result = result.view(n, s)
-    return result if keep is None else result.masked_fill(~keep, torch.nan)
+    distances = result.view(n, s)
+    if keep is not None:
+        distances[~keep] = torch.nan
+    return distances
 
 
 def _references(cells: Tensor, groups: Tensor, keep: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
@@ -94,29 +98,28 @@ def _references(cells: Tensor, groups: Tensor, keep: Tensor | None, seed: int) -
 def _group_minima(values: Tensor, counts: list[int]) -> Tensor:
     """Smallest of each run of columns, (Q, M) -> (Q, G); infinite where a run is empty."""
     if len(set(counts)) == 1:
-        return values.unflatten(1, (len(counts), counts[0])).amin(2)
+        return values.view(len(values), len(counts), counts[0]).amin(2)
     empty = values.new_full((len(values),), torch.inf)
     return torch.stack([part.amin(1) if part.shape[1] else empty for part in values.split(counts, dim=1)], dim=1)
 
 
 def standing_out(distances: Tensor) -> Tensor:
-    """How far the strangest cell of each image (N, S) stands out from its place and its image: (N,), 0 or more.
+    """How far the strangest cell of each image (N, S) lies beyond what is usual at its place, the median: (N,).
 
-    Two steps of a median polish (Tukey 1977): from each cell the median of its place over all images, then the median
-    of its image. Cells that are NaN do not count; an image that has no other gets 0.
+    Cells that are NaN do not count; an image without any other gets 0, as does one that is nowhere beyond the usual.
     """
-    rest = distances - distances.nanmedian(0).values
-    top = rest.nan_to_num(nan=-torch.inf).amax(1)
-    return (top - rest.nanmedian(1).values).nan_to_num(nan=0.0).clamp(min=0)
+    beyond = distances - distances.nanmedian(0).values  # (N, S)
+    return beyond.nan_to_num(nan=0.0).amax(1).clamp(min=0)
 
 
 def upper_limit(scores: Tensor, times: float) -> float:
-    """What good images hardly ever exceed, from scores (N,) among which up to a third may be something else.
+    """What good images hardly ever exceed, from scores (N,) among which up to a fifth may be something else.
 
-    The logarithms of good scores are taken to be spread evenly around their median; how widely is read below it, from
-    the 16 % quantile (one standard deviation of a Gaussian), where strange images do not reach. The limit lies
-    ``times`` as far above the median.
+    The modified z-score of Iglewicz and Hoaglin (1993): ``times`` standard deviations above the median, these read
+    from the median absolute deviation; they recommend 3.5. Taken of logarithms, for scores are skewed. A set whose
+    scores scarcely differ counts as one that varies by 5 %.
     """
-    logs = scores.double().clamp(min=1e-12).log()
-    middle, low = logs.quantile(torch.tensor([0.5, 0.16], dtype=torch.float64)).tolist()
-    return float(torch.tensor(middle + times * (middle - low)).exp())
+    logs = scores.double().clamp(min=torch.finfo(torch.float32).tiny).log()
+    middle = logs.quantile(0.5)
+    spread = 1.4826 * (logs - middle).abs().quantile(0.5)
+    return math.exp(float(middle) + times * max(float(spread), _LEAST_SPREAD))

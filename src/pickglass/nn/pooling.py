@@ -10,6 +10,8 @@ D dimensions of a vector.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,6 +23,7 @@ from pickglass.data.geometry import Preprocess
 from pickglass.metrics.labelling import connected_regions
 
 __all__ = [
+    "Pooling",
     "canvas_shares",
     "cell_weights",
     "peak_region",
@@ -29,6 +32,9 @@ __all__ = [
     "region_pairs",
     "signed_root",
 ]
+
+Pooling = Literal["average", "bilinear"]
+"""How a region becomes one vector."""
 
 
 def canvas_shares(mask: npt.NDArray[np.bool_], preprocess: Preprocess) -> npt.NDArray[np.float32]:
@@ -91,14 +97,17 @@ def region_pairs(level: Tensor, weights: Tensor, signs: Tensor | None = None) ->
         (B, C (C + 1) / 2), pairs of different channels times sqrt 2 so that products of vectors are those of the
         whole matrix; or (B, D).
     """
-    cells = level.permute(0, 1, 3, 4, 2).flatten(1, 3)  # (B, N, C)
-    share = weights.flatten(1)[:, :, None]  # (B, N, 1)
-    if signs is not None:
-        first, second = (cells @ s.to(cells) for s in signs)  # (B, N, D)
-        return (first * second * share).sum(1) / signs.shape[2] ** 0.5
-    outer = cells.transpose(1, 2) @ (cells * share)  # (B, C, C)
-    row, column = torch.triu_indices(outer.shape[1], outer.shape[1])
-    return outer[:, row, column] * torch.where(row == column, 1.0, 2**0.5).to(outer)
+    found = []
+    for image, weight in zip(level.permute(0, 1, 3, 4, 2).flatten(1, 3), weights.flatten(1), strict=True):
+        cells, share = image[weight > 0], weight[weight > 0, None]  # (N, C), (N, 1)
+        if signs is None:
+            row, column = torch.triu_indices(level.shape[2], level.shape[2])
+            outer = cells.T @ (cells * share)  # (C, C)
+            found.append(outer[row, column] * torch.where(row == column, 1.0, 2**0.5).to(outer))
+        else:
+            first, second = (cells @ s.to(cells) for s in signs)  # (N, D)
+            found.append((first * second * share).sum(0) / signs.shape[2] ** 0.5)
+    return torch.stack(found)
 
 
 def random_signs(channels: int, dims: int, seed: int) -> Tensor:

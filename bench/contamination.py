@@ -1,0 +1,248 @@
+"""Does the check of the training images name the defective ones, and what do they cost the model where it does not?
+
+    python bench/contamination.py DATA [--seeds 5] [--rates 0.05 0.1] [--methods patchcore padim] [-o OUT.json]
+    python bench/contamination.py --painted [DATA...] [--seeds 3] [-o OUT.json]
+
+DATA is a data set with labelled test defects, e.g. magnetic_tile squeezed to 256 px (bench/squeeze.py). Defects drawn
+evenly from all types are mixed into the good training images as if they were good, until they make up 5 and 10 % of
+them; a group moves as a whole, all its defective images leave the test set, and every model of a draw is judged on
+what is left. Per draw: precision and recall of the images that the check names, the rate of named good images, and
+the metrics of a model fitted on the clean images, on the contaminated ones, on those without the named images, and on
+clean images without the named ones of these (what the check costs where nothing is wrong).
+
+--painted: the sets on which the check's settings were chosen: the good training images of the folders, three cloths
+and four kinds of trays, with painted defects in 0, 5 and 10 % of them; no real defect is looked at. ``mixed`` draws
+the kind of each defect, ``one`` has the same kind everywhere. Prints a table and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pickglass as pg
+from pickglass.data import Preprocess, Row, Table, load_dataset, paint, read_image
+from pickglass.data.cloth import Cloth, weave
+from pickglass.data.trays import Tray, fill
+from pickglass.features.engine import Engine
+from pickglass.features.extractor import FeatureExtractor
+from pickglass.methods import find_method
+from pickglass.methods.running import Reader, Running
+from pickglass.methods.suspicion import Cleanliness, find_suspicious
+from pickglass.metrics import average_precision
+
+METRICS = ("image_auroc", "aupro_30", "aupro_05")
+SURFACE = ("scratch", "hole", "stain", "crack", "dent")
+THREADS = ("broken_pick", "missing_end", "slub", "knot", "foreign_fibre", "stain", "hole")
+PARTS = ("missing_part", "surplus_part", "misplaced_part", "scratch", "stain")
+SIDES = (0.04, 0.3)  # of the shorter side of the image ...
+PART_SIDES = (0.12, 0.3)  # ... where a part is missing, surplus or misplaced
+Figures = dict[str, Any]
+
+
+def a_reader(size: int = 256) -> Reader:
+    extractor = FeatureExtractor("efficientnet_lite0", ("stage3", "stage5"))
+    preprocess = Preprocess((size, size), extractor.interpolation)
+    return Reader(Engine(extractor, "cpu"), preprocess, ("features",), None, Running())
+
+
+def judged(check: Cleanliness, wrong: set[str], rows: Sequence[Row]) -> Figures:
+    """How the named images compare with the truth; precision is None where none was named."""
+    named = {s.path for s in check.suspicious}
+    hits = len(named & wrong)
+    truth = np.array([int(row.path in wrong) for row in rows])
+    return {
+        "named": len(named),
+        "precision": hits / len(named) if named else None,
+        "recall": hits / len(wrong) if wrong else None,
+        "good_named": len(named - wrong) / (len(rows) - len(wrong)),
+        "average_precision": average_precision(truth, np.array(check.scores)) if wrong else None,
+    }
+
+
+# -- real defects ------------------------------------------------------------------------------------------------------
+
+
+def drawn(test: Table, n: int, rng: np.random.Generator) -> Table:
+    """At least n defective rows, whole groups, as many of each type as possible."""
+    members: dict[str, list[Row]] = {}
+    for row in test:
+        if row.label == 1:
+            members.setdefault(row.group or row.path, []).append(row)
+    groups = list(members.values())
+    rng.shuffle(groups)  # type: ignore[arg-type]
+    taken: list[Row] = []
+    while len(taken) < n and groups:
+        counts = Counter(row.defect for row in taken)
+        best = min(groups, key=lambda g: (sum(counts[r.defect] for r in g) / len(g), abs(n - len(taken) - len(g)) > 0))
+        groups.remove(best)
+        taken += best
+    return Table(taken)
+
+
+def metrics_of(method: str, train: Table, test: Table, seed: int) -> Figures:
+    detector = find_method(method)().fit(train, calibrate=0, seed=seed)  # type: ignore[call-arg]
+    found = pg.evaluate(detector.predict(test))
+    return {name: found[name] for name in METRICS}
+
+
+def mixed_in(data: Path, rates: list[float], methods: list[str], seeds: int) -> list[Figures]:
+    dataset, reader = load_dataset(data), a_reader()
+    clean, results = dataset.train, []
+    unprovoked = find_suspicious(clean, reader)
+    for rate in rates:
+        for seed in range(seeds):
+            wrong = drawn(dataset.test, round(rate * len(clean) / (1 - rate)), np.random.default_rng(seed))
+            paths, groups = {row.path for row in wrong}, {row.group for row in wrong if row.group is not None}
+            test = dataset.test.where(
+                lambda row, paths=paths, groups=groups: row.path not in paths and row.group not in groups  # type: ignore[misc]
+            )
+            train = clean + Table([replace(row, role="train", label=0, defect=None, mask=None) for row in wrong])
+            check = find_suspicious(train, reader)
+            told: Figures = {"rate": rate, "seed": seed, "n_wrong": len(wrong), "n_test": len(test)}
+            told |= judged(check, paths, train)
+            named = {s.path for s in check.suspicious}
+            told["by_type"] = {
+                kind: [sum(r.path in named for r in wrong if r.defect == kind), sum(r.defect == kind for r in wrong)]
+                for kind in sorted({row.defect or "" for row in wrong})
+            }
+            sets = {
+                "clean": clean,
+                "clean, dropped": unprovoked.without(clean),
+                "contaminated": train,
+                "contaminated, dropped": check.without(train),
+            }
+            told["metrics"] = {
+                m: {name: metrics_of(m, rows, test, seed) for name, rows in sets.items()} for m in methods
+            }
+            print(json.dumps(told), flush=True)
+            results.append(told)
+    return [{"clean": judged(unprovoked, set(), clean)}, *results]
+
+
+def show_mixed_in(results: list[Figures]) -> None:
+    print(f"clean set: {results[0]['clean']['named']} named")
+    for rate in sorted({r["rate"] for r in results[1:]}):
+        part = [r for r in results if r.get("rate") == rate]
+        print(f"\n{rate:.0%} mixed in, {len(part)} draws: " + summary(part))
+        kinds = Counter[str]()
+        totals = Counter[str]()
+        for r in part:
+            kinds.update({kind: pair[0] for kind, pair in r["by_type"].items()})
+            totals.update({kind: pair[1] for kind, pair in r["by_type"].items()})
+        print("  found: " + ", ".join(f"{kind} {kinds[kind]} of {totals[kind]}" for kind in sorted(totals)))
+        for method, found in part[0]["metrics"].items():
+            for name in found:
+                line = []
+                for metric in METRICS:
+                    values = [100 * r["metrics"][method][name][metric] for r in part]
+                    loss = [v - 100 * r["metrics"][method]["clean"][metric] for v, r in zip(values, part, strict=True)]
+                    error = statistics.stdev(loss) / len(loss) ** 0.5 if len(loss) > 1 else 0.0
+                    line.append(
+                        f"{metric} {statistics.mean(values):5.1f} ({statistics.mean(loss):+.1f} +- {error:.1f})"
+                    )
+                print(f"  {method:12} {name:22} " + "  ".join(line))
+
+
+# -- painted defects ---------------------------------------------------------------------------------------------------
+
+
+def good_sets(folders: list[Path]) -> dict[str, tuple[list[Row], tuple[str, ...]]]:
+    """Good images by name, with the kinds of defects that suit them."""
+    sets: dict[str, tuple[list[Row], tuple[str, ...]]] = {}
+    for folder in folders:
+        rows = []
+        for row in load_dataset(folder).train:
+            image = read_image(row.path)
+            high, wide = image.shape[:2]
+            if wide < 4 * high:
+                rows.append(replace(row, role="train", pixels=image))
+                continue
+            for i in range(wide // high):  # a strip of cloth: squares, one group
+                part = np.ascontiguousarray(image[:, i * high : (i + 1) * high])
+                rows.append(Row(f"{row.path} {i}", "train", 0, group=row.group or row.path, pixels=part))
+        sets[folder.name] = (rows, SURFACE)
+    for cloth in ("plain", "twill", "satin"):
+        pieces = [weave(Cloth(cloth), (256, 256), seed) for seed in range(100)]
+        sets[f"cloth {cloth}"] = ([Row(f"{i}", "train", 0, pixels=p) for i, p in enumerate(pieces)], THREADS)
+    for part in ("pin", "washer", "nut", "bolt"):
+        trays = [fill(Tray(part), (256, 256), seed) for seed in range(100)]  # type: ignore[arg-type]
+        sets[f"tray {part}"] = ([Row(f"{i}", "train", 0, pixels=t) for i, t in enumerate(trays)], PARTS)
+    return sets
+
+
+def spoiled(row: Row, kind: str, rng: np.random.Generator) -> Row:
+    """The row with a painted defect, anything from faint to clear."""
+    if row.pixels is None:
+        raise ValueError(f"{row.path} has no pixels")
+    low, high = np.log(PART_SIDES if kind.endswith("_part") else SIDES)
+    side = min(row.pixels.shape[:2]) * float(np.exp(rng.uniform(low, high)))
+    painted = paint(row.pixels, kind, max(side, 5.0), rng, contrast=float(rng.uniform(0.5, 1.5)))  # type: ignore[arg-type]
+    return replace(row, pixels=painted.image)
+
+
+def painted(folders: list[Path], rates: list[float], seeds: int) -> list[Figures]:
+    reader, results = a_reader(), []
+    for name, (rows, kinds) in good_sets(folders).items():
+        for rate, spread in [(0.0, "mixed"), *((r, s) for r in rates for s in ("mixed", "one"))]:
+            for seed in range(seeds if rate else 1):
+                rng = np.random.default_rng(seed)
+                picked = rng.permutation(len(rows))[: round(rate * len(rows))].tolist()
+                same = str(rng.choice(kinds))
+                made = list(rows)
+                for i in picked:
+                    made[i] = spoiled(rows[i], same if spread == "one" else str(rng.choice(kinds)), rng)
+                check = find_suspicious(Table(made), reader)
+                told = {"set": name, "rate": rate, "spread": spread, "seed": seed, "n": len(rows)}
+                results.append(told | judged(check, {rows[i].path for i in picked}, made))
+        print(f"{name}: " + summary([r for r in results if r["set"] == name and r["rate"]]), flush=True)
+    return results
+
+
+def show_painted(results: list[Figures]) -> None:
+    clean = [r for r in results if not r["rate"]]
+    print(f"clean sets: {statistics.mean(r['good_named'] for r in clean):.2%} named")
+    for rate, spread in sorted({(r["rate"], r["spread"]) for r in results if r["rate"]}):
+        part = [r for r in results if (r["rate"], r["spread"]) == (rate, spread)]
+        print(f"{rate:.0%} {spread}: " + summary(part))
+
+
+def summary(part: list[Figures]) -> str:
+    means = []
+    for key in ("precision", "recall", "good_named", "average_precision"):
+        values = [r[key] for r in part if r[key] is not None]
+        means.append(f"{key} {statistics.mean(values):.3f}" if values else f"{key} -")
+    return ", ".join(means)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="*")
+    parser.add_argument("--painted", action="store_true")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.1])
+    parser.add_argument("--methods", nargs="+", default=["patchcore", "padim"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("-o", "--out", type=Path)
+    given = parser.parse_args()
+    if given.painted:
+        results = painted(given.data, given.rates, given.seeds)
+        show_painted(results)
+    else:
+        if len(given.data) != 1:
+            parser.error("name one data set")
+        results = mixed_in(given.data[0], given.rates, given.methods, given.seeds)
+        show_mixed_in(results)
+    if given.out is not None:
+        given.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

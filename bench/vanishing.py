@@ -1,0 +1,409 @@
+"""The vanishing defect: from which size on does a layer see a defect at all?
+
+    python bench/vanishing.py OUT.jsonl --data DATA [--backbones ...] [--textures ...] [--sizes 128 256 384]
+        fits PatchCore and PaDiM on every single stage and on three fusions, for every texture and input size, and
+        writes a JSON line a cell (texture, backbone, input size, method, layers). What is there already is left alone,
+        so a killed run goes on. A backbone whose published weights are not found is left out, and said to be.
+    python bench/vanishing.py OUT.jsonl --table [--plot docs/vanishing.svg]
+        prints the cells as Markdown tables and draws AUPRO@0.05 over the size of the defect, one line a stage.
+
+Pieces of 128 px, 24 good ones to learn from; judged are 24 good ones and, for each size of 2, 4, 8, 16, 32 and 64 px of
+longest extent, the same 24 others with a painted defect, of changing kind and of contrast 1, 0.6 and 0.3. Sizes are in
+pixels of the piece; at input size S the network sees S / 128 times as many. Two pixels have no shape: there it is a
+darker or brighter square. A size is judged against all good pieces. Intervals are bootstraps over the pieces, by the
+group they come from (tile, strip, part of the photograph).
+
+Textures: plain, twill and satin are woven (``pickglass.data.cloth``); brick, gravel and grass are scikit-image's
+photographs; magnetic_tile and aitex_fabric04 are good images below DATA. Maps are smoothed by half the finest stride
+for both methods, so that no fixed blur hides a defect. The bank is 1 % of the patches but at least 1,000: a hundredth
+of an 8 x 8 grid would say more about the bank than about the layer. PaDiM keeps 100 channels. The fusions, named by
+stride: 4 + 8 (layer1 + layer2), 8 + 16, 4 + 32 (block1 + block4).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pickglass.app.demo import ON_CLOTH, ON_TEXTURES
+from pickglass.app.layers import layers as layer_table
+from pickglass.data import Preprocess, paint, read_image, resize_map
+from pickglass.data.cloth import Cloth, Weave, weave
+from pickglass.errors import WeightsMissing
+from pickglass.features.backbones import find_backbone
+from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.reading import Reading
+from pickglass.methods import METHODS
+from pickglass.methods.running import Run, silent
+from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, bootstrap, resampled
+
+PIECE = 128  # px
+DEFECTS = (2, 4, 8, 16, 32, 64)  # px
+CONTRASTS = (1.0, 0.6, 0.3)
+PHOTOS = ("brick", "gravel", "grass")
+FILES = ("magnetic_tile", "aitex_fabric04")
+TEXTURES = (*get_args(Weave), *PHOTOS, *FILES)
+BANK = 1000  # patches at least
+SEEN = 0.5  # AUPRO@0.05 from which a defect is said to be seen
+BATCH = 8
+Image8 = npt.NDArray[np.uint8]
+
+
+class Piece(NamedTuple):
+    image: Image8  # (128, 128[, 3])
+    group: str
+
+
+class Judged(NamedTuple):
+    """An image to be judged: good (size 0), or with a defect."""
+
+    image: Image8
+    mask: npt.NDArray[np.bool_] | None
+    size: int  # px
+    group: str
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def pieces(texture: str, data: Path | None, n: int) -> tuple[list[Piece], list[Piece]]:
+    """``n`` good pieces to learn from, and twice as many of other places or parts to judge."""
+    if texture in get_args(Weave):
+        cut = [Piece(weave(Cloth(texture), (PIECE, PIECE), seed), str(seed)) for seed in range(3 * n)]  # type: ignore[arg-type]
+        return cut[:n], cut[n:]
+    if texture in PHOTOS:
+        from skimage import data as photos
+
+        photo = getattr(photos, texture)()  # (512, 512); the halves do not touch
+        return _windows(photo, (0, 120), n), _windows(photo, (264, 384), 2 * n)
+    if data is None:
+        raise SystemExit(f"{texture} needs --data, the folder that holds {texture}/train/good")
+    folder, rng = data / texture, _rng(texture)
+    return (
+        _crops(sorted((folder / "train" / "good").iterdir()), {}, n, rng),
+        _crops(sorted((folder / "test" / "good").iterdir()), _groups(folder), 2 * n, rng),
+    )
+
+
+def _windows(photo: Image8, rows: tuple[int, int], n: int) -> list[Piece]:
+    """Evenly over two rows; windows that share much of their place are of one group."""
+    columns = np.linspace(0, photo.shape[1] - PIECE, n // 2).astype(int)
+    return [
+        Piece(photo[y : y + PIECE, x : x + PIECE], f"{y}-{(x + PIECE // 2) // PIECE}")
+        for x, y in itertools.product(columns, rows)
+    ]
+
+
+def _groups(folder: Path) -> dict[str, str]:
+    file = folder / "groups.csv"
+    if not file.exists():
+        return {}
+    with file.open(newline="") as rows:
+        return {Path(row["path"]).name: row["group"] for row in csv.DictReader(rows)}
+
+
+def _crops(files: list[Path], groups: dict[str, str], n: int, rng: np.random.Generator) -> list[Piece]:
+    """Random crops, one file after the other, without dark margins."""
+    found: list[Piece] = []
+    for file in itertools.islice(itertools.cycle(files), 50 * n):
+        image = read_image(file)
+        room = [side - PIECE for side in image.shape[:2]]
+        if min(room) < 0:
+            continue
+        y, x = (int(rng.integers(r + 1)) for r in room)
+        crop = image[y : y + PIECE, x : x + PIECE]
+        sides = [crop.mean(axis=tuple({0, 1, crop.ndim - 1} - {axis})) for axis in (0, 1)]
+        if min(side.min() for side in sides) > 0.4 * crop.mean():
+            found.append(Piece(crop, groups.get(file.name, file.stem)))
+        if len(found) == n:
+            return found
+    raise SystemExit(f"{files[0].parent}: {len(found)} pieces of {PIECE} px found, {n} are needed")
+
+
+def judged(texture: str, held_out: list[Piece]) -> list[Judged]:
+    """Every second piece as it is, the others with defects of every size."""
+    kinds = ON_CLOTH if texture in get_args(Weave) or texture.startswith("aitex") else ON_TEXTURES
+    out = [Judged(piece.image, None, 0, piece.group) for piece in held_out[::2]]
+    for size in DEFECTS:
+        rng = _rng(f"{texture} {size}")
+        for i, piece in enumerate(held_out[1::2]):
+            contrast = CONTRASTS[i // len(kinds) % len(CONTRASTS)]
+            if size < 4:  # the least that has a shape
+                image, mask = spot(piece.image, size, contrast, rng)
+            else:
+                painted = paint(piece.image, kinds[i % len(kinds)], size, rng, contrast)
+                image, mask = painted.image, painted.mask
+            out.append(Judged(image, mask, size, piece.group))
+    return out
+
+
+def spot(image: Image8, size: int, contrast: float, rng: np.random.Generator) -> tuple[Image8, npt.NDArray[np.bool_]]:
+    """A square, darker or brighter by the strength of painted defects: 3 deviations around it, within 40 to 110."""
+    y, x = (int(rng.integers(8, side - 8)) for side in image.shape[:2])
+    around = image[y - 8 : y + 8, x - 8 : x + 8].astype(float)
+    strength = contrast * min(max(3 * around.reshape(256, -1).mean(axis=1).std(), 40.0), 110.0)
+    out, at = image.copy(), (slice(y, y + size), slice(x, x + size))
+    brighter = rng.random() < 0.5 if strength < around.mean() < 255 - strength else around.mean() < 128
+    out[at] = (image[at] + (strength if brighter else -strength)).round().clip(0, 255)
+    return out, (out != image).reshape(*image.shape[:2], -1).any(axis=2)
+
+
+def _rng(name: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+
+def fusions(backbone: str) -> list[tuple[str, ...]]:
+    """Every stage alone, then the deepest of strides 4 + 8, 8 + 16 and 4 + 32."""
+    levels = find_backbone(backbone).levels
+    deepest = {level.stride: level.name for level in levels}
+    pairs = [(deepest[a], deepest[b]) for a, b in ((4, 8), (8, 16), (4, 32)) if a in deepest and b in deepest]
+    return [*((level.name,) for level in levels), *pairs]
+
+
+def features(extractor: FeatureExtractor, images: list[Image8], size: int) -> list[torch.Tensor]:
+    """Per stage (N, C, h, w)."""
+    prepare = Preprocess((size, size), extractor.interpolation)
+    batches: list[tuple[torch.Tensor, ...]] = []
+    with torch.no_grad():
+        for start in range(0, len(images), BATCH):
+            batch = np.stack([prepare(image) for image in images[start : start + BATCH]])  # (B, 3, S, S)
+            batches.append(extractor(torch.from_numpy(batch)))
+    return [torch.cat(level) for level in zip(*batches, strict=True)]
+
+
+def _batches(levels: list[torch.Tensor]) -> Iterator[Reading]:
+    for start in range(0, len(levels[0]), BATCH):
+        yield Reading(tuple(level[start : start + BATCH, None] for level in levels))  # (B, 1, C, h, w)
+
+
+def fit_and_judge(
+    method: str, setting: dict[str, Any], good: list[torch.Tensor], test: list[torch.Tensor]
+) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.float32]]]:
+    """Scores (N,) and N maps of the size of the pieces."""
+    shapes = [(level.shape[1], level.shape[2], level.shape[3]) for level in good]
+    n = len(good[0])
+    if method == "patchcore":
+        setting = {**setting, "ratio": min(1.0, max(0.01, BANK / (n * shapes[0][1] * shapes[0][2])))}
+    head = METHODS[method].configured(setting)
+    head.build(shapes, 1, 0)
+    head.start(Run(n, shapes, 1, 0, 4.0, silent))
+    with torch.no_grad():
+        for reading in _batches(good):
+            head.update(reading)
+        head.finish()
+        head.eval()
+        scores, maps = zip(*(head.score(reading) for reading in _batches(test)), strict=True)
+    grids = torch.cat(maps)[:, 0].numpy()  # (N, h, w)
+    return torch.cat(scores)[:, 0].double().numpy(), [resize_map(grid, (PIECE, PIECE)) for grid in grids]
+
+
+def figures(
+    scores: npt.NDArray[np.float64], maps: list[npt.NDArray[np.float32]], images: list[Judged], repeats: int
+) -> dict[str, Any]:
+    """By size: AUPRO@0.05, AUPRO@0.3 and image AUROC, each as [value, low, high]."""
+    curves = PixelCurves()
+    for map_, item in zip(maps, images, strict=True):
+        curves.update(map_, item.mask, tag=f"{item.size} px" if item.size else "good")
+    tables = CountTables(curves.ok_quantiles(OK_LEVELS))
+    for map_, item in zip(maps, images, strict=True):
+        tables.update(map_, item.mask)
+    sizes, labels = np.array([item.size for item in images]), np.array([int(item.size > 0) for item in images])
+    auroc_of = resampled(auroc, labels, scores)
+    chosen = {size: (sizes == size) | (sizes == 0) for size in DEFECTS}
+
+    def every(weight: npt.NDArray[np.int64]) -> list[float]:
+        own = [weight * chosen[size] for size in DEFECTS]
+        return [f(w) for w in own for f in (lambda w: tables.aupro(w, 0.05), lambda w: tables.aupro(w, 0.3), auroc_of)]
+
+    found = bootstrap(every, [item.group for item in images], repeats=repeats)
+    result: dict[str, Any] = {}
+    rows = np.stack([found.value, found.low, found.high], axis=1).reshape(len(DEFECTS), 3, 3)
+    for size, row in zip(DEFECTS, rows, strict=True):
+        exact = curves.compute([0.05, 0.3], tags={f"{size} px", "good"}).aupro
+        row[0, 0], row[1, 0] = exact[0.05], exact[0.3]
+        names = ("aupro_05", "aupro_30", "image_auroc")
+        result[str(size)] = {name: np.round(triple, 4).tolist() for name, triple in zip(names, row, strict=True)}
+    return result
+
+
+def measure(given: argparse.Namespace) -> None:
+    known = {_key(row) for row in read_rows(given.out)}
+    for backbone in given.backbones:
+        spec = find_backbone(backbone)
+        stages = [level.name for level in spec.levels]
+        try:
+            extractor = FeatureExtractor(backbone, stages, given.weights)
+        except WeightsMissing as error:
+            print(f"{backbone} is left out: {error}", flush=True)
+            continue
+        nodes = layer_table(backbone, stages, weights=given.weights)["nodes"]
+        facts = {node["name"]: (node["stride"], node["rf_gradient"], node["channels"]) for node in nodes}
+        for texture, size in itertools.product(given.textures, given.sizes):
+            cells = [(m, names) for m in given.methods for names in fusions(backbone)]
+            cells = [c for c in cells if (texture, backbone, given.weights, size, *c) not in known]
+            if not cells:
+                continue
+            train, held_out = pieces(texture, given.data, given.n)
+            images = judged(texture, held_out)
+            good = features(extractor, [piece.image for piece in train], size)
+            test = features(extractor, [item.image for item in images], size)
+            for method, names in cells:
+                at = [stages.index(name) for name in names]
+                setting = {"backbone": backbone, "layers": names, "size": size, "smoothing": None}
+                scores, maps = fit_and_judge(method, setting, [good[i] for i in at], [test[i] for i in at])
+                row = {
+                    "texture": texture,
+                    "backbone": backbone,
+                    "weights": given.weights,
+                    "input": size,
+                    "method": method,
+                    "layers": list(names),
+                    "stride": facts[names[0]][0],
+                    "field": max(facts[name][1] for name in names),
+                    "channels": sum(facts[name][2] for name in names),
+                    "n": given.n,
+                    "by_size": figures(scores, maps, images, given.repeats),
+                }
+                with given.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            print(f"{texture}, {backbone}, {size} px: {len(cells)} cells", flush=True)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """What a run wrote; a last line that was cut off is left out, and measured again."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["texture"], row["backbone"], row["weights"], row["input"], row["method"], tuple(row["layers"])
+
+
+# -- tables and plot ---------------------------------------------------------------------------------------------------
+
+Means = dict[tuple[Any, ...], tuple[dict[str, Any], list[tuple[float, float]]]]
+
+
+def means(rows: list[dict[str, Any]], metric: str) -> Means:
+    """(backbone, weights, input, method, layers) -> a row of its kind, and per size the mean over the textures and half
+    its interval, the textures' own taken as independent."""
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault(_key(row)[1:], []).append(row)
+    out: Means = {}
+    for key, same in kinds.items():
+        triples = np.array(
+            [[row["by_size"][str(size)][metric] for row in same] for size in DEFECTS]
+        )  # (D, textures, 3)
+        half = np.sqrt((((triples[..., 2] - triples[..., 1]) / 2) ** 2).sum(axis=1)) / len(same)
+        out[key] = same[0], list(zip(triples[..., 0].mean(axis=1), half, strict=True))
+    return out
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    textures = {_key(row)[1:]: 0 for row in rows}
+    for row in rows:
+        textures[_key(row)[1:]] += 1
+    for metric, title in (("aupro_05", "AUPRO@0.05"), ("image_auroc", "image AUROC")):
+        found = means(rows, metric)
+        groups = list(dict.fromkeys(key[:-1] for key in found))
+        for group in groups:
+            backbone, weights, size, method = group
+            print(f"\n### {title}: {backbone} ({weights}), {method}, input {size} px\n")
+            heads = ["layers", "stride", "field", "channels", "textures", *(f"{px} px" for px in DEFECTS)]
+            heads += ["seen from"] if metric == "aupro_05" else []
+            print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+            for key, (row, values) in found.items():
+                if key[:-1] != group:
+                    continue
+                seen = [f"{px} px" for px, (value, _) in zip(DEFECTS, values, strict=True) if value >= SEEN]
+                cells = [f"`{'+'.join(row['layers'])}`", row["stride"], row["field"], row["channels"], textures[key]]
+                cells += [f"{value:.2f} ± {half:.2f}" for value, half in values]
+                cells += [seen[0] if seen else "-"] if metric == "aupro_05" else []
+                print(f"| {' | '.join(str(cell) for cell in cells)} |")
+
+
+def plot(rows: list[dict[str, Any]], target: Path) -> None:
+    """A panel a backbone and method, all at the input size that most cells have; fusions dashed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "vanishing"
+    from matplotlib import pyplot
+
+    inputs = [row["input"] for row in rows]
+    size = max(sorted(set(inputs)), key=inputs.count)
+    found = {key: value for key, value in means(rows, "aupro_05").items() if key[2] == size}
+    backbones, methods = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 3))
+    shape = (len(backbones), len(methods))
+    figure, axes = pyplot.subplots(*shape, figsize=(5.5 * shape[1], 3.8 * shape[0]), sharex=True, squeeze=False)
+    for (i, backbone), (j, method) in itertools.product(enumerate(backbones), enumerate(methods)):
+        own = [value for key, value in found.items() if (key[0], key[3]) == (backbone, method)]
+        shades = iter(pyplot.get_cmap("viridis")(np.linspace(0, 0.9, sum(len(row["layers"]) == 1 for row, _ in own))))
+        greys = iter(("0.0", "0.4", "0.65"))
+        for row, values in own:
+            single = len(row["layers"]) == 1
+            colour, line = (next(shades), "-") if single else (next(greys), "--")
+            label = f"{'+'.join(row['layers'])} ({row['stride']} px)"
+            axes[i][j].plot(DEFECTS, [v for v, _ in values], line, color=colour, marker=".", label=label)
+        axes[i][j].set_xscale("log", base=2)
+        axes[i][j].set_xticks(DEFECTS, [str(px) for px in DEFECTS])
+        axes[i][j].set_ylim(0, 1)
+        axes[i][j].set_title(f"{backbone}, {method}, input {size} px", fontsize=10)
+        axes[i][j].legend(fontsize=7, title="layers (stride)", title_fontsize=7)
+        axes[i][j].set_xlabel("longest extent of the defect, px of the piece")
+        axes[i][j].set_ylabel("AUPRO@0.05, mean over textures")
+    figure.tight_layout()
+    figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, help="folder with magnetic_tile and aitex_fabric04")
+    parser.add_argument(
+        "--backbones", nargs="+", default=["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
+    )
+    parser.add_argument("--weights", default="default")
+    parser.add_argument("--textures", nargs="+", default=TEXTURES, choices=TEXTURES)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 384], help="of the network's input, px")
+    parser.add_argument("--methods", nargs="+", default=["patchcore", "padim"], choices=["patchcore", "padim"])
+    parser.add_argument("--n", type=int, default=24, help="good pieces to learn from, and to judge, and of each size")
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--plot", type=Path)
+    given = parser.parse_args()
+    if given.table or given.plot:
+        rows = read_rows(given.out)
+        if not rows:
+            raise SystemExit(f"{given.out} holds no cell yet: run without --table first")
+        if given.table:
+            table(rows)
+        if given.plot:
+            plot(rows, given.plot)
+    else:
+        torch.set_num_threads(1)
+        measure(given)
+
+
+if __name__ == "__main__":
+    main()

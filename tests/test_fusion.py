@@ -1,0 +1,425 @@
+"""Fusion: each kind against a slow literal one, what it may learn from, every method on fused levels, model files."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import pickglass as pg
+from pickglass.app.fit import build
+from pickglass.cli.main import app
+from pickglass.data import Row, Table
+from pickglass.errors import InputError, UnknownName
+from pickglass.features.fusion import Fusion, FusionSettings
+from pickglass.features.reading import Reading
+from pickglass.methods import METHODS
+from pickglass.nn.moments import GridSums
+from pickglass.testing import check_detector, textures
+
+SHAPES = [(6, 8, 8), (10, 4, 4), (7, 2, 3)]
+RESNET = {"backbone": "resnet18", "layers": "layer1+layer2", "weights": "random", "size": 64}
+
+
+def levels(n: int = 20, seed: int = 0) -> list[torch.Tensor]:
+    """Correlated channels of unlike scales, far from 0."""
+    g = torch.Generator().manual_seed(seed)
+    mixing = torch.Generator().manual_seed(100)
+    return [
+        torch.einsum(
+            "ce,nehw->nchw",
+            torch.randn(c, c, generator=mixing) * torch.logspace(-2, 1, c)[:, None],
+            torch.randn(n, c, h, w, generator=g),
+        )
+        + 5
+        for c, h, w in SHAPES
+    ]
+
+
+def reading(found: list[torch.Tensor], keep: torch.Tensor | None = None) -> Reading:
+    return Reading(tuple(level[:, None] for level in found), None, keep)
+
+
+def settled(kind: str, seed: int = 0, **settings: object) -> Fusion:
+    fusion = Fusion(FusionSettings(kind, **settings), SHAPES, seed)  # type: ignore[arg-type]
+    found = levels()
+    for part in (slice(0, 3), slice(3, 20)):
+        fusion.observe(reading([level[part] for level in found]))
+    fusion.settle()
+    return fusion
+
+
+def vectors(level: torch.Tensor) -> np.ndarray:
+    """(N, C, h, w) -> (N h w, C) of doubles."""
+    return level.double().permute(0, 2, 3, 1).flatten(0, 2).numpy()
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def test_moments_are_numpys() -> None:
+    level = levels(9)[1] + 1000
+    sums = GridSums(SHAPES[1])
+    sums.add(level[:4], None)
+    sums.add(level[4:], None)
+    found = sums.moments()
+    np.testing.assert_allclose(found.mean, vectors(level).mean(0))
+    np.testing.assert_allclose(found.covariance, np.cov(vectors(level).T), rtol=1e-6)
+    np.testing.assert_allclose(found.spread, level.double().var(0), rtol=1e-6)
+    # at a cell over the images: the mean of the cells' own covariances, all of as many images
+    cells = level.double().flatten(2).numpy()  # (N, C, h w)
+    np.testing.assert_allclose(found.within, np.mean([np.cov(cells[..., j].T) for j in range(16)], axis=0), rtol=1e-6)
+
+
+def test_cells_that_do_not_count_enter_no_statistic() -> None:
+    level = levels(9)[1]
+    keep = torch.rand(9, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.6
+    keep[:, 0, 0] = False
+    poisoned = torch.where(keep[:, None], level, torch.nan)
+    sums = GridSums(SHAPES[1])
+    sums.add(poisoned[:2], torch.zeros(2, 4, 4, dtype=torch.bool))
+    sums.add(poisoned, keep)
+    found = sums.moments()
+    own = level.permute(0, 2, 3, 1)[keep].double().numpy()
+    np.testing.assert_allclose(found.mean, own.mean(0))
+    np.testing.assert_allclose(found.covariance, np.cov(own.T), rtol=1e-6)
+    assert torch.isnan(found.spread[:, 0, 0]).all()
+    np.testing.assert_allclose(found.spread[:, 1, 2], level[keep[:, 1, 2], :, 1, 2].double().var(0), rtol=1e-6)
+
+
+def test_nothing_to_learn_from_is_said() -> None:
+    fusion = Fusion(FusionSettings("concat", normalise="whiten"), SHAPES)
+    with pytest.raises(InputError, match="region of interest"):
+        fusion.settle()
+    fusion = Fusion(FusionSettings("concat", normalise="whiten"), SHAPES)
+    fusion.observe(reading([level * torch.nan for level in levels(2)]))
+    with pytest.raises(InputError, match="not finite"):
+        fusion.settle()
+
+
+# -- the kinds ---------------------------------------------------------------------------------------------------------
+
+
+def test_concat_brings_all_to_the_finest_grid_wherever_that_comes() -> None:
+    found = levels(2)[::-1]
+    fusion = Fusion(FusionSettings("concat"), SHAPES[::-1])
+    (fused,) = fusion(found)
+    assert fusion.shapes == [(23, 8, 8)]
+    assert torch.equal(fused[:, 17:], found[2])
+    # half-pixel centres: cell 1 of 8 lies at 0.25 of the cells 0 and 1 of 4
+    torch.testing.assert_close(fused[:, 7:17, 0, 1], 0.75 * found[1][:, :, 0, 0] + 0.25 * found[1][:, :, 0, 1])
+
+
+def test_normalised_levels_have_the_moments_asked_for() -> None:
+    found = levels()
+    for name in ("standardise", "whiten"):
+        (fused,) = settled("concat", normalise=name, shrinkage=1e-11)(found)
+        covariance = np.cov(vectors(fused[:, :6]).T)  # of the level that is on the grid already
+        np.testing.assert_allclose(covariance.diagonal(), 1, rtol=1e-3)
+        assert np.abs(vectors(fused[:, :6]).mean(0)).max() < 1e-4
+        assert (np.abs(covariance - np.eye(6)).max() < 1e-3) == (name == "whiten")
+
+
+def test_shrinkage_is_the_formula() -> None:
+    found = levels()
+    covariance = np.cov(vectors(found[0]).T)
+    values, axes = np.linalg.eigh(0.7 * covariance + 0.3 * np.trace(covariance) / 6 * np.eye(6))
+    white = (vectors(found[0]) - vectors(found[0]).mean(0)) @ axes @ np.diag(values**-0.5) @ axes.T
+    (fused,) = settled("concat", normalise="whiten", shrinkage=0.3)(found)
+    np.testing.assert_allclose(vectors(fused[:, :6]), white, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["concat", "pyramid", "attention"])
+@pytest.mark.parametrize("normalise", ["standardise", "whiten"])
+def test_silent_channels_and_levels_stay_finite(kind: str, normalise: str) -> None:
+    found = levels()
+    found[0][:, 2] = 3.0
+    found[1][:] = 0.0
+    fusion = Fusion(FusionSettings(kind, normalise=normalise, dims=4), SHAPES)  # type: ignore[arg-type]
+    fusion.observe(reading(found))
+    fusion.settle()
+    (fused,) = fusion(found)
+    assert torch.isfinite(fused).all()
+    found[0][:, 2] += 1.0
+    assert fusion(found)[0].abs().max() < 1e3  # a silent channel that speaks is not blown up without bound
+
+
+def test_pyramid_is_pca_turned_and_summed_from_the_top() -> None:
+    found = levels()
+    steps = settled("pyramid", dims=5, levels="all")(found)
+    fusion = settled("pyramid", dims=5, levels="all")
+    assert [tuple(s.shape[1:]) for s in steps] == fusion.shapes == [(5, 8, 8), (5, 4, 4), (5, 2, 3)]
+    assert torch.equal(settled("pyramid", dims=5)(found)[0], steps[0])
+    top = vectors(steps[2])
+    centred = vectors(found[2]) - vectors(found[2]).mean(0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    # the turn changes no distance: inner products are those of the five leading components
+    components = vectors(found[2]) @ axes[:5].T
+    np.testing.assert_allclose(top @ top.T, components @ components.T, rtol=1e-3, atol=1e-3)
+    lateral = fusion.mix.lateral1
+    enlarged = torch.nn.functional.interpolate(steps[2], (4, 4), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(steps[1], torch.einsum("dc,nchw->ndhw", lateral, found[1]) + enlarged)
+
+
+def test_lateral_projections_keep_distances_where_there_is_room() -> None:
+    fusion = settled("pyramid", dims=12)
+    for i, (c, _, _) in enumerate(SHAPES):
+        lateral = getattr(fusion.mix, f"lateral{i}")
+        torch.testing.assert_close(lateral.T @ lateral, torch.eye(c), atol=1e-5, rtol=0)
+
+
+def test_the_sketch_is_two_count_sketches_convolved() -> None:
+    fusion = Fusion(FusionSettings("bilinear", dims=9), SHAPES, seed=3)
+    x = torch.randn(2, 23, 2, 2)
+    # what the sketches do to single channels, read back out of their spectra
+    spectra = torch.complex(fusion.mix.spectra[:, 0], fusion.mix.spectra[:, 1])  # (2, K, D)
+    hashes = torch.fft.irfft(spectra, 9, dim=1).round().numpy()  # (2, d, D)
+    assert (np.abs(hashes).sum(1) == 1).all()
+    assert (hashes[0] != hashes[1]).any()
+    expected = np.zeros((2, 9, 2, 2))
+    for c in range(23):
+        for e in range(23):
+            at, sign = int(np.abs(hashes[0, :, c]).argmax()), hashes[0, :, c].sum()
+            other, other_sign = int(np.abs(hashes[1, :, e]).argmax()), hashes[1, :, e].sum()
+            expected[:, (at + other) % 9] += sign * other_sign * (x[:, c] * x[:, e]).numpy()
+    np.testing.assert_allclose(fusion.mix.sketch(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_sketch_estimates_the_bilinear_product_without_bias() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 23, generator=g)
+    y = y + x  # so that there is something to estimate
+    both = torch.stack([x, y])[..., None, None]
+    found = []
+    for seed in range(400):
+        a, b = Fusion(FusionSettings("bilinear", dims=64), SHAPES, seed).mix.sketch(both)[..., 0, 0]
+        found.append(float(a @ b))
+    exact = float(x @ y) ** 2  # <x x^T, y y^T>
+    error = np.std(found) / np.sqrt(len(found))
+    assert abs(np.mean(found) - exact) < 4 * error
+    assert error < 0.03 * exact
+
+
+def test_bilinear_features_are_pooled_rooted_and_of_unit_length() -> None:
+    found = levels(2)
+    fusion = Fusion(FusionSettings("bilinear", dims=16, patch=3), SHAPES)
+    (fused,) = fusion(found)
+    sketched = fusion.mix.sketch(Fusion(FusionSettings("concat"), SHAPES)(found)[0])
+    mean = sketched[:, :, 2:5, 4:7].mean((2, 3))
+    rooted = mean.sign() * mean.abs().sqrt()
+    torch.testing.assert_close(fused[:, :, 3, 5], rooted / rooted.norm(dim=1, keepdim=True), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(fused.norm(dim=1), torch.ones(2, 8, 8))
+    silent = torch.zeros(1, 6, 8, 8, requires_grad=True)
+    fusion([silent, found[1][:1] * 0, found[2][:1] * 0])[0].sum().backward()
+    assert silent.grad is not None
+    assert torch.isfinite(silent.grad).all()
+
+
+def aligned(n: int = 40) -> list[torch.Tensor]:
+    """Channel 0 says the same of a place in every image; the rest is noise, four times as much in the left half."""
+    g = torch.Generator().manual_seed(1)
+    found = []
+    for c, h, w in SHAPES:
+        place = torch.randn(h, w, generator=g)
+        noise = torch.randn(n, c, h, w, generator=g)
+        noise[..., : w // 2] *= 4
+        noise[:, 0] = place + 0.5 * noise[:, 0]
+        found.append(noise)
+    return found
+
+
+@pytest.mark.parametrize("normalise", ["none", "standardise", "whiten"])
+def test_attention_goes_to_what_repeats_itself(normalise: str) -> None:
+    fusion = Fusion(FusionSettings("attention", normalise=normalise, levels="all"), SHAPES)  # type: ignore[arg-type]
+    found = aligned()
+    fusion.observe(reading(found))
+    fusion.settle()
+    channels, cells = fusion.mix.channels0[:, 0, 0], fusion.mix.cells0[0]
+    assert channels[0] > 1.1
+    torch.testing.assert_close(channels[1:], torch.ones(5), atol=0.05, rtol=0)
+    assert (cells[:, :4] < 0.9).all()
+    assert (cells[:, 4:] > 1.5).all()
+    assert [tuple(x.shape[1:]) for x in fusion(found)] == fusion.shapes == SHAPES
+
+
+def test_attention_is_the_formula() -> None:
+    found = aligned()
+    fusion = Fusion(FusionSettings("attention", shrinkage=0.0), SHAPES)
+    fusion.observe(reading(found))
+    fusion.settle()
+    x = found[1].double()
+    e_cij = x.var(0)
+    e_c, v_c = e_cij.mean((1, 2)), x.transpose(0, 1).flatten(1).var(1)
+    torch.testing.assert_close(fusion.mix.channels1[:, 0, 0].double(), (v_c / e_c).sqrt().clamp(0.25, 4))
+    torch.testing.assert_close(
+        fusion.mix.cells1[0].double(), (e_cij / e_c[:, None, None]).mean(0).rsqrt().clamp(0.25, 4)
+    )
+    fused = fusion(found)[0]
+    weighted = found[0] * fusion.mix.channels0 * fusion.mix.cells0
+    assert torch.equal(fused[:, :6], weighted)
+
+
+def test_attention_says_nothing_after_one_image() -> None:
+    fusion = Fusion(FusionSettings("attention"), SHAPES)
+    fusion.observe(reading(levels(1)))
+    fusion.settle()
+    assert torch.equal(fusion(levels(1))[0], Fusion(FusionSettings("concat"), SHAPES)(levels(1))[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "glue"}, "concat, pyramid, bilinear, attention"),
+        ({"kind": "concat", "normalise": "zca"}, "whiten"),
+        ({"kind": "concat", "normalise": "whiten", "shrinkage": 0.0}, "above 0 to whiten"),
+        ({"kind": "bilinear", "patch": 2}, "odd"),
+        ({"kind": "pyramid", "dims": 1}, "at least 2"),
+        ({"kind": "bilinear", "levels": "all"}, "no meaning"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pg.PatchCore().fused(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["concat", "pyramid", "bilinear", "attention"])
+def test_a_fusion_exports(kind: str, tmp_path: Path) -> None:
+    import openvino
+
+    fusion = settled(kind, dims=8, normalise="whiten").eval()
+    found = levels(2, seed=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter of the engine is the older one
+        torch.onnx.export(
+            _Spread(fusion), tuple(level[:1] for level in found), str(tmp_path / "fusion.onnx"), dynamo=False
+        )
+    run = openvino.Core().compile_model(tmp_path / "fusion.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    exported = run([level[:1].numpy() for level in found])[0]
+    np.testing.assert_allclose(exported, fusion([level[:1] for level in found])[0], rtol=1e-3, atol=1e-3)
+
+
+class _Spread(torch.nn.Module):
+    def __init__(self, fusion: Fusion) -> None:
+        super().__init__()
+        self.fusion = fusion
+
+    def forward(self, *levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.fusion(levels)  # type: ignore[no-any-return]
+
+
+# -- in a detector -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "tiles"),
+    [
+        ("concat", {"normalise": "whiten"}, {}),
+        ("pyramid", {"dims": 16, "levels": "all"}, {"tile": 64, "stride": 32, "heads": 2}),
+        ("bilinear", {"dims": 32, "normalise": "standardise"}, {}),
+        ("attention", {}, {"tile": 64, "stride": 32, "at_once": 2}),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_conformance(kind: str, settings: dict[str, object], tiles: dict[str, object]) -> None:
+    detector = pg.PatchCore(**{**RESNET, "size": 96}, ratio=0.05).fused(kind, **settings)  # type: ignore[arg-type]
+    if tiles:
+        detector = detector.tiled(**tiles)  # type: ignore[arg-type]
+    assert len(check_detector(detector, n_images=12)) == 12
+
+
+def test_concat_is_patchcores_own_patches_at_one_cell() -> None:
+    good, test = textures(10, 64), textures(3, 64, seed=1)
+    plain = pg.PatchCore(**RESNET, patch=1).fit(good)  # type: ignore[arg-type]
+    fused = plain.fused("concat").fit(good)
+    assert torch.equal(plain.bank, fused.bank)  # type: ignore[arg-type]
+    assert (plain.predict(test).scores == fused.predict(test).scores).all()
+
+
+TRAINED = {"epochs": 2, "batch": 4}
+FEW: dict[str, dict[str, object]] = {
+    "padim": {"dims": 8},
+    "stfpm": TRAINED,
+    "reverse_distillation": {**TRAINED, "blocks": 1},
+    "fastflow": {**TRAINED, "steps": 2},
+    "asymmetric_student_teacher": {"teacher_epochs": 1, "student_epochs": 1, "batch": 4, "student_hidden": 8},
+}
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) & {"patchcore", *FEW}))
+def test_every_method_reads_fused_levels(method: str, tmp_path: Path) -> None:
+    good = textures(8, 48)
+    levels = "one" if method == "asymmetric_student_teacher" else "all"
+    detector = METHODS[method].configured({**RESNET, "size": 48, **FEW.get(method, {})})
+    detector = detector.fused("pyramid", dims=8, normalise="standardise", levels=levels).fit(good)
+    found = detector.predict(good)
+    assert np.isfinite(found.scores).all()
+    loaded = pg.load(detector.save(tmp_path / "model.safetensors")).predict(good)
+    assert (loaded.scores == found.scores).all()
+
+
+def test_only_fit_rows_are_learned_from() -> None:
+    good, strange = textures(12, 64), textures(4, 64, seed=5) // 2
+    roles = ["fit"] * 12 + ["validate", "validate", "calibrate", "calibrate"]
+    rows = [
+        Row(f"array:{i}", role=role, label=0, pixels=image)
+        for i, (role, image) in enumerate(zip(roles, [*good, *strange], strict=True))
+    ]
+    detector = pg.PatchCore(**RESNET).fused("attention", normalise="whiten")  # type: ignore[arg-type]
+    alone = detector.fit(good, validate=0, calibrate=0).fusion
+    assert alone is not None
+    expected = {name: tensor.clone() for name, tensor in alone.state_dict().items()}
+    found = detector.fit(Table(rows)).fusion
+    assert found is not None
+    for name, tensor in found.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
+def test_what_one_tile_of_a_head_too_many_repeats_is_counted_once() -> None:
+    """Two heads for four tiles, three and one: the filling of the second enters no statistic."""
+    detector = pg.PatchCore(**RESNET).fused("concat", normalise="standardise")  # type: ignore[arg-type]
+    means = [
+        detector.tiled(tile=32, stride=32, heads=heads).fit(textures(8, 64)).fusion.normalisers[0].mean  # type: ignore[union-attr]
+        for heads in ("position", 1, 3)  # type: ignore[arg-type]
+    ]
+    for mean in means[1:]:
+        torch.testing.assert_close(mean, means[0])
+
+
+def test_layers_may_be_written_in_one() -> None:
+    assert pg.PatchCore(layers="stage3+stage5").level_names() == ["stage3", "stage5"]
+    assert pg.PatchCore(layers="stage3+stage5").fused("concat").level_names() == ["stage3+stage5"]
+    good = textures(8, 64)
+    apart = pg.PatchCore(**{**RESNET, "layers": ("layer1", "layer2")}).fit(good).predict(good)  # type: ignore[arg-type]
+    assert (pg.PatchCore(**RESNET).fit(good).predict(good).scores == apart.scores).all()  # type: ignore[arg-type]
+
+
+def test_settings_by_name() -> None:
+    detector = build("patchcore", fusion={"kind": "pyramid", "dims": 8}, tiling={"tile": 64})
+    assert detector.fusing == FusionSettings("pyramid", dims=8)
+    assert detector.tiling is not None
+    assert detector.configured(detector.configuration()).configuration() == detector.configuration()
+    with pytest.raises(UnknownName, match="normalize"):
+        build("patchcore", fusion={"kind": "pyramid", "normalize": "whiten"})
+    assert "fusion" not in pg.PatchCore().configuration()
+
+
+def test_fusing_on_the_command_line(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i, image in enumerate(textures(8, 64)):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    model = tmp_path / "model.safetensors"
+    said = ["fit", str(tmp_path), "-o", str(model), "--backbone", "resnet18", "--layers", "layer1+layer2"]
+    said += ["--weights", "random", "--size", "64", "--calibrate", "0"]
+    result = CliRunner().invoke(app, [*said, "--fuse", "pyramid", "--set", "fusion.dims=8"])
+    assert result.exit_code == 0, result.output
+    loaded = pg.load(model)
+    assert loaded.fusing == FusionSettings("pyramid", dims=8)
+    assert list(loaded.layers) == ["layer1", "layer2"]
+    result = CliRunner().invoke(app, [*said, "--set", "fusion.dims=8"])
+    assert isinstance(result.exception, InputError)
+    assert "--fuse" in str(result.exception)

@@ -1,0 +1,206 @@
+"""Which training images look like none of the others: the arithmetic done literally, and painted defects found."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pickglass.data import Preprocess, Row, Table, paint
+from pickglass.errors import DataError
+from pickglass.features.engine import Engine
+from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.reading import Reading
+from pickglass.methods.running import Reader, Running
+from pickglass.methods.suspicion import CleanCheck, find_suspicious
+from pickglass.nn import outliers
+from pickglass.nn.outliers import group_distances, principal, standing_out, upper_limit
+from pickglass.testing import textures
+
+
+def cells(n: int, s: int = 5, c: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, s, c, generator=torch.Generator().manual_seed(seed))
+
+
+def literal(x: torch.Tensor, groups: list[int], keep: np.ndarray, nearest: int) -> np.ndarray:
+    """Mean distance to the nearest groups, cell by cell, in float64."""
+    x = x.double().numpy()
+    out = np.full(x.shape[:2], np.nan)
+    for i, j in np.argwhere(keep):
+        to = {}
+        for k, m in np.argwhere(keep):
+            if groups[k] != groups[i]:
+                d = math.dist(x[i, j], x[k, m])
+                to[groups[k]] = min(d, to.get(groups[k], math.inf))
+        out[i, j] = np.mean(sorted(to.values())[:nearest])
+    return out
+
+
+@pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4, 5], [0, 1, 0, 2, 2, 2], [1, 0, 0, 1, 1, 0]])
+@pytest.mark.parametrize("masked", [False, True])
+def test_distances_are_those_to_other_groups_done_literally(
+    groups: list[int], masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outliers, "_QUERIES", 7)  # several blocks, the last one short
+    x = cells(6)
+    keep = np.ones((6, 5), bool)
+    if masked:
+        keep[[0, 2, 5], [0, 1, 4]] = False
+        keep[3] = False  # in the second case nothing of image 3 is left, of its group something is
+    found = group_distances(x, torch.tensor(groups), torch.from_numpy(keep) if masked else None, 3, seed=0)
+    np.testing.assert_allclose(found, literal(x, groups, keep, 3), rtol=1e-5)
+
+
+def test_a_group_without_a_cell_that_counts_vouches_for_nobody() -> None:
+    x, keep = cells(5), torch.ones(5, 5, dtype=torch.bool)
+    keep[4] = False
+    found = group_distances(x, torch.arange(5), keep, 4, seed=0)
+    np.testing.assert_allclose(found[:4], group_distances(x[:4], torch.arange(4), None, 3, seed=0), rtol=1e-5)
+    assert bool(found[4].isnan().all())
+
+
+def test_beyond_the_budget_every_image_lends_as_many_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outliers, "_REFERENCES", 60)
+    x, keep = cells(20, 9), torch.ones(20, 9, dtype=torch.bool)
+    keep[:, 3] = False
+    picked, owner = outliers._references(x, torch.arange(20), keep, seed=0)
+    assert torch.bincount(owner).tolist() == [3] * 20
+    assert not any(bool((picked == x[i, 3]).all(1).any()) for i in range(20))
+    fewer = group_distances(x, torch.arange(20), keep, 3, seed=0)
+    monkeypatch.setattr(outliers, "_REFERENCES", 10_000)
+    every = group_distances(x, torch.arange(20), keep, 3, seed=0)
+    assert bool((fewer[keep] >= every[keep] - 1e-5).all())
+
+
+def test_principal_axes_keep_what_varies() -> None:
+    flat = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1))).Q
+    wide = torch.cat([flat, torch.zeros(200, 5)], 1) @ turn + 7
+    low = principal(wide.view(20, 10, 8), 3, seed=0)
+    found = torch.cdist(low.flatten(0, 1).double(), low.flatten(0, 1).double())
+    torch.testing.assert_close(found, torch.cdist(flat.double(), flat.double()), atol=1e-4, rtol=1e-4)
+    assert principal(wide.view(20, 10, 8), 8, seed=0).shape == (20, 10, 8)
+
+
+def test_scores_and_limit_by_hand() -> None:
+    nan = math.nan
+    distances = torch.tensor([[1.0, 5.0, nan], [2.0, 5.0, 3.0], [3.0, 9.0, 4.0], [nan, nan, nan], [0.5, 4.0, 2.0]])
+    # usual: 1 (the lower median of four), 5, 3
+    assert standing_out(distances).tolist() == [0.0, 1.0, 4.0, 0.0, 0.0]
+    scores = torch.tensor([math.exp(v) for v in np.linspace(-2, 2, 101)])
+    # median 0 and median absolute deviation 1 in logarithms
+    assert upper_limit(scores, 3.5) == pytest.approx(math.exp(3.5 * 1.4826), rel=1e-5)
+    assert upper_limit(10 * scores, 3.5) == pytest.approx(10 * math.exp(3.5 * 1.4826), rel=1e-5)
+    strange = torch.cat([scores, torch.full((10,), 1e6)])
+    assert upper_limit(strange, 3.5) < 3 * upper_limit(scores, 3.5)
+    assert upper_limit(torch.ones(20), 3.5) == pytest.approx(1.05**3.5)
+    assert upper_limit(torch.zeros(20), 3.5) > 0  # and nothing is named
+
+
+def reader(size: int = 128) -> Reader:
+    extractor = FeatureExtractor("efficientnet_lite0", ("stage3", "stage5"))
+    preprocess = Preprocess((size, size), extractor.interpolation)
+    return Reader(Engine(extractor, "cpu", "torch"), preprocess, ("images",), None, Running())
+
+
+@pytest.fixture(scope="module")
+def shared_reader() -> Reader:
+    return reader()
+
+
+def table(images: np.ndarray, groups: list[str | None] | None = None) -> Table:
+    names = groups or [None] * len(images)
+    return Table([Row(f"array:{i}", "train", 0, group=names[i], pixels=image) for i, image in enumerate(images)])
+
+
+def test_painted_defects_are_named_and_left_out(shared_reader: Reader) -> None:
+    images = textures(30, 128)
+    rng = np.random.default_rng(0)
+    for i, kind in ((4, "hole"), (11, "scratch"), (23, "foreign_fibre")):
+        images[i] = paint(images[i], kind, 36, rng, contrast=2.0).image  # type: ignore[arg-type]
+    rows = table(images)
+    stages: list[tuple[str, int, int]] = []
+    found = find_suspicious(rows, shared_reader, lambda *told: stages.append(told))
+    assert sorted(s.path for s in found.suspicious) == ["array:11", "array:23", "array:4"]
+    assert [s.score for s in found.suspicious] == sorted(found.scores, reverse=True)[:3]
+    assert all(s.score > found.limit and s.times > 1.5 for s in found.suspicious)
+    assert stages[-1] == ("looking for strange images", 30, 30)
+    left = found.without(rows)
+    assert [row.path for row in left] == [f"array:{i}" for i in range(30) if i not in (4, 11, 23)]
+    assert found.message().startswith("3 of 30 training images look like none of the others: array:")
+    assert found.to_json()["suspicious"][0] == found.suspicious[0]._asdict()
+    clean = find_suspicious(left, shared_reader)
+    assert clean.suspicious == ()
+    assert clean.message() == ""
+
+
+def test_pictures_of_one_part_do_not_vouch_for_each_other(shared_reader: Reader) -> None:
+    images = textures(24, 128, seed=3)
+    dented = paint(images[0], "hole", 30, np.random.default_rng(1), contrast=1.5).image
+    images[:5] = dented  # five pictures of it
+    groups = ["one part"] * 5 + [f"part {i}" for i in range(19)]
+    found = find_suspicious(table(images, groups), shared_reader)
+    assert {s.path for s in found.suspicious} == {f"array:{i}" for i in range(5)}
+    assert found.groups == 20
+    alone = find_suspicious(table(images), shared_reader)
+    assert alone.suspicious == ()  # nobody said that they are one part
+    twice = find_suspicious(table(images[3:]), shared_reader)
+    assert {s.path for s in twice.suspicious} == {"array:0", "array:1"}  # two of a kind are seen even so
+
+
+def test_cells_outside_the_region_of_interest_do_not_count(shared_reader: Reader) -> None:
+    images = textures(16, 128)
+    images[5, :40] = 255  # outside
+    roi = np.ones((128, 128), bool)
+    roi[:64] = False
+    whole = shared_reader
+    inside = Reader(whole.engine, whole.preprocess, ("features",), roi, Running())
+    assert [s.path for s in find_suspicious(table(images), whole).suspicious] == ["array:5"]
+    assert find_suspicious(table(images), inside).suspicious == ()
+
+
+def test_the_order_of_batches_and_positions_does_not_matter() -> None:
+    generator = torch.Generator().manual_seed(0)
+    levels = (torch.randn(12, 2, 6, 8, 6, generator=generator), torch.randn(12, 2, 5, 4, 3, generator=generator))
+    rows = list(table(textures(12, 8)))
+    once, often = CleanCheck(12), CleanCheck(12)
+    once.observe(rows, Reading(levels))
+    for i in range(0, 12, 5):
+        often.observe(rows[i : i + 5], Reading(tuple(level[i : i + 5] for level in levels)))
+    np.testing.assert_allclose(once.finish().scores, often.finish().scores, rtol=1e-5)
+    assert len(once.finish().scores) == 12
+
+
+def test_the_grid_is_bounded_by_time_and_memory() -> None:
+    def grid(h: int, w: int, n: int = 10, p: int = 1, c: int = 4, memory_gb: float = 1.0) -> tuple[int, int]:
+        return CleanCheck(n, memory_gb)._chosen([torch.empty(1, p, c, h, w)])
+
+    assert grid(8, 8) == (8, 8)
+    assert grid(16, 16) == (16, 16)
+    assert grid(32, 32) == (16, 16)
+    assert grid(64, 64) == (32, 32)
+    assert grid(128, 128) == (32, 32)
+    assert grid(16, 256) == (8, 128)
+    assert grid(32, 32, p=9) == (8, 8)
+    assert grid(32, 32, n=100_000, c=100) == (4, 4)  # 25 cells an image in 1 GB
+    assert grid(32, 32, n=10**9) == (1, 1)
+
+
+def test_too_few_images_say_nothing(shared_reader: Reader) -> None:
+    found = find_suspicious(table(textures(7, 64)), shared_reader)
+    assert (found.suspicious, found.limit, found.to_json()["limit"]) == ((), math.inf, None)
+
+
+def test_with_few_groups_each_image_stands_for_itself(shared_reader: Reader) -> None:
+    images = textures(12, 64)
+    rolls = find_suspicious(table(images, ["a"] * 6 + ["b"] * 6), shared_reader)
+    assert rolls.groups == 12
+    assert rolls.scores == find_suspicious(table(images), shared_reader).scores
+
+
+def test_an_image_that_cannot_be_read_is_named(shared_reader: Reader) -> None:
+    rows = Table([*table(textures(9, 64)), Row("nowhere.png", "train", 0)])
+    with pytest.raises(DataError, match=r"nowhere\.png"):
+        find_suspicious(rows, shared_reader)
