@@ -1,6 +1,6 @@
 """The vanishing defect: from which size on does a layer see a defect at all?
 
-    python bench/vanishing.py OUT.jsonl --data DATA [--backbones ...] [--textures ...] [--sizes 128 256 384]
+    python bench/vanishing.py OUT.jsonl --data DATA [--backbones ...] [--textures ...] [--sizes 128 192 256]
         fits PatchCore and PaDiM on every single stage and on three fusions, for every texture and input size, and
         writes a JSON line a cell (texture, backbone, input size, method, layers). What is there already is left alone,
         so a killed run goes on. A backbone whose published weights are not found is left out, and said to be.
@@ -9,9 +9,9 @@
 
 Pieces of 128 px, 24 good ones to learn from; judged are 24 good ones and, for each size of 2, 4, 8, 16, 32 and 64 px of
 longest extent, the same 24 others with a painted defect, of changing kind and of contrast 1, 0.6 and 0.3. Sizes are in
-pixels of the piece; at input size S the network sees S / 128 times as many. Two pixels have no shape: there it is a
-darker or brighter square. A size is judged against all good pieces. Intervals are bootstraps over the pieces, by the
-group they come from (tile, strip, part of the photograph).
+pixels of the piece; at input size S the network sees S / 128 times as many. Two pixels are painted as four on the
+piece enlarged twice, and reduced again. A size is judged against all good pieces. Intervals are bootstraps over the
+pieces, by the group they come from (tile, strip, part of the photograph).
 
 Textures: plain, twill and satin are woven (``pickglass.data.cloth``); brick, gravel and grass are scikit-image's
 photographs; magnetic_tile and aitex_fabric04 are good images below DATA. Maps are smoothed by half the finest stride
@@ -39,6 +39,7 @@ from pickglass.app.demo import ON_CLOTH, ON_TEXTURES
 from pickglass.app.layers import layers as layer_table
 from pickglass.data import Preprocess, paint, read_image, resize_map
 from pickglass.data.cloth import Cloth, Weave, weave
+from pickglass.data.defects import Kind
 from pickglass.errors import WeightsMissing
 from pickglass.features.backbones import find_backbone
 from pickglass.features.extractor import FeatureExtractor
@@ -48,13 +49,14 @@ from pickglass.methods.running import Run, silent
 from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, bootstrap, resampled
 
 PIECE = 128  # px
+SMALLEST = 4  # px that paint takes
 DEFECTS = (2, 4, 8, 16, 32, 64)  # px
 CONTRASTS = (1.0, 0.6, 0.3)
 PHOTOS = ("brick", "gravel", "grass")
 FILES = ("magnetic_tile", "aitex_fabric04")
 TEXTURES = (*get_args(Weave), *PHOTOS, *FILES)
 BANK = 1000  # patches at least
-SEEN = 0.5  # AUPRO@0.05 from which a defect is said to be seen
+SEEN = 0.5  # AUPRO@0.05 from which a defect is said to be seen, at its size and all larger ones
 BATCH = 8
 Image8 = npt.NDArray[np.uint8]
 
@@ -138,24 +140,27 @@ def judged(texture: str, held_out: list[Piece]) -> list[Judged]:
         rng = _rng(f"{texture} {size}")
         for i, piece in enumerate(held_out[1::2]):
             contrast = CONTRASTS[i // len(kinds) % len(CONTRASTS)]
-            if size < 4:  # the least that has a shape
-                image, mask = spot(piece.image, size, contrast, rng)
-            else:
-                painted = paint(piece.image, kinds[i % len(kinds)], size, rng, contrast)
-                image, mask = painted.image, painted.mask
+            image, mask = _painted(piece.image, kinds[i % len(kinds)], size, contrast, rng)
             out.append(Judged(image, mask, size, piece.group))
     return out
 
 
-def spot(image: Image8, size: int, contrast: float, rng: np.random.Generator) -> tuple[Image8, npt.NDArray[np.bool_]]:
-    """A square, darker or brighter by the strength of painted defects: 3 deviations around it, within 40 to 110."""
-    y, x = (int(rng.integers(8, side - 8)) for side in image.shape[:2])
-    around = image[y - 8 : y + 8, x - 8 : x + 8].astype(float)
-    strength = contrast * min(max(3 * around.reshape(256, -1).mean(axis=1).std(), 40.0), 110.0)
-    out, at = image.copy(), (slice(y, y + size), slice(x, x + size))
-    brighter = rng.random() < 0.5 if strength < around.mean() < 255 - strength else around.mean() < 128
-    out[at] = (image[at] + (strength if brighter else -strength)).round().clip(0, 255)
-    return out, (out != image).reshape(*image.shape[:2], -1).any(axis=2)
+def _painted(
+    image: Image8, kind: Kind, size: int, contrast: float, rng: np.random.Generator
+) -> tuple[Image8, npt.NDArray[np.bool_]]:
+    if size >= SMALLEST:
+        painted = paint(image, kind, size, rng, contrast)
+        return painted.image, painted.mask
+    times = SMALLEST // size
+    large = image.repeat(times, axis=0).repeat(times, axis=1)
+    for _ in range(20):  # a weak one may not outlive the reduction
+        painted = paint(large, kind, SMALLEST, rng, contrast)
+        blocks = painted.image.reshape(PIECE, times, PIECE, times, -1).mean(axis=(1, 3))
+        small = blocks.round().astype(np.uint8).reshape(image.shape)
+        mask = (small != image).reshape(PIECE, PIECE, -1).any(axis=2)
+        if mask.any():
+            return small, mask
+    raise SystemExit(f"no {kind} of {size} px at contrast {contrast} changes a pixel")
 
 
 def _rng(name: str) -> np.random.Generator:
@@ -335,7 +340,8 @@ def table(rows: list[dict[str, Any]]) -> None:
             for key, (row, values) in found.items():
                 if key[:-1] != group:
                     continue
-                seen = [f"{px} px" for px, (value, _) in zip(DEFECTS, values, strict=True) if value >= SEEN]
+                below = sum(1 for i in range(len(DEFECTS)) if min(value for value, _ in values[i:]) < SEEN)
+                seen = [f"{px} px" for px in DEFECTS[below:]]
                 cells = [f"`{'+'.join(row['layers'])}`", row["stride"], row["field"], row["channels"], textures[key]]
                 cells += [f"{value:.2f} ± {half:.2f}" for value, half in values]
                 cells += [seen[0] if seen else "-"] if metric == "aupro_05" else []
@@ -385,7 +391,7 @@ def main() -> None:
     )
     parser.add_argument("--weights", default="default")
     parser.add_argument("--textures", nargs="+", default=TEXTURES, choices=TEXTURES)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 384], help="of the network's input, px")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 192, 256], help="of the network's input, px")
     parser.add_argument("--methods", nargs="+", default=["patchcore", "padim"], choices=["patchcore", "padim"])
     parser.add_argument("--n", type=int, default=24, help="good pieces to learn from, and to judge, and of each size")
     parser.add_argument("--repeats", type=int, default=200)

@@ -16,7 +16,7 @@ from pickglass.features.reading import Reading
 from pickglass.methods.running import Reader, Running
 from pickglass.methods.suspicion import CleanCheck, find_suspicious
 from pickglass.nn import outliers
-from pickglass.nn.outliers import group_distances, principal, standing_out, upper_limit
+from pickglass.nn.outliers import group_distances, modified_z, principal, standing_out
 from pickglass.testing import textures
 
 
@@ -84,19 +84,28 @@ def test_principal_axes_keep_what_varies() -> None:
     assert principal(wide.view(20, 10, 8), 8, seed=0).shape == (20, 10, 8)
 
 
-def test_scores_and_limit_by_hand() -> None:
+def test_what_stands_out_by_hand() -> None:
     nan = math.nan
-    distances = torch.tensor([[1.0, 5.0, nan], [2.0, 5.0, 3.0], [3.0, 9.0, 4.0], [nan, nan, nan], [0.5, 4.0, 2.0]])
-    # usual: 1 (the lower median of four), 5, 3
-    assert standing_out(distances).tolist() == [0.0, 1.0, 4.0, 0.0, 0.0]
-    scores = torch.tensor([math.exp(v) for v in np.linspace(-2, 2, 101)])
-    # median 0 and median absolute deviation 1 in logarithms
-    assert upper_limit(scores, 3.5) == pytest.approx(math.exp(3.5 * 1.4826), rel=1e-5)
-    assert upper_limit(10 * scores, 3.5) == pytest.approx(10 * math.exp(3.5 * 1.4826), rel=1e-5)
-    strange = torch.cat([scores, torch.full((10,), 1e6)])
-    assert upper_limit(strange, 3.5) < 3 * upper_limit(scores, 3.5)
-    assert upper_limit(torch.ones(20), 3.5) == pytest.approx(1.05**3.5)
-    assert upper_limit(torch.zeros(20), 3.5) > 0  # and nothing is named
+    distances = torch.tensor([[1.0, 5.0, nan], [2.0, 5.0, 3.0], [3.0, 9.0, 4.0], [nan, nan, nan], [1.0, 7.0, 2.0]])
+    # usual at their places: 1, 5, 3 (of four, three values the lower median); the rest: [0 0 -], [1 0 0], [2 4 1],
+    # nothing, [0 2 -1]; less their medians 0, 0, 2, -, 0: [0 0 -], [1 0 0], [0 2 -1], nothing, [0 2 -1]; median
+    # absolute rests 0, 0, 1, 0, 1, their median 0
+    spot, whole = standing_out(distances)
+    assert spot.tolist()[2:] == [2.0, 0.0, 2.0]
+    assert spot[0] == 0 < spot[2] < spot[1]  # the calmest image of all but for one cell
+    assert whole.tolist() == [1.0, 3.0, 4.0, 0.0, 2.0]
+
+
+def test_modified_z_by_hand() -> None:
+    values = torch.tensor([math.exp(v) for v in np.linspace(-2, 2, 101)])  # in logarithms: median 0, deviation 1
+    found = modified_z(values)
+    assert float(found[-1]) == pytest.approx(2 / 1.4826, rel=1e-5)
+    torch.testing.assert_close(modified_z(10 * values), found, atol=1e-5, rtol=1e-5)
+    strange = modified_z(torch.cat([values, torch.full((20,), 1e6)]))
+    assert float(strange[100]) < 2 < 6 < float(strange[-1])
+    assert modified_z(torch.zeros(20)).tolist() == [0.0] * 20
+    nearly = modified_z(torch.tensor([1.0] * 19 + [1.01]))  # a hundredth more than identical ones is nothing
+    assert float(nearly[-1]) == pytest.approx(math.log(1.01) / 0.05, rel=1e-4)
 
 
 def reader(size: int = 128) -> Reader:
@@ -125,7 +134,7 @@ def test_painted_defects_are_named_and_left_out(shared_reader: Reader) -> None:
     found = find_suspicious(rows, shared_reader, lambda *told: stages.append(told))
     assert sorted(s.path for s in found.suspicious) == ["array:11", "array:23", "array:4"]
     assert [s.score for s in found.suspicious] == sorted(found.scores, reverse=True)[:3]
-    assert all(s.score > found.limit and s.times > 1.5 for s in found.suspicious)
+    assert all(s.score > 3.5 and not s.whole for s in found.suspicious)
     assert stages[-1] == ("looking for strange images", 30, 30)
     left = found.without(rows)
     assert [row.path for row in left] == [f"array:{i}" for i in range(30) if i not in (4, 11, 23)]
@@ -148,6 +157,14 @@ def test_pictures_of_one_part_do_not_vouch_for_each_other(shared_reader: Reader)
     assert alone.suspicious == ()  # nobody said that they are one part
     twice = find_suspicious(table(images[3:]), shared_reader)
     assert {s.path for s in twice.suspicious} == {"array:0", "array:1"}  # two of a kind are seen even so
+
+
+def test_another_product_is_strange_as_a_whole(shared_reader: Reader) -> None:
+    images = textures(20, 128, seed=5)
+    images[7] = 255 - images[7] // 4 * (np.indices((128, 128)).sum(0) // 8 % 2)[..., None].astype(np.uint8)
+    found = find_suspicious(table(images), shared_reader)
+    assert [(s.path, s.whole) for s in found.suspicious] == [("array:7", True)]
+    assert "array:7 (all of it, " in found.message()
 
 
 def test_cells_outside_the_region_of_interest_do_not_count(shared_reader: Reader) -> None:
@@ -189,8 +206,10 @@ def test_the_grid_is_bounded_by_time_and_memory() -> None:
 
 
 def test_too_few_images_say_nothing(shared_reader: Reader) -> None:
-    found = find_suspicious(table(textures(7, 64)), shared_reader)
-    assert (found.suspicious, found.limit, found.to_json()["limit"]) == ((), math.inf, None)
+    images = textures(7, 64)
+    images[0] = 255
+    found = find_suspicious(table(images), shared_reader)
+    assert (found.suspicious, found.scores) == ((), (0.0,) * 7)
 
 
 def test_with_few_groups_each_image_stands_for_itself(shared_reader: Reader) -> None:

@@ -4,7 +4,8 @@ How strange a cell is: its Mahalanobis distance from the cells of the surroundin
 the defect. Mean and covariance are theirs; the covariance is shrunk towards its diagonal, as if C more cells without
 any correlation had been seen, C being the number of channels. For a cell of the surroundings itself they are taken
 without it and its neighbourhood: with more channels than cells, a cell that is part of the covariance looks at home
-and any other looks strange, whatever it shows.
+and any other looks strange, whatever it shows. The defect is measured by each of these covariances in turn, and the
+mean counts, so that as many cells went into its distance as into any other.
 
 Cells at the rim, a band as wide as the guard band, see the padding beyond the image and look strange in every layer.
 So the middle is compared with the middle, and a defect that lies on the rim alone with the rim; what a larger defect
@@ -48,7 +49,9 @@ __all__ = [
 
 Verdict = Literal["visible", "faint", "lost", "unclear"]
 
-FAINT, VISIBLE = 2.5, 5.0  # sd
+# Of 352 random places of good cloth, photographs, hazelnuts and tiles, in four layers of efficientnet_lite0, 4 in 100
+# reach the first and 1 in 150 the second; of painted defects of 4 to 40 px there, at full contrast, 42 and 31 in 100.
+FAINT, VISIBLE = 2.0, 4.0  # sd
 _GUARD = 1 / 16  # of the grid's shorter side
 _ZONED = 7  # cells: on a smaller grid the middle is too small to compare anything in
 _BLOCKS = 16  # a side: on a finer grid, several cells share one covariance that leaves all of them out
@@ -103,7 +106,7 @@ def touched_cells(
 
 
 def verdict_of(sd: float | None) -> Verdict:
-    """``visible`` from 5 sd, ``faint`` from 2.5, else ``lost``; ``unclear`` where there is nothing to compare with."""
+    """``visible`` from 4 sd, ``faint`` from 2, else ``lost``; ``unclear`` where there is nothing to compare with."""
     if sd is None:
         return "unclear"
     return "visible" if sd >= VISIBLE else "faint" if sd >= FAINT else "lost"
@@ -170,8 +173,10 @@ def strangeness(image: Seen, defect: Tensor | None = None) -> Tensor:
     cells = _cells(image)
     cells -= cells[base.flatten()].mean(dim=0)
     sums = _Sums.of(cells[base.flatten()])
-    out = sums.distances(cells).view(h, w)
     table = cells.view(h, w, channels)
+    out = sums.distances(cells).view(h, w)
+    aside = _kept(image) & ~base
+    seen_aside: list[Tensor] = []
     step = math.ceil(max(h, w) / _BLOCKS)
     reach = _reach((h, w), 1 if defect is None else int(defect.sum()), step)
     for top in range(0, h, step):
@@ -188,6 +193,8 @@ def strangeness(image: Seen, defect: Tensor | None = None) -> Tensor:
             # whichever costs less: to take the near cells out, or to begin with what is left
             others = _Sums.of(table[rest]) if channels > n else sums.without(table[near][base[near]])
             out[block].masked_scatter_(base[block], others.distances(table[block][base[block]]))
+            seen_aside.append(others.distances(table[aside]))
+    out[aside] = torch.stack(seen_aside).mean(dim=0)
     return out
 
 

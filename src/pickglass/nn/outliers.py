@@ -1,27 +1,26 @@
-"""Which images of a set look like none of the others: distances between groups, what stands out, and a limit.
+"""Which images of a set look like none of the others: distances between groups, what stands out, and how far.
 
 Pure arithmetic on features that were read already. A cell of an image is strange if nothing like it occurs in images
 of *other* groups, so that five pictures of one dented part do not vouch for each other. How strange cells are depends
-on where they lie (edges, loose parts): what is usual there is taken off before images are compared.
+on where they lie (edges, loose parts) and on the image (a coarse texture): both are allowed for.
 
 Letters: N images, S cells of an image, C channels, G groups, R reference cells of an image.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from pickglass.nn.precision import exact_float32
 
-__all__ = ["group_distances", "principal", "standing_out", "upper_limit"]
+__all__ = ["group_distances", "modified_z", "principal", "standing_out"]
 
 _REFERENCES = 16_384  # cells of all images together: bounds the time to linear in the number of images
 _QUERIES = 512  # of one block
 _SAMPLE = 20_000  # cells that the axes are taken from
-_LEAST_SPREAD = math.log(1.05)
+_LEAST_DEVIATION = 0.05
+_CALM = 0.1  # of the usual spread of an image's cells: no image counts as calmer
 
 
 def principal(cells: Tensor, dims: int, seed: int) -> Tensor:
@@ -103,23 +102,33 @@ def _group_minima(values: Tensor, counts: list[int]) -> Tensor:
     return torch.stack([part.amin(1) if part.shape[1] else empty for part in values.split(counts, dim=1)], dim=1)
 
 
-def standing_out(distances: Tensor) -> Tensor:
-    """How far the strangest cell of each image (N, S) lies beyond what is usual at its place, the median: (N,).
+def standing_out(distances: Tensor) -> tuple[Tensor, Tensor]:
+    """What stands out in each image, from distances (N, S) of its cells: its strangest spot, and the whole of it.
 
-    Cells that are NaN do not count; an image without any other gets 0, as does one that is nowhere beyond the usual.
+    The spot: what is usual at a cell's place, the median over all images, is taken off, then the median of the image
+    (two steps of Tukey's median polish, 1977); the largest rest is divided by the root of the image's median absolute
+    rest, for where cells vary much, one is strange by chance. The root lies between a distance, by which coarse
+    textures are suspicious, and a z-score, by which calm images are. The whole: the median distance.
+
+    Returns:
+        Spots and wholes, (N,) each, 0 or more. NaN cells do not count; an image without any other gets 0.
     """
-    beyond = distances - distances.nanmedian(0).values  # (N, S)
-    return beyond.nan_to_num(nan=0.0).amax(1).clamp(min=0)
+    rest = distances - distances.nanmedian(0).values
+    rest = rest - rest.nanmedian(1, keepdim=True).values
+    spread = rest.abs().nanmedian(1).values.nan_to_num(nan=0.0)  # (N,)
+    least = (_CALM * spread.median()).clamp(min=torch.finfo(torch.float32).tiny)
+    spot = rest.nan_to_num(nan=0.0).amax(1) / spread.clamp(min=least).sqrt()
+    return spot.clamp(min=0), distances.nanmedian(1).values.nan_to_num(nan=0.0)
 
 
-def upper_limit(scores: Tensor, times: float) -> float:
-    """What good images hardly ever exceed, from scores (N,) among which up to a fifth may be something else.
+def modified_z(values: Tensor) -> Tensor:
+    """Standard deviations above the median, (N,), read from the median absolute deviation (Iglewicz, Hoaglin 1993).
 
-    The modified z-score of Iglewicz and Hoaglin (1993): ``times`` standard deviations above the median, these read
-    from the median absolute deviation; they recommend 3.5. Taken of logarithms, for scores are skewed. A set whose
-    scores scarcely differ counts as one that varies by 5 %.
+    The authors recommend to look at values beyond 3.5; a fifth of outliers moves it little. Taken of the logarithms
+    of values (N,) that are 0 or more, for such values are skewed. Where they scarcely differ, the standard deviation
+    counts as 5 %.
     """
-    logs = scores.double().clamp(min=torch.finfo(torch.float32).tiny).log()
-    middle = logs.quantile(0.5)
-    spread = 1.4826 * (logs - middle).abs().quantile(0.5)
-    return math.exp(float(middle) + times * max(float(spread), _LEAST_SPREAD))
+    logs = values.double().clamp(min=torch.finfo(torch.float32).tiny).log()
+    above = logs - logs.quantile(0.5)
+    deviation = 1.4826 * above.abs().quantile(0.5)
+    return (above / deviation.clamp(min=_LEAST_DEVIATION)).float()
