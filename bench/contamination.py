@@ -84,7 +84,7 @@ def drawn(test: Table, n: int, rng: np.random.Generator) -> Table:
     taken: list[Row] = []
     while len(taken) < n and groups:
         counts = Counter(row.defect for row in taken)
-        best = min(groups, key=lambda group: sum(counts[row.defect] for row in group) / len(group))  # noqa: B023
+        best = min(groups, key=lambda group: sum(counts[row.defect] for row in group) / len(group))
         groups.remove(best)
         taken += best
     return Table(taken)

@@ -23,23 +23,18 @@ stride: 4 + 8 (layer1 + layer2), 8 + 16, 4 + 32 (block1 + block4).
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pickglass.app.demo import ON_CLOTH, ON_TEXTURES
 from pickglass.app.layers import layers as layer_table
-from pickglass.data import Preprocess, paint, read_image, resize_map
-from pickglass.data.cloth import Cloth, Weave, weave
-from pickglass.data.defects import Kind
+from pickglass.data import Preprocess, resize_map
 from pickglass.errors import WeightsMissing
 from pickglass.features.backbones import find_backbone
 from pickglass.features.extractor import FeatureExtractor
@@ -47,124 +42,11 @@ from pickglass.features.reading import Reading
 from pickglass.methods import METHODS
 from pickglass.methods.running import Run, silent
 from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, bootstrap, resampled
+from textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pieces
 
-PIECE = 128  # px
-SMALLEST = 4  # px that paint takes
-DEFECTS = (2, 4, 8, 16, 32, 64)  # px
-CONTRASTS = (1.0, 0.6, 0.3)
-PHOTOS = ("brick", "gravel", "grass")
-FILES = ("magnetic_tile", "aitex_fabric04")
-TEXTURES = (*get_args(Weave), *PHOTOS, *FILES)
 BANK = 1000  # patches at least
 SEEN = 0.5  # AUPRO@0.05 from which a defect is said to be seen, at its size and all larger ones
 BATCH = 8
-Image8 = npt.NDArray[np.uint8]
-
-
-class Piece(NamedTuple):
-    image: Image8  # (128, 128[, 3])
-    group: str
-
-
-class Judged(NamedTuple):
-    """An image to be judged: good (size 0), or with a defect."""
-
-    image: Image8
-    mask: npt.NDArray[np.bool_] | None
-    size: int  # px
-    group: str
-
-
-# -- images ------------------------------------------------------------------------------------------------------------
-
-
-def pieces(texture: str, data: Path | None, n: int) -> tuple[list[Piece], list[Piece]]:
-    """``n`` good pieces to learn from, and twice as many of other places or parts to judge."""
-    if texture in get_args(Weave):
-        cut = [Piece(weave(Cloth(texture), (PIECE, PIECE), seed), str(seed)) for seed in range(3 * n)]  # type: ignore[arg-type]
-        return cut[:n], cut[n:]
-    if texture in PHOTOS:
-        from skimage import data as photos
-
-        photo = getattr(photos, texture)()  # (512, 512); the halves do not touch
-        return _windows(photo, (0, 120), n), _windows(photo, (264, 384), 2 * n)
-    if data is None:
-        raise SystemExit(f"{texture} needs --data, the folder that holds {texture}/train/good")
-    folder, rng = data / texture, _rng(texture)
-    return (
-        _crops(sorted((folder / "train" / "good").iterdir()), {}, n, rng),
-        _crops(sorted((folder / "test" / "good").iterdir()), _groups(folder), 2 * n, rng),
-    )
-
-
-def _windows(photo: Image8, rows: tuple[int, int], n: int) -> list[Piece]:
-    """Evenly over two rows; windows that share much of their place are of one group."""
-    columns = np.linspace(0, photo.shape[1] - PIECE, n // 2).astype(int)
-    return [
-        Piece(photo[y : y + PIECE, x : x + PIECE], f"{y}-{(x + PIECE // 2) // PIECE}")
-        for x, y in itertools.product(columns, rows)
-    ]
-
-
-def _groups(folder: Path) -> dict[str, str]:
-    file = folder / "groups.csv"
-    if not file.exists():
-        return {}
-    with file.open(newline="") as rows:
-        return {Path(row["path"]).name: row["group"] for row in csv.DictReader(rows)}
-
-
-def _crops(files: list[Path], groups: dict[str, str], n: int, rng: np.random.Generator) -> list[Piece]:
-    """Random crops, one file after the other, without dark margins."""
-    found: list[Piece] = []
-    for file in itertools.islice(itertools.cycle(files), 50 * n):
-        image = read_image(file)
-        room = [side - PIECE for side in image.shape[:2]]
-        if min(room) < 0:
-            continue
-        y, x = (int(rng.integers(r + 1)) for r in room)
-        crop = image[y : y + PIECE, x : x + PIECE]
-        sides = [crop.mean(axis=tuple({0, 1, crop.ndim - 1} - {axis})) for axis in (0, 1)]
-        if min(side.min() for side in sides) > 0.4 * crop.mean():
-            found.append(Piece(crop, groups.get(file.name, file.stem)))
-        if len(found) == n:
-            return found
-    raise SystemExit(f"{files[0].parent}: {len(found)} pieces of {PIECE} px found, {n} are needed")
-
-
-def judged(texture: str, held_out: list[Piece]) -> list[Judged]:
-    """Every second piece as it is, the others with defects of every size."""
-    kinds = ON_CLOTH if texture in get_args(Weave) or texture.startswith("aitex") else ON_TEXTURES
-    out = [Judged(piece.image, None, 0, piece.group) for piece in held_out[::2]]
-    for size in DEFECTS:
-        rng = _rng(f"{texture} {size}")
-        for i, piece in enumerate(held_out[1::2]):
-            contrast = CONTRASTS[i // len(kinds) % len(CONTRASTS)]
-            image, mask = _painted(piece.image, kinds[i % len(kinds)], size, contrast, rng)
-            out.append(Judged(image, mask, size, piece.group))
-    return out
-
-
-def _painted(
-    image: Image8, kind: Kind, size: int, contrast: float, rng: np.random.Generator
-) -> tuple[Image8, npt.NDArray[np.bool_]]:
-    if size >= SMALLEST:
-        painted = paint(image, kind, size, rng, contrast)
-        return painted.image, painted.mask
-    times = SMALLEST // size
-    large = image.repeat(times, axis=0).repeat(times, axis=1)
-    for _ in range(20):  # a weak one may not outlive the reduction
-        painted = paint(large, kind, SMALLEST, rng, contrast)
-        blocks = painted.image.reshape(PIECE, times, PIECE, times, -1).mean(axis=(1, 3))
-        small = blocks.round().astype(np.uint8).reshape(image.shape)
-        mask = (small != image).reshape(PIECE, PIECE, -1).any(axis=2)
-        if mask.any():
-            return small, mask
-    raise SystemExit(f"no {kind} of {size} px at contrast {contrast} changes a pixel")
-
-
-def _rng(name: str) -> np.random.Generator:
-    return np.random.default_rng(zlib.crc32(name.encode()))
 
 
 # -- cells -------------------------------------------------------------------------------------------------------------

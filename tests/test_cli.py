@@ -48,7 +48,17 @@ def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_datase
     )  # fmt: skip
     result = json.loads(out)
     assert code == 0
-    assert list(result) == ["model", "method", "n_fit", "n_validate", "n_calibrate", "fit_s", "details"]
+    assert list(result) == [
+        "model",
+        "method",
+        "n_fit",
+        "n_validate",
+        "n_calibrate",
+        "fit_s",
+        "details",
+        "suspicious",
+        "dropped",
+    ]
     assert (result["method"], result["n_fit"], result["n_validate"], result["n_calibrate"]) == ("patchcore", 14, 0, 2)
     code, out, _ = pickglass("info", target, "--json")
     configuration = json.loads(out)["about"]["configuration"]
@@ -89,8 +99,10 @@ def test_predict_gives_score_verdict_and_boxes_and_writes_only_with_o(
     results = json.loads(out)["results"]
     assert code == 0
     assert [list(item) for item in results] == [
-        ["path", "score", "verdict", "boxes", "areas_mm2", "p_value", "p_value_log10", "p_value_extrapolated"]
-        + ["type", "type_probability"]
+        [
+            *("path", "score", "verdict", "boxes", "areas_mm2"),
+            *("p_value", "p_value_log10", "p_value_extrapolated", "type", "type_probability"),
+        ]
     ] * 2
     assert [item["verdict"] for item in results] == ["bad", "bad"]
     for item in results:

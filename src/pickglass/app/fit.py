@@ -70,6 +70,7 @@ def fit(
     calibrate: float = 0.1,
     seed: int = 0,
     memory_gb: float = 4.0,
+    drop_suspicious: bool = False,
     progress: Progress | None = None,
     **running: Unpack[RunOptions],
 ) -> FitResult:
@@ -103,6 +104,7 @@ def fit(
         seed=seed,
         memory_gb=memory_gb,
         checkpoint=checkpoint,
+        drop_suspicious=drop_suspicious,
         progress=progress,
         **running,
     )
@@ -118,4 +120,6 @@ def fit(
         "n_calibrate": known["n_calibrate"],
         "fit_s": known["fit_s"],
         "details": known["details"],
+        "suspicious": known["suspicious"],
+        "dropped": drop_suspicious,
     }

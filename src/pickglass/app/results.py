@@ -29,6 +29,7 @@ __all__ = [
     "RobustnessResult",
     "StudyCell",
     "StudyResult",
+    "Suspicious",
     "TestResult",
 ]
 
@@ -40,8 +41,16 @@ class Failed(TypedDict):
     error: str
 
 
+class Suspicious(TypedDict):
+    """A training image that looks like none of the others: by so many standard deviations, as a whole or in a spot."""
+
+    path: str
+    score: float
+    whole: bool
+
+
 class FitResult(TypedDict):
-    """``pickglass fit``."""
+    """``pickglass fit``; ``dropped``: whether the suspicious images were left out."""
 
     model: str
     method: str
@@ -50,6 +59,8 @@ class FitResult(TypedDict):
     n_calibrate: int
     fit_s: float
     details: dict[str, Any]
+    suspicious: list[Suspicious]
+    dropped: bool
 
 
 class Metrics(TypedDict):

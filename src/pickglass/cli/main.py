@@ -30,6 +30,7 @@ from pickglass.cli.options import (
     Workers,
     finish,
     print_json,
+    running,
 )
 from pickglass.cli.study import study as study_command
 from pickglass.cli.test import test as test_command
@@ -92,6 +93,9 @@ def fit(
     group_by: GroupBy = None,
     roi: Roi = None,
     pixel_mm: PixelMm = None,
+    drop_suspicious: Annotated[
+        bool, typer.Option("--drop-suspicious", help="Leave out images that look like none of the others.")
+    ] = False,
     device: Device = "auto",
     engine: EngineName = EngineOption.auto,
     workers: Workers = 2,
@@ -116,15 +120,13 @@ def fit(
             group_by=group_by,
             roi=roi,
             pixel_mm=pixel_mm,
+            drop_suspicious=drop_suspicious,
             validate=validate,
             calibrate=calibrate,
             seed=seed,
-            device=device,
-            engine=engine.value,
-            workers=workers,
             memory_gb=memory_gb,
-            max_pixels=max_pixels,
             progress=progress,
+            **running(device, engine, workers, max_pixels),
         )
     print_json(result) if as_json else show_fit(result)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pickglass.methods.running import RunOptions
 
 __all__ = [
     "MAX_PIXELS",
@@ -23,6 +26,7 @@ __all__ = [
     "Workers",
     "finish",
     "print_json",
+    "running",
 ]
 
 
@@ -48,6 +52,11 @@ Roi = Annotated[Path | None, typer.Option(help="Region of interest: a mask for a
 PixelMm = Annotated[float | None, typer.Option("--pixel-mm", help="Side of a pixel on the part in millimetres.")]
 
 MAX_PIXELS = 250_000_000
+
+
+def running(device: str, engine: EngineOption, workers: int, max_pixels: int) -> RunOptions:
+    """The options of a use case that say how to run."""
+    return {"device": device, "engine": engine.value, "workers": workers, "max_pixels": max_pixels}
 
 
 def print_json(result: Any) -> None:

@@ -77,6 +77,15 @@ def show_fit(result: FitResult) -> None:
     held = f", {result['n_calibrate']} held back for the threshold" if result["n_calibrate"] else ", no threshold"
     console.print(f"fitted {result['method']} on {result['n_fit']} good images{held} in {result['fit_s']:.1f} s")
     console.print(", ".join(f"{key} {_value(value)}" for key, value in result["details"].items()))
+    if result["suspicious"]:
+        named = ", ".join(f"{s['path']} ({s['score']:.1f} sd)" for s in result["suspicious"][:5])
+        more = f" and {len(result['suspicious']) - 5} more" if len(result["suspicious"]) > 5 else ""
+        verb = "were left out" if result["dropped"] else "were learned from all the same"
+        remedy = "" if result["dropped"] else ": look at them, and use --drop-suspicious if they are defective"
+        n = len(result["suspicious"])
+        console.print(
+            f"warning: {n} images look like none of the others and {verb}{remedy}. {named}{more}", markup=False
+        )
     console.print(f"model: {result['model']}", markup=False)
 
 

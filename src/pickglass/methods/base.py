@@ -34,6 +34,7 @@ from pickglass.methods.learning import learn, learn_fusion
 from pickglass.methods.modelfile import assign, write_model
 from pickglass.methods.naming import Namer, found_regions, unfolded
 from pickglass.methods.running import Progress, Reader, Run, Running, RunOptions, device_name, read, silent
+from pickglass.methods.suspicion import CleanCheck, Cleanliness, find_suspicious
 from pickglass.methods.tiling import Tiles
 from pickglass.methods.training_data import common_pitch, common_roi, training_table
 from pickglass.nn.maps import kept_cells
@@ -79,6 +80,7 @@ class Detector(Head):
         seed: int = 0,
         memory_gb: float = 4.0,
         checkpoint: str | Path | None = None,
+        drop_suspicious: bool = False,
         progress: Progress | None = None,
         **running: Unpack[RunOptions],
     ) -> Self:
@@ -92,6 +94,8 @@ class Detector(Head):
             memory_gb: budget for what the method holds.
             checkpoint: file that a method that trains writes every few minutes; where it exists already, the fit goes
                 on from it as if it had never been interrupted. Delete it once the model is saved.
+            drop_suspicious: first leave out the images that look like none of the others, for they may be defective;
+                otherwise they are only named, in ``provenance["suspicious"]``.
             progress: called with (stage, done, total).
             running: ``device`` ("auto", "cpu", "cuda"), ``engine`` ("auto", "openvino", "torch"), ``batch`` 8,
                 ``workers`` 2, ``max_pixels``; see :class:`pickglass.methods.running.Running`.
@@ -106,27 +110,36 @@ class Detector(Head):
         options = Running(**running)
         table, sizes = training_table(data, options)
         table = split_roles(table, self.wanted_validation if validate is None else validate, calibrate, seed)
+        extractor = self._forget(table, sizes, seed)
+        reader = self._reader(options)
+        clean: Cleanliness | None = None
+        if drop_suspicious:
+            clean = find_suspicious(table, reader, progress or silent)
+            table = clean.without(table)
         counts = {role: len(table.role(role)) for role in ("fit", "validate", "calibrate")}
         if counts["fit"] == 0:
             raise DataError(f"no good image is left to fit ({counts}): lower validate or calibrate, or add images")
-        self.calibration = None
-        self.namer = None
-        self.extractor = FeatureExtractor(self.backbone, self.layers, self.weights, seed)
-        self._preprocess = Preprocess.for_images(self.size, self.extractor.interpolation, sizes.values())
-        roi = common_roi(table, sizes, self._preprocess)
-        self.roi = None if roi is None else torch.from_numpy(roi)
         data_sha256 = fingerprint(table)
-        self.tiles = None if self.tiling is None else Tiles(self.tiling, self.input_size)
-        self.fusion = None
-        reader = self._reader(options)
+        watched = "features" in self.reads and clean is None
+        check = CleanCheck(counts["fit"]) if watched else None
         if self.fusing is not None:
             fusion = Fusion(self.fusing, self.backbone_shapes(), seed)
             learn_fusion(fusion, reader, table, progress or silent)
             self.fusion = reader.fusion = fusion
         run = Run(counts["fit"], self.level_shapes(), 1, seed, memory_gb, progress or silent)
         fitting = f"{self.method} {self.configuration()} {seed} {data_sha256}"
-        details = learn(self, reader, table, run, None if checkpoint is None else Path(checkpoint), fitting)
+        details = learn(
+            self,
+            reader,
+            table,
+            run,
+            None if checkpoint is None else Path(checkpoint),
+            fitting,
+            None if check is None else check.observe,
+        )
         self.eval()
+        if check is not None and check.rows:
+            clean = check.finish()
         self.provenance = {
             **{f"n_{role}": n for role, n in counts.items()},
             "seed": seed,
@@ -134,9 +147,10 @@ class Detector(Head):
             "fitted_images": [image_digest(row)[:16] for row in table.role("fit", "validate")],
             "pixel_mm": common_pitch(table),
             "margins": all(row.roi == MARGINS for row in table),
-            "backbone_weights": self.extractor.weights.to_json() if self.extractor.weights else None,
+            "backbone_weights": extractor.weights.to_json() if extractor.weights else None,
             "device": reader.engine.device,
             "engine": reader.engine.name,
+            "suspicious": [] if clean is None else [s._asdict() for s in clean.suspicious],
             "details": details,
             "versions": {"pickglass": version("pickglass"), "torch": torch.__version__},
             "fitted": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -144,6 +158,16 @@ class Detector(Head):
         self._calibrate(table.role("calibrate"), reader)
         self.provenance["fit_s"] = time.perf_counter() - began
         return self
+
+    def _forget(self, table: Table, sizes: Mapping[str, tuple[int, int]], seed: int) -> FeatureExtractor:
+        """Begin anew: a backbone, and a canvas for images of these sizes."""
+        self.calibration = self.namer = self.fusion = None
+        self.extractor = FeatureExtractor(self.backbone, self.layers, self.weights, seed)
+        self._preprocess = Preprocess.for_images(self.size, self.extractor.interpolation, sizes.values())
+        roi = common_roi(table, sizes, self._preprocess)
+        self.roi = None if roi is None else torch.from_numpy(roi)
+        self.tiles = None if self.tiling is None else Tiles(self.tiling, self.input_size)
+        return self.extractor
 
     def _reader(self, running: Running) -> Reader:
         """Move to the device and make the engine ready, unless it is."""

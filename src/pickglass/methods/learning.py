@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pickglass.data import Table
+from pickglass.data import Row, Table
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.cache import FeatureCache
 from pickglass.features.fusion import Fusion
@@ -23,13 +23,22 @@ from pickglass.methods.running import Progress, Reader, Run, silent
 from pickglass.methods.tiling import Tiles
 from pickglass.nn.loop import train_all
 
-__all__ = ["learn", "learn_fusion", "readings"]
+__all__ = ["Watch", "learn", "learn_fusion", "readings"]
 
 _DESCRIBED = 16  # images that say which positions look alike
 
 
+Watch = Callable[[Sequence[Row], Reading], None]
+
+
 def learn(
-    head: Head, reader: Reader, table: Table, run: Run, checkpoint: Path | None, fingerprint: str
+    head: Head,
+    reader: Reader,
+    table: Table,
+    run: Run,
+    checkpoint: Path | None,
+    fingerprint: str,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Teach a head, all positions at once or group by group.
 
@@ -40,6 +49,8 @@ def learn(
         run: for one position; tiles multiply it.
         checkpoint: of the training; see :meth:`pickglass.Detector.fit`.
         fingerprint: of all that the training depends on; a checkpoint of another one is refused.
+        watch: is shown the rows and readings of the role ``fit`` as they pass; not where tiles are read in groups or
+            share a head, for then a reading is not one of whole images.
 
     Returns:
         What ``finish`` returned and, under ``training``, the course of each phase; of several groups, under ``groups``
@@ -47,13 +58,14 @@ def learn(
     """
     tiles = reader.tiles
     if tiles is None:
-        return _teach(head, reader, table, run, checkpoint, fingerprint)
+        return _teach(head, reader, table, run, checkpoint, fingerprint, watch)
     if tiles.heads not in (1, tiles.n):
         tiles.assign(_described(reader, table), run.seed)
     run = replace(run, positions=tiles.heads, n_images=run.n_images * tiles.per_head)
     groups = _groups(head, reader, run)
     if len(groups) == 1:
-        details = _teach(head, reader, table, run, checkpoint, fingerprint)
+        own_watch = watch if tiles.heads == tiles.n else None
+        details = _teach(head, reader, table, run, checkpoint, fingerprint, own_watch)
     else:
         parts, told = [], []
         for group in groups:
@@ -127,7 +139,13 @@ def _scales(head: Head, reader: Reader, tiles: Tiles, table: Table) -> Tensor:
 
 
 def _teach(
-    head: Head, reader: Reader, table: Table, run: Run, checkpoint: Path | None, fingerprint: str
+    head: Head,
+    reader: Reader,
+    table: Table,
+    run: Run,
+    checkpoint: Path | None,
+    fingerprint: str,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Teach one head its positions."""
     head.build(run.shapes, run.positions, run.seed)
@@ -136,7 +154,7 @@ def _teach(
     fit, held = table.role("fit"), table.role("validate")
     phases = head.phases()
     if not phases:
-        for reading in readings(reader, fit, run.progress):
+        for reading in readings(reader, fit, run.progress, watch):
             head.update(reading)
         if type(head).adjust is not Head.adjust:
             for reading in readings(reader, held, silent):
@@ -148,7 +166,7 @@ def _teach(
             stack.enter_context(FeatureCache(many * len(rows), run.memory_gb / 2 * len(rows) / len([*fit, *held])))
             for rows in (fit, held)
         )
-        for reading in readings(reader, fit, run.progress):
+        for reading in readings(reader, fit, run.progress, watch):
             head.update(reading)
             taught.add(reading)
         for reading in readings(reader, held, silent):
@@ -174,7 +192,7 @@ def _teach(
     return {**head.finish(), "training": [history.to_json() for history in histories]}
 
 
-def readings(reader: Reader, table: Table, progress: Progress) -> Iterator[Reading]:
+def readings(reader: Reader, table: Table, progress: Progress, watch: Watch | None = None) -> Iterator[Reading]:
     """What a head reads of these images.
 
     Raises:
@@ -187,4 +205,6 @@ def readings(reader: Reader, table: Table, progress: Progress) -> Iterator[Readi
             raise DataError(f"{len(broken)} training images can no longer be read:", broken)
         done += len(batch.items)
         progress("reading features", done, len(table))
+        if watch is not None:
+            watch([item.row for item in batch.items], batch.reading)
         yield batch.reading
