@@ -6,8 +6,8 @@
 DATA is a data set with labelled test defects, e.g. magnetic_tile squeezed to 256 px (bench/squeeze.py). Defects drawn
 evenly from all types are mixed into the good training images as if they were good, until they make up 5 and 10 % of
 them; a group moves as a whole, all its defective images leave the test set, and every model of a draw is judged on
-what is left. Per draw: precision and recall of the images that the check names, the rate of named good images, and
-the metrics of a model fitted on the clean images, on the contaminated ones, on those without the named images, and on
+what is left. Per draw: precision and recall of the images that the check names, the rate of named good images, the
+share of the defective that a person finds who looks at the tenth with the highest scores, and the metrics of a model fitted on the clean images, on the contaminated ones, on those without the named images, and on
 clean images without the named ones of these (what the check costs where nothing is wrong). Differences are to the
 clean model on the same test images, with the standard error over the draws.
 
@@ -61,12 +61,14 @@ def judged(check: Cleanliness, wrong: set[str], rows: Sequence[Row]) -> Figures:
     named = {s.path for s in check.suspicious}
     hits = len(named & wrong)
     truth = np.array([int(row.path in wrong) for row in rows])
+    first = np.argsort(check.scores)[::-1][: len(rows) // 10]
     return {
         "named": len(named),
         "precision": hits / len(named) if named else None,
         "recall": hits / len(wrong) if wrong else None,
         "good_named": len(named - wrong) / (len(rows) - len(wrong)),
         "average_precision": average_precision(truth, np.array(check.scores)) if wrong else None,
+        "in_first_tenth": truth[first].sum() / len(wrong) if wrong else None,
     }
 
 
@@ -228,7 +230,7 @@ def show_painted(results: list[Figures]) -> None:
 
 def summary(part: list[Figures]) -> str:
     means = []
-    for key in ("precision", "recall", "good_named", "average_precision"):
+    for key in ("precision", "recall", "good_named", "average_precision", "in_first_tenth"):
         values = [r[key] for r in part if r[key] is not None]
         means.append(f"{key} {statistics.mean(values):.3f}" if values else f"{key} -")
     return ", ".join(means)
@@ -239,7 +241,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--painted", action="store_true")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.1])
-    parser.add_argument("--methods", nargs="+", default=["patchcore", "padim"])
+    parser.add_argument("--methods", nargs="*", default=["patchcore", "padim"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("-o", "--out", type=Path)
     given = parser.parse_args()

@@ -4,7 +4,7 @@ poisoned in turn, and every image that is decoded for the network is recorded.""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pickglass.app.fit import fit
 from pickglass.app.threshold import threshold
 from pickglass.data import Decoded, Role, Row, Table, images
 from pickglass.methods import PatchCore
+from pickglass.methods.running import Batch, Reader
 from pickglass.testing import textures
 
 QUICK: dict[str, Any] = {"size": 64, "ratio": 0.05}
@@ -49,12 +50,20 @@ def head(detector: PatchCore) -> dict[str, np.ndarray[Any, Any]]:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> Read:
-    """What is decoded, in order: the row's role, and whether for the network."""
+    """What is decoded, and what reaches the network, in order: the row's role, and whether it is the latter."""
     seen: Read = []
+    batches = Reader.batches
+
+    def reading(reader: Reader, rows: Table) -> Iterator[Batch]:
+        for batch in batches(reader, rows):
+            seen.extend((item.row.role, True) for item in batch.items)
+            yield batch
+
+    monkeypatch.setattr(Reader, "batches", reading)
     original: Callable[..., Decoded[Any]] = images._decode_row
 
     def recording(row: Row, prepare: Callable[..., Any], max_pixels: int) -> Decoded[Any]:
-        seen.append((row.role, getattr(prepare, "__name__", "") == "_prepare"))
+        seen.append((row.role, False))
         return original(row, prepare, max_pixels)
 
     monkeypatch.setattr(images, "_decode_row", recording)

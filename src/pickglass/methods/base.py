@@ -20,9 +20,10 @@ from typing_extensions import Unpack
 
 from pickglass.calibration import Calibration, highest_score, settings_digest
 from pickglass.calibration.drift import Sample
-from pickglass.data import MARGINS, Preprocess, Table, as_table, fingerprint, split_roles
+from pickglass.data import MARGINS, Preprocess, Table, as_table, fingerprint, parse_size, split_roles
 from pickglass.data.tables import image_digest
 from pickglass.errors import DataError, Failure, ModelFileError
+from pickglass.features.backbones import find_backbone
 from pickglass.features.engine import Engine, EngineName
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.fusion import Fusion
@@ -108,10 +109,11 @@ class Detector(Head):
         """
         began = time.perf_counter()
         options = Running(**running)
-        table, sizes = training_table(data, options)
+        table, sizes, ready = training_table(data, options, self._known_preprocess(), memory_gb / 4)
         table = split_roles(table, self.wanted_validation if validate is None else validate, calibrate, seed)
         extractor = self._forget(table, sizes, seed)
         reader = self._reader(options)
+        reader.ready = ready
         clean: Cleanliness | None = None
         if drop_suspicious:
             clean = find_suspicious(table, reader, progress or silent)
@@ -120,8 +122,7 @@ class Detector(Head):
         if counts["fit"] == 0:
             raise DataError(f"no good image is left to fit ({counts}): lower validate or calibrate, or add images")
         data_sha256 = fingerprint(table)
-        watched = "features" in self.reads and clean is None
-        check = CleanCheck(counts["fit"]) if watched else None
+        check = CleanCheck(counts["fit"]) if "features" in self.reads and clean is None else None
         if self.fusing is not None:
             fusion = Fusion(self.fusing, self.backbone_shapes(), seed)
             learn_fusion(fusion, reader, table, progress or silent)
@@ -158,6 +159,12 @@ class Detector(Head):
         self._calibrate(table.role("calibrate"), reader)
         self.provenance["fit_s"] = time.perf_counter() - began
         return self
+
+    def _known_preprocess(self) -> Preprocess | None:
+        """How images will be prepared, unless their sizes have a say in it."""
+        if parse_size(self.size).size is None:
+            return None
+        return Preprocess.for_images(self.size, find_backbone(self.backbone).interpolation, [])
 
     def _forget(self, table: Table, sizes: Mapping[str, tuple[int, int]], seed: int) -> FeatureExtractor:
         """Begin anew: a backbone, and a canvas for images of these sizes."""

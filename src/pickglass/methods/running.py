@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -18,7 +18,19 @@ from pickglass.features.fusion import Fusion
 from pickglass.features.reading import Reading
 from pickglass.methods.tiling import Tiles
 
-__all__ = ["Batch", "Progress", "Reader", "Run", "RunOptions", "Running", "Shape", "device_name", "read", "silent"]
+__all__ = [
+    "Batch",
+    "Prepared",
+    "Progress",
+    "Reader",
+    "Run",
+    "RunOptions",
+    "Running",
+    "Shape",
+    "device_name",
+    "read",
+    "silent",
+]
 
 _TILES_AT_ONCE = 64  # of all images of a batch together: their features are held at once
 
@@ -85,7 +97,7 @@ class Running:
                 raise InputError(f"{name}={getattr(self, name)!r}: expected at least 1")
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
     """An image ready for the network: (3, H, W) in [0, 1], and what of it counts, (H, W) bool or None for all."""
 
     image: Array
@@ -95,11 +107,11 @@ class _Prepared(NamedTuple):
 class Batch(NamedTuple):
     """Some rows, broken images among them, and what a head reads of the sound ones; None if there is none."""
 
-    items: list[Decoded[_Prepared]]
+    items: list[Decoded[Prepared]]
     reading: Reading | None
 
     @property
-    def sound(self) -> list[Decoded[_Prepared]]:
+    def sound(self) -> list[Decoded[Prepared]]:
         """The items that the reading holds, in its order."""
         return [item for item in self.items if item.error is None]
 
@@ -116,6 +128,7 @@ class Reader:
         tiles: of the canvas; None: it is read whole, P = 1.
         positions: of the tiles; None: all of them.
         fusion: of the levels; None: they are read as they are.
+        ready: images that were prepared before, by path; they are not decoded again.
 
     Attributes:
         batch: images at once.
@@ -131,6 +144,7 @@ class Reader:
         tiles: Tiles | None = None,
         positions: range | None = None,
         fusion: Fusion | None = None,
+        ready: Mapping[str, Decoded[Prepared]] | None = None,
     ) -> None:
         self.engine = engine
         self.preprocess = preprocess
@@ -140,36 +154,48 @@ class Reader:
         self.tiles = tiles
         self.positions = positions
         self.fusion = fusion
+        self.ready = ready or {}
         many = 1 if tiles is None else len(positions or range(tiles.n))
         self.batch = max(1, min(running.batch, _TILES_AT_ONCE // many))
 
     def only(self, positions: range) -> Reader:
         """The same for these positions alone."""
         return Reader(
-            self.engine, self.preprocess, self.reads, self.roi, self.running, self.tiles, positions, self.fusion
+            self.engine,
+            self.preprocess,
+            self.reads,
+            self.roi,
+            self.running,
+            self.tiles,
+            positions,
+            self.fusion,
+            self.ready,
         )
 
     def batches(self, table: Table) -> Iterator[Batch]:
         """The rows in batches, in order."""
-        waiting: list[Decoded[_Prepared]] = []
+        waiting: list[Decoded[Prepared]] = []
         run = self.running
         ahead = max(2 * self.batch, run.workers)
-        for n, item in enumerate(decode(table, self._prepare, run.workers, ahead, run.max_pixels), start=1):
-            waiting.append(item)
+        unknown = (row for row in table if row.path not in self.ready)
+        decoded = decode(unknown, self._prepare, run.workers, ahead, run.max_pixels)
+        for n, row in enumerate(table, start=1):
+            known = self.ready.get(row.path)
+            waiting.append(next(decoded) if known is None else replace(known, row=row))
             if len(waiting) == self.batch or n == len(table):
                 values = [d.value for d in waiting if d.value is not None]
                 yield Batch(waiting, self._read(values) if values else None)
                 waiting = []
 
-    def _prepare(self, image: Array, row: Row) -> _Prepared:
+    def _prepare(self, image: Array, row: Row) -> Prepared:
         size = (image.shape[0], image.shape[1])
         own = read_roi(row, image)
         keep = self.preprocess.kept(size, own)
         if own is None and self.roi is not None:
             keep = self.roi if keep is None else keep & self.roi
-        return _Prepared(self.preprocess(image), keep)
+        return Prepared(self.preprocess(image), keep)
 
-    def _read(self, values: Sequence[_Prepared]) -> Reading:
+    def _read(self, values: Sequence[Prepared]) -> Reading:
         images = torch.from_numpy(np.stack([v.image for v in values]))  # (B, 3, H, W)
         keep = None
         if any(v.keep is not None for v in values):

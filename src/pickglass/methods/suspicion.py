@@ -185,7 +185,7 @@ def find_suspicious(table: Table, reader: Reader, progress: Progress = silent) -
     Raises:
         DataError: images that cannot be read.
     """
-    whole = Reader(reader.engine, reader.preprocess, ("features",), reader.roi, reader.running)
+    whole = Reader(reader.engine, reader.preprocess, ("features",), reader.roi, reader.running, ready=reader.ready)
     check = CleanCheck(len(table))
     for batch in whole.batches(table):
         broken = [Failure(item.row.path, item.error) for item in batch.items if item.error is not None]

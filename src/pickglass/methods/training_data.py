@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pickglass.data import MARGINS, Dataset, Preprocess, Row, Table, as_table, decode, read_roi
+from pickglass.data import MARGINS, Dataset, Decoded, Preprocess, Row, Table, as_table, decode, read_roi
 from pickglass.data.images import Array
 from pickglass.errors import DataError, Failure
-from pickglass.methods.running import Running
+from pickglass.methods.running import Prepared, Running
 
 __all__ = ["common_pitch", "common_roi", "training_table"]
 
 Size = tuple[int, int]
 
 
-def training_table(data: Any, running: Running) -> tuple[Table, dict[str, Size]]:
-    """The rows that a fit may use, and the size (H, W) of each image by its path.
+def training_table(
+    data: Any, running: Running, preprocess: Preprocess | None, memory_gb: float
+) -> tuple[Table, dict[str, Size], dict[str, Decoded[Prepared]]]:
+    """The rows that a fit may use, each image read once to see that it is sound.
+
+    Args:
+        data: as for :meth:`pickglass.Detector.fit`.
+        running: how much at once.
+        preprocess: where it is known before the sizes of the images are.
+        memory_gb: for images that are kept prepared, so that the fit need not read them again.
+
+    Returns:
+        The rows; the size (H, W) of each image by its path; and by its path what fits into the memory.
 
     Raises:
         DataError: broken images (all are listed), a defective image among them, or none at all.
@@ -33,19 +45,25 @@ def training_table(data: Any, running: Running) -> tuple[Table, dict[str, Size]]
         raise DataError(f"{len(defective)} training images are marked defective; fit takes good ones:", defective)
     if not table:
         raise DataError("there is no good image to learn from: expected rows of another role than 'test'")
+    room = 0 if preprocess is None else int(memory_gb * 1e9 / (12 * math.prod(preprocess.size)))  # images
+
+    def checked(image: Array, row: Row) -> Prepared | None:
+        region = read_roi(row, image)
+        size = (image.shape[0], image.shape[1])
+        return None if preprocess is None else Prepared(preprocess(image), preprocess.kept(size, region))
+
     sizes: dict[str, Size] = {}
+    ready: dict[str, Decoded[Prepared]] = {}
     failures: list[Failure] = []
-    for item in decode(table, _region_is_sound, running.workers, max_pixels=running.max_pixels):
+    for item in decode(table, checked, running.workers, max_pixels=running.max_pixels):
         sizes[item.row.path] = item.size
         if item.error is not None:
             failures.append(Failure(item.row.path, item.error))
+        elif item.value is not None and len(ready) < room:
+            ready[item.row.path] = Decoded(item.row, item.value, item.size)
     if failures:
         raise DataError(f"{len(failures)} of {len(table)} training images cannot be read:", failures)
-    return table, sizes
-
-
-def _region_is_sound(image: Array, row: Row) -> None:
-    read_roi(row, image)
+    return table, sizes, ready
 
 
 def common_roi(table: Table, sizes: Mapping[str, Size], preprocess: Preprocess) -> npt.NDArray[np.bool_] | None:
