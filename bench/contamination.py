@@ -7,9 +7,10 @@ DATA is a data set with labelled test defects, e.g. magnetic_tile squeezed to 25
 evenly from all types are mixed into the good training images as if they were good, until they make up 5 and 10 % of
 them; a group moves as a whole, all its defective images leave the test set, and every model of a draw is judged on
 what is left. Per draw: precision and recall of the images that the check names, the rate of named good images, the
-share of the defective that a person finds who looks at the tenth with the highest scores, and the metrics of a model fitted on the clean images, on the contaminated ones, on those without the named images, and on
-clean images without the named ones of these (what the check costs where nothing is wrong). Differences are to the
-clean model on the same test images, with the standard error over the draws.
+share of the defective images that somebody finds who looks at the tenth with the highest scores, and the metrics of a
+model fitted on the clean images, on the contaminated ones, on those without the named images, and on clean images
+without the named ones of these (what the check costs where nothing is wrong). Differences are to the clean model on
+the same test images, with the standard error over the draws. Without --methods values only the check is judged.
 
 --painted: the sets on which the check's settings were chosen: the good training images of the folders, three cloths
 and four kinds of trays, with painted defects in 0, 5 and 10 % of them; no real defect is looked at. ``mixed`` draws

@@ -41,21 +41,21 @@ class Judged(NamedTuple):
 
 
 def pieces(texture: str, data: Path | None, n: int) -> tuple[list[Piece], list[Piece]]:
-    """``n`` good pieces to learn from, and twice as many of other places or parts to judge."""
+    """``n`` good pieces to learn from, and as many of other places or parts to judge."""
     if texture in get_args(Weave):
-        cut = [Piece(weave(Cloth(texture), (PIECE, PIECE), seed), str(seed)) for seed in range(3 * n)]  # type: ignore[arg-type]
+        cut = [Piece(weave(Cloth(texture), (PIECE, PIECE), seed), str(seed)) for seed in range(2 * n)]  # type: ignore[arg-type]
         return cut[:n], cut[n:]
     if texture in PHOTOS:
         from skimage import data as photos
 
         photo = getattr(photos, texture)()  # (512, 512); the halves do not touch
-        return _windows(photo, (0, 120), n), _windows(photo, (264, 384), 2 * n)
+        return _windows(photo, (0, 120), n), _windows(photo, (264, 384), n)
     if data is None:
         raise SystemExit(f"{texture} needs --data, the folder that holds {texture}/train/good")
     folder, rng = data / texture, _rng(texture)
     return (
         _crops(sorted((folder / "train" / "good").iterdir()), {}, n, rng),
-        _crops(sorted((folder / "test" / "good").iterdir()), _groups(folder), 2 * n, rng),
+        _crops(sorted((folder / "test" / "good").iterdir()), _groups(folder), n, rng),
     )
 
 
@@ -95,12 +95,12 @@ def _crops(files: list[Path], groups: dict[str, str], n: int, rng: np.random.Gen
 
 
 def judged(texture: str, held_out: list[Piece]) -> list[Judged]:
-    """Every second piece as it is, the others with defects of every size."""
+    """Each piece as it is, and with a defect of every size: a defect that nobody sees ties with its own piece."""
     kinds = ON_CLOTH if texture in get_args(Weave) or texture.startswith("aitex") else ON_TEXTURES
-    out = [Judged(piece.image, None, 0, piece.group) for piece in held_out[::2]]
+    out = [Judged(piece.image, None, 0, piece.group) for piece in held_out]
     for size in DEFECTS:
         rng = _rng(f"{texture} {size}")
-        for i, piece in enumerate(held_out[1::2]):
+        for i, piece in enumerate(held_out):
             contrast = CONTRASTS[i // len(kinds) % len(CONTRASTS)]
             image, mask = _painted(piece.image, kinds[i % len(kinds)], size, contrast, rng)
             out.append(Judged(image, mask, size, piece.group))

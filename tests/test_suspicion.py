@@ -61,15 +61,13 @@ def test_a_group_without_a_cell_that_counts_vouches_for_nobody() -> None:
     assert bool(found[4].isnan().all())
 
 
-def test_beyond_the_budget_every_image_lends_as_many_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outliers, "_REFERENCES", 60)
+def test_beyond_the_budget_every_image_lends_as_many_cells() -> None:
     x, keep = cells(20, 9), torch.ones(20, 9, dtype=torch.bool)
     keep[:, 3] = False
-    picked, owner = outliers._references(x, torch.arange(20), keep, seed=0)
+    picked, owner = outliers._references(x, torch.arange(20), keep, 0, 60)
     assert torch.bincount(owner).tolist() == [3] * 20
     assert not any(bool((picked == x[i, 3]).all(1).any()) for i in range(20))
-    fewer = group_distances(x, torch.arange(20), keep, 3, seed=0)
-    monkeypatch.setattr(outliers, "_REFERENCES", 10_000)
+    fewer = group_distances(x, torch.arange(20), keep, 3, seed=0, references=60)
     every = group_distances(x, torch.arange(20), keep, 3, seed=0)
     assert bool((fewer[keep] >= every[keep] - 1e-5).all())
 

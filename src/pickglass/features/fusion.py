@@ -18,6 +18,8 @@ The kinds:
   x x^T over patch x patch cells as its Tensor Sketch (Pham and Pagh 2013) of ``dims`` numbers, then the signed square
   root and unit length. The convolution of two count sketches is a product of spectra; the discrete Fourier transform
   is linear and so is a count sketch, so each spectrum is one matrix product, which every exporter knows.
+  Inner products of sketches err by about |x|^2 |y|^2 / sqrt(d): of whitened levels, where no direction stands out,
+  that is most of what is left unless ``dims`` is far above their number of channels.
 - ``"attention"``: weights on channels and on places, from good images only, then as ``"concat"``. With e_c the variance
   of channel c at a cell over the images, mean over the cells, and v_c its variance over images and cells, the channel's
   weight is sqrt(v_c / e_c): 1 where the place says nothing about a channel, as on textures, more where the channel

@@ -122,7 +122,7 @@ class Detector(Head):
         if counts["fit"] == 0:
             raise DataError(f"no good image is left to fit ({counts}): lower validate or calibrate, or add images")
         data_sha256 = fingerprint(table)
-        check = CleanCheck(counts["fit"]) if "features" in self.reads and clean is None else None
+        check = CleanCheck(counts["fit"], references=2048) if "features" in self.reads and clean is None else None
         if self.fusing is not None:
             fusion = Fusion(self.fusing, self.backbone_shapes(), seed)
             learn_fusion(fusion, reader, table, progress or silent)

@@ -3,7 +3,8 @@
 The frozen backbone reads the whole canvas, and each cell of an image is compared with cells of images of other
 groups (:mod:`pickglass.nn.outliers`): its mean distance to the three nearest groups. An image is suspicious if a spot
 of it stands out, or all of it lies far from the others. A rare but good image is named as well: whoever knows the
-part has to look.
+part has to look. And silence proves nothing: where good images differ among themselves as much as defects differ from
+them (magnetic_tile), hardly any defect is named.
 
 The settings were chosen on painted defects in sets of good images (bench/contamination.py --painted), never on real
 defects.
@@ -103,11 +104,14 @@ class CleanCheck:
     Args:
         n_images: how many will pass.
         memory_gb: what may be held; many images are looked at more coarsely.
+        references: cells of all images together that each cell is compared with. ``fit`` takes an eighth of them, for
+            its warning is to cost little.
     """
 
-    def __init__(self, n_images: int, memory_gb: float = 1.0) -> None:
+    def __init__(self, n_images: int, memory_gb: float = 1.0, references: int = 16_384) -> None:
         self.n_images = n_images
         self.memory_gb = memory_gb
+        self.references = references
         self.rows: list[Row] = []
         self._cells: list[list[Tensor]] = []  # per batch and level (B, S, C)
         self._keep: list[Tensor | None] = []  # per batch (B, S)
@@ -152,7 +156,9 @@ class CleanCheck:
         keep = self._kept()
         cells = torch.cat([self._standardised(level, keep) for level in range(len(self._cells[0]))], dim=2)  # (N, S, C)
         groups = torch.tensor([number[name] for name in names])
-        distances = group_distances(principal(cells, _AXES, seed=0), groups, keep, _NEAREST, seed=0)  # (N, S)
+        distances = group_distances(
+            principal(cells, _AXES, seed=0), groups, keep, _NEAREST, seed=0, references=self.references
+        )  # (N, S)
         spot, whole = (modified_z(values) for values in standing_out(distances))
         scores = torch.maximum(spot, whole).tolist()
         rated = zip(self.rows, scores, (whole > spot).tolist(), strict=True)

@@ -16,7 +16,6 @@ from pickglass.nn.precision import exact_float32
 
 __all__ = ["group_distances", "modified_z", "principal", "standing_out"]
 
-_REFERENCES = 16_384  # cells of all images together: bounds the time to linear in the number of images
 _QUERIES = 512  # of one block
 _SAMPLE = 20_000  # cells that the axes are taken from
 _LEAST_DEVIATION = 0.05
@@ -40,7 +39,9 @@ def principal(cells: Tensor, dims: int, seed: int) -> Tensor:
         return torch.mm(flat, axes).view(n, s, dims)
 
 
-def group_distances(cells: Tensor, groups: Tensor, keep: Tensor | None, nearest: int, seed: int) -> Tensor:
+def group_distances(
+    cells: Tensor, groups: Tensor, keep: Tensor | None, nearest: int, seed: int, references: int = 16_384
+) -> Tensor:
     """How far each cell is from images of other groups: mean distance to the ``nearest`` nearest groups, (N, S).
 
     Several groups rather than one, because a defect that occurs twice must not vouch for itself.
@@ -50,10 +51,12 @@ def group_distances(cells: Tensor, groups: Tensor, keep: Tensor | None, nearest:
         groups: (N,) int64, 0 to G - 1, G at least 2; where G - 1 is less than ``nearest``, that many groups count.
         keep: (N, S) bool, cells that count; None: all. Others get NaN, and nothing is compared with them.
         nearest: number of groups.
-        seed: of the choice of reference cells: all cells where there are at most 16,384, else as many of each image.
+        seed: of the choice of reference cells.
+        references: cells of all images together that others are compared with, as many of each image; the time is
+            linear in their number and in that of the images.
     """
     n, s, _ = cells.shape
-    reference, owner = _references(cells, groups, keep, seed)  # (M, C), (M,)
+    reference, owner = _references(cells, groups, keep, seed, references)  # (M, C), (M,)
     middle = reference.mean(0)
     reference = reference - middle
     norms = reference.square().sum(1)  # (M,)
@@ -77,10 +80,10 @@ def group_distances(cells: Tensor, groups: Tensor, keep: Tensor | None, nearest:
     return distances
 
 
-def _references(cells: Tensor, groups: Tensor, keep: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+def _references(cells: Tensor, groups: Tensor, keep: Tensor | None, seed: int, most: int) -> tuple[Tensor, Tensor]:
     """Cells to compare with (M, C), drawn evenly from all images, in the order of their groups (M,)."""
     n, s, _ = cells.shape
-    share = min(s, max(1, _REFERENCES // n))
+    share = min(s, max(1, most // n))
     order = torch.rand(n, s, generator=torch.Generator().manual_seed(seed))
     if keep is not None:
         order[~keep.cpu()] = 2.0  # last
