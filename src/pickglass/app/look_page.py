@@ -36,7 +36,7 @@ _SMALL = 20  # px: smaller defects get a frame of this side
 _HEAT = 8.0  # sd at the bright end of the contrast maps
 _CLOSE_UP = 6  # times the defect's extent, and at least:
 _LEAST_CLOSE_UP = 48  # px
-_FILTER = 8  # px in the picture a weight of the first layer
+_FILTER = 56  # px, side of a filter's picture
 _STYLE = """
 .row{align-items:flex-start}.map{width:256px}.glance .map{width:192px}.channel{width:128px}.wide .row .map,
 .wide .channel{width:auto}.map img,.channel img{width:100%;height:auto;display:block}
@@ -184,7 +184,9 @@ def _glance(scene: Scene, views: Sequence[LayerView]) -> str:
         ""
         if scene.defect is None
         else f" The verdict compares the strangest cell of the defect with what its outline finds at other places, in "
-        f"standard deviations (sd) of these: visible from {VISIBLE:g} sd, faint from {FAINT:g}, else lost."
+        f"standard deviations (sd) of these: visible from {VISIBLE:g} sd; faint from {FAINT:g}, or where fewer than "
+        f"1 in 100 stand out as much; else lost."
+        + ("" if scene.good else " The edges of a part stand out too: compare parts with good images (--good).")
     )
     return (
         f"<section><h2>What stands out in each layer</h2><p>Each square is one cell of the layer. Its colour: how far "
@@ -216,12 +218,13 @@ def _layer(scene: Scene, view: LayerView) -> str:
 def _filters(filters: Sequence[Array]) -> str:
     if not filters:
         return ""
-    side = filters[0].shape[0] * _FILTER
+    times = max(2, _FILTER // filters[0].shape[0])
+    side = filters[0].shape[0] * times
     across = min(len(filters), max(4, 1000 // (side + 4)))
     sheet = np.full((-(-len(filters) // across) * (side + 4), across * (side + 4), 3), 255, np.uint8)
     for i, weights in enumerate(filters):
         top, left = i // across * (side + 4) + 2, i % across * (side + 4) + 2
-        sheet[top : top + side, left : left + side] = _enlarged(weights, _FILTER)
+        sheet[top : top + side, left : left + side] = _enlarged(weights, times)
     label = (
         f"{len(filters)} filters of {filters[0].shape[0]}x{filters[0].shape[1]} px, strongest first; grey is weight 0"
     )

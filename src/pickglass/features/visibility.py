@@ -52,6 +52,9 @@ Verdict = Literal["visible", "faint", "lost", "unclear"]
 # Of 352 random places of good cloth, photographs, hazelnuts and tiles, in four layers of efficientnet_lite0, 4 in 100
 # reach the first and 1 in 150 the second; of painted defects of 4 to 40 px there, at full contrast, 42 and 31 in 100.
 FAINT, VISIBLE = 2.0, 4.0  # sd
+# Where a part lies on a background, places differ so much that few standard deviations are more than any place shows.
+# This makes no more random places faint: 3 in 100 of 256 with it and without.
+_RARE = 0.99  # share of other places that stand out less
 _GUARD = 1 / 16  # of the grid's shorter side
 _ZONED = 7  # cells: on a smaller grid the middle is too small to compare anything in
 _BLOCKS = 16  # a side: on a finer grid, several cells share one covariance that leaves all of them out
@@ -72,9 +75,9 @@ class Contrast:
     """What is left of a defect in a layer.
 
     Attributes:
-        sd: contrast in standard deviations; None where there are fewer than ten other places.
+        sd: contrast in standard deviations; None where fewer than ten other places have different strangest cells.
         verdict: see :func:`verdict_of`.
-        places: other places that were compared with.
+        places: other places that were compared with; where they are too few, those that differ.
         beaten: share of them that stand out less than the defect, 0 to 1; None if there are too few.
         map: (h, w) how much each single cell stands out, in standard deviations of the single cells around;
             in the middle and on the rim of the grid apart.
@@ -105,11 +108,20 @@ def touched_cells(
     return torch.from_numpy(down @ mask.astype(np.float32) @ right.T) > 0  # (h, w)
 
 
-def verdict_of(sd: float | None) -> Verdict:
-    """``visible`` from 4 sd, ``faint`` from 2, else ``lost``; ``unclear`` where there is nothing to compare with."""
-    if sd is None:
+def verdict_of(sd: float | None, beaten: float | None) -> Verdict:
+    """What a contrast means.
+
+    Args:
+        sd: contrast in standard deviations.
+        beaten: share of the other places that stand out less.
+
+    Returns:
+        ``visible`` from 4 sd; ``faint`` from 2 sd, or where fewer than 1 in 100 other places stand out as much; else
+        ``lost``; ``unclear`` where there is nothing to compare with.
+    """
+    if sd is None or beaten is None:
         return "unclear"
-    return "visible" if sd >= VISIBLE else "faint" if sd >= FAINT else "lost"
+    return "visible" if sd >= VISIBLE else "faint" if sd >= FAINT or beaten > _RARE else "lost"
 
 
 def contrast(image: Seen, defect: Tensor, good: Sequence[Seen] = ()) -> Contrast:
@@ -135,17 +147,20 @@ def contrast(image: Seen, defect: Tensor, good: Sequence[Seen] = ()) -> Contrast
     if len(good) == 1:
         raise InputError("one good image: expected two or more, for half of them are compared with the other half")
     picture = torch.zeros(defect.shape, dtype=torch.float64)
-    value, values = None, picture[:0, 0]
+    value, values, different = None, picture[:0, 0], 0
     for zone in _zones((defect.shape[0], defect.shape[1])):
         own, others = _compared(_within(image, zone), defect, [_within(one, zone) for one in good])
         picture[zone] = _standardised(own, torch.cat([map[counts] for map, counts in others]))[zone]
         if value is None and bool((defect & zone).any()):
             value = own[defect & zone].max()
-            values = torch.cat([_elsewhere(map, counts, defect & zone) for map, counts in others])
-    if value is None or len(values) < _FEWEST:
-        return Contrast(None, "unclear", len(values), None, picture.float())
-    sd = float(_standardised(value, values))
-    return Contrast(sd, verdict_of(sd), len(values), float((values < value).double().mean()), picture.float())
+            found = [_elsewhere(map, counts, defect & zone) for map, counts in others]
+            values = torch.cat([one for one, _ in found])
+            # where the outline covers most of the grid, every shift finds the same cell
+            different = sum(len(at.unique()) for _, at in found)
+    if value is None or different < _FEWEST:
+        return Contrast(None, "unclear", different, None, picture.float())
+    sd, beaten = float(_standardised(value, values)), float((values < value).double().mean())
+    return Contrast(sd, verdict_of(sd, beaten), len(values), beaten, picture.float())
 
 
 def stand_out(image: Seen) -> Tensor:
@@ -260,8 +275,8 @@ def _solved(factor: Tensor, right: Tensor) -> Tensor:
     return solution
 
 
-def _elsewhere(map: Tensor, counts: Tensor, defect: Tensor) -> Tensor:
-    """The highest value of a map (h, w) under the defect's outline at every other place: (places,).
+def _elsewhere(map: Tensor, counts: Tensor, defect: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest value of a map (h, w) under the defect's outline at every other place, and its cell: (places,) each.
 
     The outline is shifted around the rims of the grid; where some of it falls on cells that do not count, the rest
     stands for it if that is at least half.
@@ -272,8 +287,9 @@ def _elsewhere(map: Tensor, counts: Tensor, defect: Tensor) -> Tensor:
     shifts = torch.cartesian_prod(down, right).T  # (2, S)
     at = (rows + shifts[0]) % h * w + (columns + shifts[1]) % w  # (t, S)
     inside = counts.flatten()[at]
-    values: Tensor = map.flatten()[at].masked_fill(~inside, -torch.inf).amax(dim=0)  # (S,)
-    return values[2 * inside.sum(dim=0) >= len(rows)]
+    values, first = map.flatten()[at].masked_fill(~inside, -torch.inf).max(dim=0)  # (S,)
+    enough = 2 * inside.sum(dim=0) >= len(rows)
+    return values[enough], at.gather(0, first[None])[0][enough]
 
 
 def _standardised(values: Tensor, others: Tensor) -> Tensor:
