@@ -12,11 +12,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from skimage import data as photographs
 
+import pickglass as pg
 from pickglass.errors import InputError, UnknownName, WeightsMissing
 from pickglass.features import FeatureExtractor, backbone_names, build_backbone, find_backbone, layer_names
 from pickglass.features import engine as engine_module
 from pickglass.features.engine import Engine
 from pickglass.features.weights import find_weights
+from pickglass.testing import textures
 
 LITES = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
 
@@ -198,6 +200,48 @@ def test_openvino_answers_as_torch_does(name: str) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert engine.name == "openvino"
     assert engine(images[:1, :, :32, :32])[0].shape[0] == 1  # another size is compiled when it comes
+
+
+bfloat16 = pytest.mark.skipif(not engine_module.has_bfloat16(), reason="this CPU has no bfloat16")
+
+
+@bfloat16
+def test_bfloat16_is_close_and_only_on_request() -> None:
+    extractor = FeatureExtractor("resnet18", ["layer1", "layer3"], "random")
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    engine, exact = Engine(extractor, "cpu", "bfloat16"), extractor(images)
+    got = engine(images)
+    assert engine.name == "bfloat16"
+    for g, e in zip(got, exact, strict=True):
+        worst = float((g - e).abs().max() / e.abs().max())
+        assert 1e-5 < worst < 2e-2  # rounded, so not float32 under another name
+    assert Engine(extractor, "cpu").name == "openvino"
+
+
+@bfloat16
+def test_a_network_that_bfloat16_harms_is_refused_it() -> None:
+    extractor = FeatureExtractor("efficientnet_lite0", ["stage2", "stage5"])
+    image = torch.from_numpy(np.ascontiguousarray(photographs.astronaut()[:128, :128].transpose(2, 0, 1)))[None] / 255
+    with pytest.raises(InputError, match=r"OpenVINO answers differently .* Use engine='torch'"):
+        Engine(extractor, "cpu", "bfloat16")(image)
+
+
+@bfloat16
+def test_a_model_fitted_in_bfloat16_judges_in_it() -> None:
+    good = textures(8, 64)
+    detector = pg.PatchCore(backbone="resnet18", layers=["layer1", "layer2"], weights="random", size=64)
+    detector.fit(good, engine="bfloat16", calibrate=0)
+    assert detector.provenance["engine"] == "bfloat16"
+    unasked, asked, exact = (detector.predict(good[:2], engine=e).scores for e in ("auto", "bfloat16", "openvino"))
+    assert np.array_equal(unasked, asked)
+    assert not np.array_equal(unasked, exact)
+    assert detector.fit(good, calibrate=0).provenance["engine"] == "openvino"  # a new fit begins anew
+
+
+def test_bfloat16_without_such_a_cpu_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "has_bfloat16", lambda: False)
+    with pytest.raises(InputError, match="does not compute in bfloat16: leave the engine on 'auto'"):
+        Engine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu", "bfloat16")
 
 
 def test_an_engine_that_answers_differently_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

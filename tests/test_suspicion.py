@@ -189,8 +189,8 @@ def test_the_order_of_batches_and_positions_does_not_matter() -> None:
 
 
 def test_the_grid_is_bounded_by_time_and_memory() -> None:
-    def grid(h: int, w: int, n: int = 10, p: int = 1, c: int = 4, memory_gb: float = 1.0) -> tuple[int, int]:
-        return CleanCheck(n, memory_gb)._chosen([torch.empty(1, p, c, h, w)])
+    def grid(h: int, w: int, n: int = 10, p: int = 1, c: int = 4, references: int = 16_384) -> tuple[int, int]:
+        return CleanCheck(n, references=references)._chosen([torch.empty(1, p, c, h, w)])
 
     assert grid(8, 8) == (8, 8)
     assert grid(16, 16) == (16, 16)
@@ -199,7 +199,8 @@ def test_the_grid_is_bounded_by_time_and_memory() -> None:
     assert grid(128, 128) == (32, 32)
     assert grid(16, 256) == (8, 128)
     assert grid(32, 32, p=9) == (8, 8)
-    assert grid(32, 32, n=100_000, c=100) == (4, 4)  # 25 cells an image in 1 GB
+    assert grid(32, 32, n=100_000, c=100, references=10**6) == (4, 4)  # 25 cells an image in 1 GB
+    assert grid(64, 64, n=320, references=2048) == (16, 16)  # 64 x 2048 cells of all images together
     assert grid(32, 32, n=10**9) == (1, 1)
 
 

@@ -24,7 +24,7 @@ from pickglass.data import MARGINS, Preprocess, Table, as_table, fingerprint, pa
 from pickglass.data.tables import image_digest
 from pickglass.errors import DataError, Failure, ModelFileError
 from pickglass.features.backbones import find_backbone
-from pickglass.features.engine import Engine, EngineName
+from pickglass.features.engine import Engine, EngineName, has_bfloat16
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.fusion import Fusion
 from pickglass.features.reading import Reading
@@ -98,7 +98,8 @@ class Detector(Head):
             drop_suspicious: first leave out the images that look like none of the others, for they may be defective;
                 otherwise they are only named, in ``provenance["suspicious"]``.
             progress: called with (stage, done, total).
-            running: ``device`` ("auto", "cpu", "cuda"), ``engine`` ("auto", "openvino", "torch"), ``batch`` 8,
+            running: ``device`` ("auto", "cpu", "cuda"), ``engine`` ("auto", "openvino", "bfloat16", "torch"; "auto"
+                is bfloat16 for a model that was fitted so), ``batch`` 8,
                 ``workers`` 2, ``max_pixels``; see :class:`pickglass.methods.running.Running`.
 
         Returns:
@@ -169,6 +170,7 @@ class Detector(Head):
     def _forget(self, table: Table, sizes: Mapping[str, tuple[int, int]], seed: int) -> FeatureExtractor:
         """Begin anew: a backbone, and a canvas for images of these sizes."""
         self.calibration = self.namer = self.fusion = None
+        self.provenance = {}
         self.extractor = FeatureExtractor(self.backbone, self.layers, self.weights, seed)
         self._preprocess = Preprocess.for_images(self.size, self.extractor.interpolation, sizes.values())
         roi = common_roi(table, sizes, self._preprocess)
@@ -180,9 +182,11 @@ class Detector(Head):
         """Move to the device and make the engine ready, unless it is."""
         device = device_name(running.device)
         self.to(device)
-        known = self._engine
-        if known is None or (known.extractor, known.device, known.wanted) != (self.extractor, device, running.engine):
-            known = self._engine = self.make_engine(self._fitted(), device, running.engine)
+        known, name = self._engine, running.engine
+        if name == "auto" and self.provenance.get("engine") == "bfloat16" and device == "cpu" and has_bfloat16():
+            name = "bfloat16"  # its scores and thresholds are of features in that precision
+        if known is None or (known.extractor, known.device, known.wanted) != (self.extractor, device, name):
+            known = self._engine = self.make_engine(self._fitted(), device, name)
         roi = None if self.roi is None else self.roi.cpu().numpy()
         return Reader(known, self.preprocess, self.reads, roi, running, self.tiles, fusion=self.fusion)
 

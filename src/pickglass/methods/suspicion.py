@@ -36,6 +36,7 @@ _NEAREST = 3  # groups; a defect that occurs two or three times still finds nobo
 _LIMIT = 3.5  # modified z-score, Iglewicz and Hoaglin's; two thirds of the false alarms at 3 fall away
 _FEWEST_IMAGES, _FEWEST_GROUPS = 8, 4
 _CELLS, _MOST_CELLS = 256, 1024  # above the first a grid is halved once, above the second until it fits
+_QUERIES = 64  # cells of all images for each reference: the warning of a fit is not to take as long as the fit
 _WIDTH = 256  # channels a level keeps
 _AXES = 64
 _SHOWN = 5
@@ -137,7 +138,7 @@ class CleanCheck:
         _, p, _, h, w = levels[0].shape
         width = sum(c if c < 2 * _WIDTH else _WIDTH for c in (level.shape[2] for level in levels))
         room = self.memory_gb * 1e9 / (4 * width * max(self.n_images, 1))  # cells an image may have
-        most = min(_MOST_CELLS, room)
+        most = min(_MOST_CELLS, room, _QUERIES * self.references / max(self.n_images, 1))
         if p * h * w > _CELLS:
             h, w = -(-h // 2), -(-w // 2)
         while h * w > 1 and p * h * w > most:
