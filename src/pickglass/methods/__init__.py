@@ -1,4 +1,4 @@
-"""The methods. A new one takes its file, a line in METHODS, and its golden file."""
+"""The methods. A new one takes its file, a line in METHODS, and its test file with golden scores."""
 
 from pathlib import Path
 
