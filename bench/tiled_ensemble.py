@@ -1,25 +1,35 @@
-"""The tiled ensemble: against the peer's pipeline, and against single models.
+"""The tiled ensemble: against the peer's pipeline, what a fit holds in memory, and the source's protocol.
+
+bench/tiled_table.py compares it with single models.
 
 python bench/tiled_ensemble.py peer DATA --peer-python PYTHON
     fit and evaluate a PaDiM ensemble (ResNet-18 with random weights, 512/256/128, nine heads) and, in the same run, the
     peer's (bench/peer_tiled.py): seconds, ratios, peak memory. Evaluating is predicting, joining and the metrics.
-python bench/tiled_ensemble.py compare DATA... [--methods patchcore,padim] [--ways ...]
-    image AUROC, AUPRO, hits, fit time, images/s and peak memory of single 256, single 512, ensemble 512/256/128, one
-    shared head and native tiling, each in a process of its own; a JSON line each and a Markdown table. A hit is a
-    defect region in which the map exceeds every value of the good test images.
-python bench/tiled_ensemble.py source --mvtec ROOT --visa ROOT
-    the source's protocol (Rolih et al. 2024: ResNet-18, batch 32, seed 42) for whoever has data and weights.
+python bench/tiled_ensemble.py profile DATA
+    the same ensemble alone under cProfile: where the time of fit and evaluation goes, in percent.
+python bench/tiled_ensemble.py memory DATA [--methods stfpm,fastflow,...]
+    peak memory of one epoch of a single 256 px model and, in groups of one position, of nine tiles of 256 px on a
+    canvas of 512 px, each in a process of its own, and their ratio (goal: at most 1.3).
+python bench/tiled_ensemble.py [source] --mvtec ROOT --visa ROOT [--methods padim,...] [--out FILE.jsonl]
+    the source's protocol (Rolih et al. 2024) for whoever has data and weights: single 256, single 512 and the ensemble
+    512/256/128; ResNet-18, batches of 32, seed 42, five methods; scores averaged over the tiles, seams smoothed. One
+    JSON line a cell and, last, the mean of each method and way over the categories. With FILE a killed run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
+import inspect
+import itertools
 import json
+import pstats
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,68 +37,68 @@ import numpy as np
 
 from pickglass.app.evaluate import evaluate
 from pickglass.app.fit import build
-from pickglass.data import load_dataset, load_datasets, read_mask
-from pickglass.metrics.labelling import connected_regions
+from pickglass.data import load_dataset, load_datasets
+from pickglass.methods import METHODS
 
+TILES: dict[str, Any] = {"size": 512, "tile": 256, "stride": 128}
 RESNET: dict[str, Any] = {"backbone": "resnet18", "layers": ("layer1", "layer2", "layer3"), "weights": "random"}
-WAYS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
-    "single 256": ({"size": 256}, None),
-    "single 512": ({"size": 512}, None),
-    "ensemble 512/256/128": ({}, {"size": 512, "tile": 256, "stride": 128}),
-    "ensemble 512/256/128, one head": ({}, {"size": 512, "tile": 256, "stride": 128, "heads": 1}),
-    "native 256/256, one head": ({}, {"size": "native", "tile": 256, "stride": 256, "heads": 1}),
+TRAINED = "stfpm,reverse_distillation,fastflow,asymmetric_student_teacher"
+SOURCE: dict[str, dict[str, Any]] = {  # as the peer's defaults have them with ResNet-18
+    "padim": {"dims": 100},
+    "patchcore": {"layers": ("layer2", "layer3"), "ratio": 0.1, "reweight": 9},
+    "fastflow": {},
+    "reverse_distillation": {"width": None},
+    "stfpm": {},
+}
+WAYS: dict[str, tuple[int, dict[str, Any] | None]] = {
+    "single 256": (256, None),
+    "single 512": (512, None),
+    "ensemble 512/256/128": (512, {**TILES, "join": "seams", "image_score": "mean"}),
 }
 
 
-def run(data: Path, method: str, settings: dict[str, Any], tiling: dict[str, Any] | None) -> dict[str, Any]:
+# -- fit and evaluate, in a process of their own -----------------------------------------------------------------------
+
+
+def timed(data: str) -> dict[str, Any]:
+    """The PaDiM ensemble of the comparison with the peer."""
     dataset = load_dataset(data)
-    detector = build(method, None, settings, tiling)
+    detector = build("padim", None, RESNET, {**TILES, "join": "seams"})
     began = time.perf_counter()
     detector.fit(dataset.train, calibrate=0)
     fit_s = time.perf_counter() - began
-    detector.predict(dataset.test[:1])
+    detector.predict(dataset.test[:1])  # sets the engine up
     began = time.perf_counter()
-    found = detector.predict(dataset.test)
-    predict_s = time.perf_counter() - began
-    began = time.perf_counter()
-    metrics = evaluate(found)
-    evaluate_s = predict_s + time.perf_counter() - began
-    highest = max((float(f.map.max()) for f in found if f.row.label == 0), default=float("inf"))
-    regions = hits = 0
-    for one in found:
-        if one.row.mask is None:
-            continue
-        labels, areas = connected_regions(read_mask(one.row.mask, one.size))
-        peaks = [float(one.full_map()[labels == i + 1].max()) for i in range(len(areas))]
-        regions += len(peaks)
-        hits += sum(peak > highest for peak in peaks)
-    return {
-        "fit_s": fit_s,
-        "images_per_s": len(found) / predict_s,
-        "evaluate_s": evaluate_s,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "image_auroc": metrics["image_auroc"],
-        "aupro_30": metrics["aupro_30"],
-        "aupro_05": metrics["aupro_05"],
-        "hits": hits,
-        "regions": regions,
-        "good": sorted(round(f.score, 3) for f in found if f.row.label == 0)[-5:],
-        "bad": sorted(round(f.score, 3) for f in found if f.row.label == 1)[:10],
-    }
+    metrics = evaluate(detector.predict(dataset.test))
+    evaluate_s = time.perf_counter() - began
+    return {"fit_s": fit_s, "evaluate_s": evaluate_s, "peak_rss_mb": _peak_mb(), "image_auroc": metrics["image_auroc"]}
 
 
-def apart(data: Path, method: str, settings: dict[str, Any], tiling: dict[str, Any] | None) -> dict[str, Any]:
+def trained(data: str, method: str, tiling: dict[str, Any] | None) -> dict[str, Any]:
+    """One epoch of a method at 256 px, or tiled."""
+    epochs = {name: 1 for name in inspect.signature(METHODS[method].__init__).parameters if name.endswith("epochs")}
+    detector = build(method, "quick", {**epochs, "size": 256}, tiling)
+    detector.fit(load_dataset(data).train, calibrate=0)
+    return {"peak_rss_mb": _peak_mb()}
+
+
+def _peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def apart(what: str, *arguments: Any) -> dict[str, Any]:
     """The same in a process of its own, for its peak memory."""
-    job = json.dumps([str(data), method, settings, tiling])
-    out = subprocess.run([sys.executable, __file__, "one", job], capture_output=True, text=True)
-    if out.returncode:
-        return {"error": out.stderr.strip().splitlines()[-1]}
+    command = [sys.executable, __file__, "one", json.dumps([what, *arguments])]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(out.stdout.strip().splitlines()[-1])
     return result
 
 
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
 def peer(given: argparse.Namespace) -> None:
-    ours = apart(given.data[0], "padim", RESNET, {"size": 512, "tile": 256, "stride": 128, "join": "seams"})
+    ours = apart("timed", str(given.data[0]))
     with tempfile.TemporaryDirectory() as folder:
         script = Path(__file__).with_name("peer_tiled.py")
         out = subprocess.run(
@@ -99,50 +109,94 @@ def peer(given: argparse.Namespace) -> None:
     print(json.dumps({"ours": ours, "peer": theirs, "times faster": ratios}))
 
 
-def compare(given: argparse.Namespace) -> None:
-    rows = []
-    for data in given.data:
-        for method in given.methods.split(","):
-            for way in given.ways or WAYS:
-                result = apart(data, method, *WAYS[way])
-                print(json.dumps({"data": data.name, "method": method, "way": way, **result}), flush=True)
-                rows.append((data.name, method, way, result))
-    keys = ("image_auroc", "aupro_30", "aupro_05", "hits", "fit_s", "images_per_s", "peak_rss_mb")
-    print(f"\n| data | method | way | {' | '.join(keys)} |\n|{'---|' * (3 + len(keys))}")
-    for *names, result in rows:
-        cells = [f"{result[k]:.3f}" if isinstance(result.get(k), float) else str(result.get(k, "-")) for k in keys]
-        print(f"| {' | '.join([*names, *cells])} |")
+def profile(given: argparse.Namespace) -> None:
+    dataset = load_dataset(given.data[0])
+    detector = build("padim", None, RESNET, {**TILES, "join": "seams"})
+
+    def fit() -> None:
+        detector.fit(dataset.train, calibrate=0)
+
+    def judge() -> None:
+        evaluate(detector.predict(dataset.test))
+
+    for name, work in (("fit", fit), ("evaluate", judge)):
+        _shares(name, work)
+
+
+def _shares(name: str, work: Callable[[], None]) -> None:
+    """Prints the functions in which at least a hundredth of the time goes, callers before what they call."""
+    profiler = cProfile.Profile()
+    profiler.runcall(work)
+    stats = pstats.Stats(profiler)
+    total = stats.total_tt  # type: ignore[attr-defined]
+    print(f"{name}: {total:.1f} s; cumulative %, own %, function")
+    for where, (_, _, own, cumulative, _) in sorted(stats.stats.items(), key=lambda item: -item[1][3]):  # type: ignore[attr-defined]
+        if cumulative >= 0.01 * total:
+            place = f"{Path(where[0]).name}:{where[1]} {where[2]}"
+            print(f"{100 * cumulative / total:6.1f} {100 * own / total:6.1f}  {place}")
+
+
+def memory(given: argparse.Namespace) -> None:
+    for method in (given.methods or TRAINED).split(","):
+        single = apart("trained", str(given.data[0]), method, None)
+        tiled = apart("trained", str(given.data[0]), method, {**TILES, "at_once": 1})
+        ratio = tiled["peak_rss_mb"] / single["peak_rss_mb"]
+        print(json.dumps({"method": method, "single": single, "tiled": tiled, "ratio": ratio}), flush=True)
 
 
 def source(given: argparse.Namespace) -> None:
-    for root in (given.mvtec, given.visa):
-        if root is None:
-            continue
-        for name, dataset in load_datasets(root).items():
-            for method in given.methods.split(","):
-                for way in ("single 256", "ensemble 512/256/128"):
-                    settings, tiling = WAYS[way]
-                    detector = build(method, None, {**RESNET, "weights": "default", **settings}, tiling)
-                    found = detector.fit(dataset.train, calibrate=0, seed=42, batch=32).predict(dataset.test)
-                    figures = {key: evaluate(found)[key] for key in ("image_auroc", "aupro_30", "aupro_05")}
-                    print(json.dumps({"data": name, "method": method, "way": way, **figures}), flush=True)
+    done: dict[tuple[str, str, str], dict[str, float]] = {}
+    if given.out is not None and given.out.is_file():
+        for line in given.out.read_text().splitlines():
+            cell = json.loads(line)
+            done[cell["data"], cell["method"], cell["way"]] = cell["figures"]
+    roots = [root for root in (given.mvtec, given.visa) if root is not None]
+    methods = (given.methods or ",".join(SOURCE)).split(",")
+    for root in roots:
+        for (name, dataset), method, way in itertools.product(load_datasets(root).items(), methods, WAYS):
+            cell = (f"{root.name}/{name}", method, way)
+            if cell not in done:
+                size, tiling = WAYS[way]
+                settings = {**RESNET, "weights": given.weights, **SOURCE[method], "size": size}
+                if given.epochs is not None and "epochs" in inspect.signature(METHODS[method].__init__).parameters:
+                    settings["epochs"] = given.epochs
+                if "batch" in inspect.signature(METHODS[method].__init__).parameters:
+                    settings["batch"] = 32
+                detector = build(method, None, settings, tiling)
+                detector.fit(dataset.train, calibrate=0, seed=42, memory_gb=given.memory_gb)
+                metrics = evaluate(detector.predict(dataset.test))
+                done[cell] = {key: metrics[key] for key in ("image_auroc", "aupro_30", "aupro_05")}
+                line = json.dumps({**dict(zip(("data", "method", "way"), cell, strict=True)), "figures": done[cell]})
+                print(line, flush=True)
+                if given.out is not None:
+                    with given.out.open("a") as file:
+                        file.write(line + "\n")
+    for root, method, way in itertools.product(roots, methods, WAYS):
+        own = [f for (data, *rest), f in done.items() if rest == [method, way] and data.startswith(f"{root.name}/")]
+        means = {key: float(np.mean([f[key] for f in own])) for key in own[0]}
+        print(json.dumps({"mean of": root.name, "categories": len(own), "method": method, "way": way, **means}))
 
 
 def main() -> None:
     if sys.argv[1:2] == ["one"]:
-        data, method, settings, tiling = json.loads(sys.argv[2])
-        print(json.dumps(run(Path(data), method, settings, tiling), default=np.ndarray.tolist))
+        what, *arguments = json.loads(sys.argv[2])
+        print(json.dumps({"timed": timed, "trained": trained}[what](*arguments)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["peer", "compare", "source"])
+    parser.add_argument("what", choices=["peer", "profile", "memory", "source"], nargs="?", default="source")
     parser.add_argument("data", type=Path, nargs="*")
-    parser.add_argument("--methods", default="patchcore,padim")
-    parser.add_argument("--ways", nargs="*", choices=list(WAYS))
+    parser.add_argument("--methods", help="separated by commas")
     parser.add_argument("--peer-python")
     parser.add_argument("--mvtec", type=Path)
     parser.add_argument("--visa", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--weights", default="default")
+    parser.add_argument("--epochs", type=int, help="of the methods that train; by default their own")
+    parser.add_argument("--memory-gb", type=float, default=8.0)
     given = parser.parse_args()
-    {"peer": peer, "compare": compare, "source": source}[given.what](given)
+    if given.what == "source" and given.mvtec is None and given.visa is None:
+        parser.error("name the folder of MVTec AD (--mvtec), of VisA (--visa), or both")
+    {"peer": peer, "profile": profile, "memory": memory, "source": source}[given.what](given)
 
 
 if __name__ == "__main__":

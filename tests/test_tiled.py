@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import pickglass as pg
+from pickglass.app.test import test as judge
 from pickglass.data import Row, Table
 from pickglass.errors import InputError
 from pickglass.features.reading import Reading
@@ -154,3 +157,96 @@ def test_native_strips_are_tiled_without_resizing() -> None:
     found = detector.predict(Table([Row("array:0", pixels=strips[0])]))
     assert found.map(0).shape == (64, 160)
     assert found.maps[0].shape == (16, 40)
+
+
+def test_padding_moves_nothing() -> None:
+    """What lies beyond the canvas is left out; what is on it stays in its place, also where cells do not line up."""
+    t = Tiles(TileSettings((16, 16), (16, 16), edges="pad"), (16, 40))
+    assert t.tiling.extent == (16, 48)
+    places = torch.arange(4) * 4 + 2.0  # (w,) pixels of the cells' middles within a tile
+    maps = torch.stack([(start + places).expand(4, 4) for start in t.tiling.lefts])[None]  # (1, T, 4, 4)
+    _, whole = t.joined(torch.zeros(1, 3), maps, None)
+    assert whole.shape == (1, 4, 10)
+    torch.testing.assert_close(whole[0, 0], torch.arange(10) * 4 + 2.0)
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [
+        pg.PaDiM(size=64, dims=20),
+        pg.STFPM(backbone="resnet18", layers=("layer1",), weights="random", size=64, epochs=1, batch=4),
+        pg.FastFlow(size=64, epochs=1),
+    ],
+    ids=lambda detector: detector.method,
+)
+def test_one_tile_is_the_plain_method_bit_for_bit(detector: pg.Detector) -> None:
+    good, test = textures(8, 64), textures(2, 64, seed=1)
+    plain = detector.fit(good).predict(test)
+    tiled = detector.tiled(tile=64).fit(good).predict(test)
+    assert (plain.scores == tiled.scores).all()
+    assert all((a == b).all() for a, b in zip(plain.maps, tiled.maps, strict=True))
+
+
+def test_a_file_that_would_be_too_large_is_refused_before_it_is_learned() -> None:
+    student = {"backbone": "resnet18", "layers": ("layer1",), "weights": "random", "size": 96, "epochs": 1}
+    fitted = pg.STFPM(**student).tiled(tile=64, stride=32, heads=1).fit(textures(8, 96))  # type: ignore[arg-type]
+    own = sum(tensor.nbytes for tensor in fitted.learned().values()) / 1e6  # MB a head
+    backbone = sum(tensor.nbytes for tensor in fitted.extractor.state_dict().values()) / 1e6  # type: ignore[union-attr]
+    tiled = pg.STFPM(**student).tiled(tile=64, stride=32, max_file_mb=backbone + 3.5 * own)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="share heads among the tiles, heads=3, or raise max_file_mb"):
+        tiled.fit(textures(8, 96))
+    # sharing takes nothing off a bank, whose size is a share of all patches
+    bank = pg.PatchCore(**RESNET).tiled(size=96, tile=64, max_file_mb=1)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="let the method keep less"):
+        bank.fit(textures(8, 96))
+    apart = pg.PatchCore(**RESNET, max_bank_mb=0.1).tiled(size=96, tile=64, at_once=1)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the bank would take"):  # of all groups together, not of each
+        apart.fit(textures(8, 96))
+
+
+def test_positions_are_learned_together_while_the_memory_lasts() -> None:
+    settings = {"backbone": "resnet18", "layers": ("layer1",), "weights": "random", "size": 96, "epochs": 1}
+    groups = []
+    for memory_gb in (0.05, 4.0):
+        detector = pg.STFPM(**settings).tiled(tile=64, stride=32).fit(textures(8, 96), memory_gb=memory_gb)  # type: ignore[arg-type]
+        groups.append(len(detector.provenance["details"].get("groups", [None])))
+    assert groups[0] > 1
+    assert groups[1] == 1
+
+
+def test_the_parts_of_a_map() -> None:
+    good, bad = textures(10, 96), textures(3, 96, seed=1)
+    bad[:, 20:28, 70:78] = 255
+    detector = pg.PatchCore(**RESNET).tiled(size=96, tile=64, stride=32, normalise="position").fit(good)  # type: ignore[arg-type]
+    found = detector.predict(bad)
+    for i, (canvas, parts) in enumerate(detector.tile_parts(bad)):
+        assert canvas.shape == (3, 96, 96)
+        assert (parts.joined[0].numpy() == found.maps[i]).all()
+        assert float(parts.scores.max()) == found.scores[i]
+        assert int(parts.scores.argmax()) in (1, 2)  # the two tiles at the top that see the spot
+        assert parts.maps.shape == (1, 4, 16, 16)
+        assert parts.averaged.shape == parts.joined.shape
+        assert not torch.equal(parts.averaged, parts.joined)
+    with pytest.raises(InputError, match="is not tiled"):
+        next(iter(pg.PatchCore(size=64, **RESNET).fit(good).tile_parts(bad)))  # type: ignore[arg-type]
+
+
+def test_on_scales_of_their_own_every_position_has_its_own_threshold() -> None:
+    """One threshold on scaled scores is a threshold of its own for each position, in the units of its raw scores."""
+    t = tiles(normalise="position")
+    t.scale = torch.tensor([1.0, 10, 1, 1, 1, 1, 1, 1, 1])
+    quiet = torch.tensor([[1.0, 10, 1, 1, 1, 1, 1, 1, 1], [2.5, 10, 1, 1, 1, 1, 1, 1, 1], [1, 25, 1, 1, 1, 1, 1, 1, 1]])
+    scores, _ = t.joined(quiet, torch.zeros(3, 9, 4, 4), None)
+    assert scores.tolist() == [1.0, 2.5, 2.5]
+
+
+def test_the_report_shows_the_tiles(small_dataset: Path, tmp_path: Path) -> None:
+    dataset = pg.load_dataset(small_dataset)
+    detector = pg.PatchCore(**RESNET).tiled(size=96, tile=64, stride=32).fit(dataset.train)  # type: ignore[arg-type]
+    judge(detector, small_dataset, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("4 tiles of 64 x 64 px; highest: tile ") == 4 * 2  # caption and alternative text
+    assert page.count("overlaps blended by raised cosines") == 4 * 2
+    plain = pg.PatchCore(size=64, **RESNET).fit(dataset.train)  # type: ignore[arg-type]
+    judge(plain, small_dataset, tmp_path / "plain.html")
+    assert "<h2>Tiles</h2>" not in (tmp_path / "plain.html").read_text(encoding="utf-8")

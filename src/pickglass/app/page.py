@@ -41,7 +41,7 @@ i.bar{width:120px}#controls{position:sticky;top:0;background:var(--page);padding
 .wide figure:not(.closeup){grid-column:1/-1}.wide .none{aspect-ratio:auto!important}
 .tall img,.tall .none{width:auto!important;max-width:100%;max-height:75vh}dialog::backdrop{background:#000c}
 dialog{border:0;border-radius:8px;padding:10px;background:#111;color:#eee;max-width:98vw;max-height:98vh}
-dialog p{margin:0 0 6px}dialog img{width:94vw;height:84vh;object-fit:contain}
+.made article{margin-top:8px}dialog p{margin:0 0 6px}dialog img{width:94vw;height:84vh;object-fit:contain}
 @media print{body{padding:0;font-size:11px}#controls,#theme{display:none}article,figure,tr{break-inside:avoid}
 #gallery{--cell:72px}.scroll{overflow:visible}.scroll :is(th,td){padding:2px 5px;white-space:normal}}
 """
@@ -80,14 +80,15 @@ const show = image => {
   zoom.querySelector("p").textContent = `${image.alt}. Arrow keys: other pictures and images. Esc: close.`;
   if (!zoom.open) zoom.showModal();
 };
-gallery.onclick = e => show(e.target.closest("button")?.querySelector("img"));
+document.body.onclick = e => show(e.target.closest(".pics button")?.querySelector("img"));
 zoom.onclick = () => zoom.close();
 zoom.onkeydown = e => {
   const across = {ArrowLeft: -1, ArrowRight: 1}[e.key], down = {ArrowUp: -1, ArrowDown: 1}[e.key];
   if (across || down) e.preventDefault(); else return;
   const card = picture.closest("article"), own = [...card.querySelectorAll("img")];
   if (across) return show(own[own.indexOf(picture) + across]);
-  const cards = [...gallery.children].filter(c => !c.hidden), next = cards[cards.indexOf(card) + down];
+  const cards = [...card.parentElement.children].filter(c => c.matches("article:not([hidden])"));
+  const next = cards[cards.indexOf(card) + down];
   show(next?.querySelector(`.${picture.closest("figure").className} img`) || next?.querySelector("img"));
 };
 one("controls").hidden = false;

@@ -26,6 +26,7 @@ __all__ = [
     "draw_boxes",
     "draw_contours",
     "draw_panels",
+    "encoded",
     "grow",
     "heat",
     "heat_colours",
@@ -101,7 +102,7 @@ class Panel:
     """One picture of a card, or a line of text where there is nothing to draw.
 
     Attributes:
-        kind: ``original``, ``heat``, ``predicted``, ``truth`` or ``closeup``.
+        kind: ``original``, ``heat``, ``predicted``, ``truth``, ``closeup`` or ``parts``.
         caption: what the picture shows, for people.
         jpeg: the encoded picture, None when ``caption`` says all.
         size: ``(h, w)`` of the picture in px.
@@ -130,18 +131,18 @@ def draw_panels(item: ReportImage, scale: tuple[float, float]) -> list[Panel]:
     truth = None if item.mask is None else shrink_max(item.mask > 0, size)  # (h, w)
     found = None if item.predicted is None else shrink_max(item.predicted > 0, size)  # (h, w)
     panels = [
-        _panel("original", "original, 16 bit stretched" if item.image.dtype == np.uint16 else "original", small),
-        _panel("heat", "heat map", draw_contours(heat(small, shrink_max(item.map, size), scale), truth=truth)),
+        encoded("original", "original, 16 bit stretched" if item.image.dtype == np.uint16 else "original", small),
+        encoded("heat", "heat map", draw_contours(heat(small, shrink_max(item.map, size), scale), truth=truth)),
     ]
     if item.boxes or (found is not None and found.any()):
         drawn = draw_contours(tint(small, found, PREDICTED), truth=truth, found=found)
         ratio = (size[0] / item.image.shape[0], size[1] / item.image.shape[1])
-        panels.append(_panel("predicted", "prediction", draw_boxes(drawn, item.boxes, ratio)))
+        panels.append(encoded("predicted", "prediction", draw_boxes(drawn, item.boxes, ratio)))
     else:
         text = "no pixel threshold" if found is None else "prediction: nothing found"
         panels.append(Panel("predicted", text, None, size))
     if truth is not None and truth.any():
-        panels.append(_panel("truth", "ground truth", draw_contours(tint(small, truth, TRUTH), truth=truth)))
+        panels.append(encoded("truth", "ground truth", draw_contours(tint(small, truth, TRUTH), truth=truth)))
     else:
         text = "ground truth: good" if item.label == 0 else "no ground truth mask"
         panels.append(Panel("truth", text, None, size))
@@ -264,7 +265,7 @@ def _close_ups(item: ReportImage, base: Array) -> list[Panel]:
     for caption, window in windows:
         truth = None if item.mask is None else item.mask[window] > 0
         found = None if item.predicted is None else item.predicted[window] > 0
-        panels.append(_panel("closeup", caption, draw_contours(base[window], truth, found)))
+        panels.append(encoded("closeup", caption, draw_contours(base[window], truth, found)))
     return panels
 
 
@@ -275,7 +276,8 @@ def _window(row: int, column: int, shape: tuple[int, ...]) -> tuple[slice, slice
     return slice(top, top + CLOSE_UP), slice(left, left + CLOSE_UP)
 
 
-def _panel(kind: str, caption: str, pixels: Array) -> Panel:
+def encoded(kind: str, caption: str, pixels: Array) -> Panel:
+    """The panel of a picture ``(h, w, 3)`` uint8."""
     buffer = io.BytesIO()
     # Full colour resolution: contours are one pixel wide and would wash out in 4:2:0, and so in WebP. Not optimised:
     # Pillow's buffer for that is too small for a noisy picture, which would raise.

@@ -122,6 +122,7 @@ class ReportWriter:
         failed: Sequence[Failure],
         threshold: float | None,
         notes: Sequence[str] = (),
+        tiles: Sequence[tuple[str, Sequence[Panel]]] = (),
     ) -> Path:
         """Write the page and return its path.
 
@@ -136,6 +137,7 @@ class ReportWriter:
             failed: images that could not be tested.
             threshold: image score from which the verdict is bad; None without verdicts.
             notes: sentences for the reader, e.g. warnings.
+            tiles: of a tiled model, for some images a heading and how their maps were put together.
         """
         scores = np.array([record.score for record in self._records])
         histogram = charts.draw_histogram(scores, [record.label for record in self._records], threshold)
@@ -147,6 +149,7 @@ class ReportWriter:
             _details(f"Failed images: {len(failed)}", failed, ' class="failed" open') if failed else "",
             _type_table(by_type, self._records) if by_type else "",
             f'<div class="charts">{histogram}{"".join(draw(curves) for draw in CHARTS)}</div>',
+            _tile_section(tiles) if tiles else "",
             _details("Configuration", list(_flat(configuration, ""))),
             _details("Provenance", list(_flat(provenance, ""))),
             _gallery_head(self._records, self.scale),
@@ -266,7 +269,22 @@ def _card(item: ReportImage, panels: Sequence[Panel]) -> str:
     name, kind, outcome = as_text(PurePath(item.path).name or item.path), as_text(_kind(item)), _outcome(item)
     height, width = item.image.shape[:2]
     shape = "wide" if width > pictures.ELONGATED * height else "tall" if height > pictures.ELONGATED * width else ""
-    figures = []
+    figures = _figures(panels, name)
+    verdict = f"<span>verdict <b>{as_text(item.verdict)}</b></span>" if item.verdict else ""
+    if outcome:
+        right = outcome == "right"
+        verdict += f'<span class="badge {"right" if right else "wrong"}">{"✓" if right else "✗"} {outcome}</span>'
+    return (
+        f'<article class="{shape}" data-name="{as_text(item.path)}" data-score="{float(item.score)}" '
+        f'data-type="{kind}" data-outcome="{outcome}">'
+        f'<header class="row"><h3 title="{as_text(item.path)}"><bdi>{name}</bdi></h3>'
+        f"<span>{kind}</span><span>score <b>{item.score:.4g}</b></span>{verdict}</header>"
+        f'<div class="pics">{figures}</div></article>\n'
+    )
+
+
+def _figures(panels: Sequence[Panel], name: str) -> str:
+    figures = ""
     for panel in panels:
         if panel.jpeg is None:
             inner = f'<div class="none" style="aspect-ratio:{panel.size[1]}/{panel.size[0]}">{panel.caption}</div>'
@@ -277,18 +295,20 @@ def _card(item: ReportImage, panels: Sequence[Panel]) -> str:
                 f'height="{panel.size[0]}" alt="{panel.caption} of {name}" src="data:image/jpeg;base64,{data}">'
                 f"</button><figcaption>{panel.caption}</figcaption>"
             )
-        figures.append(f'<figure class="{panel.kind}">{inner}</figure>')
-    verdict = f"<span>verdict <b>{as_text(item.verdict)}</b></span>" if item.verdict else ""
-    if outcome:
-        right = outcome == "right"
-        verdict += f'<span class="badge {"right" if right else "wrong"}">{"✓" if right else "✗"} {outcome}</span>'
-    return (
-        f'<article class="{shape}" data-name="{as_text(item.path)}" data-score="{float(item.score)}" '
-        f'data-type="{kind}" data-outcome="{outcome}">'
-        f'<header class="row"><h3 title="{as_text(item.path)}"><bdi>{name}</bdi></h3>'
-        f"<span>{kind}</span><span>score <b>{item.score:.4g}</b></span>{verdict}</header>"
-        f'<div class="pics">{"".join(figures)}</div></article>\n'
-    )
+        figures += f'<figure class="{panel.kind}">{inner}</figure>'
+    return figures
+
+
+def _tile_section(tiles: Sequence[tuple[str, Sequence[Panel]]]) -> str:
+    """Some images with their grid, the maps of their tiles and the joined map; the colours are those of the gallery."""
+    shown = ""
+    for heading, panels in tiles:
+        height, width = panels[0].size
+        shape = ' class="wide"' if width > pictures.ELONGATED * height else ""
+        name = as_text(heading)
+        shown += f'<article{shape}><h3>{name}</h3><div class="pics">{_figures(panels, name)}</div></article>'
+    text = "How the map of an image is put together from those of its tiles; colours as in the gallery below."
+    return f'<section class="made"><h2>Tiles</h2><small>{text}</small>{shown}</section>'
 
 
 def _gallery_head(records: Sequence[_Record], scale: tuple[float, float]) -> str:

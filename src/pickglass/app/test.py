@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ from typing_extensions import Unpack
 
 from pickglass.app.charts import Curves
 from pickglass.app.evaluate import Evaluation, evaluate
-from pickglass.app.pictures import ReportImage, colour_range
+from pickglass.app.pictures import Panel, ReportImage, colour_range
 from pickglass.app.report import ReportWriter
 from pickglass.app.results import Metrics, TestResult
 from pickglass.app.robustness import robustness as judge_robustness
+from pickglass.app.tile_pictures import tile_panels
 from pickglass.app.truth import LOCO_LIMIT
-from pickglass.data import load_dataset, read_image, read_mask, with_pixel_mm, with_roi
+from pickglass.data import Table, load_dataset, read_image, read_mask, with_pixel_mm, with_roi
 from pickglass.data.files import output_path, written_whole
 from pickglass.errors import DataError
 from pickglass.methods import load
@@ -136,7 +137,26 @@ def write_report(
             failed=prediction.failed,
             threshold=prediction.calibration.image_threshold if prediction.calibration else None,
             notes=(*evaluation.notes, *_notes(prediction, evaluation)),
+            tiles=_tiles(detector, prediction, scale),
         )
+
+
+def _tiles(detector: Detector, prediction: Prediction, scale: tuple[float, float]) -> list[tuple[str, list[Panel]]]:
+    """How the maps of a few images were put together: the highest scores, and the defect that was seen the least."""
+    tiles = detector.tiles
+    if tiles is None or tiles.n == 1:
+        return []
+    rising = sorted(prediction, key=lambda found: found.score)
+    good, bad = ([f for f in rising if f.row.label == label] for label in (0, 1))
+    chosen = [*(bad[::-1] or rising[::-1])[:2], *bad[:1], *good[-1:]]
+    shown = []
+    for found in {id(f): f for f in chosen}.values():
+        for canvas, parts in detector.tile_parts(Table([found.row])):
+            mask = None if found.row.mask is None else read_mask(found.row.mask, found.size)
+            placed = None if mask is None else detector.preprocess.kept(found.size, mask)
+            heading = f"{PurePath(found.row.path).name}: {found.row.defect or 'good'}, score {found.score:.4g}"
+            shown.append((heading, tile_panels(canvas, parts, tiles.tiling, tiles.settings.join, scale, placed)))
+    return shown
 
 
 def _curves(evaluation: Evaluation) -> Curves:

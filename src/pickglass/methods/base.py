@@ -22,7 +22,7 @@ from pickglass.calibration import Calibration, highest_score, settings_digest
 from pickglass.calibration.drift import Sample
 from pickglass.data import MARGINS, Preprocess, Table, as_table, fingerprint, parse_size, split_roles
 from pickglass.data.tables import image_digest
-from pickglass.errors import DataError, Failure, ModelFileError
+from pickglass.errors import DataError, Failure, InputError, ModelFileError
 from pickglass.features.backbones import find_backbone
 from pickglass.features.engine import Engine, EngineName, has_bfloat16
 from pickglass.features.extractor import FeatureExtractor
@@ -36,7 +36,7 @@ from pickglass.methods.modelfile import assign, write_model
 from pickglass.methods.naming import Namer, found_regions, unfolded
 from pickglass.methods.running import Progress, Reader, Run, Running, RunOptions, device_name, read, silent
 from pickglass.methods.suspicion import CleanCheck, Cleanliness, find_suspicious
-from pickglass.methods.tiling import Tiles
+from pickglass.methods.tiling import TileParts, Tiles
 from pickglass.methods.training_data import common_pitch, common_roi, training_table
 from pickglass.nn.maps import kept_cells
 from pickglass.result import Found, Named, Prediction
@@ -262,6 +262,27 @@ class Detector(Head):
                     item.row.pixel_mm or self.provenance.get("pixel_mm"),
                     named,
                 )
+
+    @torch.no_grad()
+    def tile_parts(self, data: Any, **running: Unpack[RunOptions]) -> Iterator[tuple[np.ndarray, TileParts]]:
+        """How the map of each image is put together: its canvas (3, H, W) in [0, 1] and its parts, with B = 1.
+
+        Arguments as in :meth:`fit`; broken images are left out.
+
+        Raises:
+            InputError: the detector is not tiled.
+        """
+        self._fitted()
+        if self.tiles is None:
+            raise InputError(f"this {type(self).__name__} is not tiled: make it with .tiled(size, tile, stride)")
+        for batch in self._reader(Running(**running)).batches(self._inside_margins(as_table(data, role="test"))):
+            if batch.reading is None:
+                continue
+            keep = None if batch.reading.keep is None else self.tiles.unfold(batch.reading.keep)
+            parts = self.tiles.parts(*map(self.tiles.unfold, self.score(batch.reading)), keep)
+            for i, item in enumerate(batch.sound):
+                if item.value is not None:
+                    yield item.value.image, TileParts(*(part[i : i + 1] for part in parts))
 
     def regions(self, maps: np.ndarray) -> Tensor:
         """The region of the highest peak of each map (B, h, w) at the pixel threshold, (B, H, W) in 0..1."""

@@ -262,6 +262,12 @@ class Head(nn.Module, ABC):
         apart = ("extractor.", "tiles.", "fusion.", "roi")
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(apart)}
 
+    def predicted_mb(self, run: Run) -> float:
+        """What the learned tensors of these positions will take in the model file, told before the first image."""
+        own = self.sibling()
+        own.build(run.shapes, 1, run.seed)
+        return run.positions * sum(t.numel() * t.element_size() for t in own.learned().values()) / 1e6
+
     def take(self, learned: Mapping[str, Tensor]) -> None:
         """Fill the head with such tensors."""
         for name, tensor in learned.items():

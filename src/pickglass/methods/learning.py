@@ -59,10 +59,11 @@ def learn(
     tiles = reader.tiles
     if tiles is None:
         return _teach(head, reader, table, run, checkpoint, fingerprint, watch)
+    _check_size(head, tiles, run)
     if tiles.heads not in (1, tiles.n):
         tiles.assign(_described(reader, table), run.seed)
     run = replace(run, positions=tiles.heads, n_images=run.n_images * tiles.per_head)
-    groups = _groups(head, reader, run)
+    groups = _groups(head, reader, table, run)
     if len(groups) == 1:
         own_watch = watch if tiles.heads == tiles.n else None
         details = _teach(head, reader, table, run, checkpoint, fingerprint, own_watch)
@@ -70,7 +71,7 @@ def learn(
         parts, told = [], []
         for group in groups:
             own = head.sibling()
-            part = replace(run, positions=len(group), seed=run.seed + group.start)
+            part = replace(run, positions=len(group), seed=run.seed + group.start, groups=len(groups))
             told.append(_teach(own, reader.only(group), table, part, checkpoint, f"{fingerprint} {group}"))
             parts.append(own.learned())
             if checkpoint is not None:
@@ -82,6 +83,29 @@ def learn(
     if tiles.settings.normalise == "position":
         tiles.scale = _scales(head, reader, tiles, table)
     return details
+
+
+def _check_size(head: Head, tiles: Tiles, run: Run) -> None:
+    """Raise where the model file would be too large; the remedy is fewer heads where they take less."""
+    limit = tiles.settings.max_file_mb
+    backbone = {} if head.extractor is None else head.extractor.state_dict()
+    fixed = sum(t.numel() * t.element_size() for t in backbone.values()) / 1e6
+
+    def size(heads: int) -> float:
+        shared = replace(run, positions=heads, n_images=run.n_images * math.ceil(tiles.n / heads))
+        return fixed + head.predicted_mb(shared)
+
+    if size(tiles.heads) <= limit:
+        return
+    low, high = 0, tiles.heads  # the largest number that fits lies from low to below high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) <= limit else (low, middle)
+    remedy = f"share heads among the tiles, heads={low}" if low else "let the method keep less, or lower size"
+    raise InputError(
+        f"{tiles.heads} heads for {tiles.n} tiles would make a model file of {size(tiles.heads):,.0f} MB, more than "
+        f"max_file_mb={limit:g}: {remedy}, or raise max_file_mb"
+    )
 
 
 def learn_fusion(fusion: Fusion, reader: Reader, table: Table, progress: Progress) -> None:
@@ -100,16 +124,49 @@ def learn_fusion(fusion: Fusion, reader: Reader, table: Table, progress: Progres
     fusion.settle()
 
 
-def _groups(head: Head, reader: Reader, run: Run) -> list[range]:
+def _groups(head: Head, reader: Reader, table: Table, run: Run) -> list[range]:
     """Which positions are learned together."""
     tiles = reader.tiles
     if tiles is None or tiles.heads != tiles.n:
         return [range(run.positions)]
     at_once = tiles.settings.at_once
-    if at_once is None:
+    if at_once is None and not head.trains:
+        at_once = tiles.n
+    elif at_once is None:
         cached = run.n_images * 4 * sum(math.prod(shape) for shape in run.shapes)  # bytes a position
-        at_once = max(1, int(run.memory_gb / 2 * 1e9 // cached)) if head.trains else tiles.n
+        largest = max(cached, _training_bytes(head, reader, table, run))
+        at_once = max(1, int(run.memory_gb / 2 * 1e9 // largest))
     return [range(i, min(i + at_once, tiles.n)) for i in range(0, tiles.n, at_once)]
+
+
+def _training_bytes(head: Head, reader: Reader, table: Table, run: Run) -> int:
+    """What a training step of one position holds: what two images leave for the backward pass tells it."""
+    own = head.sibling()
+    own.build(run.shapes, 1, run.seed)
+    own.to(reader.engine.device)
+    own.start(replace(run, positions=1))
+    reading = next(readings(reader.only(range(1)), table.role("fit")[:2], silent))
+    images = len(reading.levels[0] if reading.levels else reading.images)  # type: ignore[arg-type]
+    known = {t.untyped_storage().data_ptr() for t in own.state_dict().values()}
+    most = 0
+    for phase in own.phases():
+        phase.module.train()
+        left: dict[int, int] = {}  # storage -> its bytes
+
+        def keep(tensor: Tensor, left: dict[int, int] = left) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                left[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), hooks:
+            loss = phase.loss(reading)  # held until its memory is counted
+        weights = sum(p.numel() * p.element_size() for p in phase.module.parameters())
+        # beside the weights their gradients, two moments and the best epoch's
+        most = max(most, phase.plan.batch * sum(left.values()) // images + 5 * weights)
+        del loss
+    return most
 
 
 def _described(reader: Reader, table: Table) -> np.ndarray:

@@ -118,7 +118,7 @@ class PatchCore(Detector):
         _, h, w = run.shapes[0]
         n = run.n_images * h * w
         self._keep = max(1, math.ceil(self.ratio * n))
-        bank_mb = run.positions * self._keep * self._width * 4 / 1e6
+        bank_mb = run.groups * self.predicted_mb(run)
         if bank_mb > self.max_bank_mb:
             fitting = self.ratio * self.max_bank_mb / bank_mb
             raise InputError(
@@ -139,6 +139,12 @@ class PatchCore(Detector):
         self._seen = self._held = self._reductions = 0
         self._sums = torch.zeros(2, run.positions, self._width, dtype=torch.float64)  # of x and of x^2
         self.scale = None
+
+    def predicted_mb(self, run: Run) -> float:
+        """What the banks will take."""
+        _, h, w = run.shapes[0]
+        width = self.dims or sum(c for c, _, _ in run.shapes)
+        return run.positions * max(1, math.ceil(self.ratio * run.n_images * h * w)) * width * 4 / 1e6
 
     def _check(self) -> None:
         if not 0 < self.ratio <= 1:

@@ -53,6 +53,7 @@ class Run:
         seed: of everything drawn at random.
         memory_gb: what may be held at once.
         progress: to report to.
+        groups: of positions that are learned one after the other, none larger than this one; the model holds them all.
     """
 
     n_images: int
@@ -61,6 +62,7 @@ class Run:
     seed: int
     memory_gb: float
     progress: Progress
+    groups: int = 1
 
 
 class RunOptions(TypedDict, total=False):

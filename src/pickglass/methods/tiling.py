@@ -21,7 +21,7 @@ canvas.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from pickglass.errors import InputError
 from pickglass.features.reading import Reading
 from pickglass.nn.maps import kept_cells, smooth
 
-__all__ = ["TileOptions", "TileSettings", "Tiles"]
+__all__ = ["TileOptions", "TileParts", "TileSettings", "Tiles"]
 
 _SEAM_SIGMA = 2.0  # pixels, and
 _SEAM_WIDTH = 0.1  # of a tile: the authors' seam smoothing
@@ -50,6 +50,7 @@ class TileOptions(TypedDict, total=False):
     edges: Literal["shift", "pad"]
     thumbnail: bool
     at_once: int | None
+    max_file_mb: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class TileSettings:
             by the median score of the validation images there.
         edges: where the stride does not come out even, ``"shift"`` the last tile back or ``"pad"`` the canvas.
         thumbnail: also look at the whole canvas, shrunk to a tile: one more position, for large and logical defects.
-        at_once: positions that are learned together; None: all, or as many as the memory budget caches features for.
+        at_once: positions that are learned together; None: all, or as many as the memory budget has room for.
+        max_file_mb: a fit that would make a larger model file is refused before it starts.
     """
 
     tile: tuple[int, int]
@@ -81,6 +83,7 @@ class TileSettings:
     edges: Literal["shift", "pad"] = "shift"
     thumbnail: bool = False
     at_once: int | None = None
+    max_file_mb: float = 4000.0
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[Any, ...]] = {
@@ -96,6 +99,8 @@ class TileSettings:
             raise InputError(f"heads={self.heads!r}: expected 'position' or a number of heads, e.g. 1")
         if self.top_k < 1 or (self.at_once is not None and self.at_once < 1):
             raise InputError(f"top_k={self.top_k!r}, at_once={self.at_once!r}: expected at least 1")
+        if not self.max_file_mb > 0:
+            raise InputError(f"max_file_mb={self.max_file_mb!r}: expected megabytes above 0, e.g. 4000")
         if self.thumbnail and self.normalise != "position":
             raise InputError("thumbnail=True compares maps of two resolutions: it needs normalise='position'")
         if self.thumbnail and self.heads != "position":
@@ -109,6 +114,22 @@ class TileSettings:
     def from_json(cls, data: dict[str, Any]) -> TileSettings:
         """The settings that :meth:`to_json` described."""
         return cls(**{**data, "tile": tuple(data["tile"]), "stride": tuple(data["stride"])})
+
+
+class TileParts(NamedTuple):
+    """How the maps of images were put together.
+
+    Attributes:
+        scores: (B, T) of the positions, on their scales; -inf where nothing counts.
+        maps: (B, T, h, w) of the positions, on their scales.
+        averaged: (B, h', w') the mean where tiles overlap, before any blending or smoothing of seams.
+        joined: (B, h', w') as the settings join them.
+    """
+
+    scores: Tensor
+    maps: Tensor
+    averaged: Tensor
+    joined: Tensor
 
 
 class Tiles(nn.Module):
@@ -134,7 +155,7 @@ class Tiles(nn.Module):
         self.scale: Tensor
         self.register_buffer("head_of", torch.arange(self.n) % self.heads)
         self.register_buffer("scale", torch.ones(self.n))
-        self._matrices: dict[tuple[int, int, str], tuple[Tensor, Tensor]] = {}
+        self._matrices: dict[tuple[int, int, str, str], tuple[Tensor, Tensor]] = {}
 
     # -- before the head -----------------------------------------------------------------------------------------------
 
@@ -242,11 +263,7 @@ class Tiles(nn.Module):
         ``keep`` (B, T, H, W) bool: what counts in each tile.
         """
         cells = kept_cells(keep, (maps.shape[2], maps.shape[3]))
-        if cells is not None:
-            counts = cells.flatten(2).any(2)  # (B, T)
-            scores = scores.masked_fill(~counts, -torch.inf)
-        if self.settings.normalise == "position":
-            scores, maps = scores / self.scale, maps / self.scale[:, None, None]
+        scores, maps = self._scaled(scores, maps, cells)
         whole = self._join(maps[:, : self.tiling.n])
         if self.settings.thumbnail:
             thumb = F.interpolate(maps[:, -1:], size=whole.shape[1:], mode="bilinear", align_corners=False)[:, 0]
@@ -256,6 +273,21 @@ class Tiles(nn.Module):
             lowest = whole.masked_fill(~inside, torch.inf).flatten(1).min(1).values[:, None, None]
             whole = torch.where(inside, whole, lowest)
         return self._image_score(scores), whole
+
+    def parts(self, scores: Tensor, maps: Tensor, keep: Tensor | None) -> TileParts:
+        """As :meth:`joined`, with the steps on the way, for pictures."""
+        cells = kept_cells(keep, (maps.shape[2], maps.shape[3]))
+        whole = self.joined(scores, maps, keep)[1]
+        scores, maps = self._scaled(scores, maps, cells)
+        return TileParts(scores, maps, self._blended(maps[:, : self.tiling.n], "average"), whole)
+
+    def _scaled(self, scores: Tensor, maps: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores (B, T) and maps on the scales of their positions; of a tile in which no cell counts, score -inf."""
+        if cells is not None:
+            scores = scores.masked_fill(~cells.flatten(2).any(2), -torch.inf)
+        if self.settings.normalise == "position":
+            return scores / self.scale, maps / self.scale[:, None, None]
+        return scores, maps
 
     def _image_score(self, scores: Tensor) -> Tensor:
         if self.settings.image_score == "max":
@@ -267,29 +299,31 @@ class Tiles(nn.Module):
         return scores.masked_fill(~counting, 0).sum(1) / counting.sum(1).clamp(min=1)
 
     def _join(self, maps: Tensor) -> Tensor:
-        """(B, T, h, w) -> (B, h', w'): across, then down, each one product."""
-        rows, columns = len(self.tiling.tops), len(self.tiling.lefts)
-        down, across = self._joining((maps.shape[2], maps.shape[3]), maps)
-        grid = maps.unflatten(1, (rows, columns)).permute(0, 1, 3, 2, 4).flatten(3)  # (B, rows, h, columns w)
-        lines = grid @ across  # (B, rows, h, w')
-        joined: Tensor = (lines.flatten(1, 2).transpose(1, 2) @ down).transpose(1, 2)  # (B, h', w')
+        """(B, T, h, w) -> (B, h', w'), as the settings say."""
+        joined = self._blended(maps, "cosine" if self.settings.join == "cosine" else "average")
         if self.settings.join != "seams" or self.tiling.n == 1:
             return joined
         return self._over_seams(joined)
 
-    def _joining(self, cells: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-        key = (*cells, str(like.device))
+    def _blended(self, maps: Tensor, blend: Blend) -> Tensor:
+        """(B, T, h, w) -> (B, h', w'): across, then down, each one product."""
+        rows, columns = len(self.tiling.tops), len(self.tiling.lefts)
+        down, across = self._joining((maps.shape[2], maps.shape[3]), blend, maps)
+        grid = maps.unflatten(1, (rows, columns)).permute(0, 1, 3, 2, 4).flatten(3)  # (B, rows, h, columns w)
+        lines = grid @ across  # (B, rows, h, w')
+        joined: Tensor = (lines.flatten(1, 2).transpose(1, 2) @ down).transpose(1, 2)  # (B, h', w')
+        return joined
+
+    def _joining(self, cells: tuple[int, int], blend: Blend, like: Tensor) -> tuple[Tensor, Tensor]:
+        key = (*cells, blend, str(like.device))
         if key not in self._matrices:
             tiling = self.tiling
-            blend: Blend = "cosine" if self.settings.join == "cosine" else "average"
+            # over the canvas alone: of what was padded beyond it nothing is joined
             pair = (
-                joining_matrix(tiling.tops, tiling.tile[0], tiling.extent[0], cells[0], blend),
-                joining_matrix(tiling.lefts, tiling.tile[1], tiling.extent[1], cells[1], blend),
+                joining_matrix(tiling.tops, tiling.tile[0], self.canvas[0], cells[0], blend),
+                joining_matrix(tiling.lefts, tiling.tile[1], self.canvas[1], cells[1], blend),
             )
-            down, across = (torch.from_numpy(m).to(like) for m in pair)
-            # what was padded beyond the canvas is cut off again
-            kept = [round(m.shape[1] * c / e) for m, c, e in zip(pair, self.canvas, tiling.extent, strict=True)]
-            self._matrices[key] = (down[:, : kept[0]].contiguous(), across[:, : kept[1]].contiguous())
+            self._matrices[key] = tuple(torch.from_numpy(m).to(like) for m in pair)  # type: ignore[assignment]
         return self._matrices[key]
 
     def _over_seams(self, joined: Tensor) -> Tensor:
