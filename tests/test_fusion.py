@@ -15,9 +15,12 @@ from pickglass.app.fit import build
 from pickglass.cli.main import app
 from pickglass.data import Row, Table
 from pickglass.errors import InputError, UnknownName
+from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.fusion import Fusion, FusionSettings
 from pickglass.features.reading import Reading
+from pickglass.features.shared import SharedFeatures
 from pickglass.methods import METHODS
+from pickglass.nn.maps import resampled_to
 from pickglass.nn.moments import GridSums
 from pickglass.testing import check_detector, textures
 
@@ -428,3 +431,102 @@ def test_fusing_on_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*said, "--set", "fusion.dims=8"])
     assert isinstance(result.exception, InputError)
     assert "--fuse" in str(result.exception)
+
+
+# -- several scales ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(24, 32), (31, 17), (96, 50)])
+def test_images_are_resampled_without_aliasing(size: tuple[int, int]) -> None:
+    images = torch.rand(2, 3, 48, 40, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+    torch.testing.assert_close(resampled_to(images, size), expected, atol=1e-5, rtol=0)
+    assert resampled_to(images, (48, 40)) is images
+
+
+def test_the_levels_of_a_scale_are_those_of_the_image_resampled() -> None:
+    images = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    plain = FeatureExtractor("resnet18", ["layer1", "layer2"], "random")
+    scaled = FeatureExtractor("resnet18", ["layer1", "layer2"], "random", scales=(0.5, 1.0))
+    found = scaled(images)
+    torch.testing.assert_close(list(found[:2]), list(plain(resampled_to(images, (32, 24)))), atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(found[2:], plain(images), strict=True))
+    assert scaled.shapes((64, 48)) == [tuple(level.shape[1:]) for level in found]
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, 1.0), "half", (1.0, 99)])
+def test_scales_that_make_no_sense(scales: object) -> None:
+    with pytest.raises(InputError, match="expected numbers from 1/16 to 4"):
+        pg.PatchCore().fused("pyramid", scales=scales)  # type: ignore[arg-type]
+
+
+def test_a_transformer_is_run_on_whole_patches() -> None:
+    extractor = FeatureExtractor("vit_small_patch16_224", ["blocks.1"], "random", scales=(1.0, 0.6))
+    assert [shape[1:] for shape in extractor.shapes((64, 64))] == [(4, 4), (2, 2)]
+
+
+def test_the_pyramid_sums_all_scales_from_the_coarsest_grid_down() -> None:
+    detector = pg.PatchCore(**RESNET).fused("pyramid", dims=8, scales=(1.0, 0.5), levels="all").fit(textures(8, 64))  # type: ignore[arg-type]
+    fusion, extractor = detector.fusion, detector.extractor
+    assert fusion is not None
+    assert extractor is not None
+    assert detector.level_names() == ["layer1", "layer2", "layer1 at 0.5", "layer2 at 0.5"]
+    assert fusion.shapes == [(8, 16, 16), (8, 8, 8), (8, 8, 8), (8, 4, 4)]
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    levels = extractor(images)
+    total = torch.zeros(1, 8, 4, 4)
+    for i in (3, 1, 2, 0):  # of two levels on one grid that of the full size comes first
+        own = torch.einsum("dc,nchw->ndhw", getattr(fusion.mix, f"lateral{i}"), levels[i])
+        total = own + torch.nn.functional.interpolate(total, own.shape[2:], mode="bilinear", align_corners=False)
+    torch.testing.assert_close(fusion(levels)[0], total, rtol=1e-4, atol=1e-4)
+
+
+def test_tiles_are_read_at_two_scales(tmp_path: Path) -> None:
+    good = textures(6, 64)
+    detector = pg.PatchCore(**RESNET, ratio=0.05).fused("pyramid", dims=16, scales=(1.0, 0.5))  # type: ignore[arg-type]
+    detector = detector.tiled(tile=48, stride=16, heads=2).fit(good)
+    loaded = pg.load(detector.save(tmp_path / "model.safetensors"))
+    scores = detector.predict(good).scores
+    assert (loaded.predict(good).scores == scores).all()
+    whole = pg.PatchCore(**RESNET, ratio=0.05).fused("pyramid", dims=16, scales=(1.0, 0.5))  # type: ignore[arg-type]
+    one = whole.tiled(tile=64, stride=64, image_score="max").fit(good).predict(good)
+    np.testing.assert_allclose(one.scores, whole.fit(good).predict(good).scores, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["padim", "stfpm"])
+def test_every_method_reads_several_scales(method: str, tmp_path: Path) -> None:
+    good = textures(8, 64)
+    layers = "layer1+layer2"
+    detector = METHODS[method].configured({**RESNET, "layers": layers, **FEW.get(method, {})})
+    detector = detector.fused("pyramid", dims=8, normalise="standardise", levels="all", scales=(1.0, 0.5)).fit(good)
+    found = detector.predict(good)
+    assert np.isfinite(found.scores).all()
+    loaded = pg.load(detector.save(tmp_path / "model.safetensors"))
+    assert (loaded.predict(good).scores == found.scores).all()
+    assert loaded.configuration() == detector.configuration()
+
+
+def test_a_detector_of_two_scales_exports(tmp_path: Path) -> None:
+    import openvino
+
+    good = textures(8, 64)
+    detector = pg.PatchCore(**RESNET, ratio=0.05, smoothing=0.0).fused("concat", scales=(1.0, 0.5)).fit(good)  # type: ignore[arg-type]
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(detector, (images,), str(tmp_path / "model.onnx"), dynamo=False)
+    run = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    scores, maps = run([images.numpy()]).values()
+    expected = detector(images)
+    np.testing.assert_allclose(scores, expected[0], rtol=1e-3)
+    np.testing.assert_allclose(maps, expected[1], rtol=1e-2, atol=1e-3)
+
+
+def test_shared_features_leave_several_scales_alone() -> None:
+    good = textures(6, 64)
+    plain = pg.PatchCore(**RESNET, ratio=0.1)  # type: ignore[arg-type]
+    alone = plain.fused("concat", scales=(1.0, 0.5)).fit(good, calibrate=0).predict(good).scores
+    with SharedFeatures("resnet18", "random", 0, ["layer1", "layer2"], 6, 1.0) as shared:
+        detector = plain.fused("concat", scales=(1.0, 0.5))
+        detector.make_engine = shared.engine
+        assert (detector.fit(good, calibrate=0).predict(good).scores == alone).all()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.backbones import Backbone, Tokens, find_backbone
 from pickglass.features.weights import WeightsInfo, weights_for
+from pickglass.nn.maps import resampled_to
 
 __all__ = ["FeatureExtractor", "build_backbone", "layer_list", "layer_names", "untrained"]
 
@@ -29,6 +30,7 @@ class FeatureExtractor(nn.Module):
         weights: as :mod:`pickglass.features.weights` describes: ``"default"``, ``"v2"``, ``"random"``, the name of a
             pretraining strategy or a file; None leaves them unset, to be loaded from a model file.
         seed: of random weights.
+        scales: of the image, at each of which the network runs; the levels of one scale after those of the other.
 
     Raises:
         UnknownName: no such backbone or layer.
@@ -36,7 +38,14 @@ class FeatureExtractor(nn.Module):
         InputError: the weights do not fit, or a layer's output is not a map.
     """
 
-    def __init__(self, backbone: str, layers: Sequence[str], weights: str | None = "default", seed: int = 0) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        layers: Sequence[str],
+        weights: str | None = "default",
+        seed: int = 0,
+        scales: Sequence[float] = (1.0,),
+    ) -> None:
         super().__init__()
         spec = find_backbone(backbone)
         network = _built(spec)
@@ -44,6 +53,7 @@ class FeatureExtractor(nn.Module):
         self.layers = layer_list(layers)
         self.interpolation: Literal["bilinear", "bicubic"] = spec.interpolation
         self.tokens = spec.tokens
+        self.scales = tuple(scales)
         self.weights: WeightsInfo | None = None
         body, nodes = _cut(spec, network, self.layers)
         self.nodes = tuple(nodes)
@@ -73,7 +83,7 @@ class FeatureExtractor(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) RGB in [0, 1] -> per layer (B, C, h, w), in the order of ``layers``."""
+        """(B, 3, H, W) RGB in [0, 1] -> per scale and layer (B, C, h, w), in the order of ``scales`` and ``layers``."""
         return self.read((images - self.mean) / self.std)
 
     def arranged(self, found: Mapping[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -82,11 +92,11 @@ class FeatureExtractor(nn.Module):
 
     def read(self, normalised: Tensor) -> tuple[Tensor, ...]:
         """As :meth:`forward`, of images that are normalised already."""
-        return _read(self.body, self.nodes, self.tokens, normalised)
+        return _read(self.body, self.nodes, self.tokens, normalised, self.scales)
 
     @torch.no_grad()
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """(C, h, w) of each layer for images of ``size`` (H, W).
+        """(C, h, w) of each scale and layer for images of ``size`` (H, W).
 
         Raises:
             InputError: a layer's output is not (B, C, h, w), or the image is too small for the network.
@@ -104,7 +114,7 @@ class FeatureExtractor(nn.Module):
             raise InputError(
                 f"{self.backbone} cannot run on images of {size[0]}x{size[1]} pixels: {error}. Try a larger size."
             ) from error
-        for layer, output in zip(self.layers, outputs, strict=True):
+        for layer, output in zip(self.layers * len(self.scales), outputs, strict=True):
             if not isinstance(output, Tensor) or output.ndim != 4:
                 got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise InputError(
@@ -122,7 +132,7 @@ def build_backbone(backbone: str, weights: str = "default", seed: int = 0) -> tu
     return network, info
 
 
-def untrained(backbone: str, layers: Sequence[str]) -> nn.Module:
+def untrained(backbone: str, layers: Sequence[str], scales: Sequence[float] = (1.0,)) -> nn.Module:
     """A backbone of random weights to be trained, cut off and fed like :class:`FeatureExtractor`.
 
     The weights are each layer's own initialisation, drawn from torch's default generator. All parameters require
@@ -131,20 +141,22 @@ def untrained(backbone: str, layers: Sequence[str]) -> nn.Module:
     Args:
         backbone: name; see :func:`pickglass.backbone_names`.
         layers: names of graph nodes, in the order wanted, or the backbone's short names.
+        scales: as of :class:`FeatureExtractor`.
 
     Returns:
-        A module: (B, 3, H, W) RGB in [0, 1] -> per layer (B, C, h, w), in the order of ``layers``.
+        A module: (B, 3, H, W) RGB in [0, 1] -> per scale and layer (B, C, h, w).
 
     Raises:
         UnknownName: no such backbone or layer.
     """
-    return _Untrained(find_backbone(backbone), layer_list(layers))
+    return _Untrained(find_backbone(backbone), layer_list(layers), scales)
 
 
 class _Untrained(nn.Module):
-    def __init__(self, spec: Backbone, layers: tuple[str, ...]) -> None:
+    def __init__(self, spec: Backbone, layers: tuple[str, ...], scales: Sequence[float]) -> None:
         super().__init__()
         self.tokens = spec.tokens
+        self.scales = scales
         self.body, self._nodes = _cut(spec, spec.build(), layers)
         self.mean: Tensor
         self.std: Tensor
@@ -155,7 +167,8 @@ class _Untrained(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         normalised = (images - self.mean) / self.std
         # in this order a training step of a network of depthwise convolutions takes two thirds of the time on a CPU
-        return _read(self.body, self._nodes, self.tokens, normalised.contiguous(memory_format=torch.channels_last))
+        ordered = normalised.contiguous(memory_format=torch.channels_last)
+        return _read(self.body, self._nodes, self.tokens, ordered, self.scales)
 
 
 def layer_list(layers: Sequence[str]) -> tuple[str, ...]:
@@ -175,8 +188,21 @@ def layer_names(backbone: str) -> list[str]:
     return [*spec.aliases, *_nodes(_built(spec))]
 
 
-def _read(body: nn.Module, nodes: Sequence[str], tokens: Tokens | None, normalised: Tensor) -> tuple[Tensor, ...]:
-    return _arranged(body(normalised), nodes, tokens, (normalised.shape[2], normalised.shape[3]))
+def _read(
+    body: nn.Module, nodes: Sequence[str], tokens: Tokens | None, normalised: Tensor, scales: Sequence[float]
+) -> tuple[Tensor, ...]:
+    levels: tuple[Tensor, ...] = ()
+    for scale in scales:
+        images = normalised if scale == 1 else resampled_to(normalised, _scaled(normalised, scale, tokens))
+        levels += _arranged(body(images), nodes, tokens, (images.shape[2], images.shape[3]))
+    return levels
+
+
+def _scaled(images: Tensor, scale: float, tokens: Tokens | None) -> tuple[int, int]:
+    """Their size at this scale, in whole patches where there are any."""
+    patch = 1 if tokens is None else tokens.patch
+    height, width = (max(1, round(int(side) * scale / patch)) * patch for side in images.shape[2:])
+    return height, width
 
 
 def _arranged(

@@ -27,6 +27,10 @@ The kinds:
   1 / sqrt(mean over c of e_cij / e_c): less where good parts differ from each other. Of levels as the backbone gives
   them for the places, as normalised for the channels; all between 1/4 and 4.
 
+``scales=(1, 0.5)`` runs the backbone on the image at full and at half size and fuses the levels of all scales, the way
+image pyramids came before feature pyramids (Lin et al. 2017, fig. 1a): what is large becomes small enough for the
+layers that are fine. ``"pyramid"`` sums them from the coarsest grid down whatever scale they come from.
+
 ``levels="all"`` gives a head of many levels as many: each step of the pyramid, each weighted level.
 
 Letters: N images times positions, C channels of a level, D of all levels, h x w cells, d ``dims``, K = d // 2 + 1.
@@ -65,6 +69,7 @@ class FusionOptions(TypedDict, total=False):
     patch: int
     levels: Literal["one", "all"]
     shrinkage: float
+    scales: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,9 @@ class FusionSettings:
         dims: channels after ``"pyramid"`` and ``"bilinear"``.
         patch: side of the neighbourhood that ``"bilinear"`` pools over, in cells of the finest level, odd.
         levels: what ``"pyramid"`` and ``"attention"`` give the head: ``"one"`` level on the finest grid, or ``"all"``
-            in the order of the detector's layers.
+            in the order of the detector's layers, scale after scale.
         shrinkage: a, of variances and covariances; from 0 to 1, above 0 to whiten.
+        scales: of the input, at each of which the backbone runs, e.g. (1.0, 0.5).
     """
 
     kind: FusionKind
@@ -87,6 +93,7 @@ class FusionSettings:
     patch: int = 3
     levels: Literal["one", "all"] = "one"
     shrinkage: float = 0.01
+    scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         choices = {"kind": get_args(FusionKind), "normalise": get_args(Normalise), "levels": ("one", "all")}
@@ -99,6 +106,11 @@ class FusionSettings:
             raise InputError(f"patch={self.patch!r} of fusion: expected an odd number of cells, e.g. 3")
         if not 0 <= self.shrinkage <= 1 or (self.normalise == "whiten" and self.shrinkage == 0):
             raise InputError(f"shrinkage={self.shrinkage!r} of fusion: expected 0 to 1, above 0 to whiten, e.g. 0.01")
+        numbers = all(isinstance(s, (int, float)) and 1 / 16 <= s <= 4 for s in self.scales)
+        if not self.scales or not numbers or len(set(self.scales)) < len(self.scales):
+            raise InputError(
+                f"scales={self.scales!r} of fusion: expected numbers from 1/16 to 4, each once: (1.0, 0.5)"
+            )
         if self.levels == "all" and self.kind in ("concat", "bilinear"):
             raise InputError(f"levels='all' has no meaning for {self.kind!r}: use 'pyramid' or 'attention'")
 
@@ -109,7 +121,8 @@ class FusionSettings:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FusionSettings:
         """The settings that :meth:`to_json` described."""
-        return cls(**data)
+        given = data.get("scales", 1.0)
+        return cls(**{**data, "scales": tuple(given) if isinstance(given, (list, tuple)) else (given,)})
 
 
 class Fusion(nn.Module):
@@ -117,7 +130,7 @@ class Fusion(nn.Module):
 
     Args:
         settings: of the fusion.
-        shapes: (C, h, w) of each level.
+        shapes: (C, h, w) of each level, of all scales.
         seed: of what is drawn at random.
 
     Attributes:

@@ -67,8 +67,10 @@ class SharedFeatures:
         self._caches, self._places = {}, {}
 
     def engine(self, extractor: FeatureExtractor, device: str, name: EngineName) -> Engine:
-        """What takes the place of ``Engine(extractor, device, name)``."""
+        """What takes the place of ``Engine(extractor, device, name)``; an extractor of several scales has its own."""
         own = self.extractor
+        if extractor.scales != own.scales:
+            return Engine(extractor, device, name)
         if (extractor.backbone, extractor.weights) != (own.backbone, own.weights) or set(extractor.layers) - set(
             self.layers
         ):

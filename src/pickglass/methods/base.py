@@ -171,7 +171,7 @@ class Detector(Head):
         """Begin anew: a backbone, and a canvas for images of these sizes."""
         self.calibration = self.namer = self.fusion = None
         self.provenance = {}
-        self.extractor = FeatureExtractor(self.backbone, self.layers, self.weights, seed)
+        self.extractor = FeatureExtractor(self.backbone, self.layers, self.weights, seed, self.scales)
         self._preprocess = Preprocess.for_images(self.size, self.extractor.interpolation, sizes.values())
         roi = common_roi(table, sizes, self._preprocess)
         self.roi = None if roi is None else torch.from_numpy(roi)
@@ -355,7 +355,7 @@ class Detector(Head):
     def restored(cls: type[Self], header: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> Self:
         """The detector that a model file describes; ``source`` names the file in messages."""
         detector = cls.configured(header["configuration"])
-        detector.extractor = FeatureExtractor(detector.backbone, detector.layers, weights=None)
+        detector.extractor = FeatureExtractor(detector.backbone, detector.layers, None, scales=detector.scales)
         if header["provenance"].get("backbone_weights"):
             detector.extractor.expect(WeightsInfo.from_json(header["provenance"]["backbone_weights"]))
         detector._preprocess = Preprocess.from_json(header["preprocess"])

@@ -177,7 +177,7 @@ class Head(nn.Module, ABC):
 
         Args:
             kind: ``"concat"``, ``"pyramid"``, ``"bilinear"`` or ``"attention"``.
-            settings: ``normalise``, ``dims``, ...; see :class:`pickglass.features.fusion.FusionSettings`.
+            settings: ``normalise``, ``dims``, ``scales``, ...; see :class:`pickglass.features.fusion.FusionSettings`.
 
         Raises:
             InputError: the method reads no features of the backbone.
@@ -187,7 +187,8 @@ class Head(nn.Module, ABC):
         """
         if "features" not in self.reads:
             raise InputError(f"{type(self).__name__} reads images, not features: there is nothing to fuse")
-        return self.configured({**self.configuration(), "fusion": FusionSettings(kind, **settings).to_json()})
+        fusion = FusionSettings.from_json({"kind": kind, **settings}).to_json()
+        return self.configured({**self.configuration(), "fusion": fusion})
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self.configuration().items())
@@ -236,13 +237,19 @@ class Head(nn.Module, ABC):
         return self.backbone_shapes() if self.fusion is None else self.fusion.shapes
 
     def backbone_shapes(self) -> list[Shape]:
-        """(C, h, w) of each layer of one position, before any fusion."""
+        """(C, h, w) of each scale and layer of one position, before any fusion."""
         return self._fitted().shapes(self.tiling.tile if self.tiling else self.input_size)
 
     def level_names(self) -> list[str]:
         """Of the levels that the head reads, for messages; layers fused into one are ``layer1+layer2``."""
-        layers = list(layer_list(self.layers))
-        return layers if self.fusing is None or self.fusing.levels == "all" else ["+".join(layers)]
+        layers = layer_list(self.layers)
+        names = [name if scale == 1 else f"{name} at {scale:g}" for scale in self.scales for name in layers]
+        return names if self.fusing is None or self.fusing.levels == "all" else ["+".join(names)]
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Of the input, at each of which the backbone runs."""
+        return (1.0,) if self.fusing is None else self.fusing.scales
 
     # -- positions that are learned in groups --------------------------------------------------------------------------
 

@@ -106,7 +106,7 @@ class STFPM(Detector):
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """The student, of the teacher's architecture."""
-        self.student = Stacked(lambda: untrained(self.backbone, self.layers), positions, seed)
+        self.student = Stacked(lambda: untrained(self.backbone, self.layers, self.scales), positions, seed)
 
     def start(self, run: Run) -> None:
         """Nothing to allocate."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "neighbourhood_mean",
     "patch_vectors",
     "pool_channels",
+    "resampled_to",
     "smooth",
     "to_grid",
 ]
@@ -43,6 +45,28 @@ def to_grid(level: Tensor, grid: tuple[int, int]) -> Tensor:
     if tuple(level.shape[2:]) == grid:
         return level
     return F.interpolate(level, size=grid, mode="bilinear", align_corners=False)
+
+
+def resampled_to(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring (B, C, H, W) to another size, bilinear and without aliasing; the same size comes back untouched.
+
+    Two matrix products: exporters do not know the resampling of torch that filters before it leaves pixels out.
+    """
+    if tuple(images.shape[2:]) == size:
+        return images
+    down, across = (
+        torch.from_numpy(_triangles(int(n), m)).to(images) for n, m in zip(images.shape[2:], size, strict=True)
+    )  # (h, H), (w, W)
+    return down @ images @ across.T  # (B, C, h, w)
+
+
+@cache
+def _triangles(n: int, m: int) -> np.ndarray:
+    """Weights (m, n) by which n pixels become m: triangles around half-pixel centres, as wide as a new pixel."""
+    width = max(1.0, n / m)
+    centres = (np.arange(m)[:, None] + 0.5) * n / m - 0.5
+    weights = np.maximum(0.0, 1 - np.abs(np.arange(n) - centres) / width)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 def adaptive_windows(length: int, dims: int) -> tuple[Tensor, Tensor]:

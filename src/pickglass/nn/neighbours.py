@@ -22,6 +22,7 @@ __all__ = ["BankIndex", "Searched", "has_fast_bfloat16", "nearest_plain"]
 
 _QUERIES = 1024  # of one block ...
 _POINTS = 2048  # ... times bank points
+_WIDE = 512  # channels from which the coarse product saves more than certifying it costs
 _CLOSE = 2.0**-7  # of |x|^2 + |y|^2: below it the expanded square has lost too many digits
 _PATIENCE, _MOST_FALLBACKS = 10_000, 0.1
 _MOST_SHARE = 0.02  # of the bank a query may have as possible nearest points before float32 is the cheaper way
@@ -67,8 +68,9 @@ class BankIndex:
     Args:
         bank: (M, C) float32, CPU or GPU.
         source: what the bank was taken from, so that the owner can tell whether this index is still current.
-        bfloat16: search coarsely in bfloat16 and certify; None: where the CPU has it. Given up for float32 once more
-            than a tenth of at least 10,000 queries fell back.
+        bfloat16: search coarsely in bfloat16 and certify; None: where the CPU has it and the vectors are wide enough
+            (512 channels) for that to be faster. Given up for float32 once more than a tenth of at least 10,000 queries
+            fell back.
     """
 
     def __init__(self, bank: Tensor, source: Tensor | None = None, bfloat16: bool | None = None) -> None:
@@ -79,7 +81,8 @@ class BankIndex:
         self.centred = (self.bank - self.middle).contiguous()  # distances stay, products cancel less
         self.norms = (self.centred * self.centred).sum(1)  # (M,)
         on_cpu = bank.device.type == "cpu"
-        self.coarse = (on_cpu and has_fast_bfloat16()) if bfloat16 is None else bfloat16
+        wide = bank.shape[1] >= _WIDE
+        self.coarse = (on_cpu and wide and has_fast_bfloat16()) if bfloat16 is None else bfloat16
         if self.coarse:
             rounded = self.centred.bfloat16()
             self.rounded = rounded.T.contiguous()  # (C, M)
