@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pickglass.cli.advise import advise as advise_command
 from pickglass.cli.drift import drift as drift_command
 from pickglass.cli.label import label as label_command
 from pickglass.cli.layers import layers as layers_command
@@ -249,6 +250,7 @@ def info(
 app.command("label")(label_command)
 app.command("layers")(layers_command)
 app.command("look")(look_command)
+app.command("advise")(advise_command)
 app.command("study")(study_command)
 app.command("drift")(drift_command)
 

@@ -45,6 +45,7 @@ class PatchCore(Detector):
     Args:
         backbone, layers, weights, size, smoothing: see :class:`pickglass.Detector`. The first layer sets the grid.
         ratio: share of all patches that the bank keeps, above 0 to 1 (paper: 0.25, 0.1 and 0.01).
+        sample: patches of each image, drawn at random, that the bank is chosen from; 0: all. For quick comparisons.
         patch: side of the neighbourhood that is averaged, in cells, odd (paper: 3).
         projection: dimensions of the random projection that the coreset is chosen in (authors' code: 128); 0 is none,
             and so is any that would not at least halve the channels.
@@ -85,6 +86,7 @@ class PatchCore(Detector):
         size: int | str | tuple[int, int] = 256,
         smoothing: float | None = None,
         ratio: float = 0.01,
+        sample: int = 0,
         patch: int = 3,
         projection: int = 128,
         dims: int | None = None,
@@ -95,6 +97,7 @@ class PatchCore(Detector):
     ) -> None:
         super().__init__(backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing)
         self.ratio = ratio
+        self.sample = sample
         self.patch = patch
         self.projection = projection
         self.dims = dims
@@ -116,7 +119,7 @@ class PatchCore(Detector):
         channels = [self.dims or c for c, _, _ in run.shapes]
         self._width = self.dims or sum(channels)
         _, h, w = run.shapes[0]
-        n = run.n_images * h * w
+        n = run.n_images * (min(self.sample, h * w) or h * w)
         self._keep = max(1, math.ceil(self.ratio * n))
         bank_mb = run.positions * self._keep * self._width * 4 / 1e6
         if bank_mb > self.max_bank_mb:
@@ -137,6 +140,7 @@ class PatchCore(Detector):
         self._splits = [self._width] if self.dims else channels  # channels of each level in a patch feature
         self._patches: list[Tensor] = []  # each (P, n, C)
         self._seen = self._held = self._reductions = 0
+        self._generator = torch.Generator().manual_seed(run.seed)
         self._sums = torch.zeros(2, run.positions, self._width, dtype=torch.float64)  # of x and of x^2
         self.scale = None
 
@@ -145,7 +149,7 @@ class PatchCore(Detector):
             raise InputError(f"ratio={self.ratio!r}: expected a share above 0 up to 1, e.g. 0.01")
         if self.patch < 1 or self.patch % 2 == 0:
             raise InputError(f"patch={self.patch!r}: expected an odd number of cells, e.g. 3")
-        for name in ("projection", "reweight"):
+        for name in ("sample", "projection", "reweight"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)!r}: expected 0 (off) or a positive number")
         if self.reweight and self.top_k > 1:
@@ -158,10 +162,14 @@ class PatchCore(Detector):
     def update(self, reading: Reading) -> None:
         """Collect the patch features of a batch; past the memory budget, keep a coreset of what is held."""
         features = self._patch_features(reading.levels)  # (B, P, C, h, w)
+        b = len(features)
         patches = features.permute(1, 0, 3, 4, 2).flatten(1, 3)  # (P, B h w, C)
         keep = kept_cells(reading.keep, (features.shape[3], features.shape[4]))
         if keep is not None:
             patches = _only(patches, keep.transpose(0, 1).flatten(1))  # (P, n, C)
+        if self.sample and patches.shape[1] > self.sample * b:
+            drawn = torch.randperm(patches.shape[1], generator=self._generator)[: self.sample * b]
+            patches = patches[:, drawn.to(patches.device)]  # (P, n, C)
         exact = patches.double()
         self._sums += torch.stack([exact.sum(1), (exact * exact).sum(1)]).cpu()
         self._patches.append(patches)
