@@ -88,7 +88,7 @@ def advise(
 ) -> AdviseResult:
     """Which features, size, tiling and method can see such a defect; no defective image is read.
 
-    At most 40 good images teach, and at most 16 others, of other groups, are painted on, 36 defects in all.
+    At most 40 good images teach, and at most 16 others, of other groups, are painted on, 32 defects in all.
 
     Args:
         data: folder, in any layout that :func:`pickglass.load_dataset` knows; its test images are not touched.

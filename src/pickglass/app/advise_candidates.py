@@ -29,7 +29,7 @@ Size = tuple[int, int]
 _SIDES = (96, 128, 192, 256, 384, 512, 768, 1024)  # px: of a square with as many pixels as the input
 _DEFAULT = 256
 _ENLARGED = 2.0  # more pixels than that a pixel show nothing new
-_IDEAL = 12.0  # px of the input: about the smallest that the middle layers still see
+_IDEAL = 24.0  # px of the input: the middle layers see that well, and larger inputs cost more
 _STEP = 32
 _SMALLEST_GRID = 4
 _CELLS_ACROSS = 6
@@ -81,7 +81,7 @@ def size_text(size: Size) -> str:
 def input_sizes(
     image: Size, defect_px: float, most: int = 3
 ) -> tuple[list[tuple[Size, float]], list[tuple[Size, str]]]:
-    """Sizes of the input worth trying for images of (H, W): those that show the defect at about 12 pixels, and 256.
+    """Sizes of the input worth trying for images of (H, W): those that show the defect at about 24 pixels, and 256.
 
     The aspect of the images is kept to multiples of 32 pixels. Returns (size, enlargement) of each, smallest first,
     and those ruled out, with the sentence why.
@@ -174,7 +174,7 @@ def _why_not(chosen: Sequence[LayerFacts], seen: float, scale: float) -> str | N
         )
     if seen >= _CELLS_ACROSS * stride:
         return (
-            f"grid: the defect spans {seen / stride:.0f} cells of {fine.layer}{here}, each of which sees a piece of it: "
+            f"grid: the defect spans {seen / stride:.0f} cells of {fine.layer}{here}, which see a piece of it each: "
             f"coarser layers see it as one, for less"
         )
     if len(chosen) > 1 and seen < max(coarse.stride) / 4:

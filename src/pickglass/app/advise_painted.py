@@ -32,7 +32,7 @@ CONTRASTS = (1.0, 0.6, 0.3)
 
 MOST_FIT = 40  # images that teach,
 MOST_HELD = 16  # that are held back,
-MOST_PAINTED = 36  # and defects painted on these: more say little more, and take the time of it
+MOST_PAINTED = 32  # and defects painted on these: more say little more, and take the time of it
 _WINDOW = 512  # px
 _OK_PIXELS = 16_000  # of a window that count as good ground
 _HELD_SHARE = 1 / 3
@@ -149,7 +149,7 @@ def paint_set(
             fit[maker.prepare.size].append(maker.row(row, pixels, "fit"))
     good: list[tuple[Judged, list[Row]]] = []
     bad: list[tuple[Judged, list[Row]]] = []
-    each = max(1, -(-painted // len(held)))
+    each = max(1, painted // len(held))
     skipped: dict[str, None] = {}
     for i, (row, pixels) in enumerate(_decoded(held, run, progress, "painting defects")):
         rng = np.random.default_rng([seed, i])

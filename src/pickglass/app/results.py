@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 __all__ = [
+    "AblationRow",
     "AdviseResult",
     "Advised",
     "CompareResult",
@@ -55,7 +56,9 @@ class Suspicious(TypedDict):
 
 
 class FitResult(TypedDict):
-    """``pickglass fit``; ``dropped``: whether the suspicious images were left out."""
+    """``pickglass fit``; ``dropped``: whether the suspicious images were left out. ``auto``: how ``--preset auto``
+    chose, null without it; its ``ablation`` holds an :class:`AblationRow` a part.
+    """
 
     model: str
     method: str
@@ -66,6 +69,7 @@ class FitResult(TypedDict):
     details: dict[str, Any]
     suspicious: list[Suspicious]
     dropped: bool
+    auto: dict[str, Any] | None
 
 
 class Metrics(TypedDict):
@@ -459,3 +463,20 @@ class FitManyResult(TypedDict):
     skipped: int
     failed: int
     categories: list[FittedCategory]
+
+
+class AblationRow(TypedDict):
+    """One part of ``preset="auto"``: what was ``tried``, the ``best`` of it and whether it was ``taken``.
+
+    ``gain``: of ``metric`` on painted defects against going without it, with the 95 % ``interval`` paired by image;
+    null where nothing could be tried.
+    """
+
+    part: str
+    tried: list[str]
+    best: str | None
+    metric: str
+    gain: float | None
+    interval: list[float] | None
+    taken: bool
+    why: str
