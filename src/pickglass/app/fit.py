@@ -9,16 +9,18 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from pickglass.app.advise_painted import usual_size
+from pickglass.app.auto import AutoChoice, auto_choice, usual_defect
 from pickglass.app.results import FitResult
-from pickglass.data import load_dataset, with_pixel_mm, with_roi
+from pickglass.data import Dataset, load_dataset, split_roles, with_pixel_mm, with_roi
 from pickglass.data.files import output_path
-from pickglass.errors import UnknownName
+from pickglass.errors import InputError, UnknownName
 from pickglass.features.fusion import FusionOptions
 from pickglass.methods import Detector, find_method
 from pickglass.methods.running import Progress, RunOptions
 from pickglass.methods.tiling import TileOptions
 
-__all__ = ["build", "fit"]
+__all__ = ["FitArguments", "build", "fit", "fit_dataset"]
 
 
 def build(
@@ -57,13 +59,70 @@ def fit(
     data: str | Path,
     model: str | Path,
     *,
-    method: str = "patchcore",
+    layout: str | None = None,
+    group_by: str | None = None,
+    **arguments: Unpack[FitArguments],
+) -> FitResult:
+    """Fit a detector on the good training images of a folder and write the model file.
+
+    Args:
+        data: folder, in any layout that :func:`pickglass.load_dataset` knows; its test images are not touched.
+        model: file to write, ``.safetensors``.
+        layout: how to read the folder; None: recognised.
+        group_by: regular expression on file names; images with the same match stay together in every split.
+        arguments: see :class:`FitArguments`.
+
+    A method that trains writes its checkpoint beside the model, as ``MODEL.checkpoint.safetensors``; the same call goes
+    on from it after an interruption.
+    """
+    output_path(model, ".safetensors")  # what is wrong with it is said before anything is read
+    return fit_dataset(load_dataset(data, layout, group_by), model, **arguments)
+
+
+class FitArguments(RunOptions, total=False):
+    """How to fit; also how to run, and as in :meth:`pickglass.Detector.fit` ``validate``, ``calibrate``, ``seed``,
+    ``memory_gb`` and ``drop_suspicious``.
+
+    Attributes:
+        method: name of the method; None: patchcore, or what ``preset="auto"`` chooses.
+        preset: ``"paper"``, ``"quick"``, ``"auto"`` (see :mod:`pickglass.app.auto`) or None for the defaults.
+        defect_px: for ``"auto"``: longest extent of the smallest defect in pixels of the images; None: a thirty-second
+            of their shorter side.
+        settings: of the method's constructor, e.g. ``{"size": 320}``; they win over the preset.
+        tiling: arguments of :meth:`pickglass.Detector.tiled`, e.g. ``{"tile": 256}``; None: not tiled.
+        fusion: arguments of :meth:`pickglass.Detector.fused`, e.g. ``{"kind": "pyramid"}``; None: not fused.
+        roi: region of interest: a mask for all images, or a folder with one an image; see
+            :func:`pickglass.data.with_roi`.
+        pixel_mm: side of a pixel on the part in millimetres.
+        progress: called with (stage, done, total).
+    """
+
+    method: str | None
+    preset: str | None
+    defect_px: float | None
+    settings: Mapping[str, Any] | None
+    tiling: Mapping[str, Any] | None
+    fusion: Mapping[str, Any] | None
+    roi: str | Path | None
+    pixel_mm: float | None
+    validate: float | None
+    calibrate: float
+    seed: int
+    memory_gb: float
+    drop_suspicious: bool
+    progress: Progress | None
+
+
+def fit_dataset(
+    dataset: Dataset,
+    model: str | Path,
+    *,
+    method: str | None = None,
     preset: str | None = None,
+    defect_px: float | None = None,
     settings: Mapping[str, Any] | None = None,
     tiling: Mapping[str, Any] | None = None,
     fusion: Mapping[str, Any] | None = None,
-    layout: str | None = None,
-    group_by: str | None = None,
     roi: str | Path | None = None,
     pixel_mm: float | None = None,
     validate: float | None = None,
@@ -74,31 +133,25 @@ def fit(
     progress: Progress | None = None,
     **running: Unpack[RunOptions],
 ) -> FitResult:
-    """Fit a detector on the good training images of a folder and write the model file.
-
-    Args:
-        data: folder, in any layout that :func:`pickglass.load_dataset` knows; its test images are not touched.
-        model: file to write, ``.safetensors``.
-        method: name of the method.
-        preset: ``"paper"``, ``"quick"`` or None for the defaults.
-        settings: of the method's constructor, e.g. ``{"size": 320}``; they win over the preset.
-        tiling: arguments of :meth:`pickglass.Detector.tiled`, e.g. ``{"tile": 256}``; None: not tiled.
-        fusion: arguments of :meth:`pickglass.Detector.fused`, e.g. ``{"kind": "pyramid"}``; None: not fused.
-        layout: how to read the folder; None: recognised.
-        group_by: regular expression on file names; images with the same match stay together in every split.
-        roi: region of interest: a mask for all images, or a folder with one an image; see
-            :func:`pickglass.data.with_roi`.
-        pixel_mm: side of a pixel on the part in millimetres.
-
-    The others as in :meth:`pickglass.Detector.fit`. A method that trains writes its checkpoint beside the model, as
-    ``MODEL.checkpoint.safetensors``; the same call goes on from it after an interruption.
-    """
+    """As :func:`fit`, of a data set that was read already."""
     target = output_path(model, ".safetensors")
     checkpoint = target.with_name(f"{target.stem}.checkpoint.safetensors")
-    detector = build(method, preset, settings, tiling, fusion)
-    dataset = load_dataset(data, layout, group_by)
+    train = with_pixel_mm(with_roi(dataset.train, roi), pixel_mm)
+    chosen: AutoChoice | None = None
+    if preset == "auto":
+        if method is not None or tiling is not None or fusion is not None or settings:
+            raise InputError("preset 'auto' chooses method, features, size, tiling and fusion itself: leave them out")
+        train = split_roles(train, 0.0, calibrate, seed)  # images for thresholds choose nothing
+        usable = train.where(lambda row: row.role != "calibrate")
+        extent = usual_defect(usual_size(usable)) if defect_px is None else defect_px
+        chosen = auto_choice(usable, extent, seed=seed, progress=progress, running=running)
+        detector = build(chosen.method, None, chosen.settings, chosen.tiling, chosen.fusion)
+    else:
+        if defect_px is not None:
+            raise InputError(f"defect_px={defect_px!r} belongs to preset 'auto': set that, or ask 'pickglass advise'")
+        detector = build(method or "patchcore", preset, settings, tiling, fusion)
     detector.fit(
-        with_pixel_mm(with_roi(dataset.train, roi), pixel_mm),
+        train,
         validate=validate,
         calibrate=calibrate,
         seed=seed,
@@ -109,8 +162,14 @@ def fit(
         **running,
     )
     detector.provenance["data"] = dataset.name
+    if chosen is not None:
+        detector.provenance["auto"] = chosen.to_json()
     written = detector.save(target)
     checkpoint.unlink(missing_ok=True)
+    return _result(detector, written, drop_suspicious)
+
+
+def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
     known = detector.provenance
     return {
         "model": str(written),
@@ -121,5 +180,6 @@ def fit(
         "fit_s": known["fit_s"],
         "details": known["details"],
         "suspicious": known["suspicious"],
-        "dropped": drop_suspicious,
+        "dropped": dropped,
+        "auto": known.get("auto"),
     }

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from pickglass.app.compare import choose_images
 from pickglass.app.evaluate import Evaluation, evaluate
 from pickglass.app.fit import build
+from pickglass.app.peak import peak_mb, reset_peak
 from pickglass.app.pictures import colour_range
 from pickglass.app.study_cells import Cell
 from pickglass.app.study_store import METRICS, Outcome, Picture
@@ -60,7 +60,7 @@ def run_group(task: GroupTask) -> Iterator[Outcome]:
         common: _Common | None = None
         for cell in task.cells:
             began = time.perf_counter()
-            _reset_peak()
+            reset_peak()
             try:
                 if common is None:
                     common = stack.enter_context(_Common(task))
@@ -74,7 +74,7 @@ def run_group(task: GroupTask) -> Iterator[Outcome]:
                 outcome = Outcome(cell.key, "failed", {"error": traceback.format_exc()})
             outcome.values.update(
                 total_s=time.perf_counter() - began,
-                peak_mb=_peak_mb(),
+                peak_mb=peak_mb(),
                 finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 versions=json.dumps(_versions()),
             )
@@ -173,26 +173,3 @@ def _versions() -> dict[str, str]:
 
     names = ("pickglass", "torch", "torchvision", "timm", "openvino", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-# -- peak memory -------------------------------------------------------------------------------------------------------
-
-
-def _reset_peak() -> None:
-    """Begin to count anew where the system can: Linux, and a GPU."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return  # then the peak is that of the process so far, or unknown
-
-
-def _peak_mb() -> float | None:
-    """Peak of the process, and of the GPU where one is used, in MB; None where the system does not say."""
-    gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((float(line.split()[1]) * 1024 / 1e6 + gpu for line in lines if line.startswith("VmHWM:")), None)

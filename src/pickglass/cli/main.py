@@ -4,15 +4,16 @@ or partly failed / bad input."""
 from __future__ import annotations
 
 import io
-import json
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from pickglass.cli.advise import advise as advise_command
 from pickglass.cli.drift import drift as drift_command
+from pickglass.cli.fit import fit as fit_command
 from pickglass.cli.label import label as label_command
 from pickglass.cli.layers import layers as layers_command
 from pickglass.cli.look import look as look_command
@@ -30,11 +31,10 @@ from pickglass.cli.options import (
     Workers,
     finish,
     print_json,
-    running,
 )
 from pickglass.cli.study import study as study_command
 from pickglass.cli.test import test as test_command
-from pickglass.errors import InputError, PickglassError, PromiseUnreachable
+from pickglass.errors import PickglassError, PromiseUnreachable
 
 app = typer.Typer(
     name="pickglass",
@@ -64,73 +64,7 @@ class PixelOption(str, Enum):
     area = "area"
 
 
-@app.command()
-def fit(
-    data: Annotated[Path, typer.Argument(help="Folder with good images.")],
-    model: Annotated[Path, typer.Option("-o", "--output", help="Model file to write, .safetensors.")],
-    method: Annotated[str, typer.Option(help="Method, e.g. patchcore.")] = "patchcore",
-    backbone: Annotated[str | None, typer.Option(help="Backbone, e.g. efficientnet_lite0.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers, finest first, e.g. stage3+stage5.")] = None,
-    weights: Annotated[str | None, typer.Option(help="default, random, or a file.")] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(help="Input in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, or native."),
-    ] = None,
-    tile: Annotated[str | None, typer.Option(help="Tiles of 256 or HxW pixels, each with its own head.")] = None,
-    stride: Annotated[str | None, typer.Option(help="From one tile to the next; half a tile unless told.")] = None,
-    fuse: Annotated[str | None, typer.Option(help="Fuse the layers: concat, pyramid, bilinear or attention.")] = None,
-    preset: Annotated[str | None, typer.Option(help="paper or quick.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key=value, any setting of the method; tiling.heads=1, fusion.normalise=whiten."),
-    ] = None,
-    validate: Annotated[float | None, typer.Option(help="Share of train for validation; by default the method's.")] = (
-        None
-    ),
-    calibrate: Annotated[float, typer.Option(help="Share of train for the thresholds; 0: none.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the split and of everything drawn at random.")] = 0,
-    layout: Layout = None,
-    group_by: GroupBy = None,
-    roi: Roi = None,
-    pixel_mm: PixelMm = None,
-    drop_suspicious: Annotated[
-        bool, typer.Option("--drop-suspicious", help="Leave out images that look like none of the others.")
-    ] = False,
-    device: Device = "auto",
-    engine: EngineName = EngineOption.auto,
-    workers: Workers = 2,
-    memory_gb: Annotated[float, typer.Option(help="Budget for what the method holds.")] = 4.0,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    as_json: Json = False,
-) -> None:
-    """Learn from good images and write a model file."""
-    from pickglass.app import fit as use_case
-    from pickglass.cli.show import progress_bar, show_fit
-
-    changes, parts = _chosen(backbone, layers, weights, size, settings or [], {"tile": tile, "stride": stride}, fuse)
-    with progress_bar() as progress:
-        result = use_case.fit(
-            data,
-            model,
-            method=method,
-            preset=preset,
-            settings=changes,
-            **parts,
-            layout=layout,
-            group_by=group_by,
-            roi=roi,
-            pixel_mm=pixel_mm,
-            drop_suspicious=drop_suspicious,
-            validate=validate,
-            calibrate=calibrate,
-            seed=seed,
-            memory_gb=memory_gb,
-            progress=progress,
-            **running(device, engine, workers, max_pixels),
-        )
-    print_json(result) if as_json else show_fit(result)
-
-
+app.command("fit")(fit_command)
 app.command("test")(test_command)
 
 
@@ -249,6 +183,7 @@ def info(
 app.command("label")(label_command)
 app.command("layers")(layers_command)
 app.command("look")(look_command)
+app.command("advise")(advise_command)
 app.command("study")(study_command)
 app.command("drift")(drift_command)
 
@@ -266,51 +201,6 @@ def demo(
     with progress_bar() as progress:
         result = use_case.demo(folder, seed=seed, progress=progress)
     print_json(result) if as_json else show_demo(result)
-
-
-def _chosen(
-    backbone: str | None,
-    layers: str | None,
-    weights: str | None,
-    size: str | None,
-    settings: list[str],
-    tiles: dict[str, str | None],
-    fuse: str | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of the method that were given, and those of its tiling and its fusion, None where there are none."""
-    given: dict[str, Any] = {
-        "backbone": backbone,
-        "layers": None if layers is None else tuple(name for name in layers.replace("+", ",").split(",") if name),
-        "weights": weights,
-        "size": None if size is None else int(size) if size.isdecimal() else size,
-    }
-    changes = {key: value for key, value in given.items() if value is not None}
-    changes.update(_setting(text) for text in settings)
-    tiling = {name[7:]: changes.pop(name) for name in list(changes) if name.startswith("tiling.")}
-    tiling |= {key: _sides(key, text) for key, text in tiles.items() if text is not None}
-    fusion = {name[7:]: changes.pop(name) for name in list(changes) if name.startswith("fusion.")}
-    if fusion and fuse is None:
-        raise InputError(f"--set fusion.{next(iter(fusion))} belongs to --fuse: give that too, e.g. --fuse concat")
-    return changes, {"tiling": tiling or None, "fusion": None if fuse is None else {"kind": fuse, **fusion}}
-
-
-def _sides(name: str, text: str) -> int | tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise InputError(f"--{name} {text!r}: expected pixels such as 256, or height x width such as 256x512")
-    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """key=value; the value is JSON where it can be read as such, else text."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {text!r}: expected key=value, e.g. --set ratio=0.1")
-    try:
-        parsed = json.loads(value)
-    except json.JSONDecodeError:
-        parsed = value
-    return key.replace("-", "_"), tuple(parsed) if isinstance(parsed, list) else parsed
 
 
 def main() -> NoReturn:

@@ -17,6 +17,7 @@ __all__ = [
     "Device",
     "EngineName",
     "EngineOption",
+    "ExecutorOption",
     "GroupBy",
     "Json",
     "Layout",
@@ -37,6 +38,13 @@ class EngineOption(str, Enum):
     openvino = "openvino"
     bfloat16 = "bfloat16"
     torch = "torch"
+
+
+class ExecutorOption(str, Enum):
+    """Where independent tasks run."""
+
+    local = "local"
+    ray = "ray"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]

@@ -86,7 +86,23 @@ def show_fit(result: FitResult) -> None:
         console.print(
             f"warning: {n} images look like none of the others and {verb}{remedy}. {named}{more}", markup=False
         )
+    if result["auto"] is not None:
+        _show_ablation(result["auto"])
     console.print(f"model: {result['model']}", markup=False)
+
+
+def _show_ablation(auto: dict[str, Any]) -> None:
+    title = f"chosen on painted defects of {auto['defect_px']:g} px"
+    table = Table("part", "best tried", title=title, title_justify="left")
+    for name in ("gain", "95 %"):
+        table.add_column(name, justify="right")
+    table.add_column("taken")
+    for part, row in auto["ablation"].items():
+        known = row["gain"] is not None
+        gain = f"{row['gain']:+.3f} {_COLUMNS[row['metric']]}" if known else "–"
+        interval = f"{row['interval'][0]:+.3f} to {row['interval'][1]:+.3f}" if known else "–"
+        table.add_row(part, row["best"] or "–", gain, interval, ("yes: " if row["taken"] else "no: ") + row["why"])
+    _console().print(table, markup=False)
 
 
 def show_test(result: TestResult) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ from pickglass.cli.options import (
     Device,
     EngineName,
     EngineOption,
+    ExecutorOption,
     GroupBy,
     Json,
     Layout,
@@ -26,13 +26,6 @@ if TYPE_CHECKING:
     from pickglass.app.results import StudyResult
 
 __all__ = ["study"]
-
-
-class ExecutorOption(str, Enum):
-    """Where the cells run."""
-
-    local = "local"
-    ray = "ray"
 
 
 File = Annotated[Path, typer.Option("-o", "--output", help="File of the results; an old one is gone on with.")]

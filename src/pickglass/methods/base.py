@@ -128,7 +128,7 @@ class Detector(Head):
             fusion = Fusion(self.fusing, self.backbone_shapes(), seed)
             learn_fusion(fusion, reader, table, progress or silent)
             self.fusion = reader.fusion = fusion
-        run = Run(counts["fit"], self.level_shapes(), 1, seed, memory_gb, progress or silent)
+        run = Run(counts["fit"] * len(self.turns), self.level_shapes(), 1, seed, memory_gb, progress or silent)
         fitting = f"{self.method} {self.configuration()} {seed} {data_sha256}"
         details = learn(
             self,

@@ -79,6 +79,11 @@ class Head(nn.Module, ABC):
 
     # -- the head: what a method writes --------------------------------------------------------------------------------
 
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Quarter turns in which ``update`` sees each image, of a statistical method; (0,): as it is."""
+        return (0,)
+
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """Make the networks to be learned, for levels of these shapes; also before a model file fills them."""
 
@@ -87,7 +92,7 @@ class Head(nn.Module, ABC):
         """Before the first image: check the settings against the shapes and allocate."""
 
     def update(self, reading: Reading) -> None:
-        """Take in a batch of good images; each image comes once."""
+        """Take in a batch of good images; each image comes once, in each of the ``turns``."""
 
     def phases(self) -> Sequence[Phase[Reading]]:
         """What to train, in this order, over and over the same readings; nothing for a statistical method."""

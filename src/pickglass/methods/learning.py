@@ -211,8 +211,9 @@ def _teach(
     fit, held = table.role("fit"), table.role("validate")
     phases = head.phases()
     if not phases:
-        for reading in readings(reader, fit, run.progress, watch):
-            head.update(reading)
+        for turn in head.turns:
+            for reading in readings(reader.turned(turn), fit, run.progress, watch if turn == 0 else None):
+                head.update(reading)
         if type(head).adjust is not Head.adjust:
             for reading in readings(reader, held, silent):
                 head.adjust(reading)

@@ -45,12 +45,18 @@ class PatchCore(Detector):
     Args:
         backbone, layers, weights, size, smoothing: see :class:`pickglass.Detector`. The first layer sets the grid.
         ratio: share of all patches that the bank keeps, above 0 to 1 (paper: 0.25, 0.1 and 0.01).
+        sample: patches of each image, drawn at random, that the bank is chosen from; 0: all. For quick comparisons.
         patch: side of the neighbourhood that is averaged, in cells, odd (paper: 3).
         projection: dimensions of the random projection that the coreset is chosen in (authors' code: 128); 0 is none,
             and so is any that would not at least halve the channels.
         dims: pool each level's patch vectors, then all together, to this many channels (authors' code: 1024); None
             keeps the backbone's.
         standardise: divide each level by its standard deviation, so that none outweighs the others by its scale.
+        rotations: in how many turns each image is learned: 1 as it is, 2 half turns, 4 quarter turns (of a square
+            input). For parts that lie anyhow and are few. Not in the paper.
+        position: weight of the place in the image, so that what is good in one place need not be so in another: two
+            patches as far apart as the image is wide and high then differ by so many times the features' standard
+            deviation; 0 is off, the paper's. For parts that always lie alike.
         reweight: b, neighbours of m* in eq. 7; 0 is off, as in the authors' code.
         top_k: image score = mean of the k largest distances (paper: 1, the maximum).
         max_bank_mb: a fit that would need a larger bank is refused before it starts.
@@ -85,20 +91,26 @@ class PatchCore(Detector):
         size: int | str | tuple[int, int] = 256,
         smoothing: float | None = None,
         ratio: float = 0.01,
+        sample: int = 0,
         patch: int = 3,
         projection: int = 128,
         dims: int | None = None,
         standardise: bool = False,
+        rotations: int = 1,
+        position: float = 0.0,
         reweight: int = 0,
         top_k: int = 1,
         max_bank_mb: float = 1000.0,
     ) -> None:
         super().__init__(backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing)
         self.ratio = ratio
+        self.sample = sample
         self.patch = patch
         self.projection = projection
         self.dims = dims
         self.standardise = standardise
+        self.rotations = rotations
+        self.position = position
         self.reweight = reweight
         self.top_k = top_k
         self.max_bank_mb = max_bank_mb
@@ -108,15 +120,25 @@ class PatchCore(Detector):
         self.scale: Tensor | None
         self._indices: list[BankIndex] = []
 
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Quarter turns in which each image is learned."""
+        return tuple(range(0, 4, 4 // self.rotations)) if self.rotations in (2, 4) else (0,)
+
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def start(self, run: Run) -> None:
         """Check the settings, predict the bank's size, set up the working set."""
         self._check()
         channels = [self.dims or c for c, _, _ in run.shapes]
-        self._width = self.dims or sum(channels)
+        self._width = (self.dims or sum(channels)) + (2 if self.position else 0)
         _, h, w = run.shapes[0]
-        n = run.n_images * h * w
+        if self.rotations == 4 and self.input_size[0] != self.input_size[1]:
+            raise InputError(
+                f"rotations=4 turns the input by quarters, but it is {self.input_size[0]}x{self.input_size[1]} pixels: "
+                "use a square size, or rotations=2"
+            )
+        n = run.n_images * (min(self.sample, h * w) or h * w)
         self._keep = max(1, math.ceil(self.ratio * n))
         bank_mb = run.groups * self.predicted_mb(run)
         if bank_mb > self.max_bank_mb:
@@ -134,9 +156,10 @@ class PatchCore(Detector):
                 f"raise memory_gb to {2.1 * self._keep * per_patch / 1e9:.1f} or lower ratio"
             )
         self._run = run
-        self._splits = [self._width] if self.dims else channels  # channels of each level in a patch feature
+        self._splits = [self.dims] if self.dims else channels  # channels of each level in a patch feature
         self._patches: list[Tensor] = []  # each (P, n, C)
         self._seen = self._held = self._reductions = 0
+        self._generator = torch.Generator().manual_seed(run.seed)
         self._sums = torch.zeros(2, run.positions, self._width, dtype=torch.float64)  # of x and of x^2
         self.scale = None
 
@@ -151,7 +174,11 @@ class PatchCore(Detector):
             raise InputError(f"ratio={self.ratio!r}: expected a share above 0 up to 1, e.g. 0.01")
         if self.patch < 1 or self.patch % 2 == 0:
             raise InputError(f"patch={self.patch!r}: expected an odd number of cells, e.g. 3")
-        for name in ("projection", "reweight"):
+        if self.rotations not in (1, 2, 4):
+            raise InputError(f"rotations={self.rotations!r}: expected 1, 2 (half turns) or 4 (quarter turns)")
+        if not (math.isfinite(self.position) and self.position >= 0):
+            raise InputError(f"position={self.position!r}: expected 0 (off) or a positive weight, e.g. 0.5")
+        for name in ("sample", "projection", "reweight"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)!r}: expected 0 (off) or a positive number")
         if self.reweight and self.top_k > 1:
@@ -164,10 +191,14 @@ class PatchCore(Detector):
     def update(self, reading: Reading) -> None:
         """Collect the patch features of a batch; past the memory budget, keep a coreset of what is held."""
         features = self._patch_features(reading.levels)  # (B, P, C, h, w)
+        b = len(features)
         patches = features.permute(1, 0, 3, 4, 2).flatten(1, 3)  # (P, B h w, C)
         keep = kept_cells(reading.keep, (features.shape[3], features.shape[4]))
         if keep is not None:
             patches = _only(patches, keep.transpose(0, 1).flatten(1))  # (P, n, C)
+        if self.sample and patches.shape[1] > self.sample * b:
+            drawn = torch.randperm(patches.shape[1], generator=self._generator)[: self.sample * b]
+            patches = patches[:, drawn.to(patches.device)]  # (P, n, C)
         exact = patches.double()
         self._sums += torch.stack([exact.sum(1), (exact * exact).sum(1)]).cpu()
         self._patches.append(patches)
@@ -181,7 +212,7 @@ class PatchCore(Detector):
 
     def finish(self) -> dict[str, Any]:
         """Choose the bank (algorithm 1)."""
-        if self.standardise:
+        if self.standardise or self.position:
             self.scale = self._level_scales().to(self._patches[0])
             self._patches = [self._scaled(p) for p in self._patches]
         self.bank, chosen = self._select(math.ceil(self.ratio * self._seen), "choosing the bank")
@@ -218,11 +249,19 @@ class PatchCore(Detector):
         return torch.stack(padded), chosen
 
     def _level_scales(self) -> Tensor:
-        """1 / standard deviation of the level a channel belongs to, all its channels together: (P, C)."""
+        """What each channel is multiplied by, (P, C): 1 / standard deviation of its level, all its channels together,
+        where levels are standardised; for the place, its weight in units of the features'."""
         mean, square = (self._sums / self._seen).split(1)
-        variance = (square - mean * mean)[0].clamp(min=0)  # (P, C)
-        levels = [v.sum(1, keepdim=True).expand_as(v) for v in variance.split(self._splits, dim=1)]
-        return torch.cat(levels, dim=1).clamp(min=torch.finfo(torch.float32).tiny).rsqrt().float()  # (P, C)
+        variance = (square - mean * mean)[0].clamp(min=0)[:, : sum(self._splits)]  # (P, C of the levels)
+        tiny = torch.finfo(torch.float32).tiny
+        scales = torch.ones_like(variance)
+        if self.standardise:
+            levels = [v.sum(1, keepdim=True).expand_as(v) for v in variance.split(self._splits, dim=1)]
+            scales = torch.cat(levels, dim=1).clamp(min=tiny).rsqrt()
+        if self.position:
+            spread = (variance * scales.square()).sum(1, keepdim=True).sqrt()  # (P, 1)
+            scales = torch.cat([scales, (self.position * spread).expand(-1, 2) / math.sqrt(2)], dim=1)
+        return scales.float()
 
     def _scaled(self, patches: Tensor) -> Tensor:
         """Apply the scales to (P, n, C)."""
@@ -260,6 +299,11 @@ class PatchCore(Detector):
         features = torch.cat(parts, dim=1)  # (B P, C, h, w)
         if self.dims is not None:
             features = pool_channels(features, self.dims)
+        if self.position:
+            places = [(torch.arange(n, device=features.device) + 0.5) / n for n in grid]
+            rows, columns = torch.meshgrid(*places, indexing="ij")
+            both = torch.stack([rows, columns]).to(features)  # (2, h, w)
+            features = torch.cat([features, both.expand(len(features), -1, -1, -1)], dim=1)  # (B P, C, h, w)
         return features.view(b, p, *features.shape[1:])
 
     def _distances(self, queries: Tensor) -> Tensor:

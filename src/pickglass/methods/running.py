@@ -131,6 +131,7 @@ class Reader:
         positions: of the tiles; None: all of them.
         fusion: of the levels; None: they are read as they are.
         ready: images that were prepared before, by path; they are not decoded again.
+        turn: quarter turns by which images are turned on the canvas.
 
     Attributes:
         batch: images at once.
@@ -147,6 +148,7 @@ class Reader:
         positions: range | None = None,
         fusion: Fusion | None = None,
         ready: Mapping[str, Decoded[Prepared]] | None = None,
+        turn: int = 0,
     ) -> None:
         self.engine = engine
         self.preprocess = preprocess
@@ -157,11 +159,19 @@ class Reader:
         self.positions = positions
         self.fusion = fusion
         self.ready = ready or {}
+        self.turn = turn
         many = 1 if tiles is None else len(positions or range(tiles.n))
         self.batch = max(1, min(running.batch, _TILES_AT_ONCE // many))
 
     def only(self, positions: range) -> Reader:
         """The same for these positions alone."""
+        return self._changed(positions, self.turn)
+
+    def turned(self, turn: int) -> Reader:
+        """The same, with images turned by so many quarters."""
+        return self._changed(self.positions, turn)
+
+    def _changed(self, positions: range | None, turn: int) -> Reader:
         return Reader(
             self.engine,
             self.preprocess,
@@ -172,6 +182,7 @@ class Reader:
             positions,
             self.fusion,
             self.ready,
+            turn,
         )
 
     def batches(self, table: Table) -> Iterator[Batch]:
@@ -203,6 +214,9 @@ class Reader:
         if any(v.keep is not None for v in values):
             whole = np.ones(self.preprocess.size, np.bool_)
             keep = torch.from_numpy(np.stack([whole if v.keep is None else v.keep for v in values]))  # (B, H, W)
+        if self.turn:
+            images = images.rot90(self.turn, (2, 3)).contiguous()
+            keep = None if keep is None else keep.rot90(self.turn, (1, 2))
         reading = read(images, keep, self.engine, self.reads, self.tiles, self.positions, self.fusion)
         return reading.to(self.engine.device)
 

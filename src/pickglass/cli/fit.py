@@ -1,0 +1,188 @@
+"""``pickglass fit``: from good images to a model file, or from a root of many categories to a folder of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pickglass.cli.options import (
+    MAX_PIXELS,
+    Device,
+    EngineName,
+    EngineOption,
+    ExecutorOption,
+    GroupBy,
+    Json,
+    Layout,
+    MaxPixels,
+    PixelMm,
+    Roi,
+    print_json,
+    running,
+)
+from pickglass.errors import InputError
+
+if TYPE_CHECKING:
+    from pickglass.app.results import FitManyResult
+
+__all__ = ["fit"]
+
+
+def fit(
+    data: Annotated[Path, typer.Argument(help="Folder with good images, or a root of many categories.")],
+    model: Annotated[
+        Path, typer.Option("-o", "--output", help="Model file to write, .safetensors; of a root, a folder for them.")
+    ],
+    method: Annotated[str | None, typer.Option(help="Method; patchcore unless told.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Backbone, e.g. efficientnet_lite0.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, finest first, e.g. stage3+stage5.")] = None,
+    weights: Annotated[str | None, typer.Option(help="default, random, or a file.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Input in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, or native."),
+    ] = None,
+    tile: Annotated[str | None, typer.Option(help="Tiles of 256 or HxW pixels, each with its own head.")] = None,
+    stride: Annotated[str | None, typer.Option(help="From one tile to the next; half a tile unless told.")] = None,
+    fuse: Annotated[str | None, typer.Option(help="Fuse the layers: concat, pyramid, bilinear or attention.")] = None,
+    preset: Annotated[str | None, typer.Option(help="paper, quick, or auto: chosen on painted defects.")] = None,
+    defect_px: Annotated[
+        float | None,
+        typer.Option("--defect-px", help="With --preset auto: extent of the smallest defect in pixels of your images."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, any setting of the method; tiling.heads=1, fusion.normalise=whiten."),
+    ] = None,
+    validate: Annotated[float | None, typer.Option(help="Share of train for validation; by default the method's.")] = (
+        None
+    ),
+    calibrate: Annotated[float, typer.Option(help="Share of train for the thresholds; 0: none.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the split and of everything drawn at random.")] = 0,
+    layout: Layout = None,
+    group_by: GroupBy = None,
+    roi: Roi = None,
+    pixel_mm: PixelMm = None,
+    drop_suspicious: Annotated[
+        bool, typer.Option("--drop-suspicious", help="Leave out images that look like none of the others.")
+    ] = False,
+    device: Device = "auto",
+    engine: EngineName = EngineOption.auto,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode images; of a root, categories at once.")] = 2,
+    executor: Annotated[
+        ExecutorOption, typer.Option(help="Of a root: local, or ray (pickglass[cluster]).")
+    ] = ExecutorOption.local,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster, e.g. auto.")] = None,
+    memory_gb: Annotated[float, typer.Option(help="Budget for what the method holds.")] = 4.0,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    as_json: Json = False,
+) -> None:
+    """Learn from good images and write a model file."""
+    from pickglass.app import fit as use_case
+    from pickglass.app import fit_many as many
+    from pickglass.cli.show import progress_bar, show_fit
+
+    changes, parts = _chosen(backbone, layers, weights, size, settings or [], {"tile": tile, "stride": stride}, fuse)
+    arguments: dict[str, Any] = {
+        "method": method,
+        "preset": preset,
+        "defect_px": defect_px,
+        "settings": changes,
+        **parts,
+        "roi": roi,
+        "pixel_mm": pixel_mm,
+        "drop_suspicious": drop_suspicious,
+        "validate": validate,
+        "calibrate": calibrate,
+        "seed": seed,
+        "memory_gb": memory_gb,
+        **running(device, engine, workers, max_pixels),
+    }
+    with progress_bar() as progress:
+        if model.suffix != ".safetensors" and many.is_root(data, layout, group_by):
+            del arguments["workers"]
+            result = many.fit_many(
+                data,
+                model,
+                executor=executor.value,
+                parallel=workers,
+                address=address,
+                layout=layout,
+                group_by=group_by,
+                progress=progress,
+                **arguments,
+            )
+        else:
+            fitted = use_case.fit(data, model, layout=layout, group_by=group_by, progress=progress, **arguments)
+            result = None
+    if result is None:
+        print_json(fitted) if as_json else show_fit(fitted)
+        return
+    print_json(result) if as_json else _show_many(result)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+def _show_many(result: FitManyResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, width=160)
+    table = Table("category", "state")
+    for name in ("images", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("model, or what went wrong")
+    for row in result["categories"]:
+        fit = row["fit"]
+        numbers = ["–", "–"] if fit is None else [str(fit["n_fit"]), f"{fit['fit_s']:.1f}"]
+        table.add_row(row["category"], row["state"], *numbers, row["error"] or row["model"])
+    console.print(table, markup=False)
+    states = ", ".join(f"{result[name]} {name}" for name in ("done", "skipped", "failed"))
+    console.print(f"{len(result['categories'])} categories: {states}", markup=False)
+
+
+def _chosen(
+    backbone: str | None,
+    layers: str | None,
+    weights: str | None,
+    size: str | None,
+    settings: list[str],
+    tiles: dict[str, str | None],
+    fuse: str | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of the method that were given, and those of its tiling and its fusion, None where there are none."""
+    given: dict[str, Any] = {
+        "backbone": backbone,
+        "layers": None if layers is None else tuple(name for name in layers.replace("+", ",").split(",") if name),
+        "weights": weights,
+        "size": None if size is None else int(size) if size.isdecimal() else size,
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    changes.update(_setting(text) for text in settings)
+    tiling = {name[7:]: changes.pop(name) for name in list(changes) if name.startswith("tiling.")}
+    tiling |= {key: _sides(key, text) for key, text in tiles.items() if text is not None}
+    fusion = {name[7:]: changes.pop(name) for name in list(changes) if name.startswith("fusion.")}
+    if fusion and fuse is None:
+        raise InputError(f"--set fusion.{next(iter(fusion))} belongs to --fuse: give that too, e.g. --fuse concat")
+    return changes, {"tiling": tiling or None, "fusion": None if fuse is None else {"kind": fuse, **fusion}}
+
+
+def _sides(name: str, text: str) -> int | tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise InputError(f"--{name} {text!r}: expected pixels such as 256, or height x width such as 256x512")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """key=value; the value is JSON where it can be read as such, else text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {text!r}: expected key=value, e.g. --set ratio=0.1")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        parsed = value
+    return key.replace("-", "_"), tuple(parsed) if isinstance(parsed, list) else parsed

@@ -1,0 +1,352 @@
+"""The advisor: geometry rules out what cannot see the defect, painted defects rank the rest; auto; many categories."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pickglass as pg
+from pickglass.app.advise import advise, usable_backbones
+from pickglass.app.advise_candidates import candidates, input_sizes
+from pickglass.app.advise_painted import choose_rows, paint_set, usual_size
+from pickglass.app.advise_score import detector_of, difference, judge, scored, window_map
+from pickglass.app.auto import auto_choice
+from pickglass.app.fit import fit
+from pickglass.app.fit_many import fit_many
+from pickglass.data import Preprocess, Row, Table, load_dataset
+from pickglass.errors import DataError, InputError, WeightsMissing
+from pickglass.features.shared import SharedFeatures
+
+LITE = "efficientnet_lite0"
+QUICK: Any = {"engine": "torch"}
+
+
+# -- geometry ----------------------------------------------------------------------------------------------------------
+
+
+def test_small_and_large_defects_leave_different_layers() -> None:
+    left = {}
+    for defect in (4, 64):
+        sizes, _ = input_sizes((256, 256), defect)
+        options = candidates(LITE, sizes, defect)
+        left[defect] = {(one.layers, one.size) for one in options.kept}
+        assert all(why for _, _, why in options.ruled_out)
+        assert not left[defect] & {(tuple(name.split()[1].split("+")), size) for name, size, _ in options.ruled_out}
+    assert (("stage1",), (256, 256)) in left[4]
+    assert (("stage5",), (256, 256)) not in left[4]
+    assert (("stage5",), (256, 256)) in left[64]
+    assert not any("stage1" in layers for layers, _ in left[64])
+
+
+def test_the_reason_names_stride_field_or_grid() -> None:
+    options = candidates(LITE, [((256, 256), 1.0)], 6)
+    why = {name.split()[1]: text for name, _, text in options.ruled_out}
+    assert why["stage5"].startswith("stride: a cell of stage5 is 16 px wide, the defect 6.0 px: it fills 14 %")
+    assert "drowns what stage4 sees" in why["stage4+stage6"] or why["stage4+stage6"].startswith("stride")
+    small = {name.split()[1]: text for name, _, text in candidates(LITE, [((96, 96), 0.4)], 64).ruled_out}
+    assert small["stage7"].startswith("grid: stage7 has 3x3 cells")
+    blind = {name.split()[1]: text for name, _, text in candidates(LITE, [((512, 512), 1.0)], 11.5).ruled_out}
+    assert "stage1" not in blind
+
+
+def test_sizes_keep_the_aspect_and_are_not_enlarged_beyond_twice() -> None:
+    sizes, out = input_sizes((256, 4096), 8)
+    assert all(w / h == pytest.approx(16, rel=0.35) for (h, w), _ in sizes)
+    sizes, out = input_sizes((120, 120), 8)
+    assert max(size for size, _ in sizes) == (192, 192)
+    assert any("beyond twice" in why for _, why in out)
+    assert input_sizes((20, 20), 8)[0]  # tiny images have a size all the same
+
+
+# -- painted images ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good(small_dataset: Path) -> Table:
+    return load_dataset(small_dataset).train
+
+
+def test_groups_do_not_part_and_nothing_of_the_test_is_read(good: Table) -> None:
+    rows = Table(
+        [*(Row(row.path, "train", 0, group=f"g{i // 4}") for i, row in enumerate(good)), Row("no.png", "test")]
+    )
+    taught, held = choose_rows(rows, 0)
+    assert not {row.group for row in taught} & {row.group for row in held}
+    assert len(taught) + len(held) == 16
+    with pytest.raises(DataError, match="at least 4"):
+        choose_rows(rows[:2], 0)
+
+
+@pytest.fixture(scope="module")
+def painted(good: Table, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    prepares = [Preprocess((96, 96), "bicubic")]
+    return paint_set(choose_rows(good, 0), 24, prepares, tmp_path_factory.mktemp("roi"), painted=10)
+
+
+def test_painted_images_differ_from_their_good_ones_just_there(painted: Any, good: Table) -> None:
+    bad = [one for one in painted.judged if one.mask is not None]
+    assert len(bad) == 10
+    assert len({(one.kind, one.contrast) for one in bad}) > 6
+    for one in bad:
+        original = np.asarray(Image.open(one.path))
+        top, left, h, w = one.window
+        changed = one.pixels != original[top : top + h, left : left + w]
+        assert ((changed.any(axis=2) if changed.ndim == 3 else changed) == one.mask).all()
+        assert one.keep[one.mask].all()
+    assert {row.pixels.shape for row in painted.test[96, 96]} == {(96, 96, 3)}
+
+
+def test_regions_of_interest_hold_the_defects(good: Table, tmp_path: Path) -> None:
+    mask = np.zeros(usual_size(good), np.uint8)
+    mask[:, :50] = 255
+    Image.fromarray(mask).save(tmp_path / "roi.png")
+    rows = pg.data.with_roi(good, tmp_path / "roi.png")
+    (tmp_path / "inputs").mkdir()
+    made = paint_set(choose_rows(rows, 0), 16, [Preprocess((64, 64), "bicubic")], tmp_path / "inputs", painted=10)
+    for one in made.judged:
+        assert not one.keep[:, 50:].any()
+        if one.mask is not None:
+            assert one.mask[:, :50].sum() > one.mask[:, 50:].sum()
+    roi = np.asarray(Image.open(made.test[64, 64][0].roi))
+    assert roi[:, :30].all() and not roi[:, 36:].any()
+
+
+def test_a_score_is_that_of_the_whole_evaluation(painted: Any) -> None:
+    """Where every pixel counts, the windows give what AUPRO of whole maps gives."""
+    from pickglass.metrics import PixelCurves
+
+    candidate = candidates(LITE, [((96, 96), 1.0)], 24).kept[0]
+    taught = painted.fit[96, 96]
+    detector = detector_of(candidate, len(taught)).fit(taught, calibrate=0.0, **QUICK)
+    prediction = detector.predict(painted.test[96, 96], **QUICK)
+    score = scored(prediction, painted)
+    curves = PixelCurves()
+    for values, one in zip(prediction.maps, painted.judged, strict=True):
+        assert one.keep.all() or one.mask is not None
+        curves.update(window_map(values, one), one.mask)
+    assert score.aupro[0] == pytest.approx(curves.compute(limits=[0.05]).aupro[0.05], abs=5e-3)
+    assert score.aupro[1] <= score.aupro[0] <= score.aupro[2]
+    assert difference(score, score, painted.groups)["aupro"] == (0.0, 0.0, 0.0)
+
+
+def test_shared_features_change_nothing(painted: Any) -> None:
+    candidate = next(one for one in candidates(LITE, [((96, 96), 1.0)], 24).kept if one.layers == ("stage3",))
+    alone, _ = judge(candidate, painted, None, QUICK)
+    with SharedFeatures(LITE, "default", 0, ["stage2", "stage3"], 50, 1.0) as shared:
+        together, _ = judge(candidate, painted, shared, QUICK)
+    assert together.aupro[0] == pytest.approx(alone.aupro[0], abs=1e-3)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def advised(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    page = tmp_path_factory.mktemp("advice") / "advice.html"
+    return advise(small_dataset, 16, pixel_mm=0.05, backbones=[LITE], report=page, **QUICK)
+
+
+def test_the_answer_is_complete_and_sorted(advised: Any) -> None:
+    assert {"command", "ranking", "ruled_out", "limits"} <= set(advised)
+    values = [one["aupro_05"] for one in advised["ranking"]]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 0.3
+    assert advised["command"] == advised["ranking"][0]["command"]
+    assert {one["method"] for one in advised["ranking"]} == {"patchcore", "padim"}
+    assert sum(one["measured"] for one in advised["ranking"]) >= 6
+    assert all(one["latency_ms"] > 0 for one in advised["ranking"])
+    assert advised["defect_mm"] == pytest.approx(0.8)
+    assert "painted" in advised["limits"][0] + advised["limits"][-1] + "".join(advised["limits"])
+    json.dumps(advised, allow_nan=False)
+
+
+def test_the_command_runs_as_it_stands(advised: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from pickglass.cli.main import app
+
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(advised["command"])
+    assert words[0] == "pickglass"
+    done = CliRunner().invoke(app, [*words[1:], "--engine", "torch", "--json"])
+    assert done.exit_code == 0, done.output
+    header = pg.load(tmp_path / "model.safetensors").configuration()
+    assert list(header["layers"]) == advised["ranking"][0]["layers"]
+
+
+def test_the_page_shows_what_was_painted_and_found(advised: Any) -> None:
+    page = Path(advised["report"]).read_text()
+    assert page.count("<img") >= 30
+    assert "Ruled out by geometry" in page
+    assert "shlex" not in page
+    assert advised["ruled_out"][-1]["why"].split(":")[0] in page
+
+
+def test_what_is_too_slow_is_not_chosen(small_dataset: Path) -> None:
+    result = advise(small_dataset, 16, backbones=[LITE], latency_ms=1e-3, **QUICK)
+    assert result["command"] is None
+    assert all(one["too_slow"] for one in result["ranking"])
+    assert "Nothing here judges an image within" in result["limits"][0]
+
+
+def test_wrong_requests_are_named(small_dataset: Path) -> None:
+    with pytest.raises(InputError, match="expected 4 to 78"):
+        advise(small_dataset, 200)
+    with pytest.raises(WeightsMissing):
+        usable_backbones(["wide_resnet50_2"])
+    assert usable_backbones(None)[0] == LITE
+
+
+# -- PatchCore's settings that auto tries ------------------------------------------------------------------------------
+
+
+def _images(n: int, seed: int = 0) -> np.ndarray:
+    from pickglass.testing import textures
+
+    return textures(n, 64, seed=seed)
+
+
+def test_rotated_copies_make_turned_images_good() -> None:
+    images = _images(6)
+    ramp = np.linspace(0.3, 1, 64)[:, None]
+    images = (images * (ramp if images.ndim == 3 else ramp[..., None])).astype(np.uint8)  # up and down now differ
+    turned = np.ascontiguousarray(np.rot90(images, 2, (1, 2)))
+    plain, both = (
+        pg.PatchCore(size=64, weights="random", ratio=0.2, rotations=n).fit(images, calibrate=0.0, **QUICK)
+        for n in (1, 2)
+    )
+    assert both.provenance["details"]["patches"] == 2 * plain.provenance["details"]["patches"]
+    assert both.predict(turned, **QUICK).scores.mean() < 0.8 * plain.predict(turned, **QUICK).scores.mean()
+    with pytest.raises(InputError, match="square"):
+        pg.PatchCore(size=(64, 96), weights="random", rotations=4).fit(images, calibrate=0.0, **QUICK)
+    with pytest.raises(InputError, match="rotations=3"):
+        pg.PatchCore(size=64, weights="random", rotations=3).fit(images, calibrate=0.0, **QUICK)
+
+
+def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = np.full((8, 64, 64), 60, np.uint8)
+    images[:, :, 32:] = 200
+    images = np.clip(images + rng.normal(0, 4, images.shape), 0, 255).astype(np.uint8)
+    wrong = images[:1].copy()
+    wrong[0, 8:24, 4:20] = images[1, 8:24, 44:60]  # good ground of the other side
+    plain, placed = (
+        pg.PatchCore(size=64, layers=["stage2"], ratio=0.2, position=w).fit(images, calibrate=0.0, **QUICK)
+        for w in (0.0, 2.0)
+    )
+
+    def excess(detector: Any) -> float:
+        found = detector.predict(np.concatenate([images, wrong]), **QUICK)
+        inner = found.maps[-1][3:5, 2:4].mean()  # inside the patch, away from its rim
+        return float(inner / found.maps[0][3:5, 2:4].mean())
+
+    assert excess(placed) > 1.5 * excess(plain)
+    path = placed.save(tmp_path / "m.safetensors")
+    again = pg.load(path).predict(wrong, **QUICK).scores
+    assert np.array_equal(again, placed.predict(wrong, **QUICK).scores)
+    with pytest.raises(InputError, match="position=-1"):
+        pg.PatchCore(size=64, weights="random", position=-1).fit(images, calibrate=0.0, **QUICK)
+
+
+def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:
+    detector = pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5)
+    detector.fit(_images(6), calibrate=0.0, **QUICK)
+    assert detector.provenance["details"]["patches"] == 60
+    assert detector.bank is not None and detector.bank.shape[1] == 30
+    torch.testing.assert_close(
+        detector.bank,
+        pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5).fit(_images(6), calibrate=0.0, **QUICK).bank,
+    )
+
+
+# -- auto --------------------------------------------------------------------------------------------------------------
+
+
+def test_auto_keeps_a_row_a_part_in_the_model(small_dataset: Path, tmp_path: Path) -> None:
+    from pickglass.app.info import info
+
+    result = fit(small_dataset, tmp_path / "m.safetensors", preset="auto", defect_px=16, **QUICK)
+    about = info(tmp_path / "m.safetensors")["about"]
+    rows = about["provenance"]["auto"]["ablation"]
+    assert result["auto"]["ablation"] == rows
+    assert list(rows) == ["features", "resolution", "scaling", "smoothing", "rotated copies", "position", "image score"]
+    for row in rows.values():
+        if (
+            row["part"]
+            if "part" in row
+            else row["taken"] and row["interval"] and row["why"] == "better on painted defects"
+        ):
+            assert row["interval"][0] > 0
+        if row["why"] == "no gain beyond its interval":
+            assert not row["taken"] and row["interval"][0] <= 0
+    assert result["n_calibrate"] == 2
+
+
+def test_auto_reads_no_image_for_thresholds(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Table] = []
+
+    class Stop(Exception):
+        pass
+
+    def spy(table: Table, *args: Any, **kwargs: Any) -> None:
+        seen.append(table)
+        raise Stop
+
+    monkeypatch.setattr("pickglass.app.fit.auto_choice", spy)
+    with pytest.raises(Stop):
+        fit(small_dataset, tmp_path / "m.safetensors", preset="auto", calibrate=0.25)
+    assert len(seen[0]) == 12
+    assert {row.role for row in seen[0]} == {"fit"}
+
+
+def test_auto_chooses_alone(small_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="chooses method"):
+        fit(small_dataset, tmp_path / "m.safetensors", preset="auto", settings={"size": 64})
+    with pytest.raises(InputError, match="belongs to preset 'auto'"):
+        fit(small_dataset, tmp_path / "m.safetensors", defect_px=8)
+    assert callable(auto_choice)
+
+
+# -- many categories ---------------------------------------------------------------------------------------------------
+
+
+def test_many_categories_one_fails_and_a_second_call_goes_on(small_dataset: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from pickglass.cli.main import app
+
+    root, models = tmp_path / "root", tmp_path / "models"
+    for name in ("a", "b", "c"):
+        shutil.copytree(small_dataset, root / name)
+    broken = root / "b" / "train" / "good" / "00.png"
+    broken.write_bytes(b"no image")
+    words = ["fit", str(root), "-o", str(models), "--size", "64", "--engine", "torch", "--workers", "1", "--json"]
+    first = CliRunner().invoke(app, words)
+    assert first.exit_code == 1, first.output
+    told = json.loads(first.stdout)
+    assert {row["category"]: row["state"] for row in told["categories"]} == {"a": "done", "b": "failed", "c": "done"}
+    assert "00.png" in told["categories"][1]["error"]
+    stamp = (models / "a.safetensors").stat().st_mtime_ns
+    shutil.copy(root / "a" / "train" / "good" / "00.png", broken)
+    second = fit_many(root, models, settings={"size": 64}, **QUICK)
+    assert [row["state"] for row in second["categories"]] == ["skipped", "done", "skipped"]
+    assert (models / "a.safetensors").stat().st_mtime_ns == stamp
+    assert pg.load(models / "b.safetensors").configuration()["size"] == 64
+
+
+def test_many_categories_in_processes(small_dataset: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(small_dataset, tmp_path / "root" / name)
+    result = fit_many(tmp_path / "root", tmp_path / "models", parallel=2, settings={"size": 64}, **QUICK)
+    assert (result["done"], result["failed"]) == (2, 0)
+    assert sorted(p.name for p in (tmp_path / "models").iterdir()) == ["a.safetensors", "b.safetensors"]
