@@ -348,3 +348,14 @@ def test_real_images_are_small_and_their_heat_lies_on_the_defect(tmp_path: Path)
         assert (hot & pictures.grow(inside)).sum() > 0.5 * inside.sum()
         assert not (hot & ~pictures.grow(pictures.grow(inside))).any()
     assert len(write(tmp_path, items)) < 1_500_000
+
+
+def test_the_colours_span_what_is_shown_around_the_threshold() -> None:
+    def shown(*peaks: float) -> tuple[float, float]:
+        return pictures.colour_range(10.0, [np.array([[1.0, peak]]) for peak in peaks])
+
+    assert shown(4.0, 5.0) == (7.5, 12.5)  # good images do not glow
+    assert shown(4.0, 16.0) == (7.5, 16.0)
+    assert shown(16.0, 400.0) == (7.5, 20.0)  # one glaring defect leaves the others their colour
+    assert shown() == (7.5, 15.0)
+    assert pictures.colour_range(None, [np.array([[1.0, 5.0]])])[1] == 5.0

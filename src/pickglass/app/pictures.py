@@ -182,12 +182,15 @@ def heat_colours() -> Array:
 
 
 def colour_range(threshold: float | None, maps: Sequence[Array]) -> tuple[float, float]:
-    """Anomaly values at the two ends of the colours: three quarters of the pixel threshold, and twice it.
+    """Anomaly values at the two ends of the colours: three quarters of the pixel threshold, and the highest value shown.
 
-    Without a threshold, the tenth and the highest of the values shown. Colours only; no score depends on them.
+    The upper end is at least 1.25 times the threshold, lest good images glow, and at most twice it, lest one glaring
+    defect leave the others pale; without maps 1.5 times it. Without a threshold, the tenth and the highest of the
+    values shown. Colours only; no score depends on them.
     """
     if threshold is not None and threshold > 0:
-        return 0.75 * threshold, 2 * threshold
+        high = max((float(m.max()) for m in maps), default=1.5 * threshold)
+        return 0.75 * threshold, min(max(high, 1.25 * threshold), 2 * threshold)
     low = min(float(np.percentile(m, 10)) for m in maps)
     high = max(float(m.max()) for m in maps)
     return low, max(high, low + 1e-6)

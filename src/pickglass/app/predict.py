@@ -100,7 +100,7 @@ def _folder(path: str | Path) -> Path:
 def _pictures(folder: Path, name: str, item: Found, full: FloatArray, threshold: float | None, max_pixels: int) -> None:
     """Heat map over the image and, with a threshold, the predicted mask, both at the original size."""
     image = display(read_image(item.row.path if item.row.pixels is None else item.row.pixels, max_pixels))
-    pictures = {"heat": heat(image, full, colour_range(threshold, [item.map]))}
+    pictures = {"heat": heat(image, full, colour_range(threshold, [] if threshold else [item.map]))}
     if threshold is not None:
         pictures["mask"] = (full > threshold).astype(np.uint8) * 255
     for kind, pixels in pictures.items():
