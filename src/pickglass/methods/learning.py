@@ -89,7 +89,7 @@ def _check_size(head: Head, tiles: Tiles, run: Run) -> None:
     """Raise where the model file would be too large; the remedy is fewer heads where they take less."""
     limit = tiles.settings.max_file_mb
     backbone = {} if head.extractor is None else head.extractor.state_dict()
-    fixed = sum(t.numel() * t.element_size() for t in backbone.values()) / 1e6
+    fixed: float = sum(t.numel() * t.element_size() for t in backbone.values()) / 1e6
 
     def size(heads: int) -> float:
         shared = replace(run, positions=heads, n_images=run.n_images * math.ceil(tiles.n / heads))
