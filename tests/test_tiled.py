@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pickglass as pg
 from pickglass.app.test import test as judge
@@ -250,3 +251,22 @@ def test_the_report_shows_the_tiles(small_dataset: Path, tmp_path: Path) -> None
     plain = pg.PatchCore(size=64, **RESNET).fit(dataset.train)  # type: ignore[arg-type]
     judge(plain, small_dataset, tmp_path / "plain.html")
     assert "<h2>Tiles</h2>" not in (tmp_path / "plain.html").read_text(encoding="utf-8")
+
+
+def test_groups_whose_banks_differ_in_length(tmp_path: Path) -> None:
+    """At some positions fewer patches count, so that their groups choose smaller banks."""
+    region = np.zeros((96, 96), np.uint8)
+    region[:72, :72] = 255
+    Image.fromarray(region).save(tmp_path / "roi.png")
+    good, found = textures(10, 96), []
+    rows = Table(
+        [Row(f"array:{i}", role="train", pixels=image, roi=str(tmp_path / "roi.png")) for i, image in enumerate(good)]
+    )
+    for at_once in (None, 1):
+        detector = pg.PatchCore(**RESNET).tiled(size=96, tile=64, stride=32, at_once=at_once)  # type: ignore[arg-type]
+        found.append(detector.fit(rows, calibrate=0))
+    together, apart = (detector.bank for detector in found)
+    assert together.shape == apart.shape  # type: ignore[union-attr]
+    lengths = [len(bank.unique(dim=0)) for bank in apart]  # type: ignore[union-attr]
+    assert lengths[3] < lengths[0]
+    assert np.isfinite(found[1].predict(rows).scores).all()

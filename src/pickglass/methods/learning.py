@@ -68,16 +68,23 @@ def learn(
         own_watch = watch if tiles.heads == tiles.n else None
         details = _teach(head, reader, table, run, checkpoint, fingerprint, own_watch)
     else:
-        parts, told = [], []
+        told, apart = [], []
+        head.build(run.shapes, run.positions, run.seed)
+        built = head.learned()
         for group in groups:
             own = head.sibling()
             part = replace(run, positions=len(group), seed=run.seed + group.start, groups=len(groups))
             told.append(_teach(own, reader.only(group), table, part, checkpoint, f"{fingerprint} {group}"))
-            parts.append(own.learned())
+            grown = {}
+            for name, tensor in own.learned().items():
+                if name in built and built[name].shape[1:] == tensor.shape[1:]:
+                    built[name][group.start : group.stop] = tensor  # in place: networks are held once
+                else:
+                    grown[name] = tensor
+            apart.append(grown)
             if checkpoint is not None:
                 checkpoint.unlink(missing_ok=True)
-        head.build(run.shapes, run.positions, run.seed)
-        head.take({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        head.take({name: head.stacked(name, [part[name] for part in apart]) for name in apart[0]})
         head.to(reader.engine.device)
         details = {"groups": told}
     if tiles.settings.normalise == "position":
