@@ -4,7 +4,7 @@ python bench/tiled_table.py cloth FOLDER
     weaves a data set of 1024 x 1024 px: 24 good pieces to learn from, 8 good ones to judge, and for each size of 4, 8,
     16 and 32 px of longest extent seven with a painted defect, one of each kind. The size is the defect type, so the
     figures by type say from which size on a way of looking sees a defect.
-python bench/tiled_table.py run OUT DATA... [--methods patchcore,padim] [--ways ...] [--preset quick]
+python bench/tiled_table.py run OUT DATA... [--methods patchcore,padim] [--ways ...] [--preset quick] [--roi MASK]
     fits and judges each cell (data set, method, way) in a process of its own and adds a line to OUT/cells.jsonl; scores
     and maps go to OUT/*.npz. What is there already is left alone, so a killed run goes on.
 python bench/tiled_table.py table OUT
@@ -40,7 +40,7 @@ from pickglass.app.evaluate import evaluate
 from pickglass.app.fit import build
 from pickglass.app.page import PLAIN_TAIL, as_text, head
 from pickglass.app.pictures import display, draw_contours, encoded, heat, picture_size, shrink_max
-from pickglass.data import Row, load_dataset, paint, read_image, read_mask
+from pickglass.data import Row, load_dataset, paint, read_image, read_mask, with_roi
 from pickglass.data.cloth import Cloth, weave
 from pickglass.data.files import written_whole
 from pickglass.methods import METHODS
@@ -86,16 +86,19 @@ def cloth(folder: Path) -> None:
 # -- cells -------------------------------------------------------------------------------------------------------------
 
 
-def cell(data: str, method: str, way: str, preset: str | None, changes: dict[str, Any], npz: str) -> dict[str, Any]:
+def cell(
+    data: str, method: str, way: str, preset: str | None, changes: dict[str, Any], roi: str | None, npz: str
+) -> dict[str, Any]:
     dataset = load_dataset(data)
+    train, test = with_roi(dataset.train, roi), with_roi(dataset.test, roi)
     settings, tiling = WAYS[way]
     detector = build(method, preset, {**changes, **settings}, tiling)
     began = time.perf_counter()
-    detector.fit(dataset.train, calibrate=0)
+    detector.fit(train, calibrate=0)
     fit_s = time.perf_counter() - began
-    detector.predict(dataset.test[:1])  # sets the engine up
+    detector.predict(test[:1])  # sets the engine up
     began = time.perf_counter()
-    prediction = detector.predict(dataset.test)
+    prediction = detector.predict(test)
     predict_s = time.perf_counter() - began
     metrics = evaluate(prediction)
     size = detector.save(f"{npz}.safetensors").stat().st_size
@@ -151,15 +154,17 @@ def run(given: argparse.Namespace) -> None:
     done = {(c["data"], c["method"], c["way"]) for c in read(given.out) if "error" not in c}
     changes = {key: json.loads(value) for key, value in (text.split("=", 1) for text in given.set)}
     for data, method, way in itertools.product(given.data, given.methods.split(","), given.ways or WAYS):
-        if (data.name, method, way) in done:
+        name = data.name if given.roi is None else f"{data.name}, {given.roi.stem}"
+        if (name, method, way) in done:
             continue
-        npz = given.out / f"{data.name}-{method}-{named(way)}.npz"
+        npz = given.out / f"{name.replace(', ', '-')}-{method}-{named(way)}.npz"
         preset = given.preset if given.preset in METHODS[method].presets else None
-        job = json.dumps([str(data), method, way, preset, changes, str(npz)])
+        roi = None if given.roi is None else str(given.roi)
+        job = json.dumps([str(data), method, way, preset, changes, roi, str(npz)])
         out = subprocess.run([sys.executable, __file__, "cell", job], capture_output=True, text=True)
         failed = {"error": (out.stderr.strip().splitlines() or [f"ended with {out.returncode}"])[-1]}
         result = failed if out.returncode else json.loads(out.stdout.strip().splitlines()[-1])
-        about = {"data": data.name, "method": method, "way": way, "preset": preset, "changes": changes}
+        about = {"data": name, "method": method, "way": way, "preset": preset, "changes": changes}
         with lines.open("a") as file:
             file.write(json.dumps({**about, **result}) + "\n")
         print(json.dumps({**about, **{k: v for k, v in result.items() if k != "scores"}}), flush=True)
@@ -286,6 +291,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", choices=list(WAYS))
     parser.add_argument("--preset")
     parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--roi", type=Path, help="mask of what counts; its name becomes part of the data set's")
     parser.add_argument("--images", type=int, default=8)
     given = parser.parse_args()
     {"cloth": lambda g: cloth(g.out), "run": run, "table": table, "page": page}[given.what](given)

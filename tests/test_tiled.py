@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pickglass as pg
 from pickglass.app.test import test as judge
@@ -161,13 +162,14 @@ def test_native_strips_are_tiled_without_resizing() -> None:
 
 def test_padding_moves_nothing() -> None:
     """What lies beyond the canvas is left out; what is on it stays in its place, also where cells do not line up."""
-    t = Tiles(TileSettings((16, 16), (16, 16), edges="pad"), (16, 40))
+    t = Tiles(TileSettings((16, 16), (16, 16), edges="pad"), (16, 38))
     assert t.tiling.extent == (16, 48)
     places = torch.arange(4) * 4 + 2.0  # (w,) pixels of the cells' middles within a tile
     maps = torch.stack([(start + places).expand(4, 4) for start in t.tiling.lefts])[None]  # (1, T, 4, 4)
     _, whole = t.joined(torch.zeros(1, 3), maps, None)
     assert whole.shape == (1, 4, 10)
-    torch.testing.assert_close(whole[0, 0], torch.arange(10) * 4 + 2.0)
+    inside = [1, 2, 5, 6, 9]  # cells whose middles lie between those of one tile
+    torch.testing.assert_close(whole[0, 0, inside], (torch.tensor(inside) + 0.5) * 3.8)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,6 @@ def test_padding_moves_nothing() -> None:
     [
         pg.PaDiM(size=64, dims=20),
         pg.STFPM(backbone="resnet18", layers=("layer1",), weights="random", size=64, epochs=1, batch=4),
-        pg.FastFlow(size=64, epochs=1),
     ],
     ids=lambda detector: detector.method,
 )
@@ -196,10 +197,10 @@ def test_a_file_that_would_be_too_large_is_refused_before_it_is_learned() -> Non
     with pytest.raises(InputError, match="share heads among the tiles, heads=3, or raise max_file_mb"):
         tiled.fit(textures(8, 96))
     # sharing takes nothing off a bank, whose size is a share of all patches
-    bank = pg.PatchCore(**RESNET).tiled(size=96, tile=64, max_file_mb=1)  # type: ignore[arg-type]
+    bank = pg.PatchCore(**RESNET).tiled(size=96, tile=64, max_file_mb=backbone + 0.03)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="let the method keep less"):
         bank.fit(textures(8, 96))
-    apart = pg.PatchCore(**RESNET, max_bank_mb=0.1).tiled(size=96, tile=64, at_once=1)  # type: ignore[arg-type]
+    apart = pg.PatchCore(**RESNET, max_bank_mb=0.05).tiled(size=96, tile=64, at_once=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the bank would take"):  # of all groups together, not of each
         apart.fit(textures(8, 96))
 
@@ -250,3 +251,22 @@ def test_the_report_shows_the_tiles(small_dataset: Path, tmp_path: Path) -> None
     plain = pg.PatchCore(size=64, **RESNET).fit(dataset.train)  # type: ignore[arg-type]
     judge(plain, small_dataset, tmp_path / "plain.html")
     assert "<h2>Tiles</h2>" not in (tmp_path / "plain.html").read_text(encoding="utf-8")
+
+
+def test_groups_whose_banks_differ_in_length(tmp_path: Path) -> None:
+    """At some positions fewer patches count, so that their groups choose smaller banks."""
+    region = np.zeros((96, 96), np.uint8)
+    region[:72, :72] = 255
+    Image.fromarray(region).save(tmp_path / "roi.png")
+    good, found = textures(10, 96), []
+    rows = Table(
+        [Row(f"array:{i}", role="train", pixels=image, roi=str(tmp_path / "roi.png")) for i, image in enumerate(good)]
+    )
+    for at_once in (None, 1):
+        detector = pg.PatchCore(**RESNET).tiled(size=96, tile=64, stride=32, at_once=at_once)  # type: ignore[arg-type]
+        found.append(detector.fit(rows, calibrate=0))
+    together, apart = (detector.bank for detector in found)
+    assert together.shape == apart.shape  # type: ignore[union-attr]
+    lengths = [len(bank.unique(dim=0)) for bank in apart]  # type: ignore[union-attr]
+    assert lengths[3] < lengths[0]
+    assert np.isfinite(found[1].predict(rows).scores).all()

@@ -279,7 +279,8 @@ class Detector(Head):
             if batch.reading is None:
                 continue
             keep = None if batch.reading.keep is None else self.tiles.unfold(batch.reading.keep)
-            parts = self.tiles.parts(*map(self.tiles.unfold, self.score(batch.reading)), keep)
+            scores, maps = map(self.tiles.unfold, self.score(batch.reading))
+            parts = self.tiles.parts(scores, maps, keep)
             for i, item in enumerate(batch.sound):
                 if item.value is not None:
                     yield item.value.image, TileParts(*(part[i : i + 1] for part in parts))

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -279,6 +280,10 @@ class Head(nn.Module, ABC):
         own = self.sibling()
         own.build(run.shapes, 1, run.seed)
         return run.positions * sum(t.numel() * t.element_size() for t in own.learned().values()) / 1e6
+
+    def stacked(self, name: str, parts: Sequence[Tensor]) -> Tensor:
+        """One tensor of the positions of several groups."""
+        return torch.cat(list(parts))
 
     def take(self, learned: Mapping[str, Tensor]) -> None:
         """Fill the head with such tensors."""

@@ -68,16 +68,23 @@ def learn(
         own_watch = watch if tiles.heads == tiles.n else None
         details = _teach(head, reader, table, run, checkpoint, fingerprint, own_watch)
     else:
-        parts, told = [], []
+        told, apart = [], []
+        head.build(run.shapes, run.positions, run.seed)
+        built = head.learned()
         for group in groups:
             own = head.sibling()
             part = replace(run, positions=len(group), seed=run.seed + group.start, groups=len(groups))
             told.append(_teach(own, reader.only(group), table, part, checkpoint, f"{fingerprint} {group}"))
-            parts.append(own.learned())
+            grown = {}
+            for name, tensor in own.learned().items():
+                if name in built and built[name].shape[1:] == tensor.shape[1:]:
+                    built[name][group.start : group.stop] = tensor  # in place: networks are held once
+                else:
+                    grown[name] = tensor
+            apart.append(grown)
             if checkpoint is not None:
                 checkpoint.unlink(missing_ok=True)
-        head.build(run.shapes, run.positions, run.seed)
-        head.take({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        head.take({name: head.stacked(name, [part[name] for part in apart]) for name in apart[0]})
         head.to(reader.engine.device)
         details = {"groups": told}
     if tiles.settings.normalise == "position":
@@ -89,7 +96,7 @@ def _check_size(head: Head, tiles: Tiles, run: Run) -> None:
     """Raise where the model file would be too large; the remedy is fewer heads where they take less."""
     limit = tiles.settings.max_file_mb
     backbone = {} if head.extractor is None else head.extractor.state_dict()
-    fixed = sum(t.numel() * t.element_size() for t in backbone.values()) / 1e6
+    fixed: float = sum(t.numel() * t.element_size() for t in backbone.values()) / 1e6
 
     def size(heads: int) -> float:
         shared = replace(run, positions=heads, n_images=run.n_images * math.ceil(tiles.n / heads))

@@ -243,10 +243,15 @@ class PatchCore(Detector):
                 )
             )
             banks.append(own[chosen[-1].indices.to(own.device)])
-        longest = max(len(b) for b in banks)
         # where duplicates ended a selection early, repeating a member changes no distance
-        padded = [torch.cat([b, b[-1:].expand(longest - len(b), -1)]) for b in banks]
-        return torch.stack(padded), chosen
+        return self.stacked("bank", [bank[None] for bank in banks]), chosen
+
+    def stacked(self, name: str, parts: Sequence[Tensor]) -> Tensor:
+        """Also banks of different lengths: a member repeated changes no distance."""
+        if name != "bank":
+            return super().stacked(name, parts)
+        longest = max(part.shape[1] for part in parts)
+        return torch.cat([torch.cat([p, p[:, -1:].expand(-1, longest - p.shape[1], -1)], dim=1) for p in parts])
 
     def _level_scales(self) -> Tensor:
         """What each channel is multiplied by, (P, C): 1 / standard deviation of its level, all its channels together,
