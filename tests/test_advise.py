@@ -94,7 +94,7 @@ def painted(good: Table, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_painted_images_differ_from_their_good_ones_just_there(painted: Any, good: Table) -> None:
     bad = [one for one in painted.judged if one.mask is not None]
     assert len(bad) == 10
-    assert len({(one.kind, one.contrast) for one in bad}) > 6
+    assert len({(one.kind, one.contrast) for one in bad}) == 10  # no kind always has the same contrast
     for one in bad:
         original = np.asarray(Image.open(one.path))
         top, left, h, w = one.window
@@ -116,7 +116,8 @@ def test_regions_of_interest_hold_the_defects(good: Table, tmp_path: Path) -> No
         if one.mask is not None:
             assert one.mask[:, :50].sum() > one.mask[:, 50:].sum()
     roi = np.asarray(Image.open(made.test[64, 64][0].roi))
-    assert roi[:, :30].all() and not roi[:, 36:].any()
+    assert roi[:, :30].all()
+    assert not roi[:, 36:].any()
 
 
 def test_a_score_is_that_of_the_whole_evaluation(painted: Any) -> None:
@@ -260,7 +261,8 @@ def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:
     detector = pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5)
     detector.fit(_images(6), calibrate=0.0, **QUICK)
     assert detector.provenance["details"]["patches"] == 60
-    assert detector.bank is not None and detector.bank.shape[1] == 30
+    assert detector.bank is not None
+    assert detector.bank.shape[1] == 30
     torch.testing.assert_close(
         detector.bank,
         pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5).fit(_images(6), calibrate=0.0, **QUICK).bank,
@@ -279,14 +281,12 @@ def test_auto_keeps_a_row_a_part_in_the_model(small_dataset: Path, tmp_path: Pat
     assert result["auto"]["ablation"] == rows
     assert list(rows) == ["features", "resolution", "scaling", "smoothing", "rotated copies", "position", "image score"]
     for row in rows.values():
-        if (
-            row["part"]
-            if "part" in row
-            else row["taken"] and row["interval"] and row["why"] == "better on painted defects"
-        ):
+        if row["why"] == "better on painted defects":
+            assert row["taken"]
             assert row["interval"][0] > 0
         if row["why"] == "no gain beyond its interval":
-            assert not row["taken"] and row["interval"][0] <= 0
+            assert not row["taken"]
+            assert row["interval"][0] <= 0
     assert result["n_calibrate"] == 2
 
 

@@ -156,7 +156,7 @@ def paint_set(
         good.append((_judged(row, pixels, None, rng), [maker.row(row, pixels, "test") for maker in makers]))
         for n in range(each):
             turn = i * each + n
-            kind, contrast = kinds[turn % len(kinds)], contrasts[(turn // len(kinds) + turn) % len(contrasts)]
+            kind, contrast = kinds[turn % len(kinds)], contrasts[(2 * (turn // len(kinds)) + turn) % len(contrasts)]
             try:
                 defect = _painted_inside(row, pixels, kind, defect_px, contrast, rng)
             except InputError as error:
