@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 import pickglass as pg
 from pickglass.app.advise import advise, usable_backbones
-from pickglass.app.advise_candidates import candidates, input_sizes
+from pickglass.app.advise_candidates import Options, candidates, input_sizes
 from pickglass.app.advise_painted import choose_rows, paint_set, usual_size
 from pickglass.app.advise_score import detector_of, difference, judge, scored, window_map
 from pickglass.app.auto import auto_choice
@@ -149,6 +150,21 @@ def test_shared_features_change_nothing(painted: Any) -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_candidates() -> Iterator[None]:
+    """Two sets of layers at one size: what is tested does not need more."""
+
+    def few(backbone: str, sizes: Any, defect_px: float) -> Options:
+        options = candidates(backbone, sizes[:1], defect_px)
+        kept = [one for one in options.kept if one.layers in (("stage2",), ("stage2", "stage3"))]
+        return Options(tuple(kept), options.ruled_out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pickglass.app.advise.candidates", few)
+        patch.setattr("pickglass.app.advise_score._REPEATS", 50)
+        yield
+
+
 @pytest.fixture(scope="module")
 def advised(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     page = tmp_path_factory.mktemp("advice") / "advice.html"
@@ -162,7 +178,7 @@ def test_the_answer_is_complete_and_sorted(advised: Any) -> None:
     assert values[0] > 0.3
     assert advised["command"] == advised["ranking"][0]["command"]
     assert {one["method"] for one in advised["ranking"]} == {"patchcore", "padim"}
-    assert sum(one["measured"] for one in advised["ranking"]) >= 6
+    assert sum(one["measured"] for one in advised["ranking"]) >= 4
     assert all(one["latency_ms"] > 0 for one in advised["ranking"])
     assert advised["defect_mm"] == pytest.approx(0.8)
     assert "painted" in advised["limits"][0] + advised["limits"][-1] + "".join(advised["limits"])
@@ -185,7 +201,7 @@ def test_the_command_runs_as_it_stands(advised: Any, tmp_path: Path, monkeypatch
 
 def test_the_page_shows_what_was_painted_and_found(advised: Any) -> None:
     page = Path(advised["report"]).read_text()
-    assert page.count("<img") >= 30
+    assert page.count("<img") >= 20
     assert "Ruled out by geometry" in page
     assert "shlex" not in page
     assert advised["ruled_out"][-1]["why"].split(":")[0] in page
@@ -237,8 +253,7 @@ def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
     images = np.full((8, 64, 64), 60, np.uint8)
     images[:, :, 32:] = 200
     images = np.clip(images + rng.normal(0, 4, images.shape), 0, 255).astype(np.uint8)
-    wrong = images[:1].copy()
-    wrong[0, 8:24, 4:20] = images[1, 8:24, 44:60]  # good ground of the other side
+    wrong = np.ascontiguousarray(images[:1, :, ::-1])  # all of it good ground, on the other side
     plain, placed = (
         pg.PatchCore(size=64, layers=["stage2"], ratio=0.2, position=w).fit(images, calibrate=0.0, **QUICK)
         for w in (0.0, 2.0)
@@ -246,8 +261,7 @@ def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
 
     def excess(detector: Any) -> float:
         found = detector.predict(np.concatenate([images, wrong]), **QUICK)
-        inner = found.maps[-1][3:5, 2:4].mean()  # inside the patch, away from its rim
-        return float(inner / found.maps[0][3:5, 2:4].mean())
+        return float(found.maps[-1][:, 2:5].mean() / found.maps[0][:, 2:5].mean())  # away from rim and middle
 
     assert excess(placed) > 1.5 * excess(plain)
     path = placed.save(tmp_path / "m.safetensors")
