@@ -5,8 +5,8 @@
 
 DATA holds data sets with real defects and masks. For each the advisor chooses from the good training images alone; all
 it is told is how large defects are, here the median longest extent of the real regions unless --defect-px says
-otherwise. Then every candidate that the advisor ranked, and what ``fit`` takes untold, is fitted on the same good images
-and judged on the real test images by AUPRO@0.05. The oracle chooses by the real defects on half of the test groups;
+otherwise. Then every candidate that the advisor ranked, and what ``fit`` takes untold, is fitted on the same images and
+judged on the real test images by AUPRO@0.05. The oracle chooses by the real defects on half of the test groups;
 all three are judged on the other half, 200 random halves. A set that the file holds already is not done again.
 """
 

@@ -25,7 +25,8 @@ __all__ = ["Shown", "write_advice"]
 Array = NDArray[Any]
 
 _STYLE = """
-.answer code{display:block;background:var(--card);padding:10px 12px;border-radius:8px;white-space:pre-wrap;overflow-wrap:anywhere}
+.answer code{display:block;background:var(--card);padding:10px 12px;border-radius:8px;white-space:pre-wrap;
+overflow-wrap:anywhere}
 td.left,th.left{text-align:left!important}td.bar{min-width:150px}.chosen{font-weight:600}.slow{color:var(--soft)}
 .span{position:relative;display:block;height:12px;background:var(--card);border-radius:3px;min-width:140px}
 .span b{position:absolute;top:4px;height:4px;background:var(--accent);opacity:.45}
@@ -142,7 +143,7 @@ def _painted(data: PaintedSet, shown: Sequence[Shown]) -> str:
     return (
         '<section class="painted"><h2>What was painted and what was found</h2><p>Close-ups; outlined: the defect. '
         "Heat: from the 80th percentile of good ground to one and a half times its 99.9th; what does not glow was not "
-        f"found.</p><div class="cards">{cards}</div></section>"
+        f'found.</p><div class="cards">{cards}</div></section>'
     )
 
 
