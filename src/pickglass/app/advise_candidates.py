@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -125,11 +126,9 @@ def candidates(backbone: str, sizes: Sequence[tuple[Size, float]], defect_px: fl
         sizes: (size, enlargement) of :func:`input_sizes`.
         defect_px: longest extent of the defect in pixels of the original image.
     """
-    names = [level.name for level in find_backbone(backbone).levels] or outline(backbone)
-    extractor = FeatureExtractor(backbone, names, weights=None)
+    base = _facts(backbone)
     kept: list[Candidate] = []
     out: list[tuple[str, Size, str]] = []
-    base = layer_facts(extractor, (_DEFAULT, _DEFAULT))  # strides and fields hold at any size
     for size, scale in sizes:
         facts = [fact._replace(grid=_grid(size, fact.stride)) for fact in base]
         seen = defect_px * scale
@@ -143,6 +142,13 @@ def candidates(backbone: str, sizes: Sequence[tuple[Size, float]], defect_px: fl
             share = max(fact.macs for fact in chosen) / whole
             kept.append(Candidate(backbone, layers, size, seen, min(chosen[0].stride), share))
     return Options(tuple(kept), tuple(out))
+
+
+@lru_cache(maxsize=32)
+def _facts(backbone: str) -> tuple[LayerFacts, ...]:
+    """Of the named layers; strides and fields hold at any size."""
+    names = [level.name for level in find_backbone(backbone).levels] or outline(backbone)
+    return tuple(layer_facts(FeatureExtractor(backbone, names, weights=None), (_DEFAULT, _DEFAULT)))
 
 
 def _grid(size: Size, stride: Size) -> Size:
