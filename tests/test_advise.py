@@ -44,7 +44,8 @@ def test_small_and_large_defects_leave_different_layers() -> None:
     assert (("stage1",), (256, 256)) in left[4]
     assert (("stage5",), (256, 256)) not in left[4]
     assert (("stage5",), (256, 256)) in left[64]
-    assert not any("stage1" in layers for layers, _ in left[64])
+    assert not any("stage1" in layers for layers, size in left[64] if size[0] >= 128)
+    assert (("stage3", "stage5"), (256, 256)) in left[64]
 
 
 def test_the_reason_names_stride_field_or_grid() -> None:
@@ -54,8 +55,10 @@ def test_the_reason_names_stride_field_or_grid() -> None:
     assert "drowns what stage4 sees" in why["stage4+stage6"] or why["stage4+stage6"].startswith("stride")
     small = {name.split()[1]: text for name, _, text in candidates(LITE, [((96, 96), 0.4)], 64).ruled_out}
     assert small["stage7"].startswith("grid: stage7 has 3x3 cells")
-    blind = {name.split()[1]: text for name, _, text in candidates(LITE, [((512, 512), 1.0)], 11.5).ruled_out}
-    assert "stage1" not in blind
+    blind = {name.split()[1]: text for name, _, text in candidates(LITE, [((96, 96), 1.0)], 30).ruled_out}
+    assert blind["stage1"].startswith("field: a cell of stage1 sees 7 px")
+    fine = {name.split()[1]: text for name, _, text in candidates(LITE, [((512, 512), 2.0)], 8).ruled_out}
+    assert fine["stage1"].startswith("grid: the defect spans 8 cells of stage1 there, on a map of 256x256")
 
 
 def test_sizes_keep_the_aspect_and_are_not_enlarged_beyond_twice() -> None:
