@@ -19,7 +19,6 @@ from pickglass.app.advise import advise, usable_backbones
 from pickglass.app.advise_candidates import Options, candidates, input_sizes
 from pickglass.app.advise_painted import choose_rows, paint_set, usual_size
 from pickglass.app.advise_score import detector_of, difference, judge, scored, window_map
-from pickglass.app.auto import auto_choice
 from pickglass.app.fit import fit
 from pickglass.app.fit_many import fit_many
 from pickglass.data import Preprocess, Row, Table, load_dataset
@@ -331,7 +330,6 @@ def test_auto_chooses_alone(small_dataset: Path, tmp_path: Path) -> None:
         fit(small_dataset, tmp_path / "m.safetensors", preset="auto", settings={"size": 64})
     with pytest.raises(InputError, match="belongs to preset 'auto'"):
         fit(small_dataset, tmp_path / "m.safetensors", defect_px=8)
-    assert callable(auto_choice)
 
 
 # -- many categories ---------------------------------------------------------------------------------------------------
