@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from PIL import Image
 
 import pickglass as pg
 from pickglass.app.advise import advise, usable_backbones
-from pickglass.app.advise_candidates import candidates, input_sizes
+from pickglass.app.advise_candidates import Options, candidates, input_sizes
 from pickglass.app.advise_painted import choose_rows, paint_set, usual_size
 from pickglass.app.advise_score import detector_of, difference, judge, scored, window_map
-from pickglass.app.auto import auto_choice
 from pickglass.app.fit import fit
 from pickglass.app.fit_many import fit_many
 from pickglass.data import Preprocess, Row, Table, load_dataset
@@ -43,7 +43,8 @@ def test_small_and_large_defects_leave_different_layers() -> None:
     assert (("stage1",), (256, 256)) in left[4]
     assert (("stage5",), (256, 256)) not in left[4]
     assert (("stage5",), (256, 256)) in left[64]
-    assert not any("stage1" in layers for layers, _ in left[64])
+    assert not any("stage1" in layers for layers, size in left[64] if size[0] >= 128)
+    assert (("stage3", "stage5"), (256, 256)) in left[64]
 
 
 def test_the_reason_names_stride_field_or_grid() -> None:
@@ -53,8 +54,10 @@ def test_the_reason_names_stride_field_or_grid() -> None:
     assert "drowns what stage4 sees" in why["stage4+stage6"] or why["stage4+stage6"].startswith("stride")
     small = {name.split()[1]: text for name, _, text in candidates(LITE, [((96, 96), 0.4)], 64).ruled_out}
     assert small["stage7"].startswith("grid: stage7 has 3x3 cells")
-    blind = {name.split()[1]: text for name, _, text in candidates(LITE, [((512, 512), 1.0)], 11.5).ruled_out}
-    assert "stage1" not in blind
+    blind = {name.split()[1]: text for name, _, text in candidates(LITE, [((96, 96), 1.0)], 30).ruled_out}
+    assert blind["stage1"].startswith("field: a cell of stage1 sees 7 px")
+    fine = {name.split()[1]: text for name, _, text in candidates(LITE, [((512, 512), 2.0)], 8).ruled_out}
+    assert fine["stage1"].startswith("grid: the defect spans 8 cells of stage1 there, on a map of 256x256")
 
 
 def test_sizes_keep_the_aspect_and_are_not_enlarged_beyond_twice() -> None:
@@ -94,7 +97,7 @@ def painted(good: Table, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_painted_images_differ_from_their_good_ones_just_there(painted: Any, good: Table) -> None:
     bad = [one for one in painted.judged if one.mask is not None]
     assert len(bad) == 10
-    assert len({(one.kind, one.contrast) for one in bad}) > 6
+    assert len({(one.kind, one.contrast) for one in bad}) == 10  # no kind always has the same contrast
     for one in bad:
         original = np.asarray(Image.open(one.path))
         top, left, h, w = one.window
@@ -116,7 +119,8 @@ def test_regions_of_interest_hold_the_defects(good: Table, tmp_path: Path) -> No
         if one.mask is not None:
             assert one.mask[:, :50].sum() > one.mask[:, 50:].sum()
     roi = np.asarray(Image.open(made.test[64, 64][0].roi))
-    assert roi[:, :30].all() and not roi[:, 36:].any()
+    assert roi[:, :30].all()
+    assert not roi[:, 36:].any()
 
 
 def test_a_score_is_that_of_the_whole_evaluation(painted: Any) -> None:
@@ -148,6 +152,21 @@ def test_shared_features_change_nothing(painted: Any) -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_candidates() -> Iterator[None]:
+    """Two sets of layers at one size: what is tested does not need more."""
+
+    def few(backbone: str, sizes: Any, defect_px: float) -> Options:
+        options = candidates(backbone, sizes[:1], defect_px)
+        kept = [one for one in options.kept if one.layers in (("stage2",), ("stage2", "stage3"))]
+        return Options(tuple(kept), options.ruled_out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pickglass.app.advise.candidates", few)
+        patch.setattr("pickglass.app.advise_score._REPEATS", 50)
+        yield
+
+
 @pytest.fixture(scope="module")
 def advised(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     page = tmp_path_factory.mktemp("advice") / "advice.html"
@@ -158,10 +177,10 @@ def test_the_answer_is_complete_and_sorted(advised: Any) -> None:
     assert {"command", "ranking", "ruled_out", "limits"} <= set(advised)
     values = [one["aupro_05"] for one in advised["ranking"]]
     assert values == sorted(values, reverse=True)
-    assert values[0] > 0.3
+    assert values[0] > 0.1  # a map of noise has 0.025
     assert advised["command"] == advised["ranking"][0]["command"]
     assert {one["method"] for one in advised["ranking"]} == {"patchcore", "padim"}
-    assert sum(one["measured"] for one in advised["ranking"]) >= 6
+    assert sum(one["measured"] for one in advised["ranking"]) >= 4
     assert all(one["latency_ms"] > 0 for one in advised["ranking"])
     assert advised["defect_mm"] == pytest.approx(0.8)
     assert "painted" in advised["limits"][0] + advised["limits"][-1] + "".join(advised["limits"])
@@ -184,7 +203,7 @@ def test_the_command_runs_as_it_stands(advised: Any, tmp_path: Path, monkeypatch
 
 def test_the_page_shows_what_was_painted_and_found(advised: Any) -> None:
     page = Path(advised["report"]).read_text()
-    assert page.count("<img") >= 30
+    assert page.count("<img") >= 20
     assert "Ruled out by geometry" in page
     assert "shlex" not in page
     assert advised["ruled_out"][-1]["why"].split(":")[0] in page
@@ -236,8 +255,7 @@ def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
     images = np.full((8, 64, 64), 60, np.uint8)
     images[:, :, 32:] = 200
     images = np.clip(images + rng.normal(0, 4, images.shape), 0, 255).astype(np.uint8)
-    wrong = images[:1].copy()
-    wrong[0, 8:24, 4:20] = images[1, 8:24, 44:60]  # good ground of the other side
+    wrong = np.ascontiguousarray(images[:1, :, ::-1])  # all of it good ground, on the other side
     plain, placed = (
         pg.PatchCore(size=64, layers=["stage2"], ratio=0.2, position=w).fit(images, calibrate=0.0, **QUICK)
         for w in (0.0, 2.0)
@@ -245,8 +263,7 @@ def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
 
     def excess(detector: Any) -> float:
         found = detector.predict(np.concatenate([images, wrong]), **QUICK)
-        inner = found.maps[-1][3:5, 2:4].mean()  # inside the patch, away from its rim
-        return float(inner / found.maps[0][3:5, 2:4].mean())
+        return float(found.maps[-1][:, 2:5].mean() / found.maps[0][:, 2:5].mean())  # away from rim and middle
 
     assert excess(placed) > 1.5 * excess(plain)
     path = placed.save(tmp_path / "m.safetensors")
@@ -260,7 +277,8 @@ def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:
     detector = pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5)
     detector.fit(_images(6), calibrate=0.0, **QUICK)
     assert detector.provenance["details"]["patches"] == 60
-    assert detector.bank is not None and detector.bank.shape[1] == 30
+    assert detector.bank is not None
+    assert detector.bank.shape[1] == 30
     torch.testing.assert_close(
         detector.bank,
         pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5).fit(_images(6), calibrate=0.0, **QUICK).bank,
@@ -279,14 +297,12 @@ def test_auto_keeps_a_row_a_part_in_the_model(small_dataset: Path, tmp_path: Pat
     assert result["auto"]["ablation"] == rows
     assert list(rows) == ["features", "resolution", "scaling", "smoothing", "rotated copies", "position", "image score"]
     for row in rows.values():
-        if (
-            row["part"]
-            if "part" in row
-            else row["taken"] and row["interval"] and row["why"] == "better on painted defects"
-        ):
+        if row["why"] == "better on painted defects":
+            assert row["taken"]
             assert row["interval"][0] > 0
         if row["why"] == "no gain beyond its interval":
-            assert not row["taken"] and row["interval"][0] <= 0
+            assert not row["taken"]
+            assert row["interval"][0] <= 0
     assert result["n_calibrate"] == 2
 
 
@@ -314,7 +330,6 @@ def test_auto_chooses_alone(small_dataset: Path, tmp_path: Path) -> None:
         fit(small_dataset, tmp_path / "m.safetensors", preset="auto", settings={"size": 64})
     with pytest.raises(InputError, match="belongs to preset 'auto'"):
         fit(small_dataset, tmp_path / "m.safetensors", defect_px=8)
-    assert callable(auto_choice)
 
 
 # -- many categories ---------------------------------------------------------------------------------------------------

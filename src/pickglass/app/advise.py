@@ -21,8 +21,8 @@ from typing_extensions import Unpack
 from pickglass.app.advise_candidates import Candidate, candidates, input_sizes, size_text
 from pickglass.app.advise_page import Shown, write_advice
 from pickglass.app.advise_painted import KINDS_PAINTED, PaintedSet, choose_rows, paint_set, usual_size
+from pickglass.app.advise_results import Advised, AdviseResult, RuledOut
 from pickglass.app.advise_score import LIMIT, Cost, Score, difference, judge, measure_cost
-from pickglass.app.results import Advised, AdviseResult, RuledOut
 from pickglass.data import Preprocess, Table, load_dataset, with_pixel_mm, with_roi
 from pickglass.data.defects import Kind
 from pickglass.data.files import output_path
@@ -32,7 +32,7 @@ from pickglass.features.shared import SharedFeatures
 from pickglass.features.weights import find_weights
 from pickglass.methods.running import Progress, Running, RunOptions
 
-__all__ = ["Advice", "advise", "find_advice", "usable_backbones"]
+__all__ = ["Advice", "Rated", "advise", "by_contrast", "find_advice", "usable_backbones"]
 
 LITES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
@@ -297,9 +297,6 @@ def _limits(ranking: Sequence[Rated], defect_px: float, data: PaintedSet, latenc
         )
     best = ranking[0]
     value, low, high = best.score.aupro
-    if _slow(best, latency_ms):
-        say.insert(0, f"Nothing here judges an image within {latency_ms:g} ms; the fastest takes "
-                      f"{min(one.latency_ms for one in ranking):.0f} ms.")  # fmt: skip
     if value < _FOUND:
         say.insert(0, f"No setting here separates defects of {defect_px:g} px (best AUPRO@0.05 {value:.2f}, 95 % "
                       f"{low:.2f} to {high:.2f}): image it at twice the magnification, or tile 2x2.")  # fmt: skip
@@ -309,6 +306,9 @@ def _limits(ranking: Sequence[Rated], defect_px: float, data: PaintedSet, latenc
                 say.append(
                     f"Faint defects are missed: at contrast {contrast} AUPRO@0.05 is {own:.2f}, over all {value:.2f}."
                 )
+    if _slow(best, latency_ms):
+        say.insert(0, f"Nothing here judges an image within {latency_ms:g} ms; the fastest takes "
+                      f"{min(one.latency_ms for one in ranking):.0f} ms.")  # fmt: skip
     close = [one for one in ranking[1:6] if difference(best.score, one.score, data.groups)["aupro"][1] <= 0]
     if close:
         say.append(

@@ -5,7 +5,7 @@ The rules are about the defect as the network sees it, in pixels of its input. T
 
 - a defect of less than half a **stride** covers at most a quarter of one cell, and AUPRO@0.05 falls to 0.15 or below;
 - of two fused layers the finer has to pass that rule; the coarser one drowns the finer below a quarter of its stride;
-- a **grid** so fine that the defect spans six cells or more sees pieces of it, at many times the cost;
+- a **grid** so fine that the defect spans 16 cells, or four on a map of over 20,000, only costs more;
 - a receptive **field** of less than a quarter of the defect sees its inside, not that it is a defect;
 - a **grid** of fewer than four cells a side says that something is wrong, not where.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -32,7 +33,9 @@ _ENLARGED = 2.0  # more pixels than that a pixel show nothing new
 _IDEAL = 24.0  # px of the input: the middle layers see that well, and larger inputs cost more
 _STEP = 32
 _SMALLEST_GRID = 4
-_CELLS_ACROSS = 6
+_CELLS_ACROSS = 16
+_FINE = 4  # cells across that are enough where the map is so large that it costs much:
+_MANY_CELLS = 20_000
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,9 @@ def candidates(backbone: str, sizes: Sequence[tuple[Size, float]], defect_px: fl
         sizes: (size, enlargement) of :func:`input_sizes`.
         defect_px: longest extent of the defect in pixels of the original image.
     """
-    names = [level.name for level in find_backbone(backbone).levels] or outline(backbone)
-    extractor = FeatureExtractor(backbone, names, weights=None)
+    base = _facts(backbone)
     kept: list[Candidate] = []
     out: list[tuple[str, Size, str]] = []
-    base = layer_facts(extractor, (_DEFAULT, _DEFAULT))  # strides and fields hold at any size
     for size, scale in sizes:
         facts = [fact._replace(grid=_grid(size, fact.stride)) for fact in base]
         seen = defect_px * scale
@@ -143,6 +144,13 @@ def candidates(backbone: str, sizes: Sequence[tuple[Size, float]], defect_px: fl
             share = max(fact.macs for fact in chosen) / whole
             kept.append(Candidate(backbone, layers, size, seen, min(chosen[0].stride), share))
     return Options(tuple(kept), tuple(out))
+
+
+@lru_cache(maxsize=32)
+def _facts(backbone: str) -> tuple[LayerFacts, ...]:
+    """Of the named layers; strides and fields hold at any size."""
+    names = [level.name for level in find_backbone(backbone).levels] or outline(backbone)
+    return tuple(layer_facts(FeatureExtractor(backbone, names, weights=None), (_DEFAULT, _DEFAULT)))
 
 
 def _grid(size: Size, stride: Size) -> Size:
@@ -172,10 +180,11 @@ def _why_not(chosen: Sequence[LayerFacts], seen: float, scale: float) -> str | N
             f"stride: a cell of {fine.layer} is {stride} px wide, the defect {seen:.1f} px{here}: it fills "
             f"{part:.0f} % of one cell at most"
         )
-    if seen >= _CELLS_ACROSS * stride:
+    across = seen / stride
+    if across >= _CELLS_ACROSS or (across >= _FINE and math.prod(fine.grid) > _MANY_CELLS):
         return (
-            f"grid: the defect spans {seen / stride:.0f} cells of {fine.layer}{here}, which see a piece of it each: "
-            f"coarser layers see it as one, for less"
+            f"grid: the defect spans {across:.0f} cells of {fine.layer}{here}, on a map of "
+            f"{fine.grid[0]}x{fine.grid[1]}: finer than it needs, and coarser layers cost less"
         )
     if len(chosen) > 1 and seen < max(coarse.stride) / 4:
         return (

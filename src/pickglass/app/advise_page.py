@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pickglass.app.advise_painted import Judged, PaintedSet
+from pickglass.app.advise_results import Advised, AdviseResult
 from pickglass.app.advise_score import window_map
 from pickglass.app.page import PLAIN_TAIL, as_text, head
 from pickglass.app.pictures import display, draw_contours, heat
-from pickglass.app.results import Advised, AdviseResult
 from pickglass.data.files import written_whole
 
 __all__ = ["Shown", "write_advice"]
@@ -25,13 +25,15 @@ __all__ = ["Shown", "write_advice"]
 Array = NDArray[Any]
 
 _STYLE = """
-.answer code{display:block;background:var(--card);padding:10px 12px;border-radius:8px;overflow-x:auto;white-space:pre}
+.answer code{display:block;background:var(--card);padding:10px 12px;border-radius:8px;white-space:pre-wrap;
+overflow-wrap:anywhere}
 td.left,th.left{text-align:left!important}td.bar{min-width:150px}.chosen{font-weight:600}.slow{color:var(--soft)}
 .span{position:relative;display:block;height:12px;background:var(--card);border-radius:3px;min-width:140px}
 .span b{position:absolute;top:4px;height:4px;background:var(--accent);opacity:.45}
 .span u{position:absolute;top:0;width:3px;height:12px;background:var(--accent)}
-.painted figure{width:190px}.painted img{width:100%;image-rendering:pixelated;border-radius:4px}
-.painted .row{align-items:flex-start;margin-bottom:14px}.nowrap{white-space:nowrap}
+.painted .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,620px),1fr));gap:18px}
+.painted figure{width:140px}.painted img{width:100%;image-rendering:pixelated;border-radius:4px}
+.painted .row{align-items:flex-start;flex-wrap:nowrap;overflow-x:auto}.nowrap{white-space:nowrap}
 """
 _ROWS = 25  # of the ranking
 _SHOWN = 10  # painted images
@@ -141,7 +143,7 @@ def _painted(data: PaintedSet, shown: Sequence[Shown]) -> str:
     return (
         '<section class="painted"><h2>What was painted and what was found</h2><p>Close-ups; outlined: the defect. '
         "Heat: from the 80th percentile of good ground to one and a half times its 99.9th; what does not glow was not "
-        f"found.</p>{cards}</section>"
+        f'found.</p><div class="cards">{cards}</div></section>'
     )
 
 

@@ -23,7 +23,7 @@ from pickglass.data.defects import Kind
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.methods.running import Progress, Running
 
-__all__ = ["KINDS_PAINTED", "Judged", "PaintedSet", "choose_rows", "paint_set", "usual_size"]
+__all__ = ["KINDS_PAINTED", "InputMaker", "Judged", "PaintedSet", "choose_rows", "paint_set", "usual_size"]
 
 Size = tuple[int, int]
 
@@ -142,7 +142,7 @@ def paint_set(
     """
     run = running or Running()
     taught, held = rows
-    makers = [_Maker(prepare, folder, f"{i}") for i, prepare in enumerate(prepares)]
+    makers = [InputMaker(prepare, folder, f"{i}") for i, prepare in enumerate(prepares)]
     fit: dict[Size, list[Row]] = {prepare.size: [] for prepare in prepares}
     for row, pixels in _decoded(taught, run, progress, "reading images"):
         for maker in makers:
@@ -156,7 +156,7 @@ def paint_set(
         good.append((_judged(row, pixels, None, rng), [maker.row(row, pixels, "test") for maker in makers]))
         for n in range(each):
             turn = i * each + n
-            kind, contrast = kinds[turn % len(kinds)], contrasts[(turn // len(kinds) + turn) % len(contrasts)]
+            kind, contrast = kinds[turn % len(kinds)], contrasts[(2 * (turn // len(kinds)) + turn) % len(contrasts)]
             try:
                 defect = _painted_inside(row, pixels, kind, defect_px, contrast, rng)
             except InputError as error:
@@ -174,8 +174,14 @@ def paint_set(
     return PaintedSet(tuple(one for one, _ in both), {s: Table(part) for s, part in fit.items()}, test, tuple(skipped))
 
 
-class _Maker:
-    """Rows whose pixels are the network's input already, region of interest included."""
+class InputMaker:
+    """Makes rows whose pixels are the network's input already, region of interest included.
+
+    Args:
+        prepare: squeezes to the size of the input.
+        folder: for regions of interest on the input.
+        name: that no other maker of the folder has.
+    """
 
     def __init__(self, prepare: Preprocess, folder: Path, name: str) -> None:
         self.prepare = prepare

@@ -6,16 +6,36 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pickglass.app.executors import make_executor
 from pickglass.app.fit import fit_dataset
-from pickglass.app.results import FitManyResult, FitResult, FittedCategory
+from pickglass.app.results import FitResult
 from pickglass.data import load_datasets
 from pickglass.errors import InputError, PickglassError
 from pickglass.methods.running import Progress
 
-__all__ = ["Category", "fit_category", "fit_many", "is_root"]
+__all__ = ["Category", "FitManyResult", "FittedCategory", "fit_category", "fit_many", "is_root"]
+
+
+class FittedCategory(TypedDict):
+    """One category of ``pickglass fit ROOT``: ``state`` is done, skipped (its file was there) or failed."""
+
+    category: str
+    state: Literal["done", "skipped", "failed"]
+    model: str
+    fit: FitResult | None
+    error: str | None
+
+
+class FitManyResult(TypedDict):
+    """``pickglass fit ROOT -o FOLDER``, and how many categories ended how."""
+
+    folder: str
+    done: int
+    skipped: int
+    failed: int
+    categories: list[FittedCategory]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,6 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 __all__ = [
-    "AblationRow",
-    "AdviseResult",
-    "Advised",
     "CompareResult",
     "DemoResult",
     "DemoWithCloth",
@@ -16,9 +13,7 @@ __all__ = [
     "DriftChange",
     "DriftResult",
     "Failed",
-    "FitManyResult",
     "FitResult",
-    "FittedCategory",
     "ImageResult",
     "InfoResult",
     "LabelResult",
@@ -32,7 +27,6 @@ __all__ = [
     "ModelMetrics",
     "PredictResult",
     "RobustnessResult",
-    "RuledOut",
     "StudyCell",
     "StudyResult",
     "Suspicious",
@@ -386,97 +380,3 @@ class StudyResult(TypedDict):
     cells: list[StudyCell]
     csv: str | None
     report: str | None
-
-
-class Advised(TypedDict):
-    """One way to look at the images that ``pickglass advise`` judged, the best first.
-
-    ``size`` is [H, W] of the network's input, of the canvas where there is a ``tile``. ``aupro_05`` and ``image_auroc``
-    are those of the painted defects, with [low, high] of their 95 % intervals. ``by_contrast``: contrast of the
-    defects -> AUPRO@0.05. ``latency_ms`` and ``model_mb`` were measured on this machine where ``measured``, else the
-    latency is estimated from the backbone's and the memory null. ``peak_mb``: of the whole process. ``too_slow``:
-    beyond ``--latency-ms``. ``command`` fits it.
-    """
-
-    method: str
-    backbone: str
-    layers: list[str]
-    size: list[int]
-    tile: list[int] | None
-    aupro_05: float
-    aupro_05_interval: list[float]
-    image_auroc: float
-    image_auroc_interval: list[float]
-    by_contrast: dict[str, float]
-    latency_ms: float
-    measured: bool
-    model_mb: float | None
-    peak_mb: float | None
-    too_slow: bool
-    command: str
-
-
-class RuledOut(TypedDict):
-    """What geometry alone excludes; ``layers`` names the backbone too, null where the size itself is out."""
-
-    layers: str | None
-    size: list[int]
-    why: str
-
-
-class AdviseResult(TypedDict):
-    """``pickglass advise``. ``command``: of the first of the ranking that is not too slow; null if there is none.
-
-    ``limits``: what this advice cannot promise, a sentence each. ``n_fit`` images taught, on ``n_held`` others
-    ``n_painted`` defects were painted.
-    """
-
-    command: str | None
-    ranking: list[Advised]
-    ruled_out: list[RuledOut]
-    limits: list[str]
-    defect_px: float
-    defect_mm: float | None
-    image: list[int]
-    n_fit: int
-    n_held: int
-    n_painted: int
-    seconds: float
-    report: str | None
-
-
-class FittedCategory(TypedDict):
-    """One category of ``pickglass fit ROOT``: ``state`` is done, skipped (its file was there) or failed."""
-
-    category: str
-    state: Literal["done", "skipped", "failed"]
-    model: str
-    fit: FitResult | None
-    error: str | None
-
-
-class FitManyResult(TypedDict):
-    """``pickglass fit ROOT -o FOLDER``, and how many categories ended how."""
-
-    folder: str
-    done: int
-    skipped: int
-    failed: int
-    categories: list[FittedCategory]
-
-
-class AblationRow(TypedDict):
-    """One part of ``preset="auto"``: what was ``tried``, the ``best`` of it and whether it was ``taken``.
-
-    ``gain``: of ``metric`` on painted defects against going without it, with the 95 % ``interval`` paired by image;
-    null where nothing could be tried.
-    """
-
-    part: str
-    tried: list[str]
-    best: str | None
-    metric: str
-    gain: float | None
-    interval: list[float] | None
-    taken: bool
-    why: str

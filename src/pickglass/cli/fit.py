@@ -26,64 +26,64 @@ from pickglass.cli.options import (
 from pickglass.errors import InputError
 
 if TYPE_CHECKING:
-    from pickglass.app.results import FitManyResult
+    from pickglass.app.fit_many import FitManyResult
 
 __all__ = ["fit"]
+
+Model = Annotated[
+    Path, typer.Option("-o", "--output", help="Model file to write, .safetensors; of a root, a folder for them.")
+]
+Size = Annotated[
+    str | None, typer.Option(help="Input in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, or native.")
+]
+DefectPx = Annotated[
+    float | None,
+    typer.Option("--defect-px", help="With --preset auto: extent of the smallest defect in pixels of your images."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value, any setting of the method; tiling.heads=1, fusion.normalise=whiten."),
+]
+Validate = Annotated[float | None, typer.Option(help="Share of train for validation; by default the method's.")]
+DropSuspicious = Annotated[
+    bool, typer.Option("--drop-suspicious", help="Leave out images that look like none of the others.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images; of a root, categories at once.")]
+Where = Annotated[ExecutorOption, typer.Option(help="Of a root: local, or ray (pickglass[cluster]).")]
 
 
 def fit(
     data: Annotated[Path, typer.Argument(help="Folder with good images, or a root of many categories.")],
-    model: Annotated[
-        Path, typer.Option("-o", "--output", help="Model file to write, .safetensors; of a root, a folder for them.")
-    ],
+    model: Model,
     method: Annotated[str | None, typer.Option(help="Method; patchcore unless told.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone, e.g. efficientnet_lite0.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers, finest first, e.g. stage3+stage5.")] = None,
     weights: Annotated[str | None, typer.Option(help="default, random, or a file.")] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(help="Input in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, or native."),
-    ] = None,
+    size: Size = None,
     tile: Annotated[str | None, typer.Option(help="Tiles of 256 or HxW pixels, each with its own head.")] = None,
     stride: Annotated[str | None, typer.Option(help="From one tile to the next; half a tile unless told.")] = None,
     fuse: Annotated[str | None, typer.Option(help="Fuse the layers: concat, pyramid, bilinear or attention.")] = None,
     preset: Annotated[str | None, typer.Option(help="paper, quick, or auto: chosen on painted defects.")] = None,
-    defect_px: Annotated[
-        float | None,
-        typer.Option("--defect-px", help="With --preset auto: extent of the smallest defect in pixels of your images."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key=value, any setting of the method; tiling.heads=1, fusion.normalise=whiten."),
-    ] = None,
-    validate: Annotated[float | None, typer.Option(help="Share of train for validation; by default the method's.")] = (
-        None
-    ),
+    defect_px: DefectPx = None,
+    settings: Settings = None,
+    validate: Validate = None,
     calibrate: Annotated[float, typer.Option(help="Share of train for the thresholds; 0: none.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the split and of everything drawn at random.")] = 0,
     layout: Layout = None,
     group_by: GroupBy = None,
     roi: Roi = None,
     pixel_mm: PixelMm = None,
-    drop_suspicious: Annotated[
-        bool, typer.Option("--drop-suspicious", help="Leave out images that look like none of the others.")
-    ] = False,
+    drop_suspicious: DropSuspicious = False,
     device: Device = "auto",
     engine: EngineName = EngineOption.auto,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode images; of a root, categories at once.")] = 2,
-    executor: Annotated[
-        ExecutorOption, typer.Option(help="Of a root: local, or ray (pickglass[cluster]).")
-    ] = ExecutorOption.local,
+    workers: Workers = 2,
+    executor: Where = ExecutorOption.local,
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster, e.g. auto.")] = None,
     memory_gb: Annotated[float, typer.Option(help="Budget for what the method holds.")] = 4.0,
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Json = False,
 ) -> None:
-    """Learn from good images and write a model file."""
-    from pickglass.app import fit as use_case
-    from pickglass.app import fit_many as many
-    from pickglass.cli.show import progress_bar, show_fit
-
+    """Learn from good images and write a model file, or of a root of many categories a folder of them."""
     changes, parts = _chosen(backbone, layers, weights, size, settings or [], {"tile": tile, "stride": stride}, fuse)
     arguments: dict[str, Any] = {
         "method": method,
@@ -91,6 +91,8 @@ def fit(
         "defect_px": defect_px,
         "settings": changes,
         **parts,
+        "layout": layout,
+        "group_by": group_by,
         "roi": roi,
         "pixel_mm": pixel_mm,
         "drop_suspicious": drop_suspicious,
@@ -100,26 +102,39 @@ def fit(
         "memory_gb": memory_gb,
         **running(device, engine, workers, max_pixels),
     }
+    if model.suffix == ".safetensors":
+        _fit_one(data, model, arguments, as_json)
+    else:
+        _fit_root(data, model, executor, address, arguments, as_json)
+
+
+def _fit_one(data: Path, model: Path, arguments: dict[str, Any], as_json: bool) -> None:
+    from pickglass.app import fit as use_case
+    from pickglass.cli.show import progress_bar, show_fit
+
     with progress_bar() as progress:
-        if model.suffix != ".safetensors" and many.is_root(data, layout, group_by):
-            del arguments["workers"]
-            result = many.fit_many(
-                data,
-                model,
-                executor=executor.value,
-                parallel=workers,
-                address=address,
-                layout=layout,
-                group_by=group_by,
-                progress=progress,
-                **arguments,
-            )
-        else:
-            fitted = use_case.fit(data, model, layout=layout, group_by=group_by, progress=progress, **arguments)
-            result = None
-    if result is None:
-        print_json(fitted) if as_json else show_fit(fitted)
+        result = use_case.fit(data, model, progress=progress, **arguments)
+    print_json(result) if as_json else show_fit(result)
+
+
+def _fit_root(
+    data: Path,
+    folder: Path,
+    executor: ExecutorOption,
+    address: str | None,
+    arguments: dict[str, Any],
+    as_json: bool,
+) -> None:
+    from pickglass.app import fit_many as use_case
+    from pickglass.cli.show import progress_bar
+
+    if not use_case.is_root(data, arguments["layout"], arguments["group_by"]):
+        _fit_one(data, folder, arguments, as_json)  # one data set: says what is wrong with the name of the file
         return
+    workers = arguments.pop("workers")
+    where = {"executor": executor.value, "parallel": workers, "address": address}
+    with progress_bar() as progress:
+        result = use_case.fit_many(data, folder, progress=progress, **where, **arguments)
     print_json(result) if as_json else _show_many(result)
     if result["failed"]:
         raise typer.Exit(1)

@@ -1,0 +1,194 @@
+"""Painted against real: the advisor's choice, made without a real defect, against the default and against an oracle.
+
+    python bench/regret.py regret.jsonl --data DATA [--sets magnetic_tile ...] [--defect-px 20]
+    python bench/regret.py regret.jsonl --table
+
+DATA holds data sets with real defects and masks. For each the advisor chooses from the good training images alone; all
+it is told is how large defects are, here the median longest extent of the real regions unless --defect-px says
+otherwise. Then every candidate that the advisor ranked, and what ``fit`` takes untold, is fitted on the same images and
+judged on the real test images by AUPRO@0.05. The oracle chooses by the real defects on half of the test groups;
+all three are judged on the other half, 200 random halves. A set that the file holds already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pickglass.app.advise import find_advice
+from pickglass.app.advise_candidates import Candidate
+from pickglass.app.advise_painted import InputMaker, Judged, PaintedSet, choose_rows, usual_size
+from pickglass.app.advise_score import LIMIT, Score, judge
+from pickglass.data import Preprocess, Row, Table, load_dataset, read_image, read_mask
+from pickglass.features.backbones import find_backbone
+from pickglass.features.shared import SharedFeatures
+from pickglass.metrics.labelling import connected_regions
+
+SETS = ("mvtec_hazelnut_reduced", "mvtec_transistor_reduced", "aitex_fabric04", "magnetic_tile")
+BACKBONE = "efficientnet_lite0"
+REPEATS = 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--defect-px", type=float)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rows = [json.loads(line) for line in args.file.read_text().splitlines()] if args.file.exists() else []
+    if args.table:
+        print(table(rows))
+        return
+    for name in args.sets:
+        if name in {row["set"] for row in rows}:
+            continue
+        row = compare(args.data / name, name, args.defect_px, args.seed)
+        with args.file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(table([row]), flush=True)
+
+
+def compare(root: Path, name: str, defect_px: float | None, seed: int) -> dict[str, object]:
+    """One data set."""
+    began = time.perf_counter()
+    dataset = load_dataset(root)
+    image = usual_size(dataset.train)
+    extent = real_extent(dataset.test) if defect_px is None else defect_px
+    extent = float(np.clip(extent, 4, min(image) / 2))
+    with tempfile.TemporaryDirectory() as folder:
+        advice = find_advice(dataset.train, extent, Path(folder), backbones=[BACKBONE], seed=seed)
+        if advice.choice is None:
+            raise SystemExit(f"{name}: geometry rules out everything for {extent} px")
+        chosen = advice.choice.candidate
+        print(name, f"{extent:g} px", "->", chosen.name, f"({time.perf_counter() - began:.0f} s)", flush=True)
+        usual = Candidate(BACKBONE, ("stage3", "stage5"), (256, 256), 0.0, 8, 1.0)
+        plain = [one.candidate for one in advice.ranking if one.candidate.tile is None]
+        wanted = [chosen, usual, *(one for one in plain if one not in (chosen, usual))]
+        data = real_set(dataset.train, dataset.test, {one.size for one in wanted}, Path(folder), seed)
+        scores = judged(wanted, data, seed)
+    return {
+        "set": name,
+        "defect_px": extent,
+        "chosen": chosen.name,
+        "candidates": len(wanted),
+        "groups": len(set(data.groups)),
+        "regions": sum(one.mask is not None for one in data.judged),
+        **regret([scores[one] for one in wanted], data, seed),
+        "best_on_all": max(wanted, key=lambda one: scores[one].aupro[0]).name,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def real_extent(test: Table) -> float:
+    """Median longest side of the boxes of the real regions, in pixels: what a user is taken to know."""
+    sides = []
+    for row in test:
+        if row.mask is not None:
+            size = read_image(row.path).shape[:2]
+            labels, areas = connected_regions(read_mask(row.mask, (size[0], size[1])))
+            for label in range(1, len(areas) + 1):
+                ys, xs = np.nonzero(labels == label)
+                sides.append(max(int(np.ptp(ys)), int(np.ptp(xs))) + 1)
+    return float(np.median(sides))
+
+
+def real_set(train: Table, test: Table, sizes: set[tuple[int, int]], folder: Path, seed: int) -> PaintedSet:
+    """The images that taught the advisor, and the real test images in place of the painted ones."""
+    interpolation = find_backbone(BACKBONE).interpolation
+    makers = [InputMaker(Preprocess(size, interpolation), folder, f"real{i}") for i, size in enumerate(sorted(sizes))]
+    taught, _ = choose_rows(train, seed)
+    fit: dict[tuple[int, int], list[Row]] = {maker.prepare.size: [] for maker in makers}
+    tested: dict[tuple[int, int], list[Row]] = {maker.prepare.size: [] for maker in makers}
+    for row in taught:
+        pixels = read_image(row.path)
+        for maker in makers:
+            fit[maker.prepare.size].append(maker.row(row, pixels, "fit"))
+    rng = np.random.default_rng(seed)
+    images = []
+    for row in test:
+        pixels = read_image(row.path)
+        size = (pixels.shape[0], pixels.shape[1])
+        mask = None if row.label == 0 else read_mask(row.masks, size)
+        keep = rng.random(size) < 16_000 / (size[0] * size[1])
+        group = row.path if row.group is None else f"group {row.group}"
+        images.append(Judged(row.path, group, size, (0, 0, *size), mask, keep if mask is None else keep | mask, pixels))
+        for maker in makers:
+            tested[maker.prepare.size].append(maker.row(replace(row, mask=None), pixels, "test"))
+    return PaintedSet(
+        tuple(images), {s: Table(part) for s, part in fit.items()}, {s: Table(part) for s, part in tested.items()}
+    )
+
+
+def judged(wanted: Sequence[Candidate], data: PaintedSet, seed: int) -> dict[Candidate, Score]:
+    """Each candidate on the real images."""
+    scores = {}
+    for size in {one.size for one in wanted}:
+        own = [one for one in wanted if one.size == size]
+        layers = [layer for one in own for layer in one.layers]
+        n = len(data.fit[size]) + len(data.test[size])
+        with SharedFeatures(BACKBONE, "default", seed, layers, n, 2.0) as shared:
+            for one in own:
+                scores[one] = judge(one, data, None if one.tile else shared, {}, seed=seed)[0]
+                print(f"  {one.name}: {scores[one].aupro[0]:.3f}", flush=True)
+    return scores
+
+
+def regret(scores: Sequence[Score], data: PaintedSet, seed: int) -> dict[str, object]:
+    """AUPRO@0.05 of the advisor's (first), the default (second) and the oracle on halves it did not choose by."""
+    groups = sorted(set(data.groups))
+    found = []
+    for repeat in range(REPEATS):
+        drawn = np.random.default_rng([seed, repeat]).permutation(len(groups))
+        first = {groups[i] for i in drawn[: len(groups) // 2]}
+        here = np.array([int(group in first) for group in data.groups])
+        by = [score.tables.aupro(here, LIMIT) for score in scores]
+        if np.isnan(by).any():
+            continue
+        oracle = scores[int(np.argmax(by))]
+        values = [score.tables.aupro(1 - here, LIMIT) for score in (scores[0], scores[1], oracle)]
+        if not np.isnan(values).any():
+            found.append(values)
+    advised, usual, oracle_ = np.array(found).T
+    return {
+        "halves": len(found),
+        **spread("advised", advised),
+        **spread("default", usual),
+        **spread("oracle", oracle_),
+        **spread("gain", advised - usual),
+        **spread("regret", oracle_ - advised),
+    }
+
+
+def spread(name: str, values: np.ndarray) -> dict[str, object]:
+    return {name: float(values.mean()), f"{name}_95": np.quantile(values, (0.025, 0.975)).tolist()}
+
+
+def table(rows: Sequence[dict[str, object]]) -> str:
+    head = "| set | defect | chosen | advised | default | oracle | gain over default | regret |"
+    lines = [head, "|---" * 8 + "|"]
+    for row in rows:
+        cells = [str(row["set"]), f"{row['defect_px']:g} px", str(row["chosen"])]
+        for name in ("advised", "default", "oracle", "gain", "regret"):
+            low, high = row[f"{name}_95"]  # type: ignore[misc]
+            cells.append(f"{row[name]:.3f} ({low:.3f} to {high:.3f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    if len(rows) > 1:
+        means = {
+            name: np.mean([row[name] for row in rows]) for name in ("advised", "default", "oracle", "gain", "regret")
+        }
+        lines.append(f"| mean | | | {' | '.join(f'{value:.3f}' for value in means.values())} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

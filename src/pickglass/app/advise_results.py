@@ -1,0 +1,82 @@
+"""What ``pickglass advise --json`` prints, and the rows that ``--preset auto`` leaves in a model; see also
+:mod:`pickglass.app.results`."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+__all__ = ["AblationRow", "AdviseResult", "Advised", "RuledOut"]
+
+
+class Advised(TypedDict):
+    """One way to look at the images that ``pickglass advise`` judged, the best first.
+
+    ``size`` is [H, W] of the network's input, of the canvas where there is a ``tile``. ``aupro_05`` and ``image_auroc``
+    are those of the painted defects, with [low, high] of their 95 % intervals. ``by_contrast``: contrast of the
+    defects -> AUPRO@0.05. ``latency_ms`` and ``model_mb`` were measured on this machine where ``measured``, else the
+    latency is estimated from the backbone's and the memory null. ``peak_mb``: of the whole process. ``too_slow``:
+    beyond ``--latency-ms``. ``command`` fits it.
+    """
+
+    method: str
+    backbone: str
+    layers: list[str]
+    size: list[int]
+    tile: list[int] | None
+    aupro_05: float
+    aupro_05_interval: list[float]
+    image_auroc: float
+    image_auroc_interval: list[float]
+    by_contrast: dict[str, float]
+    latency_ms: float
+    measured: bool
+    model_mb: float | None
+    peak_mb: float | None
+    too_slow: bool
+    command: str
+
+
+class RuledOut(TypedDict):
+    """What geometry alone excludes; ``layers`` names the backbone too, null where the size itself is out."""
+
+    layers: str | None
+    size: list[int]
+    why: str
+
+
+class AdviseResult(TypedDict):
+    """``pickglass advise``. ``command``: of the first of the ranking that is not too slow; null if there is none.
+
+    ``limits``: what this advice cannot promise, a sentence each. ``n_fit`` images taught, on ``n_held`` others
+    ``n_painted`` defects were painted.
+    """
+
+    command: str | None
+    ranking: list[Advised]
+    ruled_out: list[RuledOut]
+    limits: list[str]
+    defect_px: float
+    defect_mm: float | None
+    image: list[int]
+    n_fit: int
+    n_held: int
+    n_painted: int
+    seconds: float
+    report: str | None
+
+
+class AblationRow(TypedDict):
+    """One part of ``preset="auto"``: what was ``tried``, the ``best`` of it and whether it was ``taken``.
+
+    ``gain``: of ``metric`` on painted defects against going without it, with the 95 % ``interval`` paired by image;
+    null where nothing could be tried.
+    """
+
+    part: str
+    tried: list[str]
+    best: str | None
+    metric: str
+    gain: float | None
+    interval: list[float] | None
+    taken: bool
+    why: str
