@@ -13,6 +13,7 @@ from pickglass.app.results import FitResult
 from pickglass.data import load_dataset, with_pixel_mm, with_roi
 from pickglass.data.files import output_path
 from pickglass.errors import UnknownName
+from pickglass.features.adapt import AdaptationOptions
 from pickglass.features.fusion import FusionOptions
 from pickglass.methods import Detector, find_method
 from pickglass.methods.running import Progress, RunOptions
@@ -27,11 +28,12 @@ def build(
     settings: Mapping[str, Any] | None = None,
     tiling: Mapping[str, Any] | None = None,
     fusion: Mapping[str, Any] | None = None,
+    adaptation: Mapping[str, Any] | None = None,
 ) -> Detector:
     """An unfitted detector by the method's name, from a preset or the defaults, with changed settings.
 
-    ``tiling`` are arguments of :meth:`pickglass.Detector.tiled`, ``fusion`` of :meth:`pickglass.Detector.fused`; None:
-    not tiled, not fused.
+    ``tiling`` are arguments of :meth:`pickglass.Detector.tiled`, ``fusion`` of :meth:`pickglass.Detector.fused`,
+    ``adaptation`` of :meth:`pickglass.Detector.adapted`; None: not tiled, not fused, not adapted.
     """
     cls = find_method(method)
     if preset is not None and preset not in cls.presets:
@@ -39,6 +41,8 @@ def build(
     detector = cls.configured({**(cls.presets[preset] if preset else {}), **(settings or {})})
     if fusion is not None:
         detector = detector.fused(**_known("fusion", fusion, Detector.fused, FusionOptions))
+    if adaptation is not None:
+        detector = detector.adapted(**_known("adaptation", adaptation, Detector.adapted, AdaptationOptions))
     if tiling is not None:
         detector = detector.tiled(**_known("tiling", tiling, Detector.tiled, TileOptions))
     return detector
@@ -62,6 +66,7 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     tiling: Mapping[str, Any] | None = None,
     fusion: Mapping[str, Any] | None = None,
+    adaptation: Mapping[str, Any] | None = None,
     layout: str | None = None,
     group_by: str | None = None,
     roi: str | Path | None = None,
@@ -84,6 +89,7 @@ def fit(
         settings: of the method's constructor, e.g. ``{"size": 320}``; they win over the preset.
         tiling: arguments of :meth:`pickglass.Detector.tiled`, e.g. ``{"tile": 256}``; None: not tiled.
         fusion: arguments of :meth:`pickglass.Detector.fused`, e.g. ``{"kind": "pyramid"}``; None: not fused.
+        adaptation: arguments of :meth:`pickglass.Detector.adapted`, e.g. ``{"stages": "stage3"}``; None: not adapted.
         layout: how to read the folder; None: recognised.
         group_by: regular expression on file names; images with the same match stay together in every split.
         roi: region of interest: a mask for all images, or a folder with one an image; see
@@ -95,7 +101,7 @@ def fit(
     """
     target = output_path(model, ".safetensors")
     checkpoint = target.with_name(f"{target.stem}.checkpoint.safetensors")
-    detector = build(method, preset, settings, tiling, fusion)
+    detector = build(method, preset, settings, tiling, fusion, adaptation)
     dataset = load_dataset(data, layout, group_by)
     detector.fit(
         with_pixel_mm(with_roi(dataset.train, roi), pixel_mm),
@@ -120,6 +126,7 @@ def fit(
         "n_calibrate": known["n_calibrate"],
         "fit_s": known["fit_s"],
         "details": known["details"],
+        "adaptation": known.get("adaptation"),
         "suspicious": known["suspicious"],
         "dropped": drop_suspicious,
     }

@@ -50,7 +50,9 @@ class Suspicious(TypedDict):
 
 
 class FitResult(TypedDict):
-    """``pickglass fit``; ``dropped``: whether the suspicious images were left out."""
+    """``pickglass fit``; ``dropped``: whether the suspicious images were left out. ``adaptation``: null unless asked
+    for, else ``stages``, ``kept`` (epoch, 0 where none was better), ``auroc`` (per epoch from 0 on) and more.
+    """
 
     model: str
     method: str
@@ -59,6 +61,7 @@ class FitResult(TypedDict):
     n_calibrate: int
     fit_s: float
     details: dict[str, Any]
+    adaptation: dict[str, Any] | None
     suspicious: list[Suspicious]
     dropped: bool
 
