@@ -69,8 +69,11 @@ def images_of(given: argparse.Namespace) -> tuple[Table, Judged]:
     if given.cloth:
         train, held_out = pieces(given.cloth, None, max(given.n, 24))
         found = [item for item in judged(given.cloth, held_out[:24]) if item.size in (0, *SIZES)]
-        taught = [Row(f"good {i}", pixels=piece.image, group=piece.group) for i, piece in enumerate(train[: given.n])]
-        rows = [Row(f"test {i}", pixels=item.image, group=item.group) for i, item in enumerate(found)]
+        taught = [
+            Row(f"good {i}", role="train", pixels=piece.image, group=piece.group)
+            for i, piece in enumerate(train[: given.n])
+        ]
+        rows = [Row(f"test {i}", role="test", pixels=item.image, group=item.group) for i, item in enumerate(found)]
         types = np.array([f"{item.size} px" if item.size else "good" for item in found])
         return Table(taught), Judged(rows, [item.mask for item in found], types, [item.group for item in found])
     dataset = load_dataset(given.data)

@@ -146,7 +146,8 @@ def adapt(
 
     Returns:
         What happened: ``stages``, ``weights`` (how many numbers were trained), ``images``, ``judged_images``, ``kept``
-        (epoch; 0: as it was), ``auroc`` (per epoch from 0 on), ``trained_on``, ``judged_by`` and ``seconds``.
+        (epoch; 0: as it was), ``auroc`` (per epoch from 0 on), ``loss`` (from 1 on), ``trained_on``, ``judged_by`` and
+        ``seconds``.
 
     Raises:
         InputError: fewer than two images, none to judge by, or a stage that is not read.
@@ -187,6 +188,7 @@ def adapt(
         "judged_images": len(judged.images),
         "kept": history.picked[0],
         "auroc": [round(1 - misses, 6) for (misses,) in history.validation],
+        "loss": [round(loss, 6) for (loss,) in history.train],
         "trained_on": list(TRAINED_ON),
         "judged_by": list(JUDGED_BY),
         "seconds": history.seconds,
@@ -274,7 +276,7 @@ class _Task:
             levels = extractor(self.bank.images.to(extractor.mean.device))
             scales = [1 / max(float(level.var((0, 2, 3)).sum()) ** 0.5, _EPS) for level in levels]
         self.frozen = _Described(extractor, scales)
-        own = copy.deepcopy(extractor)
+        own = copy.deepcopy(extractor).eval()  # a copied graph is back in training mode
         for name, parameter in own.body.named_parameters():
             parameter.requires_grad_(name in names)
         self.stack = Stacked(lambda: _Described(own, scales), positions=1, seed=seed)
@@ -300,7 +302,8 @@ class _Task:
             _log_distances(vectors, _some(cells), _some(good)) for cells in (bad, good)
         )  # (n,), (m,), the good cells drawn anew
         ranked = F.softplus(log_g[:, None] - log_p).mean() if len(log_p) else moved * 0
-        return (ranked + self.pull * moved).reshape(1)
+        total: Tensor = ranked + self.pull * moved
+        return total.reshape(1)
 
     def misses(self, batch: _Painted) -> Tensor:
         """1 - the mean over the defects of the cell AUROC: (1,)."""

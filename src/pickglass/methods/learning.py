@@ -124,20 +124,24 @@ def _as_seen(reader: Reader, table: Table, most: int, seed: int) -> Good:
     """At most so many images as the network sees them, evenly spread over the rows; of tiles, drawn from all."""
     rows = Table([table[i * len(table) // most] for i in range(most)]) if len(table) > most else table
     plain = reader.plain()
-    tiles = plain.tiles.n if plain.tiles else 1
-    images, keeps = [torch.zeros(0, 3, 1, 1)], []
+    total = len(rows) * (plain.tiles.n if plain.tiles else 1)
+    drawn = np.zeros(total, np.bool_)
+    drawn[np.random.default_rng(seed).permutation(total)[:most]] = True
+    images, keeps, begin = [], [], 0
     for reading in readings(plain, rows, silent):
         if reading.images is None:
             raise RuntimeError("a reader of images gave none")
         seen = reading.images.flatten(0, 1).cpu()  # (B T, 3, h, w)
         size = (len(seen), *seen.shape[2:])
         keep = torch.ones(size, dtype=torch.bool) if reading.keep is None else reading.keep.flatten(0, 1).cpu()
-        chosen = np.random.default_rng((seed, len(images))).random(len(seen)) < most / (len(rows) * tiles)
-        some = torch.from_numpy(chosen) & keep.flatten(1).any(1)
+        some = torch.from_numpy(drawn[begin : begin + len(seen)]) & keep.flatten(1).any(1)
+        begin += len(seen)
         images.append(seen[some])
         keeps.append(keep[some])
-    kept = torch.cat(keeps) if keeps else None
-    return Good(torch.cat(images[1:] or images), None if kept is None or bool(kept.all()) else kept)
+    if not images:
+        return Good(torch.zeros(0, 3, 1, 1), None)
+    kept = torch.cat(keeps)
+    return Good(torch.cat(images), None if bool(kept.all()) else kept)
 
 
 def _groups(head: Head, reader: Reader, run: Run) -> list[range]:
