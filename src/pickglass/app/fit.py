@@ -15,6 +15,7 @@ from pickglass.app.results import FitResult
 from pickglass.data import Dataset, load_dataset, split_roles, with_pixel_mm, with_roi
 from pickglass.data.files import output_path
 from pickglass.errors import InputError, UnknownName
+from pickglass.features.adapt import AdaptationOptions
 from pickglass.features.fusion import FusionOptions
 from pickglass.methods import Detector, find_method
 from pickglass.methods.running import Progress, RunOptions
@@ -29,11 +30,12 @@ def build(
     settings: Mapping[str, Any] | None = None,
     tiling: Mapping[str, Any] | None = None,
     fusion: Mapping[str, Any] | None = None,
+    adaptation: Mapping[str, Any] | None = None,
 ) -> Detector:
     """An unfitted detector by the method's name, from a preset or the defaults, with changed settings.
 
-    ``tiling`` are arguments of :meth:`pickglass.Detector.tiled`, ``fusion`` of :meth:`pickglass.Detector.fused`; None:
-    not tiled, not fused.
+    ``tiling`` are arguments of :meth:`pickglass.Detector.tiled`, ``fusion`` of :meth:`pickglass.Detector.fused`,
+    ``adaptation`` of :meth:`pickglass.Detector.adapted`; None: not tiled, not fused, not adapted.
     """
     cls = find_method(method)
     if preset is not None and preset not in cls.presets:
@@ -41,6 +43,8 @@ def build(
     detector = cls.configured({**(cls.presets[preset] if preset else {}), **(settings or {})})
     if fusion is not None:
         detector = detector.fused(**_known("fusion", fusion, Detector.fused, FusionOptions))
+    if adaptation is not None:
+        detector = detector.adapted(**_known("adaptation", adaptation, Detector.adapted, AdaptationOptions))
     if tiling is not None:
         detector = detector.tiled(**_known("tiling", tiling, Detector.tiled, TileOptions))
     return detector
@@ -91,6 +95,7 @@ class FitArguments(RunOptions, total=False):
         settings: of the method's constructor, e.g. ``{"size": 320}``; they win over the preset.
         tiling: arguments of :meth:`pickglass.Detector.tiled`, e.g. ``{"tile": 256}``; None: not tiled.
         fusion: arguments of :meth:`pickglass.Detector.fused`, e.g. ``{"kind": "pyramid"}``; None: not fused.
+        adaptation: arguments of :meth:`pickglass.Detector.adapted`, e.g. ``{"stages": "stage3"}``; None: not adapted.
         roi: region of interest: a mask for all images, or a folder with one an image; see
             :func:`pickglass.data.with_roi`.
         pixel_mm: side of a pixel on the part in millimetres.
@@ -103,6 +108,7 @@ class FitArguments(RunOptions, total=False):
     settings: Mapping[str, Any] | None
     tiling: Mapping[str, Any] | None
     fusion: Mapping[str, Any] | None
+    adaptation: Mapping[str, Any] | None
     roi: str | Path | None
     pixel_mm: float | None
     validate: float | None
@@ -123,6 +129,7 @@ def fit_dataset(
     settings: Mapping[str, Any] | None = None,
     tiling: Mapping[str, Any] | None = None,
     fusion: Mapping[str, Any] | None = None,
+    adaptation: Mapping[str, Any] | None = None,
     roi: str | Path | None = None,
     pixel_mm: float | None = None,
     validate: float | None = None,
@@ -145,11 +152,11 @@ def fit_dataset(
         usable = train.where(lambda row: row.role != "calibrate")
         extent = usual_defect(usual_size(usable)) if defect_px is None else defect_px
         chosen = auto_choice(usable, extent, seed=seed, progress=progress, running=running)
-        detector = build(chosen.method, None, chosen.settings, chosen.tiling, chosen.fusion)
+        detector = build(chosen.method, None, chosen.settings, chosen.tiling, chosen.fusion, adaptation)
     else:
         if defect_px is not None:
             raise InputError(f"defect_px={defect_px!r} belongs to preset 'auto': set that, or ask 'pickglass advise'")
-        detector = build(method or "patchcore", preset, settings, tiling, fusion)
+        detector = build(method or "patchcore", preset, settings, tiling, fusion, adaptation)
     detector.fit(
         train,
         validate=validate,
@@ -179,6 +186,7 @@ def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
         "n_calibrate": known["n_calibrate"],
         "fit_s": known["fit_s"],
         "details": known["details"],
+        "adaptation": known.get("adaptation"),
         "suspicious": known["suspicious"],
         "dropped": dropped,
         "auto": known.get("auto"),

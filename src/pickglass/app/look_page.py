@@ -38,8 +38,9 @@ _CLOSE_UP = 6  # times the defect's extent, and at least:
 _LEAST_CLOSE_UP = 48  # px
 _FILTER = 56  # px, side of a filter's picture
 _STYLE = """
-.row{align-items:flex-start}.map{width:256px}.glance .map{width:192px}.channel{width:128px}.wide .row .map,
-.wide .channel{width:auto}.map img,.channel img{width:100%;height:auto;display:block}
+.row{align-items:flex-start}.map{width:256px}.glance .map{width:calc((100% - 96px)/7);min-width:110px}
+.channel{width:128px}.wide .row .map,.wide .channel{width:auto}
+.map img,.channel img{width:100%;height:auto;display:block}
 img{image-rendering:pixelated}.photo img{image-rendering:auto;max-width:100%;height:auto;display:block}
 article{margin:14px 0}article p{margin:2px 0 8px}.badge.faint{color:var(--soft)}.ramp{display:inline-block;width:140px;
 height:12px;vertical-align:middle;margin:0 6px}
@@ -128,7 +129,7 @@ def sentence(view: LayerView, good: int = 0) -> str:
     if facts["contrast_sd"] is None or view.beaten is None:
         grid = "x".join(str(n) for n in facts["grid"])
         return f"unclear: a grid of {grid} has {view.places} {where} to compare with, too few"
-    say = f"{facts['verdict']} ({facts['contrast_sd']:.1f} sd): "
+    say = f"{facts['verdict']} ({round(facts['contrast_sd'], 1) + 0.0:.1f} sd): "
     more = round((1 - view.beaten) * view.places)
     if more == 0:
         return f"{say}none of {view.places} {where} stands out as much"
@@ -238,7 +239,7 @@ def _grid(facts: LookLayer) -> str:
 def _badge(facts: LookLayer) -> str:
     verdict = str(facts["verdict"])
     kind = {"visible": "badge", "lost": "badge wrong"}.get(verdict, "badge faint")
-    value = "" if facts["contrast_sd"] is None else f" ({facts['contrast_sd']:.1f} sd)"
+    value = "" if facts["contrast_sd"] is None else f" ({round(facts['contrast_sd'], 1) + 0.0:.1f} sd)"
     return f'<span class="{kind}">{verdict}{value}</span>'
 
 

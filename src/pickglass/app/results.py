@@ -50,8 +50,9 @@ class Suspicious(TypedDict):
 
 
 class FitResult(TypedDict):
-    """``pickglass fit``; ``dropped``: whether the suspicious images were left out. ``auto``: how ``--preset auto``
-    chose, null without it; its ``ablation`` holds an :class:`AblationRow` a part.
+    """``pickglass fit``; ``dropped``: whether the suspicious images were left out. ``adaptation``: null unless asked
+    for, else ``stages``, ``kept`` (epoch, 0 where none was better), ``auroc`` (per epoch from 0 on) and more. ``auto``:
+    how ``--preset auto`` chose, null without it; its ``ablation`` holds an :class:`AblationRow` a part.
     """
 
     model: str
@@ -61,6 +62,7 @@ class FitResult(TypedDict):
     n_calibrate: int
     fit_s: float
     details: dict[str, Any]
+    adaptation: dict[str, Any] | None
     suspicious: list[Suspicious]
     dropped: bool
     auto: dict[str, Any] | None

@@ -36,6 +36,7 @@ Model = Annotated[
 Size = Annotated[
     str | None, typer.Option(help="Input in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, or native.")
 ]
+Adapt = Annotated[str | None, typer.Option(help="Fine-tune these stages first, with painted defects: stage3,stage4.")]
 DefectPx = Annotated[
     float | None,
     typer.Option("--defect-px", help="With --preset auto: extent of the smallest defect in pixels of your images."),
@@ -63,6 +64,7 @@ def fit(
     tile: Annotated[str | None, typer.Option(help="Tiles of 256 or HxW pixels, each with its own head.")] = None,
     stride: Annotated[str | None, typer.Option(help="From one tile to the next; half a tile unless told.")] = None,
     fuse: Annotated[str | None, typer.Option(help="Fuse the layers: concat, pyramid, bilinear or attention.")] = None,
+    adapt: Adapt = None,
     preset: Annotated[str | None, typer.Option(help="paper, quick, or auto: chosen on painted defects.")] = None,
     defect_px: DefectPx = None,
     settings: Settings = None,
@@ -84,7 +86,9 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Learn from good images and write a model file, or of a root of many categories a folder of them."""
-    changes, parts = _chosen(backbone, layers, weights, size, settings or [], {"tile": tile, "stride": stride}, fuse)
+    changes, parts = _chosen(
+        backbone, layers, weights, size, settings or [], {"tile": tile, "stride": stride}, fuse, adapt
+    )
     arguments: dict[str, Any] = {
         "method": method,
         "preset": preset,
@@ -166,11 +170,12 @@ def _chosen(
     settings: list[str],
     tiles: dict[str, str | None],
     fuse: str | None,
+    adapt: str | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of the method that were given, and those of its tiling and its fusion, None where there are none."""
+    """The settings of the method that were given, and those of its parts, None where there are none."""
     given: dict[str, Any] = {
         "backbone": backbone,
-        "layers": None if layers is None else tuple(name for name in layers.replace("+", ",").split(",") if name),
+        "layers": None if layers is None else _names(layers),
         "weights": weights,
         "size": None if size is None else int(size) if size.isdecimal() else size,
     }
@@ -181,7 +186,18 @@ def _chosen(
     fusion = {name[7:]: changes.pop(name) for name in list(changes) if name.startswith("fusion.")}
     if fusion and fuse is None:
         raise InputError(f"--set fusion.{next(iter(fusion))} belongs to --fuse: give that too, e.g. --fuse concat")
-    return changes, {"tiling": tiling or None, "fusion": None if fuse is None else {"kind": fuse, **fusion}}
+    adaptation = {name[11:]: changes.pop(name) for name in list(changes) if name.startswith("adaptation.")}
+    if adaptation and adapt is None:
+        raise InputError(f"--set adaptation.{next(iter(adaptation))} belongs to --adapt: give that too, e.g. stage3")
+    return changes, {
+        "tiling": tiling or None,
+        "fusion": None if fuse is None else {"kind": fuse, **fusion},
+        "adaptation": None if adapt is None else {"stages": _names(adapt), **adaptation},
+    }
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.replace("+", ",").split(",") if name)
 
 
 def _sides(name: str, text: str) -> int | tuple[int, int]:

@@ -79,7 +79,7 @@ def _show(result: LookResult) -> None:
     for layer in result["layers"]:
         cells = [f"{layer['grid'][0]}x{layer['grid'][1]}", str(layer["stride"]), str(layer["channels"])]
         if layer["verdict"]:
-            value = "" if layer["contrast_sd"] is None else f" ({layer['contrast_sd']:.1f} sd)"
+            value = "" if layer["contrast_sd"] is None else f" ({round(layer['contrast_sd'], 1) + 0.0:.1f} sd)"
             cells.append(f"{layer['verdict']}{value}")
         table.add_row(layer["layer"], *cells)
     console.print(table, markup=False)

@@ -77,6 +77,12 @@ def show_fit(result: FitResult) -> None:
     held = f", {result['n_calibrate']} held back for the threshold" if result["n_calibrate"] else ", no threshold"
     console.print(f"fitted {result['method']} on {result['n_fit']} good images{held} in {result['fit_s']:.1f} s")
     console.print(", ".join(f"{key} {_value(value)}" for key, value in result["details"].items()))
+    if result["adaptation"]:
+        kept, auroc = result["adaptation"]["kept"], result["adaptation"]["auroc"]
+        what = f"epoch {kept} of {len(auroc) - 1} kept" if kept else "left as it was, no epoch was better"
+        console.print(
+            f"backbone: {what}; cell AUROC on painted defects {auroc[0]:.4f}, then {max(auroc[1:]):.4f} at best"
+        )
     if result["suspicious"]:
         named = ", ".join(f"{s['path']} ({s['score']:.1f} sd)" for s in result["suspicious"][:5])
         more = f" and {len(result['suspicious']) - 5} more" if len(result["suspicious"]) > 5 else ""

@@ -16,7 +16,7 @@ from pickglass.errors import InputError
 from pickglass.features.extractor import FeatureExtractor, layer_names
 from pickglass.features.propagation import Shape, theoretical_field
 
-__all__ = ["LayerFacts", "layer_facts", "outline"]
+__all__ = ["LayerFacts", "layer_facts", "needed", "outline"]
 
 
 class LayerFacts(NamedTuple):
@@ -70,7 +70,7 @@ def layer_facts(extractor: FeatureExtractor, size: tuple[int, int]) -> list[Laye
                 channels,
                 (h, w),
                 (round(size[0] / h), round(size[1] / w)),
-                sum(record.macs[n.name] for n in _needed(node)),
+                sum(record.macs[n.name] for n in needed(node)),
                 theoretical_field(body, record.shapes, node),
             )
         )
@@ -123,7 +123,8 @@ class _Record(fx.Interpreter):
         return given
 
 
-def _needed(node: fx.Node) -> set[fx.Node]:
+def needed(node: fx.Node) -> set[fx.Node]:
+    """A node of a graph and all that it depends on."""
     found: set[fx.Node] = set()
     waiting = [node]
     while waiting:

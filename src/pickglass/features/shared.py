@@ -67,9 +67,9 @@ class SharedFeatures:
         self._caches, self._places = {}, {}
 
     def engine(self, extractor: FeatureExtractor, device: str, name: EngineName) -> Engine:
-        """What takes the place of ``Engine(extractor, device, name)``; an extractor of several scales has its own."""
+        """In place of ``Engine(extractor, device, name)``, which several scales and adapted weights still get."""
         own = self.extractor
-        if extractor.scales != own.scales:
+        if extractor.scales != own.scales or (extractor.weights is not None and extractor.weights.adapted is not None):
             return Engine(extractor, device, name)
         if (extractor.backbone, extractor.weights) != (own.backbone, own.weights) or set(extractor.layers) - set(
             self.layers

@@ -47,6 +47,7 @@ class WeightsInfo:
         mean, std: normalisation of RGB in [0, 1]; None in model files that were written before it was stored.
         interpolation: of the resize they were trained with.
         dropped: start of the name -> number of tensors left out, which belong to the training alone.
+        adapted: SHA-256 of the tensors that :mod:`pickglass.features.adapt` changed; None: it changed none.
     """
 
     name: str
@@ -57,6 +58,7 @@ class WeightsInfo:
     std: tuple[float, ...] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    adapted: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dict of what JSON knows."""

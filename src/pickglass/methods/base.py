@@ -31,7 +31,7 @@ from pickglass.features.reading import Reading
 from pickglass.features.weights import WeightsInfo
 from pickglass.methods.describing import describe
 from pickglass.methods.head import Head
-from pickglass.methods.learning import learn, learn_fusion
+from pickglass.methods.learning import adapt_backbone, learn, learn_fusion
 from pickglass.methods.modelfile import assign, write_model
 from pickglass.methods.naming import Namer, found_regions, unfolded
 from pickglass.methods.running import Progress, Reader, Run, Running, RunOptions, device_name, read, silent
@@ -123,6 +123,12 @@ class Detector(Head):
         if counts["fit"] == 0:
             raise DataError(f"no good image is left to fit ({counts}): lower validate or calibrate, or add images")
         data_sha256 = fingerprint(table)
+        adaptation: dict[str, Any] | None = None
+        if self.adapting is not None:
+            adaptation = adapt_backbone(self.adapting, reader, table, seed, progress or silent)
+            self._engine = None  # it may hold the network as it was
+            reader = self._reader(options)
+            reader.ready = ready
         check = CleanCheck(counts["fit"], references=2048) if "features" in self.reads and clean is None else None
         if self.fusing is not None:
             fusion = Fusion(self.fusing, self.backbone_shapes(), seed)
@@ -150,6 +156,7 @@ class Detector(Head):
             "pixel_mm": common_pitch(table),
             "margins": all(row.roi == MARGINS for row in table),
             "backbone_weights": extractor.weights.to_json() if extractor.weights else None,
+            **({} if adaptation is None else {"adaptation": adaptation}),
             "device": reader.engine.device,
             "engine": reader.engine.name,
             "suspicious": [] if clean is None else [s._asdict() for s in clean.suspicious],

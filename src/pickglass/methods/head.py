@@ -20,6 +20,7 @@ from typing_extensions import Unpack
 
 from pickglass.data import Preprocess, parse_size
 from pickglass.errors import InputError, NotFitted, UnknownName
+from pickglass.features.adapt import AdaptationOptions, AdaptationSettings
 from pickglass.features.extractor import FeatureExtractor, layer_list
 from pickglass.features.fusion import Fusion, FusionKind, FusionOptions, FusionSettings
 from pickglass.features.reading import Reading
@@ -74,6 +75,7 @@ class Head(nn.Module, ABC):
         self.extractor: FeatureExtractor | None = None
         self.tiling: TileSettings | None = None
         self.tiles: Tiles | None = None
+        self.adapting: AdaptationSettings | None = None
         self.fusing: FusionSettings | None = None
         self.fusion: Fusion | None = None
         self._preprocess: Preprocess | None = None
@@ -134,7 +136,7 @@ class Head(nn.Module, ABC):
             UnknownName: a setting that the method does not have.
         """
         known = inspect.signature(cls.__init__).parameters
-        own = {name: value for name, value in settings.items() if name not in ("tiling", "fusion")}
+        own = {name: value for name, value in settings.items() if name not in ("tiling", "fusion", "adaptation")}
         for name in own:
             if name not in known or name == "self":
                 raise UnknownName(f"setting of {cls.__name__}", name, [k for k in known if k != "self"])
@@ -143,14 +145,17 @@ class Head(nn.Module, ABC):
             detector.tiling = TileSettings.from_json(settings["tiling"])
         if settings.get("fusion") is not None:
             detector.fusing = FusionSettings.from_json(settings["fusion"])
+        if settings.get("adaptation") is not None:
+            detector.adapting = AdaptationSettings.from_json(settings["adaptation"])
         return detector
 
     def configuration(self) -> dict[str, Any]:
-        """All settings, as the constructor takes them; also ``tiling`` and ``fusion`` where there is any."""
+        """All settings, as the constructor takes them; also ``tiling``, ``fusion``, ``adaptation`` if there are."""
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
         tiling = {} if self.tiling is None else {"tiling": self.tiling.to_json()}
         fusion = {} if self.fusing is None else {"fusion": self.fusing.to_json()}
-        return {name: getattr(self, name) for name in names} | tiling | fusion
+        adaptation = {} if self.adapting is None else {"adaptation": self.adapting.to_json()}
+        return {name: getattr(self, name) for name in names} | tiling | fusion | adaptation
 
     def tiled(
         self: Self,
@@ -196,6 +201,28 @@ class Head(nn.Module, ABC):
         fusion = FusionSettings.from_json({"kind": kind, **settings}).to_json()
         return self.configured({**self.configuration(), "fusion": fusion})
 
+    def adapted(self: Self, stages: Sequence[str], **settings: Unpack[AdaptationOptions]) -> Self:
+        """An unfitted detector with these settings whose backbone is first fine-tuned on the good images.
+
+        Painted defects are the negatives, and others judge it on images held back for validation: the network stays as
+        it was unless it got better. What happened is in ``provenance["adaptation"]``.
+
+        Args:
+            stages: layers, whose weights from the layer before on are trained; a sequence or ``"stage3+stage4"``.
+            settings: ``epochs``, ``lr``, ``pull``, ``images``; see
+                :class:`pickglass.features.adapt.AdaptationSettings`.
+
+        Raises:
+            InputError: the method reads no features of the backbone.
+
+        Example:
+            ``PatchCore().adapted("stage3+stage4").fit(bottle.train)``
+        """
+        if "features" not in self.reads:
+            raise InputError(f"{type(self).__name__} reads images, not features: there is no backbone to adapt")
+        adaptation = AdaptationSettings(layer_list(stages), **settings).to_json()
+        return self.configured({**self.configuration(), "adaptation": adaptation})
+
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self.configuration().items())
         return f"{type(self).__name__}({settings})"
@@ -233,7 +260,7 @@ class Head(nn.Module, ABC):
         """Share of train to hold back for validation."""
         scaled = self.tiling is not None and self.tiling.normalise == "position"
         own = 0.0 if getattr(self, "pick", "best") == "last" else self.validate_share  # the last epoch needs none
-        return max(own, 0.1) if scaled else own
+        return max(own, 0.1) if scaled or self.adapting is not None else own
 
     def level_shapes(self) -> list[Shape]:
         """(C, h, w) of each level that the head reads of one position."""

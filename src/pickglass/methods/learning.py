@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pickglass.data import Row, Table
 from pickglass.errors import DataError, Failure, InputError
+from pickglass.features.adapt import AdaptationSettings, Good, adapt
 from pickglass.features.cache import FeatureCache
 from pickglass.features.fusion import Fusion
 from pickglass.features.reading import Reading
@@ -23,7 +24,7 @@ from pickglass.methods.running import Progress, Reader, Run, silent
 from pickglass.methods.tiling import Tiles
 from pickglass.nn.loop import train_all
 
-__all__ = ["Watch", "learn", "learn_fusion", "readings"]
+__all__ = ["Watch", "adapt_backbone", "learn", "learn_fusion", "readings"]
 
 _DESCRIBED = 16  # images that say which positions look alike
 
@@ -129,6 +130,49 @@ def learn_fusion(fusion: Fusion, reader: Reader, table: Table, progress: Progres
         for reading in readings(reader, table.role("fit"), progress):
             fusion.observe(reading)
     fusion.settle()
+
+
+def adapt_backbone(
+    settings: AdaptationSettings, reader: Reader, table: Table, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Fine-tune the reader's backbone in place on images of the role ``fit``, judged by those of ``validate``.
+
+    Args:
+        settings: which stages, and how long; of the images, or of their tiles, at most so many are drawn.
+        reader: of the backbone.
+        table: rows with their roles.
+        seed: of all that is drawn.
+        progress: to report to.
+
+    Returns:
+        What :func:`pickglass.features.adapt.adapt` tells.
+    """
+    fit, held = (_as_seen(reader, table.role(role), settings.images, seed) for role in ("fit", "validate"))
+    return adapt(reader.engine.extractor, settings, fit, held, seed=seed, progress=progress)
+
+
+def _as_seen(reader: Reader, table: Table, most: int, seed: int) -> Good:
+    """At most so many images as the network sees them, evenly spread over the rows; of tiles, drawn from all."""
+    rows = Table([table[i * len(table) // most] for i in range(most)]) if len(table) > most else table
+    plain = reader.plain()
+    total = len(rows) * (plain.tiles.n if plain.tiles else 1)
+    drawn = np.zeros(total, np.bool_)
+    drawn[np.random.default_rng(seed).permutation(total)[:most]] = True
+    images, keeps, begin = [], [], 0
+    for reading in readings(plain, rows, silent):
+        if reading.images is None:
+            raise RuntimeError("a reader of images gave none")
+        seen = reading.images.flatten(0, 1).cpu()  # (B T, 3, h, w)
+        size = (len(seen), *seen.shape[2:])
+        keep = torch.ones(size, dtype=torch.bool) if reading.keep is None else reading.keep.flatten(0, 1).cpu()
+        some = torch.from_numpy(drawn[begin : begin + len(seen)]) & keep.flatten(1).any(1)
+        begin += len(seen)
+        images.append(seen[some])
+        keeps.append(keep[some])
+    if not images:
+        return Good(torch.zeros(0, 3, 1, 1), None)
+    kept = torch.cat(keeps)
+    return Good(torch.cat(images), None if bool(kept.all()) else kept)
 
 
 def _groups(head: Head, reader: Reader, table: Table, run: Run) -> list[range]:

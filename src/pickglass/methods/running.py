@@ -185,6 +185,13 @@ class Reader:
             turn,
         )
 
+    def plain(self) -> Reader:
+        """One that reads images alone, of each tile, and runs no backbone."""
+        every = None if self.tiles is None else range(self.tiles.n)
+        return Reader(
+            self.engine, self.preprocess, ("images",), self.roi, self.running, self.tiles, every, ready=self.ready
+        )
+
     def batches(self, table: Table) -> Iterator[Batch]:
         """The rows in batches, in order."""
         waiting: list[Decoded[Prepared]] = []

@@ -167,6 +167,8 @@ class _Training(Generic[T]):
         """Train to the end; after each step its number, and a state from which to go on."""
         if self.step == 0:
             _seed(self.setting.device, self.setting.seed, self.phase.name)
+            if self.phase.plan.start:
+                self._compete()
         self.phase.module.train()
         order: list[int] = []
         while self.step < self.total:
@@ -236,11 +238,7 @@ class _Training(Generic[T]):
         history.train.append(train)
         history.picked = [len(history.train)] * len(train)
         if self.setting.read_validate is not None and self.setting.n_validate:
-            validation = self._validate(self.setting.read_validate)
-            history.validation.append(validation)
-            if self.phase.plan.pick == "best":
-                history.picked = [of.index(min(of)) + 1 for of in zip(*history.validation, strict=True)]
-                self._keep_best()
+            validation = self._compete()
         if self.setting.callback is not None:
             lr = self.phase.plan.rate(self.step - 1, self.total)
             record = EpochRecord(
@@ -255,6 +253,18 @@ class _Training(Generic[T]):
             )
             self.setting.callback(record)
 
+    def _compete(self) -> list[float]:
+        """Validate the weights as they are, and keep them where none before were better."""
+        history, plan = self.history, self.phase.plan
+        if self.setting.read_validate is None:
+            raise RuntimeError("nothing to validate on")
+        history.validation.append(self._validate(self.setting.read_validate))
+        if plan.pick == "best":
+            first = 0 if plan.start else 1
+            history.picked = [of.index(min(of)) + first for of in zip(*history.validation, strict=True)]
+            self._keep_best(len(history.validation) - 1 + first)
+        return history.validation[-1]
+
     @torch.no_grad()
     def _validate(self, read: Callable[[Sequence[int]], T]) -> list[float]:
         """Mean loss (P,) of the validation images, with the same random numbers after each epoch."""
@@ -265,14 +275,15 @@ class _Training(Generic[T]):
             _seed(setting.device, setting.seed, f"{self.phase.name}, validation")
             for lo in range(0, setting.n_validate, self.batch):
                 indices = range(lo, min(lo + self.batch, setting.n_validate))
-                losses = self._losses(read(indices), self.history.autocast)
+                measure, batch = self.phase.measure, read(indices)
+                losses = self._losses(batch, self.history.autocast) if measure is None else measure(batch)
                 sums = sums + len(indices) * losses.cpu().double()  # (P,)
         module.train()
         return self._finite(sums / setting.n_validate, "validation loss", self.step - 1)
 
-    def _keep_best(self) -> None:
+    def _keep_best(self, epoch: int) -> None:
         """Copy the tensors of the positions whose best epoch this is."""
-        epoch, tensors = len(self.history.train), _tensors(self.phase.module)
+        tensors = _tensors(self.phase.module)
         if not self.best:
             self.best = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
         for p in (p for p, picked in enumerate(self.history.picked) if picked == epoch):

@@ -66,7 +66,8 @@ def _triangles(n: int, m: int) -> np.ndarray:
     width = max(1.0, n / m)
     centres = (np.arange(m)[:, None] + 0.5) * n / m - 0.5
     weights = np.maximum(0.0, 1 - np.abs(np.arange(n) - centres) / width)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    normalised: np.ndarray = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return normalised
 
 
 def adaptive_windows(length: int, dims: int) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ class Plan:
         drop_last: leave out the incomplete batch at an epoch's end.
         pick: ``"last"`` keeps the last weights, ``"best"`` those of the epoch with the lowest validation loss (of
             equals the earlier), each position its own.
+        start: with ``pick="best"`` the weights before the first step compete too, as epoch 0.
 
     Raises:
         InputError: a value that no training can have.
@@ -54,6 +55,7 @@ class Plan:
     gamma: float = 0.1
     drop_last: bool = False
     pick: Literal["last", "best"] = "last"
+    start: bool = False
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -68,6 +70,8 @@ class Plan:
             raise InputError(f"optimiser={self.optimiser!r}: expected 'adam' or 'sgd'")
         if self.pick not in ("last", "best"):
             raise InputError(f"pick={self.pick!r}: expected 'last' or 'best'")
+        if self.start and self.pick != "best":
+            raise InputError(f"start=True lets the first weights compete, but pick={self.pick!r}: use 'best'")
         if self.milestone is not None and not 0 <= self.milestone <= 1:
             raise InputError(f"milestone={self.milestone!r}: expected a share of the steps, 0 to 1")
 
@@ -87,12 +91,15 @@ class Phase(Generic[T]):
             may change during the training.
         loss: a batch -> (P,), the mean loss of the batch per position; random numbers from torch's default generator.
         plan: see :class:`Plan`.
+        measure: what validation asks in place of the loss, likewise the lower the better, always in float32; None: the
+            loss.
     """
 
     name: str
     module: nn.Module
     loss: Callable[[T], Tensor]
     plan: Plan
+    measure: Callable[[T], Tensor] | None = None
 
 
 @dataclass
@@ -102,8 +109,9 @@ class History:
     Attributes:
         phase: its name.
         train: per epoch the mean training loss (P,).
-        validation: per epoch the mean validation loss (P,); empty without validation images.
-        picked: per position the epoch, counted from 1, whose weights were kept.
+        validation: per epoch the mean validation loss (P,), with ``start`` from epoch 0 on; empty without validation
+            images.
+        picked: per position the epoch, counted from 1, whose weights were kept; 0: those of the start.
         autocast: whether it trained in bfloat16.
         seconds: that it took, killed runs' share included up to their last checkpoint.
     """
