@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 __all__ = [
     "CompareResult",
     "DemoResult",
+    "DistillResult",
     "DemoWithCloth",
     "Disturbed",
     "DriftChange",
@@ -320,6 +321,23 @@ class LookResult(TypedDict):
     size: list[int]
     layers: list[LookLayer]
     page: str | None
+
+
+class DistillResult(TypedDict):
+    """``pickglass distill``. ``explained_variance``: the share of each channel's variance on the held-out photographs
+    that the teacher explains, as ``mean``, ``min``, ``q25``, ``median``, ``q75``, ``max`` over the channels.
+    """
+
+    teacher: str
+    model: str
+    backbone: str
+    layers: list[str]
+    photos: int
+    held_out: int
+    step: int
+    steps: int
+    seconds: float
+    explained_variance: dict[str, float]
 
 
 class DemoResult(TypedDict):

@@ -166,7 +166,7 @@ def _looked_up(backbone: Backbone, names: list[str], package: str | None, publis
         looked.append(f"the package {package} (not installed)")
         spec = importlib.util.find_spec(package.replace("-", "_"))
         for place in (spec.submodule_search_locations or []) if spec else []:
-            found = Path(place) / "models" / names[0]
+            found = Path(place) / backbone.weights_folder / names[0]
             if found.is_file():
                 return found
             looked[-1] = str(found)
