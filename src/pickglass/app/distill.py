@@ -44,6 +44,7 @@ from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods.running import Progress, device_name, silent
 from pickglass.nn.loop import EpochRecord, Phase, Plan, train_all
 from pickglass.nn.maps import neighbourhood_mean, pool_channels, to_grid
+from pickglass.nn.moments import ChannelMoments
 from pickglass.nn.pdn import CHANNELS, FIELD, FRAME, PDN, STRIDE, PDNName
 
 __all__ = ["distill"]
@@ -245,25 +246,16 @@ class _Source:
         return pool_channels(torch.cat(alike, dim=1), CHANNELS)
 
     def learn_statistics(self, photos: Sequence[Photo], seed: int, progress: Progress) -> None:
-        """Mean and deviation of each channel: two passes within each batch, batches merged as Chan et al. (1983)."""
-        count, mean, squares = 0, torch.zeros(1), torch.zeros(1)
+        """Mean and deviation of each channel over one crop of each of some photographs."""
+        moments = ChannelMoments()
         photos = photos[:_STATISTICS]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             for at in range(0, len(photos), _AT_ONCE):
                 crops = torch.stack([self._cut(photo) for photo in photos[at : at + _AT_ONCE]])
-                values = self.features(crops).cpu().double().transpose(0, 1).flatten(1)  # (384, N)
-                n, own = values.shape[1], values.mean(1)
-                total = count + n
-                squares = squares + (values - own[:, None]).square().sum(1) + (own - mean).square() * count * n / total
-                mean = mean + (own - mean) * n / total
-                count = total
+                moments.add(self.features(crops)[:, None])
                 progress("measuring channels", at + len(crops), len(photos))
-        std = (squares / count).sqrt()
-        if not bool((std > 0).all()):
-            raise InputError(f"{int((std <= 0).sum())} channels of {self.extractor.layers} never change: choose others")
-        self.mean = mean.float().view(1, -1, 1, 1).to(self.device)
-        self.std = std.float().view(1, -1, 1, 1).to(self.device)
+        self.mean, self.std = (m.float().view(1, -1, 1, 1).to(self.device) for m in moments.mean_and_std())
 
     def pair(self, photos: Sequence[Photo]) -> _Pair:
         """One random crop of each, drawn from torch's default generator."""

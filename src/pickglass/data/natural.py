@@ -9,15 +9,20 @@ and cuttings of the photographs that scikit-image carries.
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pickglass.errors import InputError
+from pickglass.data.geometry import Preprocess
+from pickglass.data.images import Array, decode
+from pickglass.data.sources import as_table
+from pickglass.data.tables import Row, Table
+from pickglass.errors import DataError, Failure, InputError
 
-__all__ = ["natural_images"]
+__all__ = ["natural_images", "natural_photos"]
 
 Picture: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
 Floats: TypeAlias = NDArray[np.float32]
@@ -49,15 +54,55 @@ def natural_images(n: int, size: tuple[int, int], seed: int = 0) -> Picture:
     return np.stack([_picture(np.random.default_rng([seed, i]), size) for i in range(n)])
 
 
+def natural_photos(folder: str | Path, size: tuple[int, int], limit: int, seed: int = 0) -> Picture:
+    """Photographs from a folder as the paper prepares them: twice the size, the middle of that, some without colour.
+
+    Args:
+        folder: with images of anything but the parts to be inspected.
+        size: (H, W) in pixels.
+        limit: at most so many, drawn at random.
+        seed: of what is drawn.
+
+    Returns:
+        (N, H, W, 3) uint8.
+
+    Raises:
+        DataError: broken photographs, or none.
+    """
+    rng = np.random.default_rng(seed)
+    table = as_table(folder, role="train")
+    chosen = sorted(rng.permutation(len(table))[:limit].tolist())
+    double = Preprocess.for_images((2 * size[0], 2 * size[1]), "bilinear", [])
+    top, left = size[0] // 2, size[1] // 2
+
+    def middle(image: Array, _: Row) -> Picture:
+        whole = double(image)[:, top : top + size[0], left : left + size[1]]  # (3, H, W) in [0, 1]
+        return (255 * whole).round().astype(np.uint8).transpose(1, 2, 0)
+
+    found: list[Picture] = []
+    broken: list[Failure] = []
+    for item in decode(Table([table[i] for i in chosen]), middle):
+        if item.value is None:
+            broken.append(Failure(item.row.path, item.error or ""))
+        else:
+            found.append(_maybe_grey(rng, item.value))
+    if broken:
+        raise DataError(f"{len(broken)} of {len(chosen)} photographs cannot be read:", broken)
+    return np.stack(found)
+
+
 def _picture(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
     ground = _cutting(rng, size) if rng.random() < 0.6 else _texture(rng, size)
     if rng.random() < 0.6:
         ground = _leaves(rng, ground)
-    picture: Picture = ground.clip(0, 255).astype(np.uint8)
-    if rng.random() < _GREY:
-        luma = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)  # (H, W)
-        picture = np.repeat(luma.round().astype(np.uint8)[..., None], 3, axis=2)
-    return picture
+    return _maybe_grey(rng, ground.clip(0, 255).astype(np.uint8))
+
+
+def _maybe_grey(rng: np.random.Generator, picture: Picture) -> Picture:
+    if rng.random() >= _GREY:
+        return picture
+    luma = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)  # (H, W)
+    return np.repeat(luma.round().astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _leaves(rng: np.random.Generator, ground: Floats) -> Floats:

@@ -53,6 +53,7 @@ class Run:
         seed: of everything drawn at random.
         memory_gb: what may be held at once.
         progress: to report to.
+        n_validate: how many images ``adjust`` will see in all, of one position.
     """
 
     n_images: int
@@ -61,6 +62,7 @@ class Run:
     seed: int
     memory_gb: float
     progress: Progress
+    n_validate: int = 0
 
 
 class RunOptions(TypedDict, total=False):
