@@ -78,7 +78,7 @@ def distill(
     engine: EngineName = "auto",
     workers: int = 2,
     max_pixels: int = 250_000_000,
-    progress: Progress = silent,
+    progress: Progress | None = None,
     callback: Callable[[EpochRecord, DistillResult], object] | None = None,
 ) -> DistillResult:
     """Train a teacher and write it, after each pass over the photographs anew.
@@ -106,11 +106,11 @@ def distill(
         DataError: fewer than two photographs, or broken ones.
         InputError: a setting out of its range, or layers whose stride does not fit.
     """
-    target = output_path(out, ".safetensors")
+    target, told = output_path(out, ".safetensors"), progress or silent
     if crop < 64 or crop % 32:
         raise InputError(f"crop={crop!r}: expected a multiple of 32 from 64, in pixels")
     table = as_table(photos, role="train")[:limit]
-    images = _decoded(table, workers, max_pixels, progress)
+    images = _decoded(table, workers, max_pixels, told)
     order = random.Random(seed).sample(range(len(images)), len(images))
     n_held = max(1, round(HELD_OUT * len(images)))
     held, fit = ([images[i] for i in part] for part in (order[:n_held], order[n_held:]))
@@ -118,8 +118,8 @@ def distill(
         raise DataError(f"{photos}: {len(images)} photograph: expected at least two, one of them is held out")
     where = device_name(device)
     source = _Source(FeatureExtractor(backbone, layers, weights, seed), where, engine, crop)
-    source.learn_statistics(fit, seed, progress)
-    pdn = _new_pdn(model, seed).to(where, memory_format=torch.channels_last)
+    source.learn_statistics(fit, seed, told)
+    pdn = _new_pdn(model, seed).to(where).to(memory_format=torch.channels_last)
     result: DistillResult = {
         "teacher": str(target),
         "model": model,
@@ -133,7 +133,7 @@ def distill(
         "explained_variance": {},
     }
     card = {
-        **{k: result[k] for k in ("model", "backbone", "layers", "photos", "held_out", "steps")},  # type: ignore[literal-required]
+        **{k: result[k] for k in ("model", "backbone", "layers", "photos", "held_out", "steps")},
         **{"batch": batch, "crop": crop, "lr": lr, "seed": seed, "photos_sha256": fingerprint(table)},
         "backbone_weights": source.extractor.weights.to_json() if source.extractor.weights else None,
         **{"backbone_licence": backbone_licence, "photos_licence": photos_licence},
@@ -144,7 +144,7 @@ def distill(
         # nothing is drawn here, so the training goes on bit-equal
         result["explained_variance"] = _explained(pdn, source, held)
         result["step"], result["seconds"] = record.step, record.seconds
-        _write(target, pdn, {**card, **{k: result[k] for k in ("step", "seconds", "explained_variance")}})  # type: ignore[literal-required]
+        _write(target, pdn, {**card, **{k: result[k] for k in ("step", "seconds", "explained_variance")}})
         if callback is not None:
             callback(record, result)
 
@@ -317,15 +317,16 @@ def _centre(extractor: FeatureExtractor, side: int, stride: int) -> float:
 @torch.no_grad()
 def _explained(pdn: PDN, source: _Source, held: Sequence[Photo]) -> dict[str, float]:
     """Share of each channel's variance on held-out photographs that the PDN explains: mean and quantiles."""
-    error, total, squares, cells = 0.0, 0.0, 0.0, 0
+    error, total, squares = (torch.zeros(CHANNELS, dtype=torch.float64, device=source.device) for _ in range(3))
+    cells = 0
     for at in range(0, len(held), _AT_ONCE):
         pair = source.central_pair(held[at : at + _AT_ONCE])
         wanted = pair.wanted.double()
-        error = error + (pdn(pair.seen).double() - wanted).square().sum((0, 2, 3))  # (384,)
-        total, squares = total + wanted.sum((0, 2, 3)), squares + wanted.square().sum((0, 2, 3))
+        error += (pdn(pair.seen).double() - wanted).square().sum((0, 2, 3))  # (384,)
+        total += wanted.sum((0, 2, 3))
+        squares += wanted.square().sum((0, 2, 3))
         cells += wanted.numel() // CHANNELS
-    variance = torch.as_tensor(squares) - torch.as_tensor(total).square() / cells
-    shares = (1 - torch.as_tensor(error) / variance.clamp(min=1e-12)).cpu()
+    shares = (1 - error / (squares - total.square() / cells).clamp(min=1e-12)).cpu()
     points = torch.quantile(shares, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)).tolist()
     named = dict(zip(("min", "q25", "median", "q75", "max"), points, strict=True))
     return {"mean": float(shares.mean()), **named}

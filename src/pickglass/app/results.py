@@ -8,8 +8,8 @@ from typing import Any, Literal, TypedDict
 __all__ = [
     "CompareResult",
     "DemoResult",
-    "DistillResult",
     "DemoWithCloth",
+    "DistillResult",
     "Disturbed",
     "DriftChange",
     "DriftResult",

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pickglass.cli.distill import distill as distill_command
 from pickglass.cli.drift import drift as drift_command
 from pickglass.cli.label import label as label_command
 from pickglass.cli.layers import layers as layers_command
@@ -247,6 +248,7 @@ def info(
 
 
 app.command("label")(label_command)
+app.command("distill")(distill_command)
 app.command("layers")(layers_command)
 app.command("look")(look_command)
 app.command("study")(study_command)

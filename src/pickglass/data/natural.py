@@ -77,7 +77,8 @@ def natural_photos(folder: str | Path, size: tuple[int, int], limit: int, seed: 
 
     def middle(image: Array, _: Row) -> Picture:
         whole = double(image)[:, top : top + size[0], left : left + size[1]]  # (3, H, W) in [0, 1]
-        return (255 * whole).round().astype(np.uint8).transpose(1, 2, 0)
+        pixels: Picture = (255 * whole).round().astype(np.uint8).transpose(1, 2, 0)
+        return pixels
 
     found: list[Picture] = []
     broken: list[Failure] = []
@@ -110,7 +111,7 @@ def _leaves(rng: np.random.Generator, ground: Floats) -> Floats:
     h, w = ground.shape[:2]
     stuff = [_texture(rng, (h, w)), _cutting(rng, (h, w))]
     low, high = (share * min(h, w) for share in _RADII)
-    result = ground.copy()
+    result: Floats = ground.copy()
     for _ in range(int(rng.integers(*_LEAVES))):
         radius = (low**-2 - rng.random() * (low**-2 - high**-2)) ** -0.5  # density r^-3 between the two
         y, x = rng.random() * h, rng.random() * w

@@ -156,7 +156,7 @@ def _lite(name: str) -> Backbone:
     )
 
 
-# -- teachers of EfficientAD: distilled by 'pickglass distill', ImageNet's statistics as the paper's ---------------------
+# -- teachers of EfficientAD, made by 'pickglass distill'; ImageNet's statistics, as the paper's -----------------------
 
 _PDNS: dict[str, PDNName] = {"pdn_tiny": "tiny", "pdn_small": "small", "pdn_medium": "medium"}
 

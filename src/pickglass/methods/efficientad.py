@@ -1,4 +1,4 @@
-"""EfficientAD: a student learns a fast teacher's answers on good images, and an autoencoder how such images are composed.
+"""EfficientAD: a student learns what a fast teacher says of good images, an autoencoder how such images are composed.
 
 Batzner, Heckler, König: "EfficientAD: Accurate Visual Anomaly Detection at Millisecond-Level Latencies", WACV 2024.
 The teacher T is a PDN, distilled from a large network and frozen (:mod:`pickglass.nn.pdn`); its channels are brought to
@@ -130,7 +130,7 @@ class EfficientAD(Detector):
         self.quantiles: Tensor
         self._moments: ChannelMoments | None = None
         self._pictures: Tensor | None = None  # (N, 3, H, W) uint8
-        self._maps: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._seen: list[list[Tensor]] = []  # per position the maps of held-back images, (2, N)
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class EfficientAD(Detector):
     def _check(self, shapes: list[Shape]) -> PDNName:
         if self.backbone not in _MODELS or len(shapes) != 1 or self.fusing is not None:
             raise InputError(
-                f"backbone={self.backbone!r}, layers={self.level_names()!r}: EfficientAD's teacher is the one output of "
+                f"backbone={self.backbone!r}, layers={self.level_names()!r}: EfficientAD's teacher is the output of "
                 f"a patch description network: backbone one of {', '.join(_MODELS)}, layers=['teacher'], not fused"
             )
         seen = self.tiling.tile if self.tiling else self.input_size
@@ -164,10 +164,10 @@ class EfficientAD(Detector):
         """Get the penalty images."""
         if not run.n_validate:
             raise InputError(
-                "EfficientAD scales its maps on good images that were held back: give validate, e.g. 0.1, or more images"
+                "EfficientAD scales its maps on good images that are held back: give validate, e.g. 0.1, or more images"
             )
         seen = self.tiling.tile if self.tiling else self.input_size
-        self._moments, self._maps, self._pictures = ChannelMoments(), [], None
+        self._moments, self._pictures, self._seen = ChannelMoments(), None, [[] for _ in range(run.positions)]
         if self.natural == "generated":
             n = min(_NATURAL, self.steps * self.batch)
             self._pictures = torch.from_numpy(natural_images(n, seen, run.seed)).permute(0, 3, 1, 2)  # (N, 3, H, W)
@@ -214,22 +214,21 @@ class EfficientAD(Detector):
 
     def adjust(self, reading: Reading) -> None:
         """Keep the maps of held-back images for their quantiles."""
-        self._maps.append((*(m.cpu() for m in self._branches(reading)), self._kept(reading)))  # type: ignore[arg-type]
+        keep = self._kept(reading)
+        both = torch.stack(self._branches(reading))  # (2, B, P, h, w)
+        for p, seen in enumerate(self._seen):
+            own = both[:, :, p]  # (2, B, h, w)
+            seen.append((own.flatten(1) if keep is None else own[:, keep[:, p]]).cpu())  # (2, N)
 
     def finish(self) -> dict[str, Any]:
-        """The quantiles that scale the maps; over all cells of all held-back images, each position its own."""
-        for p in range(len(self.quantiles)):
-            for branch in (0, 1):
-                parts = [
-                    item[branch][:, p].flatten() if item[2] is None else item[branch][:, p][item[2][:, p].cpu()]
-                    for item in self._maps
-                ]
-                values = torch.cat(parts).double().numpy()  # torch.quantile takes 16 million at most
-                if len(values):
-                    low, high = np.quantile(values, [_LOW, _HIGH])
-                    self.quantiles[p, branch] = torch.tensor([low, max(high, np.nextafter(np.float32(low), np.inf))])
+        """The quantiles that scale the maps: over all cells of all held-back images, each position's own."""
+        for p, seen in enumerate(self._seen):
+            values = torch.cat(seen, dim=1).double().numpy()  # (2, N); torch.quantile takes 16 million at most
+            if values.shape[1]:
+                low, high = torch.from_numpy(np.quantile(values, [_LOW, _HIGH], axis=1)).float()  # (2,) each
+                self.quantiles[p] = torch.stack([low, torch.maximum(high, low + 1e-12)], dim=1)
         pictures = 0 if self._pictures is None else len(self._pictures)
-        self._maps, self._pictures, self._moments = [], None, None
+        self._seen, self._pictures, self._moments = [], None, None
         student, autoencoder = (sum(x[0].numel() for x in net.parameters()) for net in self._networks())
         return {
             "student_parameters": student,
@@ -282,7 +281,8 @@ class EfficientAD(Detector):
 
     def _teacher(self, images: Tensor) -> Tensor:
         """(B, P, 3, H, W) in [0, 1] -> (B, P, C, h, w)."""
-        return self._fitted()(images.flatten(0, 1))[0].unflatten(0, images.shape[:2])
+        level: Tensor = self._fitted()(images.flatten(0, 1))[0]  # (B P, C, h, w)
+        return level.unflatten(0, images.shape[:2])
 
     def _normalised(self, teacher: Tensor) -> Tensor:
         return (teacher - self.mean[..., None, None]) / self.std[..., None, None]
@@ -317,9 +317,9 @@ def hard_loss(distance: Tensor, order: float, keep: Tensor | None = None) -> Ten
     Returns:
         (B, P); 0 where no cell counts.
     """
-    b, p, c, h, w = distance.shape
+    c = distance.shape[2]
     if keep is None:
-        n = c * h * w
+        n = distance[0, 0].numel()
         return distance.flatten(2).topk(n - math.ceil(order * (n - 1)), dim=2, sorted=False).values.mean(2)
     counts = c * keep.sum((2, 3))  # (B, P)
     hardest = counts - (order * (counts - 1)).ceil().long()
