@@ -186,6 +186,7 @@ def ready(positions: int = 2, images: int = 3, **settings: object) -> tuple[Effi
     return detector.eval(), Reading((level,), pixels)
 
 
+@torch.no_grad()
 def test_the_loss_is_the_sum_of_the_papers_four_done_literally(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, reading = ready()
     assert detector.student is not None
@@ -447,7 +448,7 @@ def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pickglass.nn.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere
     detector = EfficientAD(**{**SMALL, "steps": 4, "lr": 1e-3}).fit(textures(10, 64), calibrate=0, engine="torch")  # type: ignore[arg-type]
     found = detector.predict(textures(3, 64, seed=1), engine="torch")
-    np.testing.assert_allclose(found.scores, GOLDEN, rtol=5e-3)
+    np.testing.assert_allclose(found.scores, GOLDEN, rtol=5e-3, atol=5e-4)
 
 
-GOLDEN = [0.0, 0.0, 0.0]
+GOLDEN = [0.102488, -0.013099, -0.021919]

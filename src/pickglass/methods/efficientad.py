@@ -169,7 +169,7 @@ class EfficientAD(Detector):
         seen = self.tiling.tile if self.tiling else self.input_size
         self._moments, self._pictures, self._seen = ChannelMoments(), None, [[] for _ in range(run.positions)]
         if self.natural == "generated":
-            n = min(_NATURAL, self.steps * self.batch)
+            n = max(1, min(_NATURAL, self.steps * self.batch))
             self._pictures = torch.from_numpy(natural_images(n, seen, run.seed)).permute(0, 3, 1, 2)  # (N, 3, H, W)
         elif self.natural != "none":
             self._pictures = torch.from_numpy(natural_photos(self.natural, seen, _PHOTOS, run.seed)).permute(0, 3, 1, 2)
@@ -364,7 +364,7 @@ def _batch_mean(values: Tensor, keep: Tensor | None) -> Tensor:
 
 def _resized(x: Tensor) -> Tensor:
     """Images (B, P, 3, H, W) on the autoencoder's 256 x 256, with a low-pass where that is fewer, as two products."""
-    down, across = (_shrinking(n).to(x) for n in x.shape[3:])  # (256, H), (256, W)
+    down, across = (_shrinking(int(n)).to(x) for n in x.shape[3:])  # (256, H), (256, W)
     return down @ x @ across.T if x.shape[3:] != (AE_SIDE, AE_SIDE) else x
 
 
