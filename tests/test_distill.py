@@ -18,7 +18,7 @@ from pickglass.cli.main import app
 from pickglass.data.natural import natural_images
 from pickglass.errors import DataError, InputError
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.nn.pdn import CHANNELS
+from pickglass.nn.pdn import CHANNELS, PDN
 from pickglass.nn.plan import Plan
 
 RESNET = {"backbone": "resnet18", "layers": ["layer2", "layer3"], "weights": "random"}
@@ -89,7 +89,7 @@ def test_training_explains_more_of_the_variance(photos: Path, tmp_path: Path) ->
 
 
 def test_targets_have_mean_0_and_deviation_1(photos: Path) -> None:
-    pictures = [np.asarray(Image.open(p)) for p in sorted(photos.glob("*.png"))]
+    pictures = [np.array(Image.open(p)) for p in sorted(photos.glob("*.png"))]
     source = _Source(FeatureExtractor("resnet18", ["layer2"], "random"), "cpu", "torch", 64)
     source.learn_statistics(pictures, 0, lambda *_: None)
     with torch.random.fork_rng(devices=[]):
@@ -158,6 +158,19 @@ def test_the_rate_rises_and_falls_along_a_cosine() -> None:
     assert 0 < rates[99] < 0.001
     with pytest.raises(InputError, match="one of the two"):
         Plan(steps=1, cosine=True, milestone=0.5)
+
+
+def test_a_narrower_teacher_is_widened_without_changing_its_answers(tmp_path: Path) -> None:
+    tiny = PDN("tiny")
+    file = tmp_path / "tiny.pth"
+    torch.save(tiny.state_dict(), file)
+    small = module._new_pdn("small", 0, file)
+    images = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(small(images), tiny(images))
+    assert bool((small.get_parameter("conv2.weight")[128:] != 0).any())  # the new channels are there
+    with pytest.raises(InputError, match="as wide or narrower"):
+        module._new_pdn("medium", 0, file)
 
 
 def test_the_command(photos: Path, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ Letters: B crops, S pixels of the PDN's crop, h x w cells.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -41,6 +42,7 @@ from pickglass.data.images import Array
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.engine import Engine, EngineName
 from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.weights import read_state
 from pickglass.methods.running import Progress, device_name, silent
 from pickglass.nn.loop import EpochRecord, Phase, Plan, train_all
 from pickglass.nn.maps import neighbourhood_mean, pool_channels, to_grid
@@ -70,6 +72,7 @@ def distill(
     batch: int = 8,
     crop: int = 128,
     lr: float = 1e-3,
+    start: Path | None = None,
     limit: int | None = None,
     backbone_licence: str = "",
     photos_licence: str = "",
@@ -95,6 +98,8 @@ def distill(
         batch: crops of a step.
         crop: side of a crop as the PDN sees it, in pixels, a multiple of 32 from 64.
         lr: highest learning rate of Adam.
+        start: teacher to start from, of the same size or a narrower one, which is widened without changing its
+            answers (Net2Net: Chen, Goodfellow, Shlens, ICLR 2016); None: random weights.
         limit: how many of the photographs to use; None: all.
         backbone_licence, photos_licence: what the card says of them.
         seed: of everything drawn at random.
@@ -110,23 +115,18 @@ def distill(
     if crop < 64 or crop % 32:
         raise InputError(f"crop={crop!r}: expected a multiple of 32 from 64, in pixels")
     table = as_table(photos, role="train")[:limit]
-    images = _decoded(table, workers, max_pixels, told)
-    order = random.Random(seed).sample(range(len(images)), len(images))
-    n_held = max(1, round(HELD_OUT * len(images)))
-    held, fit = ([images[i] for i in part] for part in (order[:n_held], order[n_held:]))
-    if not fit:
-        raise DataError(f"{photos}: {len(images)} photograph: expected at least two, one of them is held out")
+    held, fit = _split(_decoded(table, workers, max_pixels, told), seed)
     where = device_name(device)
     source = _Source(FeatureExtractor(backbone, layers, weights, seed), where, engine, crop)
     source.learn_statistics(fit, seed, told)
-    pdn = _new_pdn(model, seed).to(where).to(memory_format=torch.channels_last)
+    pdn = _new_pdn(model, seed, start).to(where).to(memory_format=torch.channels_last)
     result: DistillResult = {
         "teacher": str(target),
         "model": model,
         "backbone": backbone,
         "layers": list(source.extractor.layers),
-        "photos": len(images),
-        "held_out": n_held,
+        "photos": len(table),
+        "held_out": len(held),
         "step": 0,
         "steps": steps,
         "seconds": 0.0,
@@ -135,22 +135,26 @@ def distill(
     card = {
         **{k: result[k] for k in ("model", "backbone", "layers", "photos", "held_out", "steps")},
         **{"batch": batch, "crop": crop, "lr": lr, "seed": seed, "photos_sha256": fingerprint(table)},
+        "start_sha256": None if start is None else hashlib.sha256(start.read_bytes()).hexdigest(),
         "backbone_weights": source.extractor.weights.to_json() if source.extractor.weights else None,
         **{"backbone_licence": backbone_licence, "photos_licence": photos_licence},
         "versions": {"pickglass": version("pickglass"), "torch": torch.__version__},
     }
 
-    def tell(record: EpochRecord) -> None:
-        # nothing is drawn here, so the training goes on bit-equal
+    def write(step: int, seconds: float) -> None:
         result["explained_variance"] = _explained(pdn, source, held)
-        result["step"], result["seconds"] = record.step, record.seconds
+        result["step"], result["seconds"] = step, seconds
         _write(target, pdn, {**card, **{k: result[k] for k in ("step", "seconds", "explained_variance")}})
+
+    def tell(record: EpochRecord) -> None:
+        write(record.step, record.seconds)  # nothing is drawn here, so the training goes on bit-equal
         if callback is not None:
             callback(record, result)
 
     checkpoint = target.with_suffix(".training.safetensors")
-    train_all(
-        [Phase("teacher", pdn, lambda pair: F.mse_loss(pdn(pair.seen), pair.wanted)[None], _plan(steps, batch, lr))],
+    plan = Plan(steps=steps, batch=batch, lr=lr, weight_decay=1e-5, cosine=True, drop_last=True)
+    histories = train_all(
+        [Phase("teacher", pdn, lambda pair: F.mse_loss(pdn(pair.seen), pair.wanted)[None], plan)],
         lambda indices: source.pair([fit[i] for i in indices]),
         len(fit),
         seed=seed,
@@ -160,12 +164,19 @@ def distill(
         checkpoint=checkpoint,
         fingerprint=json.dumps(card),
     )
+    if result["step"] < steps:  # it was killed after the last step
+        write(steps, histories[0].seconds)
     checkpoint.unlink(missing_ok=True)
     return result
 
 
-def _plan(steps: int, batch: int, lr: float) -> Plan:
-    return Plan(steps=steps, batch=batch, lr=lr, weight_decay=1e-5, cosine=True, drop_last=True)
+def _split(photos: list[Photo], seed: int) -> tuple[list[Photo], list[Photo]]:
+    """Held-out photographs, and those to learn from."""
+    if len(photos) < 2:
+        raise DataError(f"{len(photos)} photograph: expected at least two, for one in twenty is held out")
+    order = random.Random(seed).sample(range(len(photos)), len(photos))
+    n = max(1, round(HELD_OUT * len(photos)))
+    return [photos[i] for i in order[:n]], [photos[i] for i in order[n:]]
 
 
 def _decoded(table: Table, workers: int, max_pixels: int, progress: Progress) -> list[Photo]:
@@ -190,14 +201,35 @@ def _rgb(image: Array) -> Photo:
     return np.ascontiguousarray(np.broadcast_to(image[..., None], (*image.shape, 3)) if image.ndim == 2 else image)
 
 
-def _new_pdn(model: PDNName, seed: int) -> PDN:
+def _new_pdn(model: PDNName, seed: int, start: Path | None) -> PDN:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         pdn = PDN(model)
         for conv in pdn.children():
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # type: ignore[arg-type]
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    if start is not None:
+        _widen(pdn, read_state(start), start)
     return pdn
+
+
+@torch.no_grad()
+def _widen(pdn: PDN, state: Mapping[str, Tensor], source: Path) -> None:
+    """Give a PDN the answers of a narrower one: its channels come first, and hear nothing of the new ones."""
+    own = pdn.state_dict()
+    fits = own.keys() == state.keys() and all(
+        s.ndim == o.ndim and all(a <= b for a, b in zip(s.shape, o.shape, strict=True)) and s.shape[2:] == o.shape[2:]
+        for s, o in ((state[name], own[name]) for name in own)
+    )
+    if not fits:
+        raise InputError(f"{source}: no teacher of the same layers, as wide or narrower: leave out start")
+    for name, narrow in state.items():
+        wide, n = own[name], len(narrow)
+        if wide.ndim == 4:
+            wide[:n] = 0
+            wide[:n, : narrow.shape[1]] = narrow
+        else:
+            wide[:n] = narrow
 
 
 # -- what is to be learned ---------------------------------------------------------------------------------------------

@@ -127,8 +127,7 @@ class Detector(Head):
             fusion = Fusion(self.fusing, self.backbone_shapes(), seed)
             learn_fusion(fusion, reader, table, progress or silent)
             self.fusion = reader.fusion = fusion
-        shapes = self.level_shapes()
-        run = Run(counts["fit"], shapes, 1, seed, memory_gb, progress or silent, counts["validate"])
+        run = Run(counts["fit"], self.level_shapes(), 1, seed, memory_gb, progress or silent, counts["validate"])
         fitting = f"{self.method} {self.configuration()} {seed} {data_sha256}"
         details = learn(
             self,
