@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from pickglass.app.pictures import ReportImage, draw_panels
 from pickglass.data.natural import natural_images, natural_photos
 from pickglass.errors import DataError, InputError, WeightsMissing
+from pickglass.features.backbones import find_backbone
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.reading import Reading
+from pickglass.features.weights import find_weights
 from pickglass.methods import load
 from pickglass.methods.efficientad import EfficientAD, _resized, hard_loss, jitter
+from pickglass.methods.patchcore import PatchCore
 from pickglass.methods.running import Run
 from pickglass.nn.moments import ChannelMoments
 from pickglass.nn.pdn import CHANNELS, FRAME, PDN, Autoencoder, Student
@@ -347,6 +355,25 @@ def test_a_teacher_of_another_size_does_not_fit(tmp_path: Path) -> None:
         FeatureExtractor("pdn_small", ["teacher"], str(file))
 
 
+SHIPPED = ["tiny"]
+
+
+@pytest.mark.parametrize("model", SHIPPED)
+def test_shipped_teachers_are_small_and_say_where_they_come_from(model: str) -> None:
+    file = find_weights(find_backbone(f"pdn_{model}"))
+    assert sum(f.stat().st_size for f in file.parent.glob("*.safetensors")) < 8e6
+    with safe_open(str(file), framework="pt") as opened:
+        card = json.loads(opened.metadata()["pickglass_teacher"])
+    assert card["model"] == model
+    assert card["step"] == card["steps"]
+    assert "research" in card["photos_licence"]
+    assert len(card["backbone_weights"]["sha256"]) == len(card["photos_sha256"]) == 64
+    assert card["explained_variance"]["mean"] > 0.1
+    extractor = FeatureExtractor(f"pdn_{model}", ["teacher"])
+    assert extractor.weights is not None
+    assert extractor.weights.strategy == "distilled"
+
+
 # -- natural images ----------------------------------------------------------------------------------------------------
 
 
@@ -423,14 +450,36 @@ def test_a_saved_model_carries_its_teacher(tmp_path: Path, monkeypatch: pytest.M
     assert loaded.provenance["backbone_weights"]["name"] == "teacher.pth"
 
 
+@pytest.mark.parametrize("tiled", [False, True])
+def test_both_branches_are_shown_beside_the_map(tiled: bool) -> None:
+    detector = EfficientAD(**SMALL)  # type: ignore[arg-type]
+    if tiled:
+        detector = detector.tiled(size=(64, 96), tile=64, stride=32)
+    detector.fit(textures(10, 64), calibrate=0)
+    found = detector.predict(textures(1, 80, seed=1))[0]
+    parts = detector.parts_of(found)
+    assert list(parts) == ["local", "global"]
+    assert {part.shape for part in parts.values()} == {(80, 80)}
+    np.testing.assert_allclose((parts["local"] + parts["global"]) / 2, found.full_map(), rtol=1e-3, atol=1e-3)
+    grey = np.full((80, 80), 128, np.uint8)
+    item = ReportImage("a.png", None, 0, 0.2, None, grey, found.full_map(), None, None, [], parts)
+    captions = [panel.caption for panel in draw_panels(item, (0.0, 1.0))]
+    assert captions[:4] == ["original", "heat map", "local map", "global map"]
+    with pytest.raises(InputError, match="local of shape"):
+        replace(item, parts={"local": np.zeros((3, 3), np.float32)}).check()
+
+
+def test_other_methods_have_no_parts() -> None:
+    detector = PatchCore(size=64, weights="random").fit(textures(10, 64), calibrate=0)
+    assert detector.parts_of(detector.predict(textures(1, 64))[0]) == {}
+
+
 @pytest.mark.parametrize("size", [64, 96])
 def test_forward_is_exported_and_answers_alike_elsewhere(size: int) -> None:
     openvino = pytest.importorskip("openvino")
     detector = EfficientAD(**{**SMALL, "size": size}).fit(textures(10, 64), calibrate=0).cpu()  # type: ignore[arg-type]
     images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     buffer = io.BytesIO()
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(detector, (images,), buffer, dynamo=False)  # type: ignore[arg-type]

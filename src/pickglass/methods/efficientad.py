@@ -281,8 +281,8 @@ class EfficientAD(Detector):
 
     def _teacher(self, images: Tensor) -> Tensor:
         """(B, P, 3, H, W) in [0, 1] -> (B, P, C, h, w)."""
-        level: Tensor = self._fitted()(images.flatten(0, 1))[0]  # (B P, C, h, w)
-        return level.unflatten(0, images.shape[:2])
+        level: Tensor = self._fitted()(images.flatten(0, 1))[0].unflatten(0, images.shape[:2])
+        return level
 
     def _normalised(self, teacher: Tensor) -> Tensor:
         return (teacher - self.mean[..., None, None]) / self.std[..., None, None]
