@@ -355,7 +355,7 @@ def test_a_teacher_of_another_size_does_not_fit(tmp_path: Path) -> None:
         FeatureExtractor("pdn_small", ["teacher"], str(file))
 
 
-SHIPPED = ["tiny"]
+SHIPPED = ["tiny", "small"]
 
 
 @pytest.mark.parametrize("model", SHIPPED)
