@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -66,6 +66,7 @@ class ReportImage:
         mask: ``(H, W)`` ground truth, above 0 is defect; None where there is none.
         predicted: ``(H, W)`` bool; None when the model has no pixel threshold.
         boxes: ``[x, y, w, h]`` in original pixels.
+        parts: what the map is made of, by name, likewise at the original size.
     """
 
     path: str
@@ -78,6 +79,7 @@ class ReportImage:
     mask: Array | None
     predicted: Array | None
     boxes: list[list[int]]
+    parts: Mapping[str, Array] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise an InputError that names the image if its arrays do not fit together."""
@@ -88,7 +90,10 @@ class ReportImage:
                 f"{self.path}: image of shape {self.image.shape} and type {self.image.dtype}: expected (H, W) or "
                 "(H, W, 3), uint8 or uint16; convert it first"
             )
-        for name, array in (("map", self.map), ("mask", self.mask), ("predicted", self.predicted)):
+        for name, array in (
+            *(("map", self.map), ("mask", self.mask), ("predicted", self.predicted)),
+            *self.parts.items(),
+        ):
             if array is not None and array.shape != size:
                 raise InputError(
                     f"{self.path}: {name} of shape {array.shape} on an image of {size}: resize it to the image first"
@@ -102,7 +107,7 @@ class Panel:
     """One picture of a card, or a line of text where there is nothing to draw.
 
     Attributes:
-        kind: ``original``, ``heat``, ``predicted``, ``truth``, ``closeup`` or ``parts``.
+        kind: ``original``, ``heat``, ``part``, ``predicted``, ``truth``, ``closeup`` or ``parts`` (of tiles).
         caption: what the picture shows, for people.
         jpeg: the encoded picture, None when ``caption`` says all.
         size: ``(h, w)`` of the picture in px.
@@ -122,8 +127,8 @@ def draw_panels(item: ReportImage, scale: tuple[float, float]) -> list[Panel]:
         scale: ``(low, high)`` anomaly values at the two ends of the colours.
 
     Returns:
-        Original, heat map, prediction and ground truth, then close-ups at original resolution when the pictures
-        show less than half of it.
+        Original, heat map, what it is made of, prediction and ground truth, then close-ups at original resolution when
+        the pictures show less than half of it.
     """
     size = picture_size(*item.image.shape[:2])
     base = display(item.image)  # (H, W, 3)
@@ -134,6 +139,9 @@ def draw_panels(item: ReportImage, scale: tuple[float, float]) -> list[Panel]:
         encoded("original", "original, 16 bit stretched" if item.image.dtype == np.uint16 else "original", small),
         encoded("heat", "heat map", draw_contours(heat(small, shrink_max(item.map, size), scale), truth=truth)),
     ]
+    for name, part in item.parts.items():
+        drawn = draw_contours(heat(small, shrink_max(part, size), scale), truth=truth)
+        panels.append(encoded("part", f"{name} map", drawn))
     if item.boxes or (found is not None and found.any()):
         drawn = draw_contours(tint(small, found, PREDICTED), truth=truth, found=found)
         ratio = (size[0] / item.image.shape[0], size[1] / item.image.shape[1])
@@ -182,7 +190,7 @@ def heat_colours() -> Array:
 
 
 def colour_range(threshold: float | None, maps: Sequence[Array]) -> tuple[float, float]:
-    """Anomaly values at the two ends of the colours: three quarters of the pixel threshold, and the highest value shown.
+    """Anomaly values at the two ends of the colours: three quarters of the pixel threshold, and the highest value.
 
     The upper end is at least 1.25 times the threshold, lest good images glow, and at most twice it, lest one glaring
     defect leave the others pale; without maps 1.5 times it. Without a threshold, the tenth and the highest of the

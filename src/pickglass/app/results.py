@@ -9,6 +9,7 @@ __all__ = [
     "CompareResult",
     "DemoResult",
     "DemoWithCloth",
+    "DistillResult",
     "Disturbed",
     "DriftChange",
     "DriftResult",
@@ -325,6 +326,23 @@ class LookResult(TypedDict):
     size: list[int]
     layers: list[LookLayer]
     page: str | None
+
+
+class DistillResult(TypedDict):
+    """``pickglass distill``. ``explained_variance``: the share of each channel's variance on the held-out photographs
+    that the teacher explains, as ``mean``, ``min``, ``q25``, ``median``, ``q75``, ``max`` over the channels.
+    """
+
+    teacher: str
+    model: str
+    backbone: str
+    layers: list[str]
+    photos: int
+    held_out: int
+    step: int
+    steps: int
+    seconds: float
+    explained_variance: dict[str, float]
 
 
 class DemoResult(TypedDict):

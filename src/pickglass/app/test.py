@@ -122,6 +122,7 @@ def write_report(
                     mask=None if row.mask is None else read_mask(row.mask, found.size),
                     predicted=None if threshold is None else full > threshold,
                     boxes=[] if threshold is None else [d.box for d in find_defects(full, threshold)],
+                    parts=detector.parts_of(found),
                 )
             )
             if progress is not None:

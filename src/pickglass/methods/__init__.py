@@ -5,6 +5,7 @@ from pathlib import Path
 from pickglass.errors import UnknownName
 from pickglass.methods.asymmetric_student_teacher import AsymmetricStudentTeacher
 from pickglass.methods.base import Detector
+from pickglass.methods.efficientad import EfficientAD
 from pickglass.methods.fastflow import FastFlow
 from pickglass.methods.modelfile import read_model
 from pickglass.methods.padim import PaDiM
@@ -17,6 +18,7 @@ __all__ = [
     "STFPM",
     "AsymmetricStudentTeacher",
     "Detector",
+    "EfficientAD",
     "FastFlow",
     "PaDiM",
     "PatchCore",
@@ -32,6 +34,7 @@ METHODS: dict[str, type[Detector]] = {
     "reverse_distillation": ReverseDistillation,
     "fastflow": FastFlow,
     "asymmetric_student_teacher": AsymmetricStudentTeacher,
+    "efficientad": EfficientAD,
 }
 
 

@@ -134,7 +134,15 @@ class Detector(Head):
             fusion = Fusion(self.fusing, self.backbone_shapes(), seed)
             learn_fusion(fusion, reader, table, progress or silent)
             self.fusion = reader.fusion = fusion
-        run = Run(counts["fit"] * len(self.turns), self.level_shapes(), 1, seed, memory_gb, progress or silent)
+        run = Run(
+            counts["fit"] * len(self.turns),
+            self.level_shapes(),
+            1,
+            seed,
+            memory_gb,
+            progress or silent,
+            n_validate=counts["validate"],
+        )
         fitting = f"{self.method} {self.configuration()} {seed} {data_sha256}"
         details = learn(
             self,
@@ -313,15 +321,35 @@ class Detector(Head):
     @torch.no_grad()
     def judge(self, reading: Reading) -> tuple[Tensor, Tensor]:
         """A reading -> image scores (B,) and joined maps (B, h, w); cells that do not count get the lowest that do."""
-        scores, maps = self.score(reading)
+        return self._joined(*self.score(reading), reading.keep)
+
+    def _joined(self, scores: Tensor, maps: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.tiles is not None:
-            keep = None if reading.keep is None else self.tiles.unfold(reading.keep)
+            keep = None if kept is None else self.tiles.unfold(kept)
             return self.tiles.joined(self.tiles.unfold(scores), self.tiles.unfold(maps), keep)
-        keep = kept_cells(reading.keep, (maps.shape[2], maps.shape[3]))
+        keep = kept_cells(kept, (maps.shape[2], maps.shape[3]))
         if keep is not None:
             lowest = maps.masked_fill(~keep, torch.inf).flatten(2).min(2).values  # (B, P)
             maps = torch.where(keep, maps, lowest[..., None, None])
         return scores[:, 0], maps[:, 0]
+
+    @torch.no_grad()
+    def parts_of(self, found: Found) -> dict[str, np.ndarray]:
+        """What the map of a judged image is made of, by name, (H, W) float32 each at its original size.
+
+        Empty for most methods; EfficientAD tells ``"local"`` and ``"global"`` apart.
+
+        Raises:
+            DataError: the image can no longer be read.
+        """
+        if type(self).parts is Head.parts:
+            return {}
+        (batch,) = self._reader(Running()).batches(Table([found.row]))
+        if batch.reading is None:
+            raise DataError("the image can no longer be read:", [Failure(found.row.path, batch.items[0].error or "")])
+        keep, parts = batch.reading.keep, self.parts(batch.reading)
+        joined = {name: self._joined(maps.flatten(2).max(2).values, maps, keep)[1] for name, maps in parts.items()}
+        return {name: found._replace(map=map_[0].float().cpu().numpy()).full_map() for name, map_ in joined.items()}
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The exported graph: (B, 3, H, W) RGB in [0, 1] -> image scores (B,) and maps (B, h, w).

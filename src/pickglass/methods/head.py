@@ -112,6 +112,10 @@ class Head(nn.Module, ABC):
     def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
         """Raw scores (B, P) and maps (B, P, h, w) of a batch; higher = more anomalous."""
 
+    def parts(self, reading: Reading) -> Mapping[str, Tensor]:
+        """What the map is made of, by name, (B, P, h, w) each, for a method that tells several things apart."""
+        return {}
+
     def smoothed(self, maps: Tensor, keep: Tensor | None = None) -> Tensor:
         """Maps (B, P, h, w) after the Gaussian of the setting ``smoothing``; what is not kept lends nothing."""
         seen = self.tiling.tile if self.tiling else self.input_size

@@ -54,6 +54,7 @@ class Run:
         memory_gb: what may be held at once.
         progress: to report to.
         groups: of positions that are learned one after the other, none larger than this one; the model holds them all.
+        n_validate: how many images ``adjust`` will see in all, of one position.
     """
 
     n_images: int
@@ -63,6 +64,7 @@ class Run:
     memory_gb: float
     progress: Progress
     groups: int = 1
+    n_validate: int = 0
 
 
 class RunOptions(TypedDict, total=False):

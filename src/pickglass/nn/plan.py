@@ -33,6 +33,7 @@ class Plan:
         weight_decay: L2 penalty, added to the gradient.
         milestone: share of all steps, 0..1, from which on the learning rate is ``lr * gamma``; None: never.
         gamma: see ``milestone``.
+        cosine: the learning rate rises over the first 2 % of the steps and falls to 0 along half a cosine.
         drop_last: leave out the incomplete batch at an epoch's end.
         pick: ``"last"`` keeps the last weights, ``"best"`` those of the epoch with the lowest validation loss (of
             equals the earlier), each position its own.
@@ -53,6 +54,7 @@ class Plan:
     weight_decay: float = 0.0
     milestone: float | None = None
     gamma: float = 0.1
+    cosine: bool = False
     drop_last: bool = False
     pick: Literal["last", "best"] = "last"
     start: bool = False
@@ -72,11 +74,16 @@ class Plan:
             raise InputError(f"pick={self.pick!r}: expected 'last' or 'best'")
         if self.start and self.pick != "best":
             raise InputError(f"start=True lets the first weights compete, but pick={self.pick!r}: use 'best'")
+        if self.cosine and self.milestone is not None:
+            raise InputError(f"cosine=True, milestone={self.milestone!r}: give one of the two")
         if self.milestone is not None and not 0 <= self.milestone <= 1:
             raise InputError(f"milestone={self.milestone!r}: expected a share of the steps, 0 to 1")
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of a step, counted from 0, of ``total``."""
+        if self.cosine:
+            rise = min(1.0, (step + 1) / max(1.0, 0.02 * total))
+            return self.lr * rise * (1 + math.cos(math.pi * step / total)) / 2
         late = self.milestone is not None and step >= int(self.milestone * total)
         return self.lr * self.gamma if late else self.lr
 

@@ -56,7 +56,10 @@ class Stacked(nn.Module):
                     getattr(alike[0], kind)[leaf] = stacks[first]
 
     def forward(self, *inputs: Any) -> Any:
-        """Inputs (B, P, ...), or nested tuples of such -> what the network returns, likewise (B, P, ...)."""
+        """Inputs (B, P, ...), or nested tuples of such -> what the network returns, likewise (B, P, ...).
+
+        Anything else among the inputs goes to each network as it is.
+        """
         places: list[tuple[dict[str, Any], str, Tensor, Sequence[Tensor]]] = []
         for module in self.tree.modules():
             # unbind: the backward of P single selections would write P gradients of the whole stack
@@ -81,7 +84,9 @@ class Stacked(nn.Module):
 
 
 def _position(value: Any, p: int) -> Any:
-    return value[:, p] if isinstance(value, Tensor) else tuple(_position(v, p) for v in value)
+    if isinstance(value, Tensor):
+        return value[:, p]
+    return tuple(_position(v, p) for v in value) if isinstance(value, tuple) else value
 
 
 def _joined(results: list[Any]) -> Any:

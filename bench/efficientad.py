@@ -1,0 +1,331 @@
+"""EfficientAD: quality beside PatchCore, steps, penalty images, teachers, both branches on trays, and speed.
+
+python bench/efficientad.py trays OUT [--train 60] [--test 20]      writes painted trays (MVTec AD layout) to OUT/trays
+python bench/efficientad.py quality DATA OUT [--model tiny] [--steps 500] [--train N]    beside PatchCore
+python bench/efficientad.py steps DATA OUT [--model tiny]           500, 1000, 2000, 5000 steps
+python bench/efficientad.py penalty DATA OUT --photos PHOTOS        none, generated, photographs
+python bench/efficientad.py teacher DATA OUT --photos PHOTOS [--backbone efficientnet_lite2 ...]
+                                                                    teachers of 250, 500, 1000 photographs, and of steps
+python bench/efficientad.py speed [--device cpu] [--peer-python PY] images/s of random weights: torch, engine, PDN alone
+
+DATA has images of 256 x 256 pixels (bench/squeeze.py). Each run is one JSON line on stdout and in OUT/results.jsonl;
+what is there already is left alone, so a killed run goes on. ``speed`` wants a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import judge
+from pickglass.app.distill import distill
+from pickglass.data import load_dataset, paint, read_mask, resize_map
+from pickglass.data.trays import Tray, fill
+from pickglass.errors import InputError
+from pickglass.methods import Detector, EfficientAD, PatchCore
+from pickglass.metrics import auroc
+from pickglass.nn.pdn import CHANNELS, PDN, Autoencoder, Student
+
+DEFECTS = ("missing_part", "surplus_part", "misplaced_part", "scratch", "hole")
+PEER = """
+import json, sys, time, warnings
+warnings.simplefilter("ignore")
+import torch
+from anomalib.models.image.efficient_ad.torch_model import EfficientAdModel
+model = EfficientAdModel(teacher_out_channels=384, model_size=sys.argv[1]).eval()
+def rate(batch):
+    x = torch.rand(batch, 3, 256, 256)
+    with torch.no_grad():
+        model(x)
+        began, n = time.perf_counter(), 0
+        while time.perf_counter() - began < 5:
+            model(x); n += batch
+        return n / (time.perf_counter() - began)
+print(json.dumps({f"peer torch, batch {b}": rate(b) for b in (1, 16)}))
+"""
+
+
+# -- quality -----------------------------------------------------------------------------------------------------------
+
+
+def trays(given: argparse.Namespace) -> None:
+    """Full trays to learn from, and painted ones: logical defects and, to compare, structural ones."""
+    root = given.out / "trays"
+    tray = Tray(part="bolt", part_px=40.0, pitch_px=60.0)
+
+    def write(path: Path, pixels: np.ndarray[Any, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+    for i in range(given.train):
+        write(root / "train" / "good" / f"{i:03d}.png", fill(tray, (256, 256), seed=i))
+    for i in range(given.test):
+        write(root / "test" / "good" / f"{i:03d}.png", fill(tray, (256, 256), seed=10_000 + i))
+        for k, kind in enumerate(DEFECTS):
+            rng = np.random.default_rng([i, k])
+            image = fill(tray, (256, 256), seed=20_000 + len(DEFECTS) * i + k)
+            try:
+                painted = paint(image, kind, 40.0 if kind.endswith("part") else 16.0, rng)
+            except InputError as error:  # no room for it on this tray
+                print(f"{kind} {i}: {error}")
+                continue
+            write(root / "test" / kind / f"{i:03d}.png", painted.image)
+            write(root / "ground_truth" / kind / f"{i:03d}_mask.png", painted.mask.astype(np.uint8) * 255)
+
+
+def measured(given: argparse.Namespace, name: str, make: Callable[[], Detector], **told: Any) -> None:
+    """Fit, judge and append one line; per type the image AUROC and AUPRO, and for two branches those of each."""
+    results = given.out / "results.jsonl"
+    known = results.read_text().splitlines() if results.exists() else []
+    if any(json.loads(line)["run"] == name for line in known):
+        return
+    dataset = load_dataset(given.data)
+    detector = make()
+    began = time.perf_counter()
+    detector.fit(dataset.train[: given.train], calibrate=0, seed=given.seed)
+    fit_s = time.perf_counter() - began
+    found = detector.predict(dataset.test)
+    given.out.mkdir(parents=True, exist_ok=True)
+    saved = given.out / f"{name.replace(' ', '_').replace('/', '_')}.npz"
+    arrays = {"maps": np.stack(found.maps), "paths": np.array([row.path for row in found.rows])}
+    np.savez_compressed(saved, scores=found.scores, **arrays)
+    rows = list(dataset.test)
+    tool = judge.read(saved, rows, 1)
+    line = {"run": name, **told, "fit_s": round(fit_s, 1), "train": len(dataset.train[: given.train])}
+    line["figures"] = judge.nested(tool.figures(np.ones(len(rows), int)))
+    parts = [detector.parts_of(item) for item in found]
+    for part in parts[0]:
+        scores = np.array([own[part].max() for own in parts])
+        kinds = np.array([row.defect or "good" for row in found.rows])
+        labels = np.array([row.label for row in found.rows])
+        line[f"{part} branch, image AUROC"] = {
+            kind: round(float(auroc(labels[chosen], scores[chosen])), 4)
+            for kind in sorted(set(kinds) - {"good"})
+            for chosen in [(kinds == kind) | (labels == 0)]
+        }
+        inside = [
+            float(resize_map(own[part], judge.SIZE)[mask].max() - np.quantile(own[part], 0.99))
+            for own, row in zip(parts, found.rows, strict=True)
+            if row.mask is not None
+            for mask in [read_mask(row.mask, judge.SIZE)]
+        ]
+        line[f"{part} branch, share of defects above the image's 0.99 quantile"] = float(np.mean(np.array(inside) > 0))
+    text = json.dumps(line)
+    with results.open("a") as file:
+        file.write(text + "\n")
+    print(text, flush=True)
+
+
+def efficientad(given: argparse.Namespace, **changes: Any) -> Callable[[], Detector]:
+    settings = {"backbone": f"pdn_{given.model}", "steps": given.steps, "lr": given.lr, **changes}
+    if given.weights:
+        settings.setdefault("weights", given.weights)
+    return lambda: EfficientAD(**settings)
+
+
+def quality(given: argparse.Namespace) -> None:
+    measured(given, "patchcore", PatchCore)
+    measured(given, f"efficientad {given.model} {given.steps}", efficientad(given), steps=given.steps)
+
+
+def steps(given: argparse.Namespace) -> None:
+    for n in (500, 1000, 2000, 5000):
+        measured(given, f"efficientad {given.model} {n}", efficientad(given, steps=n), steps=n)
+
+
+def penalty(given: argparse.Namespace) -> None:
+    for name, natural in (("none", "none"), ("generated", "generated"), ("photos", str(given.photos))):
+        make = efficientad(given, natural=natural)
+        measured(given, f"penalty {name} {given.model} {given.steps}", make, penalty=name)
+
+
+def teacher(given: argparse.Namespace) -> None:
+    """Is data or time the limit: teachers of fewer photographs, and of fewer steps."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    cells = [(n, given.teacher_steps) for n in (250, 500, 1000)] + [(1000, given.teacher_steps // d) for d in (4, 2)]
+    for photos, n in cells:
+        file = given.out / f"pdn_{given.model}-{photos}-{n}.safetensors"
+        told: dict[str, Any] = {"photos": photos, "teacher_steps": n}
+        if not file.exists() or file.with_suffix(".training.safetensors").exists():
+            result = distill(
+                given.photos,
+                file,
+                backbone=given.backbone,
+                layers=given.layers.split("+"),
+                model=given.model,
+                steps=n,
+                lr=2e-3,
+                limit=photos,
+            )
+            told["explained_variance"] = result["explained_variance"]
+        make = efficientad(given, weights=str(file))
+        measured(given, f"teacher {photos} {n} {given.model} {given.steps}", make, **told)
+
+
+# -- speed -------------------------------------------------------------------------------------------------------------
+
+
+def speed(given: argparse.Namespace) -> None:
+    """Images a second of random weights at 256 px, and the share of the matrix products' peak that they reach."""
+    device = torch.device(given.device)
+    result: dict[str, Any] = {"model": given.model, "device": given.device, "threads": torch.get_num_threads()}
+    peaks = {name: _peak(device, dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
+    result["peak GFLOP/s"] = {name: round(value / 1e9) for name, value in peaks.items()}
+    detector = EfficientAD(backbone=f"pdn_{given.model}", weights="random", natural="none", steps=1)
+    good = np.random.default_rng(0).integers(0, 255, (10, 256, 256, 3), dtype=np.uint8)
+    detector.fit(good, calibrate=0, device=given.device)
+    networks = {
+        "EfficientAD": (detector, _flops(given.model, whole=True)),
+        "PDN alone": (PDN(given.model).eval().to(device), _flops(given.model, whole=False)),
+    }
+    for name, (network, flops) in networks.items():
+        for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+            runs = {f"torch {precision}": _torch_runner(network, device, dtype)}
+            if given.device == "cpu":
+                runs[f"openvino {precision}"] = _openvino_runner(network, precision)
+            for engine, run in runs.items():
+                for batch in (1, 16):
+                    images = torch.rand(batch, 3, 256, 256)
+                    rate = _rate(run, images, device)
+                    share = rate * flops / peaks[precision]
+                    result[f"{name}, {engine}, batch {batch}"] = {
+                        "images_per_s": round(rate, 2),
+                        "us_per_image": round(1e6 / rate),
+                        "share_of_peak": round(share, 3),
+                    }
+    if given.peer_python:
+        done = subprocess.run([given.peer_python, "-c", PEER, given.model], capture_output=True, text=True, check=True)
+        result["peer"] = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(result))
+
+
+def _flops(model: str, whole: bool) -> float:
+    """Floating-point operations of the convolutions for one image, counted as they run."""
+    total = 0
+
+    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        conv = module
+        assert isinstance(conv, torch.nn.Conv2d)
+        total += 2 * conv.weight[0].numel() * output.numel()
+
+    networks: list[tuple[torch.nn.Module, int]] = [(PDN(model), 256)]  # type: ignore[arg-type]
+    if whole:
+        frame = 16
+        networks = [(PDN(model, 3 * CHANNELS, frame), 256), (Autoencoder((64, 64)), 256)]  # type: ignore[arg-type]
+        # teacher and student differ in the last convolution alone: all but that twice
+        networks.append((_Inner(Student(model, frame)), 256))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for network, side in networks:
+            hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+            network.eval()(torch.zeros(1, 3, side, side))
+            for hook in hooks:
+                hook.remove()
+    return float(total)
+
+
+class _Inner(torch.nn.Module):
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.student.inner(x)
+
+
+def _peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product."""
+    a = torch.rand(2048, 2048, device=device).to(dtype)
+    rate = _rate(lambda _: a @ a, torch.zeros(1), device)
+    return 2 * 2048**3 * rate
+
+
+def _torch_runner(network: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> Callable[[torch.Tensor], Any]:
+    def run(images: torch.Tensor) -> Any:
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return network(images.to(device))
+
+    return run
+
+
+def _openvino_runner(network: torch.nn.Module, precision: str) -> Callable[[torch.Tensor], Any]:
+    import openvino
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (torch.rand(2, 3, 256, 256),),
+            buffer,  # type: ignore[arg-type]
+            dynamo=False,
+            input_names=["images"],
+            dynamic_axes={"images": {0: "batch"}},
+        )
+    core = openvino.Core()
+    hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
+    compiled = core.compile_model(core.read_model(buffer.getvalue()), "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    return lambda images: compiled(images.numpy())
+
+
+def _rate(run: Callable[[torch.Tensor], Any], images: torch.Tensor, device: torch.device, seconds: float = 5) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    run(images)
+    wait()
+    began, n = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        run(images)
+        wait()
+        n += len(images)
+    return n / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="what", required=True)
+    own = parts.add_parser("trays")
+    own.add_argument("out", type=Path)
+    own.add_argument("--train", type=int, default=60)
+    own.add_argument("--test", type=int, default=20)
+    for name in ("quality", "steps", "penalty", "teacher", "speed"):
+        own = parts.add_parser(name)
+        own.add_argument("--model", default="tiny", choices=["tiny", "small", "medium"])
+        if name == "speed":
+            own.add_argument("--device", default="cpu")
+            own.add_argument("--peer-python", help="Python with anomalib in it")
+            continue
+        own.add_argument("data", type=Path)
+        own.add_argument("out", type=Path)
+        own.add_argument("--steps", type=int, default=500)
+        own.add_argument("--lr", type=float, default=5e-4)
+        own.add_argument("--weights", help="teacher; the shipped one unless told")
+        own.add_argument("--train", type=int, default=None, help="use so many training images")
+        own.add_argument("--seed", type=int, default=0)
+        if name in ("penalty", "teacher"):
+            own.add_argument("--photos", type=Path, required=True)
+        if name == "teacher":
+            own.add_argument("--backbone", default="efficientnet_lite2")
+            own.add_argument("--layers", default="blocks.3.0.bn1+blocks.5.0.bn1")
+            own.add_argument("--teacher-steps", type=int, default=2000)
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    run = {"trays": trays, "quality": quality, "steps": steps, "penalty": penalty, "teacher": teacher, "speed": speed}
+    run[given.what](given)
+
+
+if __name__ == "__main__":
+    main()

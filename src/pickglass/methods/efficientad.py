@@ -1,0 +1,376 @@
+"""EfficientAD: a student learns what a fast teacher says of good images, an autoencoder how such images are composed.
+
+Batzner, Heckler, König: "EfficientAD: Accurate Visual Anomaly Detection at Millisecond-Level Latencies", WACV 2024.
+The teacher T is a PDN, distilled from a large network and frozen (:mod:`pickglass.nn.pdn`); its channels are brought to
+mean 0 and deviation 1 over the good images. The student S has the teacher's form and twice its channels.
+
+- Its first half learns T, only where it is wrong most: L_hard is the mean of the elements of (T - S)^2 at or above
+  their 0.999 quantile (section 3.2). A penalty, the mean of S^2 on natural images, keeps it from learning the teacher
+  for good.
+- The autoencoder A learns T from the whole image through 64 numbers: L_AE, the mean of (T - A)^2. S's second half
+  learns A, blur and all: L_STAE, the mean of (A - S')^2 (section 3.3). All three see the same jittered image.
+- The local map is the mean over channels of (T - S)^2, the global map that of (A - S')^2. Each is scaled so that its
+  0.9 and 0.995 quantiles on held-back good images become 0 and 0.1; the anomaly map is the mean of both, and its
+  maximum the image score (section 3.4).
+
+Where we depart, and why
+- The image is continued by its own reflection, so the map reaches its borders. ``frame="zero"`` is the paper's: no
+  padding, and a frame of zeros, in which no defect is ever found.
+- Batches of any size: quantile and means are each image's own, then the mean over the batch. The paper takes one.
+- The teacher's statistics come from one pass: two passes over each batch, batches merged exactly (Chan et al. 1983).
+- Penalty images are made on the spot unless a folder is named; the paper draws from ImageNet.
+- The default is 5,000 steps, not 70,000, for nobody has a day on a CPU.
+- A common description of the method has loose formulas: (T - S)^2 is averaged over the elements, no norm is taken per
+  channel; 0.999 is the quantile's order, not its value; the penalty too is a mean, not a sum.
+
+Letters: B images, P positions, C = 384 channels, h x w cells, H x W pixels, N elements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pickglass.data.natural import natural_images, natural_photos
+from pickglass.errors import InputError
+from pickglass.features.reading import Reading
+from pickglass.methods.base import Detector
+from pickglass.methods.running import Run, Shape
+from pickglass.nn.loop import Phase, Plan
+from pickglass.nn.maps import highest, kept_cells
+from pickglass.nn.moments import ChannelMoments
+from pickglass.nn.pdn import AE_SIDE, CHANNELS, FRAME, STRIDE, Autoencoder, PDNName, Student
+from pickglass.nn.stacked import Stacked
+
+__all__ = ["EfficientAD", "hard_loss", "jitter"]
+
+_MODELS: dict[str, PDNName] = {"pdn_tiny": "tiny", "pdn_small": "small", "pdn_medium": "medium"}
+_LOST = FRAME // STRIDE  # cells at each border without padding
+_SMALLEST = 64  # pixels
+_NATURAL = 200  # pictures made for the penalty ...
+_PHOTOS = 1000  # ... or photographs read
+_LOW, _HIGH = 0.9, 0.995  # quantiles that become 0 and ...
+_SCALE = 0.1
+_LOCAL, _GLOBAL = slice(0, CHANNELS), slice(CHANNELS, 2 * CHANNELS)  # channels of the student
+
+
+class EfficientAD(Detector):
+    """EfficientAD (Batzner et al. 2024).
+
+    Args:
+        backbone: the form of teacher and student: ``"pdn_small"`` and ``"pdn_medium"`` are the paper's, ``"pdn_tiny"``
+            is ours, with half the inner channels, for lines without a GPU.
+        layers: the teacher's output, ``("teacher",)``.
+        weights: the teacher's: ``"default"`` (shipped, of tiny and small), a file of ``pickglass distill``, or a
+            published checkpoint of the same form.
+        size: see :class:`pickglass.Detector`; at least 64 pixels a side.
+        smoothing: as there (paper: 0).
+        natural: images for the penalty: ``"generated"``, a folder of photographs, or ``"none"``.
+        frame: how the border is judged: ``"reflect"`` continues the image, ``"zero"`` (paper) leaves a frame of 16
+            pixels unjudged.
+        steps: of training (paper: 70,000).
+        batch: images of a step (paper: 1).
+        lr: learning rate of Adam (paper: 1e-4); a tenth of it after 95 % of the steps.
+        weight_decay: L2 penalty (paper: 1e-5).
+        hard: order of the quantile from which an element counts in the student's loss (paper: 0.999).
+
+    Example:
+        >>> import numpy as np, pickglass as pg
+        >>> good = np.random.default_rng(0).integers(90, 110, (12, 64, 64, 3), dtype=np.uint8)
+        >>> detector = pg.EfficientAD(backbone="pdn_tiny", size=64, steps=2).fit(good)
+        >>> detector.predict(good[:2]).maps[0].shape
+        (16, 16)
+    """
+
+    method = "efficientad"
+    reads = ("features", "images")
+    validate_share = 0.1
+    presets: ClassVar = {
+        "paper": {"backbone": "pdn_small", "frame": "zero", "steps": 70_000},
+        # some five minutes of two cores at 256 pixels
+        "quick": {"backbone": "pdn_tiny", "steps": 500, "lr": 5e-4},
+    }
+
+    def __init__(
+        self,
+        *,
+        backbone: str = "pdn_small",
+        layers: Sequence[str] = ("teacher",),
+        weights: str = "default",
+        size: int | str | tuple[int, int] = 256,
+        smoothing: float | None = 0.0,
+        natural: str = "generated",
+        frame: Literal["reflect", "zero"] = "reflect",
+        steps: int = 5000,
+        batch: int = 1,
+        lr: float = 1e-4,
+        weight_decay: float = 1e-5,
+        hard: float = 0.999,
+    ) -> None:
+        super().__init__(backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing)
+        self.natural = natural
+        self.frame = frame
+        self.steps = steps
+        self.batch = batch
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.hard = hard
+        self.student: Stacked | None = None
+        self.autoencoder: Stacked | None = None
+        for name in ("mean", "std", "quantiles"):  # of the teacher (P, C); of the two maps (P, 2, 2)
+            self.register_buffer(name, None)
+        self.mean: Tensor
+        self.std: Tensor
+        self.quantiles: Tensor
+        self._moments: ChannelMoments | None = None
+        self._pictures: Tensor | None = None  # (N, 3, H, W) uint8
+        self._seen: list[list[Tensor]] = []  # per position the maps of held-back images, (2, N)
+
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
+        """Student and autoencoder."""
+        model = self._check(shapes)
+        lost = 0 if self.frame == "reflect" else 2 * _LOST
+        grid = (shapes[0][1] - lost, shapes[0][2] - lost)
+        own_frame = FRAME if self.frame == "reflect" else 0
+        self.student = Stacked(lambda: Student(model, own_frame), positions, seed)
+        self.autoencoder = Stacked(lambda: Autoencoder(grid), positions, seed)
+        self.mean, self.std = torch.zeros(positions, CHANNELS), torch.ones(positions, CHANNELS)
+        self.quantiles = torch.tensor([0.0, 1.0]).repeat(positions, 2, 1)  # (P, local and global, low and high)
+
+    def _check(self, shapes: list[Shape]) -> PDNName:
+        if self.backbone not in _MODELS or len(shapes) != 1 or self.fusing is not None:
+            raise InputError(
+                f"backbone={self.backbone!r}, layers={self.level_names()!r}: EfficientAD's teacher is the output of "
+                f"a patch description network: backbone one of {', '.join(_MODELS)}, layers=['teacher'], not fused"
+            )
+        seen = self.tiling.tile if self.tiling else self.input_size
+        if min(seen) < _SMALLEST:
+            raise InputError(f"images of {seen[0]}x{seen[1]} pixels: EfficientAD needs at least {_SMALLEST} a side")
+        if self.frame not in ("reflect", "zero"):
+            raise InputError(f"frame={self.frame!r}: expected 'reflect' or 'zero'")
+        if not 0 <= self.hard < 1:
+            raise InputError(f"hard={self.hard!r}: expected the order of a quantile, from 0 to below 1, e.g. 0.999")
+        return _MODELS[self.backbone]
+
+    def start(self, run: Run) -> None:
+        """Get the penalty images."""
+        if not run.n_validate:
+            raise InputError(
+                "EfficientAD scales its maps on good images that are held back: give validate, e.g. 0.1, or more images"
+            )
+        seen = self.tiling.tile if self.tiling else self.input_size
+        self._moments, self._pictures, self._seen = ChannelMoments(), None, [[] for _ in range(run.positions)]
+        if self.natural == "generated":
+            n = max(1, min(_NATURAL, self.steps * self.batch))
+            self._pictures = torch.from_numpy(natural_images(n, seen, run.seed)).permute(0, 3, 1, 2)  # (N, 3, H, W)
+        elif self.natural != "none":
+            self._pictures = torch.from_numpy(natural_photos(self.natural, seen, _PHOTOS, run.seed)).permute(0, 3, 1, 2)
+
+    def update(self, reading: Reading) -> None:
+        """Add to the mean and deviation of the teacher's channels."""
+        if self._moments is None:
+            raise RuntimeError("update before start")
+        teacher = self._inside(reading.levels[0])
+        self._moments.add(teacher, self._kept(reading))
+        self.mean, self.std = (m.to(self.mean) for m in self._moments.mean_and_std())
+
+    def phases(self) -> Sequence[Phase[Reading]]:
+        """Student and autoencoder together."""
+        student, autoencoder = self._networks()
+        both = nn.ModuleDict({"student": student, "autoencoder": autoencoder})
+        plan = Plan(
+            steps=self.steps, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay, milestone=0.95, gamma=0.1
+        )
+        return [Phase("student and autoencoder", both, self.loss, plan)]
+
+    def loss(self, reading: Reading) -> Tensor:
+        """L_hard + penalty + L_AE + L_STAE: (P,)."""
+        student, autoencoder = self._networks()
+        images, keep = self._images(reading), self._kept(reading)
+        t = self._normalised(self._inside(reading.levels[0]))  # (B, P, C, h, w)
+        s = student(self._prepared(images), _LOCAL)
+        loss = _batch_mean(hard_loss((t - s).square(), self.hard, keep), keep)
+        if self._pictures is not None:
+            chosen = self._pictures[torch.randint(len(self._pictures), (len(images),))]  # (B, 3, H, W)
+            pictures = (chosen.to(images) / 255)[:, None].expand(-1, images.shape[1], -1, -1, -1)
+            loss = loss + student(self._prepared(pictures), _LOCAL).square().mean((0, 2, 3, 4))
+        jittered = jitter(images)
+        with torch.no_grad():
+            t = self._normalised(self._inside(self._teacher(jittered)))
+        x = self._prepared(jittered)
+        a = autoencoder(_resized(x))
+        s = student(x, _GLOBAL)
+        for squares in ((t - a).square(), (a - s).square()):
+            loss = loss + _batch_mean(_kept_mean(squares.mean(2), keep), keep)
+        return loss
+
+    def adjust(self, reading: Reading) -> None:
+        """Keep the maps of held-back images for their quantiles."""
+        keep = self._kept(reading)
+        both = torch.stack(self._branches(reading))  # (2, B, P, h, w)
+        for p, seen in enumerate(self._seen):
+            own = both[:, :, p]  # (2, B, h, w)
+            seen.append((own.flatten(1) if keep is None else own[:, keep[:, p]]).cpu())  # (2, N)
+
+    def finish(self) -> dict[str, Any]:
+        """The quantiles that scale the maps: over all cells of all held-back images, each position's own."""
+        for p, seen in enumerate(self._seen):
+            values = torch.cat(seen, dim=1).double().numpy()  # (2, N); torch.quantile takes 16 million at most
+            if values.shape[1]:
+                low, high = torch.from_numpy(np.quantile(values, [_LOW, _HIGH], axis=1)).float()  # (2,) each
+                self.quantiles[p] = torch.stack([low, torch.maximum(high, low + 1e-12)], dim=1)
+        pictures = 0 if self._pictures is None else len(self._pictures)
+        self._seen, self._pictures, self._moments = [], None, None
+        student, autoencoder = (sum(x[0].numel() for x in net.parameters()) for net in self._networks())
+        return {
+            "student_parameters": student,
+            "autoencoder_parameters": autoencoder,
+            "natural": self.natural,
+            "natural_images": pictures,
+            "quantiles": self.quantiles.tolist(),
+        }
+
+    # -- judging -------------------------------------------------------------------------------------------------------
+
+    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        """The mean of both maps: scores (B, P), maps (B, P, h, w)."""
+        parts = self.parts(reading)
+        maps = (parts["local"] + parts["global"]) / 2
+        keep = kept_cells(reading.keep, (maps.shape[2], maps.shape[3]))
+        return highest(maps, keep), self.smoothed(maps, keep)
+
+    def parts(self, reading: Reading) -> dict[str, Tensor]:
+        """The local and the global map, scaled, (B, P, h, w) each."""
+        named = dict(zip(("local", "global"), self._branches(reading), strict=True))
+        low, high = self.quantiles[..., 0], self.quantiles[..., 1]  # (P, 2)
+        for i, name in enumerate(named):
+            scale = _SCALE / (high[:, i] - low[:, i])
+            named[name] = (named[name] - low[:, i, None, None]) * scale[:, None, None]
+            if self.frame == "zero":
+                named[name] = F.pad(named[name], (_LOST,) * 4)
+        return named
+
+    def _branches(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        """Mean over channels of (T - S)^2 and of (A - S')^2, (B, P, h, w) each."""
+        student, autoencoder = self._networks()
+        x = self._prepared(self._images(reading))
+        t = self._normalised(self._inside(reading.levels[0]))
+        s = student(x, slice(None))  # (B, P, 2 C, h, w)
+        a = autoencoder(_resized(x))
+        return (t - s[:, :, _LOCAL]).square().mean(2), (a - s[:, :, _GLOBAL]).square().mean(2)
+
+    # -- what the networks see -----------------------------------------------------------------------------------------
+
+    def _images(self, reading: Reading) -> Tensor:
+        if reading.images is None:
+            raise RuntimeError("EfficientAD reads images too")
+        return reading.images
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """As the teacher's backbone normalises them, (B, P, 3, H, W)."""
+        extractor = self._fitted()
+        return (images - extractor.mean) / extractor.std
+
+    def _teacher(self, images: Tensor) -> Tensor:
+        """(B, P, 3, H, W) in [0, 1] -> (B, P, C, h, w)."""
+        level: Tensor = self._fitted()(images.flatten(0, 1))[0].unflatten(0, images.shape[:2])
+        return level
+
+    def _normalised(self, teacher: Tensor) -> Tensor:
+        return (teacher - self.mean[..., None, None]) / self.std[..., None, None]
+
+    def _inside(self, cells: Tensor) -> Tensor:
+        """Without the cells whose field leaves the image, if these are not judged."""
+        return cells if self.frame == "reflect" else cells[..., _LOST:-_LOST, _LOST:-_LOST]
+
+    def _kept(self, reading: Reading) -> Tensor | None:
+        """(B, P, h, w) bool: which cells count."""
+        level = reading.levels[0]
+        keep = kept_cells(reading.keep, (level.shape[3], level.shape[4]))
+        return None if keep is None else self._inside(keep)
+
+    def _networks(self) -> tuple[Stacked, Stacked]:
+        if self.student is None or self.autoencoder is None:
+            raise self._unfitted()
+        return self.student, self.autoencoder
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------
+
+
+def hard_loss(distance: Tensor, order: float, keep: Tensor | None = None) -> Tensor:
+    """Mean of the elements at or above their quantile, each image and position by itself.
+
+    Args:
+        distance: (B, P, C, h, w) squared differences.
+        order: of the quantile, e.g. 0.999: of N elements the N - ceil(order (N - 1)) largest count.
+        keep: (B, P, h, w) bool, the cells that count.
+
+    Returns:
+        (B, P); 0 where no cell counts.
+    """
+    c = distance.shape[2]
+    if keep is None:
+        n = distance[0, 0].numel()
+        return distance.flatten(2).topk(n - math.ceil(order * (n - 1)), dim=2, sorted=False).values.mean(2)
+    counts = c * keep.sum((2, 3))  # (B, P)
+    hardest = counts - (order * (counts - 1)).ceil().long()
+    flat = distance.masked_fill(~keep[:, :, None], -torch.inf).flatten(2)  # (B, P, N)
+    values = flat.topk(max(1, int(hardest.max())), dim=2).values
+    chosen = torch.arange(values.shape[2], device=values.device) < hardest[..., None]
+    chosen &= counts[..., None] > 0
+    return torch.where(chosen, values, 0).sum(2) / chosen.sum(2).clamp(min=1)
+
+
+def jitter(images: Tensor) -> Tensor:
+    """Brightness, contrast or saturation of each image times 0.8 to 1.2: (B, P, 3, H, W) in [0, 1].
+
+    Drawn from torch's default generator.
+    """
+    shape = (*images.shape[:2], 1, 1, 1)
+    kind = torch.randint(3, shape, device=images.device)
+    factor = 0.8 + 0.4 * torch.rand(shape, device=images.device)
+    luma = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
+    grey = (images * luma).sum(2, keepdim=True)  # (B, P, 1, H, W)
+    flat = torch.where(kind == 0, torch.zeros_like(grey), grey.mean((3, 4), keepdim=True))
+    towards = torch.where(kind == 2, grey, flat)
+    return (factor * images + (1 - factor) * towards).clamp(0, 1)
+
+
+def _kept_mean(maps: Tensor, keep: Tensor | None) -> Tensor:
+    """Mean of each map (B, P, h, w) over the cells that count: (B, P); 0 where none does."""
+    if keep is None:
+        return maps.mean((2, 3))
+    return torch.where(keep, maps, 0).sum((2, 3)) / keep.sum((2, 3)).clamp(min=1)
+
+
+def _batch_mean(values: Tensor, keep: Tensor | None) -> Tensor:
+    """Mean over the images that have cells that count: (B, P) -> (P,)."""
+    if keep is None:
+        return values.mean(0)
+    return values.sum(0) / keep.flatten(2).any(2).sum(0).clamp(min=1)
+
+
+# -- the rest ----------------------------------------------------------------------------------------------------------
+
+
+def _resized(x: Tensor) -> Tensor:
+    """Images (B, P, 3, H, W) on the autoencoder's 256 x 256, with a low-pass where that is fewer, as two products."""
+    down, across = (_shrinking(int(n)).to(x) for n in x.shape[3:])  # (256, H), (256, W)
+    return down @ x @ across.T if x.shape[3:] != (AE_SIDE, AE_SIDE) else x
+
+
+def _shrinking(n: int) -> Tensor:
+    """The bilinear resize of n pixels to 256 as a matrix (256, n), a constant for every exporter."""
+    step = n / AE_SIDE
+    centres = (np.arange(AE_SIDE) + 0.5) * step - 0.5
+    weights = (1 - abs(np.arange(n) - centres[:, None]) / max(step, 1)).clip(0)  # triangles, wider where that is fewer
+    return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
