@@ -18,7 +18,9 @@ from pickglass.cli.layers import layers as layers_command
 from pickglass.cli.look import look as look_command
 from pickglass.cli.options import (
     MAX_PIXELS,
+    Adapt,
     Device,
+    DropSuspicious,
     EngineName,
     EngineOption,
     GroupBy,
@@ -79,9 +81,7 @@ def fit(
     tile: Annotated[str | None, typer.Option(help="Tiles of 256 or HxW pixels, each with its own head.")] = None,
     stride: Annotated[str | None, typer.Option(help="From one tile to the next; half a tile unless told.")] = None,
     fuse: Annotated[str | None, typer.Option(help="Fuse the layers: concat, pyramid, bilinear or attention.")] = None,
-    adapt: Annotated[
-        str | None, typer.Option(help="Fine-tune these stages first, with painted defects: stage3,stage4.")
-    ] = None,
+    adapt: Adapt = None,
     preset: Annotated[str | None, typer.Option(help="paper or quick.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -96,9 +96,7 @@ def fit(
     group_by: GroupBy = None,
     roi: Roi = None,
     pixel_mm: PixelMm = None,
-    drop_suspicious: Annotated[
-        bool, typer.Option("--drop-suspicious", help="Leave out images that look like none of the others.")
-    ] = False,
+    drop_suspicious: DropSuspicious = False,
     device: Device = "auto",
     engine: EngineName = EngineOption.auto,
     workers: Workers = 2,
