@@ -10,7 +10,9 @@ import typer
 
 from pickglass.cli.options import (
     MAX_PIXELS,
+    Adapt,
     Device,
+    DropSuspicious,
     EngineName,
     EngineOption,
     ExecutorOption,
@@ -36,7 +38,6 @@ Model = Annotated[
 Size = Annotated[
     str | None, typer.Option(help="Input in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, or native.")
 ]
-Adapt = Annotated[str | None, typer.Option(help="Fine-tune these stages first, with painted defects: stage3,stage4.")]
 DefectPx = Annotated[
     float | None,
     typer.Option("--defect-px", help="With --preset auto: extent of the smallest defect in pixels of your images."),
@@ -46,9 +47,6 @@ Settings = Annotated[
     typer.Option("--set", help="key=value, any setting of the method; tiling.heads=1, fusion.normalise=whiten."),
 ]
 Validate = Annotated[float | None, typer.Option(help="Share of train for validation; by default the method's.")]
-DropSuspicious = Annotated[
-    bool, typer.Option("--drop-suspicious", help="Leave out images that look like none of the others.")
-]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images; of a root, categories at once.")]
 Where = Annotated[ExecutorOption, typer.Option(help="Of a root: local, or ray (pickglass[cluster]).")]
 

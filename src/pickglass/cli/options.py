@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_PIXELS",
+    "Adapt",
     "Device",
+    "DropSuspicious",
     "EngineName",
     "EngineOption",
     "ExecutorOption",
@@ -60,6 +62,10 @@ GroupBy = Annotated[
     str | None, typer.Option("--group-by", help="Regular expression that finds the part or roll in each file name.")
 ]
 
+Adapt = Annotated[str | None, typer.Option(help="First fine-tune these stages on painted defects, e.g. stage3,stage4.")]
+DropSuspicious = Annotated[
+    bool, typer.Option("--drop-suspicious", help="Leave out images that look like none of the others.")
+]
 Roi = Annotated[Path | None, typer.Option(help="Region of interest: a mask for all images, or a folder with one each.")]
 PixelMm = Annotated[float | None, typer.Option("--pixel-mm", help="Side of a pixel on the part in millimetres.")]
 

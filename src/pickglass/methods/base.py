@@ -123,26 +123,10 @@ class Detector(Head):
         if counts["fit"] == 0:
             raise DataError(f"no good image is left to fit ({counts}): lower validate or calibrate, or add images")
         data_sha256 = fingerprint(table)
-        adaptation: dict[str, Any] | None = None
-        if self.adapting is not None:
-            adaptation = adapt_backbone(self.adapting, reader, table, seed, progress or silent)
-            self._engine = None  # it may hold the network as it was
-            reader = self._reader(options)
-            reader.ready = ready
         check = CleanCheck(counts["fit"], references=2048) if "features" in self.reads and clean is None else None
-        if self.fusing is not None:
-            fusion = Fusion(self.fusing, self.backbone_shapes(), seed)
-            learn_fusion(fusion, reader, table, progress or silent)
-            self.fusion = reader.fusion = fusion
-        run = Run(
-            counts["fit"] * len(self.turns),
-            self.level_shapes(),
-            1,
-            seed,
-            memory_gb,
-            progress or silent,
-            n_validate=counts["validate"],
-        )
+        reader, told = self._learn_features(reader, table, seed, progress or silent)
+        seen = counts["fit"] * len(self.turns)
+        run = Run(seen, self.level_shapes(), 1, seed, memory_gb, progress or silent, n_validate=counts["validate"])
         fitting = f"{self.method} {self.configuration()} {seed} {data_sha256}"
         details = learn(
             self,
@@ -164,7 +148,7 @@ class Detector(Head):
             "pixel_mm": common_pitch(table),
             "margins": all(row.roi == MARGINS for row in table),
             "backbone_weights": extractor.weights.to_json() if extractor.weights else None,
-            **({} if adaptation is None else {"adaptation": adaptation}),
+            **told,
             "device": reader.engine.device,
             "engine": reader.engine.name,
             "suspicious": [] if clean is None else [s._asdict() for s in clean.suspicious],
@@ -192,6 +176,22 @@ class Detector(Head):
         self.roi = None if roi is None else torch.from_numpy(roi)
         self.tiles = None if self.tiling is None else Tiles(self.tiling, self.input_size)
         return self.extractor
+
+    def _learn_features(
+        self, reader: Reader, table: Table, seed: int, progress: Progress
+    ) -> tuple[Reader, dict[str, Any]]:
+        """Adapt the backbone and learn the fusion, if wanted: the reader to go on with, and what to tell."""
+        told: dict[str, Any] = {}
+        if self.adapting is not None:
+            told["adaptation"] = adapt_backbone(self.adapting, reader, table, seed, progress)
+            self._engine, ready = None, reader.ready  # the engine may hold the network as it was
+            reader = self._reader(reader.running)
+            reader.ready = ready
+        if self.fusing is not None:
+            fusion = Fusion(self.fusing, self.backbone_shapes(), seed)
+            learn_fusion(fusion, reader, table, progress)
+            self.fusion = reader.fusion = fusion
+        return reader, told
 
     def _reader(self, running: Running) -> Reader:
         """Move to the device and make the engine ready, unless it is."""
