@@ -21,8 +21,8 @@ from typing_extensions import Unpack
 from pickglass.app.advise_candidates import Candidate, candidates, input_sizes, size_text
 from pickglass.app.advise_page import Shown, write_advice
 from pickglass.app.advise_painted import KINDS_PAINTED, PaintedSet, choose_rows, paint_set, usual_size
-from pickglass.app.advise_results import Advised, AdviseResult, RuledOut
 from pickglass.app.advise_score import LIMIT, Cost, Score, difference, judge, measure_cost
+from pickglass.app.study_results import Advised, AdviseResult, RuledOut
 from pickglass.data import Preprocess, Table, load_dataset, with_pixel_mm, with_roi
 from pickglass.data.defects import Kind
 from pickglass.data.files import output_path

@@ -14,8 +14,8 @@ from typing import Any
 
 from pickglass.app.advise import Advice, find_advice
 from pickglass.app.advise_candidates import Candidate, size_text
-from pickglass.app.advise_results import AblationRow
 from pickglass.app.advise_score import Score, difference, judge
+from pickglass.app.study_results import AblationRow
 from pickglass.data import Table
 from pickglass.data.defects import Kind
 from pickglass.errors import InputError

@@ -1,5 +1,5 @@
 """What each command prints with ``--json``: one TypedDict a command. Metrics in 0..1, boxes [x, y, w, h] in pixels of
-the original image, absent = null."""
+the original image, absent = null. Those of ``advise`` and ``study`` are in :mod:`pickglass.app.study_results`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ __all__ = [
     "ModelMetrics",
     "PredictResult",
     "RobustnessResult",
-    "StudyCell",
-    "StudyResult",
     "Suspicious",
     "TestResult",
 ]
@@ -358,45 +356,3 @@ class DemoWithCloth(DemoResult):
     """``pickglass demo``: the photographs, and the same four for the cloth."""
 
     cloth: DemoResult
-
-
-class StudyCell(TypedDict):
-    """One cell of ``pickglass study``: ``state`` is waiting, claimed (another process has it), done, failed or missing
-    (its weights were not found). ``command`` does this cell again; null unless it failed or lacks its weights.
-    """
-
-    key: str
-    data: str
-    dataset: str
-    method: str
-    backbone: str
-    layers: list[str]
-    weights: str
-    size: int | str
-    seed: int
-    state: str
-    estimate_s: float | None
-    total_s: float | None
-    image_auroc: float | None
-    aupro_30: float | None
-    error: str | None
-    command: str | None
-
-
-class StudyResult(TypedDict):
-    """``pickglass study``. ``n`` cells, and how many are in which state; ``waiting`` counts those that another process
-    has. ``estimate_s``: seconds of what is to be done, null unless ``--dry-run``. ``left_out``: combinations without
-    published weights.
-    """
-
-    file: str
-    n: int
-    done: int
-    failed: int
-    missing: int
-    waiting: int
-    estimate_s: float | None
-    left_out: list[str]
-    cells: list[StudyCell]
-    csv: str | None
-    report: str | None

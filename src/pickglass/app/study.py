@@ -11,9 +11,9 @@ from typing_extensions import Unpack
 
 from pickglass.app.executors import Executor, make_executor
 from pickglass.app.heckler2023 import HECKLER2023
-from pickglass.app.results import StudyCell, StudyResult
 from pickglass.app.study_cells import EACH, Cell, Grid, Plan, make_plan, weights_name
 from pickglass.app.study_page import write_study
+from pickglass.app.study_results import StudyCell, StudyResult
 from pickglass.app.study_run import GroupTask, run_group
 from pickglass.app.study_store import Outcome, StudyStore
 from pickglass.app.study_time import estimate

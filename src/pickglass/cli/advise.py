@@ -24,7 +24,7 @@ from pickglass.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pickglass.app.advise_results import AdviseResult
+    from pickglass.app.study_results import AdviseResult
 
 __all__ = ["advise"]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -20,16 +19,15 @@ from typing_extensions import Unpack
 
 from pickglass.calibration import Calibration, highest_score, settings_digest
 from pickglass.calibration.drift import Sample
-from pickglass.data import MARGINS, Preprocess, Table, as_table, fingerprint, parse_size, split_roles
+from pickglass.data import MARGINS, Preprocess, Table, as_table, fingerprint, split_roles
 from pickglass.data.tables import image_digest
 from pickglass.errors import DataError, Failure, InputError, ModelFileError
-from pickglass.features.backbones import find_backbone
 from pickglass.features.engine import Engine, EngineName, has_bfloat16
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.fusion import Fusion
 from pickglass.features.reading import Reading
 from pickglass.features.weights import WeightsInfo
-from pickglass.methods.describing import describe
+from pickglass.methods.describing import describe, tile_parts
 from pickglass.methods.head import Head
 from pickglass.methods.learning import adapt_backbone, learn, learn_fusion
 from pickglass.methods.modelfile import assign, write_model
@@ -37,7 +35,13 @@ from pickglass.methods.naming import Namer, found_regions, unfolded
 from pickglass.methods.running import Progress, Reader, Run, Running, RunOptions, device_name, read, silent
 from pickglass.methods.suspicion import CleanCheck, Cleanliness, find_suspicious
 from pickglass.methods.tiling import TileParts, Tiles
-from pickglass.methods.training_data import common_pitch, common_roi, training_table
+from pickglass.methods.training_data import (
+    common_pitch,
+    common_roi,
+    known_preprocess,
+    training_table,
+    within_margins,
+)
 from pickglass.nn.maps import kept_cells
 from pickglass.result import Found, Named, Prediction
 
@@ -99,8 +103,7 @@ class Detector(Head):
                 otherwise they are only named, in ``provenance["suspicious"]``.
             progress: called with (stage, done, total).
             running: ``device`` ("auto", "cpu", "cuda"), ``engine`` ("auto", "openvino", "bfloat16", "torch"; "auto"
-                is bfloat16 for a model that was fitted so), ``batch`` 8,
-                ``workers`` 2, ``max_pixels``; see :class:`pickglass.methods.running.Running`.
+                is bfloat16 for a model that was fitted so), ``batch`` 8, ``workers`` 2, ``max_pixels``; see :class:`pickglass.methods.running.Running`.
 
         Returns:
             self, with ``calibration`` and ``provenance`` set.
@@ -110,7 +113,7 @@ class Detector(Head):
         """
         began = time.perf_counter()
         options = Running(**running)
-        table, sizes, ready = training_table(data, options, self._known_preprocess(), memory_gb / 4)
+        table, sizes, ready = training_table(data, options, known_preprocess(self.size, self.backbone), memory_gb / 4)
         table = split_roles(table, self.wanted_validation if validate is None else validate, calibrate, seed)
         extractor = self._forget(table, sizes, seed)
         reader = self._reader(options)
@@ -159,12 +162,6 @@ class Detector(Head):
         self._calibrate(table.role("calibrate"), reader)
         self.provenance["fit_s"] = time.perf_counter() - began
         return self
-
-    def _known_preprocess(self) -> Preprocess | None:
-        """How images will be prepared, unless their sizes have a say in it."""
-        if parse_size(self.size).size is None:
-            return None
-        return Preprocess.for_images(self.size, find_backbone(self.backbone).interpolation, [])
 
     def _forget(self, table: Table, sizes: Mapping[str, tuple[int, int]], seed: int) -> FeatureExtractor:
         """Begin anew: a backbone, and a canvas for images of these sizes."""
@@ -217,16 +214,10 @@ class Detector(Head):
     ) -> tuple[Sample, list[Failure]]:
         """Scores, plain facts and pooled features of images, for :func:`pickglass.calibration.drift.find_drift`."""
         reader = self._reader(Running(**running))
-        table = self._inside_margins(as_table(data, role="test"))
+        table = within_margins(as_table(data, role="test"), self.provenance)
         settings = settings_digest(self.configuration())
         sample, _, failures = describe(reader, self.judge, table, settings, progress or silent)
         return sample, failures
-
-    def _inside_margins(self, table: Table) -> Table:
-        """The rows as the model was taught to look at them."""
-        if not self.provenance.get("margins"):
-            return table
-        return Table([replace(row, roi=row.roi or MARGINS) for row in table])
 
     def current_calibration(self) -> Calibration | None:
         """The calibration, marked stale if a setting was changed since it was made."""
@@ -249,7 +240,7 @@ class Detector(Head):
         """As :meth:`predict`, one image after the other, in order, holding one batch at a time."""
         self._fitted()
         reader = self._reader(Running(**running))
-        table = self._inside_margins(as_table(data, role="test"))
+        table = within_margins(as_table(data, role="test"), self.provenance)
         for done, item in enumerate(self._stream(table, reader), start=1):
             if progress is not None:
                 progress("judging images", done, len(table))
@@ -278,7 +269,6 @@ class Detector(Head):
                     named,
                 )
 
-    @torch.no_grad()
     def tile_parts(self, data: Any, **running: Unpack[RunOptions]) -> Iterator[tuple[np.ndarray, TileParts]]:
         """How the map of each image is put together: its canvas (3, H, W) in [0, 1] and its parts, with B = 1.
 
@@ -290,15 +280,8 @@ class Detector(Head):
         self._fitted()
         if self.tiles is None:
             raise InputError(f"this {type(self).__name__} is not tiled: make it with .tiled(size, tile, stride)")
-        for batch in self._reader(Running(**running)).batches(self._inside_margins(as_table(data, role="test"))):
-            if batch.reading is None:
-                continue
-            keep = None if batch.reading.keep is None else self.tiles.unfold(batch.reading.keep)
-            scores, maps = map(self.tiles.unfold, self.score(batch.reading))
-            parts = self.tiles.parts(scores, maps, keep)
-            for i, item in enumerate(batch.sound):
-                if item.value is not None:
-                    yield item.value.image, TileParts(*(part[i : i + 1] for part in parts))
+        table = within_margins(as_table(data, role="test"), self.provenance)
+        return tile_parts(self._reader(Running(**running)), self.score, table)
 
     def regions(self, maps: np.ndarray) -> Tensor:
         """The region of the highest peak of each map (B, h, w) at the pixel threshold, (B, H, W) in 0..1."""
@@ -309,12 +292,11 @@ class Detector(Head):
         """The types of the defects, None for parts that are judged good."""
         known = self.calibration
         bad = [i for i, score in enumerate(scores.tolist()) if known is None or known.verdict(score) != "good"]
-        names: list[Named | None] = [None] * len(scores)
-        if self.namer is not None and bad:
-            levels, shares = unfolded(reading, self.tiles, self.regions(maps))
-            for i, named in zip(bad, self.namer.names([level[bad] for level in levels], shares[bad]), strict=True):
-                names[i] = named
-        return names
+        if self.namer is None or not bad:
+            return [None] * len(scores)
+        levels, shares = unfolded(reading, self.tiles, self.regions(maps))
+        names = dict(zip(bad, self.namer.names([level[bad] for level in levels], shares[bad]), strict=True))
+        return [names.get(i) for i in range(len(scores))]
 
     # -- the graph -----------------------------------------------------------------------------------------------------
 

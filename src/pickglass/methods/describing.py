@@ -1,8 +1,9 @@
-"""What is remembered of images that were only judged: scores, plain facts and pooled features, for ``drift``."""
+"""What is told of images beside their scores and maps: plain facts and pooled features, for ``drift``; and how the map
+of a tiled detector was put together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +15,10 @@ from pickglass.data import Table
 from pickglass.errors import Failure
 from pickglass.features.reading import Reading
 from pickglass.methods.running import Progress, Reader, silent
+from pickglass.methods.tiling import TileParts
 from pickglass.nn.maps import kept_cells
 
-__all__ = ["Described", "describe"]
+__all__ = ["Described", "describe", "tile_parts"]
 
 
 class Described(NamedTuple):
@@ -75,3 +77,28 @@ def _pooled(levels: Sequence[Tensor], keep: Tensor | None, n: int) -> np.ndarray
         summed = (level * weights[:, :, None]).sum(dim=(3, 4)).reshape(n, -1, level.shape[2]).sum(dim=1)  # (n, C)
         parts.append((summed / weights.reshape(n, -1).sum(dim=1).clamp(min=1)[:, None]).cpu())
     return torch.cat(parts, dim=1).numpy()
+
+
+@torch.no_grad()
+def tile_parts(
+    reader: Reader, score: Callable[[Reading], tuple[Tensor, Tensor]], table: Table
+) -> Iterator[tuple[np.ndarray, TileParts]]:
+    """How the map of each sound image is put together: its canvas (3, H, W) in [0, 1] and its parts, with B = 1.
+
+    Args:
+        reader: reads the rows in tiles.
+        score: a reading -> scores (B, P) and maps (B, P, h, w) of the heads.
+        table: rows; broken images are left out.
+    """
+    tiles = reader.tiles
+    if tiles is None:
+        raise RuntimeError("without tiles there are no parts")
+    for batch in reader.batches(table):
+        if batch.reading is None:
+            continue
+        keep = None if batch.reading.keep is None else tiles.unfold(batch.reading.keep)
+        scores, maps = map(tiles.unfold, score(batch.reading))
+        parts = tiles.parts(scores, maps, keep)
+        for i, item in enumerate(batch.sound):
+            if item.value is not None:
+                yield item.value.image, TileParts(*(part[i : i + 1] for part in parts))

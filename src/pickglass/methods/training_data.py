@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pickglass.data import MARGINS, Dataset, Decoded, Preprocess, Row, Table, as_table, decode, read_roi
+from pickglass.data import MARGINS, Dataset, Decoded, Preprocess, Row, Table, as_table, decode, parse_size, read_roi
 from pickglass.data.images import Array
 from pickglass.errors import DataError, Failure
+from pickglass.features.backbones import find_backbone
 from pickglass.methods.running import Prepared, Running
 
-__all__ = ["common_pitch", "common_roi", "training_table"]
+__all__ = ["common_pitch", "common_roi", "known_preprocess", "training_table", "within_margins"]
 
 Size = tuple[int, int]
 
@@ -64,6 +66,18 @@ def training_table(
     if failures:
         raise DataError(f"{len(failures)} of {len(table)} training images cannot be read:", failures)
     return table, sizes, ready
+
+
+def known_preprocess(size: int | str | tuple[int, int], backbone: str) -> Preprocess | None:
+    """How images will be prepared; None where their sizes have a say in it."""
+    if parse_size(size).size is None:
+        return None
+    return Preprocess.for_images(size, find_backbone(backbone).interpolation, [])
+
+
+def within_margins(table: Table, provenance: Mapping[str, Any]) -> Table:
+    """The rows as a model of this provenance was taught to look at them: inside their margins, if so."""
+    return Table([replace(row, roi=row.roi or MARGINS) for row in table]) if provenance.get("margins") else table
 
 
 def common_roi(table: Table, sizes: Mapping[str, Size], preprocess: Preprocess) -> npt.NDArray[np.bool_] | None:

@@ -1,11 +1,11 @@
-"""What ``pickglass advise --json`` prints, and the rows that ``--preset auto`` leaves in a model; see also
-:mod:`pickglass.app.results`."""
+"""What ``pickglass advise`` and ``study`` print with ``--json``, and the rows that ``--preset auto`` leaves in a model;
+see also :mod:`pickglass.app.results`."""
 
 from __future__ import annotations
 
 from typing import TypedDict
 
-__all__ = ["AblationRow", "AdviseResult", "Advised", "RuledOut"]
+__all__ = ["AblationRow", "AdviseResult", "Advised", "RuledOut", "StudyCell", "StudyResult"]
 
 
 class Advised(TypedDict):
@@ -80,3 +80,45 @@ class AblationRow(TypedDict):
     interval: list[float] | None
     taken: bool
     why: str
+
+
+class StudyCell(TypedDict):
+    """One cell of ``pickglass study``: ``state`` is waiting, claimed (another process has it), done, failed or missing
+    (its weights were not found). ``command`` does this cell again; null unless it failed or lacks its weights.
+    """
+
+    key: str
+    data: str
+    dataset: str
+    method: str
+    backbone: str
+    layers: list[str]
+    weights: str
+    size: int | str
+    seed: int
+    state: str
+    estimate_s: float | None
+    total_s: float | None
+    image_auroc: float | None
+    aupro_30: float | None
+    error: str | None
+    command: str | None
+
+
+class StudyResult(TypedDict):
+    """``pickglass study``. ``n`` cells, and how many are in which state; ``waiting`` counts those that another process
+    has. ``estimate_s``: seconds of what is to be done, null unless ``--dry-run``. ``left_out``: combinations without
+    published weights.
+    """
+
+    file: str
+    n: int
+    done: int
+    failed: int
+    missing: int
+    waiting: int
+    estimate_s: float | None
+    left_out: list[str]
+    cells: list[StudyCell]
+    csv: str | None
+    report: str | None
