@@ -35,13 +35,7 @@ from pickglass.methods.naming import Namer, found_regions, unfolded
 from pickglass.methods.running import Progress, Reader, Run, Running, RunOptions, device_name, read, silent
 from pickglass.methods.suspicion import CleanCheck, Cleanliness, find_suspicious
 from pickglass.methods.tiling import TileParts, Tiles
-from pickglass.methods.training_data import (
-    common_pitch,
-    common_roi,
-    known_preprocess,
-    training_table,
-    within_margins,
-)
+from pickglass.methods.training_data import common_pitch, common_roi, known_preprocess, training_table, within_margins
 from pickglass.nn.maps import kept_cells
 from pickglass.result import Found, Named, Prediction
 
@@ -102,8 +96,8 @@ class Detector(Head):
             drop_suspicious: first leave out the images that look like none of the others, for they may be defective;
                 otherwise they are only named, in ``provenance["suspicious"]``.
             progress: called with (stage, done, total).
-            running: ``device`` ("auto", "cpu", "cuda"), ``engine`` ("auto", "openvino", "bfloat16", "torch"; "auto"
-                is bfloat16 for a model that was fitted so), ``batch`` 8, ``workers`` 2, ``max_pixels``; see :class:`pickglass.methods.running.Running`.
+            running: ``device``, ``engine`` ("auto", "openvino", "bfloat16", "torch"; "auto" is bfloat16 for a model fitted
+                so), ``batch`` 8, ``workers`` 2, ``max_pixels``; see :class:`pickglass.methods.running.Running`.
 
         Returns:
             self, with ``calibration`` and ``provenance`` set.
