@@ -96,8 +96,8 @@ class Detector(Head):
             drop_suspicious: first leave out the images that look like none of the others, for they may be defective;
                 otherwise they are only named, in ``provenance["suspicious"]``.
             progress: called with (stage, done, total).
-            running: ``device``, ``engine`` ("auto", "openvino", "bfloat16", "torch"; "auto" is bfloat16 for a model fitted
-                so), ``batch`` 8, ``workers`` 2, ``max_pixels``; see :class:`pickglass.methods.running.Running`.
+            running: ``device``, ``engine`` ("auto", "openvino", "bfloat16", "torch"; "auto" is bfloat16 for a model
+                fitted so), ``batch`` 8, ``workers`` 2, ``max_pixels``; see :class:`pickglass.methods.running.Running`.
 
         Returns:
             self, with ``calibration`` and ``provenance`` set.
