@@ -56,6 +56,7 @@ def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_datase
         "n_calibrate",
         "fit_s",
         "details",
+        "adaptation",
         "suspicious",
         "dropped",
         "auto",
