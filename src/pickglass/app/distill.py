@@ -135,10 +135,7 @@ def distill(
     card = {
         **{k: result[k] for k in ("model", "backbone", "layers", "photos", "held_out", "steps")},
         **{"batch": batch, "crop": crop, "lr": lr, "seed": seed, "photos_sha256": fingerprint(table)},
-        "start_sha256": None if start is None else hashlib.sha256(start.read_bytes()).hexdigest(),
-        "backbone_weights": source.extractor.weights.to_json() if source.extractor.weights else None,
-        **{"backbone_licence": backbone_licence, "photos_licence": photos_licence},
-        "versions": {"pickglass": version("pickglass"), "torch": torch.__version__},
+        **{"backbone_licence": backbone_licence, "photos_licence": photos_licence, **_origin(source.extractor, start)},
     }
 
     def write(step: int, seconds: float) -> None:
@@ -168,6 +165,14 @@ def distill(
         write(steps, histories[0].seconds)
     checkpoint.unlink(missing_ok=True)
     return result
+
+
+def _origin(extractor: FeatureExtractor, start: Path | None) -> dict[str, Any]:
+    return {
+        "backbone_weights": extractor.weights.to_json() if extractor.weights else None,
+        "start_sha256": None if start is None else hashlib.sha256(start.read_bytes()).hexdigest(),
+        "versions": {"pickglass": version("pickglass"), "torch": torch.__version__},
+    }
 
 
 def _split(photos: list[Photo], seed: int) -> tuple[list[Photo], list[Photo]]:
