@@ -260,23 +260,23 @@ def _torch_runner(network: torch.nn.Module, device: torch.device, dtype: torch.d
 
 
 def _openvino_runner(network: torch.nn.Module, precision: str) -> Callable[[torch.Tensor], Any]:
+    """Compiled once a batch size: the graph of a whole detector holds it as a constant."""
     import openvino
 
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (torch.rand(2, 3, 256, 256),),
-            buffer,  # type: ignore[arg-type]
-            dynamo=False,
-            input_names=["images"],
-            dynamic_axes={"images": {0: "batch"}},
-        )
-    core = openvino.Core()
-    hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
-    compiled = core.compile_model(core.read_model(buffer.getvalue()), "CPU", {"INFERENCE_PRECISION_HINT": hint})
-    return lambda images: compiled(images.numpy())
+    compiled: dict[int, Any] = {}
+    hint = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision]}
+
+    def run(images: torch.Tensor) -> Any:
+        if len(images) not in compiled:
+            buffer = io.BytesIO()
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                torch.onnx.export(network, (images,), buffer, dynamo=False)  # type: ignore[arg-type]
+            core = openvino.Core()
+            compiled[len(images)] = core.compile_model(core.read_model(buffer.getvalue()), "CPU", hint)
+        return compiled[len(images)](images.numpy())
+
+    return run
 
 
 def _rate(run: Callable[[torch.Tensor], Any], images: torch.Tensor, device: torch.device, seconds: float = 5) -> float:

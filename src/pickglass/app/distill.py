@@ -56,6 +56,7 @@ _SCALES = (0.8, 2.0)  # pixels of the photograph a pixel of the crop, where the 
 _GREY = 0.1  # share of the crops without colour, as in the authors' code
 _STATISTICS = 500  # crops that tell the channels' mean and deviation
 _AT_ONCE = 8  # crops
+_STATE = ".training.safetensors"  # in place of the teacher's suffix
 
 Photo = NDArray[np.uint8]  # (H, W, 3)
 
@@ -112,8 +113,6 @@ def distill(
         InputError: a setting out of its range, or layers whose stride does not fit.
     """
     target, told = output_path(out, ".safetensors"), progress or silent
-    if crop < 64 or crop % 32:
-        raise InputError(f"crop={crop!r}: expected a multiple of 32 from 64, in pixels")
     table = as_table(photos, role="train")[:limit]
     held, fit = _split(_decoded(table, workers, max_pixels, told), seed)
     where = device_name(device)
@@ -135,10 +134,7 @@ def distill(
     card = {
         **{k: result[k] for k in ("model", "backbone", "layers", "photos", "held_out", "steps")},
         **{"batch": batch, "crop": crop, "lr": lr, "seed": seed, "photos_sha256": fingerprint(table)},
-        "start_sha256": None if start is None else hashlib.sha256(start.read_bytes()).hexdigest(),
-        "backbone_weights": source.extractor.weights.to_json() if source.extractor.weights else None,
-        **{"backbone_licence": backbone_licence, "photos_licence": photos_licence},
-        "versions": {"pickglass": version("pickglass"), "torch": torch.__version__},
+        **{"backbone_licence": backbone_licence, "photos_licence": photos_licence, **_origin(source.extractor, start)},
     }
 
     def write(step: int, seconds: float) -> None:
@@ -151,23 +147,46 @@ def distill(
         if callback is not None:
             callback(record, result)
 
-    checkpoint = target.with_suffix(".training.safetensors")
     plan = Plan(steps=steps, batch=batch, lr=lr, weight_decay=1e-5, cosine=True, drop_last=True)
+    seconds = _train(pdn, source, fit, plan, seed, progress, tell, target, json.dumps(card))
+    if result["step"] < steps:  # it was killed after the last step
+        write(steps, seconds)
+    target.with_suffix(_STATE).unlink(missing_ok=True)
+    return result
+
+
+def _train(
+    pdn: PDN,
+    source: _Source,
+    fit: Sequence[Photo],
+    plan: Plan,
+    seed: int,
+    progress: Progress | None,
+    tell: Callable[[EpochRecord], None],
+    target: Path,
+    fingerprint: str,
+) -> float:
+    """Train the PDN in place; the seconds that it took."""
     histories = train_all(
         [Phase("teacher", pdn, lambda pair: F.mse_loss(pdn(pair.seen), pair.wanted)[None], plan)],
         lambda indices: source.pair([fit[i] for i in indices]),
         len(fit),
         seed=seed,
-        device=where,
+        device=source.device,
         progress=progress,
         callback=tell,
-        checkpoint=checkpoint,
-        fingerprint=json.dumps(card),
+        checkpoint=target.with_suffix(_STATE),
+        fingerprint=fingerprint,
     )
-    if result["step"] < steps:  # it was killed after the last step
-        write(steps, histories[0].seconds)
-    checkpoint.unlink(missing_ok=True)
-    return result
+    return histories[0].seconds
+
+
+def _origin(extractor: FeatureExtractor, start: Path | None) -> dict[str, Any]:
+    return {
+        "backbone_weights": extractor.weights.to_json() if extractor.weights else None,
+        "start_sha256": None if start is None else hashlib.sha256(start.read_bytes()).hexdigest(),
+        "versions": {"pickglass": version("pickglass"), "torch": torch.__version__},
+    }
 
 
 def _split(photos: list[Photo], seed: int) -> tuple[list[Photo], list[Photo]]:
@@ -250,6 +269,8 @@ class _Source:
     crop: int
 
     def __post_init__(self) -> None:
+        if self.crop < 64 or self.crop % 32:
+            raise InputError(f"crop={self.crop!r}: expected a multiple of 32 from 64, in pixels")
         self.run = Engine(self.extractor, self.device, self.engine)
         self.mean, self.std = torch.zeros(()), torch.ones(())
         probe = FeatureExtractor("pdn_tiny", ["teacher"], None)
