@@ -203,6 +203,13 @@ def test_a_file_that_would_be_too_large_is_refused_before_it_is_learned() -> Non
     apart = pg.PatchCore(**RESNET, max_bank_mb=0.05).tiled(size=96, tile=64, at_once=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the bank would take"):  # of all groups together, not of each
         apart.fit(textures(8, 96))
+    plain = {name: RESNET[name] for name in ("backbone", "layers", "weights")}
+    gaussians = pg.PaDiM(**plain, dims=8, max_statistics_mb=0.2).tiled(size=96, tile=64, at_once=1)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the statistics would take"):  # 0.1 MB a position
+        gaussians.fit(textures(8, 96))
+    few = pg.PaDiM(**plain, dims=8).tiled(size=96, tile=64, stride=32, max_file_mb=backbone + 0.2)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"share heads among the tiles, heads=\d"):
+        few.fit(textures(8, 96))
 
 
 def test_positions_are_learned_together_while_the_memory_lasts() -> None:

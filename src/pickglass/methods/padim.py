@@ -141,13 +141,14 @@ class PaDiM(Detector):
         """Choose the smaller form, predict what it takes, set up the sums."""
         gaussians = self._gaussians()
         few = _few(gaussians, run.n_images)
-        size = _megabytes(gaussians, run.n_images)
+        size = run.groups * _megabytes(gaussians, run.n_images)  # the model holds those of all groups
         limit = self.max_statistics_mb
         if size > limit:
             raise InputError(
                 f"the statistics would take {size:,.0f} MB ({sum(gaussians.channels)} channels in each of "
                 f"{gaussians.grid[0]}x{gaussians.grid[1]} cells), more than max_statistics_mb={limit:g}: "
-                f"{self._remedy(run, lambda g: _megabytes(g, run.n_images) <= limit)}, or raise max_statistics_mb"
+                f"{self._remedy(run, lambda g: run.groups * _megabytes(g, run.n_images) <= limit)}, "
+                "or raise max_statistics_mb"
             )
         working = _working_gb(gaussians, run.n_images)
         if working > run.memory_gb:
@@ -157,6 +158,10 @@ class PaDiM(Detector):
             )
         self._learner = FewSamples(gaussians) if few else RunningSums(gaussians, gaussians.cell.device)
         self._images = 0
+
+    def predicted_mb(self, run: Run) -> float:
+        """What the statistics will take."""
+        return _megabytes(self._laid_out(run.shapes, run.positions, self.dims), run.n_images)
 
     def _remedy(self, run: Run, fits: Callable[[CellGaussians], bool]) -> str:
         """The largest dims that fits: more channels always take more."""
