@@ -189,7 +189,7 @@ def ready(positions: int = 2, images: int = 3, **settings: object) -> tuple[Effi
     pixels = torch.rand(images, positions, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     level = detector.extractor(pixels.flatten(0, 1))[0].unflatten(0, (images, positions))
     detector.build([(CHANNELS, 16, 16)], positions, 0)
-    detector.start(Run(images, [(CHANNELS, 16, 16)], positions, 0, 1.0, lambda *_: None, 1))
+    detector.start(Run(images, [(CHANNELS, 16, 16)], positions, 0, 1.0, lambda *_: None, n_validate=1))
     detector.update(Reading((level,), pixels))
     return detector.eval(), Reading((level,), pixels)
 
