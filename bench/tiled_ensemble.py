@@ -39,6 +39,7 @@ from pickglass.app.evaluate import evaluate
 from pickglass.app.fit import build
 from pickglass.data import load_dataset, load_datasets
 from pickglass.features.backbones import find_backbone
+from pickglass.features.engine import EngineName, has_bfloat16
 from pickglass.methods import METHODS
 
 TILES: dict[str, Any] = {"size": 512, "tile": 256, "stride": 128}
@@ -61,17 +62,17 @@ WAYS: dict[str, tuple[int, dict[str, Any] | None]] = {
 # -- fit and evaluate, in a process of their own -----------------------------------------------------------------------
 
 
-def timed(data: str) -> dict[str, Any]:
+def timed(data: str, engine: EngineName) -> dict[str, Any]:
     """The PaDiM ensemble of the comparison with the peer."""
     dataset = load_dataset(data)
     detector = build("padim", None, RESNET, {**TILES, "join": "seams"})
     find_backbone("resnet18")  # imports torchvision, as the peer does before its time begins
     began = time.perf_counter()
-    detector.fit(dataset.train, calibrate=0)
+    detector.fit(dataset.train, calibrate=0, engine=engine)
     fit_s = time.perf_counter() - began
-    detector.predict(dataset.test[:1])  # sets the engine up
+    detector.predict(dataset.test[:1], engine=engine)
     began = time.perf_counter()
-    metrics = evaluate(detector.predict(dataset.test))
+    metrics = evaluate(detector.predict(dataset.test, engine=engine))
     evaluate_s = time.perf_counter() - began
     return {"fit_s": fit_s, "evaluate_s": evaluate_s, "peak_rss_mb": _peak_mb(), "image_auroc": metrics["image_auroc"]}
 
@@ -100,14 +101,15 @@ def apart(what: str, *arguments: Any) -> dict[str, Any]:
 
 
 def peer(given: argparse.Namespace) -> None:
-    ours = apart("timed", str(given.data[0]))
+    engines: list[EngineName] = ["openvino", "bfloat16"] if has_bfloat16() else ["openvino"]
+    ours = {engine: apart("timed", str(given.data[0]), engine) for engine in engines}
     with tempfile.TemporaryDirectory() as folder:
         script = Path(__file__).with_name("peer_tiled.py")
         out = subprocess.run(
             [given.peer_python, script, given.data[0], folder], capture_output=True, text=True, check=True
         )
     theirs = json.loads(out.stdout.strip().splitlines()[-1])
-    ratios = {key: theirs[key] / ours[key] for key in ("fit_s", "evaluate_s")}
+    ratios = {e: {key: theirs[key] / own[key] for key in ("fit_s", "evaluate_s")} for e, own in ours.items()}
     print(json.dumps({"ours": ours, "peer": theirs, "times faster": ratios}))
 
 

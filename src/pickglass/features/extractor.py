@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -54,6 +55,7 @@ class FeatureExtractor(nn.Module):
         self.interpolation: Literal["bilinear", "bicubic"] = spec.interpolation
         self.tokens = spec.tokens
         self.scales = tuple(scales)
+        self._asked = (backbone, self.layers, weights, seed, self.scales)
         self.weights: WeightsInfo | None = None
         body, nodes = _cut(spec, network, self.layers)
         self.nodes = tuple(nodes)
@@ -68,6 +70,11 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
         if self.weights is not None:
             self.expect(self.weights)
+
+    def is_still(self, backbone: str, layers: Sequence[str], weights: str, seed: int, scales: Sequence[float]) -> bool:
+        """Whether a new one of these arguments would be the same: not adapted, its weights no file of the user's."""
+        untouched = self.weights is not None and self.weights.adapted is None and not Path(weights).exists()
+        return untouched and self._asked == (backbone, layer_list(layers), weights, seed, tuple(scales))
 
     def expect(self, weights: WeightsInfo) -> None:
         """Prepare images as these weights were trained on them: after loading them from a model file."""

@@ -161,7 +161,9 @@ class Detector(Head):
         """Begin anew: a backbone, and a canvas for images of these sizes."""
         self.calibration = self.namer = self.fusion = None
         self.provenance = {}
-        self.extractor = FeatureExtractor(self.backbone, self.layers, self.weights, seed, self.scales)
+        asked = (self.backbone, self.layers, self.weights, seed, self.scales)
+        if self.extractor is None or not self.extractor.is_still(*asked):  # else the engine is ready, too
+            self.extractor = FeatureExtractor(*asked)
         self._preprocess = Preprocess.for_images(self.size, self.extractor.interpolation, sizes.values())
         roi = common_roi(table, sizes, self._preprocess)
         self.roi = None if roi is None else torch.from_numpy(roi)
