@@ -64,21 +64,12 @@ class Engine:
             size = tuple(images.shape[2:])
             if size not in self._compiled and not self._prepare(images):
                 return self(images)  # torch from here on
-            return self._run(self._compiled[size], images)
+            run = self._compiled[size]
+            # sharing the engine's memory instead of copying out of it is a quarter slower
+            parts = [list(run(images[i : i + _AT_ONCE].numpy()).values()) for i in range(0, len(images), _AT_ONCE)]
+            return tuple(torch.from_numpy(np.concatenate(level)) for level in zip(*parts, strict=True))
         outputs: tuple[Tensor, ...] = self.extractor(images.to(self.device))
         return outputs
-
-    @staticmethod
-    def _run(compiled: Any, images: Tensor) -> tuple[Tensor, ...]:
-        levels: list[Tensor] = []
-        for i in range(0, len(images), _AT_ONCE):
-            part = images[i : i + _AT_ONCE].numpy()
-            # shared: nothing is copied in, and what comes out is the engine's own until it runs again
-            found = list(compiled(part, share_inputs=True, share_outputs=True).values())
-            levels = levels or [torch.empty(len(images), *f.shape[1:]) for f in found]
-            for level, f in zip(levels, found, strict=True):
-                level[i : i + _AT_ONCE] = torch.from_numpy(f)
-        return tuple(levels)
 
     def _prepare(self, images: Tensor) -> bool:
         """Compile for this size and compare with torch; False: from now on torch."""
