@@ -5,10 +5,11 @@
 DATA is a folder in MVTec AD layout; without one, ``--images`` made-up textures of ``--pixels`` are written as PNG, four
 of them with a painted hole as the defective ones. Both tools get the same folder (the training images stand in its
 test folder too, so that prediction is timed on more than a few), EfficientNet-Lite0 with the same weights, the same
-three layers, 100 channels and 256 px, and 16 images at once. Imports are not counted: ours fits twice, and the second
-finds the libraries loaded, as the peer's timer does; of three predictions the median counts. Memory is the peak
-resident set of a process of its own that fits that many of the images and judges all test images; on folders with
-fewer images it is left out. Without a peer only our figures are printed. Prints one JSON line.
+three layers, 100 channels and 256 px, and 16 images at once. Neither imports nor the building of the network are
+counted: ours fits twice, and the second goes on with the network and the engine of the first, as the peer's timer
+begins once its network is built. What that takes of a first fit is ``set_up_s``. Of three predictions the median counts.
+Memory is the peak resident set of a process of its own that fits that many of the images and judges all test images; on
+folders with fewer images it is left out. Without a peer only our figures are printed. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 import pickglass as pg
 from pickglass.data import paint
+from pickglass.features import FeatureExtractor
+from pickglass.features.engine import Engine
 from pickglass.methods.padim import PaDiM
 from pickglass.testing import textures
 
@@ -83,6 +87,10 @@ def detector() -> PaDiM:
 
 def ours(folder: Path) -> Figures:
     data = pg.load_dataset(folder)
+    Engine(FeatureExtractor("efficientnet_lite0", list(LAYERS)), "cpu")(torch.zeros(1, 3, SIZE, SIZE))  # imports
+    start = time.perf_counter()
+    Engine(FeatureExtractor("efficientnet_lite0", list(LAYERS)), "cpu")(torch.zeros(1, 3, SIZE, SIZE))
+    set_up_s = time.perf_counter() - start
     found = detector()
     for _ in range(2):
         start = time.perf_counter()
@@ -93,7 +101,7 @@ def ours(folder: Path) -> Figures:
         start = time.perf_counter()
         found.predict(data.test, batch=BATCH)
         speeds.append(len(data.test) / (time.perf_counter() - start))
-    return {"fit_s": fit_s, "images_per_s": sorted(speeds)[1], **found.provenance["details"]}
+    return {"fit_s": fit_s, "set_up_s": set_up_s, "images_per_s": sorted(speeds)[1], **found.provenance["details"]}
 
 
 def own_peak(folder: Path) -> int:
