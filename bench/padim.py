@@ -7,7 +7,7 @@ of them with a painted hole as the defective ones. Both tools get the same folde
 test folder too, so that prediction is timed on more than a few), EfficientNet-Lite0 with the same weights, the same
 three layers, 100 channels and 256 px, and 16 images at once. Neither imports nor the building of the network are
 counted: ours fits twice, and the second goes on with the network and the engine of the first, as the peer's timer
-begins once its network is built. What that takes of a first fit is ``set_up_s``. Of three predictions the median counts.
+begins once its network is built. That set-up is ``set_up_s``. Of three predictions the median counts.
 Memory is the peak resident set of a process of its own that fits that many of the images and judges all test images; on
 folders with fewer images it is left out. Without a peer only our figures are printed. Prints one JSON line.
 """
