@@ -104,10 +104,9 @@ def peer(given: argparse.Namespace) -> None:
     engines: list[EngineName] = ["openvino", "bfloat16"] if has_bfloat16() else ["openvino"]
     ours = {engine: apart("timed", str(given.data[0]), engine) for engine in engines}
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(__file__).with_name("peer_tiled.py")
-        out = subprocess.run(
-            [given.peer_python, script, given.data[0], folder], capture_output=True, text=True, check=True
-        )
+        script = Path(__file__).resolve().with_name("peer_tiled.py")
+        command = [given.peer_python, script, given.data[0].resolve(), folder]
+        out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)  # it leaves logs there
     theirs = json.loads(out.stdout.strip().splitlines()[-1])
     ratios = {e: {key: theirs[key] / own[key] for key in ("fit_s", "evaluate_s")} for e, own in ours.items()}
     print(json.dumps({"ours": ours, "peer": theirs, "times faster": ratios}))
