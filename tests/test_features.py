@@ -222,7 +222,7 @@ def test_bfloat16_is_close_and_only_on_request() -> None:
 def test_a_network_that_bfloat16_harms_is_refused_it() -> None:
     extractor = FeatureExtractor("efficientnet_lite0", ["stage2", "stage5"])
     image = torch.from_numpy(np.ascontiguousarray(photographs.astronaut()[:128, :128].transpose(2, 0, 1)))[None] / 255
-    with pytest.raises(InputError, match=r"OpenVINO answers differently .* Use engine='torch'"):
+    with pytest.raises(InputError, match=r"OpenVINO answers differently .* Use engine='auto'"):
         Engine(extractor, "cpu", "bfloat16")(image)
 
 

@@ -88,7 +88,7 @@ class Engine:
             return True
         message = f"OpenVINO {problem}: {self.extractor.backbone}, layers {', '.join(self.extractor.layers)}"
         if self.wanted != "auto":
-            raise InputError(f"{message}. Use engine='torch'.")
+            raise InputError(f"{message}. Use engine={'auto' if self.wanted == 'bfloat16' else 'torch'!r}.")
         warnings.warn(f"{message}; running in torch, which is slower.", RuntimeWarning, stacklevel=4)
         self.name = "torch"
         return False

@@ -73,7 +73,8 @@ class FeatureExtractor(nn.Module):
 
     def is_still(self, backbone: str, layers: Sequence[str], weights: str, seed: int, scales: Sequence[float]) -> bool:
         """Whether a new one of these arguments would be the same: not adapted, its weights no file of the user's."""
-        untouched = self.weights is not None and self.weights.adapted is None and not Path(weights).exists()
+        own_file = Path(weights.rpartition(":")[2]).exists()  # also of "simclr:FILE"
+        untouched = self.weights is not None and self.weights.adapted is None and not own_file
         return untouched and self._asked == (backbone, layer_list(layers), weights, seed, tuple(scales))
 
     def expect(self, weights: WeightsInfo) -> None:
