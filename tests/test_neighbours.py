@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pickglass.nn import neighbours
-from pickglass.nn.neighbours import BankIndex, nearest_plain
+from pickglass.nn.neighbours import BankIndex, nearest_of_each, nearest_plain
 
 
 def clouds(n: int = 1500, m: int = 2300, c: int = 37, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,6 +67,16 @@ def test_plain_search_is_the_definition() -> None:
     distance, index = nearest_plain(queries[None], bank[None])
     assert torch.equal(index[0], truth(queries, bank)[1])
     torch.testing.assert_close(distance[0].double(), truth(queries, bank)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_all_banks_at_once_are_each_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, bank = clouds(300, 700)
+    both = torch.stack([queries[:150], queries[150:]]), torch.stack([bank[:350], bank[350:]])
+    monkeypatch.setattr(neighbours, "_PRODUCTS", 2 * 350 * 64)  # several blocks
+    got = nearest_of_each(*both)
+    for own, q, b in zip(got, *both, strict=True):
+        torch.testing.assert_close(own.double(), truth(q, b)[0], rtol=1e-6, atol=1e-6)
+    assert bool((nearest_of_each(both[1], both[1]) == 0).all())
 
 
 def test_bank_of_one_point() -> None:

@@ -34,7 +34,7 @@ from pickglass.methods.base import Detector
 from pickglass.methods.running import Run
 from pickglass.nn.coreset import Coreset, greedy_coreset, random_projection
 from pickglass.nn.maps import kept_cells, neighbourhood_mean, patch_vectors, pool_channels, to_grid
-from pickglass.nn.neighbours import BankIndex, nearest_plain
+from pickglass.nn.neighbours import BankIndex, nearest_of_each, nearest_plain
 
 __all__ = ["PatchCore"]
 
@@ -316,6 +316,8 @@ class PatchCore(Detector):
         bank = self._bank()
         if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
             return nearest_plain(queries, bank)[0]
+        if len(bank) > 1 and bank.device.type != "cpu":
+            return nearest_of_each(queries, bank)
         if not self._indices or self._indices[0].source is not bank:
             self._indices = [BankIndex(own, bank) for own in bank]
         return torch.stack([index.distances(own) for index, own in zip(self._indices, queries, strict=True)])

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from pickglass.nn.precision import exact_float32, rounding_bound
 
-__all__ = ["BankIndex", "Searched", "has_fast_bfloat16", "nearest_plain"]
+__all__ = ["BankIndex", "Searched", "has_fast_bfloat16", "nearest_of_each", "nearest_plain"]
 
 _QUERIES = 1024  # of one block ...
 _POINTS = 2048  # ... times bank points
+_PRODUCTS = 2**26  # of all banks at once
 _WIDE = 512  # channels from which the coarse product saves more than certifying it costs
 _CLOSE = 2.0**-7  # of |x|^2 + |y|^2: below it the expanded square has lost too many digits
 _PATIENCE, _MOST_FALLBACKS = 10_000, 0.1
@@ -42,6 +43,25 @@ def nearest_plain(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     )  # (..., N, M)
     value, index = squared.min(-1)
     return value.clamp(min=0).sqrt(), index
+
+
+def nearest_of_each(queries: Tensor, bank: Tensor) -> Tensor:
+    """Distance (P, N) of the queries (P, N, C) to the nearest point of their own bank (P, M, C), all in one product.
+
+    For a GPU, which would wait between the banks. On a CPU one :class:`BankIndex` after the other is as fast with
+    banks of 460 points, and a fifth faster with 4,000: their products stay in the cache.
+    """
+    middle = bank.mean(1, keepdim=True)
+    points, x = bank - middle, queries - middle
+    norms = points.square().sum(2)[:, None]  # (P, 1, M)
+    block = max(1, _PRODUCTS // (bank.shape[0] * bank.shape[1]))
+    found = []
+    with exact_float32():
+        for part in x.split(block, dim=1):
+            index = torch.baddbmm(norms, part, points.transpose(1, 2), alpha=-2).argmin(2)  # (P, n)
+            nearest = points.gather(1, index[..., None].expand(-1, -1, points.shape[2]))  # (P, n, C)
+            found.append((part - nearest).norm(dim=2))
+    return torch.cat(found, dim=1)
 
 
 def has_fast_bfloat16() -> bool:
