@@ -1,6 +1,7 @@
 """EfficientAD: quality beside PatchCore, steps, penalty images, teachers, both branches on trays, and speed.
 
 python bench/efficientad.py trays OUT [--train 60] [--test 20]      writes painted trays (MVTec AD layout) to OUT/trays
+python bench/efficientad.py loco OUT [--train 60] [--test 20]       the same in the MVTec LOCO layout to OUT/loco
 python bench/efficientad.py quality DATA OUT [--model tiny] [--steps 500] [--train N]    beside PatchCore
 python bench/efficientad.py steps DATA OUT [--model tiny]           500, 1000, 2000, 5000 steps
 python bench/efficientad.py penalty DATA OUT --photos PHOTOS        none, generated, photographs
@@ -30,6 +31,7 @@ from PIL import Image
 
 import judge
 from pickglass.app.distill import distill
+from pickglass.app.evaluate import evaluate
 from pickglass.data import load_dataset, paint, read_mask, resize_map
 from pickglass.data.trays import Tray, fill
 from pickglass.errors import InputError
@@ -37,7 +39,9 @@ from pickglass.methods import Detector, EfficientAD, PatchCore
 from pickglass.metrics import auroc
 from pickglass.nn.pdn import CHANNELS, PDN, Autoencoder, Student
 
-DEFECTS = ("missing_part", "surplus_part", "misplaced_part", "scratch", "hole")
+LOCO = ("structural_anomalies", "logical_anomalies")
+DEFECTS = ("missing_part", "surplus_part", "misplaced_part", "swapped_part", "scratch", "hole")
+PART, PITCH = 40.0, 60.0  # px
 PEER = """
 import json, sys, time, warnings
 warnings.simplefilter("ignore")
@@ -56,32 +60,76 @@ print(json.dumps({f"peer torch, batch {b}": rate(b) for b in (1, 16)}))
 """
 
 
-# -- quality -----------------------------------------------------------------------------------------------------------
+# -- trays -----------------------------------------------------------------------------------------------------------
 
 
 def trays(given: argparse.Namespace) -> None:
     """Full trays to learn from, and painted ones: logical defects and, to compare, structural ones."""
-    root = given.out / "trays"
-    tray = Tray(part="bolt", part_px=40.0, pitch_px=60.0)
+    loco = given.what == "loco"
+    root = given.out / given.what
 
     def write(path: Path, pixels: np.ndarray[Any, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
 
     for i in range(given.train):
-        write(root / "train" / "good" / f"{i:03d}.png", fill(tray, (256, 256), seed=i))
+        write(root / "train" / "good" / f"{i:03d}.png", full(i))
     for i in range(given.test):
-        write(root / "test" / "good" / f"{i:03d}.png", fill(tray, (256, 256), seed=10_000 + i))
+        write(root / "test" / "good" / f"{i:03d}.png", full(10_000 + i))
         for k, kind in enumerate(DEFECTS):
             rng = np.random.default_rng([i, k])
-            image = fill(tray, (256, 256), seed=20_000 + len(DEFECTS) * i + k)
+            image = full(20_000 + len(DEFECTS) * i + k)
             try:
-                painted = paint(image, kind, 40.0 if kind.endswith("part") else 16.0, rng)
+                pixels, mask = damaged(image, kind, rng)
             except InputError as error:  # no room for it on this tray
                 print(f"{kind} {i}: {error}")
                 continue
-            write(root / "test" / kind / f"{i:03d}.png", painted.image)
-            write(root / "ground_truth" / kind / f"{i:03d}_mask.png", painted.mask.astype(np.uint8) * 255)
+            if loco:
+                group, name = LOCO[kind.endswith("part")], f"{kind}_{i:03d}"
+                write(root / "test" / group / f"{name}.png", pixels)
+                write(root / "ground_truth" / group / name / "000.png", mask.astype(np.uint8) * (1 + k))
+            else:
+                write(root / "test" / kind / f"{i:03d}.png", pixels)
+                write(root / "ground_truth" / kind / f"{i:03d}_mask.png", mask.astype(np.uint8) * 255)
+    if loco:
+        # whole regions count: where a part is missing or too much, its place is known
+        config = [
+            {"defect_name": kind, "pixel_value": 1 + k, "saturation_threshold": 1.0, "relative_saturation": True}
+            for k, kind in enumerate(DEFECTS)
+        ]
+        (root / "defects_config.json").write_text(json.dumps(config))
+
+
+def full(seed: int) -> np.ndarray[Any, Any]:
+    """A tray, bolts on its left and nuts on its right: (256, 256) uint8."""
+    halves = [fill(Tray(part=part, part_px=PART, pitch_px=PITCH), (256, 128), seed) for part in ("bolt", "nut")]  # type: ignore[arg-type]
+    return np.hstack(halves)
+
+
+def damaged(
+    image: np.ndarray[Any, Any], kind: str, rng: np.random.Generator
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The image with a defect of the kind, and its mask."""
+    if kind == "swapped_part":
+        return swapped(image, rng)
+    painted = paint(image, kind, PART if kind.endswith("part") else 16.0, rng)  # type: ignore[arg-type]
+    return painted.image, painted.mask
+
+
+def swapped(image: np.ndarray[Any, Any], rng: np.random.Generator) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A bolt where a nut belongs, or the other way round: each part for itself is good."""
+    other = full(int(rng.integers(30_000, 40_000)))
+    side, row, column = (int(rng.integers(n)) for n in (2, 4, 2))
+    top, left, own = round(8 + PITCH * row), round(4 + PITCH * column), round(PITCH)  # 4 x 2 places, centred
+    here, there = left + 128 * side, left + 128 * (1 - side)
+    image, mask = image.copy(), np.zeros(image.shape, np.bool_)
+    image[top : top + own, here : here + own] = other[top : top + own, there : there + own]
+    y, x = np.ogrid[: image.shape[0], : image.shape[1]]
+    mask |= (y - top - own / 2) ** 2 + (x - here - own / 2) ** 2 <= (PART / 2) ** 2
+    return image, mask
+
+
+# -- quality -----------------------------------------------------------------------------------------------------------
 
 
 def measured(given: argparse.Namespace, name: str, make: Callable[[], Detector], **told: Any) -> None:
@@ -104,6 +152,9 @@ def measured(given: argparse.Namespace, name: str, make: Callable[[], Detector],
     tool = judge.read(saved, rows, 1)
     line = {"run": name, **told, "fit_s": round(fit_s, 1), "train": len(dataset.train[: given.train])}
     line["figures"] = judge.nested(tool.figures(np.ones(len(rows), int)))
+    if any(row.saturation for row in rows):
+        metrics = evaluate(found)
+        line["AU-sPRO@0.05"] = {kind: round(own["au_spro_05"] or 0, 4) for kind, own in metrics.by_type.items()}
     parts = [detector.parts_of(item) for item in found]
     for part in parts[0]:
         scores = np.array([own[part].max() for own in parts])
@@ -297,10 +348,11 @@ def _rate(run: Callable[[torch.Tensor], Any], images: torch.Tensor, device: torc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="what", required=True)
-    own = parts.add_parser("trays")
-    own.add_argument("out", type=Path)
-    own.add_argument("--train", type=int, default=60)
-    own.add_argument("--test", type=int, default=20)
+    for name in ("trays", "loco"):
+        own = parts.add_parser(name)
+        own.add_argument("out", type=Path)
+        own.add_argument("--train", type=int, default=60)
+        own.add_argument("--test", type=int, default=20)
     for name in ("quality", "steps", "penalty", "teacher", "speed"):
         own = parts.add_parser(name)
         own.add_argument("--model", default="tiny", choices=["tiny", "small", "medium"])
@@ -323,7 +375,15 @@ def main() -> None:
             own.add_argument("--teacher-steps", type=int, default=2000)
     given = parser.parse_args()
     torch.manual_seed(0)
-    run = {"trays": trays, "quality": quality, "steps": steps, "penalty": penalty, "teacher": teacher, "speed": speed}
+    run = {
+        "trays": trays,
+        "loco": trays,
+        "quality": quality,
+        "steps": steps,
+        "penalty": penalty,
+        "teacher": teacher,
+        "speed": speed,
+    }
     run[given.what](given)
 
 

@@ -1,0 +1,98 @@
+"""The study: what the shared backbone pass saves, and that Ray gives the numbers that one machine gives.
+
+    python bench/study.py shared DATA [--methods patchcore,padim] [--size 256] [--threads N]
+    python bench/study.py ray DATA    [--workers 2]       needs pickglass[cluster]
+
+``shared`` fits and tests every named layer of EfficientNet-Lite0 with each method: once as one study, whose cells read
+one backbone pass, and once as one study a cell, in the same process, so that only the passes differ. It wants a quiet
+machine. ``ray`` runs the same cells with both executors. Both print the ratio or the largest difference of any metric.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pickglass.app.study import study
+from pickglass.features.backbones import find_backbone
+
+BACKBONE = "efficientnet_lite0"
+METRICS = ("image_auroc", "aupro_30", "aupro_05")
+
+
+def cells(data: Path, file: Path, methods: list[str], layers: list[str], size: int, **more: Any) -> dict[str, Any]:
+    """Run them; (method, layers) -> metrics, and the seconds."""
+    began = time.perf_counter()
+    settings = {name: {"ratio": 0.003} for name in methods if name == "patchcore"}
+    found = study(
+        [data], file, methods=methods, backbones=[BACKBONE], layers=layers, sizes=[size], settings=settings, **more
+    )
+    rows = found["cells"]
+    failed = [row["error"] for row in rows if row["state"] != "done"]
+    if failed:
+        raise SystemExit(f"{len(failed)} cells failed: {failed[0]}")
+    metrics = {f"{row['method']} {row['layers']}": {name: row[name] for name in METRICS} for row in rows}
+    return {"seconds": time.perf_counter() - began, "metrics": metrics}
+
+
+def difference(a: dict[str, Any], b: dict[str, Any]) -> float:
+    assert a.keys() == b.keys()
+    return max(abs(a[cell][name] - b[cell][name]) for cell, name in itertools.product(a, METRICS))
+
+
+def shared(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    methods, layers = given.methods.split(","), [level.name for level in find_backbone(BACKBONE).levels]
+    cells(given.data, folder / "warm.sqlite", methods[:1], layers[:1], given.size)  # whatever is set up once
+    together = cells(given.data, folder / "together.sqlite", methods, layers, given.size)
+    apart: dict[str, Any] = {"seconds": 0.0, "metrics": {}}
+    for n, (method, layer) in enumerate(itertools.product(methods, layers)):
+        one = cells(given.data, folder / f"{n}.sqlite", [method], [layer], given.size)
+        apart["seconds"] += one["seconds"]
+        apart["metrics"] |= one["metrics"]
+    return {
+        "cells": len(together["metrics"]),
+        "together_s": round(together["seconds"], 1),
+        "cell_by_cell_s": round(apart["seconds"], 1),
+        "times_faster": round(apart["seconds"] / together["seconds"], 2),
+        "largest_difference": difference(together["metrics"], apart["metrics"]),
+    }
+
+
+def ray(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    methods, layers = given.methods.split(","), [level.name for level in find_backbone(BACKBONE).levels]
+    local = cells(given.data, folder / "local.sqlite", methods, layers, given.size)
+    there = cells(
+        given.data, folder / "ray.sqlite", methods, layers, given.size, executor="ray", parallel=given.workers
+    )
+    return {
+        "cells": len(local["metrics"]),
+        "local_s": round(local["seconds"], 1),
+        "ray_s": round(there["seconds"], 1),
+        "largest_difference": difference(local["metrics"], there["metrics"]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["shared", "ray"])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--methods", default="patchcore,padim")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory(prefix="pickglass-bench-") as folder:
+        print(json.dumps({"shared": shared, "ray": ray}[given.what](given, Path(folder))))
+
+
+if __name__ == "__main__":
+    main()
