@@ -11,7 +11,7 @@ python bench/tiled_ensemble.py memory DATA [--methods stfpm,fastflow,...]
     peak memory of one epoch of a single 256 px model and, in groups of one position, of nine tiles of 256 px on a
     canvas of 512 px, each in a process of its own, and their ratio (goal: at most 1.3).
 python bench/tiled_ensemble.py native [--methods patchcore,padim]
-    woven pieces of 4000 x 3000 px, 12 megapixels, without scaling, one head for tiles of 256 px side by side: 6 good ones
+    woven pieces of 4000 x 3000 px, 12 megapixels, unscaled, one head for tiles of 256 px side by side: 6 good ones
     to learn from, 4 of other seeds to judge, two of them with a defect of 24 px. Seconds, peak memory, and whether the
     highest value of the map lies on the defect.
 python bench/tiled_ensemble.py [source] --mvtec ROOT --visa ROOT [--methods padim,...] [--out FILE.jsonl]
