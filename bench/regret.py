@@ -183,6 +183,7 @@ def regret(scores: Sequence[Score], data: PaintedSet, seed: int) -> dict[str, ob
         **spread("oracle", oracle_),
         **spread("gain", advised - usual),
         **spread("regret", oracle_ - advised),
+        "each_half": {"gain": (advised - usual).tolist(), "regret": (oracle_ - advised).tolist()},
     }
 
 
@@ -200,10 +201,12 @@ def table(rows: Sequence[dict[str, object]]) -> str:
             cells.append(f"{row[name]:.3f} ({low:.3f} to {high:.3f})")
         lines.append(f"| {' | '.join(cells)} |")
     if len(rows) > 1:
-        means = {
-            name: np.mean([row[name] for row in rows]) for name in ("advised", "default", "oracle", "gain", "regret")
-        }
-        lines.append(f"| mean | | | {' | '.join(f'{value:.3f}' for value in means.values())} |")
+        least = min(row["halves"] for row in rows)  # type: ignore[type-var]
+        cells = [f"{np.mean([row[name] for row in rows]):.3f}" for name in ("advised", "default", "oracle")]
+        for name in ("gain", "regret"):
+            drawn = np.array([row["each_half"][name][:least] for row in rows]).mean(0)  # type: ignore[index]
+            cells.append("{:.3f} ({:.3f} to {:.3f})".format(drawn.mean(), *np.quantile(drawn, (0.025, 0.975))))
+        lines.append(f"| mean | | | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
