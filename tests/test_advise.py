@@ -7,7 +7,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,9 +16,10 @@ from PIL import Image
 
 import pickglass as pg
 from pickglass.app.advise import advise, usable_backbones
-from pickglass.app.advise_candidates import Options, candidates, input_sizes
+from pickglass.app.advise_candidates import Candidate, Options, candidates, input_sizes
+from pickglass.app.advise_choice import Advice, Rated, Untold
 from pickglass.app.advise_painted import choose_rows, paint_set, usual_size
-from pickglass.app.advise_score import detector_of, difference, judge, scored, window_map
+from pickglass.app.advise_score import Score, detector_of, difference, judge, scored, window_map
 from pickglass.app.fit import fit
 from pickglass.app.fit_many import fit_many
 from pickglass.data import Preprocess, Row, Table, load_dataset
@@ -178,13 +179,50 @@ def test_the_answer_is_complete_and_sorted(advised: Any) -> None:
     values = [one["aupro_05"] for one in advised["ranking"]]
     assert values == sorted(values, reverse=True)
     assert values[0] > 0.1  # a map of noise has 0.025
-    assert advised["command"] == advised["ranking"][0]["command"]
+    (chosen,) = (one for one in advised["ranking"] if one["command"] == advised["command"])
+    surest = max((one["gain_interval"][0] for one in advised["ranking"] if one["gain"] is not None), default=0)
+    assert chosen["gain_interval"][0] == surest > 0 if "surest" in advised["why"] else surest <= 0
+    assert chosen["measured"]
     assert {one["method"] for one in advised["ranking"]} == {"patchcore", "padim"}
     assert sum(one["measured"] for one in advised["ranking"]) >= 4
     assert all(one["latency_ms"] > 0 for one in advised["ranking"])
     assert advised["defect_mm"] == pytest.approx(0.8)
     assert "painted" in advised["limits"][0] + advised["limits"][-1] + "".join(advised["limits"])
     json.dumps(advised, allow_nan=False)
+
+
+def _rated(layer: str, aupro: float, gain: tuple[float, float, float] | None = None, ms: float = 1.0) -> Rated:
+    nothing = np.zeros(0)
+    score = Score((aupro, 0.0, 1.0), (0.5, 0.0, 1.0), cast(Any, None), nothing, nothing, ())
+    return Rated(Candidate(LITE, (layer,), (256, 256), 8.0, 8, 1.0), score, ms, gain=gain)
+
+
+def test_the_surest_gain_is_chosen_not_the_luckiest() -> None:
+    usual = _rated("usual", 0.3)
+
+    def chosen(*others: Rated, within_ms: float | None = None) -> tuple[str, str]:
+        untold = Untold(usual.candidate, usual.score)
+        advice = Advice((usual, *others), (), cast(Any, None), (256, 256), 8.0, within_ms, untold)
+        assert advice.choice is not None
+        return advice.choice.candidate.layers[0], advice.why
+
+    lucky, sure = _rated("lucky", 0.5, (0.2, -0.1, 0.4)), _rated("sure", 0.4, (0.1, 0.05, 0.15), ms=9.0)
+    layer, why = chosen(lucky, sure)
+    assert layer == "sure"
+    assert "+0.10, 95 % +0.05 to +0.15" in why
+    assert chosen(lucky) == ("usual", f"nothing finds more than what fit takes untold ({usual.candidate.name}, "
+                             "AUPRO@0.05 0.30) beyond doubt")  # fmt: skip
+    assert chosen(lucky, sure, within_ms=5.0)[0] == "usual"
+
+
+def test_without_what_fit_takes_untold_the_best_is_chosen() -> None:
+    """Geometry rules it out, or the backbone is another one."""
+    best, second = _rated("best", 0.5, (0.2, -0.1, 0.4)), _rated("second", 0.4)
+    ruled_out = Untold(_rated("usual", 0.3).candidate, best.score)
+    for untold in (None, ruled_out):
+        advice = Advice((second, best), (), cast(Any, None), (256, 256), 8.0, None, untold)
+        assert advice.choice is best
+        assert advice.ranking == [best, second]
 
 
 def test_the_command_runs_as_it_stands(advised: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +236,7 @@ def test_the_command_runs_as_it_stands(advised: Any, tmp_path: Path, monkeypatch
     done = CliRunner().invoke(app, [*words[1:], "--engine", "torch", "--json"])
     assert done.exit_code == 0, done.output
     header = pg.load(tmp_path / "model.safetensors").configuration()
-    assert list(header["layers"]) == advised["ranking"][0]["layers"]
+    assert words[words.index("--layers") + 1] == "+".join(header["layers"])
 
 
 def test_the_page_shows_what_was_painted_and_found(advised: Any) -> None:

@@ -11,7 +11,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import numpy as np
 from typing_extensions import Unpack
 
 from pickglass.app.advise_candidates import Candidate, candidates, input_sizes, size_text
+from pickglass.app.advise_choice import Advice, Rated, Untold, by_contrast, limits_of, slow
 from pickglass.app.advise_page import Shown, write_advice
 from pickglass.app.advise_painted import KINDS_PAINTED, PaintedSet, choose_rows, paint_set, usual_size
-from pickglass.app.advise_score import LIMIT, Cost, Score, difference, judge, measure_cost
+from pickglass.app.advise_score import difference, judge, measure_cost
 from pickglass.app.study_results import Advised, AdviseResult, RuledOut
 from pickglass.data import Preprocess, Table, load_dataset, with_pixel_mm, with_roi
 from pickglass.data.defects import Kind
@@ -32,42 +33,14 @@ from pickglass.features.shared import SharedFeatures
 from pickglass.features.weights import find_weights
 from pickglass.methods.running import Progress, Running, RunOptions
 
-__all__ = ["Advice", "Rated", "advise", "by_contrast", "find_advice", "usable_backbones"]
+__all__ = ["advise", "find_advice", "usable_backbones"]
 
 LITES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
 _CONTENDERS = 6  # of the first backbone, that the others are tried on
 _SHORT_LIST = 3  # whose cost is measured, and that other methods and tiles are tried on
 _ENLARGED = 2.0
-_FOUND = 0.3  # AUPRO@0.05 below which a defect is not separated from good ground
-_FAINT = 0.5
-
-
-@dataclass(frozen=True)
-class Rated:
-    """A candidate with what was measured of it; without a ``cost`` the latency is an estimate."""
-
-    candidate: Candidate
-    score: Score
-    latency_ms: float
-    cost: Cost | None = None
-
-
-@dataclass(frozen=True)
-class Advice:
-    """All that was found out, the best first."""
-
-    ranking: tuple[Rated, ...]
-    ruled_out: tuple[RuledOut, ...]
-    data: PaintedSet
-    image: tuple[int, int]
-    limits: tuple[str, ...]
-    latency_ms: float | None
-
-    @property
-    def choice(self) -> Rated | None:
-        """The first that is fast enough."""
-        return next((one for one in self.ranking if not _slow(one, self.latency_ms)), None)
+_UNTOLD = ("stage3", "stage5")  # of an EfficientNet-Lite at about 256 px: what fit takes without being told
 
 
 def advise(
@@ -129,7 +102,9 @@ def advise(
     result["seconds"] = time.perf_counter() - began
     if page is not None:
         result["report"] = str(page)
-        shown = [Shown(one.candidate.name, one.score.maps) for one in advice.ranking[:2]]
+        first = [] if advice.choice is None else [advice.choice]
+        two = [*first, *(one for one in advice.ranking if one not in first)][:2]
+        shown = [Shown(one.candidate.name, one.score.maps) for one in two]
         write_advice(page, dataset.name, result, advice.data, shown)
     return result
 
@@ -207,8 +182,7 @@ def find_advice(
     for i, name in enumerate(names):
         judging.backbone(kept[name] if i == 0 else judging.contenders(kept[name]))
     judging.short_list(doubled if tiled else None, latency_ms)
-    ranking = tuple(sorted(judging.rated, key=lambda one: (_slow(one, latency_ms), -one.score.aupro[0])))
-    return Advice(ranking, tuple(ruled_out), data, image, _limits(ranking, defect_px, data, latency_ms), latency_ms)
+    return judging.advice(names[0], ruled_out, image, defect_px, latency_ms)
 
 
 class _Judging:
@@ -243,7 +217,7 @@ class _Judging:
 
     def short_list(self, doubled: tuple[int, int] | None, latency_ms: float | None) -> None:
         """PaDiM and tiles for the best, and what these and the best cost."""
-        fast = [one for one in self.rated if not _slow(one, latency_ms)] or self.rated
+        fast = [one for one in self.rated if not slow(one, latency_ms)] or self.rated
         best = sorted(fast, key=lambda one: -one.score.aupro[0])[:_SHORT_LIST]
         tried = [replace(one.candidate, method="padim") for one in best]
         if best and doubled is not None:
@@ -257,76 +231,52 @@ class _Judging:
                 self.progress("other methods and tiles", n, len(tried))
         names = [one.candidate for one in best] + tried
         for n, candidate in enumerate(names, start=1):
-            at = next(i for i, one in enumerate(self.rated) if one.candidate == candidate)
-            cost = measure_cost(candidate, self.data, self.running)
-            self.rated[at] = replace(self.rated[at], cost=cost, latency_ms=1000 * cost.seconds)
+            self._measure(candidate)
             if self.progress is not None:
                 self.progress("measuring the cost", n, len(names))
+
+    def _measure(self, candidate: Candidate) -> None:
+        at = next(i for i, one in enumerate(self.rated) if one.candidate == candidate)
+        cost = measure_cost(candidate, self.data, self.running)
+        self.rated[at] = replace(self.rated[at], cost=cost, latency_ms=1000 * cost.seconds)
+
+    def advice(
+        self,
+        backbone: str,
+        ruled_out: Sequence[RuledOut],
+        image: tuple[int, int],
+        defect_px: float,
+        latency_ms: float | None,
+    ) -> Advice:
+        """The ranking, and how sure each of the best is to beat what fit takes untold."""
+        untold = self._untold(backbone)
+        for i, one in enumerate(self.rated):
+            if untold is not None and one.score.aupro[0] > untold.score.aupro[0]:
+                gain = difference(one.score, untold.score, self.data.groups, self.seed)["aupro"]
+                self.rated[i] = replace(one, gain=gain)
+        while True:
+            advice = Advice(tuple(self.rated), tuple(ruled_out), self.data, image, defect_px, latency_ms, untold)
+            if advice.choice is None or advice.choice.cost is not None:
+                return advice
+            self._measure(advice.choice.candidate)
+
+    def _untold(self, backbone: str) -> Untold | None:
+        """What fit takes untold, at the size nearest to 256 x 256 that was made ready; None: no EfficientNet-Lite."""
+        if backbone not in LITES:
+            return None
+        size = min(self.data.fit, key=lambda size: abs(size[0] * size[1] - 256 * 256))
+        wanted = Candidate(backbone, _UNTOLD, size, 0.0, 8, 1.0)
+        for one in self.rated:
+            if replace(one.candidate, defect=0.0, share=1.0) == wanted:
+                return Untold(one.candidate, one.score)
+        return Untold(wanted, judge(wanted, self.data, None, self.running, seed=self.seed)[0])
 
 
 def _half(size: tuple[int, int]) -> tuple[int, int]:
     return size[0] // 2, size[1] // 2
 
 
-def _slow(one: Rated, latency_ms: float | None) -> bool:
-    return latency_ms is not None and one.latency_ms > latency_ms
-
-
 # -- the answer --------------------------------------------------------------------------------------------------------
-
-
-def by_contrast(score: Score, data: PaintedSet) -> dict[str, float]:
-    """AUPRO@0.05 of the defects of each contrast, with all good images."""
-    return {
-        f"{contrast:g}": score.tables.aupro(
-            np.array([int(one.contrast in (None, contrast)) for one in data.judged]), LIMIT
-        )
-        for contrast in sorted({one.contrast for one in data.judged if one.contrast is not None}, reverse=True)
-    }
-
-
-def _limits(ranking: Sequence[Rated], defect_px: float, data: PaintedSet, latency_ms: float | None) -> tuple[str, ...]:
-    """What the advice cannot promise."""
-    say = [
-        f"Defects were painted; real ones may be fainter or of other kinds ({', '.join(_kinds(data))} were painted)."
-    ]
-    if not ranking:
-        return (
-            f"No setting here separates defects of {defect_px:g} px: geometry rules all of them out. Image it at twice "
-            "the magnification, or name a backbone with finer layers (--backbones).",
-        )
-    best = ranking[0]
-    value, low, high = best.score.aupro
-    if value < _FOUND:
-        say.insert(0, f"No setting here separates defects of {defect_px:g} px (best AUPRO@0.05 {value:.2f}, 95 % "
-                      f"{low:.2f} to {high:.2f}): image it at twice the magnification, or tile 2x2.")  # fmt: skip
-    else:
-        for contrast, own in by_contrast(best.score, data).items():
-            if own < _FAINT * value:
-                say.append(
-                    f"Faint defects are missed: at contrast {contrast} AUPRO@0.05 is {own:.2f}, over all {value:.2f}."
-                )
-    if _slow(best, latency_ms):
-        say.insert(0, f"Nothing here judges an image within {latency_ms:g} ms; the fastest takes "
-                      f"{min(one.latency_ms for one in ranking):.0f} ms.")  # fmt: skip
-    close = [one for one in ranking[1:6] if difference(best.score, one.score, data.groups)["aupro"][1] <= 0]
-    if close:
-        say.append(
-            f"{len(close)} of the next {len(ranking[1:6])} are as good within the noise of {_painted(data)} painted "
-            "defects: take the cheaper one if cost matters."
-        )
-    few = len(set(data.groups))
-    if few < 20:
-        say.append(f"The intervals come from {few} groups of images; under 20 they are too narrow.")
-    return tuple(say)
-
-
-def _kinds(data: PaintedSet) -> list[str]:
-    return sorted({one.kind for one in data.judged if one.kind is not None})
-
-
-def _painted(data: PaintedSet) -> int:
-    return sum(one.mask is not None for one in data.judged)
 
 
 def _command(candidate: Candidate, data: str | Path, extras: Mapping[str, Any]) -> str:
@@ -353,6 +303,8 @@ def _result(
             "tile": None if one.candidate.tile is None else list(one.candidate.tile),
             "aupro_05": one.score.aupro[0],
             "aupro_05_interval": list(one.score.aupro[1:]),
+            "gain": None if one.gain is None else one.gain[0],
+            "gain_interval": None if one.gain is None else list(one.gain[1:]),
             "image_auroc": one.score.auroc[0],
             "image_auroc_interval": list(one.score.auroc[1:]),
             "by_contrast": by_contrast(one.score, advice.data),
@@ -360,19 +312,20 @@ def _result(
             "measured": one.cost is not None,
             "model_mb": None if one.cost is None else one.cost.model_mb,
             "peak_mb": None if one.cost is None else one.cost.peak_mb,
-            "too_slow": _slow(one, advice.latency_ms),
+            "too_slow": slow(one, advice.latency_ms),
             "command": _command(one.candidate, data, extras),
         }
         for one in advice.ranking
     ]
     choice = advice.choice
     (fit, *_) = advice.data.fit.values()
-    painted = _painted(advice.data)
+    painted = sum(one.mask is not None for one in advice.data.judged)
     return {
         "command": None if choice is None else _command(choice.candidate, data, extras),
+        "why": advice.why,
         "ranking": ranking,
         "ruled_out": list(advice.ruled_out),
-        "limits": list(advice.limits),
+        "limits": list(limits_of(advice)),
         "defect_px": defect_px,
         "defect_mm": None if pixel_mm is None else defect_px * pixel_mm,
         "image": list(advice.image),

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pickglass.app.advise import Advice, find_advice
+from pickglass.app.advise import find_advice
 from pickglass.app.advise_candidates import Candidate, size_text
+from pickglass.app.advise_choice import Advice, limits_of
 from pickglass.app.advise_score import Score, difference, judge
 from pickglass.app.study_results import AblationRow
 from pickglass.data import Table
@@ -25,7 +26,6 @@ from pickglass.methods.running import Progress, RunOptions
 __all__ = ["AutoChoice", "auto_choice", "usual_defect"]
 
 _USUAL_SHARE = 1 / 32  # of the shorter side of the images, where nobody says how large defects are
-_DEFAULT = ("stage3", "stage5")  # of EfficientNet-Lite0 at about 256 px: what fit takes without being told
 _SCALINGS = ("standardise", "whiten")
 _METRICS = {"aupro": "aupro_05", "auroc": "image_auroc"}
 
@@ -104,7 +104,7 @@ def _parts_tried(
 ) -> AutoChoice:
     best = advice.choice or (advice.ranking[0] if advice.ranking else None)
     if best is None:
-        raise InputError(f"preset 'auto' with defects of {defect_px:g} px: {advice.limits[0]}")
+        raise InputError(f"preset 'auto' with defects of {defect_px:g} px: {limits_of(advice)[0]}")
     chosen = best.candidate
     data = advice.data
     images = 4 * len(data.fit[chosen.size]) + len(data.test[chosen.size])
@@ -116,7 +116,7 @@ def _parts_tried(
         def judged(candidate: Candidate, own: Mapping[str, Any], with_shared: SharedFeatures | None) -> Score:
             return judge(candidate, data, with_shared, running, changes=own, seed=seed)[0]
 
-        rows.append(_features(chosen, best.score, advice, judged(_usual(advice), {}, None)))
+        rows.append(_features(chosen, best.score, advice))
         rows.append(_resolution(chosen, best.score, advice))
         now = judged(chosen, {}, shared)
         parts = _parts(chosen)
@@ -170,10 +170,12 @@ def _decided(
     return _row(part.name, list(tried), best, _METRICS[part.metric], gains[best], taken, why), best if taken else None
 
 
-def _features(chosen: Candidate, score: Score, advice: Advice, usual: Score) -> AblationRow:
-    gain = difference(score, usual, advice.data.groups)["aupro"]
-    tried = ["what fit takes untold", *(one.candidate.name for one in advice.ranking[:3])]
-    return _row("features", tried, chosen.name, "aupro_05", gain, True, "the advisor's choice")
+def _features(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:
+    names = [one.candidate.name for one in advice.ranking[:3]]
+    if advice.untold is None:
+        return _row("features", names, chosen.name, "aupro_05", None, True, advice.why)
+    gain = difference(score, advice.untold.score, advice.data.groups)["aupro"]
+    return _row("features", ["what fit takes untold", *names], chosen.name, "aupro_05", gain, True, advice.why)
 
 
 def _resolution(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:
@@ -189,12 +191,6 @@ def _resolution(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:
     gain = difference(score, second.score, advice.data.groups)["aupro"]
     tried = [size_text(one.candidate.size) for one in others]
     return _row("resolution", tried, size_text(chosen.size), "aupro_05", gain, True, "against the next best size")
-
-
-def _usual(advice: Advice) -> Candidate:
-    """What fit takes untold, at the size nearest to 256 x 256 that was made ready."""
-    size = min(advice.data.fit, key=lambda size: abs(size[0] * size[1] - 256 * 256))
-    return Candidate("efficientnet_lite0", _DEFAULT, size, 0.0, 8, 1.0)
 
 
 def _row(

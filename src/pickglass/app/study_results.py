@@ -9,11 +9,11 @@ __all__ = ["AblationRow", "AdviseResult", "Advised", "RuledOut", "StudyCell", "S
 
 
 class Advised(TypedDict):
-    """One way to look at the images that ``pickglass advise`` judged, the best first.
+    """One way to look at the images that ``pickglass advise`` judged, the highest AUPRO@0.05 first.
 
     ``size`` is [H, W] of the network's input, of the canvas where there is a ``tile``. ``aupro_05`` and ``image_auroc``
-    are those of the painted defects, with [low, high] of their 95 % intervals. ``by_contrast``: contrast of the
-    defects -> AUPRO@0.05. ``latency_ms`` and ``model_mb`` were measured on this machine where ``measured``, else the
+    are those of the painted defects, with [low, high] of their 95 % intervals. ``gain``: in AUPRO@0.05 over what
+    ``fit`` takes untold, null where there is none. ``by_contrast``: contrast of the defects -> AUPRO@0.05. ``latency_ms`` and ``model_mb`` were measured on this machine where ``measured``, else the
     latency is estimated from the backbone's and the memory null. ``peak_mb``: of the whole process. ``too_slow``:
     beyond ``--latency-ms``. ``command`` fits it.
     """
@@ -25,6 +25,8 @@ class Advised(TypedDict):
     tile: list[int] | None
     aupro_05: float
     aupro_05_interval: list[float]
+    gain: float | None
+    gain_interval: list[float] | None
     image_auroc: float
     image_auroc_interval: list[float]
     by_contrast: dict[str, float]
@@ -45,13 +47,14 @@ class RuledOut(TypedDict):
 
 
 class AdviseResult(TypedDict):
-    """``pickglass advise``. ``command``: of the first of the ranking that is not too slow; null if there is none.
+    """``pickglass advise``. ``command``: of the choice, one of the ranking, null if there is none; ``why`` it is that.
 
     ``limits``: what this advice cannot promise, a sentence each. ``n_fit`` images taught, on ``n_held`` others
     ``n_painted`` defects were painted.
     """
 
     command: str | None
+    why: str
     ranking: list[Advised]
     ruled_out: list[RuledOut]
     limits: list[str]

@@ -96,11 +96,12 @@ def _show(result: AdviseResult) -> None:
     table = Table("method", "backbone", "layers")
     for name in ("input", "AUPRO@0.05", "95 %", "image AUROC", "ms an image", "model MB"):
         table.add_column(name, justify="right")
-    for one in result["ranking"][:12]:
+    first = result["ranking"][:12]
+    for one in first + [one for one in result["ranking"][12:] if one["command"] == result["command"]]:
         tiles = "" if one["tile"] is None else f" in tiles of {'x'.join(map(str, one['tile']))}"
         low, high = one["aupro_05_interval"]
         table.add_row(
-            one["method"],
+            ("→ " if one["command"] == result["command"] else "  ") + one["method"],
             one["backbone"],
             "+".join(one["layers"]),
             "x".join(map(str, one["size"])) + tiles,
@@ -124,4 +125,4 @@ def _show(result: AdviseResult) -> None:
     if result["report"] is not None:
         console.print(f"report: {result['report']}", markup=False, soft_wrap=True)
     if result["command"] is not None:
-        console.print(f"\n{result['command']}", markup=False, soft_wrap=True)
+        console.print(f"\n{result['why']}:\n{result['command']}", markup=False, soft_wrap=True)
