@@ -22,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pickglass.app.advise import Advice, find_advice
+from pickglass.app.advise import find_advice
 from pickglass.app.advise_candidates import Candidate
+from pickglass.app.advise_choice import Advice
 from pickglass.app.advise_painted import InputMaker, Judged, PaintedSet, choose_rows, usual_size
 from pickglass.app.advise_score import LIMIT, Score, difference, judge
 from pickglass.data import Preprocess, Row, Table, load_dataset, read_image, read_mask

@@ -104,7 +104,8 @@ def _ranking(ranking: Sequence[Advised], command: str | None) -> str:
     rest = f'<p class="sub">and {more} more, see --json</p>' if more > 0 else ""
     return (
         "<section><h2>Ranking</h2><p>By AUPRO@0.05 of the painted defects, the choice in bold; the line is "
-        "its 95 % interval (bootstrap by group). Image AUROC compares an image with itself: a defect that changes nothing scores 0.5.</p>"
+        "its 95 % interval (bootstrap by group). "
+        "Image AUROC compares an image with itself: a defect that changes nothing scores 0.5.</p>"
         '<div class="scroll"><table><thead><tr><th>method</th><th class="left">backbone</th>'
         '<th class="left">layers</th><th>input</th><th>AUPRO@0.05</th><th class="left">0 to 1</th>'
         f"{heads}<th>image AUROC</th><th>ms an image</th><th>model MB</th></tr></thead><tbody>{rows}</tbody></table>"

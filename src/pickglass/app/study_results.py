@@ -13,7 +13,8 @@ class Advised(TypedDict):
 
     ``size`` is [H, W] of the network's input, of the canvas where there is a ``tile``. ``aupro_05`` and ``image_auroc``
     are those of the painted defects, with [low, high] of their 95 % intervals. ``gain``: in AUPRO@0.05 over what
-    ``fit`` takes untold, null where there is none. ``by_contrast``: contrast of the defects -> AUPRO@0.05. ``latency_ms`` and ``model_mb`` were measured on this machine where ``measured``, else the
+    ``fit`` takes untold, null where there is none. ``by_contrast``: contrast of the defects -> AUPRO@0.05.
+    ``latency_ms`` and ``model_mb`` were measured on this machine where ``measured``, else the
     latency is estimated from the backbone's and the memory null. ``peak_mb``: of the whole process. ``too_slow``:
     beyond ``--latency-ms``. ``command`` fits it.
     """
