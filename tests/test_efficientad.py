@@ -24,9 +24,10 @@ from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.reading import Reading
 from pickglass.features.weights import find_weights
 from pickglass.methods import load
-from pickglass.methods.efficientad import EfficientAD, _resized, hard_loss, jitter
+from pickglass.methods.efficientad import EfficientAD, hard_loss, jitter
 from pickglass.methods.patchcore import PatchCore
 from pickglass.methods.running import Run
+from pickglass.nn.maps import resampled_to
 from pickglass.nn.moments import ChannelMoments
 from pickglass.nn.pdn import CHANNELS, FRAME, PDN, Autoencoder, Student
 from pickglass.testing import check_detector, textures
@@ -101,7 +102,7 @@ def test_the_autoencoder_knows_the_image_at_large_and_drops_out_in_training_only
 def test_the_autoencoders_resize_is_the_antialiased_one(side: int) -> None:
     images = torch.rand(1, 2, 3, side, 2 * side - 30, generator=torch.Generator().manual_seed(0))
     wanted = nn.functional.interpolate(images[0], size=(256, 256), mode="bilinear", align_corners=False, antialias=True)
-    torch.testing.assert_close(_resized(images)[0], wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(resampled_to(images, (256, 256))[0], wanted, rtol=1e-4, atol=1e-4)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def test_the_loss_is_the_sum_of_the_papers_four_done_literally(monkeypatch: pyte
     students = detector.student((reading.images - extractor.mean) / extractor.std)
     jittered = (other - extractor.mean) / extractor.std
     students_jittered = detector.student(jittered)
-    compressed = detector.autoencoder(_resized(jittered))
+    compressed = detector.autoencoder(resampled_to(jittered, (256, 256)))
     teacher_jittered = extractor(other.flatten(0, 1))[0].unflatten(0, (3, 2))
     penalty = detector.student(penalty_images)
     for p in range(2):
