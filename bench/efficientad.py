@@ -7,7 +7,8 @@ python bench/efficientad.py steps DATA OUT [--model tiny]           500, 1000, 2
 python bench/efficientad.py penalty DATA OUT --photos PHOTOS        none, generated, photographs
 python bench/efficientad.py teacher DATA OUT --photos PHOTOS [--backbone efficientnet_lite2 ...]
                                                                     teachers of 250, 500, 1000 photographs, and of steps
-python bench/efficientad.py speed [--device cpu] [--peer-python PY] images/s of random weights: torch, engine, PDN alone
+python bench/efficientad.py speed [--device cpu] [--peer-python PY]   images/s of random weights: what users get of each
+                                                                    engine, the networks alone, and the peer's
 
 DATA has images of 256 x 256 pixels (bench/squeeze.py). Each run is one JSON line on stdout and in OUT/results.jsonl;
 what is there already is left alone, so a killed run goes on. ``speed`` wants a quiet machine.
@@ -35,7 +36,9 @@ from pickglass.app.evaluate import evaluate
 from pickglass.data import load_dataset, paint, read_mask, resize_map
 from pickglass.data.trays import Tray, fill
 from pickglass.errors import InputError
+from pickglass.features.engine import EngineName, has_bfloat16
 from pickglass.methods import Detector, EfficientAD, PatchCore
+from pickglass.methods.running import Prepared, Running
 from pickglass.metrics import auroc
 from pickglass.nn.pdn import CHANNELS, PDN, Autoencoder, Student
 
@@ -249,16 +252,42 @@ def speed(given: argparse.Namespace) -> None:
                 for batch in (1, 16):
                     images = torch.rand(batch, 3, 256, 256)
                     rate = _rate(run, images, device)
-                    share = rate * flops / peaks[precision]
-                    result[f"{name}, {engine}, batch {batch}"] = {
-                        "images_per_s": round(rate, 2),
-                        "us_per_image": round(1e6 / rate),
-                        "share_of_peak": round(share, 3),
-                    }
+                    result[f"{name}, {engine}, batch {batch}"] = _figures(rate, flops, peaks[precision])
+    for engine in _engines(given.device):
+        precision = "bfloat16" if engine == "bfloat16" else "float32"
+        for batch in (1, 16):
+            rate = _rate(_judging(detector, given.device, engine), torch.rand(batch, 3, 256, 256), device)
+            name = f"EfficientAD as predict judges, engine {engine}, batch {batch}"
+            result[name] = _figures(rate, networks["EfficientAD"][1], peaks[precision])
     if given.peer_python:
         done = subprocess.run([given.peer_python, "-c", PEER, given.model], capture_output=True, text=True, check=True)
         result["peer"] = json.loads(done.stdout.splitlines()[-1])
     print(json.dumps(result))
+
+
+def _figures(rate: float, flops: float, peak: float) -> dict[str, float]:
+    return {
+        "images_per_s": round(rate, 2),
+        "us_per_image": round(1e6 / rate),
+        "share_of_peak": round(rate * flops / peak, 3),
+    }
+
+
+def _engines(device: str) -> list[EngineName]:
+    if device != "cpu":
+        return ["auto"]
+    names: list[EngineName] = ["torch", "auto", "bfloat16"]
+    return names if has_bfloat16() else names[:2]
+
+
+def _judging(detector: Detector, device: str, engine: EngineName) -> Callable[[torch.Tensor], Any]:
+    """All that predict does from pixels in memory to maps; images are decoded in threads beside it."""
+    reader = detector._reader(Running(device=device, engine=engine))
+
+    def run(images: torch.Tensor) -> Any:
+        return detector.judge(reader._read([Prepared(image, None) for image in images.numpy()]))
+
+    return run
 
 
 def _flops(model: str, whole: bool) -> float:

@@ -19,16 +19,20 @@ from torch import Tensor, nn
 from pickglass.app.pictures import ReportImage, draw_panels
 from pickglass.data.natural import natural_images, natural_photos
 from pickglass.errors import DataError, InputError, WeightsMissing
+from pickglass.features import engine as engine_module
 from pickglass.features.backbones import find_backbone
+from pickglass.features.engine import Engine, EngineName, HeadRunner
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.reading import Reading
 from pickglass.features.weights import find_weights
 from pickglass.methods import load
-from pickglass.methods.efficientad import EfficientAD, _resized, hard_loss, jitter
+from pickglass.methods.efficientad import EfficientAD, hard_loss, jitter
 from pickglass.methods.patchcore import PatchCore
 from pickglass.methods.running import Run
+from pickglass.nn.maps import resampled_to
 from pickglass.nn.moments import ChannelMoments
 from pickglass.nn.pdn import CHANNELS, FRAME, PDN, Autoencoder, Student
+from pickglass.nn.stacked import Stacked
 from pickglass.testing import check_detector, textures
 
 SMALL = {"backbone": "pdn_tiny", "weights": "random", "size": 64, "steps": 2}
@@ -101,7 +105,7 @@ def test_the_autoencoder_knows_the_image_at_large_and_drops_out_in_training_only
 def test_the_autoencoders_resize_is_the_antialiased_one(side: int) -> None:
     images = torch.rand(1, 2, 3, side, 2 * side - 30, generator=torch.Generator().manual_seed(0))
     wanted = nn.functional.interpolate(images[0], size=(256, 256), mode="bilinear", align_corners=False, antialias=True)
-    torch.testing.assert_close(_resized(images)[0], wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(resampled_to(images, (256, 256))[0], wanted, rtol=1e-4, atol=1e-4)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -213,7 +217,7 @@ def test_the_loss_is_the_sum_of_the_papers_four_done_literally(monkeypatch: pyte
     students = detector.student((reading.images - extractor.mean) / extractor.std)
     jittered = (other - extractor.mean) / extractor.std
     students_jittered = detector.student(jittered)
-    compressed = detector.autoencoder(_resized(jittered))
+    compressed = detector.autoencoder(resampled_to(jittered, (256, 256)))
     teacher_jittered = extractor(other.flatten(0, 1))[0].unflatten(0, (3, 2))
     penalty = detector.student(penalty_images)
     for p in range(2):
@@ -308,6 +312,133 @@ def test_held_back_images_are_needed() -> None:
 def test_medium_is_not_shipped_and_the_message_says_how_to_make_one() -> None:
     with pytest.raises(WeightsMissing, match="pickglass distill"):
         FeatureExtractor("pdn_medium", ["teacher"])
+
+
+# -- the engine --------------------------------------------------------------------------------------------------------
+
+
+def in_engine(reading: Reading, extractor: FeatureExtractor, name: EngineName = "openvino") -> Reading:
+    return reading._replace(engine=Engine(extractor, "cpu", name))
+
+
+def close(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], share: float = 1e-4) -> None:
+    for f, w in zip(found, wanted, strict=True):
+        torch.testing.assert_close(f, w, rtol=0, atol=share * float(w.abs().max()))
+
+
+@pytest.mark.parametrize("frame", ["reflect", "zero"])
+def test_the_engine_judges_as_torch_does_at_any_batch(frame: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, reading = ready(positions=2, images=3, frame=frame)
+    with torch.no_grad():
+        wanted = detector.score(reading)
+    compiled = in_engine(reading, detector._fitted())
+    detector.score(compiled)
+    monkeypatch.setattr(Stacked, "forward", lambda *_: pytest.fail("torch was asked after the first batch"))
+    close(detector.score(compiled), wanted)
+    assert reading.images is not None
+    for b in range(3):
+        one = compiled._replace(levels=(reading.levels[0][b : b + 1],), images=reading.images[b : b + 1])
+        close(detector.score(one), (wanted[0][b : b + 1], wanted[1][b : b + 1]))
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_all_that_a_user_calls_judges_in_the_engine(tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = EfficientAD(**SMALL)  # type: ignore[arg-type]
+    if tiled:
+        detector = detector.tiled(size=(64, 96), tile=64, stride=32, normalise="position")
+    seen: list[int] = []  # images of each call
+    real = HeadRunner.__call__
+
+    def told(self: HeadRunner, engine: Engine, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+        seen.append(len(inputs[0]))
+        return real(self, engine, network, *inputs)
+
+    monkeypatch.setattr(HeadRunner, "__call__", told)
+    detector.fit(textures(10, 64), engine="openvino")
+    assert seen == ([1, 1, 1] if tiled else [1, 1])  # the quantiles, the scales of the tiles, the thresholds
+    images = textures(5, 64, seed=1)
+    wanted = detector.predict(images, engine="torch")
+    del seen[:]
+    for batch in (5, 1):
+        found = detector.predict(images, engine="openvino", batch=batch)
+        np.testing.assert_allclose(found.scores, wanted.scores, rtol=0, atol=1e-4 * abs(wanted.scores).max())
+        np.testing.assert_allclose(np.stack(found.maps), np.stack(wanted.maps), rtol=0, atol=1e-4)
+    assert seen == [5, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("how", ["load_state_dict", "in place", "build", "statistics"])
+def test_what_was_compiled_does_not_outlive_its_weights(how: str) -> None:
+    detector, reading = ready(positions=1, images=1)
+    compiled = in_engine(reading, detector._fitted())
+    before = detector._branches(compiled)
+    with torch.no_grad():
+        if how == "load_state_dict":
+            other, _ = ready(positions=1, images=1)
+            other.build([(CHANNELS, 16, 16)], 1, 7)
+            detector.load_state_dict(other.state_dict())
+        elif how == "in place":
+            assert detector.student is not None
+            next(detector.student.parameters()).mul_(3)
+        elif how == "build":
+            detector.build([(CHANNELS, 16, 16)], 1, 7)
+            detector.eval()
+        else:
+            detector.mean = detector.mean + 1
+        wanted = detector._branches(reading)
+    assert float((before[0] - wanted[0]).abs().max()) > 1e-3 * float(wanted[0].abs().max())
+    close(detector._branches(compiled), wanted)
+
+
+def test_unchanged_networks_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, reading = ready(positions=2, images=1)
+    compiled = in_engine(reading, detector._fitted())
+    calls: list[object] = []
+    real = engine_module._compile
+    monkeypatch.setattr(engine_module, "_compile", lambda *given: (calls.append(given), real(*given))[1])
+    for _ in range(2):
+        detector._branches(compiled)
+    assert len(calls) == 2  # one for each position
+
+
+def test_a_head_that_the_engine_gets_wrong_runs_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, reading = ready(positions=1, images=1)
+    real = engine_module._compile
+
+    def wrong(*given: object) -> object:
+        compiled = real(*given)  # type: ignore[arg-type]
+        return lambda x: {i: 1.01 * value for i, value in enumerate(compiled(x).values())}
+
+    monkeypatch.setattr(engine_module, "_compile", wrong)
+    with torch.no_grad():
+        wanted = detector._branches(reading)
+    with pytest.warns(RuntimeWarning, match="answers differently from torch .* student and autoencoder"):
+        close(detector._branches(in_engine(reading, detector._fitted(), "auto")), wanted, 1e-6)
+    with pytest.raises(InputError, match="Use engine='torch'"):
+        detector._branches(in_engine(reading, detector._fitted(), "openvino"))
+
+
+@pytest.mark.skipif(not engine_module.has_bfloat16(), reason="this CPU has no bfloat16")
+def test_bfloat16_reaches_student_and_autoencoder() -> None:
+    detector, reading = ready(positions=1, images=1)
+    with torch.no_grad():
+        wanted = detector._branches(reading)
+    found = detector._branches(in_engine(reading, detector._fitted(), "bfloat16"))
+    for f, w in zip(found, wanted, strict=True):
+        assert 1e-5 < float((f - w).abs().max() / w.abs().max()) < 2e-2
+
+
+def test_training_and_the_exported_graph_stay_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, reading = ready(positions=1, images=1)
+    compiled = in_engine(reading, detector._fitted())
+    detector._branches(compiled)
+    monkeypatch.setattr(HeadRunner, "__call__", lambda *_: pytest.fail("the engine was asked"))
+    with torch.no_grad():
+        detector(torch.zeros(1, 3, 64, 64))
+    detector.train()
+    detector.loss(compiled).sum().backward()
+    for net in detector._networks():
+        assert net.training
+        assert all(p.grad is not None for p in net.parameters())
 
 
 # -- teachers from files -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pickglass.nn.stacked import Stacked
+from pickglass.nn.stacked import Stacked, at_position
 
 P, SEED = 3, 5
 
@@ -37,6 +37,24 @@ def stack_and_singles() -> tuple[Stacked, list[Net]]:
         torch.manual_seed(SEED + p)
         singles.append(Net())
     return Stacked(Net, P, SEED), singles
+
+
+@torch.no_grad()
+def test_one_position_alone_in_the_same_memory() -> None:
+    stack, _ = stack_and_singles()
+    images = some_images()
+    stack.eval()
+    wanted = stack(images)
+    stack.train()
+    for p in range(P):
+        alone = at_position(stack, p)
+        for found, whole in zip(alone(images[:, p : p + 1]), wanted, strict=True):
+            torch.testing.assert_close(found, whole[:, p : p + 1])
+        assert not any(parameter.requires_grad for parameter in alone.parameters())
+        for name, tensor in alone.state_dict().items():
+            assert tensor.untyped_storage().data_ptr() == stack.state_dict()[name].untyped_storage().data_ptr(), name
+    assert stack.training  # left as it was
+    assert stack.positions == P
 
 
 def some_images(b: int = 4) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scipy.ndimage import gaussian_filter
 from pickglass.data import Row, Table, paint
 from pickglass.errors import NotFitted
 from pickglass.methods import Detector, load
+from pickglass.result import Prediction
 
 __all__ = ["CHECKS", "check_detector", "textures"]
 
@@ -57,7 +59,7 @@ def textures(n: int, side: int, seed: int = 0) -> Images:
 
 
 class _Suite:
-    """One fitted detector and the images that the checks share."""
+    """One fitted detector, the images and what it says of them, which the checks share."""
 
     def __init__(self, detector: Detector, tolerance: float, n_images: int) -> None:
         self.settings = detector.configuration()
@@ -68,7 +70,17 @@ class _Suite:
         self.held_out = textures(6, side, seed=1)
         rng = np.random.default_rng(2)
         self.painted = np.stack([paint(image, "hole", side / 6, rng, contrast=2.0).image for image in self.held_out])
-        self.fitted = self.new().fit(self.good)
+        self.before = [images.copy() for images in (self.good, self.held_out, self.painted)]
+        self.fitted = self.new()
+        self.returned = self.fitted.fit(self.good)
+
+    @cached_property
+    def of_held_out(self) -> Prediction:
+        return self.fitted.predict(self.held_out)
+
+    @cached_property
+    def of_painted(self) -> Prediction:
+        return self.fitted.predict(self.painted)
 
     def new(self) -> Detector:
         return self.cls.configured(self.settings)
@@ -104,13 +116,12 @@ def _unfitted_use_names_the_remedy(suite: _Suite) -> None:
 
 
 def _fit_returns_self(suite: _Suite) -> None:
-    detector = suite.new()
-    _expect(detector.fit(suite.good) is detector, "fit returned something else")
+    _expect(suite.returned is suite.fitted, "fit returned something else")
 
 
 def _same_seed_same_result(suite: _Suite) -> None:
     again = suite.new().fit(suite.good).predict(suite.held_out)
-    first = suite.fitted.predict(suite.held_out)
+    first = suite.of_held_out
     _expect(bool((again.scores == first.scores).all()), "scores of two equal fits differ")
     _expect(all((a == b).all() for a, b in zip(again.maps, first.maps, strict=True)), "maps of two equal fits differ")
 
@@ -126,14 +137,14 @@ def _batch_does_not_matter(suite: _Suite) -> None:
 
 
 def _input_is_untouched(suite: _Suite) -> None:
-    for images in (suite.good, suite.held_out):
-        before = images.copy()
-        suite.new().fit(images) if images is suite.good else suite.fitted.predict(images)
+    assert len(suite.of_held_out) == len(suite.held_out)  # judged by now, as the others were fitted
+    assert len(suite.of_painted) == len(suite.painted)
+    for images, before in zip((suite.good, suite.held_out, suite.painted), suite.before, strict=True):
         _expect(bool((images == before).all()), "the images were changed")
 
 
 def _results_are_finite_and_shaped(suite: _Suite) -> None:
-    found = suite.fitted.predict(suite.painted)
+    found = suite.of_painted
     _expect(
         found.scores.shape == (len(suite.painted),) and found.scores.dtype == np.float32, "scores are not (N,) float32"
     )
@@ -150,7 +161,7 @@ def _forward_agrees_with_predict(suite: _Suite) -> None:
     prepared = torch.from_numpy(np.stack([suite.fitted.preprocess(image) for image in suite.painted]))
     with torch.no_grad():
         scores, maps = suite.fitted.cpu()(prepared)
-    found = suite.fitted.predict(suite.painted)
+    found = suite.of_painted
     allowed = 1e-3 * float(np.abs(found.scores).max())
     worst = float(np.abs(scores.numpy() - found.scores).max())
     _expect(worst <= allowed, f"scores of forward and predict differ by {worst:.2e}, allowed {allowed:.2e}")
@@ -158,8 +169,7 @@ def _forward_agrees_with_predict(suite: _Suite) -> None:
 
 
 def _painted_defects_score_higher(suite: _Suite) -> None:
-    good = suite.fitted.predict(suite.held_out).scores
-    bad = suite.fitted.predict(suite.painted).scores
+    good, bad = suite.of_held_out.scores, suite.of_painted.scores
     _expect(bool((bad > good).all()), f"painted {bad.round(3)} against the same images without {good.round(3)}")
 
 
@@ -168,16 +178,16 @@ def _a_broken_image_leaves_the_others(suite: _Suite) -> None:
     found = suite.fitted.predict(Table(rows))
     _expect([r.path for r in found.rows] == ["array:a", "array:b"], "the sound images are not all there, in order")
     _expect([f.path for f in found.failed] == ["no-such-file.png"], "the broken image is not named")
-    alone = suite.fitted.predict(suite.painted[:2])
-    allowed = suite.tolerance * float(np.abs(alone.scores).max())
-    _expect(bool((np.abs(found.scores - alone.scores) <= allowed).all()), "scores moved to other images")
+    alone = suite.of_painted.scores[:2]
+    allowed = suite.tolerance * float(np.abs(alone).max())
+    _expect(bool((np.abs(found.scores - alone) <= allowed).all()), "scores moved to other images")
 
 
 def _fit_reads_no_test_image(suite: _Suite) -> None:
     rows = [Row(f"array:{i}", role="train", label=0, pixels=image) for i, image in enumerate(suite.good)]
     poison = [Row("no-such-file.png", role="test", label=1)]
     found = suite.new().fit(Table([*rows, *poison])).predict(suite.held_out)
-    first = suite.fitted.predict(suite.held_out)
+    first = suite.of_held_out
     _expect(bool((found.scores == first.scores).all()), "a test row changed the fit")
 
 
@@ -185,7 +195,7 @@ def _save_and_load_are_bit_equal(suite: _Suite) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(suite.fitted.save(Path(folder) / "model.safetensors"))
     _expect(type(loaded) is suite.cls, f"a {type(loaded).__name__} came back")
-    first, second = suite.fitted.predict(suite.painted), loaded.predict(suite.painted)
+    first, second = suite.of_painted, loaded.predict(suite.painted)
     _expect(bool((first.scores == second.scores).all()), "scores differ after loading")
     _expect(all((a == b).all() for a, b in zip(first.maps, second.maps, strict=True)), "maps differ after loading")
     _expect(loaded.calibration == suite.fitted.calibration, "the calibration differs after loading")
@@ -201,9 +211,9 @@ CHECKS: dict[str, Callable[[_Suite], None]] = {
     "constructor stores only": _constructor_stores_only,
     "unfitted use names the remedy": _unfitted_use_names_the_remedy,
     "fit returns self": _fit_returns_self,
+    "input is untouched": _input_is_untouched,
     "same seed, same result": _same_seed_same_result,
     "a batch of N is N batches of one": _batch_does_not_matter,
-    "input is untouched": _input_is_untouched,
     "results are finite and shaped": _results_are_finite_and_shaped,
     "forward agrees with predict": _forward_agrees_with_predict,
     "painted defects score higher": _painted_defects_score_higher,

@@ -1,7 +1,8 @@
-"""Runs the frozen backbone: in OpenVINO on a CPU, several times faster than torch, or in torch.
+"""Runs frozen networks: in OpenVINO on a CPU, several times faster than torch, or in torch.
 
-The graph goes through ONNX in memory, which takes a second where the direct conversion takes four. Before the engine
-is trusted, its answer to the first batch is compared with torch's.
+These are the backbone and, while images are judged, what a head has learned. The graph goes through ONNX in memory,
+which takes a second where the direct conversion takes four. Before the engine is trusted, its answer to the first batch
+is compared with torch's.
 
 OpenVINO computes in float32, or where it is told so in bfloat16, which the CPU must have: faster again, with features
 that are off by about a hundredth. That is never chosen unasked.
@@ -11,28 +12,31 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pickglass.errors import InputError
 from pickglass.features.extractor import FeatureExtractor
+from pickglass.nn.stacked import at_position
 
-__all__ = ["Engine", "EngineName", "has_bfloat16"]
+__all__ = ["Engine", "EngineName", "HeadRunner", "Runner", "has_bfloat16"]
 
 EngineName = Literal["auto", "openvino", "bfloat16", "torch"]
 
 _AT_ONCE = 2  # images: more of them leave the cache between layers
-TOLERANCE = {"openvino": 1e-3, "bfloat16": 2e-2}  # largest difference from torch, of a layer's largest value
+TOLERANCE = {"openvino": 1e-3, "bfloat16": 2e-2}  # largest difference from torch, of an output's largest value
 
 
-class Engine:
-    """A feature extractor made ready to run.
+class Runner:
+    """A frozen network made ready to run.
 
     Args:
-        extractor: moved to ``device`` where that is not the CPU.
+        network: of one or several tensors to a tuple of such, all (B, ...); moved to ``device``.
+        what: it is, for messages.
         device: e.g. ``"cpu"`` or ``"cuda"``.
         name: ``"auto"`` is OpenVINO on a CPU and torch elsewhere, and falls back to torch, with a warning, where
             OpenVINO cannot convert the network or answers differently; ``"openvino"`` raises instead.
@@ -42,56 +46,113 @@ class Engine:
         InputError: an unknown name, one that does not run on the device, or no bfloat16 in this CPU.
     """
 
-    def __init__(self, extractor: FeatureExtractor, device: str, name: EngineName = "auto") -> None:
+    def __init__(self, network: nn.Module, what: str, device: str, name: EngineName = "auto") -> None:
         if name not in get_args(EngineName):
             raise InputError(f"engine={name!r}: expected one of {', '.join(get_args(EngineName))}")
         if name in ("openvino", "bfloat16") and device != "cpu":
             raise InputError(f"engine={name!r} runs on the CPU, but device={device!r}: leave the engine on 'auto'")
         if name == "bfloat16" and not has_bfloat16():
             raise InputError("engine='bfloat16', but this CPU does not compute in bfloat16: leave the engine on 'auto'")
-        self.extractor = extractor.to(device)
+        self.network = network.to(device)
+        self.what = what
         self.device = device
         self.wanted = name
         self.name: Literal["openvino", "bfloat16", "torch"] = (
             "torch" if name == "torch" or device != "cpu" else "bfloat16" if name == "bfloat16" else "openvino"
         )
-        self._compiled: dict[tuple[int, ...], Any] = {}  # (H, W) -> compiled model
+        self._compiled: dict[tuple[torch.Size, ...], Any] = {}  # shapes of one image's inputs -> model
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) RGB in [0, 1] on the CPU -> per layer (B, C, h, w) on ``device``."""
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Inputs (B, ...) on the CPU -> outputs (B, ...) on ``device``."""
         if self.name != "torch":
-            size = tuple(images.shape[2:])
-            if size not in self._compiled and not self._prepare(images):
-                return self(images)  # torch from here on
+            size = _size(inputs)
+            if size not in self._compiled and not self._prepare(inputs):
+                return self(*inputs)  # torch from here on
             run = self._compiled[size]
             # sharing the engine's memory instead of copying out of it is a quarter slower
-            parts = [list(run(images[i : i + _AT_ONCE].numpy()).values()) for i in range(0, len(images), _AT_ONCE)]
-            return tuple(torch.from_numpy(np.concatenate(level)) for level in zip(*parts, strict=True))
-        outputs: tuple[Tensor, ...] = self.extractor(images.to(self.device))
+            parts = [
+                list(run(_arrays(x[i : i + _AT_ONCE] for x in inputs)).values())
+                for i in range(0, len(inputs[0]), _AT_ONCE)
+            ]
+            return tuple(torch.from_numpy(np.concatenate(output)) for output in zip(*parts, strict=True))
+        outputs: tuple[Tensor, ...] = self.network(*(x.to(self.device) for x in inputs))
         return outputs
 
-    def _prepare(self, images: Tensor) -> bool:
+    def _prepare(self, inputs: Sequence[Tensor]) -> bool:
         """Compile for this size and compare with torch; False: from now on torch."""
         problem = None
+        first = [x[:1] for x in inputs]
         try:
-            compiled = _compile(self.extractor, images[:1], self.name)
+            compiled = _compile(self.network, first, self.name)
         except (RuntimeError, ImportError, AttributeError) as error:
             problem = f"cannot convert it ({type(error).__name__}: {str(error).splitlines()[0]})"
         else:
-            worst = _difference(self.extractor(images[:1]), compiled(images[:1].numpy()).values())
+            worst = _difference(self.network(*first), compiled(_arrays(first)).values())
             allowed = TOLERANCE[self.name]
             if worst > allowed:
-                problem = f"answers differently from torch (by {worst:.1e} of a layer's range, allowed {allowed:.0e})"
+                problem = f"answers differently from torch (by {worst:.1e} of an output's range, allowed {allowed:.0e})"
         if problem is None:
-            self._compiled[tuple(images.shape[2:])] = compiled
+            self._compiled[_size(inputs)] = compiled
             return True
-        message = f"OpenVINO {problem}: {self.extractor.backbone}, layers {', '.join(self.extractor.layers)}"
+        message = f"OpenVINO {problem}: {self.what}"
         if self.wanted != "auto":
             raise InputError(f"{message}. Use engine={'auto' if self.wanted == 'bfloat16' else 'torch'!r}.")
         warnings.warn(f"{message}; running in torch, which is slower.", RuntimeWarning, stacklevel=4)
         self.name = "torch"
         return False
+
+
+class Engine(Runner):
+    """A feature extractor made ready to run: (B, 3, H, W) RGB in [0, 1] on the CPU -> per layer (B, C, h, w).
+
+    Args:
+        extractor: moved to ``device``.
+        device, name: as of :class:`Runner`, with its errors.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, device: str, name: EngineName = "auto") -> None:
+        super().__init__(extractor, f"{extractor.backbone}, layers {', '.join(extractor.layers)}", device, name)
+        self.extractor = extractor
+
+
+class HeadRunner:
+    """Runs a network that a head has learned as an engine runs the backbone, while images are judged.
+
+    Each position is a graph of its own, compiled when it is first needed: one of all would hold the weights of
+    hundreds of tiles at once, more than ONNX can. A graph holds the weights as they were, so all are made anew once a
+    tensor of the network was written to or replaced, as a refit and a loaded state do.
+
+    Args:
+        what: the network is, for messages.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._tensors: list[Tensor] = []  # held, so that no other gets the address of one
+        self._state: Any = None
+        self._runners: list[Runner] = []
+
+    def __call__(self, engine: Engine, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Inputs (B, P, ...) -> outputs (B, P, ...), run as ``engine`` runs the backbone.
+
+        Args:
+            engine: in torch it runs this network in torch.
+            network: its tensors all lead with P; it may be a new module around the same tensors each time.
+            inputs: of the network.
+        """
+        if engine.name == "torch":
+            with torch.no_grad():
+                outputs: tuple[Tensor, ...] = network(*inputs)
+            return outputs
+        tensors = [*network.parameters(), *network.buffers()]
+        state = (engine.device, engine.wanted, [(id(t), t._version) for t in tensors])
+        if state != self._state:
+            self._tensors, self._state = tensors, state
+            alone = (at_position(network, p) for p in range(inputs[0].shape[1]))
+            self._runners = [Runner(own, self.what, engine.device, engine.wanted) for own in alone]
+        found = [run(*(x[:, p : p + 1] for x in inputs)) for p, run in enumerate(self._runners)]
+        return tuple(torch.cat(output, dim=1) for output in zip(*found, strict=True))  # (B, P, ...)
 
 
 def has_bfloat16() -> bool:
@@ -101,29 +162,38 @@ def has_bfloat16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _compile(extractor: FeatureExtractor, example: Tensor, name: str) -> Any:
+def _size(inputs: Sequence[Tensor]) -> tuple[torch.Size, ...]:
+    return tuple(x.shape[1:] for x in inputs)
+
+
+def _arrays(inputs: Iterable[Tensor]) -> list[np.ndarray]:
+    return [x.contiguous().numpy() for x in inputs]
+
+
+def _compile(network: nn.Module, example: Sequence[Tensor], name: str) -> Any:
     import openvino
 
+    names = [f"input{i}" for i in range(len(example))]
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes become constants, which is what one compilation per size wants
         torch.onnx.export(
-            extractor,
-            (example,),
+            network,
+            tuple(example),
             buffer,  # type: ignore[arg-type]  # the exporter takes files too
             dynamo=False,
-            input_names=["images"],
-            dynamic_axes={"images": {0: "batch"}},
+            input_names=names,
+            dynamic_axes={name: {0: "batch"} for name in names},
         )
     core = openvino.Core()
     model = core.read_model(buffer.getvalue())
-    model.reshape([-1, *example.shape[1:]])
+    model.reshape({name: [-1, *x.shape[1:]] for name, x in zip(names, example, strict=True)})
     # where the CPU has bfloat16 the plugin would use it unasked
     return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if name == "bfloat16" else "f32"})
 
 
 def _difference(expected: tuple[Tensor, ...], got: Any) -> float:
-    """Largest difference over the layers, each relative to the layer's largest value."""
+    """Largest difference over the outputs, each relative to the output's largest value."""
     shares = []
     for e, g in zip(expected, got, strict=True):
         if tuple(e.shape) != g.shape or not np.isfinite(g).all():

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from pickglass.features.engine import Engine
+
 __all__ = ["Reading"]
 
 
@@ -20,11 +22,14 @@ class Reading(NamedTuple):
         images: (B, P, 3, H, W) RGB in [0, 1]; None unless ``"images"`` is read.
         keep: (B, P, H, W) bool, False where nothing is judged or learned (padding, outside the region of interest);
             None where everything counts. :func:`pickglass.nn.maps.kept_cells` brings it to a grid.
+        engine: by which a head may run what it has learned, while it judges; None: torch, as in training and in the
+            exported graph.
     """
 
     levels: tuple[Tensor, ...]
     images: Tensor | None = None
     keep: Tensor | None = None
+    engine: Engine | None = None
 
     def to(self, device: str) -> Reading:
         """The same on another device."""
@@ -32,4 +37,5 @@ class Reading(NamedTuple):
             tuple(level.to(device) for level in self.levels),
             None if self.images is None else self.images.to(device),
             None if self.keep is None else self.keep.to(device),
+            self.engine,
         )

@@ -127,7 +127,8 @@ class _Served(Engine):
         super().__init__(extractor, device, name)
         self.shared = shared
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        (images,) = inputs
         levels = self.shared.levels(images, self.extractor.layers, self.device, self.wanted)
         self.name = self.shared.engines[self.device, self.wanted].name  # it may have fallen back to torch
         return levels

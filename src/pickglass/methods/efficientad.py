@@ -39,11 +39,12 @@ from torch import Tensor, nn
 
 from pickglass.data.natural import natural_images, natural_photos
 from pickglass.errors import InputError
+from pickglass.features.engine import HeadRunner
 from pickglass.features.reading import Reading
 from pickglass.methods.base import Detector
 from pickglass.methods.running import Run, Shape
 from pickglass.nn.loop import Phase, Plan
-from pickglass.nn.maps import highest, kept_cells
+from pickglass.nn.maps import highest, kept_cells, resampled_to
 from pickglass.nn.moments import ChannelMoments
 from pickglass.nn.pdn import AE_SIDE, CHANNELS, FRAME, STRIDE, Autoencoder, PDNName, Student
 from pickglass.nn.stacked import Stacked
@@ -57,6 +58,7 @@ _NATURAL = 200  # pictures made for the penalty ...
 _PHOTOS = 1000  # ... or photographs read
 _LOW, _HIGH = 0.9, 0.995  # quantiles that become 0 and ...
 _SCALE = 0.1
+_SEEN = (AE_SIDE, AE_SIDE)  # by the autoencoder
 _LOCAL, _GLOBAL = slice(0, CHANNELS), slice(CHANNELS, 2 * CHANNELS)  # channels of the student
 
 
@@ -128,6 +130,7 @@ class EfficientAD(Detector):
         self.mean: Tensor
         self.std: Tensor
         self.quantiles: Tensor
+        self._runner: HeadRunner
         self._moments: ChannelMoments | None = None
         self._pictures: Tensor | None = None  # (N, 3, H, W) uint8
         self._seen: list[list[Tensor]] = []  # per position the maps of held-back images, (2, N)
@@ -142,6 +145,7 @@ class EfficientAD(Detector):
         own_frame = FRAME if self.frame == "reflect" else 0
         self.student = Stacked(lambda: Student(model, own_frame), positions, seed)
         self.autoencoder = Stacked(lambda: Autoencoder(grid), positions, seed)
+        self._runner = HeadRunner("EfficientAD's student and autoencoder")
         self.mean, self.std = torch.zeros(positions, CHANNELS), torch.ones(positions, CHANNELS)
         self.quantiles = torch.tensor([0.0, 1.0]).repeat(positions, 2, 1)  # (P, local and global, low and high)
 
@@ -195,7 +199,7 @@ class EfficientAD(Detector):
         """L_hard + penalty + L_AE + L_STAE: (P,)."""
         student, autoencoder = self._networks()
         images, keep = self._images(reading), self._kept(reading)
-        t = self._normalised(self._inside(reading.levels[0]))  # (B, P, C, h, w)
+        t = _normalised(self._inside(reading.levels[0]), self.mean, self.std)  # (B, P, C, h, w)
         s = student(self._prepared(images), _LOCAL)
         loss = _batch_mean(hard_loss((t - s).square(), self.hard, keep), keep)
         if self._pictures is not None:
@@ -204,9 +208,9 @@ class EfficientAD(Detector):
             loss = loss + student(self._prepared(pictures), _LOCAL).square().mean((0, 2, 3, 4))
         jittered = jitter(images)
         with torch.no_grad():
-            t = self._normalised(self._inside(self._teacher(jittered)))
+            t = _normalised(self._inside(self._teacher(jittered)), self.mean, self.std)
         x = self._prepared(jittered)
-        a = autoencoder(_resized(x))
+        a = autoencoder(resampled_to(x, _SEEN))
         s = student(x, _GLOBAL)
         for squares in ((t - a).square(), (a - s).square()):
             loss = loss + _batch_mean(_kept_mean(squares.mean(2), keep), keep)
@@ -260,12 +264,10 @@ class EfficientAD(Detector):
 
     def _branches(self, reading: Reading) -> tuple[Tensor, Tensor]:
         """Mean over channels of (T - S)^2 and of (A - S')^2, (B, P, h, w) each."""
-        student, autoencoder = self._networks()
-        x = self._prepared(self._images(reading))
-        t = self._normalised(self._inside(reading.levels[0]))
-        s = student(x, slice(None))  # (B, P, 2 C, h, w)
-        a = autoencoder(_resized(x))
-        return (t - s[:, :, _LOCAL]).square().mean(2), (a - s[:, :, _GLOBAL]).square().mean(2)
+        network = _Distances(*self._networks(), self.mean, self.std)
+        inputs = self._prepared(self._images(reading)), self._inside(reading.levels[0])
+        local, whole = network(*inputs) if reading.engine is None else self._runner(reading.engine, network, *inputs)
+        return local, whole
 
     # -- what the networks see -----------------------------------------------------------------------------------------
 
@@ -284,9 +286,6 @@ class EfficientAD(Detector):
         level: Tensor = self._fitted()(images.flatten(0, 1))[0].unflatten(0, images.shape[:2])
         return level
 
-    def _normalised(self, teacher: Tensor) -> Tensor:
-        return (teacher - self.mean[..., None, None]) / self.std[..., None, None]
-
     def _inside(self, cells: Tensor) -> Tensor:
         """Without the cells whose field leaves the image, if these are not judged."""
         return cells if self.frame == "reflect" else cells[..., _LOST:-_LOST, _LOST:-_LOST]
@@ -301,6 +300,31 @@ class EfficientAD(Detector):
         if self.student is None or self.autoencoder is None:
             raise self._unfitted()
         return self.student, self.autoencoder
+
+
+class _Distances(nn.Module):
+    """All that judges beside the teacher, as one graph.
+
+    Args:
+        student, autoencoder: of P positions.
+        mean, std: of the teacher's channels, (P, C).
+    """
+
+    def __init__(self, student: Stacked, autoencoder: Stacked, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.student = student
+        self.autoencoder = autoencoder
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, x: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images (B, P, 3, H, W), teacher (B, P, C, h, w) -> local and global map, (B, P, h, w) each."""
+        t = _normalised(teacher, self.mean, self.std)
+        s = self.student(x, slice(None))  # (B, P, 2 C, h, w)
+        a = self.autoencoder(resampled_to(x, _SEEN))
+        return (t - s[:, :, _LOCAL]).square().mean(2), (a - s[:, :, _GLOBAL]).square().mean(2)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -362,15 +386,6 @@ def _batch_mean(values: Tensor, keep: Tensor | None) -> Tensor:
 # -- the rest ----------------------------------------------------------------------------------------------------------
 
 
-def _resized(x: Tensor) -> Tensor:
-    """Images (B, P, 3, H, W) on the autoencoder's 256 x 256, with a low-pass where that is fewer, as two products."""
-    down, across = (_shrinking(int(n)).to(x) for n in x.shape[3:])  # (256, H), (256, W)
-    return down @ x @ across.T if x.shape[3:] != (AE_SIDE, AE_SIDE) else x
-
-
-def _shrinking(n: int) -> Tensor:
-    """The bilinear resize of n pixels to 256 as a matrix (256, n), a constant for every exporter."""
-    step = n / AE_SIDE
-    centres = (np.arange(AE_SIDE) + 0.5) * step - 0.5
-    weights = (1 - abs(np.arange(n) - centres[:, None]) / max(step, 1)).clip(0)  # triangles, wider where that is fewer
-    return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
+def _normalised(teacher: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(B, P, C, h, w) by the statistics of its channels, (P, C) each."""
+    return (teacher - mean[..., None, None]) / std[..., None, None]

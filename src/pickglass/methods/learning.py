@@ -297,7 +297,7 @@ def _teach(
         with torch.no_grad():
             for start in range(0, many * len(held), reader.batch):
                 rows = range(start, min(start + reader.batch, many * len(held)))
-                head.adjust(unseen.read(rows).to(device))
+                head.adjust(unseen.read(rows).to(device)._replace(engine=reader.engine))
     return {**head.finish(), "training": [history.to_json() for history in histories]}
 
 

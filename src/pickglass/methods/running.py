@@ -83,7 +83,8 @@ class Running:
 
     Attributes:
         device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``.
-        engine: what runs the backbone; see :class:`pickglass.features.engine.Engine`.
+        engine: what runs the backbone and, of some methods, all that judges; see
+            :class:`pickglass.features.engine.Runner`.
         batch: images at once.
         workers: threads that decode images.
         max_pixels: images with more are refused.
@@ -124,7 +125,7 @@ class Reader:
     """From rows to what a head reads: decoded ahead in threads, prepared, frozen features by the engine.
 
     Args:
-        engine: runs the backbone.
+        engine: runs the backbone, and what a head runs by it while it judges.
         preprocess: fits images on the canvas.
         reads: what of a :class:`Reading` is wanted, ``"features"``, ``"images"``.
         roi: region of interest of rows that have none of their own, bool (H, W) of the canvas; None: everything.
@@ -227,7 +228,7 @@ class Reader:
             images = images.rot90(self.turn, (2, 3)).contiguous()
             keep = None if keep is None else keep.rot90(self.turn, (1, 2))
         reading = read(images, keep, self.engine, self.reads, self.tiles, self.positions, self.fusion)
-        return reading.to(self.engine.device)
+        return reading.to(self.engine.device)._replace(engine=self.engine)
 
 
 def read(

@@ -48,16 +48,16 @@ def to_grid(level: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def resampled_to(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring (B, C, H, W) to another size, bilinear and without aliasing; the same size comes back untouched.
+    """Bring (..., H, W) to another size, bilinear and without aliasing; the same size comes back untouched.
 
     Two matrix products: exporters do not know the resampling of torch that filters before it leaves pixels out.
     """
-    if tuple(images.shape[2:]) == size:
+    if tuple(images.shape[-2:]) == size:
         return images
     down, across = (
-        torch.from_numpy(_triangles(int(n), m)).to(images) for n, m in zip(images.shape[2:], size, strict=True)
+        torch.from_numpy(_triangles(int(n), m)).to(images) for n, m in zip(images.shape[-2:], size, strict=True)
     )  # (h, H), (w, W)
-    return down @ images @ across.T  # (B, C, h, w)
+    return down @ images @ across.T  # (..., h, w)
 
 
 @cache

@@ -7,13 +7,16 @@ networks apart, and one model file holds them all.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Stacked"]
+__all__ = ["Stacked", "at_position"]
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Stacked(nn.Module):
@@ -81,6 +84,23 @@ class Stacked(nn.Module):
             for held, leaf, stack, _ in places:
                 held[leaf] = stack
         return _joined(results)
+
+
+def at_position(network: Network, p: int) -> Network:
+    """The network of position p alone, P = 1, frozen, in eval mode and in the same memory.
+
+    Args:
+        network: whose tensors all lead with P, such as a :class:`Stacked` or a module of several.
+        p: the position.
+    """
+    views: dict[int, Any] = {id(t): t[p : p + 1] for t in network.buffers()}  # (1, ...)
+    for parameter in network.parameters():
+        views[id(parameter)] = nn.Parameter(parameter.detach()[p : p + 1], requires_grad=False)
+    alone = copy.deepcopy(network, views)  # takes these for copies that were made already
+    for module in alone.modules():
+        if isinstance(module, Stacked):
+            module.positions = 1
+    return alone.eval()
 
 
 def _position(value: Any, p: int) -> Any:
