@@ -69,11 +69,11 @@ def test_one_unusual_part_is_not_hidden() -> None:
 
 
 def test_a_part_whose_middle_looks_like_the_ground_is_whole() -> None:
-    features = cells([(10, 10)] * 12, side=12)
-    features[:, :3, 14:18, 14:18] -= 8
+    features = cells([(6, 6)] * 12, side=20)
+    features[:, :3, 10:22, 10:22] -= 8
     found = found_in(features)
     assert found.mask is not None, found.why_not
-    assert found.mask[20:44, 30:66].all()
+    assert found.mask[12:52, 18:78].all()
 
 
 # -- the self-check ----------------------------------------------------------------------------------------------------
