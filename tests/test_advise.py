@@ -333,7 +333,10 @@ def test_auto_keeps_a_row_a_part_in_the_model(small_dataset: Path, tmp_path: Pat
     about = info(tmp_path / "m.safetensors")["about"]
     rows = about["provenance"]["auto"]["ablation"]
     assert result["auto"]["ablation"] == rows
-    assert list(rows) == ["features", "resolution", "scaling", "smoothing", "rotated copies", "position", "image score"]
+    assert list(rows) == [
+        *("features", "resolution", "foreground mask", "scaling", "smoothing"),
+        *("rotated copies", "position", "image score"),
+    ]
     for row in rows.values():
         if row["why"] == "better on painted defects":
             assert row["taken"]

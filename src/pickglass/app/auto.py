@@ -7,7 +7,7 @@ too that did nothing. Nothing here knows a real defect, and images that are held
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from typing import Any
 from pickglass.app.advise import find_advice
 from pickglass.app.advise_candidates import Candidate, size_text
 from pickglass.app.advise_choice import Advice, limits_of
+from pickglass.app.advise_painted import PaintedSet
 from pickglass.app.advise_score import Score, difference, judge
+from pickglass.app.foreground import judged_within, look_for_part
 from pickglass.app.study_results import AblationRow
 from pickglass.data import Table
 from pickglass.data.defects import Kind
 from pickglass.errors import InputError
+from pickglass.features.foreground import Foreground
 from pickglass.features.shared import SharedFeatures
 from pickglass.methods.running import Progress, RunOptions
 
@@ -32,7 +35,10 @@ _METRICS = {"aupro": "aupro_05", "auroc": "image_auroc"}
 
 @dataclass(frozen=True)
 class AutoChoice:
-    """What to fit: arguments of :func:`pickglass.app.fit.build`, and how each part came about."""
+    """What to fit: arguments of :func:`pickglass.app.fit.build`, where on the images, and how each part came about.
+
+    ``foreground`` is None where all of the image is looked at, or the region of interest that it had already.
+    """
 
     method: str
     settings: dict[str, Any]
@@ -40,6 +46,7 @@ class AutoChoice:
     fusion: dict[str, Any] | None
     ablation: tuple[AblationRow, ...]
     defect_px: float
+    foreground: Foreground | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For the provenance of a model."""
@@ -96,11 +103,20 @@ def auto_choice(
             running=run,
             **asked,
         )
-        return _parts_tried(advice, defect_px, seed, run, progress)
+        found = None
+        if all(row.roi is None for row in table):
+            found = look_for_part(table, seed, run, progress)
+        return _parts_tried(advice, found, defect_px, Path(folder), seed, run, progress)
 
 
 def _parts_tried(
-    advice: Advice, defect_px: float, seed: int, running: RunOptions, progress: Progress | None
+    advice: Advice,
+    found: Foreground | None,
+    defect_px: float,
+    folder: Path,
+    seed: int,
+    running: RunOptions,
+    progress: Progress | None,
 ) -> AutoChoice:
     best = advice.choice or (advice.ranking[0] if advice.ranking else None)
     if best is None:
@@ -113,15 +129,18 @@ def _parts_tried(
     with SharedFeatures(chosen.backbone, "default", seed, chosen.layers, images, 2.0) as features:
         shared = features if chosen.tile is None else None
 
-        def judged(candidate: Candidate, own: Mapping[str, Any], with_shared: SharedFeatures | None) -> Score:
-            return judge(candidate, data, with_shared, running, changes=own, seed=seed)[0]
+        def judged(own: Mapping[str, Any], on: PaintedSet) -> Score:
+            return judge(chosen, on, shared, running, changes=own, seed=seed)[0]
 
         rows.append(_features(chosen, best.score, advice))
         rows.append(_resolution(chosen, best.score, advice))
-        now = judged(chosen, {}, shared)
+        row, within = _foreground(found, data, folder, lambda on: judged({}, on), seed)
+        rows.append(row)
+        data = within or data
+        now = judged({}, data)
         parts = _parts(chosen)
         for n, part in enumerate(parts, start=1):
-            tried = {name: judged(chosen, {**changes, **own}, shared) for name, own in part.variants.items()}
+            tried = {name: judged({**changes, **own}, data) for name, own in part.variants.items()}
             row, taken = _decided(part, tried, now, data.groups, seed)
             rows.append(row)
             if taken is not None:
@@ -132,7 +151,25 @@ def _parts_tried(
     fusion = changes.pop("fusion", None)
     settings = {"backbone": chosen.backbone, "layers": chosen.layers, "size": chosen.size, **changes}
     tiling = None if chosen.tile is None else {"tile": chosen.tile, "stride": chosen.tile}
-    return AutoChoice(chosen.method, settings, tiling, fusion, tuple(rows), defect_px)
+    taken_mask = found if within is not None else None
+    return AutoChoice(chosen.method, settings, tiling, fusion, tuple(rows), defect_px, taken_mask)
+
+
+def _foreground(
+    found: Foreground | None, data: PaintedSet, folder: Path, judged: Callable[[PaintedSet], Score], seed: int
+) -> tuple[AblationRow, PaintedSet | None]:
+    """A mask of the foreground, against none; and what to judge by from here on, if it is taken."""
+    name, metric = "foreground mask", _METRICS["aupro"]
+    if found is None:
+        return _row(name, [], None, metric, None, False, "a region of interest is given"), None
+    if found.mask is None:
+        return _row(name, [], None, metric, None, False, f"self-check: {found.why_not}"), None
+    without, within = judged_within(data, found.mask, folder)
+    if all(one.mask is None for one in without.judged):
+        return _row(name, [], None, metric, None, False, "no painted defect lies on the foreground"), None
+    tried = {f"{found.share:.0%} of the image": judged(within)}
+    row, taken = _decided(_Part(name, {}), tried, judged(without), without.groups, seed)
+    return row, None if taken is None else within
 
 
 def _parts(chosen: Candidate) -> list[_Part]:
@@ -142,9 +179,7 @@ def _parts(chosen: Candidate) -> list[_Part]:
     square = chosen.size[0] == chosen.size[1]
     turns = {"half turns": {"rotations": 2}, **({"quarter turns": {"rotations": 4}} if square else {})}
     return [
-        _Part(
-            "scaling", {kind: {"fusion": {"kind": "concat", "normalise": kind}} for kind in ("standardise", "whiten")}
-        ),
+        _Part("scaling", {kind: {"fusion": {"kind": "concat", "normalise": kind}} for kind in _SCALINGS}),
         _Part("smoothing", {f"{sigma:g} px": {"smoothing": sigma} for sigma in _sigmas(chosen)}),
         _Part("rotated copies", turns if core else {}, why_not=only),
         _Part("position", {f"weight {w:g}": {"position": w} for w in (0.5, 2.0)} if core else {}, why_not=only),

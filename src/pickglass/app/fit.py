@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from typing_extensions import Unpack
 
 from pickglass.app.advise_painted import usual_size
-from pickglass.app.auto import AutoChoice, auto_choice, usual_defect
+from pickglass.app.auto import auto_choice, usual_defect
+from pickglass.app.foreground import look_for_part, save_mask
 from pickglass.app.results import FitResult
 from pickglass.data import Dataset, load_dataset, split_roles, with_pixel_mm, with_roi
 from pickglass.data.files import output_path
@@ -96,8 +98,10 @@ class FitArguments(RunOptions, total=False):
         tiling: arguments of :meth:`pickglass.Detector.tiled`, e.g. ``{"tile": 256}``; None: not tiled.
         fusion: arguments of :meth:`pickglass.Detector.fused`, e.g. ``{"kind": "pyramid"}``; None: not fused.
         adaptation: arguments of :meth:`pickglass.Detector.adapted`, e.g. ``{"stages": "stage3"}``; None: not adapted.
-        roi: region of interest: a mask for all images, or a folder with one an image; see
-            :func:`pickglass.data.with_roi`.
+        roi: region of interest: a mask for all images, or a folder with one an image, see
+            :func:`pickglass.data.with_roi`; or the text ``"auto"``: where the part is, found on the good images, see
+            :mod:`pickglass.features.foreground` (``Path("auto")`` is a folder of that name). What lies outside is not
+            looked at, a part out of its place neither.
         pixel_mm: side of a pixel on the part in millimetres.
         progress: called with (stage, done, total).
     """
@@ -143,34 +147,41 @@ def fit_dataset(
     """As :func:`fit`, of a data set that was read already."""
     target = output_path(model, ".safetensors")
     checkpoint = target.with_name(f"{target.stem}.checkpoint.safetensors")
-    train = with_pixel_mm(with_roi(dataset.train, roi), pixel_mm)
-    chosen: AutoChoice | None = None
-    if preset == "auto":
-        if method is not None or tiling is not None or fusion is not None or settings:
-            raise InputError("preset 'auto' chooses method, features, size, tiling and fusion itself: leave them out")
-        train = split_roles(train, 0.0, calibrate, seed)  # images for thresholds choose nothing
-        usable = train.where(lambda row: row.role != "calibrate")
-        extent = usual_defect(usual_size(usable)) if defect_px is None else defect_px
-        chosen = auto_choice(usable, extent, seed=seed, progress=progress, running=running)
-        detector = build(chosen.method, None, chosen.settings, chosen.tiling, chosen.fusion, adaptation)
-    else:
-        if defect_px is not None:
-            raise InputError(f"defect_px={defect_px!r} belongs to preset 'auto': set that, or ask 'pickglass advise'")
-        detector = build(method or "patchcore", preset, settings, tiling, fusion, adaptation)
-    detector.fit(
-        train,
-        validate=validate,
-        calibrate=calibrate,
-        seed=seed,
-        memory_gb=memory_gb,
-        checkpoint=checkpoint,
-        drop_suspicious=drop_suspicious,
-        progress=progress,
-        **running,
-    )
-    detector.provenance["data"] = dataset.name
-    if chosen is not None:
-        detector.provenance["auto"] = chosen.to_json()
+    if preset != "auto" and defect_px is not None:
+        raise InputError(f"defect_px={defect_px!r} belongs to preset 'auto': set that, or ask 'pickglass advise'")
+    if preset == "auto" and (method is not None or tiling is not None or fusion is not None or settings):
+        raise InputError("preset 'auto' chooses method, features, size, tiling and fusion itself: leave them out")
+    train = with_pixel_mm(dataset.train if roi == "auto" else with_roi(dataset.train, roi), pixel_mm)
+    usable = split_roles(train, 0.0, calibrate, seed).where(lambda row: row.role != "calibrate")
+    told: dict[str, Any] = {"data": dataset.name}
+    with tempfile.TemporaryDirectory(prefix="pickglass-") as folder:
+        found = None
+        if roi == "auto":
+            found = look_for_part(usable, seed, running, progress)
+            usable = with_roi(usable, save_mask(found, Path(folder, "foreground.png")))
+        if preset == "auto":
+            extent = usual_defect(usual_size(usable)) if defect_px is None else defect_px
+            chosen = auto_choice(usable, extent, seed=seed, progress=progress, running=running)
+            detector = build(chosen.method, None, chosen.settings, chosen.tiling, chosen.fusion, adaptation)
+            found = found or chosen.foreground
+            told["auto"] = chosen.to_json()
+        else:
+            detector = build(method or "patchcore", preset, settings, tiling, fusion, adaptation)
+        if found is not None:
+            train = with_roi(train, save_mask(found, Path(folder, "foreground.png")))
+            told["foreground"] = found.to_json()
+        detector.fit(
+            train,
+            validate=validate,
+            calibrate=calibrate,
+            seed=seed,
+            memory_gb=memory_gb,
+            checkpoint=checkpoint,
+            drop_suspicious=drop_suspicious,
+            progress=progress,
+            **running,
+        )
+    detector.provenance.update(told)
     written = detector.save(target)
     checkpoint.unlink(missing_ok=True)
     return _result(detector, written, drop_suspicious)
@@ -190,4 +201,5 @@ def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
         "suspicious": known["suspicious"],
         "dropped": dropped,
         "auto": known.get("auto"),
+        "foreground": known.get("foreground"),
     }

@@ -51,7 +51,9 @@ class Suspicious(TypedDict):
 class FitResult(TypedDict):
     """``pickglass fit``; ``dropped``: whether the suspicious images were left out. ``adaptation``: null unless asked
     for, else ``stages``, ``kept`` (epoch, 0 where none was better), ``auroc`` (per epoch from 0 on) and more. ``auto``:
-    how ``--preset auto`` chose, null without it; its ``ablation`` holds an :class:`AblationRow` a part.
+    how ``--preset auto`` chose, null without it; its ``ablation`` holds an :class:`AblationRow` a part. ``foreground``:
+    null unless a mask of it was found and is the region of interest, else its ``share`` of the image, ``n_images`` and
+    the numbers of its ``checks``.
     """
 
     model: str
@@ -65,6 +67,7 @@ class FitResult(TypedDict):
     suspicious: list[Suspicious]
     dropped: bool
     auto: dict[str, Any] | None
+    foreground: dict[str, Any] | None
 
 
 class Metrics(TypedDict):

@@ -21,7 +21,6 @@ from pickglass.cli.options import (
     Layout,
     MaxPixels,
     PixelMm,
-    Roi,
     print_json,
     running,
 )
@@ -47,6 +46,12 @@ Settings = Annotated[
     typer.Option("--set", help="key=value, any setting of the method; tiling.heads=1, fusion.normalise=whiten."),
 ]
 Validate = Annotated[float | None, typer.Option(help="Share of train for validation; by default the method's.")]
+Region = Annotated[
+    str | None,
+    typer.Option(
+        help="Region of interest: a mask, a folder with one each, or auto: where parts lie on the good images."
+    ),
+]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images; of a root, categories at once.")]
 Where = Annotated[ExecutorOption, typer.Option(help="Of a root: local, or ray (pickglass[cluster]).")]
 
@@ -71,7 +76,7 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of the split and of everything drawn at random.")] = 0,
     layout: Layout = None,
     group_by: GroupBy = None,
-    roi: Roi = None,
+    roi: Region = None,
     pixel_mm: PixelMm = None,
     drop_suspicious: DropSuspicious = False,
     device: Device = "auto",

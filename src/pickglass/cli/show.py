@@ -94,6 +94,9 @@ def show_fit(result: FitResult) -> None:
         )
     if result["auto"] is not None:
         _show_ablation(result["auto"])
+    if result["foreground"] is not None:
+        share = f"{result['foreground']['share']:.0%}"
+        console.print(f"region of interest: found on good images, {share} of the image; nothing is seen outside it")
     console.print(f"model: {result['model']}", markup=False)
 
 
