@@ -8,8 +8,8 @@ there. AnomalyDINO (Damm, Laszkiewicz, Lederer and Fischer, WACV 2025) masks eac
 principal component and leaves the mask out where a look at one image speaks against it.
 
 Where we depart, and why: one mask for all images, so that no part can be hidden by being unusual, and with a margin;
-no principal component, which of this network took the holes of a perforated board for the part; and a self-check in numbers instead of
-a look, that rather gives no mask than a doubtful one.
+no principal component, for that of this network took the holes of a perforated board for the part; and a self-check in
+numbers instead of a look, that rather gives no mask than a doubtful one.
 
 Letters: N images, C channels, h x w cells, H x W pixels of the original images.
 """
