@@ -549,11 +549,12 @@ def test_the_penalty_sees_what_it_is_told(kind: str, tmp_path: Path) -> None:
 
 
 def test_conformance() -> None:
-    assert len(check_detector(EfficientAD(**{**SMALL, "steps": 3}), n_images=12)) >= 12  # type: ignore[arg-type]
+    assert len(check_detector(EfficientAD(**SMALL), n_images=12)) >= 12  # type: ignore[arg-type]
 
 
 def test_conformance_tiled() -> None:
-    tiled = EfficientAD(**SMALL).tiled(size=(64, 96), tile=64, stride=32)  # type: ignore[arg-type]
+    plain = EfficientAD(**{**SMALL, "steps": 1, "natural": "none"})  # type: ignore[arg-type]
+    tiled = plain.tiled(size=(64, 96), tile=64, stride=32)
     assert len(check_detector(tiled, n_images=12)) >= 12
 
 
