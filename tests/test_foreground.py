@@ -13,9 +13,10 @@ from PIL import Image
 
 import pickglass as pg
 from pickglass.app import auto
-from pickglass.app.advise import Advice, Rated
 from pickglass.app.advise_candidates import Candidate
+from pickglass.app.advise_choice import Advice, Rated
 from pickglass.app.advise_painted import Judged, PaintedSet
+from pickglass.app.advise_score import Score
 from pickglass.app.auto import AutoChoice
 from pickglass.app.fit import fit
 from pickglass.app.foreground import judged_within, save_mask
@@ -282,7 +283,8 @@ def test_the_mask_is_not_tried_without_trust_or_need(tmp_path: Path) -> None:
 def test_auto_judges_later_parts_with_the_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
     """And hands it on, if it is taken."""
     chosen = Candidate("efficientnet_lite0", ("stage1",), (32, 32), 8.0, 2, 0.1)
-    advice = Advice((Rated(chosen, object(), 1.0),), (), painted(MASK), MASK.shape, (), None)  # type: ignore[arg-type]
+    score = Score((0.5, 0.4, 0.6), (0.5, 0.4, 0.6), None, np.zeros(0), np.zeros(0), ())  # type: ignore[arg-type]
+    advice = Advice((Rated(chosen, score, 1.0),), (), painted(MASK), MASK.shape, 8.0, None, None)
     judged: list[PaintedSet] = []
 
     def judge(candidate: Candidate, data: PaintedSet, *_: Any, **__: Any) -> tuple[object, None]:

@@ -34,7 +34,7 @@ __all__ = [
 
 
 class EngineOption(str, Enum):
-    """What runs the backbone."""
+    """What runs the frozen networks."""
 
     auto = "auto"
     openvino = "openvino"
@@ -53,7 +53,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON objec
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 EngineName = Annotated[
     EngineOption,
-    typer.Option("--engine", help="What runs the backbone; bfloat16 is faster where the CPU has it, and less exact."),
+    typer.Option("--engine", help="What runs the networks; bfloat16 is faster where the CPU has it, and less exact."),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images.")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse images with more pixels.")]
