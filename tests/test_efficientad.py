@@ -411,10 +411,9 @@ def test_a_head_that_the_engine_gets_wrong_runs_in_torch(monkeypatch: pytest.Mon
     monkeypatch.setattr(engine_module, "_compile", wrong)
     with torch.no_grad():
         wanted = detector._branches(reading)
-    with pytest.warns(RuntimeWarning, match="answers differently from torch .* student and autoencoder"):
-        close(detector._branches(in_engine(reading, detector._fitted(), "auto")), wanted, 1e-6)
-    with pytest.raises(InputError, match="Use engine='torch'"):
-        detector._branches(in_engine(reading, detector._fitted(), "openvino"))
+    for name in ("auto", "openvino"):  # by name too: this comes after a training
+        with pytest.warns(RuntimeWarning, match="answers differently from torch .* student and autoencoder"):
+            close(detector._branches(in_engine(reading, detector._fitted(), name)), wanted, 1e-6)
 
 
 @pytest.mark.skipif(not engine_module.has_bfloat16(), reason="this CPU has no bfloat16")

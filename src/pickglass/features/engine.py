@@ -41,12 +41,15 @@ class Runner:
         name: ``"auto"`` is OpenVINO on a CPU and torch elsewhere, and falls back to torch, with a warning, where
             OpenVINO cannot convert the network or answers differently; ``"openvino"`` raises instead.
             ``"bfloat16"`` is OpenVINO in that precision.
+        falls_back: whatever the name, to torch with a warning.
 
     Raises:
         InputError: an unknown name, one that does not run on the device, or no bfloat16 in this CPU.
     """
 
-    def __init__(self, network: nn.Module, what: str, device: str, name: EngineName = "auto") -> None:
+    def __init__(
+        self, network: nn.Module, what: str, device: str, name: EngineName = "auto", *, falls_back: bool = False
+    ) -> None:
         if name not in get_args(EngineName):
             raise InputError(f"engine={name!r}: expected one of {', '.join(get_args(EngineName))}")
         if name in ("openvino", "bfloat16") and device != "cpu":
@@ -57,6 +60,7 @@ class Runner:
         self.what = what
         self.device = device
         self.wanted = name
+        self.falls_back = falls_back or name == "auto"
         self.name: Literal["openvino", "bfloat16", "torch"] = (
             "torch" if name == "torch" or device != "cpu" else "bfloat16" if name == "bfloat16" else "openvino"
         )
@@ -96,7 +100,7 @@ class Runner:
             self._compiled[_size(inputs)] = compiled
             return True
         message = f"OpenVINO {problem}: {self.what}"
-        if self.wanted != "auto":
+        if not self.falls_back:
             raise InputError(f"{message}. Use engine={'auto' if self.wanted == 'bfloat16' else 'torch'!r}.")
         warnings.warn(f"{message}; running in torch, which is slower.", RuntimeWarning, stacklevel=4)
         self.name = "torch"
@@ -121,7 +125,8 @@ class HeadRunner:
 
     Each position is a graph of its own, compiled when it is first needed: one of all would hold the weights of
     hundreds of tiles at once, more than ONNX can. A graph holds the weights as they were, so all are made anew once a
-    tensor of the network was written to or replaced, as a refit and a loaded state do.
+    tensor of the network was written to or replaced, as a refit and a loaded state do. Where the engine cannot be used
+    it falls back to torch with a warning, even where it was asked for by name: a training is not to be lost for it.
 
     Args:
         what: the network is, for messages.
@@ -150,7 +155,7 @@ class HeadRunner:
         if state != self._state:
             self._tensors, self._state = tensors, state
             alone = (at_position(network, p) for p in range(inputs[0].shape[1]))
-            self._runners = [Runner(own, self.what, engine.device, engine.wanted) for own in alone]
+            self._runners = [Runner(own, self.what, engine.device, engine.wanted, falls_back=True) for own in alone]
         found = [run(*(x[:, p : p + 1] for x in inputs)) for p, run in enumerate(self._runners)]
         return tuple(torch.cat(output, dim=1) for output in zip(*found, strict=True))  # (B, P, ...)
 
