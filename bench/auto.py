@@ -1,6 +1,7 @@
 """Does ``preset="auto"`` find more small defects on generated cloth than what fit takes untold, and by which part?
 
     python bench/auto.py auto.jsonl [--weaves plain twill satin] [--seeds 1] [--defect-px 8]
+    python bench/auto.py auto.jsonl --data DATA [--sets magnetic_tile ...]
     python bench/auto.py auto.jsonl --table
 
 For each weave and seed: 40 good pieces of 256 x 256 pixels teach; auto chooses on them and defects of the kinds of a
@@ -8,26 +9,32 @@ loom that it paints itself. Judged are 24 pieces of another cloth of the same ma
 4 to 8 px of other seeds. Compared, paired by piece: auto against the default and against ``paper``, PatchCore's, on
 EfficientNet-Lite0 where the weights of its WideResNet-50 are missing. AUPRO@0.05, 95 % bootstrap intervals; a case that
 the file holds already is not done again.
+
+With DATA, a folder of data sets with real defects: auto is told the median extent of the real regions, learns from the
+good training images, and is judged on the real test images beside the default, paired by group.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pickglass.app.advise_painted import Judged, PaintedSet
+from pickglass.app.advise_painted import Judged, PaintedSet, usual_size
 from pickglass.app.advise_score import Score, difference, scored
-from pickglass.app.auto import auto_choice
+from pickglass.app.auto import AutoChoice, auto_choice
 from pickglass.app.fit import build
-from pickglass.data import Row, Table, paint
+from pickglass.app.foreground import save_mask
+from pickglass.data import Row, Table, load_dataset, paint, with_roi
 from pickglass.data.cloth import Cloth, weave
 from pickglass.errors import WeightsMissing
 from pickglass.methods import Detector
+from regret import SETS, real_extent, real_set
 
 KINDS = ("broken_pick", "missing_end", "slub", "knot", "foreign_fibre", "hole", "stain")
 CONTRASTS = (1.0, 0.6, 0.3)
@@ -41,20 +48,22 @@ def main() -> None:
     parser.add_argument("--weaves", nargs="+", default=["plain", "twill", "satin"])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--defect-px", type=float, default=8.0)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.file.read_text().splitlines()] if args.file.exists() else []
     if args.table:
         print(table(rows))
         return
-    for kind in args.weaves:
-        for seed in range(args.seeds):
-            if (kind, seed) in {(row["weave"], row["seed"]) for row in rows}:
-                continue
-            row = compare(kind, seed, args.defect_px)
-            with args.file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(table([row]), flush=True)
+    cases = [(kind, seed) for kind in args.weaves for seed in range(args.seeds)]
+    for kind, seed in cases if args.data is None else [(name, 0) for name in args.sets]:
+        if (kind, seed) in {(row["weave"], row["seed"]) for row in rows}:
+            continue
+        row = compare(kind, seed, args.defect_px) if args.data is None else on_real(args.data / kind, seed)
+        with args.file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(table([row]), flush=True)
 
 
 def pieces(kind: str, n: int, seed: int) -> list[np.ndarray]:
@@ -86,13 +95,48 @@ def compare(kind: str, seed: int, defect_px: float) -> dict[str, object]:
 
     auto = result(build(choice.method, None, choice.settings, choice.tiling, choice.fusion))
     default = result(build())
+    return answer(kind, seed, defect_px, choice, result, auto, default, data, began)
+
+
+def on_real(root: Path, seed: int) -> dict[str, object]:
+    """One data set with real defects."""
+    began = time.perf_counter()
+    dataset = load_dataset(root)
+    defect_px = float(np.clip(real_extent(dataset.test), 4, min(usual_size(dataset.train)) / 2))
+    choice = auto_choice(dataset.train, defect_px, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        data = real_set(dataset.train, dataset.test, set(), Path(folder), seed)
+        masked = dataset.train
+        if choice.foreground is not None:
+            masked = with_roi(masked, save_mask(choice.foreground, Path(folder) / "mask.png"))
+
+        def result(detector: Detector, train: Table = dataset.train) -> Score:
+            detector.fit(train, calibrate=0.0, seed=seed)
+            return scored(detector.predict(dataset.test), data)
+
+        auto = result(build(choice.method, None, choice.settings, choice.tiling, choice.fusion), masked)
+        return answer(root.name, seed, defect_px, choice, result, auto, result(build()), data, began)
+
+
+def answer(
+    name: str,
+    seed: int,
+    defect_px: float,
+    choice: AutoChoice,
+    result: Callable[[Detector], Score],
+    auto: Score,
+    default: Score,
+    data: PaintedSet,
+    began: float,
+) -> dict[str, object]:
+    """The row of a cloth or data set."""
     try:
         paper, whose = result(build(preset="paper")), "WideResNet-50"
     except WeightsMissing:
         paper, whose = result(build(preset="paper", settings=dict(ON_LITE))), "EfficientNet-Lite0"
     found = {name: (s, difference(auto, s, data.groups)) for name, s in (("default", default), ("paper", paper))}
     return {
-        "weave": kind,
+        "weave": name,
         "seed": seed,
         "defect_px": defect_px,
         "paper_backbone": whose,
