@@ -1,6 +1,6 @@
 """The study: what the shared backbone pass saves, and that Ray gives the numbers that one machine gives.
 
-    python bench/study.py shared DATA [--methods patchcore,padim] [--size 256] [--threads N]
+    python bench/study.py shared DATA [--methods patchcore,padim] [--sizes 256] [--threads N]
     python bench/study.py ray DATA    [--workers 2]       needs pickglass[cluster]
 
 ``shared`` fits and tests every named layer of EfficientNet-Lite0 with each method: once as one study, whose cells read
@@ -27,18 +27,23 @@ BACKBONE = "efficientnet_lite0"
 METRICS = ("image_auroc", "aupro_30")
 
 
-def cells(data: Path, file: Path, methods: list[str], layers: list[str], size: int, **more: Any) -> dict[str, Any]:
+def cells(
+    data: Path, file: Path, methods: list[str], layers: list[str], sizes: list[int], **more: Any
+) -> dict[str, Any]:
     """Run them; (method, layers) -> metrics, and the seconds."""
     began = time.perf_counter()
     settings = {name: {"ratio": 0.003} for name in methods if name == "patchcore"}
     found = study(
-        [data], file, methods=methods, backbones=[BACKBONE], layers=layers, sizes=[size], settings=settings, **more
+        [data], file, methods=methods, backbones=[BACKBONE], layers=layers, sizes=sizes, settings=settings, **more
     )
     rows = found["cells"]
     failed = [row["error"] for row in rows if row["state"] != "done"]
     if failed:
         raise SystemExit(f"{len(failed)} cells failed: {failed[0]}")
-    metrics = {f"{row['method']} {'+'.join(row['layers'])}": {name: row[name] for name in METRICS} for row in rows}  # type: ignore[literal-required]
+    metrics = {
+        f"{row['method']} {'+'.join(row['layers'])} {row['size']}": {name: row[name] for name in METRICS}
+        for row in rows
+    }  # type: ignore[literal-required]
     return {"seconds": time.perf_counter() - began, "metrics": metrics}
 
 
@@ -49,11 +54,11 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> float:
 
 def shared(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     methods, layers = given.methods.split(","), [level.name for level in find_backbone(BACKBONE).levels]
-    cells(given.data, folder / "warm.sqlite", methods[:1], layers[:1], given.size)  # whatever is set up once
-    together = cells(given.data, folder / "together.sqlite", methods, layers, given.size)
+    cells(given.data, folder / "warm.sqlite", methods[:1], layers[:1], given.sizes)  # whatever is set up once
+    together = cells(given.data, folder / "together.sqlite", methods, layers, given.sizes)
     apart: dict[str, Any] = {"seconds": 0.0, "metrics": {}}
     for n, (method, layer) in enumerate(itertools.product(methods, layers)):
-        one = cells(given.data, folder / f"{n}.sqlite", [method], [layer], given.size)
+        one = cells(given.data, folder / f"{n}.sqlite", [method], [layer], given.sizes)
         apart["seconds"] += one["seconds"]
         apart["metrics"] |= one["metrics"]
     return {
@@ -67,9 +72,9 @@ def shared(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def ray(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     methods, layers = given.methods.split(","), [level.name for level in find_backbone(BACKBONE).levels]
-    local = cells(given.data, folder / "local.sqlite", methods, layers, given.size)
+    local = cells(given.data, folder / "local.sqlite", methods, layers, given.sizes)
     there = cells(
-        given.data, folder / "ray.sqlite", methods, layers, given.size, executor="ray", parallel=given.workers
+        given.data, folder / "ray.sqlite", methods, layers, given.sizes, executor="ray", parallel=given.workers
     )
     return {
         "cells": len(local["metrics"]),
@@ -84,7 +89,7 @@ def main() -> None:
     parser.add_argument("what", choices=["shared", "ray"])
     parser.add_argument("data", type=Path)
     parser.add_argument("--methods", default="patchcore,padim")
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
