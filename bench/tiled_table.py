@@ -214,12 +214,13 @@ class Saved:
 
     def __init__(self, file: Path, good: set[str]) -> None:
         self.stored = np.load(file)
-        self.at = {path: i for i, path in enumerate(self.stored["paths"].tolist())}
+        paths = self.stored["paths"].tolist()
+        self.at = {Path(path).parts[-2:]: i for i, path in enumerate(paths)}  # the data set may have moved
         self.highest = 1.0
-        self.highest = max(float(self.map(path).max()) for path in self.at if path in good)
+        self.highest = max(float(self.map(path).max()) for path in good)
 
     def map(self, path: str) -> np.ndarray[Any, Any]:
-        i = self.at[path]
+        i = self.at[Path(path).parts[-2:]]
         size, window = (tuple(self.stored[name][i].tolist()) for name in ("sizes", "windows"))
         return Found(Row(path), 0.0, self.stored[f"map{i}"], size, window).full_map() / self.highest
 
