@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from pickglass.app import study_page
 from pickglass.app.executors import LocalExecutor, RayExecutor
 from pickglass.app.heckler2023 import HECKLER2023, best_layers, mean_values
 from pickglass.app.study import study
@@ -288,6 +290,21 @@ def test_a_failed_cell_does_not_stop_the_rest(small_dataset: Path, tmp_path: Pat
     assert "Cells that failed" in text
     assert text.count("data:image/jpeg") == 4 * 2  # the image, and padim's map
     assert text.count("nothing to show") == 4
+
+
+def test_the_page_says_which_layer_sees_most() -> None:
+    def row(layers: str, value: float | None, place: int, backbone: str = "a") -> dict[str, Any]:
+        own = {"dataset": "tiles", "method": "padim", "weights": "default", "size": "256", "seed": 0}
+        return {**own, "backbone": backbone, "layers": layers, "place": place, "state": "done", "aupro_05": value}
+
+    rows = [row("one", 0.1, 0), row("two", 0.7, 1), row("three", None, 2), row("x", 0.2, 3, "b"), row("y", 0.3, 4, "b")]
+    text = study_page._layers(rows)
+    assert text.count("<table") == 1  # two layers of b say nothing of their course
+    assert "tiles, a" in text
+    assert "tiles, b" not in text
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", text)
+    assert cells == ["0.10", "0.70", "–", "two"]
+    assert study_page._layers(rows[3:]) == ""
 
 
 def test_missing_weights_stay_empty_and_carry_their_command(

@@ -38,13 +38,14 @@ _COLUMNS = {
 _METRICS = ("image_auroc", "aupro_30", "aupro_05", "pixel_auroc", "aupimo")
 _STYLE = """
 th.text,td.text{text-align:left}td.best{font-weight:700}td.n{white-space:nowrap}
-tr.failed td,tr.missing td{color:var(--soft)}
+tr.failed td,tr.missing td{color:var(--soft)}h3{margin:18px 0 4px}
 pre{background:var(--card);border-radius:8px;padding:10px 12px;white-space:pre-wrap;overflow-wrap:anywhere;margin:6px 0}
 .side td,.side th{vertical-align:top;padding:4px;border:0;text-align:left}.side small{display:block}
 .side th small{max-width:190px;white-space:normal}
 .side img{display:block;width:190px;height:auto}
 .side .none{width:190px;min-height:120px;padding:6px}
 """
+_FEW = 3  # layers, from which on a table of them says something
 _SIDE = 256  # px, longest side of a picture
 
 Rows = Sequence[Mapping[str, Any]]
@@ -72,6 +73,7 @@ def write_study(
         f"<p>{as_text(said)} Values are means over data sets and seeds, ± the standard deviation over seeds. The best "
         "of a column is bold. Choosing by these numbers is choosing on test images: the chosen one's value is "
         "optimistic.</p>",
+        _layers(rows),
         _table(rows),
         heckler2023.draw_figures(store, rows) if preset == "heckler2023" else "",
         _open(rows, plan, store.path),
@@ -80,6 +82,46 @@ def write_study(
     ]
     with written_whole(target) as temporary:
         temporary.write_text("\n".join(text), encoding="utf-8")
+
+
+def _layers(rows: Rows) -> str:
+    """Of each data set and backbone, AUPRO@0.05 by layer: where a defect is seen, and where no more."""
+    blocks: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: int(row["place"])):
+        blocks.setdefault((row["dataset"], row["backbone"]), []).append(row)
+    tables = ""
+    for (dataset, backbone), own in blocks.items():
+        layers = list(dict.fromkeys(row["layers"] for row in own))
+        if len(layers) < _FEW:
+            continue
+        lines: dict[tuple[str, ...], dict[str, list[Mapping[str, Any]]]] = {}
+        for row in own:
+            of = lines.setdefault((row["method"], row["weights"], row["size"]), {})
+            of.setdefault(row["layers"], []).append(row)
+        body = ""
+        for (method, weights, size), of in lines.items():
+            found = {layer: _mean(of.get(layer, []), "aupro_05") for layer in layers}
+            best = max((value[0] for value in found.values() if value is not None), default=0.0)
+            name = f"{method}, {size}" + ("" if weights == "default" else f", {weights}")
+            body += f'<tr><th scope="row" class=text>{as_text(name)}</th>' + "".join(map(_shade, found.values()))
+            body += (
+                f"<td>{as_text(next((n for n, v in found.items() if v is not None and v[0] == best), '–'))}</td></tr>"
+            )
+        heads = "".join(f'<th scope="col">{as_text(layer)}</th>' for layer in (*layers, "best"))
+        tables += (
+            f'<h3>{as_text(dataset)}, {as_text(backbone)}</h3><div class="scroll"><table class="layers"><thead><tr><th '
+            f'scope="col" class=text>method, size</th>{heads}</tr></thead>{body}</table></div>'
+        )
+    if not tables:
+        return ""
+    return f"<section><h2>AUPRO@0.05 by layer</h2>{tables}</section><h2>All combinations</h2>"
+
+
+def _shade(found: tuple[float, float | None] | None) -> str:
+    if found is None:
+        return "<td>–</td>"
+    strength = round(70 * min(max(found[0], 0.0), 1.0))
+    return f'<td style="background:color-mix(in srgb,var(--accent) {strength}%,transparent)">{found[0]:.2f}</td>'
 
 
 def _table(rows: Rows) -> str:
