@@ -254,6 +254,22 @@ def test_what_is_too_slow_is_not_chosen(small_dataset: Path) -> None:
     assert "Nothing here judges an image within" in result["limits"][0]
 
 
+def test_what_takes_too_much_memory_is_ruled_out(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = judge
+
+    def tight(candidate: Candidate, *given: Any, **options: Any) -> Any:
+        memory = 1e-4 if candidate.method == "padim" else 2.0
+        return real(candidate, *given, **{**options, "memory_gb": memory})
+
+    monkeypatch.setattr("pickglass.app.advise.judge", tight)
+    result = advise(small_dataset, 16, backbones=[LITE], **QUICK)
+    assert result["command"] is not None
+    assert {one["method"] for one in result["ranking"]} == {"patchcore"}
+    refused = [out["why"] for out in result["ruled_out"] if str(out["layers"]).startswith("padim")]
+    assert refused
+    assert all("memory_gb" in why for why in refused)
+
+
 def test_wrong_requests_are_named(small_dataset: Path) -> None:
     with pytest.raises(InputError, match="expected 4 to 78"):
         advise(small_dataset, 200)

@@ -194,6 +194,7 @@ class _Judging:
         self.running = running
         self.progress = progress
         self.rated: list[Rated] = []
+        self.refused: list[RuledOut] = []
 
     def backbone(self, chosen: Sequence[Candidate]) -> None:
         """All of one backbone."""
@@ -224,12 +225,17 @@ class _Judging:
             first = best[0].candidate
             factor = doubled[0] / first.size[0]
             tried.append(replace(first, size=doubled, tile=_half(doubled), defect=first.defect * factor))
+        names = [one.candidate for one in best]
         for n, candidate in enumerate(tried, start=1):
-            score, _ = judge(candidate, self.data, None, self.running, seed=self.seed)
-            self.rated.append(Rated(candidate, score, np.inf))
+            try:
+                score, _ = judge(candidate, self.data, None, self.running, seed=self.seed)
+            except InputError as error:  # it would take more memory than it may
+                self.refused.append({"layers": candidate.name, "size": list(candidate.size), "why": str(error)})
+            else:
+                self.rated.append(Rated(candidate, score, np.inf))
+                names.append(candidate)
             if self.progress is not None:
                 self.progress("other methods and tiles", n, len(tried))
-        names = [one.candidate for one in best] + tried
         for n, candidate in enumerate(names, start=1):
             self._measure(candidate)
             if self.progress is not None:
@@ -255,7 +261,9 @@ class _Judging:
                 gain = difference(one.score, untold.score, self.data.groups, self.seed)["aupro"]
                 self.rated[i] = replace(one, gain=gain)
         while True:
-            advice = Advice(tuple(self.rated), tuple(ruled_out), self.data, image, defect_px, latency_ms, untold)
+            advice = Advice(
+                tuple(self.rated), (*ruled_out, *self.refused), self.data, image, defect_px, latency_ms, untold
+            )
             if advice.choice is None or advice.choice.cost is not None:
                 return advice
             self._measure(advice.choice.candidate)
