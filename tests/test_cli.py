@@ -60,6 +60,7 @@ def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_datase
         "suspicious",
         "dropped",
         "auto",
+        "foreground",
     ]
     assert (result["method"], result["n_fit"], result["n_validate"], result["n_calibrate"]) == ("patchcore", 14, 0, 2)
     code, out, _ = pickglass("info", target, "--json")
