@@ -152,23 +152,26 @@ def fit_dataset(
     if preset == "auto" and (method is not None or tiling is not None or fusion is not None or settings):
         raise InputError("preset 'auto' chooses method, features, size, tiling and fusion itself: leave them out")
     train = with_pixel_mm(dataset.train if roi == "auto" else with_roi(dataset.train, roi), pixel_mm)
+    # what fit will hold back for the thresholds, which are drawn first, chooses nothing
     usable = split_roles(train, 0.0, calibrate, seed).where(lambda row: row.role != "calibrate")
     told: dict[str, Any] = {"data": dataset.name}
     with tempfile.TemporaryDirectory(prefix="pickglass-") as folder:
-        found = None
+        file, found = Path(folder, "foreground.png"), None
         if roi == "auto":
             found = look_for_part(usable, seed, running, progress)
-            usable = with_roi(usable, save_mask(found, Path(folder, "foreground.png")))
+            mask = save_mask(found, file)
+            usable, train = with_roi(usable, mask), with_roi(train, mask)
         if preset == "auto":
             extent = usual_defect(usual_size(usable)) if defect_px is None else defect_px
             chosen = auto_choice(usable, extent, seed=seed, progress=progress, running=running)
             detector = build(chosen.method, None, chosen.settings, chosen.tiling, chosen.fusion, adaptation)
-            found = found or chosen.foreground
             told["auto"] = chosen.to_json()
+            if chosen.foreground is not None:
+                found = chosen.foreground
+                train = with_roi(train, save_mask(found, file))
         else:
             detector = build(method or "patchcore", preset, settings, tiling, fusion, adaptation)
         if found is not None:
-            train = with_roi(train, save_mask(found, Path(folder, "foreground.png")))
             told["foreground"] = found.to_json()
         detector.fit(
             train,
