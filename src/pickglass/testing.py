@@ -137,8 +137,8 @@ def _batch_does_not_matter(suite: _Suite) -> None:
 
 
 def _input_is_untouched(suite: _Suite) -> None:
-    assert len(suite.of_held_out) == len(suite.held_out)  # judged by now, as the others were fitted
-    assert len(suite.of_painted) == len(suite.painted)
+    for found, images in ((suite.of_held_out, suite.held_out), (suite.of_painted, suite.painted)):  # judged by now
+        _expect(len(found) == len(images), "some images were not judged")
     for images, before in zip((suite.good, suite.held_out, suite.painted), suite.before, strict=True):
         _expect(bool((images == before).all()), "the images were changed")
 
