@@ -7,6 +7,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 import pickglass as pg
 from pickglass.app.advise import advise, usable_backbones
 from pickglass.app.advise_candidates import Candidate, Options, candidates, input_sizes
-from pickglass.app.advise_choice import Advice, Rated, Untold
+from pickglass.app.advise_choice import Advice, Rated, Untold, limits_of
 from pickglass.app.advise_painted import choose_rows, paint_set, usual_size
 from pickglass.app.advise_score import Score, detector_of, difference, judge, scored, window_map
 from pickglass.app.fit import fit
@@ -213,6 +214,17 @@ def test_the_surest_gain_is_chosen_not_the_luckiest() -> None:
     assert chosen(lucky) == ("usual", f"nothing finds more than what fit takes untold ({usual.candidate.name}, "
                              "AUPRO@0.05 0.30) beyond doubt")  # fmt: skip
     assert chosen(lucky, sure, within_ms=5.0)[0] == "usual"
+
+
+def test_a_sure_choice_below_the_best_does_not_hide_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pickglass.app.advise_choice.difference", lambda *_: {"aupro": (0.0, 0.0, 0.0)})
+    data: Any = SimpleNamespace(judged=(), groups=tuple(map(str, range(30))))
+    usual, sure = _rated("usual", 0.1), _rated("sure", 0.2, (0.1, 0.05, 0.15))
+    for first, said in ((0.25, True), (0.6, False)):
+        lucky = _rated("lucky", first, (0.2, -0.1, 0.4))
+        advice = Advice((usual, sure, lucky), (), data, (256, 256), 8.0, None, Untold(usual.candidate, usual.score))
+        assert advice.choice is sure
+        assert any(f"best AUPRO@0.05 {first:.2f}" in limit for limit in limits_of(advice)) == said
 
 
 def test_without_what_fit_takes_untold_the_best_is_chosen() -> None:

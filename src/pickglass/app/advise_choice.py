@@ -134,9 +134,10 @@ def limits_of(advice: Advice) -> tuple[str, ...]:
             "the magnification, or name a backbone with finer layers (--backbones).",
         )
     best = advice.choice or ranking[0]
-    value, low, high = best.score.aupro
-    if value < _FOUND:
-        say.insert(0, f"No setting here separates defects of {defect_px:g} px (best AUPRO@0.05 {value:.2f}, 95 % "
+    value = best.score.aupro[0]
+    highest, low, high = ranking[0].score.aupro
+    if highest < _FOUND:
+        say.insert(0, f"No setting here separates defects of {defect_px:g} px (best AUPRO@0.05 {highest:.2f}, 95 % "
                       f"{low:.2f} to {high:.2f}): image it at twice the magnification, or tile 2x2.")  # fmt: skip
     else:
         for contrast, own in by_contrast(best.score, data).items():
