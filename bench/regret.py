@@ -21,12 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from pickglass.app.advise import find_advice
 from pickglass.app.advise_candidates import Candidate
 from pickglass.app.advise_choice import Advice
 from pickglass.app.advise_painted import InputMaker, Judged, PaintedSet, choose_rows, usual_size
-from pickglass.app.advise_score import LIMIT, Score, difference, judge
+from pickglass.app.advise_score import LIMIT, Score, judge
 from pickglass.data import Preprocess, Row, Table, load_dataset, read_image, read_mask
 from pickglass.features.backbones import find_backbone
 from pickglass.features.shared import SharedFeatures
@@ -74,37 +75,32 @@ def compare(root: Path, name: str, defect_px: float | None, seed: int) -> dict[s
         print(name, f"{extent:g} px", "->", chosen.name, f"({time.perf_counter() - began:.0f} s)", flush=True)
         usual = Candidate(BACKBONE, ("stage3", "stage5"), (256, 256), 0.0, 8, 1.0)
         plain = [one.candidate for one in advice.ranking if one.candidate.tile is None]
-        wanted = [chosen, usual, *(one for one in plain if one not in (chosen, usual))]
-        painted = painted_scores(advice, usual, seed)
+        wanted = [chosen, usual, *(one for one in plain if one.name not in (chosen.name, usual.name))]
+        painted = painted_scores(advice, usual)
         data = real_set(dataset.train, dataset.test, {one.size for one in wanted}, Path(folder), seed)
         scores = judged(wanted, data, seed)
+    each = {one.name: (painted[one.name], scores[one].aupro[0]) for one in wanted}
     return {
         "set": name,
         "defect_px": extent,
         "chosen": chosen.name,
-        "candidates": len(wanted),
+        "candidates": len(each),
         "groups": len(set(data.groups)),
         "regions": sum(one.mask is not None for one in data.judged),
         **regret([scores[one] for one in wanted], data, seed),
         "best_on_all": max(wanted, key=lambda one: scores[one].aupro[0]).name,
-        "each": {one.name: {**painted[one.name], "real": scores[one].aupro[0]} for one in wanted},
+        "rank_correlation": float(spearmanr(*zip(*each.values(), strict=True)).statistic),
+        "painted_and_real": each,
         "seconds": time.perf_counter() - began,
     }
 
 
-def painted_scores(advice: Advice, usual: Candidate, seed: int) -> dict[str, dict[str, object]]:
-    """AUPRO@0.05 of each candidate on the painted defects, and what it gains there over the default."""
-    scores = {one.candidate: one.score for one in advice.ranking}
-    size = min(advice.data.fit, key=lambda size: abs(size[0] * size[1] - 256 * 256))
-    against, _ = judge(replace(usual, size=size), advice.data, None, {}, seed=seed)
-    scores.setdefault(usual, against)
-    return {
-        one.name: {
-            "painted": score.aupro[0],
-            "painted_gain": list(difference(score, against, advice.data.groups, seed)["aupro"]),
-        }
-        for one, score in scores.items()
-    }
+def painted_scores(advice: Advice, usual: Candidate) -> dict[str, float]:
+    """AUPRO@0.05 of each candidate on the painted defects; the default's at the size nearest to 256 x 256 there."""
+    scores = {one.candidate.name: one.score.aupro[0] for one in advice.ranking}
+    if advice.untold is not None:
+        scores.setdefault(usual.name, advice.untold.score.aupro[0])
+    return scores
 
 
 def real_extent(test: Table) -> float:
@@ -193,13 +189,14 @@ def spread(name: str, values: np.ndarray) -> dict[str, object]:
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
-    head = "| set | defect | chosen | advised | default | oracle | gain over default | regret |"
-    lines = [head, "|---" * 8 + "|"]
+    head = "| set | defect | chosen | advised | default | oracle | gain over default | regret | painted against real |"
+    lines = [head, "|---" * 9 + "|"]
     for row in rows:
         cells = [str(row["set"]), f"{row['defect_px']:g} px", str(row["chosen"])]
         for name in ("advised", "default", "oracle", "gain", "regret"):
             low, high = row[f"{name}_95"]  # type: ignore[misc]
             cells.append(f"{row[name]:.3f} ({low:.3f} to {high:.3f})")
+        cells.append(f"{row['rank_correlation']:.2f} of {row['candidates']}")
         lines.append(f"| {' | '.join(cells)} |")
     if len(rows) > 1:
         least = min(row["halves"] for row in rows)  # type: ignore[type-var]
@@ -207,7 +204,7 @@ def table(rows: Sequence[dict[str, object]]) -> str:
         for name in ("gain", "regret"):
             drawn = np.array([row["each_half"][name][:least] for row in rows]).mean(0)  # type: ignore[index]
             cells.append("{:.3f} ({:.3f} to {:.3f})".format(drawn.mean(), *np.quantile(drawn, (0.025, 0.975))))
-        lines.append(f"| mean | | | {' | '.join(cells)} |")
+        lines.append(f"| mean | | | {' | '.join(cells)} | |")
     return "\n".join(lines)
 
 
