@@ -9,11 +9,13 @@ import re
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import pickglass
+from pickglass.app.advise_candidates import input_sizes
 from pickglass.cli.main import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -33,6 +35,9 @@ def folder(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line]
     assert len(lines) >= 4
+    # one network and one size instead of three: nine times as many candidates say no more of the README
+    monkeypatch.setattr("pickglass.app.advise.LITES", ("efficientnet_lite0",))
+    monkeypatch.setattr("pickglass.app.advise.input_sizes", partial(input_sizes, most=1))
     for line in lines:
         monkeypatch.setattr(sys, "argv", shlex.split(line))
         with pytest.raises(SystemExit) as stop:
