@@ -113,7 +113,8 @@ class Tool:
     """One variant's figures as a function of weights."""
 
     def __init__(self, file: Path, test: Judged) -> None:
-        saved = np.load(file, allow_pickle=False)
+        with np.load(file, allow_pickle=False) as stored:
+            saved = dict(stored)
         maps = [
             resize_map(found, (mask.shape if mask is not None else _side(test)))
             for found, mask in zip(saved["maps"], test.masks, strict=True)

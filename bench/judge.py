@@ -53,7 +53,8 @@ class Tool(NamedTuple):
 
 
 def read(file: Path, rows: list[Any], smallest: int) -> Tool:
-    saved = np.load(file, allow_pickle=False)
+    with np.load(file, allow_pickle=False) as stored:
+        saved = dict(stored)
     place = {Path(p).parts[-2:]: i for i, p in enumerate(saved["paths"].tolist())}
     order = [place[Path(row.path).parts[-2:]] for row in rows]
     maps = saved["maps"]

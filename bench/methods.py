@@ -63,6 +63,17 @@ def fit(given: argparse.Namespace) -> None:
             )
 
 
+def mean_times(files: list[Path]) -> dict[str, float]:
+    """Of a method's files; a peer's have none."""
+    found: dict[str, list[float]] = {}
+    for file in files:
+        with np.load(file) as stored:
+            for key in ("fit_s", "images_per_s"):
+                if key in stored:
+                    found.setdefault(key, []).append(float(stored[key]))
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
 def table(given: argparse.Namespace) -> None:
     rows = list(load_dataset(given.data).test)
     files: dict[str, list[Path]] = {}
@@ -98,15 +109,7 @@ def table(given: argparse.Namespace) -> None:
             cells = [f"{own[kind, metric]:.3f}" if (kind, metric) in own else "-" for kind in heads]
             spread = np.std([tool.figures(once)["mean of types", metric] for tool in tools[name]])
             print(f"| {name} | {len(tools[name])} (sd {spread:.3f}) | {' | '.join(cells)} |")
-    times = {
-        name: {
-            key: float(np.mean([np.load(f)[key] for f in own]))
-            for key in ("fit_s", "images_per_s")
-            if key in np.load(f)
-        }
-        for name, own in files.items()
-        for f in own[:1]
-    }
+    times = {name: mean_times(own) for name, own in files.items()}
     result = {name: judge.nested(own) for name, own in point.items()}
     print(json.dumps({"figures": result, f"minus {given.against}": differences, "times": times}))
 

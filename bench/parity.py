@@ -24,7 +24,8 @@ if __name__ == "__main__":
     detector.bank = torch.from_numpy(np.load(given.bank))[None]  # (1, M, C)
     detector.reweight = 9
     found = detector.predict(pg.load_dataset(given.data).test)
-    saved = np.load(given.peer, allow_pickle=False)
+    with np.load(given.peer, allow_pickle=False) as stored:
+        saved = dict(stored)
     theirs = {Path(p).parts[-2:]: s for p, s in zip(saved["paths"].tolist(), saved["scores"], strict=True)}
     expected = np.array([theirs[Path(row.path).parts[-2:]] for row in found.rows])
     difference = np.abs(found.scores - expected) / np.abs(expected)

@@ -87,11 +87,11 @@ def test_test_prints_metrics_and_writes_report_and_maps(
     assert set(result["by_type"]["hole"]) == set(list(result)[:14])
     assert result["report"] == str(report)
     assert report.read_text().count("<img") >= 24
-    saved = np.load(maps)
-    assert saved["maps"].shape == (8, 12, 12)
-    assert saved["maps"].dtype == np.float32
-    labels = ["good" not in path for path in saved["paths"]]
-    assert auroc(np.array(labels, int), saved["scores"]) == result["image_auroc"]
+    with np.load(maps) as saved:
+        assert saved["maps"].shape == (8, 12, 12)
+        assert saved["maps"].dtype == np.float32
+        labels = ["good" not in path for path in saved["paths"]]
+        assert auroc(np.array(labels, int), saved["scores"]) == result["image_auroc"]
 
 
 def test_predict_gives_score_verdict_and_boxes_and_writes_only_with_o(
