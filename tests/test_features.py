@@ -202,6 +202,15 @@ def test_openvino_answers_as_torch_does(name: str) -> None:
     assert engine(images[:1, :, :32, :32])[0].shape[0] == 1  # another size is compiled when it comes
 
 
+def test_an_answer_of_the_engine_is_no_view_of_its_memory() -> None:
+    engine = Engine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu", "openvino")
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    (first,) = engine(images)
+    before = first.clone()
+    engine(1 - images)
+    assert torch.equal(first, before)
+
+
 bfloat16 = pytest.mark.skipif(not engine_module.has_bfloat16(), reason="this CPU has no bfloat16")
 
 

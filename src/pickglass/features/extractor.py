@@ -5,6 +5,7 @@ Letters: B images, H x W pixels, C channels and h x w cells of a layer.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -239,6 +240,8 @@ def _built(spec: Backbone) -> nn.Module:
 
 def _tracing() -> dict[str, Any]:
     """Parts of timm that must stay whole while the graph is drawn, such as its size-dependent padding."""
+    if "timm" not in sys.modules:
+        return {}  # the network has none of them, and the import takes half a second
     from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 
     return {"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())}

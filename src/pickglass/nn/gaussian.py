@@ -167,20 +167,23 @@ class _Learner:
         """
         self._held.append((list(features), keep))
 
-    def _release(self) -> tuple[list[Tensor], list[Tensor] | None]:
-        """All that is held: columns (P, U, d, B) of each level, coarsest first, and which count, (P, U, 1, B) bool."""
+    def _columns(self, own: slice) -> tuple[list[Tensor], list[Tensor] | None]:
+        """What is held of some positions: columns (P, U, d, B) of each level, coarsest first, and which count.
+
+        The latter is (P, U, 1, B) bool, None where everything does.
+        """
         model, held = self.gaussians, self._held
-        self._held = []
         columns = [
-            level.columns(torch.cat([features[i] for features, _ in held]))
+            level.columns(torch.cat([features[i][:, own] for features, _ in held]))
             for level, i in zip(model.levels, model.order, strict=True)
         ]
         if all(keep is None for _, keep in held):
             return columns, None
         masks = [
-            features[0].new_ones(len(features[0]), model.positions, *model.grid) if keep is None else keep.float()
+            (features[0].new_ones(len(features[0]), model.positions, *model.grid) if keep is None else keep.float())
             for features, keep in held
         ]
+        masks = [mask[:, own] for mask in masks]
         counts, index, kept = torch.cat(masks).flatten(2), model.cell, []  # (B, P, h w)
         for level in reversed(model.levels):
             under = counts.new_zeros(*counts.shape[:2], len(level.source)).index_add_(2, index, counts)
@@ -218,41 +221,38 @@ class RunningSums(_Learner):
             self._absorb()
 
     def _absorb(self) -> None:
-        columns, kept = self._release()
+        for p in range(self.gaussians.positions):
+            self._absorb_position(p)
+        self._held = []
+
+    def _absorb_position(self, p: int) -> None:
+        """One alone: its deviations are small enough to stay in memory that the process has already."""
+        columns, kept = self._columns(slice(p, p + 1))
         levels = self.gaussians.levels
-        images = columns[0].shape[3]
-        coarser = self._shift[0].new_zeros(self.gaussians.positions, 1, 0, images)  # (P, V, c, B)
-        for k, (level, x) in enumerate(zip(levels, columns, strict=True)):
-            mask = _everywhere(x) if kept is None else kept[k]  # (P, U, 1, B)
-            self._choose_shift(k, x, mask)
-            z = x - self._shift[k][..., None]  # (P, U, d, B) in float64
-            if kept is not None:
-                z = torch.where(mask, z, 0.0)
-            z1 = torch.cat([z, mask.to(z)], dim=2)  # (P, U, d + 1, B)
-            flat = z1.flatten(0, 1)  # (P U, d + 1, B)
-            self._own[k].flatten(0, 1).baddbmm_(flat, flat.transpose(1, 2))
+        coarser = self._shift[0].new_zeros(1, 0, columns[0].shape[3])  # (V, c, B)
+        for k, (level, (x,)) in enumerate(zip(levels, columns, strict=True)):
+            mask = None if kept is None else kept[k][0]  # (U, 1, B)
+            own, shift = self._own[k][p], self._shift[k][p]
+            _choose_shift(shift, own[:, -1, -1] == 0, x, mask)
+            z1 = torch.ones(x.shape[0], x.shape[1] + 1, x.shape[2], dtype=torch.float64, device=x.device)
+            z = torch.sub(x, shift[..., None], out=z1[:, :-1])  # (U, d, B)
+            if mask is not None:
+                z1.masked_fill_(~mask, 0.0)  # what does not count need not be finite
+            own.baddbmm_(z1, z1.transpose(1, 2))
             if k > 0:
-                self._absorb_cross(k, z1, coarser)
+                self._absorb_cross(level, self._cross[k][p], z1, coarser)
             if level is not levels[-1]:
                 coarser = _below(coarser, z, level.parent)
 
-    def _choose_shift(self, k: int, x: Tensor, mask: Tensor) -> None:
-        """The mean of a unit's first images: any shift is right, one close to the mean loses no digits."""
-        unseen = self._own[k][..., -1, -1] == 0  # (P, U)
-        if bool(unseen.any()):
-            first = torch.where(mask, x, 0.0).double().sum(3) / mask.sum(3).clamp(min=1)  # (P, U, d)
-            self._shift[k] = torch.where(unseen[..., None], first, self._shift[k])
-
-    def _absorb_cross(self, k: int, z1: Tensor, coarser: Tensor) -> None:
-        level, cross = self.gaussians.levels[k], self._cross[k]
+    def _absorb_cross(self, level: _Level, cross: Tensor, z1: Tensor, coarser: Tensor) -> None:
+        """Add to the sums with the coarser levels (U, d + 1, c)."""
         if not level.siblings:
-            spread = coarser[:, level.parent].flatten(0, 1)  # (P U, c, B)
-            cross.flatten(0, 1).baddbmm_(z1.flatten(0, 1), spread.transpose(1, 2))
+            cross.baddbmm_(z1, coarser[level.parent].transpose(1, 2))
             return
-        p, u, wide, c = cross.shape
+        u, wide, c = cross.shape
         v, m = u // level.siblings, wide * level.siblings
-        # all units under a parent in one product, (P V, m, B) (P V, B, c): nothing is copied out
-        cross.view(p * v, m, c).baddbmm_(z1.view(p * v, m, -1), coarser.flatten(0, 1).transpose(1, 2))
+        # all units under a parent in one product, (V, m, B) (V, B, c): nothing is copied out
+        cross.view(v, m, c).baddbmm_(z1.view(v, m, -1), coarser.transpose(1, 2))
 
     def finish(self) -> None:
         """Fill the Gaussians; InputError if eps is too small for their rounding, or features are not finite."""
@@ -329,7 +329,8 @@ class FewSamples(_Learner):
     def finish(self) -> None:
         """Fill the Gaussians; InputError if features are not finite."""
         model, levels = self.gaussians, self.gaussians.levels
-        columns, kept = self._release()
+        columns, kept = self._columns(slice(None))
+        self._held = []
         samples = []  # Z of each level, (P, U, d, N)
         for k, (level, x) in enumerate(zip(levels, columns, strict=True)):
             mask = _everywhere(x) if kept is None else kept[k]  # (P, U, 1, N)
@@ -379,8 +380,22 @@ def _under(rows: Tensor, coarser: Tensor, parent: Tensor, siblings: int) -> Tens
 
 
 def _below(coarser: Tensor, own: Tensor, parent: Tensor) -> Tensor:
-    """Channels of all coarser levels (P, V, c, B), then a level's own (P, U, d, B): (P, U, c + d, B)."""
-    return torch.cat([coarser[:, parent], own], dim=2) if coarser.shape[2] else own
+    """Channels of all coarser levels (..., V, c, B), then a level's own (..., U, d, B): (..., U, c + d, B)."""
+    return torch.cat([coarser.index_select(-3, parent), own], dim=-2) if coarser.shape[-2] else own
+
+
+def _choose_shift(shift: Tensor, unseen: Tensor, x: Tensor, mask: Tensor | None) -> None:
+    """The mean of a unit's first images: any shift is right, one close to the mean loses no digits.
+
+    Args:
+        shift: (U, d), written to.
+        unseen: (U,), where it is to be chosen.
+        x: (U, d, B).
+        mask: (U, 1, B) bool, which count; None: all.
+    """
+    if bool(unseen.any()):
+        first = x.mean(2) if mask is None else torch.where(mask, x, 0.0).sum(2) / mask.sum(2).clamp(min=1)  # (U, d)
+        shift.copy_(torch.where(unseen[:, None], first.double(), shift))
 
 
 def _inverse_factor(covariance: Tensor, eps: float) -> Tensor:
