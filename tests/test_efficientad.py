@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import warnings
@@ -261,6 +262,30 @@ def test_the_quantiles_of_held_back_images_become_0_and_a_tenth() -> None:
             np.testing.assert_allclose(parts[name][:, p].numpy(), wanted, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(maps, (parts["local"] + parts["global"]) / 2)
     torch.testing.assert_close(scores, maps.flatten(2).max(2).values)
+
+
+def test_a_ring_that_sees_mirrored_pixels_has_quantiles_of_its_own() -> None:
+    detector, reading = ready()
+    keep = torch.ones(3, 2, 64, 64, dtype=torch.bool)
+    keep[:, 1, :4] = False  # one row of the outermost ring
+    with torch.no_grad():
+        for _ in range(4):  # 12 images, of which the fourth ring has 432 cells
+            detector.adjust(reading._replace(keep=keep))
+        detector.finish()
+        parts = detector.parts(reading)
+    rings = torch.tensor([min(y, x, 15 - y, 15 - x, 4) for y in range(16) for x in range(16)])
+    kept = keep[0, :, ::4, ::4].flatten(1)
+    for name, p, ring in itertools.product(("local", "global"), range(2), range(5)):
+        values = parts[name][:, p].flatten(1)[:, (rings == ring) & kept[p]].repeat(4, 1)
+        np.testing.assert_allclose(np.quantile(values.numpy(), [0.9, 0.995]), [0, 0.1], atol=1e-4)
+
+
+def test_a_ring_of_too_few_cells_is_scaled_as_all() -> None:
+    detector, reading = ready()
+    with torch.no_grad():
+        detector.adjust(reading)
+        detector.finish()
+    assert len({tuple(ring) for ring in detector.quantiles[0, 0].tolist()}) == 1
 
 
 def test_the_zero_frame_judges_no_pixel_within_16_of_the_border() -> None:

@@ -212,8 +212,9 @@ class RunningSums(_Learner):
     def bytes(gaussians: CellGaussians) -> int:
         """What the sums take while they are filled and turned into rows of L^-1, at most."""
         sums = sum(u * (d + 1) * (c + d + 1) for u, d, c in gaussians.sizes())
-        batch = _AT_ONCE * sum(u * (c + 4 * (d + 1)) for u, d, c in gaussians.sizes())
-        return gaussians.positions * 8 * (sums + batch) + 4 * gaussians.floats()
+        held = _AT_ONCE * sum(u * d for u, d, _ in gaussians.sizes())
+        one = _AT_ONCE * sum(u * (c + 4 * (d + 1)) for u, d, c in gaussians.sizes())  # position while it is added
+        return gaussians.positions * (8 * sums + 4 * held) + 8 * one + 4 * gaussians.floats()
 
     def add(self, features: Sequence[Tensor], keep: Tensor | None = None) -> None:  # noqa: D102
         super().add(features, keep)
