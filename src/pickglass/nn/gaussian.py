@@ -168,10 +168,7 @@ class _Learner:
         self._held.append((list(features), keep))
 
     def _columns(self, own: slice) -> tuple[list[Tensor], list[Tensor] | None]:
-        """What is held of some positions: columns (P, U, d, B) of each level, coarsest first, and which count.
-
-        The latter is (P, U, 1, B) bool, None where everything does.
-        """
+        """Of some positions: columns (P, U, d, B) of each level, coarsest first, and which count, (P, U, 1, B) bool."""
         model, held = self.gaussians, self._held
         columns = [
             level.columns(torch.cat([features[i][:, own] for features, _ in held]))
@@ -180,11 +177,10 @@ class _Learner:
         if all(keep is None for _, keep in held):
             return columns, None
         masks = [
-            (features[0].new_ones(len(features[0]), model.positions, *model.grid) if keep is None else keep.float())
+            features[0].new_ones(len(features[0]), model.positions, *model.grid) if keep is None else keep.float()
             for features, keep in held
         ]
-        masks = [mask[:, own] for mask in masks]
-        counts, index, kept = torch.cat(masks).flatten(2), model.cell, []  # (B, P, h w)
+        counts, index, kept = torch.cat(masks)[:, own].flatten(2), model.cell, []  # (B, P, h w)
         for level in reversed(model.levels):
             under = counts.new_zeros(*counts.shape[:2], len(level.source)).index_add_(2, index, counts)
             counts = (under > 0).float()  # (B, P, U), a unit counts where any cell under it does
@@ -334,7 +330,7 @@ class FewSamples(_Learner):
         self._held = []
         samples = []  # Z of each level, (P, U, d, N)
         for k, (level, x) in enumerate(zip(levels, columns, strict=True)):
-            mask = _everywhere(x) if kept is None else kept[k]  # (P, U, 1, N)
+            mask = torch.ones_like(x[:, :, :1], dtype=torch.bool) if kept is None else kept[k]  # (P, U, 1, N)
             n = mask.sum(3)  # (P, U, 1)
             mean = torch.where(mask, x, 0.0).double().sum(3) / n.clamp(min=1)  # (P, U, d)
             if not bool(torch.isfinite(mean).all()):
@@ -363,12 +359,6 @@ class FewSamples(_Learner):
         return factor
 
 
-def _everywhere(columns: Tensor) -> Tensor:
-    """Every unit of every image counts: columns (P, U, d, B) -> (P, U, 1, B) bool."""
-    p, u, _, b = columns.shape
-    return torch.ones(p, u, 1, b, dtype=torch.bool, device=columns.device)
-
-
 def _under(rows: Tensor, coarser: Tensor, parent: Tensor, siblings: int) -> Tensor:
     """rows (P, U, m, c) times what their units lie under, (P, V, c, q): (P, U, m, q)."""
     if not siblings:
@@ -388,11 +378,7 @@ def _below(coarser: Tensor, own: Tensor, parent: Tensor) -> Tensor:
 def _choose_shift(shift: Tensor, unseen: Tensor, x: Tensor, mask: Tensor | None) -> None:
     """The mean of a unit's first images: any shift is right, one close to the mean loses no digits.
 
-    Args:
-        shift: (U, d), written to.
-        unseen: (U,), where it is to be chosen.
-        x: (U, d, B).
-        mask: (U, 1, B) bool, which count; None: all.
+    Written to ``shift`` (U, d) where ``unseen`` (U,), from x (U, d, B) where ``mask`` (U, 1, B) is; None: everywhere.
     """
     if bool(unseen.any()):
         first = x.mean(2) if mask is None else torch.where(mask, x, 0.0).sum(2) / mask.sum(2).clamp(min=1)  # (U, d)
