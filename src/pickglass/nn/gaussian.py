@@ -177,10 +177,10 @@ class _Learner:
         if all(keep is None for _, keep in held):
             return columns, None
         masks = [
-            features[0].new_ones(len(features[0]), model.positions, *model.grid) if keep is None else keep.float()
+            features[0].new_ones(*features[0][:, own].shape[:2], *model.grid) if keep is None else keep[:, own].float()
             for features, keep in held
         ]
-        counts, index, kept = torch.cat(masks)[:, own].flatten(2), model.cell, []  # (B, P, h w)
+        counts, index, kept = torch.cat(masks).flatten(2), model.cell, []  # (B, P, h w)
         for level in reversed(model.levels):
             under = counts.new_zeros(*counts.shape[:2], len(level.source)).index_add_(2, index, counts)
             counts = (under > 0).float()  # (B, P, U), a unit counts where any cell under it does
