@@ -57,8 +57,7 @@ _LOST = FRAME // STRIDE  # cells at each border without padding
 _SMALLEST = 64  # pixels
 _NATURAL = 200  # pictures made for the penalty ...
 _PHOTOS = 1000  # ... or photographs read
-_LOW, _HIGH = 0.9, 0.995  # quantiles that become 0 and ...
-_SCALE = 0.1
+_LOW, _HIGH, _SCALE = 0.9, 0.995, 0.1  # quantiles that become 0 and a tenth
 _FEWEST = 400  # cells of a ring, for quantiles of its own
 _SEEN = (AE_SIDE, AE_SIDE)  # by the autoencoder
 _LOCAL, _GLOBAL = slice(0, CHANNELS), slice(CHANNELS, 2 * CHANNELS)  # channels of the student
@@ -223,7 +222,7 @@ class EfficientAD(Detector):
         """Keep the maps of held-back images for their quantiles."""
         keep = self._kept(reading)
         both = torch.stack(self._branches(reading))  # (2, B, P, h, w)
-        rings = self._rings(both).expand(both.shape[1], -1, -1)  # (B, h, w)
+        rings = _rings(both, self.quantiles.shape[2]).expand(both.shape[1], -1, -1)  # (B, h, w)
         for p, seen in enumerate(self._seen):
             own = rings >= 0 if keep is None else keep[:, p]  # (B, h, w)
             seen.append((both[:, :, p][:, own].cpu(), rings[own].cpu()))
@@ -262,9 +261,10 @@ class EfficientAD(Detector):
     def parts(self, reading: Reading) -> dict[str, Tensor]:
         """The local and the global map, scaled, (B, P, h, w) each."""
         named = dict(zip(("local", "global"), self._branches(reading), strict=True))
-        rings = self._rings(named["local"])
+        quantiles = self.quantiles.reshape(len(self.quantiles), 2, -1, 2)  # R = 1 in files from before there were rings
+        rings = _rings(named["local"], quantiles.shape[2])
         for i, name in enumerate(named):
-            low, high = self.quantiles[:, i, rings].unbind(3)  # (P, h, w) each
+            low, high = quantiles[:, i, rings].unbind(3)  # (P, h, w) each
             named[name] = _SCALE * (named[name] - low) / (high - low)
             if self.frame == "zero":
                 named[name] = F.pad(named[name], (_LOST,) * 4)
@@ -295,12 +295,6 @@ class EfficientAD(Detector):
     def _inside(self, cells: Tensor) -> Tensor:
         """Without the cells whose field leaves the image, if these are not judged."""
         return cells if self.frame == "reflect" else cells[..., _LOST:-_LOST, _LOST:-_LOST]
-
-    def _rings(self, maps: Tensor) -> Tensor:
-        """Cells between each cell and the border, at most as many as see mirrored pixels: (..., h, w) -> (h, w)."""
-        down, right = (torch.arange(n, device=maps.device) for n in maps.shape[-2:])
-        down, right = torch.minimum(down, down.flip(0)), torch.minimum(right, right.flip(0))
-        return torch.minimum(down[:, None], right).clamp(max=self.quantiles.shape[2] - 1)
 
     def _kept(self, reading: Reading) -> Tensor | None:
         """(B, P, h, w) bool: which cells count."""
@@ -393,6 +387,12 @@ def _batch_mean(values: Tensor, keep: Tensor | None) -> Tensor:
     if keep is None:
         return values.mean(0)
     return values.sum(0) / keep.flatten(2).any(2).sum(0).clamp(min=1)
+
+
+def _rings(maps: Tensor, most: int) -> Tensor:
+    """Cells between each cell and the border, below ``most``: (..., h, w) -> (h, w)."""
+    down, right = ((n - 1 - (2 * torch.arange(n, device=maps.device) - n + 1).abs()) // 2 for n in maps.shape[-2:])
+    return torch.minimum(down[:, None], right).clamp(max=most - 1)
 
 
 def _normalised(teacher: Tensor, mean: Tensor, std: Tensor) -> Tensor:
