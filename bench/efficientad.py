@@ -207,7 +207,8 @@ def penalty(given: argparse.Namespace) -> None:
 def teacher(given: argparse.Namespace) -> None:
     """Is data or time the limit: teachers of fewer photographs, and of fewer steps."""
     given.out.mkdir(parents=True, exist_ok=True)
-    cells = [(n, given.teacher_steps) for n in (250, 500, 1000)] + [(1000, given.teacher_steps // d) for d in (4, 2)]
+    cells = [(n, given.teacher_steps) for n in given.limits]
+    cells += [(max(given.limits), given.teacher_steps // d) for d in given.shorter]
     for photos, n in cells:
         file = given.out / f"pdn_{given.model}-{photos}-{n}.safetensors"
         told: dict[str, Any] = {"photos": photos, "teacher_steps": n}
@@ -402,6 +403,8 @@ def main() -> None:
             own.add_argument("--backbone", default="efficientnet_lite2")
             own.add_argument("--layers", default="blocks.3.0.bn1+blocks.5.0.bn1")
             own.add_argument("--teacher-steps", type=int, default=2000)
+            own.add_argument("--limits", type=int, nargs="+", default=[250, 500, 1000], help="photographs")
+            own.add_argument("--shorter", type=int, nargs="*", default=[4, 2], help="divisors of the steps")
     given = parser.parse_args()
     torch.manual_seed(0)
     run = {

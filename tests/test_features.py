@@ -211,6 +211,17 @@ def test_an_answer_of_the_engine_is_no_view_of_its_memory() -> None:
     assert torch.equal(first, before)
 
 
+def test_an_engine_follows_weights_that_are_loaded_after_it_was_compiled() -> None:
+    extractor, other = (FeatureExtractor("resnet18", ["layer1"], "random", seed=seed) for seed in (0, 1))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    engine = Engine(extractor, "cpu", "openvino")
+    (before,) = engine(images)
+    extractor.load_state_dict(other.state_dict())
+    (after,) = engine(images)
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, other(images)[0], rtol=1e-3, atol=1e-4 * float(after.abs().max()))
+
+
 bfloat16 = pytest.mark.skipif(not engine_module.has_bfloat16(), reason="this CPU has no bfloat16")
 
 

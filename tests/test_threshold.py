@@ -18,7 +18,7 @@ import pickglass as pg
 from pickglass.app import fit as fitting
 from pickglass.app import threshold as use_case
 from pickglass.cli.main import main
-from pickglass.data import Dataset, Row, Table, image_digest, load_dataset, paint
+from pickglass.data import Dataset, Row, Table, image_digest, load_dataset, paint, read_image
 from pickglass.errors import DataError, InputError, PromiseUnreachable
 from pickglass.methods.modelfile import read_header, read_model, write_model
 from pickglass.testing import textures
@@ -138,6 +138,47 @@ def test_estimate_judges_by_refits_and_promises_nothing(model: Path, small_datas
     kept = read_header(model)["calibration"]["scores"]
     assert sorted(kept)[-3] == result["image_threshold"]  # (r + 1) / 17 <= 0.2: r = 2
     assert min(kept) > min(scores(model, small_dataset / "train"))  # judged by itself, an image looks better
+
+
+@pytest.fixture
+def masks(small_dataset: Path, tmp_path: Path) -> Path:
+    """A folder with a mask an image: its left three quarters."""
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for row in load_dataset(small_dataset).train:
+        mask = np.zeros(read_image(row.path).shape[:2], np.uint8)
+        mask[:, : mask.shape[1] * 3 // 4] = 255
+        Image.fromarray(mask).save(folder / f"{Path(row.path).stem}.png")
+    return folder
+
+
+def test_a_model_with_a_region_of_interest_knows_the_images_it_was_fitted_on(
+    small_dataset: Path, masks: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "m.safetensors"
+    fit(small_dataset, model, settings=QUICK, calibrate=0.25, roi=masks)
+    held = read_header(model)["calibration"]["scores"]
+    result = threshold(model, small_dataset, false_alarm=0.6)
+    assert (result["n_calibrate"], result["image_threshold"]) == (4, sorted(held)[-1])
+    assert "held back" in result["sentence"]
+    with pytest.raises(InputError, match=r"within a region of interest.*name the mask or the folder of masks"):
+        threshold(model, small_dataset, false_alarm=0.5, promise="estimate", folds=2)
+    threshold(model, small_dataset, false_alarm=0.5, promise="estimate", folds=2, roi=masks)
+    inside = read_header(model)["calibration"]["scores"]
+    whole = tmp_path / "whole.safetensors"
+    fit(small_dataset, whole, settings=QUICK, calibrate=0.25)
+    threshold(whole, small_dataset, false_alarm=0.5, promise="estimate", folds=2)
+    assert inside != read_header(whole)["calibration"]["scores"]
+
+
+def test_images_without_the_masks_that_a_model_was_fitted_with_are_named(
+    small_dataset: Path, fresh: Path, masks: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "m.safetensors"
+    fit(small_dataset, model, settings=QUICK, calibrate=0, roi=masks)
+    with pytest.warns(UserWarning, match="12 of 12 images have no region of interest"):
+        pg.load(model).predict(fresh, engine="torch")
+    pg.load(model).predict(pg.data.with_roi(load_dataset(small_dataset).train, masks), engine="torch")  # no warning
 
 
 def test_area_reads_the_maps(model: Path, fresh: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pickglass.calibration import Calibration, Evidence, PixelPromise, Wish, flagged_curve, promised, settings_digest
 from pickglass.calibration.promises import Source, best_f1, fixed_value
-from pickglass.data import MAX_PIXELS, Dataset, Table, fingerprint, image_digest, load_dataset, split_roles
+from pickglass.data import MAX_PIXELS, Dataset, Table, fingerprint, image_digest, load_dataset, split_roles, with_roi
 from pickglass.data.files import output_path
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.engine import EngineName
@@ -50,6 +50,7 @@ def threshold(
     value: float | None = None,
     folds: int = 5,
     layout: str | None = None,
+    roi: str | Path | None = None,
     device: str = "auto",
     engine: EngineName = "auto",
     workers: int = 2,
@@ -77,17 +78,19 @@ def threshold(
         value: the threshold for ``fixed``.
         folds: of ``estimate``.
         layout: how to read the folder; None: recognised.
+        roi: region of interest, a mask or a folder of masks; None: the model's.
 
     The others as in :meth:`pickglass.Detector.predict`.
 
     Raises:
         PromiseUnreachable: there are too few images; the model stays as it was.
         DataError: a broken image, or no image to use.
+        InputError: ``estimate`` of a model that was fitted within regions of interest, and ``roi`` does not name them.
     """
     wish = _wish(promise, false_alarm, confidence, pixel, shift, value)
     target = output_path(model, ".safetensors")
     header, tensors = read_model(model)
-    table = (data if isinstance(data, Dataset) else load_dataset(data, layout)).train
+    table = with_roi((data if isinstance(data, Dataset) else load_dataset(data, layout)).train, roi)
     options: dict[str, Any] = {"device": device, "engine": engine, "workers": workers, "max_pixels": max_pixels}
     judge = _Judge(header, tensors, str(model), options, progress, curves=pixel == "area")
     if wish is None and value is None:
@@ -151,6 +154,12 @@ class _Judge:
         return find_method(self.header["method"]).restored(self.header, self.tensors, self.source)
 
     def refitted(self, table: Table) -> Detector:
+        known = self.header["provenance"].get("regions")
+        if known in ("one", "each") and any(row.roi is None for row in table):
+            raise InputError(
+                f"{self.source} was fitted within a region of interest, and models refitted without it would judge "
+                "otherwise: name the mask or the folder of masks (roi), or make another promise than 'estimate'"
+            )
         detector = find_method(self.header["method"]).configured(self.configuration)
         return detector.fit(table, calibrate=0, seed=self.header["provenance"]["seed"], **self.options)
 

@@ -208,13 +208,10 @@ def group_by(table: Table, pattern: str) -> Table:
 
 
 def fingerprint(table: Table) -> str:
-    """sha256 over the contents of a table's images and regions of interest, their roles and their order."""
+    """sha256 over the contents of a table's images, their roles and their order."""
     whole = hashlib.sha256()
     for row in table:
-        roi = row.roi
-        if roi is not None and Path(roi).is_file():
-            roi = hashlib.sha256(Path(roi).read_bytes()).hexdigest()
-        parts = (row.role, row.group, image_digest(row), *([] if roi is None else [roi]))
+        parts = (row.role, row.group, image_digest(row))
         whole.update(f"{' '.join(map(str, parts))}\n".encode("utf-8", "surrogateescape"))
     return whole.hexdigest()
 

@@ -31,8 +31,24 @@ _AT_ONCE = {"openvino": 2, "bfloat16": 4}  # images: more of them leave the cach
 TOLERANCE = {"openvino": 1e-3, "bfloat16": 2e-2}  # largest difference from torch, of an output's largest value
 
 
+class _Watch:
+    """Notices that a tensor of a network was written to or replaced, as a refit and a loaded state do."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []  # held, so that no other gets the address of one
+        self._state: list[tuple[int, int]] | None = None
+
+    def changed(self, network: nn.Module) -> bool:
+        """Whether the network is another than when this was asked before; True at first."""
+        tensors = [*network.parameters(), *network.buffers()]
+        state = [(id(t), t._version) for t in tensors]
+        changed = state != self._state
+        self._tensors, self._state = tensors, state
+        return changed
+
+
 class Runner:
-    """A frozen network made ready to run.
+    """A frozen network made ready to run; anew once its weights were written to, for a graph holds them as they were.
 
     Args:
         network: of one or several tensors to a tuple of such, all (B, ...); moved to ``device``.
@@ -65,11 +81,14 @@ class Runner:
             "torch" if name == "torch" or device != "cpu" else "bfloat16" if name == "bfloat16" else "openvino"
         )
         self._compiled: dict[tuple[torch.Size, ...], Any] = {}  # shapes of one image's inputs -> model
+        self._watch = _Watch()
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Inputs (B, ...) on the CPU -> outputs (B, ...) on ``device``."""
         if self.name != "torch":
+            if self._watch.changed(self.network):
+                self._compiled.clear()
             size = _size(inputs)
             if size not in self._compiled and not self._prepare(inputs):
                 return self(*inputs)  # torch from here on
@@ -129,9 +148,9 @@ class HeadRunner:
     """Runs a network that a head has learned as an engine runs the backbone, while images are judged.
 
     Each position is a graph of its own, compiled when it is first needed: one of all would hold the weights of
-    hundreds of tiles at once, more than ONNX can. A graph holds the weights as they were, so all are made anew once a
-    tensor of the network was written to or replaced, as a refit and a loaded state do. Where the engine cannot be used
-    it falls back to torch with a warning, even where it was asked for by name: a training is not to be lost for it.
+    hundreds of tiles at once, more than ONNX can. All are made anew once a tensor of the network was written to or
+    replaced: those of a position are views of the old ones. Where the engine cannot be used it falls back to torch with
+    a warning, even where it was asked for by name: a training is not to be lost for it.
 
     Args:
         what: the network is, for messages.
@@ -139,8 +158,8 @@ class HeadRunner:
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self._tensors: list[Tensor] = []  # held, so that no other gets the address of one
-        self._state: Any = None
+        self._watch = _Watch()
+        self._engine: tuple[str, EngineName] | None = None  # its device and name
         self._runners: list[Runner] = []
 
     def __call__(self, engine: Engine, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -155,10 +174,9 @@ class HeadRunner:
             with torch.no_grad():
                 outputs: tuple[Tensor, ...] = network(*inputs)
             return outputs
-        tensors = [*network.parameters(), *network.buffers()]
-        state = (engine.device, engine.wanted, [(id(t), t._version) for t in tensors])
-        if state != self._state:
-            self._tensors, self._state = tensors, state
+        wanted = (engine.device, engine.wanted)
+        if self._watch.changed(network) or wanted != self._engine:
+            self._engine = wanted
             alone = (at_position(network, p) for p in range(inputs[0].shape[1]))
             self._runners = [Runner(own, self.what, engine.device, engine.wanted, falls_back=True) for own in alone]
         found = [run(*(x[:, p : p + 1] for x in inputs)) for p, run in enumerate(self._runners)]

@@ -19,7 +19,7 @@ from typing_extensions import Unpack
 
 from pickglass.calibration import Calibration, highest_score, settings_digest
 from pickglass.calibration.drift import Sample
-from pickglass.data import MARGINS, Preprocess, Table, as_table, fingerprint, split_roles
+from pickglass.data import Preprocess, Table, as_table, fingerprint, split_roles
 from pickglass.data.tables import image_digest
 from pickglass.errors import DataError, Failure, InputError, ModelFileError
 from pickglass.features.engine import Engine, EngineName, has_bfloat16
@@ -32,10 +32,11 @@ from pickglass.methods.head import Head
 from pickglass.methods.learning import adapt_backbone, learn, learn_fusion
 from pickglass.methods.modelfile import assign, write_model
 from pickglass.methods.naming import Namer, found_regions, unfolded
+from pickglass.methods.regions import as_taught, common_roi, regions_of
 from pickglass.methods.running import Progress, Reader, Run, Running, RunOptions, device_name, read, silent
 from pickglass.methods.suspicion import CleanCheck, Cleanliness, find_suspicious
 from pickglass.methods.tiling import TileParts, Tiles
-from pickglass.methods.training_data import common_pitch, common_roi, known_preprocess, training_table, within_margins
+from pickglass.methods.training_data import common_pitch, known_preprocess, training_table
 from pickglass.nn.maps import kept_cells
 from pickglass.result import Found, Named, Prediction
 
@@ -119,12 +120,12 @@ class Detector(Head):
         counts = {role: len(table.role(role)) for role in ("fit", "validate", "calibrate")}
         if counts["fit"] == 0:
             raise DataError(f"no good image is left to fit ({counts}): lower validate or calibrate, or add images")
-        data_sha256 = fingerprint(table)
+        data_sha256, regions = fingerprint(table), regions_of(table)
         check = CleanCheck(counts["fit"], references=2048) if "features" in self.reads and clean is None else None
         reader, told = self._learn_features(reader, table, seed, progress or silent)
         seen = counts["fit"] * len(self.turns)
         run = Run(seen, self.level_shapes(), 1, seed, memory_gb, progress or silent, n_validate=counts["validate"])
-        fitting = f"{self.method} {self.configuration()} {seed} {data_sha256}"
+        fitting = f"{self.method} {self.configuration()} {seed} {data_sha256} {regions}"
         details = learn(
             self,
             reader,
@@ -143,7 +144,7 @@ class Detector(Head):
             "data_sha256": data_sha256,
             "fitted_images": [image_digest(row)[:16] for row in table.role("fit", "validate")],
             "pixel_mm": common_pitch(table),
-            "margins": all(row.roi == MARGINS for row in table),
+            **regions,
             "backbone_weights": extractor.weights.to_json() if extractor.weights else None,
             **told,
             "device": reader.engine.device,
@@ -210,7 +211,7 @@ class Detector(Head):
     ) -> tuple[Sample, list[Failure]]:
         """Scores, plain facts and pooled features of images, for :func:`pickglass.calibration.drift.find_drift`."""
         reader = self._reader(Running(**running))
-        table = within_margins(as_table(data, role="test"), self.provenance)
+        table = as_taught(as_table(data, role="test"), self.provenance)
         settings = settings_digest(self.configuration())
         sample, _, failures = describe(reader, self.judge, table, settings, progress or silent)
         return sample, failures
@@ -236,7 +237,7 @@ class Detector(Head):
         """As :meth:`predict`, one image after the other, in order, holding one batch at a time."""
         self._fitted()
         reader = self._reader(Running(**running))
-        table = within_margins(as_table(data, role="test"), self.provenance)
+        table = as_taught(as_table(data, role="test"), self.provenance)
         for done, item in enumerate(self._stream(table, reader), start=1):
             if progress is not None:
                 progress("judging images", done, len(table))
@@ -276,7 +277,7 @@ class Detector(Head):
         self._fitted()
         if self.tiles is None:
             raise InputError(f"this {type(self).__name__} is not tiled: make it with .tiled(size, tile, stride)")
-        table = within_margins(as_table(data, role="test"), self.provenance)
+        table = as_taught(as_table(data, role="test"), self.provenance)
         return tile_parts(self._reader(Running(**running)), self.score, table)
 
     def regions(self, maps: np.ndarray) -> Tensor:

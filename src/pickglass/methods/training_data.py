@@ -1,22 +1,17 @@
-"""What a fit may learn from: sound, good images, their sizes, and the region of interest that they share."""
+"""What a fit may learn from: sound, good images, their sizes, and the size of their pixels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from pickglass.data import MARGINS, Dataset, Decoded, Preprocess, Row, Table, as_table, decode, parse_size, read_roi
+from pickglass.data import Dataset, Decoded, Preprocess, Row, Table, as_table, decode, parse_size, read_roi
 from pickglass.data.images import Array
 from pickglass.errors import DataError, Failure
 from pickglass.features.backbones import find_backbone
 from pickglass.methods.running import Prepared, Running
 
-__all__ = ["common_pitch", "common_roi", "known_preprocess", "training_table", "within_margins"]
+__all__ = ["common_pitch", "known_preprocess", "training_table"]
 
 Size = tuple[int, int]
 
@@ -73,24 +68,6 @@ def known_preprocess(size: int | str | tuple[int, int], backbone: str) -> Prepro
     if parse_size(size).size is None:
         return None
     return Preprocess.for_images(size, find_backbone(backbone).interpolation, [])
-
-
-def within_margins(table: Table, provenance: Mapping[str, Any]) -> Table:
-    """The rows as a model of this provenance was taught to look at them: inside their margins, if so."""
-    return Table([replace(row, roi=row.roi or MARGINS) for row in table]) if provenance.get("margins") else table
-
-
-def common_roi(table: Table, sizes: Mapping[str, Size], preprocess: Preprocess) -> npt.NDArray[np.bool_] | None:
-    """The region of interest (H, W) bool on the canvas that a model keeps for images without one of their own.
-
-    There is one only if all training images share one file and one size: a fixed camera.
-    """
-    files, shapes = {row.roi for row in table}, set(sizes.values())
-    if len(files) != 1 or len(shapes) != 1 or files & {None, MARGINS}:
-        return None
-    (size,) = shapes
-    region = read_roi(table[0], np.zeros(size, np.uint8))
-    return None if region is None else preprocess.kept(size, region)
 
 
 def common_pitch(table: Table) -> float | None:
