@@ -10,6 +10,8 @@ python bench/efficientad.py teacher DATA OUT --photos PHOTOS [--backbone efficie
 python bench/efficientad.py speed [--device cpu] [--peer-python PY]   images/s of random weights: what users get of each
                                                                     engine, the networks alone, and the peer's
 
+python bench/efficientad.py explained OUT --photos PHOTOS          those teachers on photographs that none learned from
+
 DATA has images of 256 x 256 pixels (bench/squeeze.py). Each run is one JSON line on stdout and in OUT/results.jsonl;
 what is there already is left alone, so a killed run goes on. ``speed`` wants a quiet machine.
 """
@@ -29,14 +31,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 import judge
+from pickglass.app import distill as teaching
 from pickglass.app.distill import distill
 from pickglass.app.evaluate import evaluate
-from pickglass.data import load_dataset, paint, read_mask, resize_map
+from pickglass.data import as_table, load_dataset, paint, read_mask, resize_map
 from pickglass.data.trays import Tray, fill
 from pickglass.errors import InputError
 from pickglass.features.engine import EngineName, has_bfloat16
+from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.weights import read_state
 from pickglass.methods import Detector, EfficientAD, PatchCore
 from pickglass.methods.running import Prepared, Running
 from pickglass.metrics import auroc
@@ -228,6 +234,31 @@ def teacher(given: argparse.Namespace) -> None:
         measured(given, f"teacher {photos} {n} {given.model} {given.steps}", make, **told)
 
 
+def explained(given: argparse.Namespace) -> None:
+    """The mean explained variance of each teacher in OUT on the same photographs, which none of them learned from.
+
+    Each holds out others of its own; the targets are brought to mean 0 and deviation 1 as they were for it.
+    """
+    everything = as_table(given.photos, role="train")
+    photos = teaching._decoded(everything, 2, 250_000_000, lambda *_: None)
+    fitted: dict[Path, tuple[dict[str, Any], list[Any]]] = {}
+    unseen = {id(photo) for photo in photos}
+    for file in sorted(given.out.glob("pdn_*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            card = json.loads(opened.metadata()["pickglass_teacher"])
+        _, fit = teaching._split(photos[: card["photos"]], card["seed"])
+        fitted[file] = card, fit
+        unseen -= {id(photo) for photo in fit}
+    held = [photo for photo in photos if id(photo) in unseen]
+    for file, (card, fit) in fitted.items():
+        source = teaching._Source(FeatureExtractor(card["backbone"], card["layers"]), "cpu", "auto", card["crop"])
+        source.learn_statistics(fit, card["seed"], lambda *_: None)
+        pdn = PDN(card["model"]).eval()
+        pdn.load_state_dict({name: tensor.float() for name, tensor in read_state(file).items()})
+        share = round(teaching._explained(pdn, source, held)["mean"], 4)
+        print(json.dumps({**{k: card[k] for k in ("photos", "steps")}, "judged on": len(held), "explained": share}))
+
+
 # -- speed -------------------------------------------------------------------------------------------------------------
 
 
@@ -383,6 +414,9 @@ def main() -> None:
         own.add_argument("out", type=Path)
         own.add_argument("--train", type=int, default=60)
         own.add_argument("--test", type=int, default=20)
+    own = parts.add_parser("explained")
+    own.add_argument("out", type=Path)
+    own.add_argument("--photos", type=Path, required=True)
     for name in ("quality", "steps", "penalty", "teacher", "speed"):
         own = parts.add_parser(name)
         own.add_argument("--model", default="tiny", choices=["tiny", "small", "medium"])
@@ -414,6 +448,7 @@ def main() -> None:
         "steps": steps,
         "penalty": penalty,
         "teacher": teacher,
+        "explained": explained,
         "speed": speed,
     }
     run[given.what](given)
