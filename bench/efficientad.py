@@ -7,10 +7,9 @@ python bench/efficientad.py steps DATA OUT [--model tiny]           500, 1000, 2
 python bench/efficientad.py penalty DATA OUT --photos PHOTOS        none, generated, photographs
 python bench/efficientad.py teacher DATA OUT --photos PHOTOS [--backbone efficientnet_lite2 ...]
                                                                     teachers of 250, 500, 1000 photographs, and of steps
+python bench/efficientad.py explained OUT --photos PHOTOS           those teachers on photographs that none learned from
 python bench/efficientad.py speed [--device cpu] [--peer-python PY]   images/s of random weights: what users get of each
                                                                     engine, the networks alone, and the peer's
-
-python bench/efficientad.py explained OUT --photos PHOTOS          those teachers on photographs that none learned from
 
 DATA has images of 256 x 256 pixels (bench/squeeze.py). Each run is one JSON line on stdout and in OUT/results.jsonl;
 what is there already is left alone, so a killed run goes on. ``speed`` wants a quiet machine.
@@ -35,7 +34,6 @@ from safetensors import safe_open
 
 import judge
 from pickglass.app import distill as teaching
-from pickglass.app.distill import distill
 from pickglass.app.evaluate import evaluate
 from pickglass.data import as_table, load_dataset, paint, read_mask, resize_map
 from pickglass.data.trays import Tray, fill
@@ -219,7 +217,7 @@ def teacher(given: argparse.Namespace) -> None:
         file = given.out / f"pdn_{given.model}-{photos}-{n}.safetensors"
         told: dict[str, Any] = {"photos": photos, "teacher_steps": n}
         if not file.exists() or file.with_suffix(".training.safetensors").exists():
-            result = distill(
+            result = teaching.distill(
                 given.photos,
                 file,
                 backbone=given.backbone,

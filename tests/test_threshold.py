@@ -161,6 +161,16 @@ def test_a_model_with_a_region_of_interest_knows_the_images_it_was_fitted_on(
     result = threshold(model, small_dataset, false_alarm=0.6)
     assert (result["n_calibrate"], result["image_threshold"]) == (4, sorted(held)[-1])
     assert "held back" in result["sentence"]
+    threshold(model, small_dataset, false_alarm=0.6, roi=masks)
+    assert read_header(model)["calibration"]["scores"] == held
+    whole_image = tmp_path / "whole.png"
+    Image.fromarray(np.full((80, 96), 255, np.uint8)).save(whole_image)
+    threshold(model, small_dataset, false_alarm=0.6, roi=whole_image)
+    seen = np.array(read_header(model)["calibration"]["scores"])
+    assert (seen >= np.array(held) - 1e-3).all()  # judged anew, on more of each image
+    assert (seen > np.array(held) + 0.1).any()  # what is outside was never learned
+    threshold(model, small_dataset, false_alarm=0.6, roi=masks)
+    assert read_header(model)["calibration"]["scores"] == pytest.approx(held, rel=1e-5)
     with pytest.raises(InputError, match=r"within a region of interest.*name the mask or the folder of masks"):
         threshold(model, small_dataset, false_alarm=0.5, promise="estimate", folds=2)
     threshold(model, small_dataset, false_alarm=0.5, promise="estimate", folds=2, roi=masks)

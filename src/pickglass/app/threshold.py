@@ -11,13 +11,24 @@ import numpy as np
 
 from pickglass.calibration import Calibration, Evidence, PixelPromise, Wish, flagged_curve, promised, settings_digest
 from pickglass.calibration.promises import Source, best_f1, fixed_value
-from pickglass.data import MAX_PIXELS, Dataset, Table, fingerprint, image_digest, load_dataset, split_roles, with_roi
+from pickglass.data import (
+    MARGINS,
+    MAX_PIXELS,
+    Dataset,
+    Table,
+    fingerprint,
+    image_digest,
+    load_dataset,
+    split_roles,
+    with_roi,
+)
 from pickglass.data.files import output_path
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.engine import EngineName
 from pickglass.methods import find_method
 from pickglass.methods.base import Detector
 from pickglass.methods.modelfile import read_model, write_model
+from pickglass.methods.regions import regions_of
 from pickglass.methods.running import Progress
 from pickglass.result import Found
 
@@ -199,10 +210,13 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
         held = fitted.role("calibrate")
         stored = judge.header["calibration"]
         kept = None if stored is None else Calibration.from_json(stored).against(judge.configuration)
-        if kept is not None and not kept.stale and kept.source == "held back" and not judge.curves:
+        others = any(row.roi not in (None, MARGINS) for row in fitted)  # regions named now, maybe not those of the fit
+        same = not others or regions_of(fitted)["regions_sha256"] == known.get("regions_sha256")
+        if kept is not None and not kept.stale and kept.source == "held back" and same and not judge.curves:
             groups = [row.group for row in held]
             return Evidence(kept.scores, kept.peaks, groups, "held back", None, settings_digest(judge.configuration))
-        return judge.evidence(judge.restored(), held, "held back")
+        # scores of other regions must not pass for those of the fit when this is asked again
+        return judge.evidence(judge.restored(), held, "held back" if same else "given")
     good = (table.role("calibrate") or table.role("train")).where(lambda row: row.label == 0)
     proviso = "none of them was fitted, which the model does not tell"
     if "fitted_images" in known:
