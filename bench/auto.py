@@ -25,13 +25,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pickglass.app.advise_painted import Judged, PaintedSet, usual_size
-from pickglass.app.advise_score import Score, difference, scored
-from pickglass.app.auto import AutoChoice, auto_choice
+from pickglass.app.advise.auto import AutoChoice, auto_choice
+from pickglass.app.advise.painted import Judged, PaintedSet, usual_size
+from pickglass.app.advise.scoring import Score, difference, scored
+from pickglass.app.advise.within_foreground import save_mask
 from pickglass.app.fit import build
-from pickglass.app.foreground import save_mask
 from pickglass.data import Row, Table, load_dataset, paint, with_roi
-from pickglass.data.cloth import Cloth, weave
+from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.errors import WeightsMissing
 from pickglass.methods import Detector
 from regret import SETS, real_extent, real_set

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from pickglass.data.cloth import Cloth, weave
-from pickglass.data.defects import Kind, paint
-from pickglass.data.trays import PartName, Tray, fill
+from pickglass.data.painting.cloth import Cloth, weave
+from pickglass.data.painting.defects import Kind, paint
+from pickglass.data.painting.trays import PartName, Tray, fill
 
 SIZES = (4, 8, 16, 32)
 CELL = 64  # px of the image around a defect

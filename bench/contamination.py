@@ -32,13 +32,14 @@ import numpy as np
 
 import pickglass as pg
 from pickglass.data import Preprocess, Row, Table, load_dataset, paint, read_image
-from pickglass.data.cloth import Cloth, weave
-from pickglass.data.trays import Tray, fill
-from pickglass.features.engine import Engine
+from pickglass.data.painting.cloth import Cloth, weave
+from pickglass.data.painting.trays import Tray, fill
+from pickglass.detectors.compute import ComputeOptions
+from pickglass.detectors.contamination import Cleanliness, find_suspicious
+from pickglass.detectors.loading import FeatureLoader
+from pickglass.features.engine import BackboneEngine
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods import find_method
-from pickglass.methods.running import Reader, Running
-from pickglass.methods.suspicion import Cleanliness, find_suspicious
 from pickglass.metrics import average_precision
 from pickglass.result import Prediction
 
@@ -51,10 +52,10 @@ PART_SIDES = (0.12, 0.3)  # ... where a part is missing, surplus or misplaced
 Figures = dict[str, Any]
 
 
-def a_reader(size: int = 256) -> Reader:
+def a_reader(size: int = 256) -> FeatureLoader:
     extractor = FeatureExtractor("efficientnet_lite0", ("stage3", "stage5"))
     preprocess = Preprocess((size, size), extractor.interpolation)
-    return Reader(Engine(extractor, "cpu"), preprocess, ("features",), None, Running())
+    return FeatureLoader(BackboneEngine(extractor, "cpu"), preprocess, ("features",), None, ComputeOptions())
 
 
 def judged(check: Cleanliness, wrong: set[str], rows: Sequence[Row]) -> Figures:
@@ -106,9 +107,9 @@ def metrics_of(prediction: Prediction, test: Table) -> Figures:
 
 
 def mixed_in(data: Path, rates: list[float], methods: list[str], seeds: int) -> list[Figures]:
-    dataset, reader = load_dataset(data), a_reader()
+    dataset, loader = load_dataset(data), a_reader()
     clean, results = dataset.train, []
-    unprovoked = find_suspicious(clean, reader)
+    unprovoked = find_suspicious(clean, loader)
     whole = {
         method: {
             "clean": predicted(method, clean, dataset.test),
@@ -122,7 +123,7 @@ def mixed_in(data: Path, rates: list[float], methods: list[str], seeds: int) -> 
             paths, groups = {row.path for row in wrong}, {row.group for row in wrong if row.group is not None}
             test = Table([row for row in dataset.test if row.path not in paths and row.group not in groups])
             train = clean + Table([replace(row, role="train", label=0, defect=None, mask=None) for row in wrong])
-            check = find_suspicious(train, reader)
+            check = find_suspicious(train, loader)
             named = {s.path for s in check.suspicious}
             told: Figures = {"rate": rate, "seed": seed, "n_wrong": len(wrong), "n_test": len(test)}
             told |= judged(check, paths, train)
@@ -204,7 +205,7 @@ def spoiled(row: Row, kind: str, rng: np.random.Generator) -> Row:
 
 
 def painted(folders: list[Path], rates: list[float], seeds: int) -> list[Figures]:
-    reader, results = a_reader(), []
+    loader, results = a_reader(), []
     for name, (rows, kinds) in good_sets(folders).items():
         for rate, spread in [(0.0, "mixed"), *((r, s) for r in rates for s in ("mixed", "one"))]:
             for seed in range(seeds if rate else 1):
@@ -214,7 +215,7 @@ def painted(folders: list[Path], rates: list[float], seeds: int) -> list[Figures
                 made = list(rows)
                 for i in picked:
                     made[i] = spoiled(rows[i], same if spread == "one" else str(rng.choice(kinds)), rng)
-                check = find_suspicious(Table(made), reader)
+                check = find_suspicious(Table(made), loader)
                 told = {"set": name, "rate": rate, "spread": spread, "seed": seed, "n": len(rows)}
                 results.append(told | judged(check, {rows[i].path for i in picked}, made))
         print(f"{name}: " + summary([r for r in results if r["set"] == name and r["rate"]]), flush=True)

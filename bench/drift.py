@@ -28,7 +28,7 @@ import numpy as np
 from pickglass.app.drift import _most
 from pickglass.calibration.drift import Drift, Sample, find_drift, units
 from pickglass.data import Row, Table, load_dataset, read_image, split_roles
-from pickglass.data.disturbances import DISTURBANCES, disturb
+from pickglass.data.painting.disturbances import DISTURBANCES, disturb
 from pickglass.methods import PatchCore
 
 LABELLINGS = 1000  # a test; fewer than by default, which costs a little power

@@ -34,17 +34,18 @@ from safetensors import safe_open
 
 import judge
 from pickglass.app import distill as teaching
-from pickglass.app.evaluate import evaluate
+from pickglass.app.testing.evaluate import evaluate
 from pickglass.data import as_table, load_dataset, paint, read_mask, resize_map
-from pickglass.data.trays import Tray, fill
+from pickglass.data.painting.trays import Tray, fill
+from pickglass.detectors.compute import ComputeOptions
+from pickglass.detectors.loading import Prepared
 from pickglass.errors import InputError
+from pickglass.features.backbones.weights import read_state
 from pickglass.features.engine import EngineName, has_bfloat16
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.features.weights import read_state
 from pickglass.methods import Detector, EfficientAD, PatchCore
-from pickglass.methods.running import Prepared, Running
 from pickglass.metrics import auroc
-from pickglass.nn.pdn import CHANNELS, PDN, Autoencoder, Student
+from pickglass.nn.networks.pdn import CHANNELS, PDN, Autoencoder, Student
 
 LOCO = ("structural_anomalies", "logical_anomalies")
 DEFECTS = ("missing_part", "surplus_part", "misplaced_part", "swapped_part", "scratch", "hole")
@@ -312,10 +313,10 @@ def _engines(device: str) -> list[EngineName]:
 
 def _judging(detector: Detector, device: str, engine: EngineName) -> Callable[[torch.Tensor], Any]:
     """All that predict does from pixels in memory to maps; images are decoded in threads beside it."""
-    reader = detector._reader(Running(device=device, engine=engine))
+    loader = detector._loader(ComputeOptions(device=device, engine=engine))
 
     def run(images: torch.Tensor) -> Any:
-        return detector.judge(reader._read([Prepared(image, None) for image in images.numpy()]))
+        return detector.judge(loader._read([Prepared(image, None) for image in images.numpy()]))
 
     return run
 

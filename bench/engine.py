@@ -16,7 +16,7 @@ import warnings
 import torch
 
 from pickglass.features import FeatureExtractor
-from pickglass.features.engine import Engine
+from pickglass.features.engine import BackboneEngine
 
 
 def speed(run: object, images: torch.Tensor, rounds: int = 5) -> float:
@@ -57,7 +57,7 @@ def main() -> None:
     result: dict[str, object] = {"backbone": given.backbone, "size": given.size, "threads": torch.get_num_threads()}
     for batch in given.batch:
         images = torch.rand(batch, 3, given.size, given.size)
-        figures = {name: speed(Engine(extractor, "cpu", name), images) for name in ("torch", "openvino")}
+        figures = {name: speed(BackboneEngine(extractor, "cpu", name), images) for name in ("torch", "openvino")}
         if importlib.util.find_spec("onnxruntime"):
             figures["onnxruntime"] = speed(onnxruntime_session(extractor, images), images)
         result[f"batch {batch}"] = figures

@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 import pickglass as pg
-from pickglass.features.reading import Reading
+from pickglass.features.batch import Batch
 from pickglass.nn.maps import highest, kept_cells, to_grid
 
 
 class Saturating(pg.FastFlow):
     """FastFlow with the map of the re-implementations: the mean over the levels of -exp(-0.5 mean z^2)."""
 
-    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
-        grid = (reading.levels[0].shape[3], reading.levels[0].shape[4])
-        parts = [to_grid(-(-0.5 * z.square().mean(2)).exp(), grid) for z, _ in self._flows()(*reading.levels)]
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        grid = (batch.levels[0].shape[3], batch.levels[0].shape[4])
+        parts = [to_grid(-(-0.5 * z.square().mean(2)).exp(), grid) for z, _ in self._flows()(*batch.levels)]
         maps = torch.stack(parts).mean(0)  # (B, P, h, w)
-        keep = kept_cells(reading.keep, grid)
+        keep = kept_cells(batch.keep, grid)
         return highest(maps, keep), maps
 
 

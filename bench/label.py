@@ -27,14 +27,15 @@ import numpy as np
 import torch
 
 from pickglass.data import Table, load_dataset, read_mask
+from pickglass.detectors.compute import ComputeOptions
+from pickglass.detectors.loading import FeatureLoader
+from pickglass.detectors.naming import fit_namer, pooled, projections
+from pickglass.detectors.naming_fit import cross_validated, regression
 from pickglass.errors import InputError
 from pickglass.features import FeatureExtractor
-from pickglass.features.engine import Engine
-from pickglass.features.probe import balanced_accuracy
+from pickglass.features.anatomy.probe import balanced_accuracy
+from pickglass.features.engine import BackboneEngine
 from pickglass.methods import PatchCore
-from pickglass.methods.naming import fit_namer, pooled, projections
-from pickglass.methods.regression import cross_validated, regression
-from pickglass.methods.running import Reader, Running
 from pickglass.metrics.intervals import bootstrap
 from pickglass.nn.pooling import Pooling, canvas_shares
 from pickglass.result import UNKNOWN
@@ -64,17 +65,17 @@ def read(given: argparse.Namespace, rows: Table, train: Table) -> dict[str, Any]
         ]
     )
     extractor = FeatureExtractor(given.backbone, given.layers, seed=given.seed)
-    reader = Reader(Engine(extractor, "cpu"), detector.preprocess, ("features",), None, Running())
+    loader = FeatureLoader(BackboneEngine(extractor, "cpu"), detector.preprocess, ("features",), None, ComputeOptions())
     channels = [shape[0] for shape in extractor.shapes(detector.preprocess.size)]
     signs = {pooling: projections(channels, pooling, given.seed) for pooling in ("average", "bilinear")}
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     at = 0
-    for batch in reader.batches(rows):
-        n = len(batch.items)
+    for loaded in loader.batches(rows):
+        n = len(loaded.items)
         for i, layer in enumerate(given.layers):
             for pooling, own in signs.items():
                 pair = tuple(
-                    pooled([batch.reading.levels[i]], shares[at : at + n, None], pooling, [own[i]])
+                    pooled([loaded.batch.levels[i]], shares[at : at + n, None], pooling, [own[i]])
                     for shares in (marked, regions)
                 )
                 parts.setdefault(f"{layer} {pooling}", []).append(pair)

@@ -21,7 +21,7 @@ def main() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    from anomalib.engine import Engine
+    from anomalib.engine import BackboneEngine
     from anomalib.models.components import KCenterGreedy
 
     select = KCenterGreedy.sample_coreset
@@ -33,13 +33,13 @@ def main() -> None:
         return result
 
     KCenterGreedy.sample_coreset = sample_coreset
-    original = Engine.predict
+    original = BackboneEngine.predict
 
     def predict(self, model, *args, **kwargs):
         np.save(bank, model.model.memory_bank.cpu().numpy())
         return original(self, model, *args, **kwargs)
 
-    Engine.predict = predict
+    BackboneEngine.predict = predict
     module.main()
 
 

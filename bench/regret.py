@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from pickglass.app.advise import find_advice
-from pickglass.app.advise_candidates import Candidate
-from pickglass.app.advise_choice import Advice
-from pickglass.app.advise_painted import InputMaker, Judged, PaintedSet, choose_rows, usual_size
-from pickglass.app.advise_score import LIMIT, Score, judge
+from pickglass.app.advise.advise import find_advice
+from pickglass.app.advise.candidates import Candidate
+from pickglass.app.advise.choice import Advice
+from pickglass.app.advise.painted import InputMaker, Judged, PaintedSet, choose_rows, usual_size
+from pickglass.app.advise.scoring import LIMIT, Score, judge
 from pickglass.data import Preprocess, Row, Table, load_dataset, read_image, read_mask
-from pickglass.features.backbones import find_backbone
+from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.shared import SharedFeatures
 from pickglass.metrics.labelling import connected_regions
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from pickglass.app.study import study
-from pickglass.features.backbones import find_backbone
+from pickglass.app.study.study import study
+from pickglass.features.backbones.registry import find_backbone
 
 BACKBONE = "efficientnet_lite0"
 METRICS = ("image_auroc", "aupro_30")

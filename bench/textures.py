@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from pickglass.app.demo import ON_CLOTH, ON_TEXTURES
 from pickglass.data import paint, read_image
-from pickglass.data.cloth import Cloth, Weave, weave
-from pickglass.data.defects import Kind
+from pickglass.data.painting.cloth import Cloth, Weave, weave
+from pickglass.data.painting.defects import Kind
 
 PIECE = 128  # px
 SMALLEST = 4  # px that paint takes

@@ -40,11 +40,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pickglass.app.evaluate import evaluate
 from pickglass.app.fit import build
+from pickglass.app.testing.evaluate import evaluate
 from pickglass.data import load_dataset, load_datasets, paint, read_mask
-from pickglass.data.cloth import Cloth, weave
-from pickglass.features.backbones import find_backbone
+from pickglass.data.painting.cloth import Cloth, weave
+from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.engine import EngineName, has_bfloat16
 from pickglass.methods import METHODS
 

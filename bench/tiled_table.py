@@ -36,13 +36,13 @@ import numpy as np
 from PIL import Image
 
 from pickglass.app.demo import ON_CLOTH
-from pickglass.app.evaluate import evaluate
 from pickglass.app.fit import build
 from pickglass.app.page import PLAIN_TAIL, as_text, head
 from pickglass.app.pictures import display, draw_contours, encoded, heat, picture_size, shrink_max
+from pickglass.app.testing.evaluate import evaluate
 from pickglass.data import Row, load_dataset, paint, read_image, read_mask, with_roi
-from pickglass.data.cloth import Cloth, weave
 from pickglass.data.files import written_whole
+from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.methods import METHODS
 from pickglass.metrics.labelling import connected_regions
 from pickglass.result import Found

@@ -13,11 +13,11 @@ in pixels of the piece; at input size S the network sees S / 128 times as many. 
 piece enlarged twice, and reduced again. A size is judged against the good pieces. Intervals are bootstraps over the
 pieces, by the group they come from (tile, strip, part of the photograph), a piece with and without its defect together.
 
-Textures: plain, twill and satin are woven (``pickglass.data.cloth``); brick, gravel and grass are scikit-image's
-photographs; magnetic_tile and aitex_fabric04 are good images below DATA. Maps are smoothed by half the finest stride
-for both methods, so that no fixed blur hides a defect. The bank is 1 % of the patches but at least 1,000: a hundredth
-of an 8 x 8 grid would say more about the bank than about the layer. PaDiM keeps 100 channels. The fusions, named by
-stride: 4 + 8 (layer1 + layer2), 8 + 16, 4 + 32 (block1 + block4).
+Textures: plain, twill and satin are woven (``pickglass.data.painting.cloth``); brick, gravel and grass are
+scikit-image's photographs; magnetic_tile and aitex_fabric04 are good images below DATA. Maps are smoothed by half the
+finest stride for both methods, so that no fixed blur hides a defect. The bank is 1 % of the patches but at least
+1,000: a hundredth of an 8 x 8 grid would say more about the bank than about the layer. PaDiM keeps 100 channels. The
+fusions, named by stride: 4 + 8 (layer1 + layer2), 8 + 16, 4 + 32 (block1 + block4).
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pickglass.app.layers import layers as layer_table
+from pickglass.app.see.layers import layers as layer_table
 from pickglass.data import Preprocess, resize_map
+from pickglass.detectors.compute import silent
+from pickglass.detectors.method import FitContext
 from pickglass.errors import WeightsMissing
-from pickglass.features.backbones import find_backbone
+from pickglass.features.backbones.registry import find_backbone
+from pickglass.features.batch import Batch
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.features.reading import Reading
 from pickglass.methods import METHODS
-from pickglass.methods.running import Run, silent
 from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, bootstrap, resampled
 from textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pieces
 
@@ -71,9 +72,9 @@ def features(extractor: FeatureExtractor, images: list[Image8], size: int) -> li
     return [torch.cat(level) for level in zip(*batches, strict=True)]
 
 
-def _batches(levels: list[torch.Tensor]) -> Iterator[Reading]:
+def _batches(levels: list[torch.Tensor]) -> Iterator[Batch]:
     for start in range(0, len(levels[0]), BATCH):
-        yield Reading(tuple(level[start : start + BATCH, None] for level in levels))  # (B, 1, C, h, w)
+        yield Batch(tuple(level[start : start + BATCH, None] for level in levels))  # (B, 1, C, h, w)
 
 
 def fit_and_judge(
@@ -86,11 +87,11 @@ def fit_and_judge(
         setting = {**setting, "ratio": min(1.0, max(0.01, BANK / (n * shapes[0][1] * shapes[0][2])))}
     head = METHODS[method].configured(setting)
     head.build(shapes, 1, 0)
-    head.start(Run(n, shapes, 1, 0, 4.0, silent))
+    head.begin_fit(FitContext(n, shapes, 1, 0, 4.0, silent))
     with torch.no_grad():
         for reading in _batches(good):
-            head.update(reading)
-        head.finish()
+            head.observe(reading)
+        head.end_fit()
         head.eval()
         scores, maps = zip(*(head.score(reading) for reading in _batches(test)), strict=True)
     grids = torch.cat(maps)[:, 0].numpy()  # (N, h, w)

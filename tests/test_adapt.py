@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import pickglass as pg
 from pickglass.cli.main import app
 from pickglass.errors import InputError, UnknownName
-from pickglass.features import adapt as module
-from pickglass.features.adapt import AdaptationSettings, Good, adapt, stage_weights
 from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.research import adaptation as module
+from pickglass.features.research.adaptation import AdaptationSettings, Good, adapt, stage_weights
 from pickglass.metrics import auroc
 from pickglass.testing import textures
 

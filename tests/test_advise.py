@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 import pickglass as pg
-from pickglass.app.advise import advise, usable_backbones
-from pickglass.app.advise_candidates import Candidate, Options, candidates, input_sizes
-from pickglass.app.advise_choice import Advice, Rated, Untold, limits_of
-from pickglass.app.advise_painted import choose_rows, paint_set, usual_size
-from pickglass.app.advise_score import Score, detector_of, difference, judge, scored, window_map
+from pickglass.app.advise.advise import advise, usable_backbones
+from pickglass.app.advise.candidates import Candidate, Options, candidates, input_sizes
+from pickglass.app.advise.choice import Advice, Baseline, Rated, limits_of
+from pickglass.app.advise.painted import choose_rows, paint_set, usual_size
+from pickglass.app.advise.scoring import Score, detector_of, difference, judge, scored, window_map
 from pickglass.app.fit import fit
 from pickglass.app.fit_many import fit_many
 from pickglass.data import Preprocess, Row, Table, load_dataset
@@ -164,8 +164,8 @@ def few_candidates() -> Iterator[None]:
         return Options(tuple(kept), options.ruled_out)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pickglass.app.advise.candidates", few)
-        patch.setattr("pickglass.app.advise_score._REPEATS", 50)
+        patch.setattr("pickglass.app.advise.advise.candidates", few)
+        patch.setattr("pickglass.app.advise.scoring._REPEATS", 50)
         yield
 
 
@@ -202,7 +202,7 @@ def test_the_surest_gain_is_chosen_not_the_luckiest() -> None:
     usual = _rated("usual", 0.3)
 
     def chosen(*others: Rated, within_ms: float | None = None) -> tuple[str, str]:
-        untold = Untold(usual.candidate, usual.score)
+        untold = Baseline(usual.candidate, usual.score)
         advice = Advice((usual, *others), (), cast(Any, None), (256, 256), 8.0, within_ms, untold)
         assert advice.choice is not None
         return advice.choice.candidate.layers[0], advice.why
@@ -217,12 +217,12 @@ def test_the_surest_gain_is_chosen_not_the_luckiest() -> None:
 
 
 def test_a_sure_choice_below_the_best_does_not_hide_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pickglass.app.advise_choice.difference", lambda *_: {"aupro": (0.0, 0.0, 0.0)})
+    monkeypatch.setattr("pickglass.app.advise.choice.difference", lambda *_: {"aupro": (0.0, 0.0, 0.0)})
     data: Any = SimpleNamespace(judged=(), groups=tuple(map(str, range(30))))
     usual, sure = _rated("usual", 0.1), _rated("sure", 0.2, (0.1, 0.05, 0.15))
     for first, said in ((0.25, True), (0.6, False)):
         lucky = _rated("lucky", first, (0.2, -0.1, 0.4))
-        advice = Advice((usual, sure, lucky), (), data, (256, 256), 8.0, None, Untold(usual.candidate, usual.score))
+        advice = Advice((usual, sure, lucky), (), data, (256, 256), 8.0, None, Baseline(usual.candidate, usual.score))
         assert advice.choice is sure
         assert any(f"best AUPRO@0.05 {first:.2f}" in limit for limit in limits_of(advice)) == said
 
@@ -230,7 +230,7 @@ def test_a_sure_choice_below_the_best_does_not_hide_the_best(monkeypatch: pytest
 def test_without_what_fit_takes_untold_the_best_is_chosen() -> None:
     """Geometry rules it out, or the backbone is another one."""
     best, second = _rated("best", 0.5, (0.2, -0.1, 0.4)), _rated("second", 0.4)
-    ruled_out = Untold(_rated("usual", 0.3).candidate, best.score)
+    ruled_out = Baseline(_rated("usual", 0.3).candidate, best.score)
     for untold in (None, ruled_out):
         advice = Advice((second, best), (), cast(Any, None), (256, 256), 8.0, None, untold)
         assert advice.choice is best
@@ -273,7 +273,7 @@ def test_what_takes_too_much_memory_is_ruled_out(small_dataset: Path, monkeypatc
         memory = 1e-4 if candidate.method == "padim" else 2.0
         return real(candidate, *given, **{**options, "memory_gb": memory})
 
-    monkeypatch.setattr("pickglass.app.advise.judge", tight)
+    monkeypatch.setattr("pickglass.app.advise.advise.judge", tight)
     result = advise(small_dataset, 16, backbones=[LITE], **QUICK)
     assert result["command"] is not None
     assert {one["method"] for one in result["ranking"]} == {"patchcore"}

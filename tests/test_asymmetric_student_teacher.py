@@ -11,10 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pickglass.errors import InputError
-from pickglass.features.reading import Reading
-from pickglass.methods.asymmetric_student_teacher import AsymmetricStudentTeacher, _Student, position_code
-from pickglass.nn.coupling import CouplingFlow, realnvp_steps
+from pickglass.features.batch import Batch
+from pickglass.methods.asymmetric_student_teacher import (
+    AsymmetricStudentTeacher,
+    _Student,
+    position_code,
+)
 from pickglass.nn.maps import kept_cells
+from pickglass.nn.networks.coupling import CouplingFlow, realnvp_steps
 from pickglass.testing import check_detector, textures
 
 C, H, W = 6, 4, 5
@@ -25,11 +29,11 @@ def test_conformance() -> None:
     check_detector(AsymmetricStudentTeacher(**TINY), n_images=16)  # type: ignore[arg-type]
 
 
-def reading(batch: int, positions: int = 1, seed: int = 0, keep: bool = False) -> Reading:
+def a_batch(batch: int, positions: int = 1, seed: int = 0, keep: bool = False) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     level = torch.randn(batch, positions, C, H, W, generator=generator)
     kept = torch.rand(batch, positions, 2 * H, 2 * W, generator=generator) < 0.6 if keep else None
-    return Reading((level,), keep=kept)
+    return Batch((level,), keep=kept)
 
 
 def built(positions: int = 1, seed: int = 0, **settings: object) -> AsymmetricStudentTeacher:
@@ -39,7 +43,7 @@ def built(positions: int = 1, seed: int = 0, **settings: object) -> AsymmetricSt
     return detector
 
 
-def train(detector: AsymmetricStudentTeacher, of: Reading, steps: int = 5) -> list[list[Tensor]]:
+def train(detector: AsymmetricStudentTeacher, of: Batch, steps: int = 5) -> list[list[Tensor]]:
     """Per phase the loss (P,) before each step."""
     losses: list[list[Tensor]] = []
     for phase in detector.phases():
@@ -67,8 +71,8 @@ def single(detector: AsymmetricStudentTeacher, p: int = 0) -> tuple[CouplingFlow
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_losses_maps_and_scores_are_the_formulas(keep: bool) -> None:
-    detector, batch = built(), reading(3, keep=keep)
-    train(detector, reading(8, seed=5), 10)
+    detector, batch = built(), a_batch(3, keep=keep)
+    train(detector, a_batch(8, seed=5), 10)
     with torch.no_grad():
         teacher, student = single(detector)
         x, c = batch.levels[0][:, 0], position_code(32, H, W).expand(3, -1, -1, -1)
@@ -107,7 +111,7 @@ def test_the_code_makes_the_place_matter() -> None:
     """Equal features at all cells, replicated beyond the border: only the code can tell the cells apart."""
     x = torch.zeros(1, C, H, W)
     detector = built()
-    train(detector, reading(8), 10)
+    train(detector, a_batch(8), 10)
     with torch.no_grad():
         teacher, _ = single(detector)
         z, _ = teacher(x, position_code(32, H, W)[None])
@@ -115,7 +119,7 @@ def test_the_code_makes_the_place_matter() -> None:
 
 
 def test_steps_lower_both_losses() -> None:
-    teacher, student = train(built(), reading(8), 30)
+    teacher, student = train(built(), a_batch(8), 30)
     assert float(teacher[-1]) < float(teacher[0])
     assert float(student[1]) < float(student[0])
     assert float(student[-1]) < 0.5 * float(student[0])
@@ -126,7 +130,7 @@ def test_the_student_phase_leaves_the_teacher_alone() -> None:
     teacher, student = detector.phases()
     assert detector.teacher is not None
     before = {name: t.clone() for name, t in detector.teacher.state_dict().items()}
-    student.loss(reading(8)).sum().backward()
+    student.loss(a_batch(8)).sum().backward()
     assert all(p.grad is None for p in teacher.module.parameters())
     assert all(p.grad is not None for p in student.module.parameters())
     assert all(torch.equal(t, before[name]) for name, t in detector.teacher.state_dict().items())
@@ -140,19 +144,19 @@ def test_the_teachers_answer_is_limited() -> None:
     x, c = far[:, 0], position_code(32, H, W)[None]
     assert float(teacher(x, c)[0].abs().min()) > 1e6
     expected = (1e6 - student(torch.cat([x, c], 1))).square().mean(1)
-    torch.testing.assert_close(detector.score(Reading((far,)))[1][:, 0], expected)
+    torch.testing.assert_close(detector.score(Batch((far,)))[1][:, 0], expected)
 
 
 def test_two_positions_are_two_detectors() -> None:
     """Position p of a stack is the detector built and trained alone with seed + p."""
-    both, batch, test = built(2, seed=3), reading(4, 2, keep=True), reading(2, 2, seed=1, keep=True)
+    both, batch, test = built(2, seed=3), a_batch(4, 2, keep=True), a_batch(2, 2, seed=1, keep=True)
     losses = train(both, batch, 3)
     for p in range(2):
         alone = built(1, seed=3 + p)
-        own = Reading((batch.levels[0][:, p : p + 1],), keep=batch.keep[:, p : p + 1])  # type: ignore[index]
+        own = Batch((batch.levels[0][:, p : p + 1],), keep=batch.keep[:, p : p + 1])  # type: ignore[index]
         for phase, (a, b) in enumerate(zip(train(alone, own, 3), losses, strict=True)):
             torch.testing.assert_close(torch.cat(a), torch.stack(b)[:, p], rtol=1e-4, atol=1e-5, msg=f"phase {phase}")
-        own = Reading((test.levels[0][:, p : p + 1],), keep=test.keep[:, p : p + 1])  # type: ignore[index]
+        own = Batch((test.levels[0][:, p : p + 1],), keep=test.keep[:, p : p + 1])  # type: ignore[index]
         with torch.no_grad():
             for a, b in zip(alone.score(own), both.score(test), strict=True):
                 torch.testing.assert_close(b[:, p : p + 1], a, rtol=1e-3, atol=1e-5)
@@ -161,19 +165,19 @@ def test_two_positions_are_two_detectors() -> None:
 @torch.no_grad()
 def test_a_batch_is_its_images_one_by_one() -> None:
     """Batch norm uses what it learned, not the batch at hand."""
-    detector, batch = built(), reading(4)
+    detector, batch = built(), a_batch(4)
     with torch.enable_grad():
-        train(detector, reading(8), 5)
+        train(detector, a_batch(8), 5)
     scores, _ = detector.eval().score(batch)
     for b in range(4):
-        torch.testing.assert_close(detector.score(Reading((batch.levels[0][b : b + 1],)))[0], scores[b : b + 1])
+        torch.testing.assert_close(detector.score(Batch((batch.levels[0][b : b + 1],)))[0], scores[b : b + 1])
 
 
 @torch.no_grad()
 def test_the_student_is_its_layers_written_out() -> None:
     detector = built()
     with torch.enable_grad():
-        train(detector, reading(8), 3)
+        train(detector, a_batch(8), 3)
     _, student = single(detector)
     x = torch.randn(2, C + 32, H, W, generator=torch.Generator().manual_seed(0))
     state = iter(student.state_dict().values())
@@ -234,7 +238,7 @@ def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str)
 
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
-    monkeypatch.setattr("pickglass.nn.loop._fast_bfloat16", lambda device: False)  # not every machine has it
+    monkeypatch.setattr("pickglass.nn.training.loop._fast_bfloat16", lambda device: False)  # not every machine has it
     detector = AsymmetricStudentTeacher(**TINY).fit(textures(12, 64), calibrate=0, engine="torch")  # type: ignore[arg-type]
     found = detector.predict(textures(3, 64, seed=1), engine="torch")
     np.testing.assert_allclose(found.scores, GOLDEN, rtol=2e-3)

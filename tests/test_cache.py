@@ -13,42 +13,40 @@ import torch
 
 from pickglass.errors import InputError
 from pickglass.features import cache as cache_module
+from pickglass.features.batch import Batch
 from pickglass.features.cache import FeatureCache, cache_key
-from pickglass.features.reading import Reading
 
 N, P = 7, 2
 
 
-def some_readings(keep_in: tuple[int, ...] = (), images: bool = True) -> list[Reading]:
+def some_readings(keep_in: tuple[int, ...] = (), images: bool = True) -> list[Batch]:
     """N images in batches of 3, 3 and 1; ``keep_in`` are the batches with a mask."""
     torch.manual_seed(0)
     made = []
     for i, b in enumerate((3, 3, 1)):
         levels = (torch.randn(b, P, 4, 6, 5), torch.randn(b, P, 8, 3, 3))
         keep = torch.rand(b, P, 11, 9) > 0.5 if i in keep_in else None
-        made.append(Reading(levels, torch.rand(b, P, 3, 11, 9) if images else None, keep))
+        made.append(Batch(levels, torch.rand(b, P, 3, 11, 9) if images else None, keep))
     return made
 
 
-def filled(
-    readings: list[Reading], memory_gb: float, folder: Path | None = None, key: str | None = None
-) -> FeatureCache:
+def filled(readings: list[Batch], memory_gb: float, folder: Path | None = None, key: str | None = None) -> FeatureCache:
     cache = FeatureCache(N, memory_gb, folder, key)
-    for reading in readings:
-        cache.add(reading)
+    for batch in readings:
+        cache.add(batch)
     return cache
 
 
-def whole(readings: list[Reading], indices: list[int]) -> Reading:
+def whole(readings: list[Batch], indices: list[int]) -> Batch:
     """The literal reference: everything concatenated, then indexed."""
     levels = tuple(torch.cat([r.levels[i] for r in readings])[indices] for i in range(2))
     images = None if readings[0].images is None else torch.cat([r.images for r in readings])[indices]
     masks = [torch.ones(len(r.levels[0]), P, 11, 9, dtype=torch.bool) if r.keep is None else r.keep for r in readings]
     keep = torch.cat(masks)[indices]
-    return Reading(levels, images, None if keep.all() else keep)
+    return Batch(levels, images, None if keep.all() else keep)
 
 
-def assert_same(found: Reading, expected: Reading) -> None:
+def assert_same(found: Batch, expected: Batch) -> None:
     for one, other in zip(found.levels, expected.levels, strict=True):
         assert torch.equal(one, other)
     for one, other in ((found.images, expected.images), (found.keep, expected.keep)):
@@ -83,7 +81,7 @@ def test_what_is_read_is_the_callers_own() -> None:
 def test_images_alone() -> None:
     images = torch.rand(3, 1, 3, 5, 5)
     with FeatureCache(3, 1) as cache:
-        cache.add(Reading((), images))
+        cache.add(Batch((), images))
         assert torch.equal(cache.read([2, 0]).images, images[[2, 0]])
         assert cache.read([1]).levels == ()
 
@@ -152,8 +150,8 @@ def test_closing_leaves_another_runs_file(tmp_path: Path) -> None:
 
 def test_two_at_a_time_with_one_key_do_not_mix(tmp_path: Path) -> None:
     first, second = FeatureCache(N, 0, tmp_path, "key"), FeatureCache(N, 0, tmp_path, "key")
-    for reading in some_readings():
-        first.add(reading)
+    for batch in some_readings():
+        first.add(batch)
     second.add(some_readings()[0])
     third = FeatureCache(N, 0, tmp_path, "key")
     assert third.filled
@@ -167,7 +165,7 @@ def test_the_end_of_the_interpreter_removes_the_file(tmp_path: Path) -> None:
     code = f"""
 import torch, pathlib
 from pickglass.features.cache import FeatureCache
-from pickglass.features.reading import Reading
+from pickglass.features.batch import Reading
 cache = FeatureCache(2, 0, {str(tmp_path)!r}, "key")
 cache.add(Reading((torch.zeros(2, 1, 3, 4, 4),)))
 assert len(list(pathlib.Path({str(tmp_path)!r}).iterdir())) == 2
@@ -208,7 +206,7 @@ def test_readings_that_do_not_belong_are_refused() -> None:
     with pytest.raises(RuntimeError, match=r"expected .* 7 images"):
         cache.add(some_readings()[0])  # 6 + 3
     with pytest.raises(RuntimeError, match="expected float32"):
-        cache.add(Reading(tuple(level.double() for level in some_readings()[2].levels), some_readings()[2].images))
+        cache.add(Batch(tuple(level.double() for level in some_readings()[2].levels), some_readings()[2].images))
     with pytest.raises(IndexError, match="holds 6"):
         cache.read([6])
     cache.close()

@@ -8,11 +8,11 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from pickglass.data.cloth import WEAVES, Cloth, Weave, weave
-from pickglass.data.part_defects import find_parts
-from pickglass.data.shapes import Scene
-from pickglass.data.thread_defects import thread_pitch
-from pickglass.data.trays import PARTS, PartName, Tray, fill
+from pickglass.data.painting.cloth import WEAVES, Cloth, Weave, weave
+from pickglass.data.painting.part_defects import find_parts
+from pickglass.data.painting.shapes import Scene
+from pickglass.data.painting.thread_defects import thread_pitch
+from pickglass.data.painting.trays import PARTS, PartName, Tray, fill
 from pickglass.errors import InputError, UnknownName
 
 EVEN = Cloth(irregularity=0.03, tension=0, lighting=0, noise=0, hairiness=0)

@@ -9,8 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pickglass.nn.coupling import AffineCoupling, CouplingFlow, clamped, fastflow_steps, nll, realnvp_steps
-from pickglass.nn.stacked import Stacked
+from pickglass.nn.networks.coupling import (
+    AffineCoupling,
+    CouplingFlow,
+    clamped,
+    fastflow_steps,
+    nll,
+    realnvp_steps,
+)
+from pickglass.nn.networks.stacked import Stacked
 
 H, W, D = 2, 3, 4
 

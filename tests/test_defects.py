@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from skimage import data
 
-from pickglass.data.cloth import Cloth, weave
-from pickglass.data.defects import KINDS, Kind, paint
-from pickglass.data.part_defects import find_parts
-from pickglass.data.trays import Tray, fill
+from pickglass.data.painting.cloth import Cloth, weave
+from pickglass.data.painting.defects import KINDS, Kind, paint
+from pickglass.data.painting.part_defects import find_parts
+from pickglass.data.painting.trays import Tray, fill
 from pickglass.errors import InputError, UnknownName
 
 BASES = {

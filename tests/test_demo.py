@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pickglass.app.demo import ON_CLOTH, ON_TEXTURES, SIZES, TEXTURES, demo, write_cloth, write_textures
+from pickglass.app.demo import (
+    ON_CLOTH,
+    ON_TEXTURES,
+    SIZES,
+    TEXTURES,
+    demo,
+    write_cloth,
+    write_textures,
+)
 from pickglass.data import load_dataset
 from pickglass.errors import InputError
 

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from pickglass.app import distill as module
 from pickglass.app.distill import _centre, _Source, distill
 from pickglass.cli.main import app
-from pickglass.data.natural import natural_images
+from pickglass.data.painting.natural import natural_images
 from pickglass.errors import DataError, InputError
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.nn.pdn import CHANNELS, PDN
-from pickglass.nn.plan import Plan
+from pickglass.nn.networks.pdn import CHANNELS, PDN
+from pickglass.nn.training.plan import Plan
 
 RESNET = {"backbone": "resnet18", "layers": ["layer2", "layer3"], "weights": "random"}
 
@@ -57,7 +57,7 @@ def test_a_teacher_is_written_in_half_precision_with_its_card(photos: Path, tmp_
 
 
 def test_a_killed_run_goes_on_bit_equal(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pickglass.nn.checkpoint.Checkpoint.__init__", _every_step)
+    monkeypatch.setattr("pickglass.nn.training.checkpoint.Checkpoint.__init__", _every_step)
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     run(photos, whole)
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from pickglass.data import disturbances
-from pickglass.data.disturbances import DISTURBANCES, UNITS, disturb, disturb_mask
+from pickglass.data.painting import disturbances
+from pickglass.data.painting.disturbances import DISTURBANCES, UNITS, disturb, disturb_mask
 from pickglass.errors import InputError, UnknownName
 
 KINDS = tuple(DISTURBANCES)

@@ -29,7 +29,7 @@ from pickglass.calibration.permutations import (
 )
 from pickglass.cli.main import main
 from pickglass.data import Row, Table
-from pickglass.data.disturbances import disturb
+from pickglass.data.painting.disturbances import disturb
 from pickglass.errors import DataError, InputError, ModelFileError, PromiseUnreachable
 from pickglass.testing import textures
 

@@ -18,22 +18,22 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pickglass.app.pictures import ReportImage, draw_panels
-from pickglass.data.natural import natural_images, natural_photos
+from pickglass.data.painting.natural import natural_images, natural_photos
+from pickglass.detectors.method import FitContext
 from pickglass.errors import DataError, InputError, WeightsMissing
 from pickglass.features import engine as engine_module
-from pickglass.features.backbones import find_backbone
-from pickglass.features.engine import Engine, EngineName, HeadRunner
+from pickglass.features.backbones.registry import find_backbone
+from pickglass.features.backbones.weights import find_weights
+from pickglass.features.batch import Batch
+from pickglass.features.engine import BackboneEngine, EngineName, PerPositionEngine
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.features.reading import Reading
-from pickglass.features.weights import find_weights
 from pickglass.methods import load
 from pickglass.methods.efficientad import EfficientAD, hard_loss, jitter
 from pickglass.methods.patchcore import PatchCore
-from pickglass.methods.running import Run
+from pickglass.nn.gaussian.moments import ChannelMoments
 from pickglass.nn.maps import resampled_to
-from pickglass.nn.moments import ChannelMoments
-from pickglass.nn.pdn import CHANNELS, FRAME, PDN, Autoencoder, Student
-from pickglass.nn.stacked import Stacked
+from pickglass.nn.networks.pdn import CHANNELS, FRAME, PDN, Autoencoder, Student
+from pickglass.nn.networks.stacked import Stacked
 from pickglass.testing import check_detector, textures
 
 SMALL = {"backbone": "pdn_tiny", "weights": "random", "size": 64, "steps": 2}
@@ -187,42 +187,42 @@ def test_jitter_changes_one_property_of_each_image() -> None:
 # -- the head ----------------------------------------------------------------------------------------------------------
 
 
-def ready(positions: int = 2, images: int = 3, **settings: object) -> tuple[EfficientAD, Reading]:
+def ready(positions: int = 2, images: int = 3, **settings: object) -> tuple[EfficientAD, Batch]:
     """A detector with its networks in eval mode and a reading of random images, the teacher random too."""
     detector = EfficientAD(**{**SMALL, "natural": "none", **settings})  # type: ignore[arg-type]
     detector.extractor = FeatureExtractor("pdn_tiny", ["teacher"], "random", 5)
     pixels = torch.rand(images, positions, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     level = detector.extractor(pixels.flatten(0, 1))[0].unflatten(0, (images, positions))
     detector.build([(CHANNELS, 16, 16)], positions, 0)
-    detector.start(Run(images, [(CHANNELS, 16, 16)], positions, 0, 1.0, lambda *_: None, n_validate=1))
-    detector.update(Reading((level,), pixels))
-    return detector.eval(), Reading((level,), pixels)
+    detector.begin_fit(FitContext(images, [(CHANNELS, 16, 16)], positions, 0, 1.0, lambda *_: None, n_validate=1))
+    detector.observe(Batch((level,), pixels))
+    return detector.eval(), Batch((level,), pixels)
 
 
 @torch.no_grad()
 def test_the_loss_is_the_sum_of_the_papers_four_done_literally(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, reading = ready()
+    detector, batch = ready()
     assert detector.student is not None
     assert detector.autoencoder is not None
-    assert reading.images is not None
-    other = 0.9 * reading.images
+    assert batch.images is not None
+    other = 0.9 * batch.images
     seen: list[Tensor] = []
     monkeypatch.setattr("pickglass.methods.efficientad.jitter", lambda images: (seen.append(images), other)[1])
-    detector._pictures = (255 * reading.images[:1, 0]).round().to(torch.uint8)  # one picture, so it is drawn
-    found = detector.loss(reading)
+    detector._pictures = (255 * batch.images[:1, 0]).round().to(torch.uint8)  # one picture, so it is drawn
+    found = detector.loss(batch)
     assert len(seen) == 1  # the same jittered images for teacher, autoencoder and student
     extractor = detector._fitted()
     penalty_images = (
         (detector._pictures.float() / 255)[:, None].expand(3, 2, -1, -1, -1) - extractor.mean
     ) / extractor.std
-    students = detector.student((reading.images - extractor.mean) / extractor.std)
+    students = detector.student((batch.images - extractor.mean) / extractor.std)
     jittered = (other - extractor.mean) / extractor.std
     students_jittered = detector.student(jittered)
     compressed = detector.autoencoder(resampled_to(jittered, (256, 256)))
     teacher_jittered = extractor(other.flatten(0, 1))[0].unflatten(0, (3, 2))
     penalty = detector.student(penalty_images)
     for p in range(2):
-        own = reading.levels[0][:, p]
+        own = batch.levels[0][:, p]
         mean, std = own.mean((0, 2, 3), keepdim=True), own.std((0, 2, 3), correction=0, keepdim=True)
         parts = []
         for b in range(3):
@@ -236,8 +236,8 @@ def test_the_loss_is_the_sum_of_the_papers_four_done_literally(monkeypatch: pyte
 
 
 def test_gradients_reach_student_and_autoencoder_and_not_the_teacher() -> None:
-    detector, reading = ready()
-    detector.loss(reading).sum().backward()
+    detector, batch = ready()
+    detector.loss(batch).sum().backward()
     assert detector.student is not None
     assert detector.autoencoder is not None
     for net in (detector.student, detector.autoencoder):
@@ -246,15 +246,15 @@ def test_gradients_reach_student_and_autoencoder_and_not_the_teacher() -> None:
 
 
 def test_the_quantiles_of_held_back_images_become_0_and_a_tenth() -> None:
-    detector, reading = ready()
+    detector, batch = ready()
     with torch.no_grad():
-        local, whole = detector._branches(reading)
+        local, whole = detector._branches(batch)
         for i in range(3):  # in batches of one
-            one = Reading((reading.levels[0][i : i + 1],), reading.images[i : i + 1])  # type: ignore[index]
-            detector.adjust(one)
-        detector.finish()
-        parts = detector.parts(reading)
-        scores, maps = detector.score(reading)
+            one = Batch((batch.levels[0][i : i + 1],), batch.images[i : i + 1])  # type: ignore[index]
+            detector.observe_validation(one)
+        detector.end_fit()
+        parts = detector.component_maps(batch)
+        scores, maps = detector.score(batch)
     for p in range(2):
         for name, plain in (("local", local), ("global", whole)):
             low, high = np.quantile(plain[:, p].numpy(), [0.9, 0.995])
@@ -265,14 +265,14 @@ def test_the_quantiles_of_held_back_images_become_0_and_a_tenth() -> None:
 
 
 def test_a_ring_that_sees_mirrored_pixels_has_quantiles_of_its_own() -> None:
-    detector, reading = ready()
+    detector, batch = ready()
     keep = torch.ones(3, 2, 64, 64, dtype=torch.bool)
     keep[:, 1, :4] = False  # one row of the outermost ring
     with torch.no_grad():
         for _ in range(4):  # 12 images, of which the fourth ring has 432 cells
-            detector.adjust(reading._replace(keep=keep))
-        detector.finish()
-        parts = detector.parts(reading)
+            detector.observe_validation(batch._replace(keep=keep))
+        detector.end_fit()
+        parts = detector.component_maps(batch)
     rings = torch.tensor([min(y, x, 15 - y, 15 - x, 4) for y in range(16) for x in range(16)])
     kept = keep[0, :, ::4, ::4].flatten(1)
     for name, p, ring in itertools.product(("local", "global"), range(2), range(5)):
@@ -281,23 +281,23 @@ def test_a_ring_that_sees_mirrored_pixels_has_quantiles_of_its_own() -> None:
 
 
 def test_a_ring_of_too_few_cells_is_scaled_as_all() -> None:
-    detector, reading = ready()
+    detector, batch = ready()
     with torch.no_grad():
-        detector.adjust(reading)
-        detector.finish()
+        detector.observe_validation(batch)
+        detector.end_fit()
         assert len({tuple(ring) for ring in detector.quantiles[0, 0].tolist()}) == 1
-        expected = detector.parts(reading)
+        expected = detector.component_maps(batch)
         detector.quantiles = detector.quantiles[:, :, 0]  # as files hold them from before there were rings
-        for name, maps in detector.parts(reading).items():
+        for name, maps in detector.component_maps(batch).items():
             torch.testing.assert_close(maps, expected[name])
 
 
 def test_the_zero_frame_judges_no_pixel_within_16_of_the_border() -> None:
-    detector, reading = ready(frame="zero")
+    detector, batch = ready(frame="zero")
     with torch.no_grad():
-        detector.adjust(reading)
-        detector.finish()
-        _, maps = detector.score(reading)
+        detector.observe_validation(batch)
+        detector.end_fit()
+        _, maps = detector.score(batch)
     inside = torch.zeros(16, 16, dtype=torch.bool)
     inside[4:12, 4:12] = True
     assert maps.shape == (3, 2, 16, 16)
@@ -306,11 +306,11 @@ def test_the_zero_frame_judges_no_pixel_within_16_of_the_border() -> None:
 
 
 def test_two_positions_are_two_detectors() -> None:
-    both, reading = ready(positions=2)
+    both, batch = ready(positions=2)
     with torch.no_grad():
-        whole = both._branches(reading)
+        whole = both._branches(batch)
         for p in range(2):
-            own = Reading((reading.levels[0][:, p : p + 1],), reading.images[:, p : p + 1])  # type: ignore[index]
+            own = Batch((batch.levels[0][:, p : p + 1],), batch.images[:, p : p + 1])  # type: ignore[index]
             alone, _ = ready(positions=1)
             alone.build([(CHANNELS, 16, 16)], 1, p)
             alone.mean, alone.std = both.mean[p : p + 1], both.std[p : p + 1]
@@ -346,8 +346,8 @@ def test_medium_is_not_shipped_and_the_message_says_how_to_make_one() -> None:
 # -- the engine --------------------------------------------------------------------------------------------------------
 
 
-def in_engine(reading: Reading, extractor: FeatureExtractor, name: EngineName = "openvino") -> Reading:
-    return reading._replace(engine=Engine(extractor, "cpu", name))
+def in_engine(batch: Batch, extractor: FeatureExtractor, name: EngineName = "openvino") -> Batch:
+    return batch._replace(engine=BackboneEngine(extractor, "cpu", name))
 
 
 def close(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], share: float = 1e-4) -> None:
@@ -357,16 +357,16 @@ def close(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], share: float = 
 
 @pytest.mark.parametrize("frame", ["reflect", "zero"])
 def test_the_engine_judges_as_torch_does_at_any_batch(frame: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, reading = ready(positions=2, images=3, frame=frame)
+    detector, batch = ready(positions=2, images=3, frame=frame)
     with torch.no_grad():
-        wanted = detector.score(reading)
-    compiled = in_engine(reading, detector._fitted())
+        wanted = detector.score(batch)
+    compiled = in_engine(batch, detector._fitted())
     detector.score(compiled)
     monkeypatch.setattr(Stacked, "forward", lambda *_: pytest.fail("torch was asked after the first batch"))
     close(detector.score(compiled), wanted)
-    assert reading.images is not None
+    assert batch.images is not None
     for b in range(3):
-        one = compiled._replace(levels=(reading.levels[0][b : b + 1],), images=reading.images[b : b + 1])
+        one = compiled._replace(levels=(batch.levels[0][b : b + 1],), images=batch.images[b : b + 1])
         close(detector.score(one), (wanted[0][b : b + 1], wanted[1][b : b + 1]))
 
 
@@ -376,13 +376,15 @@ def test_all_that_a_user_calls_judges_in_the_engine(tiled: bool, monkeypatch: py
     if tiled:
         detector = detector.tiled(size=(64, 96), tile=64, stride=32, normalise="position")
     seen: list[int] = []  # images of each call
-    real = HeadRunner.__call__
+    real = PerPositionEngine.__call__
 
-    def told(self: HeadRunner, engine: Engine, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def told(
+        self: PerPositionEngine, engine: BackboneEngine, network: nn.Module, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         seen.append(len(inputs[0]))
         return real(self, engine, network, *inputs)
 
-    monkeypatch.setattr(HeadRunner, "__call__", told)
+    monkeypatch.setattr(PerPositionEngine, "__call__", told)
     detector.fit(textures(10, 64), engine="openvino")
     assert seen == ([1, 1, 1] if tiled else [1, 1])  # the quantiles, the scales of the tiles, the thresholds
     images = textures(5, 64, seed=1)
@@ -397,8 +399,8 @@ def test_all_that_a_user_calls_judges_in_the_engine(tiled: bool, monkeypatch: py
 
 @pytest.mark.parametrize("how", ["load_state_dict", "in place", "build", "statistics"])
 def test_what_was_compiled_does_not_outlive_its_weights(how: str) -> None:
-    detector, reading = ready(positions=1, images=1)
-    compiled = in_engine(reading, detector._fitted())
+    detector, batch = ready(positions=1, images=1)
+    compiled = in_engine(batch, detector._fitted())
     before = detector._branches(compiled)
     with torch.no_grad():
         if how == "load_state_dict":
@@ -413,14 +415,14 @@ def test_what_was_compiled_does_not_outlive_its_weights(how: str) -> None:
             detector.eval()
         else:
             detector.mean = detector.mean + 1
-        wanted = detector._branches(reading)
+        wanted = detector._branches(batch)
     assert float((before[0] - wanted[0]).abs().max()) > 1e-3 * float(wanted[0].abs().max())
     close(detector._branches(compiled), wanted)
 
 
 def test_unchanged_networks_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, reading = ready(positions=2, images=1)
-    compiled = in_engine(reading, detector._fitted())
+    detector, batch = ready(positions=2, images=1)
+    compiled = in_engine(batch, detector._fitted())
     calls: list[object] = []
     real = engine_module._compile
     monkeypatch.setattr(engine_module, "_compile", lambda *given: (calls.append(given), real(*given))[1])
@@ -430,7 +432,7 @@ def test_unchanged_networks_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_head_that_the_engine_gets_wrong_runs_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, reading = ready(positions=1, images=1)
+    detector, batch = ready(positions=1, images=1)
     real = engine_module._compile
 
     def wrong(*given: object) -> object:
@@ -439,27 +441,27 @@ def test_a_head_that_the_engine_gets_wrong_runs_in_torch(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(engine_module, "_compile", wrong)
     with torch.no_grad():
-        wanted = detector._branches(reading)
+        wanted = detector._branches(batch)
     for name in ("auto", "openvino"):  # by name too: this comes after a training
         with pytest.warns(RuntimeWarning, match="answers differently from torch .* student and autoencoder"):
-            close(detector._branches(in_engine(reading, detector._fitted(), name)), wanted, 1e-6)
+            close(detector._branches(in_engine(batch, detector._fitted(), name)), wanted, 1e-6)
 
 
 @pytest.mark.skipif(not engine_module.has_bfloat16(), reason="this CPU has no bfloat16")
 def test_bfloat16_reaches_student_and_autoencoder() -> None:
-    detector, reading = ready(positions=1, images=1)
+    detector, batch = ready(positions=1, images=1)
     with torch.no_grad():
-        wanted = detector._branches(reading)
-    found = detector._branches(in_engine(reading, detector._fitted(), "bfloat16"))
+        wanted = detector._branches(batch)
+    found = detector._branches(in_engine(batch, detector._fitted(), "bfloat16"))
     for f, w in zip(found, wanted, strict=True):
         assert 1e-5 < float((f - w).abs().max() / w.abs().max()) < 2e-2
 
 
 def test_training_and_the_exported_graph_stay_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, reading = ready(positions=1, images=1)
-    compiled = in_engine(reading, detector._fitted())
+    detector, batch = ready(positions=1, images=1)
+    compiled = in_engine(batch, detector._fitted())
     detector._branches(compiled)
-    monkeypatch.setattr(HeadRunner, "__call__", lambda *_: pytest.fail("the engine was asked"))
+    monkeypatch.setattr(PerPositionEngine, "__call__", lambda *_: pytest.fail("the engine was asked"))
     with torch.no_grad():
         detector(torch.zeros(1, 3, 64, 64))
     detector.train()
@@ -603,7 +605,9 @@ def test_a_saved_model_carries_its_teacher(tmp_path: Path, monkeypatch: pytest.M
     detector = EfficientAD(**{**SMALL, "weights": str(file)}).fit(textures(10, 64))  # type: ignore[arg-type]
     path = detector.save(tmp_path / "model.safetensors")
     file.unlink()
-    monkeypatch.setattr("pickglass.features.weights.read_state", lambda path: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        "pickglass.features.backbones.weights.read_state", lambda path: pytest.fail("weights were read")
+    )
     loaded = load(path)
     images = textures(2, 64, seed=1)
     np.testing.assert_array_equal(loaded.predict(images).scores, detector.predict(images).scores)
@@ -654,7 +658,7 @@ def test_forward_is_exported_and_answers_alike_elsewhere(size: int) -> None:
 
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
-    monkeypatch.setattr("pickglass.nn.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere
+    monkeypatch.setattr("pickglass.nn.training.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere
     detector = EfficientAD(**{**SMALL, "steps": 4, "lr": 1e-3}).fit(textures(10, 64), calibrate=0, engine="torch")  # type: ignore[arg-type]
     found = detector.predict(textures(3, 64, seed=1), engine="torch")
     np.testing.assert_allclose(found.scores, GOLDEN, rtol=5e-3, atol=5e-4)

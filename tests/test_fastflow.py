@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pickglass.errors import InputError
-from pickglass.features.reading import Reading
+from pickglass.features.batch import Batch
 from pickglass.methods.fastflow import FastFlow
 from pickglass.nn.maps import kept_cells
 from pickglass.testing import check_detector, textures
@@ -23,11 +23,11 @@ def test_conformance() -> None:
     check_detector(FastFlow(**TINY), n_images=16)  # type: ignore[arg-type]
 
 
-def reading(batch: int, positions: int = 1, seed: int = 0, keep: bool = False) -> Reading:
+def a_batch(batch: int, positions: int = 1, seed: int = 0, keep: bool = False) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     levels = tuple(2 * torch.randn(batch, positions, *shape, generator=generator) + 1 for shape in SHAPES)
     kept = torch.rand(batch, positions, 12, 10, generator=generator) < 0.6 if keep else None
-    return Reading(levels, keep=kept)
+    return Batch(levels, keep=kept)
 
 
 def built(
@@ -39,7 +39,7 @@ def built(
     return detector
 
 
-def train(detector: FastFlow, of: Reading, steps: int = 5) -> list[Tensor]:
+def train(detector: FastFlow, of: Batch, steps: int = 5) -> list[Tensor]:
     """The loss (P,) before each step."""
     (phase,) = detector.phases()
     optimiser = torch.optim.Adam(phase.module.parameters(), phase.plan.lr, weight_decay=phase.plan.weight_decay)
@@ -61,7 +61,7 @@ def test_loss_and_map_are_the_formulas(keep: bool) -> None:
     for level in flows:
         torch.nn.init.uniform_(level.norm.weight, 0.5, 1.5)
         torch.nn.init.uniform_(level.norm.bias, -0.5, 0.5)
-    batch = reading(3, keep=keep)
+    batch = a_batch(3, keep=keep)
     expected, parts = 0.0, []
     for level, x in zip(flows, batch.levels, strict=True):
         x = x[:, 0]  # (B, C, h, w)
@@ -98,22 +98,22 @@ def test_loss_and_map_are_the_formulas(keep: bool) -> None:
 
 
 def test_steps_lower_the_loss() -> None:
-    losses = train(built(), reading(8))
+    losses = train(built(), a_batch(8))
     assert float(losses[1]) < float(losses[0])
     assert float(losses[-1]) < float(losses[0]) - 1
 
 
 def test_two_positions_are_two_detectors() -> None:
     """Position p of a stack is the detector built and trained alone with seed + p."""
-    both, batch, test = built(2, seed=3), reading(4, 2, keep=True), reading(2, 2, seed=1, keep=True)
+    both, batch, test = built(2, seed=3), a_batch(4, 2, keep=True), a_batch(2, 2, seed=1, keep=True)
     losses = train(both, batch, 3)
     scores, maps = both.eval().score(test)
     for p in range(2):
         alone = built(1, seed=3 + p)
-        own = Reading(tuple(x[:, p : p + 1] for x in batch.levels), keep=batch.keep[:, p : p + 1])  # type: ignore[index]
+        own = Batch(tuple(x[:, p : p + 1] for x in batch.levels), keep=batch.keep[:, p : p + 1])  # type: ignore[index]
         for a, b in zip(train(alone, own, 3), losses, strict=True):
             torch.testing.assert_close(a[0], b[p], rtol=1e-5, atol=1e-4)
-        own = Reading(tuple(x[:, p : p + 1] for x in test.levels), keep=test.keep[:, p : p + 1])  # type: ignore[index]
+        own = Batch(tuple(x[:, p : p + 1] for x in test.levels), keep=test.keep[:, p : p + 1])  # type: ignore[index]
         own_scores, own_maps = alone.eval().score(own)
         torch.testing.assert_close(scores[:, p : p + 1], own_scores, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(maps[:, p : p + 1], own_maps, rtol=1e-4, atol=1e-5)
@@ -135,7 +135,7 @@ def test_scores_do_not_tie_where_the_exponential_does() -> None:
     detector = built()
     for level in detector.flows.tree.levels:  # type: ignore[union-attr]
         level.norm.weight.fill_(30.0)  # type: ignore[union-attr, operator]
-    scores, maps = detector.eval().score(reading(4))
+    scores, maps = detector.eval().score(a_batch(4))
     assert bool((torch.exp(-scores) == 0).all())
     assert len(scores.unique()) == 4
     assert len(maps.unique()) == maps.numel()
@@ -200,7 +200,7 @@ def test_a_level_of_one_channel_is_refused() -> None:
 
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
-    monkeypatch.setattr("pickglass.nn.loop._fast_bfloat16", lambda device: False)  # not every machine has it
+    monkeypatch.setattr("pickglass.nn.training.loop._fast_bfloat16", lambda device: False)  # not every machine has it
     detector = FastFlow(**TINY).fit(textures(12, 64), calibrate=0, engine="torch")  # type: ignore[arg-type]
     found = detector.predict(textures(3, 64, seed=1), engine="torch")
     np.testing.assert_allclose(found.scores, GOLDEN, rtol=2e-3)

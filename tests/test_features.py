@@ -14,10 +14,16 @@ from skimage import data as photographs
 
 import pickglass as pg
 from pickglass.errors import InputError, UnknownName, WeightsMissing
-from pickglass.features import FeatureExtractor, backbone_names, build_backbone, find_backbone, layer_names
+from pickglass.features import (
+    FeatureExtractor,
+    backbone_names,
+    build_backbone,
+    find_backbone,
+    layer_names,
+)
 from pickglass.features import engine as engine_module
-from pickglass.features.engine import Engine
-from pickglass.features.weights import find_weights
+from pickglass.features.backbones.weights import find_weights
+from pickglass.features.engine import BackboneEngine
 from pickglass.testing import textures
 
 LITES = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
@@ -195,15 +201,15 @@ def test_openvino_answers_as_torch_does(name: str) -> None:
     layers = ["stage2", "stage5"] if name != "resnet18" else ["layer1", "layer3"]
     extractor = FeatureExtractor(name, layers, "random")
     images = torch.rand(5, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    engine = Engine(extractor, "cpu", "openvino")
-    for got, expected in zip(engine(images), Engine(extractor, "cpu", "torch")(images), strict=True):
+    engine = BackboneEngine(extractor, "cpu", "openvino")
+    for got, expected in zip(engine(images), BackboneEngine(extractor, "cpu", "torch")(images), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert engine.name == "openvino"
     assert engine(images[:1, :, :32, :32])[0].shape[0] == 1  # another size is compiled when it comes
 
 
 def test_an_answer_of_the_engine_is_no_view_of_its_memory() -> None:
-    engine = Engine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu", "openvino")
+    engine = BackboneEngine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu", "openvino")
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     (first,) = engine(images)
     before = first.clone()
@@ -214,7 +220,7 @@ def test_an_answer_of_the_engine_is_no_view_of_its_memory() -> None:
 def test_an_engine_follows_weights_that_are_loaded_after_it_was_compiled() -> None:
     extractor, other = (FeatureExtractor("resnet18", ["layer1"], "random", seed=seed) for seed in (0, 1))
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    engine = Engine(extractor, "cpu", "openvino")
+    engine = BackboneEngine(extractor, "cpu", "openvino")
     (before,) = engine(images)
     extractor.load_state_dict(other.state_dict())
     (after,) = engine(images)
@@ -229,13 +235,13 @@ bfloat16 = pytest.mark.skipif(not engine_module.has_bfloat16(), reason="this CPU
 def test_bfloat16_is_close_and_only_on_request() -> None:
     extractor = FeatureExtractor("resnet18", ["layer1", "layer3"], "random")
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    engine, exact = Engine(extractor, "cpu", "bfloat16"), extractor(images)
+    engine, exact = BackboneEngine(extractor, "cpu", "bfloat16"), extractor(images)
     got = engine(images)
     assert engine.name == "bfloat16"
     for g, e in zip(got, exact, strict=True):
         worst = float((g - e).abs().max() / e.abs().max())
         assert 1e-5 < worst < 2e-2  # rounded, so not float32 under another name
-    assert Engine(extractor, "cpu").name == "openvino"
+    assert BackboneEngine(extractor, "cpu").name == "openvino"
 
 
 @bfloat16
@@ -243,7 +249,7 @@ def test_a_network_that_bfloat16_harms_is_refused_it() -> None:
     extractor = FeatureExtractor("efficientnet_lite0", ["stage2", "stage5"])
     image = torch.from_numpy(np.ascontiguousarray(photographs.astronaut()[:128, :128].transpose(2, 0, 1)))[None] / 255
     with pytest.raises(InputError, match=r"OpenVINO answers differently .* Use engine='auto'"):
-        Engine(extractor, "cpu", "bfloat16")(image)
+        BackboneEngine(extractor, "cpu", "bfloat16")(image)
 
 
 @bfloat16
@@ -261,7 +267,7 @@ def test_a_model_fitted_in_bfloat16_judges_in_it() -> None:
 def test_bfloat16_without_such_a_cpu_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "has_bfloat16", lambda: False)
     with pytest.raises(InputError, match="does not compute in bfloat16: leave the engine on 'auto'"):
-        Engine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu", "bfloat16")
+        BackboneEngine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu", "bfloat16")
 
 
 def test_an_engine_that_answers_differently_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,13 +280,13 @@ def test_an_engine_that_answers_differently_is_not_used(monkeypatch: pytest.Monk
         return lambda x: {0: next(iter(compiled(x).values())) * 1.01}
 
     monkeypatch.setattr(engine_module, "_compile", wrong)
-    engine = Engine(extractor, "cpu")
+    engine = BackboneEngine(extractor, "cpu")
     with pytest.warns(RuntimeWarning, match="answers differently from torch"):
         got = engine(images)
     assert engine.name == "torch"
     assert torch.equal(got[0], extractor(images)[0])
     with pytest.raises(InputError, match="Use engine='torch'"):
-        Engine(extractor, "cpu", "openvino")(images)
+        BackboneEngine(extractor, "cpu", "openvino")(images)
 
 
 def test_an_engine_that_cannot_convert_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,15 +295,15 @@ def test_an_engine_that_cannot_convert_says_so(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(engine_module, "_compile", broken)
     with pytest.warns(RuntimeWarning, match=r"cannot convert it \(RuntimeError: unsupported operation\)"):
-        Engine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu")(torch.rand(1, 3, 32, 32))
+        BackboneEngine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu")(torch.rand(1, 3, 32, 32))
 
 
 def test_engine_names_are_checked() -> None:
     extractor = FeatureExtractor("resnet18", ["layer1"], "random")
     with pytest.raises(InputError, match="engine='tensorrt'"):
-        Engine(extractor, "cpu", "tensorrt")  # type: ignore[arg-type]
+        BackboneEngine(extractor, "cpu", "tensorrt")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="runs on the CPU"):
-        Engine(extractor, "cuda", "openvino")
+        BackboneEngine(extractor, "cuda", "openvino")
 
 
 def test_building_warns_of_nothing() -> None:

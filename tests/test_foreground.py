@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 
 import pickglass as pg
-from pickglass.app import auto
-from pickglass.app.advise_candidates import Candidate
-from pickglass.app.advise_choice import Advice, Rated
-from pickglass.app.advise_painted import Judged, PaintedSet
-from pickglass.app.advise_score import Score
-from pickglass.app.auto import AutoChoice
+from pickglass.app.advise import auto
+from pickglass.app.advise.auto import AutoChoice
+from pickglass.app.advise.candidates import Candidate
+from pickglass.app.advise.choice import Advice, Rated
+from pickglass.app.advise.painted import Judged, PaintedSet
+from pickglass.app.advise.scoring import Score
+from pickglass.app.advise.within_foreground import judged_within, save_mask
 from pickglass.app.fit import fit
-from pickglass.app.foreground import judged_within, save_mask
 from pickglass.data import Row, Table, load_dataset, read_roi
-from pickglass.data.cloth import Cloth, weave
-from pickglass.data.trays import Tray, fill
+from pickglass.data.painting.cloth import Cloth, weave
+from pickglass.data.painting.trays import Tray, fill
 from pickglass.errors import InputError
 from pickglass.features.foreground import Check, Foreground, find_foreground, foreground_of
 

@@ -15,13 +15,13 @@ from pickglass.app.fit import build
 from pickglass.cli.main import app
 from pickglass.data import Row, Table
 from pickglass.errors import InputError, UnknownName
+from pickglass.features.batch import Batch
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.features.fusion import Fusion, FusionSettings
-from pickglass.features.reading import Reading
+from pickglass.features.research.fusion import Fusion, FusionSettings
 from pickglass.features.shared import SharedFeatures
 from pickglass.methods import METHODS
+from pickglass.nn.gaussian.moments import GridSums
 from pickglass.nn.maps import resampled_to
-from pickglass.nn.moments import GridSums
 from pickglass.testing import check_detector, textures
 
 SHAPES = [(6, 8, 8), (10, 4, 4), (7, 2, 3)]
@@ -43,15 +43,15 @@ def levels(n: int = 20, seed: int = 0) -> list[torch.Tensor]:
     ]
 
 
-def reading(found: list[torch.Tensor], keep: torch.Tensor | None = None) -> Reading:
-    return Reading(tuple(level[:, None] for level in found), None, keep)
+def batch(found: list[torch.Tensor], keep: torch.Tensor | None = None) -> Batch:
+    return Batch(tuple(level[:, None] for level in found), None, keep)
 
 
 def settled(kind: str, seed: int = 0, **settings: object) -> Fusion:
     fusion = Fusion(FusionSettings(kind, **settings), SHAPES, seed)  # type: ignore[arg-type]
     found = levels()
     for part in (slice(0, 3), slice(3, 20)):
-        fusion.observe(reading([level[part] for level in found]))
+        fusion.observe(batch([level[part] for level in found]))
     fusion.settle()
     return fusion
 
@@ -99,7 +99,7 @@ def test_nothing_to_learn_from_is_said() -> None:
     with pytest.raises(InputError, match="region of interest"):
         fusion.settle()
     fusion = Fusion(FusionSettings("concat", normalise="whiten"), SHAPES)
-    fusion.observe(reading([level * torch.nan for level in levels(2)]))
+    fusion.observe(batch([level * torch.nan for level in levels(2)]))
     with pytest.raises(InputError, match="not finite"):
         fusion.settle()
 
@@ -143,7 +143,7 @@ def test_silent_channels_and_levels_stay_finite(kind: str, normalise: str) -> No
     found[0][:, 2] = 3.0
     found[1][:] = 0.0
     fusion = Fusion(FusionSettings(kind, normalise=normalise, dims=4), SHAPES)  # type: ignore[arg-type]
-    fusion.observe(reading(found))
+    fusion.observe(batch(found))
     fusion.settle()
     (fused,) = fusion(found)
     assert torch.isfinite(fused).all()
@@ -238,7 +238,7 @@ def aligned(n: int = 40) -> list[torch.Tensor]:
 def test_attention_goes_to_what_repeats_itself(normalise: str) -> None:
     fusion = Fusion(FusionSettings("attention", normalise=normalise, levels="all"), SHAPES)  # type: ignore[arg-type]
     found = aligned()
-    fusion.observe(reading(found))
+    fusion.observe(batch(found))
     fusion.settle()
     channels, cells = fusion.mix.channels0[:, 0, 0], fusion.mix.cells0[0]
     assert channels[0] > 1.1
@@ -251,7 +251,7 @@ def test_attention_goes_to_what_repeats_itself(normalise: str) -> None:
 def test_attention_is_the_formula() -> None:
     found = aligned()
     fusion = Fusion(FusionSettings("attention", shrinkage=0.0), SHAPES)
-    fusion.observe(reading(found))
+    fusion.observe(batch(found))
     fusion.settle()
     x = found[1].double()
     e_cij = x.var(0)
@@ -267,7 +267,7 @@ def test_attention_is_the_formula() -> None:
 
 def test_attention_says_nothing_after_one_image() -> None:
     fusion = Fusion(FusionSettings("attention"), SHAPES)
-    fusion.observe(reading(levels(1)))
+    fusion.observe(batch(levels(1)))
     fusion.settle()
     assert torch.equal(fusion(levels(1))[0], Fusion(FusionSettings("concat"), SHAPES)(levels(1))[0])
 

@@ -19,9 +19,17 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from pickglass.data import as_table, check_images, decode, find_problems, load_dataset, load_datasets, read_header
+from pickglass.data import (
+    as_table,
+    check_images,
+    decode,
+    find_problems,
+    load_dataset,
+    load_datasets,
+    read_header,
+)
 from pickglass.data import read_image as read
-from pickglass.data.tables import Row
+from pickglass.data.tables.rows import Row
 from pickglass.errors import DataError, ImageError
 
 MAX_PIXELS = 1_000_000  # keeps a flipped bit in a header from asking for a gigabyte

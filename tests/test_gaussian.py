@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pickglass.errors import InputError
-from pickglass.nn.gaussian import CellGaussians, FewSamples, RunningSums
+from pickglass.nn.gaussian.cells import CellGaussians, FewSamples, RunningSums
 
 EPS = 0.01
 NESTED = [(8, 4), (4, 2), (2, 1)]

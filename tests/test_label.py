@@ -19,18 +19,11 @@ from pickglass.app.label import label, labelled
 from pickglass.app.predict import predict
 from pickglass.cli.main import main
 from pickglass.data import Preprocess, Row, Table, paint
+from pickglass.detectors.naming import Namer, fit_namer, found_regions, pooled, projections, unfolded
+from pickglass.detectors.naming_fit import cross_validated, probability_threshold, regression
+from pickglass.detectors.tiling import Tiles, TileSettings
 from pickglass.errors import DataError, InputError, MissingExtra, UnknownName
-from pickglass.features.reading import Reading
-from pickglass.methods.naming import (
-    Namer,
-    fit_namer,
-    found_regions,
-    pooled,
-    projections,
-    unfolded,
-)
-from pickglass.methods.regression import cross_validated, probability_threshold, regression
-from pickglass.methods.tiling import Tiles, TileSettings
+from pickglass.features.batch import Batch
 from pickglass.nn.pooling import (
     canvas_shares,
     cell_weights,
@@ -105,8 +98,8 @@ def test_tiles_give_the_region_the_features_that_the_whole_image_gives() -> None
     canvas = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     shares = torch.zeros(2, 16, 16)
     shares[0, 5:12, 6:9], shares[1, 0, 15] = 1, 0.25
-    whole = Reading((canvas[:, None],))
-    cut = Reading((tiles.cut(canvas),))
+    whole = Batch((canvas[:, None],))
+    cut = Batch((tiles.cut(canvas),))
     expected = pooled(*unfolded(whole, None, shares), "average", [None])
     assert pooled(*unfolded(cut, tiles, shares), "average", [None]).numpy() == pytest.approx(expected.numpy(), abs=1e-6)
     assert expected[1].numpy() == pytest.approx(canvas[1, :, 0, 15].numpy())

@@ -25,7 +25,7 @@ from pickglass.data import (
     read_mask,
     read_regions,
 )
-from pickglass.data.tables import Dataset, Row, Table
+from pickglass.data.tables.rows import Dataset, Row, Table
 from pickglass.errors import DataError, ImageError, InputError, MissingExtra, UnknownName
 
 REAL = Path(os.environ.get("PICKGLASS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -12,7 +12,7 @@ from PIL import Image
 
 import pickglass as pg
 from pickglass.app.fit import fit
-from pickglass.app.test import test as run_test
+from pickglass.app.testing.test import test as run_test
 from pickglass.cli.show import show_test
 from pickglass.data import paint
 from pickglass.errors import ImageError

@@ -13,13 +13,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pickglass.app.look import colours_of, first_filters, look, strongest_channels
+from pickglass.app.see.look import colours_of, first_filters, look, strongest_channels
 from pickglass.cli.main import main
 from pickglass.data import paint
-from pickglass.data.cloth import Cloth, weave
+from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.errors import InputError
-from pickglass.features import FeatureExtractor, visibility
-from pickglass.features.visibility import Seen, contrast, stand_out, strangeness, touched_cells, verdict_of
+from pickglass.features import FeatureExtractor
+from pickglass.features.anatomy import visibility
+from pickglass.features.anatomy.visibility import (
+    Seen,
+    contrast,
+    stand_out,
+    strangeness,
+    touched_cells,
+    verdict_of,
+)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

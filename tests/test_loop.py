@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pickglass.errors import InputError, TrainingError
-from pickglass.nn import checkpoint as checkpoint_module
-from pickglass.nn import loop
-from pickglass.nn.loop import EpochRecord, History, Phase, Plan, train_all
-from pickglass.nn.stacked import Stacked
+from pickglass.nn.networks.stacked import Stacked
+from pickglass.nn.training import checkpoint as checkpoint_module
+from pickglass.nn.training import loop
+from pickglass.nn.training.loop import EpochRecord, History, Phase, Plan, train_all
 
 N, C = 10, 3
 

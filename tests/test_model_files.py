@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pickglass as pg
+from pickglass.detectors.modelfile import FORMAT, read_header, write_model
 from pickglass.errors import InputError, ModelFileError, UnknownName
-from pickglass.methods.modelfile import FORMAT, read_header, write_model
 from pickglass.testing import textures
 
 
@@ -137,7 +137,7 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Path(path).write_text("half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pickglass.methods.modelfile.save_file", full_disk)
+    monkeypatch.setattr("pickglass.detectors.modelfile.save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_model(target, {}, {})
     assert target.read_text() == "the old one"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pickglass.nn import neighbours
-from pickglass.nn.neighbours import BankIndex, nearest_of_each, nearest_plain
+from pickglass.nn.search import neighbours
+from pickglass.nn.search.neighbours import BankIndex, nearest_of_each, nearest_plain
 
 
 def clouds(n: int = 1500, m: int = 2300, c: int = 37, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

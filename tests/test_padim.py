@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pickglass import methods
+from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError, NotFitted
-from pickglass.features.reading import Reading
+from pickglass.features.batch import Batch
 from pickglass.methods.padim import PaDiM
-from pickglass.methods.running import Run
 from pickglass.testing import check_detector, textures
 
 SHAPES = [(4, 6, 4), (3, 3, 2), (5, 3, 2)]
@@ -33,8 +33,10 @@ def test_the_low_rank_form_and_its_projection_survive_the_file(tmp_path: Path) -
     assert all((a == b).all() for a, b in zip(first.maps, second.maps, strict=True))
 
 
-def run(n: int = 30, positions: int = 1, shapes: list[tuple[int, int, int]] = SHAPES, memory_gb: float = 4.0) -> Run:
-    return Run(n, shapes, positions, 3, memory_gb, lambda *_: None)
+def run(
+    n: int = 30, positions: int = 1, shapes: list[tuple[int, int, int]] = SHAPES, memory_gb: float = 4.0
+) -> FitContext:
+    return FitContext(n, shapes, positions, 3, memory_gb, lambda *_: None)
 
 
 def levels(batch: int, positions: int = 1, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -45,11 +47,11 @@ def levels(batch: int, positions: int = 1, seed: int = 0) -> tuple[torch.Tensor,
 def fitted(n: int = 30, positions: int = 1, keep: torch.Tensor | None = None, **settings: object) -> PaDiM:
     detector = PaDiM(**{"size": (24, 16), "dims": 7, "smoothing": 0.0, **settings})  # type: ignore[arg-type]
     detector.build(SHAPES, positions, 3)
-    detector.start(run(n, positions))
+    detector.begin_fit(run(n, positions))
     for i in range(0, n, 8):
         part = tuple(level[i : i + 8] for level in levels(n, positions))
-        detector.update(Reading(part, keep=None if keep is None else keep[i : i + 8]))
-    detector.finish()
+        detector.observe(Batch(part, keep=None if keep is None else keep[i : i + 8]))
+    detector.end_fit()
     return detector
 
 
@@ -79,7 +81,7 @@ def test_subset_is_the_paper_done_literally(dims: int, n: int) -> None:
     chosen = detector.channels[0].numpy()
     assert len(set(chosen)) == min(dims, 12)
     assert (np.diff(chosen) > 0).all()
-    scores, maps = detector.score(Reading(levels(3, seed=1)))
+    scores, maps = detector.score(Batch(levels(3, seed=1)))
     expected = literal(enlarged(levels(n))[:, chosen], enlarged(levels(3, seed=1))[:, chosen])
     np.testing.assert_allclose(maps[:, 0].numpy(), expected, rtol=1e-4)
     np.testing.assert_allclose(scores[:, 0].numpy(), expected.max((1, 2)), rtol=1e-4)
@@ -93,7 +95,7 @@ def test_orthogonal_is_the_projection_done_literally(n: int) -> None:
     basis = detector.projection[0].double().numpy()  # (C, D)
     np.testing.assert_allclose(basis.T @ basis, np.eye(7), atol=1e-6)
     assert (detector._gaussians().factor is not None) == (n == 3)
-    _, maps = detector.score(Reading(levels(3, seed=1)))
+    _, maps = detector.score(Batch(levels(3, seed=1)))
     low = [np.einsum("bchw,cd->bdhw", enlarged(x), basis) for x in (levels(n), levels(3, seed=1))]
     np.testing.assert_allclose(maps[:, 0].numpy(), literal(*low), rtol=1e-4)
 
@@ -101,7 +103,7 @@ def test_orthogonal_is_the_projection_done_literally(n: int) -> None:
 def test_orthogonal_with_all_channels_leaves_them_alone() -> None:
     detector = fitted(reduce="orthogonal", dims=12)
     assert detector.projection is None
-    test = Reading(levels(2, seed=1))
+    test = Batch(levels(2, seed=1))
     torch.testing.assert_close(detector.score(test), fitted(dims=12).score(test))
 
 
@@ -113,12 +115,12 @@ def test_few_images_switch_the_form_where_it_is_smaller_and_never_the_distances(
     maps = []
     for n in (12, 500):  # the second is told of more images than come
         detector.build(shapes, 1, 0)
-        detector.start(run(n, shapes=shapes))
-        detector.update(Reading((good,)))
-        detail = detector.finish()
+        detector.begin_fit(run(n, shapes=shapes))
+        detector.observe(Batch((good,)))
+        detail = detector.end_fit()
         assert detail["form"] == ("low rank" if n == 12 else "factor")
         assert detail["images"] == 12
-        maps.append(detector.score(Reading((test,)))[1])
+        maps.append(detector.score(Batch((test,)))[1])
     torch.testing.assert_close(maps[0], maps[1], rtol=1e-4, atol=0)
 
 
@@ -156,26 +158,26 @@ def test_positions_are_independent(n: int, settings: dict[str, object]) -> None:
     """P heads at once are P heads one by one, position p with seed + p."""
     both = fitted(n, 2, **settings)
     test = levels(2, 2, seed=1)
-    scores, maps = both.score(Reading(test))
+    scores, maps = both.score(Batch(test))
     parts = []
     for p in range(2):
         alone = PaDiM(size=(24, 16), dims=7, smoothing=0.0, **settings)  # type: ignore[arg-type]
         alone.build(SHAPES, 1, 3 + p)
-        alone.start(run(n))
-        alone.update(Reading(tuple(level[:, p : p + 1] for level in levels(n, 2))))
-        alone.finish()
-        own_scores, own_maps = alone.score(Reading(tuple(level[:, p : p + 1] for level in test)))
+        alone.begin_fit(run(n))
+        alone.observe(Batch(tuple(level[:, p : p + 1] for level in levels(n, 2))))
+        alone.end_fit()
+        own_scores, own_maps = alone.score(Batch(tuple(level[:, p : p + 1] for level in test)))
         torch.testing.assert_close(scores[:, p : p + 1], own_scores, rtol=1e-5, atol=0)
         torch.testing.assert_close(maps[:, p : p + 1], own_maps, rtol=1e-5, atol=0)
-        parts.append(alone.learned())
+        parts.append(alone.head_state())
     joined = PaDiM(size=(24, 16), dims=7, smoothing=0.0, **settings)  # type: ignore[arg-type]
     joined.build(SHAPES, 2, 3)
-    joined.take({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-    torch.testing.assert_close(joined.score(Reading(test))[1], maps, rtol=1e-5, atol=0)
+    joined.load_head_state({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    torch.testing.assert_close(joined.score(Batch(test))[1], maps, rtol=1e-5, atol=0)
 
 
 def test_the_score_is_the_maximum_of_the_smoothed_map() -> None:
-    test = Reading(levels(2, seed=1))
+    test = Batch(levels(2, seed=1))
     detector, plain = fitted(smoothing=4.0), fitted()
     scores, maps = detector.score(test)
     torch.testing.assert_close(scores, maps.flatten(2).max(2).values, rtol=0, atol=0)
@@ -192,17 +194,17 @@ def test_what_is_not_kept_is_neither_learned_nor_judged(n: int) -> None:
     poisoned[0][:, :, :, 4:] = poisoned[0][:, :, :, :, 2:] = torch.nan
     detector = PaDiM(size=(24, 16), dims=7, smoothing=0.0)
     detector.build(SHAPES, 1, 3)
-    detector.start(run(n))
-    detector.update(Reading(tuple(poisoned), keep=keep))
-    detector.finish()
+    detector.begin_fit(run(n))
+    detector.observe(Batch(tuple(poisoned), keep=keep))
+    detector.end_fit()
     test = levels(2, seed=1)
     test[0][:, :, :, 4:] += 1e6
     test[0][:, :, :, 3, 1] += 50  # beside the border, which smoothing would spread beyond it
-    _, maps = detector.score(Reading(test, keep=keep[:2]))
-    whole = fitted(n).score(Reading(test))[1]
+    _, maps = detector.score(Batch(test, keep=keep[:2]))
+    whole = fitted(n).score(Batch(test))[1]
     torch.testing.assert_close(maps[..., :4, :2], whole[..., :4, :2], rtol=1e-5, atol=0)
     detector.smoothing = 4.0
-    scores, maps = detector.score(Reading(test, keep=keep[:2]))
+    scores, maps = detector.score(Batch(test, keep=keep[:2]))
     torch.testing.assert_close(scores, maps[..., :4, :2].flatten(2).max(2).values, rtol=0, atol=0)
     assert bool((maps.flatten(2).max(2).values > scores).all())
 
@@ -212,10 +214,10 @@ def test_held_memory_is_the_same_for_50_and_245_images() -> None:
     for n in (50, 245):
         detector = PaDiM(size=(24, 16), dims=7)
         detector.build(SHAPES, 1, 3)
-        detector.start(run(n))
+        detector.begin_fit(run(n))
         most = 0
         for i in range(0, n, 8):
-            detector.update(Reading(tuple(level[i : i + 8].clone() for level in levels(n))))
+            detector.observe(Batch(tuple(level[i : i + 8].clone() for level in levels(n))))
             assert detector._learner is not None
             sums = [t for part in vars(detector._learner).values() if isinstance(part, list) for t in part]
             waiting = [t for features, _ in detector._learner._held for t in features]
@@ -250,7 +252,7 @@ def test_what_would_be_too_large_is_refused_with_the_dims_that_fit(
     def start(dims: int) -> None:
         detector = PaDiM(backbone="wide_resnet50_2", dims=dims, max_statistics_mb=largest)
         detector.build(WIDE_RESNET_512, 1, 3)
-        detector.start(run(n, shapes=WIDE_RESNET_512, memory_gb=memory_gb))
+        detector.begin_fit(run(n, shapes=WIDE_RESNET_512, memory_gb=memory_gb))
 
     with pytest.raises(InputError, match=message) as refused:
         start(550)
@@ -264,7 +266,7 @@ def test_where_not_even_one_channel_fits_the_grid_is_to_be_coarser() -> None:
     detector = PaDiM(max_statistics_mb=1e-5)
     detector.build(SHAPES, 1, 3)
     with pytest.raises(InputError, match="lower size, or choose a coarser first layer"):
-        detector.start(run())
+        detector.begin_fit(run())
 
 
 def test_the_papers_statistics_take_a_quarter_of_the_papers_memory() -> None:
@@ -290,15 +292,15 @@ def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str)
 def test_half_fitted_is_unfitted() -> None:
     detector = PaDiM(dims=7)
     with pytest.raises(NotFitted):
-        detector.score(Reading(levels(1)))
+        detector.score(Batch(levels(1)))
     with pytest.raises(NotFitted):
-        detector.update(Reading(levels(1)))
+        detector.observe(Batch(levels(1)))
     with pytest.raises(NotFitted):
-        detector.finish()
+        detector.end_fit()
     detector.build(SHAPES, 1, 3)
-    detector.start(run())
+    detector.begin_fit(run())
     with pytest.raises(NotFitted):
-        detector.score(Reading(levels(1)))
+        detector.score(Batch(levels(1)))
 
 
 def test_the_paper_preset_runs_on_random_weights() -> None:

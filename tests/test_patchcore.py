@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import pickglass as pg
+from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError, UnknownName
-from pickglass.features.reading import Reading
-from pickglass.methods.running import Run
+from pickglass.features.batch import Batch
 from pickglass.testing import check_detector, textures
 
 FAST = {"size": 64, "ratio": 0.05}
@@ -31,8 +31,8 @@ def test_conformance(settings: dict[str, object]) -> None:
     assert len(check_detector(pg.PatchCore(**{**FAST, **settings}))) == 12  # type: ignore[arg-type]
 
 
-def run(positions: int = 1, n: int = 3, memory_gb: float = 1.0) -> Run:
-    return Run(n, [(4, 6, 5), (3, 3, 3)], positions, 0, memory_gb, lambda *_: None)
+def run(positions: int = 1, n: int = 3, memory_gb: float = 1.0) -> FitContext:
+    return FitContext(n, [(4, 6, 5), (3, 3, 3)], positions, 0, memory_gb, lambda *_: None)
 
 
 def levels(batch: int, positions: int = 1, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -45,9 +45,9 @@ def levels(batch: int, positions: int = 1, seed: int = 0) -> tuple[torch.Tensor,
 
 def fitted(positions: int = 1, **settings: object) -> pg.PatchCore:
     detector = pg.PatchCore(**{"ratio": 1.0, "smoothing": 0.0, **settings})  # type: ignore[arg-type]
-    detector.start(run(positions))
-    detector.update(Reading(levels(3, positions)))
-    detector.finish()
+    detector.begin_fit(run(positions))
+    detector.observe(Batch(levels(3, positions)))
+    detector.end_fit()
     return detector
 
 
@@ -81,7 +81,7 @@ def test_bank_and_distances_are_those_of_the_paper_done_literally() -> None:
     assert {tuple(np.round(v, 4)) for v in detector.bank[0].numpy()} == {
         tuple(np.round(v, 4)) for v in bank.astype("f4")
     }
-    scores, maps = detector.score(Reading(test))
+    scores, maps = detector.score(Batch(test))
     assert maps.shape == (2, 1, 6, 5)
     for i in range(2):
         own = literal_features([level[i, 0].numpy() for level in test])
@@ -92,7 +92,7 @@ def test_bank_and_distances_are_those_of_the_paper_done_literally() -> None:
 
 def test_reweighting_is_equation_7() -> None:
     detector = fitted(reweight=4)
-    scores, maps = detector.score(Reading(levels(2, seed=1)))
+    scores, maps = detector.score(Batch(levels(2, seed=1)))
     assert detector.bank is not None
     bank = detector.bank[0].double().numpy()
     for i in range(2):
@@ -109,12 +109,12 @@ def test_reweighting_is_equation_7() -> None:
 
 def test_reweighting_survives_distances_beyond_the_range_of_exp() -> None:
     detector = fitted(reweight=4)
-    scores, _ = detector.score(Reading(tuple(1000 * level for level in levels(2, seed=1))))
+    scores, _ = detector.score(Batch(tuple(1000 * level for level in levels(2, seed=1))))
     assert bool(torch.isfinite(scores).all())
 
 
 def test_top_k_is_the_mean_of_the_largest() -> None:
-    scores, maps = fitted(top_k=3).score(Reading(levels(2, seed=1)))
+    scores, maps = fitted(top_k=3).score(Batch(levels(2, seed=1)))
     expected = maps.flatten(2).sort(2, descending=True).values[..., :3].mean(2)
     torch.testing.assert_close(scores, expected)
 
@@ -143,13 +143,13 @@ def test_positions_are_independent() -> None:
     """P heads at once are P heads one by one."""
     both = fitted(positions=2)
     test = levels(2, 2, seed=1)
-    scores, maps = both.score(Reading(test))
+    scores, maps = both.score(Batch(test))
     for p in range(2):
         alone = pg.PatchCore(ratio=1.0, smoothing=0.0)
-        alone.start(run())
-        alone.update(Reading(tuple(level[:, p : p + 1] for level in levels(3, 2))))
-        alone.finish()
-        own_scores, own_maps = alone.score(Reading(tuple(level[:, p : p + 1] for level in test)))
+        alone.begin_fit(run())
+        alone.observe(Batch(tuple(level[:, p : p + 1] for level in levels(3, 2))))
+        alone.end_fit()
+        own_scores, own_maps = alone.score(Batch(tuple(level[:, p : p + 1] for level in test)))
         torch.testing.assert_close(scores[:, p : p + 1], own_scores)
         torch.testing.assert_close(maps[:, p : p + 1], own_maps)
 
@@ -158,17 +158,17 @@ def test_what_is_not_kept_is_neither_in_the_bank_nor_in_a_score() -> None:
     detector = fitted()
     keep = torch.ones(2, 1, 12, 10, dtype=torch.bool)
     keep[:, :, 6:] = False  # the lower three of six rows of cells
-    detector.start(run())
-    detector.update(Reading(levels(3), keep=keep[:1].expand(3, -1, -1, -1)))
-    detector.finish()
+    detector.begin_fit(run())
+    detector.observe(Batch(levels(3), keep=keep[:1].expand(3, -1, -1, -1)))
+    detector.end_fit()
     assert detector.bank is not None
     assert detector.bank.shape == (1, 3 * 3 * 5, 7)
     test = levels(2, seed=1)
     test[0][:, :, :, 4] += 10  # far from all, but outside
-    scores, maps = detector.score(Reading(test, keep=keep))
+    scores, maps = detector.score(Batch(test, keep=keep))
     assert torch.equal(scores, maps[:, :, :3].amax((2, 3)))
-    assert bool((detector.score(Reading(test))[0] > scores).all())
-    assert torch.equal(detector.judge(Reading(test, keep=keep))[1][:, 3:].amax((1, 2)), maps[:, 0, :3].amin((1, 2)))
+    assert bool((detector.score(Batch(test))[0] > scores).all())
+    assert torch.equal(detector.judge(Batch(test, keep=keep))[1][:, 3:].amax((1, 2)), maps[:, 0, :3].amin((1, 2)))
 
 
 def test_a_small_memory_keeps_a_coreset_of_what_is_held() -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from pickglass.app.probe import probe, summary
+from pickglass.app.see.probe import probe, summary
 from pickglass.cli.main import main
 from pickglass.data import Preprocess, Row, Table, load_dataset
 from pickglass.errors import DataError
 from pickglass.features import FeatureExtractor
-from pickglass.features.probe import balanced_accuracy, held_out_scores, intrinsic_dimension
+from pickglass.features.anatomy.probe import balanced_accuracy, held_out_scores, intrinsic_dimension
 
 
 def test_the_dimension_is_that_of_the_surface_and_not_of_the_space() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import pickglass
-from pickglass.app.advise_candidates import input_sizes
+from pickglass.app.advise.candidates import input_sizes
 from pickglass.cli.main import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -36,8 +36,8 @@ def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     lines = [line for block in blocks("sh") for line in block.splitlines() if line]
     assert len(lines) >= 4
     # one network and one size instead of three: nine times as many candidates say no more of the README
-    monkeypatch.setattr("pickglass.app.advise.LITES", ("efficientnet_lite0",))
-    monkeypatch.setattr("pickglass.app.advise.input_sizes", partial(input_sizes, most=1))
+    monkeypatch.setattr("pickglass.app.advise.advise.LITES", ("efficientnet_lite0",))
+    monkeypatch.setattr("pickglass.app.advise.advise.input_sizes", partial(input_sizes, most=1))
     for line in lines:
         monkeypatch.setattr(sys, "argv", shlex.split(line))
         with pytest.raises(SystemExit) as stop:

@@ -9,7 +9,7 @@ import pytest
 
 import pickglass as pg
 from pickglass.data import read_mask
-from pickglass.nn.coreset import greedy_coreset, random_projection
+from pickglass.nn.search.coreset import greedy_coreset, random_projection
 
 
 @pytest.fixture(scope="module")

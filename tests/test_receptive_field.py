@@ -18,11 +18,16 @@ from torch.nn import functional as F
 from pickglass.cli.main import main
 from pickglass.errors import InputError, UnknownName
 from pickglass.features import FeatureExtractor, find_backbone
-from pickglass.features import receptive_field as receptive_field_module
-from pickglass.features.anatomy import _Record, layer_facts, outline
-from pickglass.features.presets import PRESETS, preset_names
-from pickglass.features.propagation import theoretical_field
-from pickglass.features.receptive_field import centred_box, effective_fields, gradient_fields, relative_field
+from pickglass.features.anatomy import gradient_field as receptive_field_module
+from pickglass.features.anatomy.facts import _Record, layer_facts, outline
+from pickglass.features.anatomy.gradient_field import (
+    centred_box,
+    effective_fields,
+    gradient_fields,
+    relative_field,
+)
+from pickglass.features.anatomy.theoretical_field import theoretical_field
+from pickglass.features.backbones.layers import PRESETS, preset_names
 
 
 def bare(name: str, layers: list[str]) -> FeatureExtractor:

@@ -67,7 +67,7 @@ def write(folder: Path, items: list[ReportImage], **changes: Any) -> str:
         return finish(report, **changes)
 
 
-class Reader(HTMLParser):
+class FeatureLoader(HTMLParser):
     """Collects what a browser would see, and checks that tags close in order."""
 
     VOID = ("meta", "link", "img", "input", "option", "path")
@@ -110,7 +110,7 @@ def near(pixels: np.ndarray[Any, Any], colour: str) -> np.ndarray[Any, Any]:
 
 def test_page_is_one_file_with_every_image(tmp_path: Path) -> None:
     names = [f"part{i}.png" for i in range(7)]
-    page = Reader(write(tmp_path, [item(name, label=i % 2, score=i / 2) for i, name in enumerate(names)]))
+    page = FeatureLoader(write(tmp_path, [item(name, label=i % 2, score=i / 2) for i, name in enumerate(names)]))
     assert {attrs["data-name"] for attrs in page.all("article")} == set(names)
     sources = [attrs["src"] for attrs in page.all("img") if "src" in attrs]
     assert len(sources) == 7 * 3 + 3  # ground truth only for the three bad ones
@@ -124,7 +124,7 @@ def test_page_asks_for_nothing_outside(tmp_path: Path) -> None:
     text = write(tmp_path, [item()])
     assert "http:" not in text
     assert "https:" not in text
-    for _, attrs in Reader(text).tags:
+    for _, attrs in FeatureLoader(text).tags:
         for key in ("src", "href", "action", "srcset"):
             assert attrs.get(key, "data:").startswith("data:")
     assert "url(" not in text
@@ -138,7 +138,7 @@ def test_everything_from_outside_is_escaped(tmp_path: Path) -> None:
     text = write(tmp_path, [one, item("bad\udcffbytes.png")], notes=[evil], failed=[Failure(evil, evil)],
                  by_type={evil: {}}, configuration={evil: {evil: evil}}, provenance={evil: [evil]})  # fmt: skip
     assert "<script>alert" not in text
-    page = Reader(text)
+    page = FeatureLoader(text)
     assert {"x/" + evil, "bad\\udcffbytes.png"} == {attrs["data-name"] for attrs in page.all("article")}
     assert 'ho"le<b>' in {attrs["data-type"] for attrs in page.all("article")}
     assert page.words.count(evil) == 6  # the note, the failure's two cells, the type, its key-value ends
@@ -158,14 +158,14 @@ def test_absent_numbers_are_a_dash_with_a_reason(tmp_path: Path) -> None:
         "images/s": "123.5",
     }
     assert len(re.findall(r'title="needs ground truth masks"[^>]*>–<', text)) == 8  # four tiles and four cells
-    assert not re.search(r"\b(nan|None)\b", " ".join(Reader(text).words))
+    assert not re.search(r"\b(nan|None)\b", " ".join(FeatureLoader(text).words))
     assert text.count("optimistic: threshold chosen on test labels") == 2
 
 
 def test_worst_mistakes_come_first(tmp_path: Path) -> None:
     items = [item("right", 1, 3.0), item("close", 1, 1.01), item("alarm", 0, 1.4), item("missed", 1, 0.2),
              item("unknown", None, 9.0), item("calm", 0, 0.1)]  # fmt: skip
-    page = Reader(write(tmp_path, items))
+    page = FeatureLoader(write(tmp_path, items))
     cards = page.all("article")
     assert [card["data-name"] for card in cards] == ["missed", "alarm", "close", "calm", "right", "unknown"]
     assert [card["data-outcome"] for card in cards] == ["missed", "false alarm", "right", "right", "right", ""]
@@ -176,7 +176,7 @@ def test_worst_mistakes_come_first(tmp_path: Path) -> None:
 def test_data_without_labels_masks_or_threshold(tmp_path: Path) -> None:
     items = [item(str(i), None, float(i), mask=None, predicted=None, boxes=[], verdict=None) for i in range(4)]
     text = write(tmp_path, items, metrics={}, by_type={}, curves=NO_CURVES, threshold=None, failed=[], notes=[])
-    page = Reader(text)
+    page = FeatureLoader(text)
     assert [card["data-name"] for card in page.all("article")] == ["3", "2", "1", "0"]
     assert 'class="curve"' not in text
     assert "no curve: needs good and bad images with labels" in text
@@ -190,7 +190,7 @@ def test_data_without_labels_masks_or_threshold(tmp_path: Path) -> None:
 def test_one_image_of_any_size(tmp_path: Path, size: tuple[int, int], colour: bool) -> None:
     pixels = np.zeros((*size, 3) if colour else size, np.uint16)
     text = write(tmp_path, [item(size=size, image=pixels)])
-    assert len(Reader(text).all("article")) == 1
+    assert len(FeatureLoader(text).all("article")) == 1
 
 
 def test_no_image_at_all(tmp_path: Path) -> None:

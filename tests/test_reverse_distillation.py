@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.errors import InputError
-from pickglass.features.reading import Reading
+from pickglass.features.batch import Batch
 from pickglass.methods.reverse_distillation import ReverseDistillation, _Student
-from pickglass.nn.loop import train_all
+from pickglass.nn.training.loop import train_all
 from pickglass.testing import check_detector, textures
 
 SMALL = {"size": 64, "backbone": "resnet18", "layers": ("layer1", "layer2"), "weights": "random", "width": 0.25}
@@ -60,7 +60,7 @@ def literal_map(f_e: Tensor, f_d: Tensor) -> np.ndarray:
 
 def test_training_takes_the_distance_of_the_flattened_level_and_not_of_its_cells() -> None:
     teacher, student = levels(0), levels(1)
-    found = with_student(student)._loss(Reading(teacher))
+    found = with_student(student)._loss(Batch(teacher))
     assert found.shape == (2,)
     for p in range(2):
         flattened, by_cell = 0.0, 0.0
@@ -77,8 +77,8 @@ def test_flattened_and_by_cell_differ_by_hand() -> None:
     teacher = torch.tensor([[10.0, 0.0], [0.0, 1.0]]).view(1, 1, 2, 1, 2)
     student = torch.tensor([[10.0, 0.0], [0.0, -1.0]]).view(1, 1, 2, 1, 2)
     detector = with_student((student,), size=(4, 8))
-    assert float(detector._loss(Reading((teacher,)))) == pytest.approx(2 / 101, rel=1e-5)
-    scores, maps = detector.score(Reading((teacher,)))
+    assert float(detector._loss(Batch((teacher,)))) == pytest.approx(2 / 101, rel=1e-5)
+    scores, maps = detector.score(Batch((teacher,)))
     torch.testing.assert_close(maps, torch.tensor([[[[0.0, 2.0]]]]))
     assert float(scores) == 2
 
@@ -87,7 +87,7 @@ def test_cells_that_do_not_count_are_left_out_of_the_loss() -> None:
     teacher, student = levels(0), levels(1)
     keep = torch.ones(3, 2, 24, 20, dtype=torch.bool)
     keep[..., 12:, :] = False  # rows 3 to 5 of level 1; of level 2 the last, its second is half inside
-    found = with_student(student)._loss(Reading(teacher, None, keep))
+    found = with_student(student)._loss(Batch(teacher, None, keep))
     expected = 0.0
     for t, s, rows in zip(teacher, student, (3, 2), strict=True):
         cut = [(t[i, 0, :, :rows].double().numpy(), s[i, 0, :, :rows].double().numpy()) for i in range(3)]
@@ -97,18 +97,18 @@ def test_cells_that_do_not_count_are_left_out_of_the_loss() -> None:
 
 def test_the_map_is_the_sum_of_the_levels_and_the_score_comes_after_smoothing() -> None:
     teacher, student = levels(0), levels(1)
-    scores, maps = with_student(student).score(Reading(teacher))
+    scores, maps = with_student(student).score(Batch(teacher))
     low = torch.from_numpy(literal_map(teacher[1][2, 1], student[1][2, 1])).view(1, 1, 3, 3)
     enlarged = nn.functional.interpolate(low, (6, 5), mode="bilinear").numpy()[0, 0]
     expected = literal_map(teacher[0][2, 1], student[0][2, 1]) + enlarged
     np.testing.assert_allclose(maps[2, 1].numpy(), expected, atol=1e-5)
     torch.testing.assert_close(scores, maps.flatten(2).max(2).values)
-    smooth_scores, smooth = with_student(student, smoothing=4.0).score(Reading(teacher))
+    smooth_scores, smooth = with_student(student, smoothing=4.0).score(Batch(teacher))
     torch.testing.assert_close(smooth_scores, smooth.flatten(2).max(2).values)
     assert bool((smooth_scores < scores).all())
     keep = torch.ones(3, 2, 24, 20, dtype=torch.bool)
     keep[..., 12:, :] = False
-    kept_scores, _ = with_student(student).score(Reading(teacher, None, keep))
+    kept_scores, _ = with_student(student).score(Batch(teacher, None, keep))
     torch.testing.assert_close(kept_scores, maps[..., :3, :].flatten(2).max(2).values)
 
 
@@ -183,9 +183,9 @@ def trained(detector: ReverseDistillation, given: tuple[Tensor, ...]) -> list[fl
     """Train on the first six images and validate on the last two; the training loss of position 0, epoch by epoch."""
     history = train_all(
         detector.phases(),
-        lambda rows: Reading(tuple(x[list(rows)] for x in given)),
+        lambda rows: Batch(tuple(x[list(rows)] for x in given)),
         6,
-        lambda rows: Reading(tuple(x[[6 + i for i in rows]] for x in given)),
+        lambda rows: Batch(tuple(x[[6 + i for i in rows]] for x in given)),
         2,
         seed=0,
         autocast="off",
@@ -205,12 +205,12 @@ def test_two_positions_are_two_detectors() -> None:
     given = levels(0, 8, 2)
     both = ready(positions=2, epochs=2)
     trained(both, given)
-    scores, maps = both.score(Reading(given))
+    scores, maps = both.score(Batch(given))
     for p in range(2):
         own = tuple(x[:, p : p + 1] for x in given)
         alone = ready(seed=p, epochs=2)
         trained(alone, own)
-        own_scores, own_maps = alone.score(Reading(own))
+        own_scores, own_maps = alone.score(Batch(own))
         torch.testing.assert_close(scores[:, p : p + 1], own_scores, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(maps[:, p : p + 1], own_maps, rtol=1e-3, atol=1e-5)
 
@@ -250,7 +250,7 @@ def test_the_paper_preset_runs_on_random_weights() -> None:
 
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
-    monkeypatch.setattr("pickglass.nn.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere
+    monkeypatch.setattr("pickglass.nn.training.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere
     detector = ReverseDistillation(**SMALL, epochs=2)  # type: ignore[arg-type]
     found = detector.fit(textures(10, 64), calibrate=0, engine="torch").predict(textures(3, 64, seed=1), engine="torch")
     np.testing.assert_allclose(found.scores, GOLDEN, rtol=5e-3)

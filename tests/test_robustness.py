@@ -18,13 +18,13 @@ from PIL import Image
 import pickglass as pg
 from pickglass.app.fit import fit
 from pickglass.app.results import RobustnessResult
-from pickglass.app.robustness import robustness
+from pickglass.app.testing.robustness import robustness
 from pickglass.cli.main import main
 from pickglass.data import read_image, read_mask
-from pickglass.data.disturbances import DISTURBANCES, UNITS, disturb, disturb_mask
+from pickglass.data.painting.disturbances import DISTURBANCES, UNITS, disturb, disturb_mask
+from pickglass.detectors.detector import Detector
 from pickglass.errors import DataError, InputError
 from pickglass.methods import load
-from pickglass.methods.base import Detector
 
 NUMBERS = ("image_auroc", "aupro_30", "aupro_05", "false_alarm_rate", "miss_rate")
 
@@ -44,7 +44,7 @@ def judged(small_dataset: Path, model: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two disturbances are enough for what all have in common."""
-    for module in ("robustness", "robustness_page"):
+    for module in ("testing.robustness", "robustness_page"):
         monkeypatch.setattr(f"pickglass.app.{module}.DISTURBANCES", {"blur": (1.0, 2.0), "shift": (0.05, 0.1)})
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from pickglass.app.fit import fit
 from pickglass.app.threshold import threshold
-from pickglass.data import Decoded, Role, Row, Table, images
+from pickglass.data import Decoded, Role, Row, Table
+from pickglass.data.images import decoder as images
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch
 from pickglass.methods import PatchCore
-from pickglass.methods.running import Batch, Reader
 from pickglass.testing import textures
 
 QUICK: dict[str, Any] = {"size": 64, "ratio": 0.05}
@@ -52,14 +53,14 @@ def head(detector: PatchCore) -> dict[str, np.ndarray[Any, Any]]:
 def read(monkeypatch: pytest.MonkeyPatch) -> Read:
     """What is decoded, and what reaches the network, in order: the row's role, and whether it is the latter."""
     seen: Read = []
-    batches = Reader.batches
+    batches = FeatureLoader.batches
 
-    def reading(reader: Reader, rows: Table) -> Iterator[Batch]:
-        for batch in batches(reader, rows):
-            seen.extend((item.row.role, True) for item in batch.items)
-            yield batch
+    def batch(loader: FeatureLoader, rows: Table) -> Iterator[LoadedBatch]:
+        for loaded in batches(loader, rows):
+            seen.extend((item.row.role, True) for item in loaded.items)
+            yield loaded
 
-    monkeypatch.setattr(Reader, "batches", reading)
+    monkeypatch.setattr(FeatureLoader, "batches", batch)
     original: Callable[..., Decoded[Any]] = images._decode_row
 
     def recording(row: Row, prepare: Callable[..., Any], max_pixels: int) -> Decoded[Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pickglass.nn.stacked import Stacked, at_position
+from pickglass.nn.networks.stacked import Stacked, at_position
 
 P, SEED = 3, 5
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.errors import InputError
+from pickglass.features.batch import Batch
 from pickglass.features.extractor import FeatureExtractor, untrained
-from pickglass.features.reading import Reading
 from pickglass.methods.stfpm import STFPM
-from pickglass.nn.loop import train_all
-from pickglass.nn.stacked import Stacked
+from pickglass.nn.networks.stacked import Stacked
+from pickglass.nn.training.loop import train_all
 from pickglass.testing import check_detector, textures
 
 SMALL = {"backbone": "resnet18", "layers": ("layer1", "layer2"), "weights": "random", "size": 32, "batch": 4}
@@ -59,7 +59,7 @@ def literal_distance(f_t: Tensor, f_s: Tensor) -> np.ndarray:
 
 def test_loss_is_equations_1_to_3_done_literally() -> None:
     teacher, student = levels(0), levels(1)
-    found = with_student(student)._loss(Reading(teacher, torch.zeros(3, 2, 3, 24, 20)))
+    found = with_student(student)._loss(Batch(teacher, torch.zeros(3, 2, 3, 24, 20)))
     assert found.shape == (2,)
     for p in range(2):
         each = [
@@ -73,7 +73,7 @@ def test_cells_that_do_not_count_are_left_out_of_the_loss() -> None:
     teacher, student = levels(0), levels(1)
     keep = torch.ones(3, 2, 24, 20, dtype=torch.bool)
     keep[..., 12:, :] = False  # rows 3 to 5 of level 1; of level 2 the last, its second is half inside
-    found = with_student(student)._loss(Reading(teacher, torch.zeros(3, 2, 3, 24, 20), keep))
+    found = with_student(student)._loss(Batch(teacher, torch.zeros(3, 2, 3, 24, 20), keep))
     first = np.mean([literal_distance(teacher[0][i, 0], student[0][i, 0])[:3].mean() for i in range(3)])
     second = np.mean([literal_distance(teacher[1][i, 0], student[1][i, 0])[:2].mean() for i in range(3)])
     assert float(found[0]) == pytest.approx(first + second, rel=1e-5)
@@ -85,22 +85,22 @@ def test_the_map_is_the_product_of_the_levels() -> None:
     student = torch.tensor([[[5.0, 0.0], [-1.0, 0.0]], [[0.0, 2.0], [0.0, 7.0]]]).view(1, 1, 2, 2, 2)
     # level 1: same, right angle / opposite, right angle; level 2: opposite
     detector = with_student((student, torch.tensor(-4.0).view(1, 1, 1, 1, 1)), size=4)
-    scores, maps = detector.score(Reading(teacher, torch.zeros(1, 1, 3, 4, 4)))
+    scores, maps = detector.score(Batch(teacher, torch.zeros(1, 1, 3, 4, 4)))
     torch.testing.assert_close(maps, torch.tensor([[[[0.0, 2.0], [4.0, 2.0]]]]))  # a sum would be 2, 3, 4, 3
     assert float(scores) == pytest.approx(4)
 
 
 def test_the_score_is_the_maximum_before_smoothing_of_what_counts() -> None:
     teacher, student = levels(0), levels(1)
-    reading = Reading(teacher, torch.zeros(3, 2, 3, 24, 20))
-    scores, plain = with_student(student).score(reading)
+    batch = Batch(teacher, torch.zeros(3, 2, 3, 24, 20))
+    scores, plain = with_student(student).score(batch)
     torch.testing.assert_close(scores, plain.flatten(2).max(2).values)
-    smooth_scores, smooth = with_student(student, smoothing=6.0).score(reading)
+    smooth_scores, smooth = with_student(student, smoothing=6.0).score(batch)
     torch.testing.assert_close(smooth_scores, scores)
     assert bool((smooth.flatten(2).max(2).values < scores).all())
     keep = torch.ones(3, 2, 24, 20, dtype=torch.bool)
     keep[..., 12:, :] = False
-    kept_scores, _ = with_student(student).score(reading._replace(keep=keep))
+    kept_scores, _ = with_student(student).score(batch._replace(keep=keep))
     torch.testing.assert_close(kept_scores, plain[..., :3, :].flatten(2).max(2).values)
 
 
@@ -147,31 +147,31 @@ def test_untrained_follows_the_default_generator_and_the_mode() -> None:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def ready(positions: int = 1, seed: int = 0, **settings: object) -> tuple[STFPM, Reading]:
+def ready(positions: int = 1, seed: int = 0, **settings: object) -> tuple[STFPM, Batch]:
     """A detector with its student, and readings of random images through a random teacher."""
     detector = STFPM(**{**SMALL, **settings})  # type: ignore[arg-type]
     teacher = FeatureExtractor("resnet18", ["layer1", "layer2"], weights="random", seed=5)
     images = torch.rand(8, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     maps = Stacked(lambda: nn.Identity(), 2, 0)(images)
     found = [teacher(maps[:, p]) for p in range(2)]
-    reading = Reading(tuple(torch.stack(both, dim=1) for both in zip(*found, strict=True)), images)
-    detector.build([(c.shape[2], c.shape[3], c.shape[4]) for c in reading.levels], positions, seed)
-    return detector, reading
+    batch = Batch(tuple(torch.stack(both, dim=1) for both in zip(*found, strict=True)), images)
+    detector.build([(c.shape[2], c.shape[3], c.shape[4]) for c in batch.levels], positions, seed)
+    return detector, batch
 
 
-def part(reading: Reading, rows: object, positions: slice) -> Reading:
+def part(batch: Batch, rows: object, positions: slice) -> Batch:
     """Some images and positions of a reading."""
-    assert reading.images is not None
-    return Reading(tuple(x[rows][:, positions] for x in reading.levels), reading.images[rows][:, positions])  # type: ignore[index]
+    assert batch.images is not None
+    return Batch(tuple(x[rows][:, positions] for x in batch.levels), batch.images[rows][:, positions])  # type: ignore[index]
 
 
-def trained(detector: STFPM, reading: Reading, positions: slice) -> list[float]:
+def trained(detector: STFPM, batch: Batch, positions: slice) -> list[float]:
     """Train on the first six images and validate on the last two; the training loss of position 0, epoch by epoch."""
     history = train_all(
         detector.phases(),
-        lambda rows: part(reading, list(rows), positions),
+        lambda rows: part(batch, list(rows), positions),
         6,
-        lambda rows: part(reading, [6 + i for i in rows], positions),
+        lambda rows: part(batch, [6 + i for i in rows], positions),
         2,
         seed=0,
         autocast="off",
@@ -180,8 +180,8 @@ def trained(detector: STFPM, reading: Reading, positions: slice) -> list[float]:
 
 
 def test_training_lowers_the_loss_and_keeps_the_best_epoch() -> None:
-    detector, reading = ready(epochs=4)
-    losses = trained(detector, reading, slice(0, 1))
+    detector, batch = ready(epochs=4)
+    losses = trained(detector, batch, slice(0, 1))
     assert losses[-1] < 0.8 * losses[0]
     plan = detector.phases()[0].plan
     assert (plan.optimiser, plan.pick, plan.momentum, plan.weight_decay) == ("sgd", "best", 0.9, 1e-4)
@@ -189,14 +189,14 @@ def test_training_lowers_the_loss_and_keeps_the_best_epoch() -> None:
 
 
 def test_two_positions_are_two_detectors() -> None:
-    both, reading = ready(positions=2, epochs=2)
-    trained(both, reading, slice(0, 2))
-    scores, maps = both.score(reading)
+    both, batch = ready(positions=2, epochs=2)
+    trained(both, batch, slice(0, 2))
+    scores, maps = both.score(batch)
     for p in range(2):
         alone, _ = ready(seed=p, epochs=2)
         own = slice(p, p + 1)
-        trained(alone, reading, own)
-        own_scores, own_maps = alone.score(part(reading, slice(None), own))
+        trained(alone, batch, own)
+        own_scores, own_maps = alone.score(part(batch, slice(None), own))
         torch.testing.assert_close(scores[:, own], own_scores, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(maps[:, own], own_maps, rtol=1e-3, atol=1e-6)
 
@@ -229,7 +229,7 @@ def test_the_paper_preset_runs_on_random_weights() -> None:
 
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
-    monkeypatch.setattr("pickglass.nn.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere
+    monkeypatch.setattr("pickglass.nn.training.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere
     detector = STFPM(**SMALL, epochs=2, lr=0.02).fit(textures(10, 48), calibrate=0, engine="torch")  # type: ignore[arg-type]
     found = detector.predict(textures(3, 48, seed=1), engine="torch")
     np.testing.assert_allclose(found.scores, GOLDEN, rtol=5e-3)

@@ -21,13 +21,13 @@ import pytest
 import torch
 
 from pickglass.app import study_page
-from pickglass.app.executors import LocalExecutor, RayExecutor
-from pickglass.app.heckler2023 import HECKLER2023, best_layers, mean_values
-from pickglass.app.study import study
-from pickglass.app.study_cells import Cell, Grid, Plan, make_plan, weights_name
+from pickglass.app.jobs.executors import LocalExecutor, RayExecutor
+from pickglass.app.study.cells import Cell, Grid, Plan, make_plan, weights_name
+from pickglass.app.study.heckler2023 import HECKLER2023, best_layers, mean_values
+from pickglass.app.study.store import Outcome, StudyStore
+from pickglass.app.study.study import study
+from pickglass.app.study.time import estimate
 from pickglass.app.study_page import write_study
-from pickglass.app.study_store import Outcome, StudyStore
-from pickglass.app.study_time import estimate
 from pickglass.data import load_dataset
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.shared import SharedFeatures
@@ -171,7 +171,7 @@ def test_a_claim_without_a_sign_of_life_is_taken_over(tmp_path: Path) -> None:
 
 CLAIMS = """
     import json, os, sys
-    from pickglass.app.study_store import Outcome, StudyStore
+    from pickglass.app.study.store import Outcome, StudyStore
     store = StudyStore(sys.argv[1])
     keys = [row["key"] for row in store.rows()]
     print("ready", flush=True)
@@ -231,7 +231,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 KILLED = """
     import os, signal, sys
-    from pickglass.app.study import study
+    from pickglass.app.study.study import study
     def progress(stage, done, total):
         if done == 2:
             os.kill(os.getpid(), signal.SIGKILL)

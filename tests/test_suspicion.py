@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from pickglass.data import Preprocess, Row, Table, paint
+from pickglass.detectors.compute import ComputeOptions
+from pickglass.detectors.contamination import CleanCheck, find_suspicious
+from pickglass.detectors.loading import FeatureLoader
 from pickglass.errors import DataError
-from pickglass.features.engine import Engine
+from pickglass.features.batch import Batch
+from pickglass.features.engine import BackboneEngine
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.features.reading import Reading
-from pickglass.methods.running import Reader, Running
-from pickglass.methods.suspicion import CleanCheck, find_suspicious
 from pickglass.nn import outliers
 from pickglass.nn.outliers import group_distances, modified_z, principal, standing_out
 from pickglass.testing import textures
@@ -106,15 +107,15 @@ def test_modified_z_by_hand() -> None:
     assert float(nearly[-1]) == pytest.approx(math.log(1.01) / 0.05, rel=1e-4)
 
 
-def reader(size: int = 128) -> Reader:
+def loader(size: int = 128) -> FeatureLoader:
     extractor = FeatureExtractor("efficientnet_lite0", ("stage3", "stage5"))
     preprocess = Preprocess((size, size), extractor.interpolation)
-    return Reader(Engine(extractor, "cpu", "torch"), preprocess, ("images",), None, Running())
+    return FeatureLoader(BackboneEngine(extractor, "cpu", "torch"), preprocess, ("images",), None, ComputeOptions())
 
 
 @pytest.fixture(scope="module")
-def shared_reader() -> Reader:
-    return reader()
+def shared_reader() -> FeatureLoader:
+    return loader()
 
 
 def table(images: np.ndarray, groups: list[str | None] | None = None) -> Table:
@@ -122,7 +123,7 @@ def table(images: np.ndarray, groups: list[str | None] | None = None) -> Table:
     return Table([Row(f"array:{i}", "train", 0, group=names[i], pixels=image) for i, image in enumerate(images)])
 
 
-def test_painted_defects_are_named_and_left_out(shared_reader: Reader) -> None:
+def test_painted_defects_are_named_and_left_out(shared_reader: FeatureLoader) -> None:
     images = textures(30, 128)
     rng = np.random.default_rng(0)
     for i, kind in ((4, "hole"), (11, "scratch"), (23, "foreign_fibre")):
@@ -143,7 +144,7 @@ def test_painted_defects_are_named_and_left_out(shared_reader: Reader) -> None:
     assert clean.message() == ""
 
 
-def test_pictures_of_one_part_do_not_vouch_for_each_other(shared_reader: Reader) -> None:
+def test_pictures_of_one_part_do_not_vouch_for_each_other(shared_reader: FeatureLoader) -> None:
     images = textures(24, 128, seed=3)
     dented = paint(images[0], "hole", 30, np.random.default_rng(1), contrast=1.5).image
     images[:5] = dented  # five pictures of it
@@ -157,7 +158,7 @@ def test_pictures_of_one_part_do_not_vouch_for_each_other(shared_reader: Reader)
     assert {s.path for s in twice.suspicious} == {"array:0", "array:1"}  # two of a kind are seen even so
 
 
-def test_another_product_is_strange_as_a_whole(shared_reader: Reader) -> None:
+def test_another_product_is_strange_as_a_whole(shared_reader: FeatureLoader) -> None:
     images = textures(20, 128, seed=5)
     images[7] = 255 - images[7] // 4 * (np.indices((128, 128)).sum(0) // 8 % 2)[..., None].astype(np.uint8)
     found = find_suspicious(table(images), shared_reader)
@@ -165,13 +166,13 @@ def test_another_product_is_strange_as_a_whole(shared_reader: Reader) -> None:
     assert "array:7 (all of it, " in found.message()
 
 
-def test_cells_outside_the_region_of_interest_do_not_count(shared_reader: Reader) -> None:
+def test_cells_outside_the_region_of_interest_do_not_count(shared_reader: FeatureLoader) -> None:
     images = textures(16, 128)
     images[5, :40] = 255  # outside
     roi = np.ones((128, 128), bool)
     roi[:64] = False
     whole = shared_reader
-    inside = Reader(whole.engine, whole.preprocess, ("features",), roi, Running())
+    inside = FeatureLoader(whole.engine, whole.preprocess, ("features",), roi, ComputeOptions())
     assert [s.path for s in find_suspicious(table(images), whole).suspicious] == ["array:5"]
     assert find_suspicious(table(images), inside).suspicious == ()
 
@@ -181,9 +182,9 @@ def test_the_order_of_batches_and_positions_does_not_matter() -> None:
     levels = (torch.randn(12, 2, 6, 8, 6, generator=generator), torch.randn(12, 2, 5, 4, 3, generator=generator))
     rows = list(table(textures(12, 8)))
     once, often = CleanCheck(12), CleanCheck(12)
-    once.observe(rows, Reading(levels))
+    once.observe(rows, Batch(levels))
     for i in range(0, 12, 5):
-        often.observe(rows[i : i + 5], Reading(tuple(level[i : i + 5] for level in levels)))
+        often.observe(rows[i : i + 5], Batch(tuple(level[i : i + 5] for level in levels)))
     np.testing.assert_allclose(once.finish().scores, often.finish().scores, rtol=1e-5)
     assert len(once.finish().scores) == 12
 
@@ -204,21 +205,21 @@ def test_the_grid_is_bounded_by_time_and_memory() -> None:
     assert grid(32, 32, n=10**9) == (1, 1)
 
 
-def test_too_few_images_say_nothing(shared_reader: Reader) -> None:
+def test_too_few_images_say_nothing(shared_reader: FeatureLoader) -> None:
     images = textures(7, 64)
     images[0] = 255
     found = find_suspicious(table(images), shared_reader)
     assert (found.suspicious, found.scores) == ((), (0.0,) * 7)
 
 
-def test_with_few_groups_each_image_stands_for_itself(shared_reader: Reader) -> None:
+def test_with_few_groups_each_image_stands_for_itself(shared_reader: FeatureLoader) -> None:
     images = textures(12, 64)
     rolls = find_suspicious(table(images, ["a"] * 6 + ["b"] * 6), shared_reader)
     assert rolls.groups == 12
     assert rolls.scores == find_suspicious(table(images), shared_reader).scores
 
 
-def test_an_image_that_cannot_be_read_is_named(shared_reader: Reader) -> None:
+def test_an_image_that_cannot_be_read_is_named(shared_reader: FeatureLoader) -> None:
     rows = Table([*table(textures(9, 64)), Row("nowhere.png", "train", 0)])
     with pytest.raises(DataError, match=r"nowhere\.png"):
         find_suspicious(rows, shared_reader)

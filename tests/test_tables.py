@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pickglass.data.tables import Dataset, Row, Table, fingerprint, group_by, split_roles
+from pickglass.data.tables.rows import Dataset, Row, Table, fingerprint, group_by, split_roles
 from pickglass.errors import DataError, InputError
 
 

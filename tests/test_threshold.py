@@ -19,8 +19,8 @@ from pickglass.app import fit as fitting
 from pickglass.app import threshold as use_case
 from pickglass.cli.main import main
 from pickglass.data import Dataset, Row, Table, image_digest, load_dataset, paint, read_image
+from pickglass.detectors.modelfile import read_header, read_model, write_model
 from pickglass.errors import DataError, InputError, PromiseUnreachable
-from pickglass.methods.modelfile import read_header, read_model, write_model
 from pickglass.testing import textures
 
 QUICK: dict[str, Any] = {"size": 64, "ratio": 0.05}

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import pickglass as pg
-from pickglass.app.test import test as judge
+from pickglass.app.testing.test import test as judge
 from pickglass.data import Row, Table
+from pickglass.detectors.tiling import Tiles, TileSettings
 from pickglass.errors import InputError
-from pickglass.features.reading import Reading
-from pickglass.methods.tiling import Tiles, TileSettings
+from pickglass.features.batch import Batch
 from pickglass.testing import check_detector, textures
 
 RESNET = {"backbone": "resnet18", "layers": ("layer1",), "weights": "random", "ratio": 0.05}
@@ -94,7 +94,7 @@ def test_folding_by_heads_comes_undone() -> None:
     t.head_of = torch.tensor([0, 1, 1, 0, 0, 0, 1, 0, 1])  # five and four positions
     values = torch.arange(2 * 9).view(2, 9).float()
     levels = values[:, :, None, None, None].expand(-1, -1, 3, 4, 4)
-    folded = t.fold(Reading((levels,)))
+    folded = t.fold(Batch((levels,)))
     assert folded.levels[0].shape == (10, 2, 3, 4, 4)
     assert folded.keep is not None
     assert folded.keep[:, 1].flatten(1).any(1).sum() == 8  # the fifth of head 1 is filling, in both images
@@ -191,7 +191,7 @@ def test_one_tile_is_the_plain_method_bit_for_bit(detector: pg.Detector) -> None
 def test_a_file_that_would_be_too_large_is_refused_before_it_is_learned() -> None:
     student = {"backbone": "resnet18", "layers": ("layer1",), "weights": "random", "size": 96, "epochs": 1}
     fitted = pg.STFPM(**student).tiled(tile=64, stride=32, heads=1).fit(textures(8, 96))  # type: ignore[arg-type]
-    own = sum(tensor.nbytes for tensor in fitted.learned().values()) / 1e6  # MB a head
+    own = sum(tensor.nbytes for tensor in fitted.head_state().values()) / 1e6  # MB a head
     backbone = sum(tensor.nbytes for tensor in fitted.extractor.state_dict().values()) / 1e6  # type: ignore[union-attr]
     tiled = pg.STFPM(**student).tiled(tile=64, stride=32, max_file_mb=backbone + 3.5 * own)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="share heads among the tiles, heads=3, or raise max_file_mb"):

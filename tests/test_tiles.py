@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pickglass.data.tiles import Tiling, joining_matrix, seams
+from pickglass.data.images.tiles import Tiling, joining_matrix, seams
 from pickglass.errors import InputError
 
 

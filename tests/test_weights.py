@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pickglass.errors import InputError, WeightsMissing
 from pickglass.features import FeatureExtractor, build_backbone, find_backbone
-from pickglass.features.backbones import supervised
-from pickglass.features.checkpoints import RECIPES, recognise
-from pickglass.features.weights import WeightsInfo, find_weights
+from pickglass.features.backbones.checkpoints import RECIPES, recognise
+from pickglass.features.backbones.registry import supervised
+from pickglass.features.backbones.weights import WeightsInfo, find_weights
 
 State = dict[str, Tensor]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

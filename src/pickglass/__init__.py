@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pickglass.app.evaluate import Evaluation, evaluate
+    from pickglass.app.testing.evaluate import Evaluation, evaluate
     from pickglass.calibration import Calibration
     from pickglass.data import Dataset, Row, Table, load_dataset, load_datasets
     from pickglass.errors import PickglassError
@@ -59,7 +59,7 @@ _HOMES = {
     "Calibration": "calibration",
     "Dataset": "data",
     "Detector": "methods",
-    "Evaluation": "app.evaluate",
+    "Evaluation": "app.testing.evaluate",
     "EfficientAD": "methods",
     "FastFlow": "methods",
     "FeatureExtractor": "features",
@@ -72,7 +72,7 @@ _HOMES = {
     "STFPM": "methods",
     "Table": "data",
     "backbone_names": "features",
-    "evaluate": "app.evaluate",
+    "evaluate": "app.testing.evaluate",
     "layer_names": "features",
     "load": "methods",
     "load_dataset": "data",

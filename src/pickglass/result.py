@@ -11,10 +11,10 @@ import numpy.typing as npt
 from scipy.ndimage import find_objects
 
 from pickglass.calibration import Calibration, Verdict
-from pickglass.data.geometry import resize_map
-from pickglass.data.images import read_image
-from pickglass.data.roi import read_roi
-from pickglass.data.tables import Row
+from pickglass.data.images.decoder import read_image
+from pickglass.data.images.geometry import resize_map
+from pickglass.data.tables.roi import read_roi
+from pickglass.data.tables.rows import Row
 from pickglass.errors import Failure, InputError
 from pickglass.metrics.labelling import connected_regions
 

@@ -13,13 +13,13 @@ from PIL import Image
 
 from pickglass.app.fit import fit
 from pickglass.app.results import DemoResult, DemoWithCloth
-from pickglass.app.test import test
+from pickglass.app.testing.test import test
 from pickglass.data import paint
-from pickglass.data.cloth import Cloth, weave
-from pickglass.data.defects import Kind
 from pickglass.data.files import written_whole
+from pickglass.data.painting.cloth import Cloth, weave
+from pickglass.data.painting.defects import Kind
+from pickglass.detectors.compute import Progress
 from pickglass.errors import InputError
-from pickglass.methods.running import Progress
 
 __all__ = ["demo", "write_cloth", "write_textures"]
 

@@ -38,16 +38,16 @@ from torch import Tensor, nn
 from pickglass.app.results import DistillResult
 from pickglass.data import Table, as_table, decode, fingerprint
 from pickglass.data.files import output_path, written_whole
-from pickglass.data.images import Array
+from pickglass.data.images.decoder import Array
+from pickglass.detectors.compute import Progress, device_name, silent
 from pickglass.errors import DataError, Failure, InputError
-from pickglass.features.engine import Engine, EngineName
+from pickglass.features.backbones.weights import read_state
+from pickglass.features.engine import BackboneEngine, EngineName
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.features.weights import read_state
-from pickglass.methods.running import Progress, device_name, silent
-from pickglass.nn.loop import EpochRecord, Phase, Plan, train_all
+from pickglass.nn.gaussian.moments import ChannelMoments
 from pickglass.nn.maps import neighbourhood_mean, pool_channels, to_grid
-from pickglass.nn.moments import ChannelMoments
-from pickglass.nn.pdn import CHANNELS, FIELD, FRAME, PDN, STRIDE, PDNName
+from pickglass.nn.networks.pdn import CHANNELS, FIELD, FRAME, PDN, STRIDE, PDNName
+from pickglass.nn.training.loop import EpochRecord, Phase, Plan, train_all
 
 __all__ = ["distill"]
 
@@ -104,7 +104,7 @@ def distill(
         limit: how many of the photographs to use; None: all.
         backbone_licence, photos_licence: what the card says of them.
         seed: of everything drawn at random.
-        device, engine, workers, max_pixels: see :class:`pickglass.methods.running.Running`.
+        device, engine, workers, max_pixels: see :class:`pickglass.detectors.compute.ComputeOptions`.
         progress: called with (stage, done, total).
         callback: called after each pass with the training's record and the teacher so far.
 
@@ -271,7 +271,7 @@ class _Source:
     def __post_init__(self) -> None:
         if self.crop < 64 or self.crop % 32:
             raise InputError(f"crop={self.crop!r}: expected a multiple of 32 from 64, in pixels")
-        self.run = Engine(self.extractor, self.device, self.engine)
+        self.run = BackboneEngine(self.extractor, self.device, self.engine)
         self.mean, self.std = torch.zeros(()), torch.ones(())
         probe = FeatureExtractor("pdn_tiny", ["teacher"], None)
         self.pdn_mean, self.pdn_std = probe.mean, probe.std

@@ -12,10 +12,10 @@ from pickglass.app.results import DriftChange, DriftResult, Failed
 from pickglass.calibration import settings_digest
 from pickglass.calibration.drift import Change, Drift, Sample, already_known, find_drift
 from pickglass.data import Table, as_table, group_by, image_digest
+from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.detectors.detector import Detector
 from pickglass.errors import DataError, InputError
 from pickglass.methods import load
-from pickglass.methods.base import Detector
-from pickglass.methods.running import Progress, RunOptions
 
 __all__ = ["drift"]
 
@@ -29,7 +29,7 @@ def drift(
     group_pattern: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-    **running: Unpack[RunOptions],
+    **running: Unpack[ComputeArguments],
 ) -> DriftResult:
     """Compare new images with the good ones that were held back when the model was fitted.
 

@@ -10,18 +10,18 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from pickglass.app.advise_painted import usual_size
-from pickglass.app.auto import auto_choice, usual_defect
-from pickglass.app.foreground import look_for_part, save_mask
+from pickglass.app.advise.auto import auto_choice, usual_defect
+from pickglass.app.advise.painted import usual_size
+from pickglass.app.advise.within_foreground import look_for_part, save_mask
 from pickglass.app.results import FitResult
 from pickglass.data import Dataset, load_dataset, split_roles, with_pixel_mm, with_roi
 from pickglass.data.files import output_path
+from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.detectors.tiling import TileOptions
 from pickglass.errors import InputError, UnknownName
-from pickglass.features.adapt import AdaptationOptions
-from pickglass.features.fusion import FusionOptions
+from pickglass.features.research.adaptation import AdaptationOptions
+from pickglass.features.research.fusion import FusionOptions
 from pickglass.methods import Detector, find_method
-from pickglass.methods.running import Progress, RunOptions
-from pickglass.methods.tiling import TileOptions
 
 __all__ = ["FitArguments", "build", "fit", "fit_dataset"]
 
@@ -85,13 +85,13 @@ def fit(
     return fit_dataset(load_dataset(data, layout, group_by), model, **arguments)
 
 
-class FitArguments(RunOptions, total=False):
+class FitArguments(ComputeArguments, total=False):
     """How to fit; also how to run, and as in :meth:`pickglass.Detector.fit` ``validate``, ``calibrate``, ``seed``,
     ``memory_gb`` and ``drop_suspicious``.
 
     Attributes:
         method: name of the method; None: patchcore, or what ``preset="auto"`` chooses.
-        preset: ``"paper"``, ``"quick"``, ``"auto"`` (see :mod:`pickglass.app.auto`) or None for the defaults.
+        preset: ``"paper"``, ``"quick"``, ``"auto"`` (see :mod:`pickglass.app.advise.auto`) or None for the defaults.
         defect_px: for ``"auto"``: longest extent of the smallest defect in pixels of the images; None: a thirty-second
             of their shorter side.
         settings: of the method's constructor, e.g. ``{"size": 320}``; they win over the preset.
@@ -142,7 +142,7 @@ def fit_dataset(
     memory_gb: float = 4.0,
     drop_suspicious: bool = False,
     progress: Progress | None = None,
-    **running: Unpack[RunOptions],
+    **running: Unpack[ComputeArguments],
 ) -> FitResult:
     """As :func:`fit`, of a data set that was read already."""
     target = output_path(model, ".safetensors")

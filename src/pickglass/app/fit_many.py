@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from pickglass.app.executors import make_executor
 from pickglass.app.fit import fit_dataset
+from pickglass.app.jobs.executors import make_executor
 from pickglass.app.results import FitResult
 from pickglass.data import load_datasets
+from pickglass.detectors.compute import Progress
 from pickglass.errors import InputError, PickglassError
-from pickglass.methods.running import Progress
 
 __all__ = ["Category", "FitManyResult", "FittedCategory", "fit_category", "fit_many", "is_root"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pickglass.app.results import InfoResult
 from pickglass.data import MAX_PIXELS, Dataset, describe, find_problems, load_datasets
-from pickglass.methods.modelfile import read_header
+from pickglass.detectors.modelfile import read_header
 
 __all__ = ["info"]
 

@@ -13,15 +13,32 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pickglass.app.results import LabelResult
-from pickglass.data import MARGINS, MAX_PIXELS, Dataset, Table, group_by, image_digest, load_datasets, read_mask
+from pickglass.data import (
+    MARGINS,
+    MAX_PIXELS,
+    Dataset,
+    Table,
+    group_by,
+    image_digest,
+    load_datasets,
+    read_mask,
+)
 from pickglass.data.files import output_path
-from pickglass.data.layouts.tree import MASK_FOLDERS, class_rows, folders, grouped, images, is_good
+from pickglass.data.tables.layouts.tree import (
+    MASK_FOLDERS,
+    class_rows,
+    folders,
+    grouped,
+    images,
+    is_good,
+)
+from pickglass.detectors.compute import ComputeArguments, ComputeOptions, Progress
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.loading import LoadedBatch
+from pickglass.detectors.naming import Namer, fit_namer, pooled, projections, unfolded
 from pickglass.errors import DataError, Failure, ImageError, InputError, UnknownName
-from pickglass.features.reading import Reading
+from pickglass.features.batch import Batch
 from pickglass.methods import load
-from pickglass.methods.base import Detector
-from pickglass.methods.naming import Namer, fit_namer, pooled, projections, unfolded
-from pickglass.methods.running import Batch, Progress, Running, RunOptions
 from pickglass.nn.pooling import Pooling, canvas_shares
 
 __all__ = ["Regions", "label", "labelled", "read_regions"]
@@ -39,7 +56,7 @@ def label(
     group_pattern: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-    **running: Unpack[RunOptions],
+    **running: Unpack[ComputeArguments],
 ) -> LabelResult:
     """Learn the types of defects and write them into the model; ``predict`` then names what it finds.
 
@@ -71,7 +88,7 @@ def label(
     detector = load(model)
     levels = _levels(detector, layers)
     table = labelled(data, layout, group_pattern)
-    regions = read_regions(detector, table, pooling, levels, seed, Running(**running), progress)
+    regions = read_regions(detector, table, pooling, levels, seed, ComputeOptions(**running), progress)
     namer = fit_namer(
         regions.marked,
         regions.seen,
@@ -160,7 +177,7 @@ def read_regions(
     pooling: Pooling,
     levels: Sequence[int],
     seed: int,
-    running: Running,
+    running: ComputeOptions,
     progress: Progress | None = None,
 ) -> Regions:
     """Read the features of labelled images, on their masks and where the detector sees the defect.
@@ -168,7 +185,7 @@ def read_regions(
     Raises:
         DataError: an image or a mask cannot be read.
     """
-    reader = detector._reader(running)
+    loader = detector._loader(running)
     if detector.provenance.get("margins"):
         table = Table([replace(row, roi=row.roi or MARGINS) for row in table])
     channels = [detector.level_shapes()[i][0] for i in levels]
@@ -177,16 +194,16 @@ def read_regions(
     seen: list[Tensor] = []
     broken: list[Failure] = []
     found = done = 0
-    for batch in reader.batches(table):
-        broken += [Failure(item.row.path, item.error) for item in batch.items if item.error is not None]
-        if batch.reading is not None:
-            regions = detector.regions(detector.judge(batch.reading)[1].cpu().numpy())
-            truth, failures = _marked(batch, detector, regions, running.max_pixels)
+    for loaded in loader.batches(table):
+        broken += [Failure(item.row.path, item.error) for item in loaded.items if item.error is not None]
+        if loaded.batch is not None:
+            regions = detector.regions(detector.judge(loaded.batch)[1].cpu().numpy())
+            truth, failures = _marked(loaded, detector, regions, running.max_pixels)
             broken += failures
             found += int((truth * regions).flatten(1).any(1).sum())
             for shares, kept in ((truth, marked), (regions, seen)):
-                kept.append(_pooled(batch.reading, detector, shares, pooling, levels, signs))
-        done += len(batch.items)
+                kept.append(_pooled(loaded.batch, detector, shares, pooling, levels, signs))
+        done += len(loaded.items)
         if progress is not None:
             progress("reading examples", done, len(table))
     if broken:
@@ -195,11 +212,11 @@ def read_regions(
 
 
 def _marked(
-    batch: Batch, detector: Detector, regions: Tensor, max_pixels: int = MAX_PIXELS
+    loaded: LoadedBatch, detector: Detector, regions: Tensor, max_pixels: int = MAX_PIXELS
 ) -> tuple[Tensor, list[Failure]]:
     """The regions (B, H, W) that the masks mark; where there is no mask, those found."""
     marked, broken = regions.clone(), []
-    for i, item in enumerate(batch.sound):
+    for i, item in enumerate(loaded.sound):
         if item.row.mask is None:
             continue
         try:
@@ -215,14 +232,14 @@ def _marked(
 
 
 def _pooled(
-    reading: Reading,
+    batch: Batch,
     detector: Detector,
     regions: Tensor,
     pooling: Pooling,
     levels: Sequence[int],
     signs: Sequence[Tensor | None],
 ) -> Tensor:
-    read, shares = unfolded(reading, detector.tiles, regions)
+    read, shares = unfolded(batch, detector.tiles, regions)
     return pooled([read[i] for i in levels], shares, pooling, signs)
 
 

@@ -19,7 +19,7 @@ from pickglass.app.page import DARK, LIGHT, STYLE
 from pickglass.app.pictures import display, shrink_max
 from pickglass.app.results import LayerResult, LayersResult
 from pickglass.data.files import written_whole
-from pickglass.features.receptive_field import GradientField
+from pickglass.features.anatomy.gradient_field import GradientField
 
 __all__ = ["draw_gradient", "draw_nested", "write_fields"]
 

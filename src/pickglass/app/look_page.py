@@ -26,7 +26,7 @@ from pickglass.app.pictures import (
 )
 from pickglass.app.results import LookLayer, LookResult
 from pickglass.data.files import written_whole
-from pickglass.features.visibility import FAINT, VISIBLE, touched_cells
+from pickglass.features.anatomy.visibility import FAINT, VISIBLE, touched_cells
 
 __all__ = ["Channel", "LayerView", "Scene", "sentence", "summary", "write_page"]
 

@@ -14,10 +14,10 @@ from pickglass.app.pictures import colour_range, display, heat
 from pickglass.app.results import ImageResult, PredictResult
 from pickglass.data import MAX_PIXELS, as_table, read_image, with_pixel_mm, with_roi
 from pickglass.data.files import written_whole
+from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.detectors.detector import Detector
 from pickglass.errors import InputError
 from pickglass.methods import load
-from pickglass.methods.base import Detector
-from pickglass.methods.running import Progress, RunOptions
 from pickglass.result import FloatArray, Found, find_defects
 
 __all__ = ["predict"]
@@ -31,7 +31,7 @@ def predict(
     roi: str | Path | None = None,
     pixel_mm: float | None = None,
     progress: Progress | None = None,
-    **running: Unpack[RunOptions],
+    **running: Unpack[ComputeArguments],
 ) -> PredictResult:
     """Judge images, files or folders of them.
 

@@ -1,5 +1,5 @@
 """What each command prints with ``--json``: one TypedDict a command. Metrics in 0..1, boxes [x, y, w, h] in pixels of
-the original image, absent = null. Those of ``advise`` and ``study`` are in :mod:`pickglass.app.study_results`."""
+the original image, absent = null. Those of ``advise`` and ``study`` are in :mod:`pickglass.app.study.results`."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ class LabelResult(TypedDict):
 
 
 class LayerProbe(TypedDict):
-    """What a layer tells of labelled images, ``pickglass layers --probe``; see :mod:`pickglass.features.probe`.
+    """What a layer tells of labelled images, ``pickglass layers --probe``; see :mod:`pickglass.features.anatomy.probe`.
 
     ``types``: balanced accuracy of telling defect types apart, chance 1 / their number; ``defect``: AUROC of defect
     against good; both by group, null where undefined, with 95 % intervals. ``dimension``: intrinsic, of good cells.
@@ -307,8 +307,8 @@ class LookLayer(TypedDict):
     """One layer of ``pickglass look``; ``grid`` is [h, w].
 
     ``contrast_sd`` is how much the defect stands out, in standard deviations of what other places show; see
-    :mod:`pickglass.features.visibility`. Null where there are too few other places; without a defect the verdict is
-    null too.
+    :mod:`pickglass.features.anatomy.visibility`. Null where there are too few other places; without a defect the
+    verdict is null too.
     """
 
     layer: str

@@ -14,9 +14,9 @@ from PIL import Image
 from pickglass.app.charts import NEEDS_LABELS, NEEDS_MASKS, Axis, Line, draw_chart
 from pickglass.app.page import PLAIN_TAIL, as_text, head
 from pickglass.app.results import Disturbed, RobustnessResult
-from pickglass.data.disturbances import DISTURBANCES, UNITS
 from pickglass.data.files import written_whole
-from pickglass.data.images import Array
+from pickglass.data.images.decoder import Array
+from pickglass.data.painting.disturbances import DISTURBANCES, UNITS
 
 __all__ = ["Samples", "draw_samples", "write_page"]
 

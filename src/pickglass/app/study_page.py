@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pickglass.app import heckler2023
 from pickglass.app.page import PLAIN_TAIL, as_text, head
 from pickglass.app.pictures import Array, display, draw_contours, heat, picture_size, shrink_max
-from pickglass.app.study_cells import Cell, Plan, command_of
-from pickglass.app.study_run import stored_map
-from pickglass.app.study_store import Picture, StudyStore
+from pickglass.app.study import heckler2023
+from pickglass.app.study.cells import Cell, Plan, command_of
+from pickglass.app.study.run import stored_map
+from pickglass.app.study.store import Picture, StudyStore
 from pickglass.data import MAX_PIXELS, read_image, read_mask
 from pickglass.data.files import written_whole
 from pickglass.errors import PickglassError

@@ -9,7 +9,15 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from pickglass.calibration import Calibration, Evidence, PixelPromise, Wish, flagged_curve, promised, settings_digest
+from pickglass.calibration import (
+    Calibration,
+    Evidence,
+    PixelPromise,
+    Wish,
+    flagged_curve,
+    promised,
+    settings_digest,
+)
 from pickglass.calibration.promises import Source, best_f1, fixed_value
 from pickglass.data import (
     MARGINS,
@@ -23,13 +31,13 @@ from pickglass.data import (
     with_roi,
 )
 from pickglass.data.files import output_path
+from pickglass.detectors.compute import Progress
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.modelfile import read_model, write_model
+from pickglass.detectors.provenance import regions_of
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.engine import EngineName
 from pickglass.methods import find_method
-from pickglass.methods.base import Detector
-from pickglass.methods.modelfile import read_model, write_model
-from pickglass.methods.regions import regions_of
-from pickglass.methods.running import Progress
 from pickglass.result import Found
 
 __all__ = ["ThresholdPromise", "ThresholdResult", "threshold"]

@@ -22,8 +22,8 @@ from pickglass.app.pictures import (
     shrink_max,
 )
 from pickglass.data import resize_map
-from pickglass.data.tiles import Tiling
-from pickglass.methods.tiling import TileParts
+from pickglass.data.images.tiles import Tiling
+from pickglass.detectors.tiling import TileParts
 
 __all__ = ["tile_panels"]
 

@@ -1,6 +1,12 @@
 """Thresholds with a stated false-alarm rate, and a scale that people can read."""
 
-from pickglass.calibration.promises import Calibration, Evidence, Verdict, highest_score, settings_digest
+from pickglass.calibration.promises import (
+    Calibration,
+    Evidence,
+    Verdict,
+    highest_score,
+    settings_digest,
+)
 from pickglass.calibration.ranks import flagged_curve
 from pickglass.calibration.scale import PValue
 from pickglass.calibration.statements import PixelPromise, Promise, Wish, promised

@@ -24,7 +24,7 @@ from pickglass.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pickglass.app.study_results import AdviseResult
+    from pickglass.app.study.results import AdviseResult
 
 __all__ = ["advise"]
 
@@ -52,8 +52,8 @@ def advise(
     as_json: Json = False,
 ) -> None:
     """From good images alone: which backbone, layers, size, tiling and method see such a defect, and why."""
-    from pickglass.app import advise as use_case
-    from pickglass.app.advise_painted import KINDS_PAINTED
+    from pickglass.app.advise import advise as use_case
+    from pickglass.app.advise.painted import KINDS_PAINTED
     from pickglass.cli.show import progress_bar
 
     with progress_bar() as progress:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pickglass.cli.options import MAX_PIXELS, Device, EngineName, EngineOption, Json, MaxPixels, Workers, print_json
+from pickglass.cli.options import (
+    MAX_PIXELS,
+    Device,
+    EngineName,
+    EngineOption,
+    Json,
+    MaxPixels,
+    Workers,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from pickglass.app.results import DistillResult

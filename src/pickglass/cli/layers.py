@@ -39,7 +39,7 @@ def layers(
     as_json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")] = False,
 ) -> None:
     """Grid, stride, channels, receptive field and cost of each layer; the weights are not needed."""
-    from pickglass.app import layers as use_case
+    from pickglass.app.see import layers as use_case
     from pickglass.cli.show import progress_bar
 
     if listing:

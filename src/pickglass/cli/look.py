@@ -38,7 +38,7 @@ def look(
     as_json: Json = False,
 ) -> None:
     """What each layer shows of an image; with a mask or box, whether the defect is visible, faint or lost there."""
-    from pickglass.app import look as use_case
+    from pickglass.app.see import look as use_case
     from pickglass.cli.show import progress_bar
 
     with progress_bar() as progress:

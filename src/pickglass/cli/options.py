@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pickglass.methods.running import RunOptions
+    from pickglass.detectors.compute import ComputeArguments
 
 __all__ = [
     "MAX_PIXELS",
@@ -72,7 +72,7 @@ PixelMm = Annotated[float | None, typer.Option("--pixel-mm", help="Side of a pix
 MAX_PIXELS = 250_000_000
 
 
-def running(device: str, engine: EngineOption, workers: int, max_pixels: int) -> RunOptions:
+def running(device: str, engine: EngineOption, workers: int, max_pixels: int) -> ComputeArguments:
     """The options of a use case that say how to run."""
     return {"device": device, "engine": engine.value, "workers": workers, "max_pixels": max_pixels}
 

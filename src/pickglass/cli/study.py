@@ -23,7 +23,7 @@ from pickglass.cli.options import (
 from pickglass.errors import InputError
 
 if TYPE_CHECKING:
-    from pickglass.app.study_results import StudyResult
+    from pickglass.app.study.results import StudyResult
 
 __all__ = ["study"]
 
@@ -63,7 +63,7 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Which method, backbone, layer and size see the defects: every combination once, resumable."""
-    from pickglass.app import study as use_case
+    from pickglass.app.study import study as use_case
     from pickglass.cli.show import progress_bar
 
     with progress_bar() as progress:

@@ -48,11 +48,11 @@ def test(
     as_json: Json = False,
 ) -> None:
     """Judge a model on test images: metrics and a report. Several models: the same images side by side."""
-    from pickglass.app import compare, test
+    from pickglass.app.testing import compare, test
     from pickglass.cli.show import progress_bar, show_compare, show_test
-    from pickglass.methods.running import RunOptions
+    from pickglass.detectors.compute import ComputeArguments
 
-    running: RunOptions = {
+    running: ComputeArguments = {
         "device": device,
         "engine": engine.value,
         "workers": workers,

@@ -1,8 +1,6 @@
 """Images, tables of images, and the folders they come from."""
 
-from pickglass.data.defects import KINDS, Painted, paint
-from pickglass.data.geometry import Preprocess, parse_size, resize_map
-from pickglass.data.images import (
+from pickglass.data.images.decoder import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
     Decoded,
@@ -13,12 +11,13 @@ from pickglass.data.images import (
     read_image,
     read_mask,
 )
-from pickglass.data.inspect import check_images, describe, find_problems
-from pickglass.data.layouts import LAYOUTS, Layout, load_dataset, load_datasets
-from pickglass.data.regions import Region, read_regions
-from pickglass.data.roi import MARGINS, read_roi, with_pixel_mm, with_roi
-from pickglass.data.sources import as_table
-from pickglass.data.tables import (
+from pickglass.data.images.geometry import Preprocess, parse_size, resize_map
+from pickglass.data.painting.defects import KINDS, Painted, paint
+from pickglass.data.tables.ground_truth import Region, read_regions
+from pickglass.data.tables.inspection import check_images, describe, find_problems
+from pickglass.data.tables.layouts import LAYOUTS, Layout, load_dataset, load_datasets
+from pickglass.data.tables.roi import MARGINS, read_roi, with_pixel_mm, with_roi
+from pickglass.data.tables.rows import (
     Dataset,
     Role,
     Row,
@@ -29,6 +28,7 @@ from pickglass.data.tables import (
     image_digest,
     split_roles,
 )
+from pickglass.data.tables.sources import as_table
 
 __all__ = [
     "IMAGE_SUFFIXES",

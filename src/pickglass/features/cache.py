@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pickglass.data.files import written_whole
 from pickglass.errors import InputError
-from pickglass.features.reading import Reading
+from pickglass.features.batch import Batch
 
 __all__ = ["FeatureCache", "cache_key"]
 
@@ -122,16 +122,16 @@ class FeatureCache:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def add(self, reading: Reading) -> None:
+    def add(self, batch: Batch) -> None:
         """Take in the next images.
 
         Raises:
             InputError: the disk has too little room.
         """
-        tensors = [*reading.levels, *([] if reading.images is None else [reading.images])]
+        tensors = [*batch.levels, *([] if batch.images is None else [batch.images])]
         shapes = [list(tensor.shape[1:]) for tensor in tensors]
         if self.where is None:
-            self._begin(reading)
+            self._begin(batch)
         begin, end = self.added, self.added + (len(tensors[0]) if tensors else 0)
         if self._numbers is None or shapes != self._shapes() or not begin < end <= self.n_images:
             raise RuntimeError(
@@ -146,7 +146,7 @@ class FeatureCache:
             numbers[begin:end, at : at + flat.shape[1]] = flat.detach().to(numbers.device)
             at += flat.shape[1]
         self._numbers.used(end - begin)
-        self._add_keep(reading.keep, begin, end)
+        self._add_keep(batch.keep, begin, end)
         self.added = end
         if self.filled and self._named is not None and self.where == "file":
             for rows in (self._numbers, self._bits):
@@ -154,12 +154,12 @@ class FeatureCache:
                     rows.flush()
             self._named.seal(self._layout())
 
-    def _begin(self, reading: Reading) -> None:
+    def _begin(self, batch: Batch) -> None:
         """The first images tell what all of them take."""
-        self._levels = [list(level.shape[1:]) for level in reading.levels]
-        self._images = None if reading.images is None else list(reading.images.shape[1:])
+        self._levels = [list(level.shape[1:]) for level in batch.levels]
+        self._images = None if batch.images is None else list(batch.images.shape[1:])
         width = 4 * sum(map(math.prod, self._shapes()))
-        bits = 0 if reading.keep is None else _bytes(reading.keep.shape[1:])
+        bits = 0 if batch.keep is None else _bytes(batch.keep.shape[1:])
         self.bytes = self.n_images * (width + bits)
         self.where = "memory" if self.bytes <= self._budget else "file"
         if self.where == "file":
@@ -203,7 +203,7 @@ class FeatureCache:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def read(self, indices: Sequence[int]) -> Reading:
+    def read(self, indices: Sequence[int]) -> Batch:
         """The images of these indices, in their order, on the CPU; the tensors are the caller's own.
 
         ``keep`` is None where everything counts.
@@ -221,7 +221,7 @@ class FeatureCache:
             at += size
         self._numbers.used(len(indices))
         images = tensors.pop() if self._images is not None else None
-        return Reading(tuple(tensors), images, self._read_keep(indices))
+        return Batch(tuple(tensors), images, self._read_keep(indices))
 
     def _read_keep(self, indices: Sequence[int]) -> Tensor | None:
         if self._bits is None or self._keep is None:

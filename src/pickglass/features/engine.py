@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from pickglass.errors import InputError
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.nn.stacked import at_position
+from pickglass.nn.networks.stacked import at_position
 
-__all__ = ["Engine", "EngineName", "HeadRunner", "Runner", "has_bfloat16"]
+__all__ = ["BackboneEngine", "CompiledNetwork", "EngineName", "PerPositionEngine", "has_bfloat16"]
 
 EngineName = Literal["auto", "openvino", "bfloat16", "torch"]
 
@@ -47,7 +47,7 @@ class _Watch:
         return changed
 
 
-class Runner:
+class CompiledNetwork:
     """A frozen network made ready to run; anew once its weights were written to, for a graph holds them as they were.
 
     Args:
@@ -131,12 +131,12 @@ class Runner:
         return False
 
 
-class Engine(Runner):
+class BackboneEngine(CompiledNetwork):
     """A feature extractor made ready to run: (B, 3, H, W) RGB in [0, 1] on the CPU -> per layer (B, C, h, w).
 
     Args:
         extractor: moved to ``device``.
-        device, name: as of :class:`Runner`, with its errors.
+        device, name: as of :class:`CompiledNetwork`, with its errors.
     """
 
     def __init__(self, extractor: FeatureExtractor, device: str, name: EngineName = "auto") -> None:
@@ -144,7 +144,7 @@ class Engine(Runner):
         self.extractor = extractor
 
 
-class HeadRunner:
+class PerPositionEngine:
     """Runs a network that a head has learned as an engine runs the backbone, while images are judged.
 
     Each position is a graph of its own, compiled when it is first needed: one of all would hold the weights of
@@ -160,9 +160,9 @@ class HeadRunner:
         self.what = what
         self._watch = _Watch()
         self._engine: tuple[str, EngineName] | None = None  # its device and name
-        self._runners: list[Runner] = []
+        self._runners: list[CompiledNetwork] = []
 
-    def __call__(self, engine: Engine, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, engine: BackboneEngine, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Inputs (B, P, ...) -> outputs (B, P, ...), run as ``engine`` runs the backbone.
 
         Args:
@@ -178,7 +178,9 @@ class HeadRunner:
         if self._watch.changed(network) or wanted != self._engine:
             self._engine = wanted
             alone = (at_position(network, p) for p in range(inputs[0].shape[1]))
-            self._runners = [Runner(own, self.what, engine.device, engine.wanted, falls_back=True) for own in alone]
+            self._runners = [
+                CompiledNetwork(own, self.what, engine.device, engine.wanted, falls_back=True) for own in alone
+            ]
         found = [run(*(x[:, p : p + 1] for x in inputs)) for p, run in enumerate(self._runners)]
         return tuple(torch.cat(output, dim=1) for output in zip(*found, strict=True))  # (B, P, ...)
 

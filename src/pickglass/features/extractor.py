@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.errors import InputError, UnknownName
-from pickglass.features.backbones import Backbone, Tokens, find_backbone
-from pickglass.features.weights import WeightsInfo, weights_for
+from pickglass.features.backbones.registry import Backbone, Tokens, find_backbone
+from pickglass.features.backbones.weights import WeightsInfo, weights_for
 from pickglass.nn.maps import resampled_to
 
 __all__ = ["FeatureExtractor", "build_backbone", "layer_list", "layer_names", "untrained"]
@@ -29,8 +29,8 @@ class FeatureExtractor(nn.Module):
         backbone: name; see :func:`pickglass.backbone_names`.
         layers: names of graph nodes, in the order wanted; short names such as ``stage3`` where the backbone has them.
             ``"layer1+layer2"`` names two.
-        weights: as :mod:`pickglass.features.weights` describes: ``"default"``, ``"v2"``, ``"random"``, the name of a
-            pretraining strategy or a file; None leaves them unset, to be loaded from a model file.
+        weights: as :mod:`pickglass.features.backbones.weights` describes: ``"default"``, ``"v2"``, ``"random"``, the
+            name of a pretraining strategy or a file; None leaves them unset, to be loaded from a model file.
         seed: of random weights.
         scales: of the image, at each of which the network runs; the levels of one scale after those of the other.
 

@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from pickglass.data import MAX_PIXELS, Preprocess, Table, decode
 from pickglass.errors import DataError, Failure
-from pickglass.features.engine import Engine, EngineName
+from pickglass.features.engine import BackboneEngine, EngineName
 from pickglass.features.extractor import FeatureExtractor
 
 __all__ = ["Check", "Foreground", "find_foreground", "foreground_of"]
@@ -111,7 +111,7 @@ def find_foreground(
 
     Args:
         table: good images of a fixed camera, all of one size.
-        device, engine: what runs the network, as of :class:`pickglass.features.engine.Engine`.
+        device, engine: what runs the network, as of :class:`pickglass.features.engine.BackboneEngine`.
         workers, max_pixels: as of :func:`pickglass.data.decode`.
         seed: of what is drawn at random.
         progress: called with (stage, done, total).
@@ -128,7 +128,7 @@ def find_foreground(
     drawn = np.sort(np.random.default_rng(seed).permutation(len(table))[:_IMAGES])
     rows = Table([table[int(i)] for i in drawn])
     network = FeatureExtractor(_BACKBONE, (_LAYER,))
-    ready: Engine | None = None
+    ready: BackboneEngine | None = None
     prepare: Preprocess | None = None
     cells: list[Floats] = []
     sizes: dict[tuple[int, int], None] = {}
@@ -140,7 +140,7 @@ def find_foreground(
         sizes[item.size] = None
         if prepare is None or ready is None:
             prepare = Preprocess(_input_size(item.size), network.interpolation)
-            ready = Engine(network, device, engine)
+            ready = BackboneEngine(network, device, engine)
         if len(sizes) == 1:
             cells.append(_cells(prepare(item.value), ready))
         if progress is not None:
@@ -162,7 +162,7 @@ def _input_size(image: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _cells(image: Floats, engine: Engine) -> Floats:
+def _cells(image: Floats, engine: BackboneEngine) -> Floats:
     """(3, H, W) in [0, 1] -> (C, h, w), as if the image went on beyond its border."""
     wide = np.pad(image, ((0, 0), (_AROUND, _AROUND), (_AROUND, _AROUND)), mode="reflect")
     level = engine(torch.from_numpy(wide)[None].to(engine.device))[0][0]  # (C, h, w) with what lies around

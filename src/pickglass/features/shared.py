@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pickglass.features.batch import Batch
 from pickglass.features.cache import FeatureCache
-from pickglass.features.engine import Engine, EngineName
+from pickglass.features.engine import BackboneEngine, EngineName
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.features.reading import Reading
 
 __all__ = ["SharedFeatures"]
 
@@ -49,7 +49,7 @@ class SharedFeatures:
         self.memory_gb = memory_gb
         self.computed = 0
         self.seconds = 0.0
-        self.engines: dict[tuple[str, EngineName], Engine] = {}
+        self.engines: dict[tuple[str, EngineName], BackboneEngine] = {}
         self._caches: dict[tuple[str, EngineName], dict[str, FeatureCache]] = {}  # per engine, layer -> cache
         self._places: dict[tuple[str, EngineName], dict[bytes, int]] = {}  # per engine, pixels -> index in the caches
 
@@ -66,11 +66,11 @@ class SharedFeatures:
                 cache.close()
         self._caches, self._places = {}, {}
 
-    def engine(self, extractor: FeatureExtractor, device: str, name: EngineName) -> Engine:
-        """In place of ``Engine(extractor, device, name)``, which several scales and adapted weights still get."""
+    def engine(self, extractor: FeatureExtractor, device: str, name: EngineName) -> BackboneEngine:
+        """Stands in for ``BackboneEngine(...)``, which several scales and adapted weights still get."""
         own = self.extractor
         if extractor.scales != own.scales or (extractor.weights is not None and extractor.weights.adapted is not None):
-            return Engine(extractor, device, name)
+            return BackboneEngine(extractor, device, name)
         if (extractor.backbone, extractor.weights) != (own.backbone, own.weights) or set(extractor.layers) - set(
             self.layers
         ):
@@ -79,7 +79,7 @@ class SharedFeatures:
                 f"{extractor.layers} of {extractor.backbone} ({extractor.weights})"
             )
         if (device, name) not in self.engines:
-            self.engines[device, name] = Engine(own, device, name)
+            self.engines[device, name] = BackboneEngine(own, device, name)
             self._caches[device, name], self._places[device, name] = {}, {}
         return _Served(self, extractor, device, name)
 
@@ -117,10 +117,10 @@ class SharedFeatures:
             share = self.memory_gb / sum(sizes.values())
             caches.update({layer: FeatureCache(self.n_images, share * size) for layer, size in sizes.items()})
         for layer, level in levels.items():
-            caches[layer].add(Reading((level.contiguous(),)))
+            caches[layer].add(Batch((level.contiguous(),)))
 
 
-class _Served(Engine):
+class _Served(BackboneEngine):
     """An engine that asks the shared features."""
 
     def __init__(self, shared: SharedFeatures, extractor: FeatureExtractor, device: str, name: EngineName) -> None:

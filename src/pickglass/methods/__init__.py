@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.modelfile import read_model
 from pickglass.errors import UnknownName
 from pickglass.methods.asymmetric_student_teacher import AsymmetricStudentTeacher
-from pickglass.methods.base import Detector
 from pickglass.methods.efficientad import EfficientAD
 from pickglass.methods.fastflow import FastFlow
-from pickglass.methods.modelfile import read_model
 from pickglass.methods.padim import PaDiM
 from pickglass.methods.patchcore import PatchCore
 from pickglass.methods.reverse_distillation import ReverseDistillation

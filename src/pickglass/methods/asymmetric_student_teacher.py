@@ -37,14 +37,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from pickglass.detectors.compute import Shape
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
-from pickglass.features.reading import Reading
-from pickglass.methods.base import Detector
-from pickglass.methods.running import Run, Shape
-from pickglass.nn.coupling import CouplingFlow, nll, realnvp_steps
-from pickglass.nn.loop import Phase, Plan
+from pickglass.features.batch import Batch
 from pickglass.nn.maps import highest, kept_cells
-from pickglass.nn.stacked import Stacked
+from pickglass.nn.networks.coupling import CouplingFlow, nll, realnvp_steps
+from pickglass.nn.networks.stacked import Stacked
+from pickglass.nn.training.loop import Phase, Plan
 
 __all__ = ["AsymmetricStudentTeacher", "position_code"]
 
@@ -156,10 +157,10 @@ class AsymmetricStudentTeacher(Detector):
         if self.image_score not in ("max", "mean"):
             raise InputError(f"image_score={self.image_score!r}: expected 'max' or 'mean'")
 
-    def start(self, run: Run) -> None:
+    def begin_fit(self, run: FitContext) -> None:
         """Nothing to gather: everything is learned in the two phases."""
 
-    def phases(self) -> Sequence[Phase[Reading]]:
+    def phases(self) -> Sequence[Phase[Batch]]:
         """The teacher, then, with the teacher as it is, the student."""
         teacher, student = self._networks()
         return [
@@ -177,32 +178,32 @@ class AsymmetricStudentTeacher(Detector):
             pick=self.pick,
         )
 
-    def teacher_loss(self, reading: Reading) -> Tensor:
+    def teacher_loss(self, batch: Batch) -> Tensor:
         """Negative log-likelihood of the batch in nats per cell, without its constant: (P,)."""
         teacher, _ = self._networks()
-        x = reading.levels[0]
+        x = batch.levels[0]
         z, log_det = teacher(*self._inputs(x))
-        return nll(z, log_det, kept_cells(reading.keep, (x.shape[3], x.shape[4])))
+        return nll(z, log_det, kept_cells(batch.keep, (x.shape[3], x.shape[4])))
 
-    def student_loss(self, reading: Reading) -> Tensor:
+    def student_loss(self, batch: Batch) -> Tensor:
         """Mean squared distance to the teacher over channels, kept cells and images: (P,)."""
-        x = reading.levels[0]
+        x = batch.levels[0]
         distance = self._distance(x)  # (B, P, h, w)
-        keep = kept_cells(reading.keep, (x.shape[3], x.shape[4]))
+        keep = kept_cells(batch.keep, (x.shape[3], x.shape[4]))
         return _kept_mean(distance, keep).mean(0)
 
-    def finish(self) -> dict[str, Any]:
+    def end_fit(self) -> dict[str, Any]:
         """Count what was learned."""
         teacher, student = (sum(p[0].numel() for p in net.parameters()) for net in self._networks())
         return {"teacher_parameters": teacher, "student_parameters": student}
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
-    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Squared distance of student and teacher: scores (B, P), maps (B, P, h, w)."""
-        x = reading.levels[0]
+        x = batch.levels[0]
         maps = self._distance(x)
-        keep = kept_cells(reading.keep, (x.shape[3], x.shape[4]))
+        keep = kept_cells(batch.keep, (x.shape[3], x.shape[4]))
         scores = highest(maps, keep) if self.image_score == "max" else _kept_mean(maps, keep)
         return scores, self.smoothed(maps, keep)
 

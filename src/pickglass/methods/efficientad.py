@@ -1,8 +1,8 @@
 """EfficientAD: a student learns what a fast teacher says of good images, an autoencoder how such images are composed.
 
 Batzner, Heckler, König: "EfficientAD: Accurate Visual Anomaly Detection at Millisecond-Level Latencies", WACV 2024.
-The teacher T is a PDN, distilled from a large network and frozen (:mod:`pickglass.nn.pdn`); its channels are brought to
-mean 0 and deviation 1 over the good images. The student S has the teacher's form and twice its channels.
+The teacher T is a PDN, distilled from a large network and frozen (:mod:`pickglass.nn.networks.pdn`); its channels are
+brought to mean 0 and deviation 1 over the good images. The student S has the teacher's form and twice its channels.
 
 - Its first half learns T, only where it is wrong most: L_hard is the mean of the elements of (T - S)^2 at or above
   their 0.999 quantile (section 3.2). A penalty, the mean of S^2 on natural images, keeps it from learning the teacher
@@ -38,17 +38,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pickglass.data.natural import natural_images, natural_photos
+from pickglass.data.painting.natural import natural_images, natural_photos
+from pickglass.detectors.compute import Shape
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
-from pickglass.features.engine import HeadRunner
-from pickglass.features.reading import Reading
-from pickglass.methods.base import Detector
-from pickglass.methods.running import Run, Shape
-from pickglass.nn.loop import Phase, Plan
+from pickglass.features.batch import Batch
+from pickglass.features.engine import PerPositionEngine
+from pickglass.nn.gaussian.moments import ChannelMoments
 from pickglass.nn.maps import highest, kept_cells, resampled_to
-from pickglass.nn.moments import ChannelMoments
-from pickglass.nn.pdn import AE_SIDE, CHANNELS, FRAME, STRIDE, Autoencoder, PDNName, Student
-from pickglass.nn.stacked import Stacked
+from pickglass.nn.networks.pdn import AE_SIDE, CHANNELS, FRAME, STRIDE, Autoencoder, PDNName, Student
+from pickglass.nn.networks.stacked import Stacked
+from pickglass.nn.training.loop import Phase, Plan
 
 __all__ = ["EfficientAD", "hard_loss", "jitter"]
 
@@ -131,7 +132,7 @@ class EfficientAD(Detector):
         self.mean: Tensor
         self.std: Tensor
         self.quantiles: Tensor
-        self._runner: HeadRunner
+        self._runner: PerPositionEngine
         self._moments: ChannelMoments | None = None
         self._pictures: Tensor | None = None  # (N, 3, H, W) uint8
         self._seen: list[list[tuple[Tensor, Tensor]]] = []  # per position, of held-back images: maps (2, N), rings (N,)
@@ -146,7 +147,7 @@ class EfficientAD(Detector):
         own_frame = FRAME if self.frame == "reflect" else 0
         self.student = Stacked(lambda: Student(model, own_frame), positions, seed)
         self.autoencoder = Stacked(lambda: Autoencoder(grid), positions, seed)
-        self._runner = HeadRunner("EfficientAD's student and autoencoder")
+        self._runner = PerPositionEngine("EfficientAD's student and autoencoder")
         self.mean, self.std = torch.zeros(positions, CHANNELS), torch.ones(positions, CHANNELS)
         rings = _LOST + 1 if self.frame == "reflect" else 1
         self.quantiles = torch.tensor([0.0, 1.0]).repeat(positions, 2, rings, 1)  # low and high of local and global
@@ -166,7 +167,7 @@ class EfficientAD(Detector):
             raise InputError(f"hard={self.hard!r}: expected the order of a quantile, from 0 to below 1, e.g. 0.999")
         return _MODELS[self.backbone]
 
-    def start(self, run: Run) -> None:
+    def begin_fit(self, run: FitContext) -> None:
         """Get the penalty images."""
         if not run.n_validate:
             raise InputError(
@@ -180,15 +181,15 @@ class EfficientAD(Detector):
         elif self.natural != "none":
             self._pictures = torch.from_numpy(natural_photos(self.natural, seen, _PHOTOS, run.seed)).permute(0, 3, 1, 2)
 
-    def update(self, reading: Reading) -> None:
+    def observe(self, batch: Batch) -> None:
         """Add to the mean and deviation of the teacher's channels."""
         if self._moments is None:
             raise RuntimeError("update before start")
-        teacher = self._inside(reading.levels[0])
-        self._moments.add(teacher, self._kept(reading))
+        teacher = self._inside(batch.levels[0])
+        self._moments.add(teacher, self._kept(batch))
         self.mean, self.std = (m.to(self.mean) for m in self._moments.mean_and_std())
 
-    def phases(self) -> Sequence[Phase[Reading]]:
+    def phases(self) -> Sequence[Phase[Batch]]:
         """Student and autoencoder together."""
         student, autoencoder = self._networks()
         both = nn.ModuleDict({"student": student, "autoencoder": autoencoder})
@@ -197,11 +198,11 @@ class EfficientAD(Detector):
         )
         return [Phase("student and autoencoder", both, self.loss, plan)]
 
-    def loss(self, reading: Reading) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """L_hard + penalty + L_AE + L_STAE: (P,)."""
         student, autoencoder = self._networks()
-        images, keep = self._images(reading), self._kept(reading)
-        t = _normalised(self._inside(reading.levels[0]), self.mean, self.std)  # (B, P, C, h, w)
+        images, keep = self._images(batch), self._kept(batch)
+        t = _normalised(self._inside(batch.levels[0]), self.mean, self.std)  # (B, P, C, h, w)
         s = student(self._prepared(images), _LOCAL)
         loss = _batch_mean(hard_loss((t - s).square(), self.hard, keep), keep)
         if self._pictures is not None:
@@ -218,16 +219,16 @@ class EfficientAD(Detector):
             loss = loss + _batch_mean(_kept_mean(squares.mean(2), keep), keep)
         return loss
 
-    def adjust(self, reading: Reading) -> None:
+    def observe_validation(self, batch: Batch) -> None:
         """Keep the maps of held-back images for their quantiles."""
-        keep = self._kept(reading)
-        both = torch.stack(self._branches(reading))  # (2, B, P, h, w)
+        keep = self._kept(batch)
+        both = torch.stack(self._branches(batch))  # (2, B, P, h, w)
         rings = _rings(both, self.quantiles.shape[2]).expand(both.shape[1], -1, -1)  # (B, h, w)
         for p, seen in enumerate(self._seen):
             own = rings >= 0 if keep is None else keep[:, p]  # (B, h, w)
             seen.append((both[:, :, p][:, own].cpu(), rings[own].cpu()))
 
-    def finish(self) -> dict[str, Any]:
+    def end_fit(self) -> dict[str, Any]:
         """The quantiles that scale the maps: over the cells of all held-back images, each position's and ring's own."""
         for p, seen in enumerate(self._seen):
             values = torch.cat([maps for maps, _ in seen], dim=1).double().numpy()  # (2, N)
@@ -251,16 +252,16 @@ class EfficientAD(Detector):
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
-    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mean of both maps: scores (B, P), maps (B, P, h, w)."""
-        parts = self.parts(reading)
+        parts = self.component_maps(batch)
         maps = (parts["local"] + parts["global"]) / 2
-        keep = kept_cells(reading.keep, (maps.shape[2], maps.shape[3]))
+        keep = kept_cells(batch.keep, (maps.shape[2], maps.shape[3]))
         return highest(maps, keep), self.smoothed(maps, keep)
 
-    def parts(self, reading: Reading) -> dict[str, Tensor]:
+    def component_maps(self, batch: Batch) -> dict[str, Tensor]:
         """The local and the global map, scaled, (B, P, h, w) each."""
-        named = dict(zip(("local", "global"), self._branches(reading), strict=True))
+        named = dict(zip(("local", "global"), self._branches(batch), strict=True))
         quantiles = self.quantiles.reshape(len(self.quantiles), 2, -1, 2)  # R = 1 in files from before there were rings
         rings = _rings(named["local"], quantiles.shape[2])
         for i, name in enumerate(named):
@@ -270,17 +271,17 @@ class EfficientAD(Detector):
                 named[name] = F.pad(named[name], (_LOST,) * 4)
         return named
 
-    def _branches(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    def _branches(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean over channels of (T - S)^2 and of (A - S')^2, (B, P, h, w) each."""
         network = _Distances(*self._networks(), self.mean, self.std)
-        inputs = self._prepared(self._images(reading)), self._inside(reading.levels[0])
-        local, whole = network(*inputs) if reading.engine is None else self._runner(reading.engine, network, *inputs)
+        inputs = self._prepared(self._images(batch)), self._inside(batch.levels[0])
+        local, whole = network(*inputs) if batch.engine is None else self._runner(batch.engine, network, *inputs)
         return local, whole
 
-    def _images(self, reading: Reading) -> Tensor:
-        if reading.images is None:
+    def _images(self, batch: Batch) -> Tensor:
+        if batch.images is None:
             raise RuntimeError("EfficientAD reads images too")
-        return reading.images
+        return batch.images
 
     def _prepared(self, images: Tensor) -> Tensor:
         """As the teacher's backbone normalises them, (B, P, 3, H, W)."""
@@ -296,10 +297,10 @@ class EfficientAD(Detector):
         """Without the cells whose field leaves the image, if these are not judged."""
         return cells if self.frame == "reflect" else cells[..., _LOST:-_LOST, _LOST:-_LOST]
 
-    def _kept(self, reading: Reading) -> Tensor | None:
+    def _kept(self, batch: Batch) -> Tensor | None:
         """(B, P, h, w) bool: which cells count."""
-        level = reading.levels[0]
-        keep = kept_cells(reading.keep, (level.shape[3], level.shape[4]))
+        level = batch.levels[0]
+        keep = kept_cells(batch.keep, (level.shape[3], level.shape[4]))
         return None if keep is None else self._inside(keep)
 
     def _networks(self) -> tuple[Stacked, Stacked]:

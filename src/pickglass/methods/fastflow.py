@@ -37,14 +37,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from pickglass.detectors.compute import Shape
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
-from pickglass.features.reading import Reading
-from pickglass.methods.base import Detector
-from pickglass.methods.running import Run, Shape
-from pickglass.nn.coupling import CouplingFlow, fastflow_steps, nll
-from pickglass.nn.loop import Phase, Plan
+from pickglass.features.batch import Batch
 from pickglass.nn.maps import highest, kept_cells, to_grid
-from pickglass.nn.stacked import Stacked
+from pickglass.nn.networks.coupling import CouplingFlow, fastflow_steps, nll
+from pickglass.nn.networks.stacked import Stacked
+from pickglass.nn.training.loop import Phase, Plan
 
 __all__ = ["FastFlow"]
 
@@ -142,35 +143,35 @@ class FastFlow(Detector):
             if channels < 2:
                 raise InputError(f"layer {layer!r} has {channels} channel; a flow needs 2 to split: choose another")
 
-    def start(self, run: Run) -> None:
+    def begin_fit(self, run: FitContext) -> None:
         """Nothing to gather: everything is learned in the one phase."""
 
-    def phases(self) -> Sequence[Phase[Reading]]:
+    def phases(self) -> Sequence[Phase[Batch]]:
         """One phase: the flows of all levels at once."""
         plan = Plan(epochs=self.epochs, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay, pick=self.pick)
         return [Phase("flow", self._flows(), self.loss, plan)]
 
-    def loss(self, reading: Reading) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Negative log-likelihood of the batch in nats per image, without its constant, levels summed: (P,)."""
-        total = reading.levels[0].new_zeros(())
-        for z, log_det in self._flows()(*reading.levels):
+        total = batch.levels[0].new_zeros(())
+        for z, log_det in self._flows()(*batch.levels):
             grid = (z.shape[3], z.shape[4])
-            total = total + grid[0] * grid[1] * nll(z, log_det, kept_cells(reading.keep, grid))
+            total = total + grid[0] * grid[1] * nll(z, log_det, kept_cells(batch.keep, grid))
         return total
 
-    def finish(self) -> dict[str, Any]:
+    def end_fit(self) -> dict[str, Any]:
         """Count what was learned."""
         learned = [p[0].numel() for p in self._flows().parameters()]  # of one position
         return {"parameters": sum(learned)}
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
-    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """0.5 mean z^2 over the channels, mean over the levels: scores (B, P), maps (B, P, h, w)."""
-        grid = (reading.levels[0].shape[3], reading.levels[0].shape[4])
-        parts = [to_grid(0.5 * z.square().mean(2), grid) for z, _ in self._flows()(*reading.levels)]  # (B, P, h, w)
+        grid = (batch.levels[0].shape[3], batch.levels[0].shape[4])
+        parts = [to_grid(0.5 * z.square().mean(2), grid) for z, _ in self._flows()(*batch.levels)]  # (B, P, h, w)
         maps = torch.stack(parts).mean(0)  # (B, P, h, w)
-        keep = kept_cells(reading.keep, grid)
+        keep = kept_cells(batch.keep, grid)
         return highest(maps, keep), self.smoothed(maps, keep)
 
     def _flows(self) -> Stacked:

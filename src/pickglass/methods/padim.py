@@ -10,7 +10,7 @@ Anomaly Segmentation", 2021 (arXiv 2105.14737).
 Where we depart, and why
 - Images pass once. Sums stand for C, so memory does not grow with N; the paper's code holds all features.
 - Deeper levels are enlarged to nearest, as in the paper's code. That lets cells under one coarse cell share the rows
-  of L^-1 that belong to it (``pickglass.nn.gaussian``): the same distances from about a fifth of the memory.
+  of L^-1 that belong to it (``pickglass.nn.gaussian.cells``): the same distances from about a fifth of the memory.
 - Fewer images than channels: a low-rank form with the same distances, where it is the smaller one.
 - The map is smoothed on its own grid, before it is enlarged; see PatchCore. The score is the maximum of that.
 - Each level gives its share of the subset, rounded; the paper draws from all levels at once, so that its shares
@@ -29,13 +29,14 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from pickglass.detectors.compute import Shape
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
-from pickglass.features.reading import Reading
-from pickglass.methods.base import Detector
-from pickglass.methods.running import Run, Shape
-from pickglass.nn.gaussian import CellGaussians, FewSamples, RunningSums
+from pickglass.features.batch import Batch
+from pickglass.nn.gaussian.cells import CellGaussians, FewSamples, RunningSums
 from pickglass.nn.maps import highest, kept_cells
-from pickglass.nn.precision import exact_float32
+from pickglass.nn.search.precision import exact_float32
 
 __all__ = ["PaDiM"]
 
@@ -137,7 +138,7 @@ class PaDiM(Detector):
         if not self.max_statistics_mb > 0:
             raise InputError(f"max_statistics_mb={self.max_statistics_mb!r}: expected megabytes above 0, e.g. 2000")
 
-    def start(self, run: Run) -> None:
+    def begin_fit(self, run: FitContext) -> None:
         """Choose the smaller form, predict what it takes, set up the sums."""
         gaussians = self._gaussians()
         few = _few(gaussians, run.n_images)
@@ -159,11 +160,11 @@ class PaDiM(Detector):
         self._learner = FewSamples(gaussians) if few else RunningSums(gaussians, gaussians.cell.device)
         self._images = 0
 
-    def predicted_mb(self, run: Run) -> float:
+    def predicted_mb(self, run: FitContext) -> float:
         """What the statistics will take."""
         return _megabytes(self._laid_out(run.shapes, run.positions, self.dims), run.n_images)
 
-    def _remedy(self, run: Run, fits: Callable[[CellGaussians], bool]) -> str:
+    def _remedy(self, run: FitContext, fits: Callable[[CellGaussians], bool]) -> str:
         """The largest dims that fits: more channels always take more."""
         low, high = 0, sum(self._gaussians().channels)
         while high - low > 1:
@@ -174,14 +175,14 @@ class PaDiM(Detector):
                 high = middle
         return f"lower dims to {low}" if low else "lower size, or choose a coarser first layer"
 
-    def update(self, reading: Reading) -> None:
+    def observe(self, batch: Batch) -> None:
         """Add a batch to the sums of the cells that it covers."""
         if self._learner is None:
             raise self._unfitted()
-        self._learner.add(self._reduced(reading.levels), kept_cells(reading.keep, self._gaussians().grid))
-        self._images += len(reading.levels[0])
+        self._learner.add(self._reduced(batch.levels), kept_cells(batch.keep, self._gaussians().grid))
+        self._images += len(batch.levels[0])
 
-    def finish(self) -> dict[str, Any]:
+    def end_fit(self) -> dict[str, Any]:
         """Sums -> whitening (eq. 1)."""
         if self._learner is None:
             raise self._unfitted()
@@ -198,14 +199,14 @@ class PaDiM(Detector):
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
-    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Maximum of the smoothed map (B, P), and that map (B, P, h, w)."""
         gaussians = self._gaussians()
         if not gaussians.learned:
             raise self._unfitted()
         with exact_float32():
-            distance = gaussians.distance(self._reduced(reading.levels))  # (B, P, h, w)
-        keep = kept_cells(reading.keep, gaussians.grid)
+            distance = gaussians.distance(self._reduced(batch.levels))  # (B, P, h, w)
+        keep = kept_cells(batch.keep, gaussians.grid)
         maps = self.smoothed(distance, keep)
         return highest(maps, keep), maps
 

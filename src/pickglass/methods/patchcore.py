@@ -28,13 +28,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
-from pickglass.features.reading import Reading
-from pickglass.methods.base import Detector
-from pickglass.methods.running import Run
-from pickglass.nn.coreset import Coreset, greedy_coreset, random_projection
+from pickglass.features.batch import Batch
 from pickglass.nn.maps import kept_cells, neighbourhood_mean, patch_vectors, pool_channels, to_grid
-from pickglass.nn.neighbours import BankIndex, nearest_of_each, nearest_plain
+from pickglass.nn.search.coreset import Coreset, greedy_coreset, random_projection
+from pickglass.nn.search.neighbours import BankIndex, nearest_of_each, nearest_plain
 
 __all__ = ["PatchCore"]
 
@@ -121,13 +121,13 @@ class PatchCore(Detector):
         self._indices: list[BankIndex] = []
 
     @property
-    def turns(self) -> tuple[int, ...]:
+    def quarter_turns(self) -> tuple[int, ...]:
         """Quarter turns in which each image is learned."""
         return tuple(range(0, 4, 4 // self.rotations)) if self.rotations in (2, 4) else (0,)
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
-    def start(self, run: Run) -> None:
+    def begin_fit(self, run: FitContext) -> None:
         """Check the settings, predict the bank's size, set up the working set."""
         self._check()
         channels = [self.dims or c for c, _, _ in run.shapes]
@@ -163,7 +163,7 @@ class PatchCore(Detector):
         self._sums = torch.zeros(2, run.positions, self._width, dtype=torch.float64)  # of x and of x^2
         self.scale = None
 
-    def predicted_mb(self, run: Run) -> float:
+    def predicted_mb(self, run: FitContext) -> float:
         """What the banks will take."""
         _, h, w = run.shapes[0]
         width = self.dims or sum(c for c, _, _ in run.shapes)
@@ -188,12 +188,12 @@ class PatchCore(Detector):
         if self.top_k < 1 or (self.dims is not None and self.dims < 1):
             raise InputError(f"top_k={self.top_k!r}, dims={self.dims!r}: expected at least 1")
 
-    def update(self, reading: Reading) -> None:
+    def observe(self, batch: Batch) -> None:
         """Collect the patch features of a batch; past the memory budget, keep a coreset of what is held."""
-        features = self._patch_features(reading.levels)  # (B, P, C, h, w)
+        features = self._patch_features(batch.levels)  # (B, P, C, h, w)
         b = len(features)
         patches = features.permute(1, 0, 3, 4, 2).flatten(1, 3)  # (P, B h w, C)
-        keep = kept_cells(reading.keep, (features.shape[3], features.shape[4]))
+        keep = kept_cells(batch.keep, (features.shape[3], features.shape[4]))
         if keep is not None:
             patches = _only(patches, keep.transpose(0, 1).flatten(1))  # (P, n, C)
         if self.sample and patches.shape[1] > self.sample * b:
@@ -210,7 +210,7 @@ class PatchCore(Detector):
             self._patches, self._held = [held], held.shape[1]
             self._reductions += 1
 
-    def finish(self) -> dict[str, Any]:
+    def end_fit(self) -> dict[str, Any]:
         """Choose the bank (algorithm 1)."""
         if self.standardise or self.position:
             self.scale = self._level_scales().to(self._patches[0])
@@ -274,14 +274,14 @@ class PatchCore(Detector):
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
-    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Distance of each patch to the bank (eq. 6): scores (B, P), maps (B, P, h, w)."""
-        features = self._patch_features(reading.levels)  # (B, P, C, h, w)
+        features = self._patch_features(batch.levels)  # (B, P, C, h, w)
         b, p, _, h, w = features.shape
         queries = self._scaled(features.permute(1, 0, 3, 4, 2).flatten(1, 3))  # (P, B h w, C)
         distance = self._distances(queries)  # (P, B h w)
         maps = distance.view(p, b, h, w).transpose(0, 1)  # (B, P, h, w)
-        keep = kept_cells(reading.keep, (h, w))
+        keep = kept_cells(batch.keep, (h, w))
         counting = maps if keep is None else maps.masked_fill(~keep, 0)  # no distance is below 0
         if self.reweight:
             scores = self._reweighted(queries.unflatten(1, (b, h * w)), counting.transpose(0, 1).flatten(2))

@@ -32,13 +32,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pickglass.detectors.compute import Shape
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
-from pickglass.features.reading import Reading
-from pickglass.methods.base import Detector
-from pickglass.methods.running import Run, Shape
-from pickglass.nn.loop import Phase, Plan
+from pickglass.features.batch import Batch
 from pickglass.nn.maps import highest, kept_cells, to_grid
-from pickglass.nn.stacked import Stacked
+from pickglass.nn.networks.stacked import Stacked
+from pickglass.nn.training.loop import Phase, Plan
 
 __all__ = ["ReverseDistillation"]
 
@@ -147,21 +148,21 @@ class ReverseDistillation(Detector):
             )
         return blocks
 
-    def start(self, run: Run) -> None:
+    def begin_fit(self, run: FitContext) -> None:
         """Nothing to allocate: the networks were built for these levels."""
 
-    def phases(self) -> Sequence[Phase[Reading]]:
+    def phases(self) -> Sequence[Phase[Batch]]:
         """One: embedding and decoder together."""
         plan = Plan(
             epochs=self.epochs, batch=self.batch, lr=self.lr, betas=(self.betas[0], self.betas[1]), pick=self.pick
         )
         return [Phase("decoder", self._student(), self._loss, plan)]
 
-    def _loss(self, reading: Reading) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         """Cosine distance of the flattened levels, summed, mean over the images: (P,)."""
-        total = reading.levels[0].new_zeros(reading.levels[0].shape[:2])  # (B, P)
-        for f_e, f_d in self._pairs(reading):
-            kept = kept_cells(reading.keep, (f_e.shape[3], f_e.shape[4]))
+        total = batch.levels[0].new_zeros(batch.levels[0].shape[:2])  # (B, P)
+        for f_e, f_d in self._pairs(batch):
+            kept = kept_cells(batch.keep, (f_e.shape[3], f_e.shape[4]))
             if kept is not None:
                 f_e, f_d = f_e * kept[:, :, None], f_d * kept[:, :, None]
             total = total + 1 - F.cosine_similarity(f_e.flatten(2), f_d.flatten(2), dim=2)
@@ -169,21 +170,21 @@ class ReverseDistillation(Detector):
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
-    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Eq. 1 and 3, 0 to 2 from each level: scores (B, P), the maxima of the smoothed maps (B, P, h, w)."""
-        grid = (reading.levels[0].shape[3], reading.levels[0].shape[4])
+        grid = (batch.levels[0].shape[3], batch.levels[0].shape[4])
         distances = [
-            1 - F.cosine_similarity(f_e, f_d, dim=2) for f_e, f_d in self._pairs(reading)
+            1 - F.cosine_similarity(f_e, f_d, dim=2) for f_e, f_d in self._pairs(batch)
         ]  # each (B, P, h_k, w_k)
-        kept = kept_cells(reading.keep, grid)
+        kept = kept_cells(batch.keep, grid)
         maps = self.smoothed(torch.stack([to_grid(m, grid) for m in distances]).sum(0), kept)  # (B, P, h, w)
         return highest(maps, kept), maps
 
-    def _pairs(self, reading: Reading) -> list[tuple[Tensor, Tensor]]:
+    def _pairs(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """f_E and f_D of each level, both (B, P, C, h, w)."""
-        restored = self._student()(reading.levels)
+        restored = self._student()(batch.levels)
         # half precision would leave little of the difference of two numbers near 1
-        return [(f_e.float(), f_d.float()) for f_e, f_d in zip(reading.levels, restored, strict=True)]
+        return [(f_e.float(), f_d.float()) for f_e, f_d in zip(batch.levels, restored, strict=True)]
 
     def _student(self) -> Stacked:
         if self.student is None:

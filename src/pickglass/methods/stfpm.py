@@ -29,13 +29,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pickglass.detectors.compute import Shape
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.method import FitContext
+from pickglass.features.batch import Batch
 from pickglass.features.extractor import untrained
-from pickglass.features.reading import Reading
-from pickglass.methods.base import Detector
-from pickglass.methods.running import Run, Shape
-from pickglass.nn.loop import Phase, Plan
 from pickglass.nn.maps import highest, kept_cells, to_grid
-from pickglass.nn.stacked import Stacked
+from pickglass.nn.networks.stacked import Stacked
+from pickglass.nn.training.loop import Phase, Plan
 
 __all__ = ["STFPM"]
 
@@ -108,10 +109,10 @@ class STFPM(Detector):
         """The student, of the teacher's architecture."""
         self.student = Stacked(lambda: untrained(self.backbone, self.layers, self.scales), positions, seed)
 
-    def start(self, run: Run) -> None:
+    def begin_fit(self, run: FitContext) -> None:
         """Nothing to allocate."""
 
-    def phases(self) -> Sequence[Phase[Reading]]:
+    def phases(self) -> Sequence[Phase[Batch]]:
         """One: the student follows the teacher."""
         plan = Plan(
             epochs=self.epochs,
@@ -124,34 +125,34 @@ class STFPM(Detector):
         )
         return [Phase("student", self._student(), self._loss, plan)]
 
-    def _loss(self, reading: Reading) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         """Eq. 2 and 3, the mean over the images: (P,)."""
         means = []
-        for d in self._distances(reading):  # (B, P, h, w)
-            kept = kept_cells(reading.keep, (d.shape[2], d.shape[3]))
+        for d in self._distances(batch):  # (B, P, h, w)
+            kept = kept_cells(batch.keep, (d.shape[2], d.shape[3]))
             weight = torch.ones_like(d) if kept is None else kept.to(d)
             means.append((d * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1))  # (B, P)
         return torch.stack(means).sum(0).mean(0)  # (P,)
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
-    def score(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The product of the levels' maps (eq. 4), each from 0 to 2: scores (B, P), smoothed maps (B, P, h, w)."""
-        first, *others = self._distances(reading)
+        first, *others = self._distances(batch)
         grid = (first.shape[2], first.shape[3])
         product = first  # (B, P, h, w)
         for d in others:
             product = product * to_grid(d, grid)
-        kept = kept_cells(reading.keep, grid)
+        kept = kept_cells(batch.keep, grid)
         return highest(product, kept), self.smoothed(product, kept)
 
-    def _distances(self, reading: Reading) -> list[Tensor]:
+    def _distances(self, batch: Batch) -> list[Tensor]:
         """Eq. 1 per level, 1/2 |F_t - F_s|^2 of features of unit length: (B, P, h, w)."""
-        found = self._student()(reading.images)  # per level (B, P, C, h, w)
+        found = self._student()(batch.images)  # per level (B, P, C, h, w)
         if self.fusion is not None:  # the teacher's were fused while they were read
             found = self.fusion.of_positions(found)
         distances = []
-        for f_t, f_s in zip(reading.levels, found, strict=True):
+        for f_t, f_s in zip(batch.levels, found, strict=True):
             # half precision would leave little of the difference of two vectors that are nearly equal
             difference = F.normalize(f_t.float(), dim=2) - F.normalize(f_s.float(), dim=2)
             distances.append(difference.square().sum(2) / 2)  # (B, P, h, w)

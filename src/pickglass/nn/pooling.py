@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pickglass.data.geometry import Preprocess
+from pickglass.data.images.geometry import Preprocess
 from pickglass.metrics.labelling import connected_regions
 
 __all__ = [

@@ -1,0 +1,345 @@
+"""From good images alone: which backbone, layers, size, tiling and method see a defect of a stated size, and why.
+
+Geometry first, then painted defects on images that are held back, then the clock; after Heckler and König, "Feature
+Selection for Unsupervised Anomaly Detection and Localization Using Synthetic Defects" (VISAPP 2024), who choose layers
+by synthetic defects. ``docs/advisor.md`` says how it decides and how well it did.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from typing_extensions import Unpack
+
+from pickglass.app.advise.candidates import Candidate, candidates, input_sizes, size_text
+from pickglass.app.advise.choice import Advice, Baseline, Rated, by_contrast, limits_of, slow
+from pickglass.app.advise.painted import KINDS_PAINTED, PaintedSet, choose_rows, paint_set, usual_size
+from pickglass.app.advise.scoring import difference, judge, measure_cost
+from pickglass.app.advise_page import Shown, write_advice
+from pickglass.app.study.results import Advised, AdviseResult, RuledOut
+from pickglass.data import Preprocess, Table, load_dataset, with_pixel_mm, with_roi
+from pickglass.data.files import output_path
+from pickglass.data.painting.defects import Kind
+from pickglass.detectors.compute import ComputeArguments, ComputeOptions, Progress
+from pickglass.errors import InputError, WeightsMissing
+from pickglass.features.backbones.registry import find_backbone
+from pickglass.features.backbones.weights import find_weights
+from pickglass.features.shared import SharedFeatures
+
+__all__ = ["advise", "find_advice", "usable_backbones"]
+
+LITES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+
+_CONTENDERS = 6  # of the first backbone, that the others are tried on
+_SHORT_LIST = 3  # whose cost is measured, and that other methods and tiles are tried on
+_ENLARGED = 2.0
+_UNTOLD = ("stage3", "stage5")  # of an EfficientNet-Lite at about 256 px: what fit takes without being told
+
+
+def advise(
+    data: str | Path,
+    defect_px: float,
+    *,
+    latency_ms: float | None = None,
+    pixel_mm: float | None = None,
+    backbones: Sequence[str] | None = None,
+    kinds: Sequence[Kind] = KINDS_PAINTED,
+    report: str | Path | None = None,
+    layout: str | None = None,
+    group_by: str | None = None,
+    roi: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **running: Unpack[ComputeArguments],
+) -> AdviseResult:
+    """Which features, size, tiling and method can see such a defect; no defective image is read.
+
+    At most 40 good images teach, and at most 16 others, of other groups, are painted on, 32 defects in all.
+
+    Args:
+        data: folder, in any layout that :func:`pickglass.load_dataset` knows; its test images are not touched.
+        defect_px: longest extent of the smallest defect to be found, in pixels of the original images; at least 4.
+        latency_ms: what one image may take on this machine; None: whatever it takes.
+        pixel_mm: side of a pixel on the part in millimetres, to be said in the answer.
+        backbones: names; None: EfficientNet-Lite0, and Lite1 and Lite2 where their weights are found.
+        kinds: of the painted defects; see :data:`pickglass.data.KINDS`.
+        report: HTML page to write.
+        layout, group_by, roi: as in :func:`pickglass.app.fit.fit`.
+        seed: of everything drawn at random.
+        progress: called with (stage, done, total).
+        running: as in :meth:`pickglass.Detector.fit`.
+
+    Raises:
+        InputError: a defect that cannot be painted, unknown names.
+        WeightsMissing: a backbone that was asked for has none.
+        DataError: too few good images.
+    """
+    began = time.perf_counter()
+    page = None if report is None else output_path(report, ".html")
+    dataset = load_dataset(data, layout, group_by)
+    table = with_pixel_mm(with_roi(dataset.train, roi), pixel_mm)
+    with tempfile.TemporaryDirectory(prefix="pickglass-") as folder:
+        advice = find_advice(
+            table,
+            defect_px,
+            Path(folder),
+            latency_ms=latency_ms,
+            backbones=backbones,
+            kinds=kinds,
+            seed=seed,
+            progress=progress,
+            running=running,
+        )
+    extras = {"--layout": layout, "--group-by": group_by, "--roi": roi, "--pixel-mm": pixel_mm}
+    result = _result(advice, data, defect_px, pixel_mm, extras)
+    result["seconds"] = time.perf_counter() - began
+    if page is not None:
+        result["report"] = str(page)
+        first = [] if advice.choice is None else [advice.choice]
+        two = [*first, *(one for one in advice.ranking if one not in first)][:2]
+        shown = [Shown(one.candidate.name, one.score.maps) for one in two]
+        write_advice(page, dataset.name, result, advice.data, shown)
+    return result
+
+
+def usable_backbones(wanted: Sequence[str] | None) -> list[str]:
+    """The backbones to try: those that were asked for, or the EfficientNet-Lites whose weights are here.
+
+    Raises:
+        WeightsMissing: one that was asked for has no weights here, or none of the Lites has.
+    """
+    if wanted is not None:
+        for name in wanted:
+            find_weights(find_backbone(name))
+        return list(wanted)
+    found = []
+    for name in LITES:
+        try:
+            find_weights(find_backbone(name))
+        except WeightsMissing:
+            if name == LITES[0]:
+                raise
+        else:
+            found.append(name)
+    return found
+
+
+def find_advice(
+    table: Table,
+    defect_px: float,
+    folder: Path,
+    *,
+    latency_ms: float | None = None,
+    backbones: Sequence[str] | None = None,
+    kinds: Sequence[Kind] = KINDS_PAINTED,
+    seed: int = 0,
+    progress: Progress | None = None,
+    running: ComputeArguments | None = None,
+) -> Advice:
+    """As :func:`advise`, from rows; ``folder`` holds regions of interest as long as the advice is in use."""
+    image = usual_size(table)
+    if not 4 <= defect_px <= min(image) - 2:
+        raise InputError(
+            f"defect_px={defect_px!r} on images of {image[0]}x{image[1]} pixels: expected 4 to {min(image) - 2}, the "
+            "longest extent of the smallest defect in pixels of the original image"
+        )
+    names = usable_backbones(backbones)
+    sizes, small = input_sizes(image, defect_px)
+    ruled_out: list[RuledOut] = [{"layers": None, "size": list(size), "why": why} for size, why in small]
+    kept: dict[str, tuple[Candidate, ...]] = {}
+    for name in names:
+        options = candidates(name, sizes, defect_px)
+        kept[name] = options.kept
+        ruled_out += [{"layers": layers, "size": list(size), "why": why} for layers, size, why in options.ruled_out]
+    used = sorted({one.size for part in kept.values() for one in part}) or [size for size, _ in sizes]
+    largest = max(used, key=lambda size: size[0] * size[1])
+    doubled = (2 * largest[0], 2 * largest[1])
+    tiled = doubled[0] <= _ENLARGED * image[0] and doubled[1] <= _ENLARGED * image[1]
+    if not tiled:
+        why = f"tiles of {size_text(largest)} would enlarge an image of {size_text(image)} px beyond twice"
+        ruled_out.append({"layers": None, "size": list(doubled), "why": why})
+    inputs = [*used, doubled] if tiled else used
+    prepares = [Preprocess(size, find_backbone(names[0]).interpolation) for size in inputs]
+    run: ComputeArguments = running or {}
+    data = paint_set(
+        choose_rows(table, seed),
+        defect_px,
+        prepares,
+        folder,
+        kinds=kinds,
+        seed=seed,
+        running=ComputeOptions(**run),
+        progress=progress,
+    )
+    judging = _Judging(data, seed, run, progress)
+    for i, name in enumerate(names):
+        judging.backbone(kept[name] if i == 0 else judging.contenders(kept[name]))
+    judging.short_list(doubled if tiled else None, latency_ms)
+    return judging.advice(names[0], ruled_out, image, defect_px, latency_ms)
+
+
+class _Judging:
+    """Judges candidates, one backbone pass a backbone and size."""
+
+    def __init__(self, data: PaintedSet, seed: int, running: ComputeArguments, progress: Progress | None) -> None:
+        self.data = data
+        self.seed = seed
+        self.running = running
+        self.progress = progress
+        self.rated: list[Rated] = []
+        self.refused: list[RuledOut] = []
+
+    def backbone(self, chosen: Sequence[Candidate]) -> None:
+        """All of one backbone."""
+        for size in sorted({one.size for one in chosen}):
+            own = [one for one in chosen if one.size == size]
+            layers = [layer for one in own for layer in one.layers]
+            images = len(self.data.fit[size]) + len(self.data.test[size])
+            with SharedFeatures(own[0].backbone, "default", self.seed, layers, images, 2.0) as shared:
+                for n, candidate in enumerate(own, start=1):
+                    score, _ = judge(candidate, self.data, shared, self.running, seed=self.seed)
+                    each = 1000 * shared.seconds / max(shared.computed, 1)
+                    self.rated.append(Rated(candidate, score, each * candidate.share))
+                    if self.progress is not None:
+                        self.progress(f"judging {candidate.backbone} at {size_text(size)}", n, len(own))
+
+    def contenders(self, chosen: Sequence[Candidate]) -> list[Candidate]:
+        """Of another backbone, the layers and sizes that did best so far."""
+        best = sorted(self.rated, key=lambda one: -one.score.aupro[0])[:_CONTENDERS]
+        wanted = {(one.candidate.layers, one.candidate.size) for one in best}
+        return [one for one in chosen if (one.layers, one.size) in wanted]
+
+    def short_list(self, doubled: tuple[int, int] | None, latency_ms: float | None) -> None:
+        """PaDiM and tiles for the best, and what these and the best cost."""
+        fast = [one for one in self.rated if not slow(one, latency_ms)] or self.rated
+        best = sorted(fast, key=lambda one: -one.score.aupro[0])[:_SHORT_LIST]
+        tried = [replace(one.candidate, method="padim") for one in best]
+        if best and doubled is not None:
+            first = best[0].candidate
+            factor = doubled[0] / first.size[0]
+            tried.append(replace(first, size=doubled, tile=_half(doubled), defect=first.defect * factor))
+        names = [one.candidate for one in best]
+        for n, candidate in enumerate(tried, start=1):
+            try:
+                score, _ = judge(candidate, self.data, None, self.running, seed=self.seed)
+            except InputError as error:  # it would take more memory than it may
+                self.refused.append({"layers": candidate.name, "size": list(candidate.size), "why": str(error)})
+            else:
+                self.rated.append(Rated(candidate, score, np.inf))
+                names.append(candidate)
+            if self.progress is not None:
+                self.progress("other methods and tiles", n, len(tried))
+        for n, candidate in enumerate(names, start=1):
+            self._measure(candidate)
+            if self.progress is not None:
+                self.progress("measuring the cost", n, len(names))
+
+    def _measure(self, candidate: Candidate) -> None:
+        at = next(i for i, one in enumerate(self.rated) if one.candidate == candidate)
+        cost = measure_cost(candidate, self.data, self.running)
+        self.rated[at] = replace(self.rated[at], cost=cost, latency_ms=1000 * cost.seconds)
+
+    def advice(
+        self,
+        backbone: str,
+        ruled_out: Sequence[RuledOut],
+        image: tuple[int, int],
+        defect_px: float,
+        latency_ms: float | None,
+    ) -> Advice:
+        """The ranking, and how sure each of the best is to beat what fit takes untold."""
+        untold = self._untold(backbone)
+        for i, one in enumerate(self.rated):
+            if untold is not None and one.score.aupro[0] > untold.score.aupro[0]:
+                gain = difference(one.score, untold.score, self.data.groups, self.seed)["aupro"]
+                self.rated[i] = replace(one, gain=gain)
+        while True:
+            advice = Advice(
+                tuple(self.rated), (*ruled_out, *self.refused), self.data, image, defect_px, latency_ms, untold
+            )
+            if advice.choice is None or advice.choice.cost is not None:
+                return advice
+            self._measure(advice.choice.candidate)
+
+    def _untold(self, backbone: str) -> Baseline | None:
+        """What fit takes untold, at the size nearest to 256 x 256 that was made ready; None: no EfficientNet-Lite."""
+        if backbone not in LITES:
+            return None
+        size = min(self.data.fit, key=lambda size: abs(size[0] * size[1] - 256 * 256))
+        wanted = Candidate(backbone, _UNTOLD, size, 0.0, 8, 1.0)
+        for one in self.rated:
+            if replace(one.candidate, defect=0.0, share=1.0) == wanted:
+                return Baseline(one.candidate, one.score)
+        return Baseline(wanted, judge(wanted, self.data, None, self.running, seed=self.seed)[0])
+
+
+def _half(size: tuple[int, int]) -> tuple[int, int]:
+    return size[0] // 2, size[1] // 2
+
+
+# -- the answer --------------------------------------------------------------------------------------------------------
+
+
+def _command(candidate: Candidate, data: str | Path, extras: Mapping[str, Any]) -> str:
+    parts = ["pickglass", "fit", str(data), "-o", "model.safetensors", "--method", candidate.method]
+    parts += ["--backbone", candidate.backbone, "--layers", "+".join(candidate.layers)]
+    parts += ["--size", size_text(candidate.size)]
+    if candidate.tile is not None:
+        tile = size_text(candidate.tile)
+        parts += ["--tile", tile, "--stride", tile]
+    for option, value in extras.items():
+        parts += [] if value is None else [option, str(value)]
+    return shlex.join(parts)
+
+
+def _result(
+    advice: Advice, data: str | Path, defect_px: float, pixel_mm: float | None, extras: Mapping[str, Any]
+) -> AdviseResult:
+    ranking: list[Advised] = [
+        {
+            "method": one.candidate.method,
+            "backbone": one.candidate.backbone,
+            "layers": list(one.candidate.layers),
+            "size": list(one.candidate.size),
+            "tile": None if one.candidate.tile is None else list(one.candidate.tile),
+            "aupro_05": one.score.aupro[0],
+            "aupro_05_interval": list(one.score.aupro[1:]),
+            "gain": None if one.gain is None else one.gain[0],
+            "gain_interval": None if one.gain is None else list(one.gain[1:]),
+            "image_auroc": one.score.auroc[0],
+            "image_auroc_interval": list(one.score.auroc[1:]),
+            "by_contrast": by_contrast(one.score, advice.data),
+            "latency_ms": one.latency_ms,
+            "measured": one.cost is not None,
+            "model_mb": None if one.cost is None else one.cost.model_mb,
+            "peak_mb": None if one.cost is None else one.cost.peak_mb,
+            "too_slow": slow(one, advice.latency_ms),
+            "command": _command(one.candidate, data, extras),
+        }
+        for one in advice.ranking
+    ]
+    choice = advice.choice
+    (fit, *_) = advice.data.fit.values()
+    painted = sum(one.mask is not None for one in advice.data.judged)
+    return {
+        "command": None if choice is None else _command(choice.candidate, data, extras),
+        "why": advice.why,
+        "ranking": ranking,
+        "ruled_out": list(advice.ruled_out),
+        "limits": list(limits_of(advice)),
+        "defect_px": defect_px,
+        "defect_mm": None if pixel_mm is None else defect_px * pixel_mm,
+        "image": list(advice.image),
+        "n_fit": len(fit),
+        "n_held": len(advice.data.judged) - painted,
+        "n_painted": painted,
+        "seconds": 0.0,
+        "report": None,
+    }

@@ -1,0 +1,249 @@
+"""``preset="auto"``: the advisor's choice, and whatever else helps on painted defects, each part on its own evidence.
+
+A part is taken only where the 95 % interval of its gain, paired by image, lies above 0; every part leaves a row, those
+too that did nothing. Nothing here knows a real defect, and images that are held back for the thresholds are not read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pickglass.app.advise.advise import find_advice
+from pickglass.app.advise.candidates import Candidate, size_text
+from pickglass.app.advise.choice import Advice, limits_of
+from pickglass.app.advise.painted import PaintedSet
+from pickglass.app.advise.scoring import Score, difference, judge
+from pickglass.app.advise.within_foreground import judged_within, look_for_part
+from pickglass.app.study.results import AblationRow
+from pickglass.data import Table
+from pickglass.data.painting.defects import Kind
+from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.errors import InputError
+from pickglass.features.foreground import Foreground
+from pickglass.features.shared import SharedFeatures
+
+__all__ = ["AutoChoice", "auto_choice", "usual_defect"]
+
+_USUAL_SHARE = 1 / 32  # of the shorter side of the images, where nobody says how large defects are
+_SCALINGS = ("standardise", "whiten")
+_METRICS = {"aupro": "aupro_05", "auroc": "image_auroc"}
+
+
+@dataclass(frozen=True)
+class AutoChoice:
+    """What to fit: arguments of :func:`pickglass.app.fit.build`, where on the images, and how each part came about.
+
+    ``foreground`` is None where all of the image is looked at, or the region of interest that it had already.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    tiling: dict[str, Any] | None
+    fusion: dict[str, Any] | None
+    ablation: tuple[AblationRow, ...]
+    defect_px: float
+    foreground: Foreground | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the provenance of a model."""
+        rows = {row["part"]: {k: v for k, v in row.items() if k != "part"} for row in self.ablation}
+        return {"defect_px": self.defect_px, "ablation": rows}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One thing to vary: name -> changes of the settings; ``why_not`` where it cannot be tried."""
+
+    name: str
+    variants: Mapping[str, Mapping[str, Any]]
+    metric: str = "aupro"
+    why_not: str | None = None
+
+
+def usual_defect(image: tuple[int, int]) -> float:
+    """The extent to assume where nobody says one: a thirty-second of the shorter side, at least 4 pixels."""
+    return float(max(4, round(min(image) * _USUAL_SHARE)))
+
+
+def auto_choice(
+    table: Table,
+    defect_px: float,
+    *,
+    latency_ms: float | None = None,
+    backbones: Sequence[str] | None = None,
+    kinds: Sequence[Kind] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    running: ComputeArguments | None = None,
+) -> AutoChoice:
+    """The advisor's choice for good images, then part by part.
+
+    Args:
+        table: good images that may be used for choosing: not those for thresholds.
+        defect_px: as of :func:`pickglass.app.advise.advise.advise`, like the rest.
+
+    Raises:
+        InputError: geometry rules out everything.
+    """
+    run: ComputeArguments = running or {}
+    asked = {} if kinds is None else {"kinds": kinds}
+    with tempfile.TemporaryDirectory(prefix="pickglass-") as folder:
+        advice = find_advice(
+            table,
+            defect_px,
+            Path(folder),
+            latency_ms=latency_ms,
+            backbones=backbones,
+            seed=seed,
+            progress=progress,
+            running=run,
+            **asked,
+        )
+        found = None
+        if all(row.roi is None for row in table):
+            found = look_for_part(table, seed, run, progress)
+        return _parts_tried(advice, found, defect_px, Path(folder), seed, run, progress)
+
+
+def _parts_tried(
+    advice: Advice,
+    found: Foreground | None,
+    defect_px: float,
+    folder: Path,
+    seed: int,
+    running: ComputeArguments,
+    progress: Progress | None,
+) -> AutoChoice:
+    best = advice.choice or (advice.ranking[0] if advice.ranking else None)
+    if best is None:
+        raise InputError(f"preset 'auto' with defects of {defect_px:g} px: {limits_of(advice)[0]}")
+    chosen = best.candidate
+    data = advice.data
+    images = 4 * len(data.fit[chosen.size]) + len(data.test[chosen.size])
+    rows: list[AblationRow] = []
+    changes: dict[str, Any] = {}
+    with SharedFeatures(chosen.backbone, "default", seed, chosen.layers, images, 2.0) as features:
+        shared = features if chosen.tile is None else None
+
+        def judged(own: Mapping[str, Any], on: PaintedSet) -> Score:
+            return judge(chosen, on, shared, running, changes=own, seed=seed)[0]
+
+        rows.append(_features(chosen, best.score, advice))
+        rows.append(_resolution(chosen, best.score, advice))
+        row, within = _foreground(found, data, folder, lambda on: judged({}, on), seed)
+        rows.append(row)
+        data = within or data
+        now = judged({}, data)
+        parts = _parts(chosen)
+        for n, part in enumerate(parts, start=1):
+            tried = {name: judged({**changes, **own}, data) for name, own in part.variants.items()}
+            row, taken = _decided(part, tried, now, data.groups, seed)
+            rows.append(row)
+            if taken is not None:
+                changes.update(part.variants[taken])
+                now = tried[taken]
+            if progress is not None:
+                progress("trying parts", n, len(parts))
+    fusion = changes.pop("fusion", None)
+    settings = {"backbone": chosen.backbone, "layers": chosen.layers, "size": chosen.size, **changes}
+    tiling = None if chosen.tile is None else {"tile": chosen.tile, "stride": chosen.tile}
+    taken_mask = found if within is not None else None
+    return AutoChoice(chosen.method, settings, tiling, fusion, tuple(rows), defect_px, taken_mask)
+
+
+def _foreground(
+    found: Foreground | None, data: PaintedSet, folder: Path, judged: Callable[[PaintedSet], Score], seed: int
+) -> tuple[AblationRow, PaintedSet | None]:
+    """A mask of the foreground, against none; and what to judge by from here on, if it is taken."""
+    name, metric = "foreground mask", _METRICS["aupro"]
+    if found is None:
+        return _row(name, [], None, metric, None, False, "a region of interest is given"), None
+    if found.mask is None:
+        return _row(name, [], None, metric, None, False, f"self-check: {found.why_not}"), None
+    without, within = judged_within(data, found.mask, folder)
+    if all(one.mask is None for one in without.judged):
+        return _row(name, [], None, metric, None, False, "no painted defect lies on the foreground"), None
+    tried = {f"{found.share:.0%} of the image": judged(within)}
+    row, taken = _decided(_Part(name, {}), tried, judged(without), without.groups, seed)
+    return row, None if taken is None else within
+
+
+def _parts(chosen: Candidate) -> list[_Part]:
+    """What else is tried, in this order; each on top of what was taken before."""
+    core = chosen.method == "patchcore"
+    only = None if core else f"not a setting of {chosen.method}"
+    square = chosen.size[0] == chosen.size[1]
+    turns = {"half turns": {"rotations": 2}, **({"quarter turns": {"rotations": 4}} if square else {})}
+    return [
+        _Part("scaling", {kind: {"fusion": {"kind": "concat", "normalise": kind}} for kind in _SCALINGS}),
+        _Part("smoothing", {f"{sigma:g} px": {"smoothing": sigma} for sigma in _sigmas(chosen)}),
+        _Part("rotated copies", turns if core else {}, why_not=only),
+        _Part("position", {f"weight {w:g}": {"position": w} for w in (0.5, 2.0)} if core else {}, why_not=only),
+        _Part("image score", {f"mean of {k}": {"top_k": k} for k in (3, 10)} if core else {}, "auroc", only),
+    ]
+
+
+def _sigmas(chosen: Candidate) -> list[float]:
+    """Sigmas in pixels of the input to set against the default, half a stride: none, a stride, two."""
+    return [0.0, float(chosen.stride), 2.0 * chosen.stride]
+
+
+def _decided(
+    part: _Part, tried: Mapping[str, Score], now: Score, groups: tuple[str, ...], seed: int
+) -> tuple[AblationRow, str | None]:
+    """The best variant, taken if it is better beyond doubt."""
+    if not tried:
+        return _row(part.name, [], None, _METRICS[part.metric], None, False, part.why_not or "nothing to try"), None
+    gains = {name: difference(score, now, groups, seed)[part.metric] for name, score in tried.items()}
+    best = max(gains, key=lambda name: gains[name][0])
+    taken = gains[best][1] > 0
+    why = "better on painted defects" if taken else "no gain beyond its interval"
+    return _row(part.name, list(tried), best, _METRICS[part.metric], gains[best], taken, why), best if taken else None
+
+
+def _features(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:
+    names = [one.candidate.name for one in advice.ranking[:3]]
+    if advice.untold is None:
+        return _row("features", names, chosen.name, "aupro_05", None, True, advice.why)
+    gain = difference(score, advice.untold.score, advice.data.groups)["aupro"]
+    return _row("features", ["what fit takes untold", *names], chosen.name, "aupro_05", gain, True, advice.why)
+
+
+def _resolution(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:
+    """The same layers at other sizes; the advisor took the best of all already."""
+    others = [
+        one
+        for one in advice.ranking
+        if replace(one.candidate, size=chosen.size, defect=chosen.defect) == chosen and one.candidate != chosen
+    ]
+    if not others:
+        return _row("resolution", [], size_text(chosen.size), "aupro_05", None, False, "no other size is left")
+    second = max(others, key=lambda one: one.score.aupro[0])
+    gain = difference(score, second.score, advice.data.groups)["aupro"]
+    tried = [size_text(one.candidate.size) for one in others]
+    return _row("resolution", tried, size_text(chosen.size), "aupro_05", gain, True, "against the next best size")
+
+
+def _row(
+    part: str,
+    tried: list[str],
+    best: str | None,
+    metric: str,
+    gain: tuple[float, float, float] | None,
+    taken: bool,
+    why: str,
+) -> AblationRow:
+    return {
+        "part": part,
+        "tried": tried,
+        "best": best,
+        "metric": metric,
+        "gain": None if gain is None else gain[0],
+        "interval": None if gain is None else list(gain[1:]),
+        "taken": taken,
+        "why": why,
+    }

@@ -1,0 +1,277 @@
+"""Good images that are held back and painted with defects: what the advisor judges by, where no real defect is known.
+
+Each image is decoded once. What the network reads is made at once for every size of the input; of the original pixels
+only a window stays, in which maps are judged, so that images of any size fit into the memory.
+
+Letters: H x W pixels of the original image, h x w of the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pickglass.data import (
+    Preprocess,
+    Role,
+    Row,
+    Table,
+    decode,
+    paint,
+    read_header,
+    read_roi,
+    split_roles,
+)
+from pickglass.data.painting.defects import Kind
+from pickglass.detectors.compute import ComputeOptions, Progress
+from pickglass.errors import DataError, Failure, InputError
+
+__all__ = ["KINDS_PAINTED", "InputMaker", "Judged", "PaintedSet", "choose_rows", "paint_set", "usual_size"]
+
+Size = tuple[int, int]
+
+KINDS_PAINTED: tuple[Kind, ...] = ("scratch", "hole", "stain", "crack", "dent")
+CONTRASTS = (1.0, 0.6, 0.3)
+
+MOST_FIT = 40  # images that teach,
+MOST_HELD = 16  # that are held back,
+MOST_PAINTED = 32  # and defects painted on these: more say little more, and take the time of it
+_WINDOW = 512  # px
+_OK_PIXELS = 16_000  # of a window that count as good ground
+_HELD_SHARE = 1 / 3
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One image to judge by.
+
+    Attributes:
+        path: of the image it was made from.
+        group: images of one group are drawn together by the bootstrap.
+        image: (H, W) of the original.
+        window: top, left, height, width of the part that maps are judged in, in pixels of the original.
+        mask: (h, w) bool; None: a good image.
+        keep: (h, w) bool, the pixels that count.
+        pixels: (h, w) or (h, w, 3) uint8, to be shown.
+        kind, contrast: of the defect; None: a good image.
+    """
+
+    path: str
+    group: str
+    image: Size
+    window: tuple[int, int, int, int]
+    mask: NDArray[np.bool_] | None
+    keep: NDArray[np.bool_]
+    pixels: NDArray[np.uint8]
+    kind: str | None = None
+    contrast: float | None = None
+
+
+@dataclass(frozen=True)
+class PaintedSet:
+    """What teaches and what is judged, ready for inputs of several sizes.
+
+    Attributes:
+        judged: the images to judge by: each held back as it is, then painted ones.
+        fit: (H, W) of the input -> rows to teach with, their pixels as the network reads them.
+        test: (H, W) of the input -> rows in the order of ``judged``.
+        skipped: why a defect could not be painted, once each.
+    """
+
+    judged: tuple[Judged, ...]
+    fit: dict[Size, Table]
+    test: dict[Size, Table]
+    skipped: tuple[str, ...] = ()
+    groups: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(one.group for one in self.judged))
+
+
+def usual_size(table: Table) -> Size:
+    """The median height and width of the images, from their headers."""
+    sizes = [row.pixels.shape[:2] if row.pixels is not None else read_header(row.path)[:2] for row in table]
+    return round(median(h for h, _ in sizes)), round(median(w for _, w in sizes))
+
+
+def choose_rows(table: Table, seed: int, fit: int = MOST_FIT, held: int = MOST_HELD) -> tuple[Table, Table]:
+    """Good images that teach and good images that are held back, of different groups.
+
+    Raises:
+        DataError: fewer than four images, or all of one group.
+    """
+    good = table.where(lambda row: row.role != "test" and row.label != 1)
+    whole = Table([replace(row, role="train") for row in good])
+    divided = split_roles(whole, _HELD_SHARE, 0.0, seed)
+    parts = divided.role("fit"), divided.role("validate")
+    if len(good) < 4 or not all(map(len, parts)):
+        raise DataError(
+            f"{len(good)} good images of which {len(parts[1])} can be held back: the advisor needs at least 4, of two "
+            "groups or more"
+        )
+    rng = np.random.default_rng(seed)
+    taught, kept = (
+        Table([part[i] for i in sorted(rng.permutation(len(part))[:most])])
+        for part, most in zip(parts, (fit, held), strict=True)
+    )
+    return taught, kept
+
+
+def paint_set(
+    rows: tuple[Table, Table],
+    defect_px: float,
+    prepares: Sequence[Preprocess],
+    folder: Path,
+    *,
+    kinds: Sequence[Kind] = KINDS_PAINTED,
+    contrasts: Sequence[float] = CONTRASTS,
+    painted: int = MOST_PAINTED,
+    seed: int = 0,
+    running: ComputeOptions | None = None,
+    progress: Progress | None = None,
+) -> PaintedSet:
+    """Decode the images, paint on those held back, and make what the network reads at every size.
+
+    Args:
+        rows: that teach, and that are held back; see :func:`choose_rows`.
+        defect_px: longest extent of the defects, in pixels of the original images; at least 4.
+        prepares: one a size; they squeeze.
+        folder: for regions of interest on the inputs, in use as long as the set is.
+        kinds, contrasts: taken in turn.
+        painted: defects in all, at least one an image.
+
+    Raises:
+        DataError: an image cannot be read, or no defect could be painted.
+    """
+    run = running or ComputeOptions()
+    taught, held = rows
+    makers = [InputMaker(prepare, folder, f"{i}") for i, prepare in enumerate(prepares)]
+    fit: dict[Size, list[Row]] = {prepare.size: [] for prepare in prepares}
+    for row, pixels in _decoded(taught, run, progress, "reading images"):
+        for maker in makers:
+            fit[maker.prepare.size].append(maker.row(row, pixels, "fit"))
+    good: list[tuple[Judged, list[Row]]] = []
+    bad: list[tuple[Judged, list[Row]]] = []
+    each = max(1, painted // len(held))
+    skipped: dict[str, None] = {}
+    for i, (row, pixels) in enumerate(_decoded(held, run, progress, "painting defects")):
+        rng = np.random.default_rng([seed, i])
+        good.append((_judged(row, pixels, None, rng), [maker.row(row, pixels, "test") for maker in makers]))
+        for n in range(each):
+            turn = i * each + n
+            kind, contrast = kinds[turn % len(kinds)], contrasts[(2 * (turn // len(kinds)) + turn) % len(contrasts)]
+            try:
+                defect = _painted_inside(row, pixels, kind, defect_px, contrast, rng)
+            except InputError as error:
+                skipped[str(error)] = None
+                continue
+            one = replace(_judged(row, defect[0], defect[1], rng), kind=kind, contrast=contrast)
+            name = f"{row.path}#{n}"
+            bad.append((one, [maker.row(row, defect[0], "test", name) for maker in makers]))
+    if not bad:
+        raise DataError(
+            f"no defect of {defect_px:g} px could be painted on the {len(held)} images: {', '.join(skipped)}"
+        )
+    both = [*good, *bad]
+    test = {maker.prepare.size: Table([made[i] for _, made in both]) for i, maker in enumerate(makers)}
+    return PaintedSet(tuple(one for one, _ in both), {s: Table(part) for s, part in fit.items()}, test, tuple(skipped))
+
+
+class InputMaker:
+    """Makes rows whose pixels are the network's input already, region of interest included.
+
+    Args:
+        prepare: squeezes to the size of the input.
+        folder: for regions of interest on the input.
+        name: that no other maker of the folder has.
+    """
+
+    def __init__(self, prepare: Preprocess, folder: Path, name: str) -> None:
+        self.prepare = prepare
+        self.folder = folder
+        self.name = name
+
+    def row(self, row: Row, pixels: NDArray[np.uint8], role: Role, path: str | None = None) -> Row:
+        """The row with such pixels, under another path where one is given."""
+        canvas = (self.prepare(pixels).transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (H, W, 3)
+        region = read_roi(row, pixels)
+        roi = None
+        if region is not None:
+            kept = self.prepare.kept((pixels.shape[0], pixels.shape[1]), region)
+            file = self.folder / f"{self.name}_{len(list(self.folder.iterdir()))}.png"
+            Image.fromarray(np.asarray(kept).astype(np.uint8) * 255).save(file)
+            roi = str(file)
+        return replace(row, path=path or row.path, pixels=canvas, roi=roi, role=role, label=int(path is not None))
+
+
+def _decoded(table: Table, run: ComputeOptions, progress: Progress | None, stage: str) -> Any:
+    """(row, 8-bit pixels) of each image, in order."""
+    broken = []
+    for n, item in enumerate(decode(table, lambda image, _: image, run.workers, max_pixels=run.max_pixels), start=1):
+        if item.value is None:
+            broken.append(Failure(item.row.path, item.error or ""))
+            continue
+        if progress is not None:
+            progress(stage, n, len(table))
+        yield item.row, _eight_bits(item.value)
+    if broken:
+        raise DataError(f"{len(broken)} of {len(table)} images cannot be read:", broken)
+
+
+def _eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """As the network sees them, in steps of a grey level: painting knows 8 bits only."""
+    if image.dtype == np.uint8:
+        return image
+    unit = image if image.dtype == np.float32 else image.astype(np.float32) / 65535
+    bytes_: NDArray[np.uint8] = (unit * 255).round().astype(np.uint8)
+    return bytes_
+
+
+def _painted_inside(
+    row: Row, pixels: NDArray[np.uint8], kind: Kind, defect_px: float, contrast: float, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Image and mask; on images with a region of interest the defect lies inside it."""
+    region = read_roi(row, pixels)
+    for _ in range(12):
+        done = paint(pixels, kind, defect_px, rng, contrast)
+        if region is None or bool(region[done.mask].mean() > 0.5):
+            return done.image, done.mask
+    raise InputError(f"the region of interest of {row.path} has no room for a defect of {defect_px:g} px")
+
+
+def _judged(row: Row, pixels: NDArray[np.uint8], mask: NDArray[np.bool_] | None, rng: np.random.Generator) -> Judged:
+    """The window of an image: around the defect, moved at random, else anywhere."""
+    height, width = pixels.shape[:2]
+    ys, xs = np.nonzero(np.zeros((1, 1)) if mask is None else mask)
+    extent = max(int(np.ptp(ys)), int(np.ptp(xs))) + 1 if len(ys) else 0
+    h, w = (min(n, max(_WINDOW, 2 * extent)) for n in (height, width))
+    low, high = (0, 0), (height - h, width - w)
+    if len(ys):
+        ends = ((ys.min(), ys.max() + 1), (xs.min(), xs.max() + 1))
+        low = tuple(max(0, min(end - n, limit)) for (_, end), n, limit in zip(ends, (h, w), high, strict=True))
+        high = tuple(max(at, min(start, limit)) for (start, _), at, limit in zip(ends, low, high, strict=True))
+    top, left = (int(rng.integers(a, b + 1)) for a, b in zip(low, high, strict=True))
+    part = (slice(top, top + h), slice(left, left + w))
+    inside = None if mask is None else mask[part].copy()
+    keep = rng.random((h, w)) < _OK_PIXELS / (h * w)
+    if inside is not None:
+        keep |= inside
+    region = read_roi(row, pixels)
+    if region is not None:
+        keep &= region[part]
+    return Judged(
+        row.path,
+        row.path if row.group is None else f"group {row.group}",
+        (height, width),
+        (top, left, h, w),
+        inside,
+        keep,
+        pixels[part].copy(),
+    )

@@ -1,0 +1,192 @@
+"""How well a way to look at images finds painted defects, how sure that is, and what it costs on this machine.
+
+Letters: N images judged, T thresholds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pickglass.app.advise.candidates import Candidate
+from pickglass.app.advise.painted import Judged, PaintedSet
+from pickglass.app.jobs.peak import peak_mb, reset_peak
+from pickglass.data import resize_map
+from pickglass.detectors.compute import ComputeArguments
+from pickglass.errors import DataError
+from pickglass.features.shared import SharedFeatures
+from pickglass.methods import Detector, find_method
+from pickglass.metrics import CountTables, auroc, bootstrap
+from pickglass.result import Prediction
+
+__all__ = [
+    "LIMIT",
+    "Cost",
+    "Score",
+    "detector_of",
+    "difference",
+    "judge",
+    "measure_cost",
+    "scored",
+    "settings_of",
+    "window_map",
+]
+
+LIMIT = 0.05
+"""The false-positive rate up to which AUPRO is taken."""
+
+_LEVELS = np.concatenate([np.linspace(0, 0.06, 240), [0.1, 0.3, 1.0]])  # (T,)
+_REPEATS = 200
+_BANK = 400  # patches; the sub-sampled PatchCore of the comparison
+_REACH = 20_000  # patches that the bank is chosen from
+
+Found = dict[str, tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One candidate, judged.
+
+    Attributes:
+        aupro, auroc: value, and the ends of its 95 % interval.
+        tables: counts of pixels, from which AUPRO of reweighted images is had.
+        labels, scores: of the images, (N,).
+        maps: one (h, w) an image, over the canvas.
+    """
+
+    aupro: tuple[float, float, float]
+    auroc: tuple[float, float, float]
+    tables: CountTables
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    maps: tuple[NDArray[np.float32], ...] = field(repr=False)
+
+    def of_weights(self, weight: NDArray[np.int64]) -> NDArray[np.float64]:
+        """AUPRO and image AUROC if image i counted ``weight[i]`` times."""
+        index = np.repeat(np.arange(len(weight)), weight)
+        return np.array(
+            [self.tables.aupro(weight, LIMIT), auroc(self.labels[index], self.scores[index])], dtype=np.float64
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one image on this machine: median seconds from the pixels in memory to score and map, what the model holds
+    and the peak of the process, both in MB."""
+
+    seconds: float
+    model_mb: float
+    peak_mb: float | None
+
+
+def settings_of(candidate: Candidate, n_images: int) -> dict[str, Any]:
+    """The method's settings for the comparison, sub-sampled so that no candidate takes long."""
+    own: dict[str, Any] = {
+        "backbone": candidate.backbone,
+        "layers": candidate.layers,
+        "size": candidate.size,
+    }
+    if candidate.method == "patchcore":
+        h, w = (n / candidate.stride for n in (candidate.tile or candidate.size))
+        cells = round(h * w)
+        own["sample"] = min(cells, _REACH // n_images)
+        own["ratio"] = min(1.0, _BANK / (n_images * own["sample"]))
+    return own
+
+
+def detector_of(candidate: Candidate, n_images: int, changes: Mapping[str, Any] | None = None) -> Detector:
+    """The candidate, unfitted; ``changes`` may hold ``fusion``."""
+    method = find_method(candidate.method)
+    detector = method.configured({**settings_of(candidate, n_images), **(changes or {})})
+    if candidate.tile is None:
+        return detector
+    return detector.tiled(tile=candidate.tile, stride=candidate.tile)
+
+
+def judge(
+    candidate: Candidate,
+    data: PaintedSet,
+    shared: SharedFeatures | None,
+    running: ComputeArguments,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    memory_gb: float = 2.0,
+) -> tuple[Score, Detector]:
+    """Fit the candidate on the images that teach and judge it on the others.
+
+    Args:
+        candidate: what to judge.
+        data: made for its size.
+        shared: the features of its backbone and size; None: it reads the images itself.
+        running: as of :meth:`pickglass.Detector.fit`.
+        changes: settings of the method that differ, e.g. ``{"smoothing": 0.0}``.
+        seed: of the fit and the bootstrap.
+        memory_gb: for the fit.
+    """
+    taught = data.fit[candidate.size]
+    detector = detector_of(candidate, len(taught), changes)
+    if shared is not None:
+        detector.make_engine = shared.engine
+    detector.fit(taught, validate=0.0, calibrate=0.0, seed=seed, memory_gb=memory_gb, **running)
+    prediction = detector.predict(data.test[candidate.size], **running)
+    return scored(prediction, data, seed), detector
+
+
+def scored(prediction: Prediction, data: PaintedSet, seed: int = 0) -> Score:
+    """AUPRO@0.05 in the windows and image AUROC, with bootstrap intervals by group."""
+    if len(prediction) != len(data.judged):
+        raise DataError(f"only {len(prediction)} of {len(data.judged)} images could be judged:", prediction.failed)
+    windows = [window_map(m, one) for m, one in zip(prediction.maps, data.judged, strict=True)]
+    good = np.concatenate(
+        [
+            values[one.keep if one.mask is None else one.keep & ~one.mask]
+            for values, one in zip(windows, data.judged, strict=True)
+        ]
+    )
+    tables = CountTables(np.quantile(good, 1 - _LEVELS, method="higher"))
+    for values, one in zip(windows, data.judged, strict=True):
+        tables.update(values, one.mask, one.keep)
+    labels = np.array([int(one.mask is not None) for one in data.judged])
+    score = Score((0.0,) * 3, (0.0,) * 3, tables, labels, prediction.scores, prediction.maps)
+    found = bootstrap(score.of_weights, data.groups, repeats=_REPEATS, seed=seed)
+    aupro, image = ((float(found.value[i]), float(found.low[i]), float(found.high[i])) for i in range(2))
+    return Score(aupro, image, tables, labels, prediction.scores, prediction.maps)
+
+
+def window_map(values: NDArray[np.float32], one: Judged) -> NDArray[np.float32]:
+    """A map of the whole canvas -> its part in the window, at the original pixels, (h, w)."""
+    (height, width), (top, left, h, w) = one.image, one.window
+    return resize_map(values, (h, w), (top / height, left / width, (top + h) / height, (left + w) / width))
+
+
+def difference(new: Score, old: Score, groups: tuple[str, ...], seed: int = 0) -> Found:
+    """``aupro`` and ``auroc`` of the new minus those of the old: value and 95 % interval, paired by image."""
+    found = bootstrap(lambda w: new.of_weights(w) - old.of_weights(w), groups, repeats=_REPEATS, seed=seed)
+    return {
+        name: (float(found.value[i]), float(found.low[i]), float(found.high[i]))
+        for i, name in enumerate(("aupro", "auroc"))
+    }
+
+
+def measure_cost(candidate: Candidate, data: PaintedSet, running: ComputeArguments, repeats: int = 7) -> Cost:
+    """Fit anew with an engine of its own, and time one image a call."""
+    taught = data.fit[candidate.size]
+    detector = detector_of(candidate, len(taught))
+    detector.fit(taught, validate=0.0, calibrate=0.0, memory_gb=2.0, **running)
+    one = [data.test[candidate.size][0]]
+    detector.predict(one, **running)  # whatever is set up at the first call
+    reset_peak()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        detector.predict(one, **running)
+        seconds.append(time.perf_counter() - began)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
+    return Cost(median(seconds), held / 1e6, peak_mb())

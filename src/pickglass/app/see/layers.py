@@ -1,0 +1,150 @@
+"""What the layers of a backbone see and cost: the table to read before choosing any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pickglass.app.layers_page import write_fields
+from pickglass.app.results import LayerProbe, LayerResult, LayersListing, LayersResult
+from pickglass.app.see.probe import probe, summary
+from pickglass.data import Preprocess, as_table, load_dataset, read_image
+from pickglass.data.files import output_path
+from pickglass.errors import InputError, WeightsMissing
+from pickglass.features.anatomy.facts import LayerFacts, layer_facts, outline
+from pickglass.features.anatomy.gradient_field import (
+    SIDE,
+    GradientField,
+    effective_fields,
+    gradient_fields,
+    relative_field,
+)
+from pickglass.features.backbones.layers import preset_names
+from pickglass.features.backbones.registry import find_backbone
+from pickglass.features.extractor import FeatureExtractor, layer_names
+
+__all__ = ["layers", "list_layers"]
+
+_PATCHES = 64  # of a transformer's empty image: attention over more takes minutes
+
+Progress = Callable[[str, int, int], None]
+
+
+def layers(
+    backbone: str,
+    names: Sequence[str] | None = None,
+    *,
+    weights: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    images: Sequence[str | Path] = (),
+    probe_data: str | Path | None = None,
+    output: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LayersResult:
+    """Grid, stride, channels, receptive fields and cost of a backbone's layers.
+
+    Args:
+        backbone: name; see :func:`pickglass.backbone_names`.
+        names: of layers; None: those of the preset, or the last node of each grid where there is none.
+        weights: as in :mod:`pickglass.features.backbones.weights`; None: the published ones where they are found,
+            else random.
+        size: of the network's input in pixels, for grid, cost and RRF; None: 256, or the nearest multiple of patches.
+        images: files or folders, to measure the effective receptive fields on; the first one is drawn on.
+        probe_data: folder of labelled images, to measure how well each layer tells defect types apart and defects from
+            good surface; all its images are used, so it must not judge the model whose layers are chosen by it.
+        output: page (.html) or picture (.png) of the fields to write.
+        seed: of random weights, noise, and the folds and draws of the probe.
+        progress: called with (stage, done, total).
+
+    Raises:
+        InputError: unknown names, weights that do not fit, an output of another kind.
+        DataError: an image cannot be read, or there are no labelled images to probe with.
+    """
+    if output is not None:
+        if Path(output).suffix not in (".html", ".png"):
+            raise InputError(f"output file {str(output)!r}: expected a name that ends in .html or .png")
+        output_path(output, Path(output).suffix)
+    spec = find_backbone(backbone)
+    chosen = list(names) if names else [level.name for level in spec.levels] or outline(backbone)
+    extractor = _extractor(backbone, chosen, weights, seed)
+    patch = 1 if spec.tokens is None else spec.tokens.patch
+    canvas = _canvas(size, patch)
+    facts = layer_facts(extractor, canvas)
+    fields = gradient_fields(extractor, SIDE if patch == 1 else min(SIDE, _PATCHES * patch), seed, progress)
+    pictures = [row.path for row in as_table([Path(image) for image in images])]
+    effective: list[int] | list[None] = [None] * len(facts)
+    if pictures:
+        effective = effective_fields(
+            extractor, _prepared(pictures, Preprocess(canvas, extractor.interpolation), progress)
+        )
+    rows = None if probe_data is None else load_dataset(probe_data).table
+    probed: list[LayerProbe] | list[None] = [None] * len(facts)
+    if rows is not None:
+        probed = probe(extractor, rows, Preprocess(canvas, extractor.interpolation), seed, progress)
+    info = extractor.weights.to_json() if extractor.weights else {}
+    result: LayersResult = {
+        "backbone": backbone,
+        "weights": str(info.get("name")),
+        "weights_info": info,
+        "size": list(canvas),
+        "nodes": [_row(*parts, canvas) for parts in zip(facts, fields, effective, probed, strict=True)],
+        "output": None if output is None else str(output),
+        "probed": None if rows is None else summary(rows),
+    }
+    if output is not None:
+        write_fields(Path(output), result, fields, read_image(pictures[0]) if pictures else None)
+    return result
+
+
+def list_layers(backbone: str | None = None) -> LayersListing:
+    """The backbones whose layers are named, with these; or all layers of one backbone that can be asked for."""
+    if backbone is not None:
+        return {"backbones": {backbone: layer_names(backbone)}}
+    return {"backbones": {name: [level.name for level in levels] for name, levels in preset_names().items()}}
+
+
+def _extractor(backbone: str, names: list[str], weights: str | None, seed: int) -> FeatureExtractor:
+    try:
+        return FeatureExtractor(backbone, names, weights or "default", seed)
+    except WeightsMissing:
+        if weights is not None:
+            raise
+        return FeatureExtractor(backbone, names, "random", seed)  # the result says so
+
+
+def _canvas(size: int | tuple[int, int] | None, patch: int) -> tuple[int, int]:
+    if size is None:
+        side = round(256 / patch) * patch
+        return side, side
+    return (size, size) if isinstance(size, int) else size
+
+
+def _prepared(paths: list[str], prepare: Preprocess, progress: Progress | None) -> Iterator[Tensor]:
+    for done, path in enumerate(paths, start=1):
+        yield torch.from_numpy(prepare(read_image(path)))[None]  # (1, 3, H, W)
+        if progress is not None:
+            progress("measuring on images", done, len(paths))
+
+
+def _row(
+    facts: LayerFacts, field: GradientField, effective: int | None, probed: LayerProbe | None, canvas: tuple[int, int]
+) -> LayerResult:
+    return {
+        "node": facts.node,
+        "name": facts.layer,
+        "grid": list(facts.grid),
+        "stride": max(facts.stride),
+        "channels": facts.channels,
+        "rf_gradient": field.size,
+        "rf_at_least": field.at_least,
+        "rf_image": field.image,
+        "rf_theoretical": facts.theoretical,
+        "rf_effective": effective,
+        "rrf": relative_field(field.size, canvas),
+        "macs": facts.macs,
+        "probe": probed,
+    }

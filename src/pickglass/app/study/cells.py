@@ -1,0 +1,230 @@
+"""What a study has to do: its cells, one fit and one test each, and in which groups they share a backbone pass."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pickglass.data import load_datasets
+from pickglass.errors import InputError, UnknownName, WeightsMissing
+from pickglass.features.backbones.checkpoints import RECIPES
+from pickglass.features.backbones.registry import find_backbone
+from pickglass.features.backbones.weights import find_weights
+from pickglass.features.extractor import FeatureExtractor
+from pickglass.methods import find_method
+
+__all__ = ["EACH", "Cell", "Grid", "Plan", "command_of", "make_plan", "weights_name"]
+
+EACH = "each"
+"""As ``layers``: every named layer of the backbone on its own."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fit and one test; two cells with the same fields are the same work.
+
+    Attributes:
+        root: folder or table that was named, absolute.
+        dataset: name of the data set in it.
+        method, backbone, layers, weights, size, seed: of the detector.
+        settings: further settings of the method, as JSON with sorted keys.
+        layout, group_by: how the folder is read; see :func:`pickglass.load_dataset`.
+    """
+
+    root: str
+    dataset: str
+    method: str
+    backbone: str
+    layers: tuple[str, ...]
+    weights: str
+    size: int | str
+    seed: int
+    settings: str = "{}"
+    layout: str | None = None
+    group_by: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of the cell: the start of the SHA-256 of its fields."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def group(self) -> str:
+        """Cells of one group read the same backbone pass; random weights are drawn anew for each seed."""
+        seed = self.seed if self.weights == "random" else None
+        parts = (self.root, self.dataset, self.layout, self.group_by, self.backbone, self.weights, self.size, seed)
+        return json.dumps(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain dict of what JSON knows."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Cell:
+        """What :meth:`to_json` gave, after a way through JSON."""
+        return cls(**{**stored, "layers": tuple(stored["layers"])})
+
+    def command(self, file: str | Path) -> str:
+        """The command line that does this cell; other seeds below its own come along."""
+        return command_of([self], file)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All combinations of these; ``layers``: :data:`EACH`, or the layers of one detector joined by ``+``."""
+
+    methods: Sequence[str]
+    backbones: Sequence[str]
+    layers: Sequence[str] = (EACH,)
+    weights: Sequence[str] = ("default",)
+    sizes: Sequence[int | str] = (256,)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells, group by group.
+
+    Attributes:
+        cells: in the order in which they are done.
+        missing: key of a cell -> why its weights are missing and how to get them.
+        left_out: combinations that nobody published weights for, one line each.
+        images: (root, data set) -> number of images for training and for the test.
+    """
+
+    cells: tuple[Cell, ...]
+    missing: Mapping[str, str]
+    left_out: tuple[str, ...]
+    images: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+
+
+def make_plan(
+    data: Sequence[str | Path],
+    grids: Sequence[Grid],
+    *,
+    seeds: int = 1,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    layout: str | None = None,
+    group_by: str | None = None,
+) -> Plan:
+    """The cells of several grids over several data sets; what occurs twice is done once.
+
+    Args:
+        data: folders or tables; a root with several categories stands for all of them.
+        grids: what to combine.
+        seeds: 0 to ``seeds - 1``.
+        settings: method -> settings of its constructor.
+        layout, group_by: as in :func:`pickglass.load_dataset`.
+
+    Raises:
+        UnknownName: a method, backbone, layer or setting that does not exist.
+        InputError: nothing to do.
+        DataError: a folder is no data set.
+    """
+    if seeds < 1:
+        raise InputError(f"seeds={seeds!r}: expected how many, at least 1")
+    own = {method: dict(values) for method, values in (settings or {}).items()}
+    methods = list(dict.fromkeys(method for grid in grids for method in grid.methods))
+    for method in methods:
+        find_method(method).configured(own.get(method, {}))
+    for method in own:
+        if method not in methods:
+            raise UnknownName("method of a setting", method, methods)
+    sets = {
+        (str(Path(root).resolve()), name): (len(dataset.train), len(dataset.test))
+        for root in data
+        for name, dataset in load_datasets(root, layout, group_by).items()
+    }
+    cells: dict[Cell, None] = {}
+    absent: dict[tuple[str, str], str] = {}
+    left_out: dict[str, None] = {}
+    for grid in grids:
+        for backbone, weights in _usable(grid, absent, left_out):
+            found = _layers(backbone, grid.layers)
+            for root, name in sets:
+                for size in grid.sizes:
+                    for seed in range(seeds):
+                        for method in grid.methods:
+                            text = json.dumps(own.get(method, {}), sort_keys=True)
+                            rest = (weights, size, seed, text, layout, group_by)
+                            cells |= {Cell(root, name, method, backbone, layers, *rest): None for layers in found}
+    if not cells:
+        raise InputError("a study without cells: " + ("; ".join(left_out) or "name methods, backbones and sizes"))
+    grouped = _by_group(cells)
+    missing = {c.key: absent[c.backbone, c.weights] for c in grouped if (c.backbone, c.weights) in absent}
+    return Plan(grouped, missing, tuple(left_out), sets)
+
+
+def command_of(cells: Sequence[Cell], file: str | Path) -> str:
+    """The command line that does these cells, which share layout and groups, and all combinations of what they name."""
+
+    def listed(values: Iterable[object]) -> str:
+        return ",".join(dict.fromkeys(map(str, values)))
+
+    first = cells[0]
+    words = ["pickglass", "study", *dict.fromkeys(cell.root for cell in cells), "-o", str(file)]
+    words += ["--methods", listed(cell.method for cell in cells)]
+    words += ["--backbones", listed(cell.backbone for cell in cells)]
+    words += ["--layers", listed("+".join(cell.layers) for cell in cells)]
+    words += ["--sizes", listed(cell.size for cell in cells), "--weights", listed(cell.weights for cell in cells)]
+    words += ["--seeds", str(max(cell.seed for cell in cells) + 1)]
+    for option, value in (("--layout", first.layout), ("--group-by", first.group_by)):
+        words += [] if value is None else [option, value]
+    for method, settings in dict.fromkeys((cell.method, cell.settings) for cell in cells):
+        for name, value in json.loads(settings).items():
+            words += ["--set", f"{method}.{name}={json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def weights_name(name: str) -> str:
+    """A pretraining strategy as the papers write it, e.g. ``supervised`` or ``MoCo_v2`` -> the name of its weights."""
+    plain = name.lower().replace("_", "").replace("-", "")
+    if plain == "supervised":
+        return "default"
+    return {"moco": "mocov2", "sela": "selav2"}.get(plain, plain) if {plain, f"{plain}v2"} & set(RECIPES) else name
+
+
+def _usable(grid: Grid, absent: dict[tuple[str, str], str], left_out: dict[str, None]) -> Iterable[tuple[str, str]]:
+    """Backbones with weights that exist, here or with their authors."""
+    for backbone in grid.backbones:
+        spec = find_backbone(backbone)
+        for weights in map(weights_name, grid.weights):
+            if weights != "random":
+                try:
+                    find_weights(spec, weights)
+                except WeightsMissing as error:
+                    absent[backbone, weights] = str(error)
+                except InputError as error:
+                    left_out[str(error)] = None
+                    continue
+            yield backbone, weights
+
+
+def _layers(backbone: str, wanted: Sequence[str]) -> list[tuple[str, ...]]:
+    """The layers of each detector; those that the user wrote are looked up now, not in the middle of the study."""
+    found: dict[tuple[str, ...], None] = {}
+    for text in wanted:
+        if text == EACH:
+            named = [(level.name,) for level in find_backbone(backbone).levels]
+            if not named:
+                raise InputError(
+                    f"nobody has chosen layers of {backbone}, so 'each' means none: name some, e.g. --layers A,B,A+B; "
+                    f"'pickglass layers --list {backbone}' shows them"
+                )
+            found |= dict.fromkeys(named)
+            continue
+        layers = tuple(name for name in text.split("+") if name)
+        FeatureExtractor(backbone, layers, None)
+        found[layers] = None
+    return list(found)
+
+
+def _by_group(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.group, []).append(cell)
+    return tuple(cell for group in groups.values() for cell in group)

@@ -1,0 +1,175 @@
+"""Doing the cells of one group of a study: each a fit and a test, all on one backbone pass."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+import traceback
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import torch
+
+from pickglass.app.fit import build
+from pickglass.app.jobs.peak import peak_mb, reset_peak
+from pickglass.app.pictures import colour_range
+from pickglass.app.study.cells import Cell
+from pickglass.app.study.store import METRICS, Outcome, Picture
+from pickglass.app.testing.compare import choose_images
+from pickglass.app.testing.evaluate import Evaluation, evaluate
+from pickglass.data import Dataset, Row, load_datasets
+from pickglass.detectors.compute import ComputeArguments
+from pickglass.errors import DataError, PickglassError, WeightsMissing
+from pickglass.features.shared import SharedFeatures
+from pickglass.metrics import f1_max
+from pickglass.result import Found, Prediction
+
+__all__ = ["GroupTask", "run_group", "stored_map"]
+
+
+@dataclass(frozen=True)
+class GroupTask:
+    """Cells of one group, and how to do them.
+
+    Attributes:
+        cells: of one group; see :attr:`pickglass.app.study.cells.Cell.group`.
+        running: as of :meth:`pickglass.Detector.fit`.
+        memory_gb: budget; half of it for the shared features, half for what a method holds.
+        images: how many test images are kept for the gallery.
+        threads: of torch; None: its own choice.
+    """
+
+    cells: tuple[Cell, ...]
+    running: ComputeArguments = field(default_factory=ComputeArguments)
+    memory_gb: float = 4.0
+    images: int = 10
+    threads: int | None = None
+
+
+def run_group(task: GroupTask) -> Iterator[Outcome]:
+    """The outcome of each cell, in order, as soon as it is done; an error ends its own cell alone."""
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    with ExitStack() as stack:
+        common: _Common | None = None
+        for cell in task.cells:
+            began = time.perf_counter()
+            reset_peak()
+            try:
+                if common is None:
+                    common = stack.enter_context(_Common(task))
+                values, pictures = _run(cell, task, common)
+                outcome = Outcome(cell.key, "done", values, pictures)
+            except WeightsMissing as error:
+                outcome = Outcome(cell.key, "missing", {"error": str(error)})
+            except PickglassError as error:
+                outcome = Outcome(cell.key, "failed", {"error": f"{type(error).__name__}: {error}"})
+            except Exception:  # whatever a method, a library or a full machine throws: the others go on
+                outcome = Outcome(cell.key, "failed", {"error": traceback.format_exc()})
+            outcome.values.update(
+                total_s=time.perf_counter() - began,
+                peak_mb=peak_mb(),
+                finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                versions=json.dumps(_versions()),
+            )
+            yield outcome
+
+
+class _Common:
+    """What the cells of a group share: the data set and its features."""
+
+    def __init__(self, task: GroupTask) -> None:
+        first = task.cells[0]
+        sets = load_datasets(first.root, first.layout, first.group_by)
+        if first.dataset not in sets:
+            raise DataError(f"{first.root} no longer holds the data set {first.dataset!r}, but {', '.join(sets)}")
+        self.dataset: Dataset = sets[first.dataset]
+        if not self.dataset.test:
+            raise DataError(f"{first.root}, {first.dataset}: the data set has no test images to judge by")
+        layers = [layer for cell in task.cells for layer in cell.layers]
+        seed, n = first.seed, len(self.dataset.table)
+        self.features = SharedFeatures(first.backbone, first.weights, seed, layers, n, task.memory_gb / 2)
+
+    def __enter__(self) -> _Common:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.features.close()
+
+
+def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], tuple[Picture, ...]]:
+    own = {"backbone": cell.backbone, "layers": cell.layers, "weights": cell.weights, "size": cell.size}
+    detector = build(cell.method, settings={**json.loads(cell.settings), **own})
+    detector.make_engine = common.features.engine
+    spent, began = common.features.seconds, time.perf_counter()
+    # thresholds play no part in the metrics of a study, so every good image may teach
+    detector.fit(common.dataset.train, calibrate=0.0, seed=cell.seed, memory_gb=task.memory_gb / 2, **task.running)
+    fitted = time.perf_counter()
+    prediction = detector.predict(common.dataset.test, **task.running)
+    judged = time.perf_counter()
+    if not len(prediction):
+        raise DataError(f"{cell.dataset}: none of the test images can be read:", prediction.failed)
+    evaluation = evaluate(prediction)
+    known = ("n_fit", "n_validate", "data_sha256", "backbone_weights", "device", "engine", "details")
+    values = {
+        "n": evaluation["n"],
+        "n_unread": len(prediction.failed),
+        **{name: evaluation[name] for name in METRICS},
+        "fit_s": fitted - began,
+        "predict_s": judged - fitted,
+        "backbone_s": common.features.seconds - spent,
+        "provenance": json.dumps({name: detector.provenance.get(name) for name in known}),
+    }
+    return values, _pictures(prediction, evaluation, common.dataset, task.images)
+
+
+def _pictures(prediction: Prediction, evaluation: Evaluation, dataset: Dataset, images: int) -> tuple[Picture, ...]:
+    """The images of the gallery, the same ones whatever the detector."""
+    chosen = {dataset.test[i].path for i in choose_images(dataset.test, images)}
+    low, high = colour_range(None, prediction.maps)
+    labels = np.array([-1 if row.label is None else row.label for row in prediction.rows])
+    known = labels >= 0
+    best = f1_max(labels[known], prediction.scores[known]).threshold
+    return tuple(
+        Picture(
+            found.row.path,
+            json.dumps(
+                {
+                    "label": found.row.label,
+                    "defect": found.row.defect,
+                    "masks": list(found.row.masks),
+                    "size": found.size,
+                    "window": found.window,
+                    "score": found.score,
+                    "threshold": None if np.isnan(best) else best,
+                    "low": low,
+                    "high": high,
+                    "shape": found.map.shape,
+                }
+            ),
+            # float16 ends at 65,504; colours need no more than three digits
+            zlib.compress(((found.map - low) / (high - low)).astype(np.float16).tobytes()),
+        )
+        for found in prediction
+        if found.row.path in chosen and found.row.pixels is None
+    )
+
+
+def stored_map(picture: Picture) -> np.ndarray[Any, Any]:
+    """The map of a picture at the original size, (H, W) float32, as shares of the cell's range of colours."""
+    about = json.loads(picture.about)
+    values = np.frombuffer(zlib.decompress(picture.map), np.float16).reshape(about["shape"]).astype(np.float32)
+    return Found(Row(picture.path), 0.0, values, tuple(about["size"]), tuple(about["window"])).full_map()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("pickglass", "torch", "torchvision", "timm", "openvino", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

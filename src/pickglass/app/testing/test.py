@@ -1,0 +1,229 @@
+"""Judge a fitted detector on the test images of a folder: metrics, a report page, and the raw maps on request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from typing_extensions import Unpack
+
+from pickglass.app.charts import Curves
+from pickglass.app.pictures import Panel, ReportImage, colour_range
+from pickglass.app.report import ReportWriter
+from pickglass.app.results import Metrics, TestResult
+from pickglass.app.testing.evaluate import Evaluation, evaluate
+from pickglass.app.testing.robustness import robustness as judge_robustness
+from pickglass.app.testing.truth import LOCO_LIMIT
+from pickglass.app.tile_pictures import tile_panels
+from pickglass.data import Table, load_dataset, read_image, read_mask, with_pixel_mm, with_roi
+from pickglass.data.files import output_path, written_whole
+from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.detectors.detector import Detector
+from pickglass.errors import DataError
+from pickglass.methods import load
+from pickglass.metrics import SaturatedResult
+from pickglass.result import Prediction, find_defects
+
+__all__ = ["test", "write_report"]
+
+
+def test(
+    model: str | Path | Detector,
+    data: str | Path,
+    report: str | Path | None = None,
+    *,
+    save: str | Path | None = None,
+    intervals: int = 0,
+    robustness: str | Path | None = None,
+    layout: str | None = None,
+    group_by: str | None = None,
+    roi: str | Path | None = None,
+    pixel_mm: float | None = None,
+    progress: Progress | None = None,
+    **running: Unpack[ComputeArguments],
+) -> TestResult:
+    """Predict the test images of a folder and compute the metrics.
+
+    Args:
+        model: model file, or a fitted detector.
+        data: folder in any layout that :func:`pickglass.load_dataset` knows.
+        report: HTML file to write.
+        intervals: bootstrap replicates by group for 95 % intervals, e.g. 1000; 0: no intervals.
+        robustness: HTML file to write about the metrics under light, blur, noise, JPEG, shift and rotation; takes 29
+            times as long. None: not judged.
+        save: ``.npz`` to write: ``scores (N,)``, ``maps (N, h, w)`` float32 on the model's grid, ``paths (N,)``.
+        roi: region of interest, a mask or a folder of masks; None: the model's.
+        pixel_mm: side of a pixel on the part in millimetres; None: the model's.
+
+    The others as in :meth:`pickglass.Detector.predict`.
+    """
+    page = None if report is None else output_path(report, ".html")
+    robustness_page = None if robustness is None else output_path(robustness, ".html")
+    archive = None if save is None else output_path(save, ".npz")
+    detector = model if isinstance(model, Detector) else load(model)
+    dataset = load_dataset(data, layout, group_by)
+    if roi is not None or pixel_mm is not None:
+        dataset = replace(dataset, table=dataset.train + with_pixel_mm(with_roi(dataset.test, roi), pixel_mm))
+    if not dataset.test:
+        raise DataError(f"{data}: the data set has no test images: expected a folder 'test', or good and bad images")
+    detector.predict(dataset.test[:1], **running)  # sets the engine up, which images_per_s does not count
+    began = time.perf_counter()
+    prediction = detector.predict(dataset.test, progress=progress, **running)
+    seconds = time.perf_counter() - began
+    if not len(prediction):
+        raise DataError(f"{data}: none of the test images can be read:", prediction.failed)
+    evaluation = evaluate(prediction, repeats=intervals)
+    result: TestResult = {
+        **evaluation.overall,
+        "images_per_s": len(prediction) / seconds,
+        "report": None if page is None else str(page),
+        "by_type": evaluation.by_type,
+        "failed": [{"path": path, "error": error} for path, error in prediction.failed],
+        "robustness": None,
+    }
+    if archive is not None:
+        _save_maps(archive, prediction)
+    if page is not None:
+        write_report(page, detector, prediction, evaluation, result, dataset.name, progress)
+    if robustness_page is not None:
+        result["robustness"] = judge_robustness(detector, dataset, robustness_page, progress=progress, **running)
+    return result
+
+
+def write_report(
+    target: Path,
+    detector: Detector,
+    prediction: Prediction,
+    evaluation: Evaluation,
+    result: TestResult,
+    name: str,
+    progress: Progress | None = None,
+) -> Path:
+    """The HTML page of a test; images are read again one by one."""
+    threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
+    scale = colour_range(threshold, prediction.maps)
+    with ReportWriter(target, f"{name}: {type(detector).__name__}", scale) as writer:
+        for i, found in enumerate(prediction):
+            row = found.row
+            full = found.full_map()
+            writer.add(
+                ReportImage(
+                    path=row.path,
+                    defect=row.defect,
+                    label=row.label,
+                    score=found.score,
+                    verdict=prediction.verdict(i),
+                    image=read_image(row.path if row.pixels is None else row.pixels),
+                    map=full,
+                    mask=None if row.mask is None else read_mask(row.mask, found.size),
+                    predicted=None if threshold is None else full > threshold,
+                    boxes=[] if threshold is None else [d.box for d in find_defects(full, threshold)],
+                    parts=detector.parts_of(found),
+                )
+            )
+            if progress is not None:
+                progress("writing the report", i + 1, len(prediction))
+        return writer.finish(
+            metrics={
+                key: value for key, value in result.items() if key not in ("by_type", "failed", "report", "robustness")
+            },
+            by_type=evaluation.by_type,
+            curves=_curves(evaluation),
+            configuration=detector.configuration(),
+            provenance={key: value for key, value in detector.provenance.items() if key != "fitted_images"},
+            failed=prediction.failed,
+            threshold=prediction.calibration.image_threshold if prediction.calibration else None,
+            notes=(*evaluation.notes, *_notes(prediction, evaluation)),
+            tiles=_tiles(detector, prediction, scale),
+        )
+
+
+def _tiles(detector: Detector, prediction: Prediction, scale: tuple[float, float]) -> list[tuple[str, list[Panel]]]:
+    """How the maps of a few images were put together: the highest scores, and the defect that was seen the least."""
+    tiles = detector.tiles
+    if tiles is None or tiles.n == 1:
+        return []
+    rising = sorted(prediction, key=lambda found: found.score)
+    good, bad = ([f for f in rising if f.row.label == label] for label in (0, 1))
+    chosen = [*(bad[::-1] or rising[::-1])[:2], *bad[:1], *good[-1:]]
+    shown = []
+    for found in {id(f): f for f in chosen}.values():
+        for canvas, parts in detector.tile_parts(Table([found.row])):
+            mask = None if found.row.mask is None else read_mask(found.row.mask, found.size)
+            placed = None if mask is None else detector.preprocess.kept(found.size, mask)
+            heading = f"{PurePath(found.row.path).name}: {found.row.defect or 'good'}, score {found.score:.4g}"
+            shown.append((heading, tile_panels(canvas, parts, tiles.tiling, tiles.settings.join, scale, placed)))
+    return shown
+
+
+def _curves(evaluation: Evaluation) -> Curves:
+    none = np.empty(0)
+    roc, pixels, saturated = evaluation.roc, evaluation.pixels, evaluation.saturated
+    return Curves(
+        roc_fpr=none if roc is None else roc.fpr,
+        roc_tpr=none if roc is None else roc.tpr,
+        pro_fpr=none if pixels is None else pixels.fpr,
+        pro=none if pixels is None else pixels.pro,
+        pro_limit=0.3,
+        spro_fpr=none if saturated is None else saturated.fpr,
+        spro=none if saturated is None else saturated.spro,
+        spro_limit=LOCO_LIMIT,
+    )
+
+
+def _notes(prediction: Prediction, evaluation: Evaluation) -> list[str]:
+    notes = []
+    calibration = prediction.calibration
+    if calibration and calibration.image_threshold is not None:
+        rule = calibration.sentence or (
+            f"the highest score of {len(calibration.scores)} good images held back from training, "
+            "with no stated false-alarm rate"
+        )
+        notes.append(f"Verdicts: bad above {calibration.image_threshold:.4g}: {rule.rstrip('.')}.")
+    else:
+        notes.append("The model was fitted without calibration images: it gives scores, but no verdicts and no masks.")
+    if evaluation.pixels is not None:
+        notes.append(
+            f"Pixel metrics: {evaluation.pixels.n_regions} regions of 8-connected defect pixels, "
+            f"{evaluation.pixels.n_ok_pixels:,} good pixels of all images (good images count), original resolution, "
+            "AUPRO as MVTec AD defines it. AUPIMO: mean over defective images of the recall at a false-positive rate "
+            "of good images alone between 1e-5 and 1e-4."
+        )
+    if evaluation.saturated is not None:
+        notes.append(_about_spro(evaluation.saturated, evaluation.by_type))
+    overall = evaluation.overall
+    if overall["false_alarm_rate"] is not None and overall["miss_rate"] is not None:
+        notes.append(
+            f"At the model's own threshold {overall['false_alarm_rate']:.1%} of the good images are flagged and "
+            f"{overall['miss_rate']:.1%} of the defective ones missed."
+        )
+    return notes
+
+
+def _about_spro(saturated: SaturatedResult, by_type: Mapping[str, Metrics]) -> str:
+    each = {kind: metrics["au_spro_05"] for kind, metrics in by_type.items() if metrics["au_spro_05"] is not None}
+    mean = (
+        f" The mean of its figures for {' and '.join(each)}, as MVTec LOCO's tables give it, is "
+        f"{sum(each.values()) / len(each):.3f}."
+        if len(each) > 1
+        else ""
+    )
+    return (
+        f"AU-sPRO@0.05 as MVTec LOCO AD defines it: {saturated.n_regions} defects as the data set tells them apart; a "
+        "defect is found as far as its saturation area is covered; the mean over all defects up to a false-positive "
+        f"rate of 0.05, divided by it.{mean}"
+    )
+
+
+def _save_maps(target: Path, prediction: Prediction) -> None:
+    arrays: dict[str, Any] = {
+        "scores": prediction.scores,
+        "maps": np.stack(prediction.maps),
+        "paths": np.array([row.path for row in prediction.rows]),
+    }
+    with written_whole(target) as temporary:
+        np.savez_compressed(temporary, **arrays)

@@ -1,0 +1,203 @@
+"""The one decoder, and threads that decode ahead of the network. Needs numpy and Pillow only.
+
+An image is an array ``(H, W)`` or ``(H, W, 3)`` of uint8, uint16, or float32 in 0..1, and keeps its bit depth until
+:class:`pickglass.data.Preprocess` turns it into what a network reads. What cannot be kept exactly is an
+:class:`ImageError`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import BinaryIO, Generic, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pickglass.data.images.formats import (
+    Array,
+    Header,
+    decode_file,
+    decode_pil,
+    open_file,
+    parse_header,
+    unit_floats,
+)
+from pickglass.data.tables.rows import Row
+from pickglass.errors import ImageError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "Array",
+    "Decoded",
+    "Header",
+    "check_mask_size",
+    "decode",
+    "image_size",
+    "read_header",
+    "read_image",
+    "read_mask",
+]
+
+Source: TypeAlias = "str | os.PathLike[str] | Array | Image.Image | BinaryIO"
+T = TypeVar("T")
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+MAX_PIXELS = 250_000_000  # a file that claims more is more likely damaged than sound
+
+
+def read_image(source: Source, max_pixels: int = MAX_PIXELS) -> Array:
+    """Read one image, upright, without alpha, at its full bit depth.
+
+    Args:
+        source: path, open binary file, PIL image, or array ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)``, ``(H, W, 4)`` of
+            bool, uint8, uint16, or floats in 0..1. PNG, JPEG, TIFF, BMP and WebP files are read.
+        max_pixels: height x width above which a file is refused before it is decoded.
+
+    Returns:
+        ``(H, W)`` or ``(H, W, 3)``: uint8; uint16 where the source has 16 bits; float32 where it has floats. An array
+        that is already so is returned as it is, not copied.
+
+    Raises:
+        ImageError: missing, empty, cut short, damaged, not an image, several frames, too many pixels, or of a kind
+            that cannot be kept exactly.
+
+    >>> read_image(np.array([[[255, 0, 0, 128]]], np.uint8)).tolist()
+    [[[255, 0, 0]]]
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return decode_pil(source)
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        with open_file(path) as file:
+            return decode_file(file, path, max_pixels)
+    return decode_file(io.BytesIO(source.read()), str(getattr(source, "name", "<file object>")), max_pixels)
+
+
+def read_mask(
+    path: str | os.PathLike[str] | tuple[str, ...],
+    size: tuple[int, int],
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.bool_]:
+    """Read a ground-truth mask, bool ``(H, W)``: any value above 0 in any channel is defect; of several files, in any.
+
+    Raises:
+        ImageError: unreadable, or its size is not ``size`` (H, W), that of the image.
+    """
+    union = np.zeros(size, np.bool_)
+    for file in path if isinstance(path, tuple) else (path,):
+        image = read_image(file, max_pixels)
+        check_mask_size(os.fspath(file), (image.shape[0], image.shape[1]), size)
+        defect: NDArray[np.bool_] = image > 0
+        union |= defect if defect.ndim == 2 else np.logical_or.reduce(defect, axis=2)  # (H, W)
+    return union
+
+
+def check_mask_size(path: str, mask: tuple[int, int], image: tuple[int, int]) -> None:
+    """Raise an ImageError unless a mask has the size (H, W) of its image."""
+    if mask != image:
+        raise ImageError(
+            path,
+            f"the mask is {mask[0]}x{mask[1]} (height x width) but its image is {image[0]}x{image[1]}: "
+            "make the mask as large as the image",
+        )
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Size, bit depth and channels of an image file, without decoding its pixels.
+
+    Raises:
+        ImageError: missing, empty, or not an image.
+    """
+    with open_file(os.fspath(path)) as file:
+        return parse_header(file, os.fspath(path))
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of an image file as :func:`read_image` returns it, without decoding its pixels."""
+    return read_header(path)[:2]
+
+
+def _from_array(array: Array) -> Array:
+    if array.ndim not in (2, 3) or array.size == 0 or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        turn = ": put the channels last, .transpose(1, 2, 0)" if array.ndim == 3 and array.shape[0] in (1, 3) else ""
+        raise ImageError("<array>", f"shape {array.shape}, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4){turn}")
+    if array.ndim == 3:
+        array = array[..., 0] if array.shape[2] == 1 else array[..., :3]  # (H, W) or (H, W, 3)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind == "f":
+        return unit_floats(array, "<array>")
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    raise ImageError(
+        "<array>",
+        f"dtype {array.dtype}, expected uint8, uint16, bool, or floats in 0..1: convert it, e.g. .astype(np.uint8) "
+        "where the values are 0 to 255",
+    )
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Decoded(Generic[T]):
+    """One row decoded: ``value`` as ``prepare`` returned it and the original ``size`` (H, W), or ``error``.
+
+    An image that could not be read has ``value`` None, ``size`` (0, 0), and the reason in one line as ``error``.
+    """
+
+    row: Row
+    value: T | None
+    size: tuple[int, int]
+    error: str | None = None
+
+
+def decode(
+    rows: Iterable[Row],
+    prepare: Callable[[Array, Row], T],
+    workers: int = 2,
+    ahead: int = 16,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[Decoded[T]]:
+    """Read and prepare images in threads ahead of the consumer, in the order of ``rows``.
+
+    Args:
+        rows: what to read; taken as needed, so it may be endless.
+        prepare: runs in the threads on each image and its row.
+        workers: number of threads.
+        ahead: most images taken from ``rows`` and not yet handed over.
+        max_pixels: as in :func:`read_image`.
+
+    Yields:
+        One :class:`Decoded` a row. A broken image never raises; an error of ``prepare`` other than ImageError does.
+        Closing the iterator early ends the threads.
+    """
+    waiting: deque[Future[Decoded[T]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="pickglass-decode") as pool:
+        try:
+            for row in rows:
+                waiting.append(pool.submit(_decode_row, row, prepare, max_pixels))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _decode_row(row: Row, prepare: Callable[[Array, Row], T], max_pixels: int) -> Decoded[T]:
+    try:
+        image = read_image(row.path if row.pixels is None else row.pixels, max_pixels)
+        return Decoded(row, prepare(image, row), (image.shape[0], image.shape[1]))
+    except ImageError as error:
+        return Decoded(row, None, (0, 0), error.reason)

@@ -1,0 +1,277 @@
+"""From the bytes of an image file to its exact pixels, or one ImageError. Needs numpy and Pillow only.
+
+Pillow decodes; what is added here is what it lets pass: it keeps 8 of the 16 bits of colour, tests no check sum of a
+PNG's pixels, warns of large images by a global of the process, and raises a dozen kinds of error on damaged files.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, NamedTuple, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+
+from pickglass.errors import ImageError
+
+__all__ = ["Header", "decode_file", "decode_pil", "open_file", "parse_header", "unit_floats"]
+
+Array: TypeAlias = NDArray[Any]
+
+_ORIENTATION = 0x0112  # the tag of EXIF and TIFF
+_UPRIGHT: dict[int, Callable[[Array], Array]] = {
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+# The formats known to be decoded exactly. Opened by signature and not by Image.open, whose limit on pixels is a global
+# that warns instead of raising, and whose other formats run programs or narrow silently.
+_OPENERS: dict[bytes, Callable[[IO[bytes], str], ImageFile.ImageFile]] = {
+    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+    b"\xff\xd8\xff": JpegImagePlugin.jpeg_factory,
+    b"BM": BmpImagePlugin.BmpImageFile,
+    b"RIFF": WebPImagePlugin.WebPImageFile,
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+}
+
+
+class Header(NamedTuple):
+    """What a file says of itself: upright size in pixels, bits of a channel (8, 16 or 32), channels (1 or 3)."""
+
+    height: int
+    width: int
+    bits: int
+    channels: int
+
+
+def open_file(path: str) -> IO[bytes]:
+    """Open a regular file for reading; ImageError for anything else, without waiting on a pipe."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            return open(path, "rb")
+    except FileNotFoundError:
+        raise ImageError(path, "no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ImageError(path, f"cannot be opened: {_reason(error)}") from error
+    raise ImageError(path, f"is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}, expected an image file")
+
+
+def decode_file(file: IO[bytes], name: str, max_pixels: int) -> Array:
+    """Decode a seekable file as :func:`pickglass.data.images.decoder.read_image` promises; ``name`` is for messages."""
+    with _one_error(name):
+        image = _opened(file, name)
+        pixels = image.width * image.height
+        if pixels > max_pixels:
+            raise ImageError(
+                name,
+                f"{image.width}x{image.height} is {pixels:,} pixels, more than the limit of {max_pixels:,}: "
+                "if the file is sound, raise max_pixels (--max-pixels)",
+            )
+        # An MPO file is a photograph whose further frames are previews of the first; elsewhere frames are equals.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise ImageError(name, f"holds {frames} frames, expected one: save each frame as a file of its own")
+        if image.format == "PNG":
+            _walk_png(file, name, check=True)
+        raw = _raw_mode(image)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _check_tiff(image, raw, name)
+        if _is_deep_colour(raw, image):
+            array, image = _deep_colour(file, name, raw)
+        else:
+            image.load()
+            array = _array(image, name)
+        # Pillow has turned a TIFF already.
+        return array if image.format == "TIFF" else _upright(array, image)
+
+
+def decode_pil(image: Image.Image) -> Array:
+    """The array of an image that Pillow has opened."""
+    name = str(getattr(image, "filename", "") or "<PIL image>")
+    if _is_deep_colour(_raw_mode(image), image):
+        raise ImageError(name, "16-bit colour opened by Pillow, which keeps 8 of the 16 bits: pass the path instead")
+    with _one_error(name):
+        image.load()
+        return _upright(_array(image, name), image)
+
+
+def parse_header(file: IO[bytes], name: str) -> Header:
+    """Size, depth and channels without decoding the pixels."""
+    with _one_error(name):
+        image = _opened(file, name)
+        raw = _raw_mode(image)
+        width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # of some versions, size is turned already, of some not
+            width, height = int(image.tag_v2[256]), int(image.tag_v2[257])
+            orientation = image.tag_v2.get(_ORIENTATION, 1)
+        elif image.format == "PNG" and not _walk_png(file, name, check=False):
+            orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)  # PngImageFile's own decodes first
+        else:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        if orientation in (5, 6, 7, 8):
+            height, width = width, height
+        deep = _is_deep(raw) or image.mode.startswith("I;16")
+        bits = 16 if deep else 32 if image.mode in ("F", "I") else 8
+        grey = raw.startswith("LA") or image.mode.split(";")[0] in ("1", "L", "LA", "I", "F")
+        return Header(height, width, bits, 1 if grey else 3)
+
+
+def unit_floats(array: Array, name: str) -> Array:
+    """Floats in 0..1 as float32; ImageError for others."""
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):  # so written that NaN fails too
+        raise ImageError(name, f"float pixels from {low:g} to {high:g}, expected 0..1: divide by the value of white")
+    return array.astype(np.float32, copy=False)
+
+
+@contextmanager
+def _one_error(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises on a damaged file into one ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # OSError, SyntaxError, struct.error, KeyError, zlib.error ... have no common base
+        raise ImageError(name, f"the file is damaged or cut short: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _opened(file: IO[bytes], name: str) -> ImageFile.ImageFile:
+    file.seek(0)
+    start = file.read(16)
+    if not start:
+        raise ImageError(name, "the file is empty (0 bytes)")
+    opener = next((opener for signature, opener in _OPENERS.items() if start.startswith(signature)), None)
+    if opener is None:
+        kind = "a GIF file" if start.startswith(b"GIF8") else f"not an image (it starts with {start[:8]!r})"
+        raise ImageError(name, f"is {kind}, expected PNG, JPEG, TIFF, BMP or WebP: save it as PNG")
+    file.seek(0)
+    return opener(file, name)
+
+
+def _upright(array: Array, image: Image.Image) -> Array:
+    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    return array if turn is None else np.ascontiguousarray(turn(array))  # 5 to 8: (H, W[, 3]) -> (W, H[, 3])
+
+
+def _array(image: Image.Image, name: str) -> Array:
+    """The array of a decoded PIL image: palette expanded, alpha dropped, colour as RGB."""
+    mode = image.mode
+    if mode in ("L", "RGB"):
+        return np.array(image)
+    if mode in ("1", "LA"):
+        return np.array(image.convert("L"))
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):  # older Pillow: 16-bit grey PNG as I
+        return np.array(image).astype(np.uint16, copy=False)  # in native byte order
+    if mode == "F":
+        return unit_floats(np.array(image), name)
+    if mode == "I":
+        raise ImageError(name, "has 32-bit integer pixels, whose white is not known: save it with 8 or 16 bits")
+    if mode in ("P", "PA", "La", "RGBa"):
+        image = image.convert("RGBA")  # from P straight to RGB, Pillow warns of transparency
+    return np.array(image.convert("RGB"))
+
+
+# -- 16-bit colour ----------------------------------------------------------------------------------------------------
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels lie in the file, in Pillow's words, e.g. ``RGB;16B``; empty once they are decoded."""
+    tiles = getattr(image, "tile", None)
+    if not tiles:
+        return ""
+    args = tiles[0].args
+    return str((args[0] if args else "") if isinstance(args, tuple) else args or "")
+
+
+def _is_deep(raw: str) -> bool:
+    return raw[-4:-1] == ";16" and raw[-1] in "BLN"  # and not BGR;16, which is 5 + 6 + 5 bits
+
+
+def _is_deep_colour(raw: str, image: Image.Image) -> bool:
+    return _is_deep(raw) and len(image.getbands()) > 1
+
+
+def _deep_colour(file: IO[bytes], name: str, raw: str) -> tuple[Array, ImageFile.ImageFile]:
+    """Exact 16-bit colour from a decoder that keeps the high byte: decode again, telling it the other byte order.
+
+    It then takes the low byte for the high one, so that high * 256 + low is the value in the file. Grey with alpha
+    has four bytes, which are one 8-bit RGBA pixel to the decoder: one pass gives both.
+    """
+    if raw == "LA;16B":
+        image = _loaded_as(file, name, "RGBA")
+        both = np.asarray(image).astype(np.uint16)
+        return both[..., 0] << 8 | both[..., 1], image  # (H, W)
+    kind, order = raw.split(";16")
+    if kind not in ("RGB", "RGBA", "RGBX"):
+        raise _inexact(name, f"16-bit colour of the kind {kind}")
+    little = order == "L" or (order == "N" and sys.byteorder == "little")
+    image = _loaded_as(file, name, raw)
+    high = np.asarray(image)[..., :3].astype(np.uint16)
+    low = np.asarray(_loaded_as(file, name, f"{kind};16{'B' if little else 'L'}"))[..., :3]
+    return high << 8 | low, image  # (H, W, 3)
+
+
+def _loaded_as(file: IO[bytes], name: str, raw: str) -> ImageFile.ImageFile:
+    image = _opened(file, name)
+    image.tile = [
+        tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile
+    ]
+    image.load()
+    return image
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, raw: str, name: str) -> None:
+    """Refuse what Pillow would narrow, invert or scramble silently."""
+    bits = max(cast("tuple[int, ...]", image.tag_v2.get(258, (1,))))
+    if bits > 8 and image.tag_v2.get(277, 1) > 1 and (not _is_deep(raw) or image.tag_v2.get(284, 1) != 1):
+        raise _inexact(name, f"{bits}-bit TIFF colour with separate planes or packed bits")
+    if bits > 8 and image.tag_v2.get(262) == 0:
+        raise _inexact(name, f"{bits}-bit TIFF whose 0 is white")
+
+
+def _inexact(name: str, what: str) -> ImageError:
+    return ImageError(name, f"{what} cannot be read exactly: save it as 16-bit PNG, or pass it as a uint16 array")
+
+
+def _walk_png(file: IO[bytes], name: str, check: bool) -> bool:
+    """Walk the chunks of a PNG, with ``check`` their check sums too. True if metadata follows the pixels.
+
+    Pillow stops at the last row and checks no sum over the pixels: a flipped bit would pass unseen.
+    """
+    file.seek(8)
+    pixels_seen = late_metadata = False
+    while True:
+        head = file.read(8)
+        if len(head) < 8:
+            raise ImageError(name, "the file is cut short: a PNG ends with IEND")
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if check and not kind[0] & 32:  # upper case: a chunk that decides the picture
+            crc = zlib.crc32(kind)
+            while length and (piece := file.read(min(length, 1 << 20))):
+                crc, length = zlib.crc32(piece, crc), length - len(piece)
+            if file.read(4) != crc.to_bytes(4, "big"):
+                raise ImageError(name, f"the file is damaged or cut short: wrong check sum of {kind!r}")
+        else:
+            file.seek(length + 4, io.SEEK_CUR)
+        pixels_seen |= kind == b"IDAT"
+        late_metadata |= pixels_seen and kind in (b"eXIf", b"iTXt")
+        if kind == b"IEND":
+            return late_metadata

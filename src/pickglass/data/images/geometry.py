@@ -1,0 +1,266 @@
+"""From the pixels of an image to the network's input and back: one resize, four ways to fit an image on the canvas.
+
+===================  ==================================================================================================
+``size``             how an image comes to the network's input
+===================  ==================================================================================================
+``256``, ``(H, W)``  squeezed to that size, whatever its aspect
+``"letterbox:256"``  scaled as a whole until it just fits into that size, the rest filled; also ``"letterbox:256x512"``
+``"shorter:256"``    scaled until its shorter side has 256 pixels
+``"native"``         not scaled
+===================  ==================================================================================================
+
+For the last two the canvas is as large as the largest training image needs, in steps of 32 pixels. What an image does
+not cover is filled with its edge pixels and judged by nobody. Needs numpy and Pillow only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pickglass.data.images.formats import Array
+from pickglass.errors import ImageError, InputError
+
+__all__ = ["Geometry", "Placement", "Preprocess", "SizeRule", "parse_size", "resize_map"]
+
+Geometry = Literal["squeeze", "letterbox", "shorter", "native"]
+Window = tuple[float, float, float, float]
+
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_STEP = 32  # pixels: the stride of most networks' deepest layer, so that every layer's grid divides the canvas
+_WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
+
+
+class SizeRule(NamedTuple):
+    """A ``size`` setting, understood: the canvas (H, W) where it is given, the shorter side where that is."""
+
+    geometry: Geometry
+    size: tuple[int, int] | None = None
+    side: int | None = None
+
+
+class Placement(NamedTuple):
+    """Where an image lies on the canvas, in pixels of the canvas."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def parse_size(size: int | str | tuple[int, int]) -> SizeRule:
+    """Understand a ``size`` setting; see the table above.
+
+    Raises:
+        InputError: none of these.
+
+    >>> parse_size("letterbox:256x512")
+    SizeRule(geometry='letterbox', size=(256, 512), side=None)
+    """
+    if isinstance(size, str):
+        geometry, _, rest = size.lower().rpartition(":")
+        parts = rest.split("x")
+        numbers = [int(p) for p in parts if p.isdecimal() and int(p) > 0]
+        if size.lower() == "native":
+            return SizeRule("native")
+        if len(numbers) == len(parts) == 1 and geometry == "shorter":
+            return SizeRule("shorter", side=numbers[0])
+        if len(numbers) == len(parts) <= 2 and geometry in ("", "letterbox"):
+            return SizeRule("letterbox" if geometry else "squeeze", (numbers[0], numbers[-1]))
+    else:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) == 2 and all(isinstance(n, int) and n > 0 for n in sides):
+            return SizeRule("squeeze", sides)
+    raise InputError(
+        f"size={size!r}: expected pixels such as 256, height x width such as (256, 512) or '256x512', "
+        "'shorter:256', 'letterbox:256' or 'native'"
+    )
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From an image to float32 ``(3, H, W)`` in 0..1, always by the same arithmetic, grey as three channels.
+
+    8-bit images are resized in 8 bits, as Pillow does and as published weights were trained; deeper ones as floats.
+    Resizing is antialiased. Mean and standard deviation belong to the network and are not applied here.
+
+    Args:
+        size: height and width of the result, the canvas, in pixels.
+        interpolation: ``bilinear`` or ``bicubic``.
+        geometry: ``squeeze``, ``letterbox``, ``shorter`` or ``native``; see the head of this file.
+        side: of the shorter side after scaling, for ``shorter`` only.
+
+    >>> prepare = Preprocess((2, 2))
+    >>> prepare(np.array([[0, 51], [102, 255]], np.uint8))[0].round(3).tolist()
+    [[0.0, 0.20000000298023224], [0.4000000059604645, 1.0]]
+    >>> Preprocess.from_json(prepare.to_json()) == prepare
+    True
+    >>> Preprocess((2, 4), geometry="letterbox").placement((10, 10))
+    Placement(top=0, left=1, height=2, width=2)
+    """
+
+    size: tuple[int, int]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    geometry: Geometry = "squeeze"
+    side: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or not all(isinstance(n, int) and n > 0 for n in self.size):
+            raise InputError(f"size={self.size!r}: expected (height, width) in pixels, e.g. (256, 256)")
+        if self.interpolation not in _RESAMPLING:
+            raise InputError(f"interpolation={self.interpolation!r}: expected one of {', '.join(_RESAMPLING)}")
+        if (self.geometry == "shorter") != (self.side is not None):
+            raise InputError(f"geometry={self.geometry!r}, side={self.side!r}: 'shorter' takes a side, no other does")
+
+    @classmethod
+    def for_images(
+        cls,
+        size: int | str | tuple[int, int],
+        interpolation: Literal["bilinear", "bicubic"],
+        images: Iterable[tuple[int, int]],
+    ) -> Preprocess:
+        """The Preprocess of a ``size`` setting; ``images`` are the sizes (H, W) that its canvas has to hold."""
+        geometry, canvas, side = parse_size(size)
+        if canvas is None:
+            scaled = [_scaled(image, geometry, side) for image in set(images)]
+            canvas = (
+                -(-max(h for h, _ in scaled) // _STEP) * _STEP,
+                -(-max(w for _, w in scaled) // _STEP) * _STEP,
+            )
+        return cls(canvas, interpolation, geometry, side)
+
+    def placement(self, image: tuple[int, int]) -> Placement:
+        """Where an image of ``(H, W)`` pixels lies on the canvas: in the middle.
+
+        Raises:
+            ImageError: it does not fit on.
+        """
+        height, width = self.size
+        if self.geometry == "squeeze":
+            return Placement(0, 0, height, width)
+        if self.geometry == "letterbox":
+            scale = min(height / image[0], width / image[1])
+            h, w = min(height, max(1, round(image[0] * scale))), min(width, max(1, round(image[1] * scale)))
+        else:
+            h, w = _scaled(image, self.geometry, self.side)
+            if h > height or w > width:
+                scaled = "" if (h, w) == image else f", {h}x{w} when scaled,"
+                raise ImageError(
+                    "<image>",
+                    f"{image[0]}x{image[1]} pixels (height x width){scaled} do not fit on the model's canvas of "
+                    f"{height}x{width}, which its training images set: fit on images of this size too, or use "
+                    f"size='letterbox:{height}x{width}'",
+                )
+        return Placement((height - h) // 2, (width - w) // 2, h, w)
+
+    def __call__(self, image: Array) -> NDArray[np.float32]:
+        """Prepare an image as :func:`read_image` returns it: float32 ``(3, H, W)``, contiguous, the input untouched."""
+        place = self.placement((image.shape[0], image.shape[1]))
+        if image.dtype == np.uint8:
+            resized, white = self._resized(image, place), 255
+        else:
+            unit = image if image.dtype == np.float32 else np.divide(image, np.float32(65535), dtype=np.float32)
+            planes = [unit] if unit.ndim == 2 else list(unit.transpose(2, 0, 1))
+            resized = np.stack([self._resized(p, place) for p in planes], axis=2).clip(0, 1)  # bicubic overshoots
+            white = 1
+        channels_last = resized if resized.ndim == 3 else resized[..., None]  # (h, w, 1 or 3)
+        if (place.height, place.width) != self.size:
+            channels_last = np.pad(channels_last, (*self._margins(place), (0, 0)), mode="edge")  # (H, W, 1 or 3)
+        out = np.empty((3, *self.size), np.float32)
+        np.divide(channels_last.transpose(2, 0, 1), np.float32(white), out=out, dtype=np.float32)  # (3, H, W)
+        return out
+
+    def kept(self, image: tuple[int, int], region: NDArray[np.bool_] | None = None) -> NDArray[np.bool_] | None:
+        """Pixels of the canvas that count, bool (H, W); None: all.
+
+        Args:
+            image: size (H, W) of the image.
+            region: bool (H, W) of the image, its region of interest; a canvas pixel is in it if half of it is.
+        """
+        place = self.placement(image)
+        if region is None and (place.height, place.width) == self.size:
+            return None
+        inside = np.ones((place.height, place.width), np.bool_)
+        if region is not None:
+            grey = Image.fromarray(region.astype(np.uint8) * 255)
+            inside = np.asarray(grey.resize((place.width, place.height), Image.Resampling.BOX)) >= 128
+        return np.pad(inside, self._margins(place))  # (H, W)
+
+    def window(self, image: tuple[int, int]) -> Window:
+        """Top, left, bottom, right of an image of ``(H, W)`` pixels on the canvas, as shares of the canvas."""
+        place, (height, width) = self.placement(image), self.size
+        bottom, right = place.top + place.height, place.left + place.width
+        return place.top / height, place.left / width, bottom / height, right / width
+
+    def _margins(self, place: Placement) -> tuple[tuple[int, int], tuple[int, int]]:
+        height, width = self.size
+        down = (place.top, height - place.top - place.height)
+        return down, (place.left, width - place.left - place.width)
+
+    def _resized(self, image: Array, place: Placement) -> Array:
+        if image.shape[:2] == (place.height, place.width):
+            return image
+        resized = Image.fromarray(np.ascontiguousarray(image)).resize(
+            (place.width, place.height), _RESAMPLING[self.interpolation]
+        )
+        return np.asarray(resized)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict from which :meth:`from_json` makes an equal Preprocess."""
+        return {**asdict(self), "size": list(self.size)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Preprocess:
+        """The Preprocess that :meth:`to_json` described; InputError for anything else."""
+        if set(data) != {"size", "interpolation", "geometry", "side"} or not isinstance(data["size"], (list, tuple)):
+            raise InputError(
+                f"{data!r} does not describe a Preprocess: expected size [H, W], interpolation, geometry and side"
+            )
+        return cls(tuple(data["size"]), data["interpolation"], data["geometry"], data["side"])
+
+
+def _scaled(image: tuple[int, int], geometry: Geometry, side: int | None) -> tuple[int, int]:
+    """Size (H, W) of an image scaled as a whole."""
+    if geometry == "native" or side is None:
+        return image
+    scale = side / min(image)
+    return max(1, round(image[0] * scale)), max(1, round(image[1] * scale))
+
+
+def resize_map(map: NDArray[np.float32], size: tuple[int, int], window: Window = _WHOLE) -> NDArray[np.float32]:
+    """Bring an anomaly map ``(h, w)`` to the pixels of the image, float32 ``(H, W)``.
+
+    Bilinear, half-pixel centres, edge replicated, no antialiasing: in both directions the values of torch's
+    ``interpolate(mode="bilinear", align_corners=False)``.
+
+    Args:
+        map: ``(h, w)`` float32, over the whole canvas.
+        size: height and width of the result.
+        window: top, left, bottom, right of the image on the canvas, as shares of it; see :meth:`Preprocess.window`.
+
+    >>> resize_map(np.array([[0.0, 1.0]], np.float32), (1, 4)).tolist()
+    [[0.0, 0.25, 0.75, 1.0]]
+    """
+    top, left, bottom, right = window
+    # Across first and on the transpose: the second, larger step then copies whole rows.
+    across = _interpolate_rows(np.asarray(map, np.float32).T, size[1], left, right)  # (W, h)
+    return _interpolate_rows(np.ascontiguousarray(across.T), size[0], top, bottom)  # (H, W)
+
+
+def _interpolate_rows(rows: NDArray[np.float32], n: int, first: float, end: float) -> NDArray[np.float32]:
+    last = len(rows) - 1
+    at = (np.arange(n) + 0.5) * ((end - first) * len(rows) / n) + (first * len(rows) - 0.5)
+    at = np.clip(at, 0, last)
+    above = at.astype(np.intp)
+    weight = (at - above).astype(np.float32)[:, None]
+    low: NDArray[np.float32] = rows[above]  # (n, ...)
+    out: NDArray[np.float32] = rows[np.minimum(above + 1, last)]  # (n, ...)
+    out -= low
+    out *= weight
+    out += low
+    return out

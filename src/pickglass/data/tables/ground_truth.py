@@ -1,0 +1,46 @@
+"""The regions of a mask as sPRO counts them: every file and every pixel value in it is one region (MVTec LOCO)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pickglass.data.images.decoder import MAX_PIXELS, check_mask_size, read_image
+from pickglass.data.tables.rows import Row, Saturation
+from pickglass.errors import ImageError
+
+__all__ = ["Region", "read_regions"]
+
+
+class Region(NamedTuple):
+    """One annotated defect: its mask, bool ``(H, W)``, its type, and how much of it sPRO asks for."""
+
+    mask: NDArray[np.bool_]
+    saturation: Saturation
+
+
+def read_regions(row: Row, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> list[Region]:
+    """Read the regions of an image of ``size`` (H, W), in the order of its mask files and of their pixel values.
+
+    What to make of them says :func:`pickglass.metrics.saturated.saturation_area`. No mask, no region. Regions of
+    different files may overlap.
+
+    Raises:
+        ImageError: a mask cannot be read, is of another size or in colour, or holds a value that the row's
+            ``saturation`` does not name.
+    """
+    meaning = {entry.value: entry for entry in row.saturation}
+    found = []
+    for file in row.masks:
+        image = read_image(file, max_pixels)
+        check_mask_size(file, (image.shape[0], image.shape[1]), size)
+        if image.ndim != 2 or image.dtype.kind != "u":
+            raise ImageError(file, f"the mask is {image.dtype} {image.shape}, expected grey with 8 or 16 bits")
+        for value in np.unique(image[image > 0]).tolist():
+            if value not in meaning:
+                known = ", ".join(map(str, sorted(meaning))) or "(none)"
+                raise ImageError(file, f"holds the value {value}, but defects_config.json names only {known}")
+            found.append(Region(image == value, meaning[value]))
+    return found

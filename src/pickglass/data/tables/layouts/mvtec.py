@@ -1,0 +1,23 @@
+"""MVTec AD, and what is laid out like it: BTAD (``ok``, ``ko``), MPDD, and VisA after its usual conversion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pickglass.data.tables.layouts.tree import class_rows, folders, grouped, images, is_good
+from pickglass.data.tables.rows import Table
+from pickglass.errors import DataError
+
+__all__ = ["read"]
+
+
+def read(root: Path, pattern: str | None = None) -> dict[str, Table] | None:
+    """``train/good``, ``test/TYPE``, ``ground_truth/TYPE/STEM_mask.png`` or ``STEM.png``; not every defect has one."""
+    if not (root / "train").is_dir():
+        return None
+    bad = [folder.name for folder in folders(root / "train") if not is_good(folder) and images(folder)]
+    if bad:
+        raise DataError(f"{root / 'train'} holds {bad}: only good images can teach; move these folders to test/")
+    rows = [row for folder in folders(root / "train") for row in class_rows(root, folder, "train")]
+    rows += [row for folder in folders(root / "test") for row in class_rows(root, folder, "test")]
+    return {root.resolve().name: grouped(root, rows, pattern)}

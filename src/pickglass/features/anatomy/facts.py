@@ -1,0 +1,136 @@
+"""What the layers of a network are: grid, stride, channels, cost and theoretical receptive field.
+
+The graph is run once, node by node, and each node's shape and multiply-adds are noted; the weights do not matter.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from pickglass.errors import InputError
+from pickglass.features.anatomy.theoretical_field import Shape, theoretical_field
+from pickglass.features.extractor import FeatureExtractor, layer_names
+
+__all__ = ["LayerFacts", "layer_facts", "needed", "outline"]
+
+
+class LayerFacts(NamedTuple):
+    """One layer at one size of the input.
+
+    Attributes:
+        layer: as the user writes it.
+        node: of the graph.
+        channels: of its maps.
+        grid: cells (h, w).
+        stride: pixels of the input a cell (rows, columns).
+        macs: multiply-adds an image, from the pixels to this layer.
+        theoretical: side of the theoretical receptive field in pixels; see
+            :mod:`pickglass.features.anatomy.theoretical_field`.
+    """
+
+    layer: str
+    node: str
+    channels: int
+    grid: tuple[int, int]
+    stride: tuple[int, int]
+    macs: int
+    theoretical: int | Literal["global"] | None
+
+
+def layer_facts(extractor: FeatureExtractor, size: tuple[int, int]) -> list[LayerFacts]:
+    """The facts about each layer of an extractor for images of ``size`` (H, W), in the order of its layers.
+
+    Raises:
+        InputError: a layer gives no map, or the image is too small or no multiple of the patches.
+    """
+    body = extractor.body
+    if not isinstance(body, fx.GraphModule):
+        raise TypeError(f"the body is {type(body).__name__}, expected the graph that torchvision cuts")
+    record = _Record(body)
+    try:
+        with torch.no_grad(), record.counter:
+            found = record.run(torch.zeros(1, 3, *size, device=extractor.mean.device))
+        levels = extractor.arranged(found, size)
+        shapes = [(level.shape[1], level.shape[2], level.shape[3]) for level in levels]
+    except Exception:
+        extractor.shapes(size)  # says what is wrong
+        raise
+    (output,) = (node for node in body.graph.nodes if node.op == "output")
+    facts = []
+    for layer, name, (channels, h, w) in zip(extractor.layers, extractor.nodes, shapes, strict=True):
+        node = output.args[0][name]
+        facts.append(
+            LayerFacts(
+                layer,
+                name,
+                channels,
+                (h, w),
+                (round(size[0] / h), round(size[1] / w)),
+                sum(record.macs[n.name] for n in needed(node)),
+                theoretical_field(body, record.shapes, node),
+            )
+        )
+    return facts
+
+
+def outline(backbone: str, side: int = 256) -> list[str]:
+    """Layers of a backbone for which none are named: the last node of each grid, finest first.
+
+    Args:
+        backbone: name; see :func:`pickglass.backbone_names`.
+        side: of a square image in pixels; square maps of more than one cell count.
+
+    Raises:
+        InputError: it has none.
+    """
+    names = layer_names(backbone)
+    extractor = FeatureExtractor(backbone, names, weights=None)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        levels = extractor.read(torch.empty(1, 3, side, side))
+    last: dict[int, str] = {}
+    for name, level in zip(names, levels, strict=True):
+        shape = tuple(level.shape) if isinstance(level, Tensor) else ()
+        if len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3] and 1 < shape[2] < side:
+            last[shape[2]] = name
+    if not last:
+        raise InputError(
+            f"{backbone} has no node that gives square maps: name its layers, see layers --list {backbone}"
+        )
+    return [last[cells] for cells in sorted(last, reverse=True)]
+
+
+class _Record(fx.Interpreter):
+    """Runs a graph and notes what each node gives and costs."""
+
+    def __init__(self, body: fx.GraphModule) -> None:
+        super().__init__(body)
+        self.counter = FlopCounterMode(display=False)
+        self.shapes: dict[str, Shape | list[Shape]] = {}
+        self.macs: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.counter.get_total_flops()
+        given = super().run_node(n)
+        self.macs[n.name] = (self.counter.get_total_flops() - before) // 2
+        if isinstance(given, Tensor):
+            self.shapes[n.name] = tuple(given.shape)
+        elif isinstance(given, (tuple, list)) and given and all(isinstance(part, Tensor) for part in given):
+            self.shapes[n.name] = [tuple(part.shape) for part in given]
+        return given
+
+
+def needed(node: fx.Node) -> set[fx.Node]:
+    """A node of a graph and all that it depends on."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found.add(current)
+            waiting.extend(current.all_input_nodes)
+    return found

