@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from typing_extensions import Unpack
 
-from pickglass.app.pictures import colour_range, display, heat
+from pickglass.app.pages.images import colour_range, display, heat
 from pickglass.app.results import ImageResult, PredictResult
 from pickglass.data import MAX_PIXELS, as_table, read_image, with_pixel_mm, with_roi
 from pickglass.data.files import written_whole

@@ -70,7 +70,7 @@ def write_page(target: Path, template: str, values: Mapping[str, object]) -> Pat
         written_whole(target) as temporary,
         temporary.open("w", encoding="utf-8", errors=PAGE_ERRORS, newline="\n") as file,
     ):
-        environment().get_template(template).stream(values).dump(file)
+        file.writelines(environment().get_template(template).generate(values))
     return target
 
 

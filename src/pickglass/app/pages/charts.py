@@ -191,9 +191,13 @@ def bar_chart(
     for g, (name, values) in enumerate(groups):
         start, each = LEFT + g * room, 0.8 * room / max(1, len(values))
         ticks.append(Tick(name if any(values) else f"{name}: not done", start + room / 2))
-        for i, (value, top) in enumerate(zip(values, _place(np.array(values), y_axis, HEIGHT - BOTTOM, TOP), strict=True)):
+        for i, (value, top) in enumerate(
+            zip(values, _place(np.array(values), y_axis, HEIGHT - BOTTOM, TOP), strict=True)
+        ):
             if value:
-                bars.append(Bar(f"bar series{i}", start + 0.1 * room + i * each, top, 0.9 * each, HEIGHT - BOTTOM - top))
+                bars.append(
+                    Bar(f"bar series{i}", start + 0.1 * room + i * each, top, 0.9 * each, HEIGHT - BOTTOM - top)
+                )
     return Chart(
         title,
         "",
@@ -290,7 +294,7 @@ def _path(line: Line, x_axis: Axis, y_axis: Axis) -> Path:
 
 def _runs(points: Array) -> Iterator[Array]:
     """Split points (K, 2) where a value is missing."""
-    known = np.isfinite(points).all(axis=1)
+    known = np.asarray(np.isfinite(points).all(axis=1))  # (K,)
     starts = np.flatnonzero(np.diff(np.append(False, known).astype(int)) == 1)
     for start in starts:
         end = start + np.argmin(np.append(known[start:], False))

@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -23,6 +23,7 @@ __all__ = [
     "PREDICTED",
     "TRUTH",
     "Array",
+    "Badge",
     "Picture",
     "close_up",
     "colour_range",
@@ -38,6 +39,7 @@ __all__ = [
     "png",
     "ramp",
     "rgb",
+    "shape_of",
     "shrink_max",
     "thumbnail",
     "tint",
@@ -74,6 +76,13 @@ HEAT_COLOURS: Array = np.frombuffer(base64.b64decode(_INFERNO), np.uint8).reshap
 """The colours of heat maps, ``(256, 3)`` uint8, from the lowest to the highest value."""
 
 
+class Badge(NamedTuple):
+    """A verdict in a word or two: how it looks on the page, and its text."""
+
+    style: Literal["right", "wrong", "faint"]
+    text: str
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture of a page, or a line of text where there is nothing to draw.
@@ -83,33 +92,40 @@ class Picture:
         caption: what the picture shows, for people.
         source: the encoded picture as a ``data:`` address, None when the caption says all.
         size: ``(h, w)`` of the picture in px.
+        badge: a verdict to show behind the caption.
     """
 
     kind: str
     caption: str
     source: str | None
     size: tuple[int, int]
+    badge: Badge | None = None
 
 
-def jpeg(kind: str, caption: str, pixels: Array) -> Picture:
+def jpeg(kind: str, caption: str, pixels: Array, badge: Badge | None = None) -> Picture:
     """Encode a picture ``(h, w, 3)`` uint8 as JPEG, which suits photographs."""
     buffer = io.BytesIO()
     # Full colour resolution: contours are one pixel wide and would wash out in 4:2:0, and so in WebP. Not optimised:
     # Pillow's buffer for that is too small for a noisy picture, which would raise.
     _image(pixels).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    return Picture(kind, caption, _address("image/jpeg", buffer), (pixels.shape[0], pixels.shape[1]))
+    return Picture(kind, caption, _address("image/jpeg", buffer), (pixels.shape[0], pixels.shape[1]), badge)
 
 
-def png(kind: str, caption: str, pixels: Array) -> Picture:
+def png(kind: str, caption: str, pixels: Array, badge: Badge | None = None) -> Picture:
     """Encode a picture ``(h, w)``, ``(h, w, 3)`` or ``(h, w, 4)`` uint8 as PNG, which keeps every value."""
     buffer = io.BytesIO()
     _image(pixels).save(buffer, "PNG")
-    return Picture(kind, caption, _address("image/png", buffer), (pixels.shape[0], pixels.shape[1]))
+    return Picture(kind, caption, _address("image/png", buffer), (pixels.shape[0], pixels.shape[1]), badge)
 
 
 def ramp(caption: str = "the colours from the lowest to the highest value") -> Picture:
     """Draw the colours of heat maps side by side, the lowest value on the left."""
     return png("ramp", caption, HEAT_COLOURS[None])
+
+
+def shape_of(height: int, width: int) -> Literal["", "wide", "tall"]:
+    """Return how a page lays an image of this size out: elongated ones get a row or a column of their own."""
+    return "wide" if width > ELONGATED * height else "tall" if height > ELONGATED * width else ""
 
 
 def picture_size(height: int, width: int, side: int = SIDE, long_side: int = LONG_SIDE) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pickglass.app.layers_page import write_fields
+from pickglass.app.pages.layers import Gradient, write_fields
 from pickglass.app.results import LayerProbe, LayerResult, LayersListing, LayersResult
 from pickglass.app.see.probe import probe, summary
 from pickglass.data import Preprocess, as_table, load_dataset, read_image
@@ -96,7 +96,8 @@ def layers(
         "probed": None if rows is None else summary(rows),
     }
     if output is not None:
-        write_fields(Path(output), result, fields, read_image(pictures[0]) if pictures else None)
+        gradients = [Gradient(field.gradient.numpy(), field.box, field.image) for field in fields]
+        write_fields(Path(output), result, gradients, read_image(pictures[0]) if pictures else None)
     return result
 
 
