@@ -53,7 +53,7 @@ def test(
         data: folder in any layout that :func:`pickglass.load_dataset` knows.
         report: HTML file to write.
         intervals: bootstrap replicates by group for 95 % intervals, e.g. 1000; 0: no intervals.
-        robustness: HTML file to write about the metrics under light, blur, noise, JPEG, shift and rotation; takes 29
+        robustness: HTML file to write about the metrics under light, blur, noise, JPEG, shift and rotation; takes 33
             times as long. None: not judged.
         save: ``.npz`` to write: ``scores (N,)``, ``maps (N, h, w)`` float32 on the model's grid, ``paths (N,)``.
         roi: region of interest, a mask or a folder of masks; None: the model's.
