@@ -173,15 +173,17 @@ def test_decode_all_hands_over_every_image_and_then_names_all_broken_ones() -> N
     rows = [Row(f"array:{i}", pixels=np.full((2, 2), i, np.uint8)) for i in range(4)]
     table = Table([rows[0], Row("missing.png"), *rows[1:3], Row("absent.png"), rows[3]])
     read, seen = [], []
-    with pytest.raises(DataError, match="2 of 6 photographs cannot be read") as caught:
-        for row, value in decode_all(
-            table,
-            lambda image, _: int(image.sum()),
-            what="photographs",
-            progress=lambda *at: seen.append(at),
-            stage="s",
-        ):
+
+    def read_all() -> None:
+        images = decode_all(table, lambda image, _: int(image.sum()), what="photographs", progress=note, stage="s")
+        for row, value in images:
             read.append((row.path, value))
+
+    def note(*at: object) -> None:
+        seen.append(at)
+
+    with pytest.raises(DataError, match="2 of 6 photographs cannot be read") as caught:
+        read_all()
     assert read == [("array:0", 0), ("array:1", 4), ("array:2", 8), ("array:3", 12)]
     assert seen == [("s", n, 6) for n in range(1, 7)]
     assert [failure.path for failure in caught.value.failures] == ["missing.png", "absent.png"]
