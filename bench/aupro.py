@@ -30,7 +30,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 
 def synthetic(n: int, size: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(n, size, size) float32 maps and bool masks; blobs on every second image."""
+    """Maps (n, size, size) float32 and bool masks, with blobs on every second image."""
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(seed)
