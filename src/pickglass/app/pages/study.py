@@ -19,7 +19,7 @@ from pickglass.errors import PickglassError
 from pickglass.metrics.catalogue import METRICS, Metric
 from pickglass.result import Found
 
-__all__ = ["JudgedImage", "OpenWork", "StudyPage", "write_study"]
+__all__ = ["Course", "JudgedImage", "OpenWork", "StudyPage", "courses_of", "write_study"]
 
 QUALITY = ("image_auroc", "aupro_30", "aupro_05", "pixel_auroc", "aupimo")
 COLUMNS = (*QUALITY, "fit_s", "predict_s", "peak_mb")
