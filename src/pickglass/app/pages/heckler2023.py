@@ -41,11 +41,11 @@ Fields = Mapping[str, int]
 
 
 class PanelRow(NamedTuple):
-    """A row of the table below a chart: the class of its line, its name, and its values."""
+    """A row of the table below a chart: the class of its line, its name, and its values, None where not done."""
 
     style: str
     name: str
-    texts: Sequence[str]
+    texts: Sequence[str | None]
 
 
 class Panel(NamedTuple):
@@ -193,7 +193,7 @@ def _lines(
     """Chart a line a name over the places, and give the same numbers as a table."""
     found = {name: [value(name, place) for place in places] for name in names}
     rows = [
-        PanelRow(f"series{i}", names[name], ["–" if v is None else f"{v:.3f}" for v in own])
+        PanelRow(f"series{i}", names[name], [None if v is None else f"{v:.3f}" for v in own])
         for i, (name, own) in enumerate(found.items())
     ]
     known = [v for own in found.values() for v in own if v is not None]
