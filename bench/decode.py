@@ -1,7 +1,8 @@
 """Decode throughput, images/s: the decoder with 1, 2 and 4 threads against plain Pillow, for 256 and 1024 px squares.
 
 Both sides end with contiguous float32 (3, 256, 256); Pillow in one thread by open, convert, resize, divide. The
-photographs come with pickglass; they are cut and enlarged; the files are in the page cache. Best of three rounds. One JSON line.
+photograph comes with pickglass, is cut and enlarged; the files are in the page cache. Best of three rounds. One JSON
+line.
 """
 
 from __future__ import annotations

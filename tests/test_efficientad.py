@@ -555,7 +555,7 @@ def test_the_photographs_that_come_with_pickglass_never_change() -> None:
     """The penalty is cut from them: a changed pixel changes the scores of every EfficientAD."""
     pixels = b"".join(photograph(name).tobytes() for name in PHOTOGRAPHS)
     assert hashlib.sha256(pixels).hexdigest() == "7c8c425673679488b0fcd852128c46586c4943436d338651ac8fc42f6a12a7b8"
-    with pytest.raises(InputError, match="unknown photograph 'brik'. The nearest are: brick"):
+    with pytest.raises(InputError, match=r"unknown photograph 'brik'\. The nearest are: brick"):
         photograph("brik")
 
 
