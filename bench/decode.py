@@ -6,6 +6,7 @@ photographs are scikit-image's, cut and enlarged; the files are in the page cach
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -62,6 +63,7 @@ def rate(run: Callable[[], int]) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     result: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for side in COUNTS:
