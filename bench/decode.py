@@ -7,6 +7,7 @@ line.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -61,6 +62,7 @@ def rate(run: Callable[[], int]) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     result: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for side in COUNTS:
