@@ -1,4 +1,4 @@
-"""pickglass: visual anomaly detection for industry, from good images only.
+"""pickglass detects visual anomalies in industry; it learns from good images only.
 
 Example:
     ``import pickglass as pg``, then ``pg.PatchCore().fit(pg.load_dataset("bottle").train)``.
