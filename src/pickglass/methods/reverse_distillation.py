@@ -37,7 +37,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
-from pickglass.nn.maps import highest, kept_cells, to_grid
+from pickglass.nn.maps import batch_mean, highest, kept_cells, to_grid
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
 
@@ -166,7 +166,7 @@ class ReverseDistillation(Detector):
             if kept is not None:
                 f_e, f_d = f_e * kept[:, :, None], f_d * kept[:, :, None]
             total = total + 1 - F.cosine_similarity(f_e.flatten(2), f_d.flatten(2), dim=2)
-        return total.mean(0)  # (P,)
+        return batch_mean(total, batch.keep)  # (P,)
 
     # -- judging -------------------------------------------------------------------------------------------------------
 

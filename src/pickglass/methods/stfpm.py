@@ -34,7 +34,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.features.batch import Batch
 from pickglass.features.extractor import untrained
-from pickglass.nn.maps import highest, kept_cells, to_grid
+from pickglass.nn.maps import batch_mean, highest, kept_cells, kept_mean, to_grid
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
 
@@ -129,10 +129,8 @@ class STFPM(Detector):
         """Eq. 2 and 3, the mean over the images: (P,)."""
         means = []
         for d in self._distances(batch):  # (B, P, h, w)
-            kept = kept_cells(batch.keep, (d.shape[2], d.shape[3]))
-            weight = torch.ones_like(d) if kept is None else kept.to(d)
-            means.append((d * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1))  # (B, P)
-        return torch.stack(means).sum(0).mean(0)  # (P,)
+            means.append(kept_mean(d, kept_cells(batch.keep, (d.shape[2], d.shape[3]))))  # (B, P)
+        return batch_mean(torch.stack(means).sum(0), batch.keep)  # (P,)
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
