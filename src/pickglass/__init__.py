@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PatchCore,
         ReverseDistillation,
         load,
+        register_method,
     )
     from pickglass.result import Prediction
 
@@ -51,6 +52,7 @@ __all__ = [
     "load",
     "load_dataset",
     "load_datasets",
+    "register_method",
 ]
 
 # Loaded when first used: importing pickglass, and with it --help, costs no torch.
@@ -77,6 +79,7 @@ _HOMES = {
     "load": "methods",
     "load_dataset": "data",
     "load_datasets": "data",
+    "register_method": "methods",
 }
 
 

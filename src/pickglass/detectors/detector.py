@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -401,5 +402,11 @@ class Detector(Method):
                 raise ModelFileError(f"{source}: tensor {name!r} has no place in {cls.__name__}: fit the model anew")
         if header["calibration"] is not None:
             detector.calibration = Calibration.from_json(header["calibration"])
+        # settings may have new names, or be more, since the file was written: what was not stale then is not stale now
+        then, now = settings_digest(header["configuration"]), settings_digest(detector.configuration())
+        if detector.calibration is not None and detector.calibration.settings == then:
+            detector.calibration = replace(detector.calibration, settings=now)
+        if detector.reference is not None and detector.reference.settings == then:
+            detector.reference = replace(detector.reference, settings=now)
         detector.provenance = dict(header["provenance"])
         return detector.eval()

@@ -22,6 +22,7 @@ from typing_extensions import Unpack
 from pickglass.data import Preprocess, parse_size
 from pickglass.detectors.compute import Progress, Shape
 from pickglass.detectors.modelfile import assign
+from pickglass.detectors.renamed_settings import with_new_names
 from pickglass.detectors.tiling import TileOptions, Tiles, TileSettings
 from pickglass.errors import InputError, NotFitted, UnknownName
 from pickglass.features.batch import Batch
@@ -79,7 +80,7 @@ class Method(nn.Module, ABC):
     reads: ClassVar[tuple[str, ...]] = ("features",)
     """What of a :class:`Batch` the head wants: ``"features"``, ``"images"``."""
     validate_share: ClassVar[float] = 0.0
-    """Share of train that the method wants for validation."""
+    """Share of the training images that the method wants for validation, unless it learns without them."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(
@@ -150,6 +151,36 @@ class Method(nn.Module, ABC):
         sigma = min(stride) / 2 if self.smoothing is None else self.smoothing
         return smooth(maps, [sigma / s for s in stride], keep)
 
+    @property
+    def uses_validation(self) -> bool:
+        """Whether anything is learned from validation images; a method that keeps its last epoch needs none."""
+        return self.validate_share > 0
+
+    # -- what others may ask of a method -------------------------------------------------------------------------------
+
+    def work_units(self, n_images: int) -> float:
+        """How many images the training looks at in all, each as often as it is looked at, when it learns from so many.
+
+        A study estimates its time from this. The one pass that reads features is not counted: a statistical method,
+        which needs no more, has 0.
+        """
+        return 0.0
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """Settings that make a fit quick at the cost of some quality: to compare many candidates, and for tests.
+
+        Args:
+            n_images: how many images it will learn from.
+            cells: h w, the cells of the first layer in an image or, where the detector is tiled, in a tile.
+        """
+        return {}
+
+    @classmethod
+    def tunable(cls) -> Mapping[str, Sequence[Any]]:
+        """Settings that ``--preset auto`` tries, each with the values that it tries in place of the default."""
+        return {}
+
     # -- configuration -------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -166,6 +197,7 @@ class Method(nn.Module, ABC):
         Raises:
             UnknownName: a setting that the method does not have.
         """
+        settings = with_new_names(cls.__init__, settings)
         known = inspect.signature(cls.__init__).parameters
         own = {name: value for name, value in settings.items() if name not in ("tiling", "fusion", "adaptation")}
         for name in own:
@@ -291,7 +323,7 @@ class Method(nn.Module, ABC):
     def wanted_validation(self) -> float:
         """Share of train to hold back for validation."""
         scaled = self.tiling is not None and self.tiling.normalise == "position"
-        own = 0.0 if getattr(self, "pick", "best") == "last" else self.validate_share  # the last epoch needs none
+        own = self.validate_share if self.uses_validation else 0.0
         return max(own, 0.1) if scaled or self.adapting is not None else own
 
     def level_shapes(self) -> list[Shape]:

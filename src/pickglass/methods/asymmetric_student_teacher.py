@@ -131,6 +131,20 @@ class AsymmetricStudentTeacher(Detector):
         self.teacher: Stacked | None = None
         self.student: Stacked | None = None
 
+    @property
+    def uses_validation(self) -> bool:
+        """Whether validation images choose the epochs."""
+        return self.pick == "best"
+
+    def work_units(self, n_images: int) -> float:
+        """Every epoch of either phase looks at each image once."""
+        return float((self.teacher_epochs + self.student_epochs) * n_images)
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """A narrow student and a few epochs of small batches."""
+        return {"student_hidden": 32, "teacher_epochs": 8, "student_epochs": 8, "batch": 4}
+
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:

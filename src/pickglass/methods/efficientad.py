@@ -136,6 +136,15 @@ class EfficientAD(Detector):
         self._pictures: Tensor | None = None  # (N, 3, H, W) uint8
         self._seen: list[list[tuple[Tensor, Tensor]]] = []  # per position, of held-back images: maps (2, N), rings (N,)
 
+    def work_units(self, n_images: int) -> float:
+        """Each step looks at a batch of images, however many there are."""
+        return float(self.steps * self.batch)
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """The smallest networks, and a few steps with a higher learning rate."""
+        return {"backbone": "pdn_tiny", "steps": 30, "lr": 1e-3}
+
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +120,20 @@ class ReverseDistillation(Detector):
         self.betas = betas
         self.pick = pick
         self.student: Stacked | None = None
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether validation images choose the epoch."""
+        return self.pick == "best"
+
+    def work_units(self, n_images: int) -> float:
+        """Every epoch looks at each image once."""
+        return float(self.epochs * n_images)
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """A few epochs of small batches."""
+        return {"epochs": 8, "batch": 4}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ Letters: B images, P positions, C channels, h x w cells of a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,20 @@ class STFPM(Detector):
         self.weight_decay = weight_decay
         self.pick = pick
         self.student: Stacked | None = None
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether validation images choose the epoch."""
+        return self.pick == "best"
+
+    def work_units(self, n_images: int) -> float:
+        """Every epoch looks at each image once."""
+        return float(self.epochs * n_images)
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """A few epochs of small batches."""
+        return {"epochs": 16, "batch": 2}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
