@@ -99,7 +99,7 @@ def fit(given: argparse.Namespace) -> None:
                 settings = {"backbone": BACKBONE, "layers": PAIR, "size": SIZE}
                 settings |= {"ratio": 0.01} if method == "patchcore" else {"dims": 100}
                 detector = change(METHODS[method].configured(settings))
-                detector.make_engine = shared.engine
+                detector.shared_features = shared
                 began = time.process_time()
                 detector.fit(train, validate=0.1, calibrate=0, seed=0)
                 found = detector.predict(Table(test.rows))

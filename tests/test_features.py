@@ -257,7 +257,7 @@ def test_a_model_fitted_in_bfloat16_judges_in_it() -> None:
     good = textures(8, 64)
     detector = pg.PatchCore(backbone="resnet18", layers=["layer1", "layer2"], weights="random", size=64)
     detector.fit(good, engine="bfloat16", calibrate=0)
-    assert detector.provenance["engine"] == "bfloat16"
+    assert detector.provenance.engine == "bfloat16"
     unasked, asked, exact = (detector.predict(good[:2], engine=e).scores for e in ("auto", "bfloat16", "openvino"))
     assert np.array_equal(unasked, asked)
     assert not np.array_equal(unasked, exact)
