@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pickglass.data import Decoded, Preprocess, Row, decode, read_roi
+from pickglass.data import Decoded, Preprocess, Row, decode
 from pickglass.data.images.decoder import Array
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.tiling import Tiles
@@ -75,7 +75,7 @@ def prepared(image: Array, row: Row, preprocess: Preprocess, roi: np.ndarray | N
         preprocess: fits images on the canvas.
         roi: (H, W) bool on the canvas, for rows without a region of interest; None: everything counts.
     """
-    region = None if row.roi is None else read_roi(row, image)
+    region = None if row.roi is None else row.region(image)
     keep = preprocess.kept((image.shape[0], image.shape[1]), region)
     if region is None and roi is not None:
         keep = roi if keep is None else keep & roi
@@ -165,7 +165,7 @@ class FeatureLoader:
             waiting.append(next(decoded) if ready is None else replace(ready, row=row))
             if len(waiting) == size or n == len(rows):
                 values = [item.value for item in waiting if item.value is not None]
-                yield LoadedBatch(waiting, self._batch(values) if values else None)
+                yield LoadedBatch(waiting, self.batch_of(values) if values else None)
                 waiting = []
 
     def sound_batches(self, rows: Sequence[Row], progress: Progress) -> Iterator[LoadedBatch]:
@@ -185,7 +185,8 @@ class FeatureLoader:
     def _prepare(self, image: Array, row: Row) -> Prepared:
         return prepared(image, row, self.preprocess, self.roi)
 
-    def _batch(self, values: Sequence[Prepared]) -> Batch:
+    def batch_of(self, values: Sequence[Prepared]) -> Batch:
+        """Return the batch that a method reads of prepared images."""
         images = torch.from_numpy(np.stack([value.image for value in values]))  # (B, 3, H, W)
         keep = None
         if any(value.keep is not None for value in values):

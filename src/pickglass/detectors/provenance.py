@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pickglass.data import MARGINS, Preprocess, Row, Table, image_digest, read_roi
+from pickglass.data import MARGINS, Preprocess, Table
 
 __all__ = ["Provenance", "Regions", "common_roi"]
 
@@ -131,18 +131,8 @@ class Provenance:
         return table
 
     def unseen(self, table: Table) -> Table:
-        """Return the rows that the model was not fitted on, nor images of their groups.
-
-        A file that cannot be found stays: reading it reports it.
-        """
-        fitted = set(self.fitted_images or ())
-
-        def was_fitted(row: Row) -> bool:
-            return (row.pixels is not None or Path(row.path).is_file()) and image_digest(row)[:16] in fitted
-
-        used = {row.path for row in table if was_fitted(row)}
-        groups = {row.group for row in table if row.path in used and row.group is not None}
-        return table.where(lambda row: row.path not in used and row.group not in groups)
+        """Return the rows that the model was not fitted on, nor images of their groups."""
+        return table.unseen_by(self.fitted_images or ())
 
 
 def common_roi(table: Table, sizes: Mapping[str, Size], preprocess: Preprocess) -> npt.NDArray[np.bool_] | None:
@@ -154,5 +144,5 @@ def common_roi(table: Table, sizes: Mapping[str, Size], preprocess: Preprocess) 
     if len(files) != 1 or len(shapes) != 1 or files & {None, MARGINS}:
         return None
     (size,) = shapes
-    region = read_roi(table[0], np.zeros(size, np.uint8))
+    region = table[0].region(np.zeros(size, np.uint8))
     return None if region is None else preprocess.kept(size, region)
