@@ -9,8 +9,7 @@ defects). The header, under the metadata key ``pickglass``, has ``format`` (vers
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess
 from pickglass.data.files import output_path, written_whole
 from pickglass.detectors.method import Method, assign
+from pickglass.detectors.model_header import FORMAT, parse_header
 from pickglass.detectors.naming import Namer
 from pickglass.detectors.provenance import Provenance
 from pickglass.detectors.tiling import Tiles
@@ -33,12 +33,9 @@ from pickglass.features.backbones.weights import WeightsInfo
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.research.fusion import Fusion
 
-__all__ = ["FORMAT", "read_header", "read_model", "restore", "save", "write_model"]
+__all__ = ["read_model", "restore", "save", "write_model"]
 
 Detector = TypeVar("Detector", bound=Method)
-
-FORMAT = 2
-_KEYS = {"format", "method", "configuration", "preprocess", "calibration", "provenance"}
 
 # -- detectors ---------------------------------------------------------------------------------------------------------
 
@@ -130,49 +127,20 @@ def write_model(path: str | Path, header: Mapping[str, Any], tensors: Mapping[st
     return target
 
 
-def read_header(path: str | Path) -> dict[str, Any]:
-    """The header of a model file, without reading its tensors.
+def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the header and the tensors of a model file.
 
     Raises:
         ModelFileError: missing, not a pickglass model, of another format version, or damaged.
     """
-    with _opened(path) as file:
-        return _header(file, path)
-
-
-def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a model file; errors as :func:`read_header`."""
-    with _opened(path) as file:
-        header = _header(file, path)
-        # a copy begins where memory is aligned; a product of tensors that do not may round differently
-        return header, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
     if not Path(path).is_file():
         raise ModelFileError(f"{path}: no such file; expected a model that 'pickglass fit' wrote")
     try:
         with safe_open(str(path), framework="pt") as file:
-            yield file
+            header = parse_header(file.metadata() or {}, path)
+            # a copy begins where memory is aligned; a product of tensors that do not may round differently
+            return header, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ModelFileError(
             f"{path}: not a readable model file, or cut short ({error}): copy it again, or fit the model anew"
         ) from error
-
-
-def _header(file: Any, path: str | Path) -> dict[str, Any]:
-    text = (file.metadata() or {}).get("pickglass")
-    if text is None:
-        raise ModelFileError(f"{path}: a safetensors file, but not a pickglass model (it has no pickglass header)")
-    try:
-        header = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelFileError(f"{path}: its pickglass header is damaged ({error}): fit the model anew") from error
-    version = header.get("format") if isinstance(header, dict) else None
-    if version != FORMAT:
-        remedy = "upgrade pickglass" if isinstance(version, int) and version > FORMAT else "fit the model anew"
-        raise ModelFileError(f"{path}: model format {version!r}, this pickglass reads format {FORMAT}: {remedy}")
-    if not set(header) >= _KEYS:
-        raise ModelFileError(f"{path}: its header lacks {sorted(_KEYS - set(header))}: fit the model anew")
-    return dict(header)
