@@ -1,5 +1,9 @@
-"""Contact sheets to look at: every weave, and every kind of defect at 4, 8, 16 and 32 pixels, at 1:1 and enlarged
-four times: python bench/contact_sheets.py FOLDER [--seed 0]"""
+"""Contact sheets show every weave and every kind of painted defect, to be looked at.
+
+    python -m bench.contact_sheets FOLDER [--seed 0]
+
+Defects are of 4, 8, 16 and 32 pixels, at 1:1 and enlarged four times.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ CLOTHS = {
 }
 
 
-def main(folder: Path, seed: int) -> None:
+def write_sheets(folder: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _cloth_sheet(seed).save(folder / "cloth.png")
     weaves = [Cloth("twill"), Cloth("plain", warp=(90, 130, 200), weft=(60, 90, 160))]
@@ -58,7 +62,8 @@ def main(folder: Path, seed: int) -> None:
 
 def _metal(rng: np.random.Generator) -> Image8:
     lines = rng.normal(150, 4, (192, 1)) + rng.normal(0, 2, (192, 192))
-    return lines.round().clip(0, 255).astype(np.uint8)
+    metal: Image8 = lines.round().clip(0, 255).astype(np.uint8)
+    return metal
 
 
 def _around(base: Image8, kind: Kind, size: int, rng: np.random.Generator) -> Image8:
@@ -97,9 +102,13 @@ def _cloth_sheet(seed: int) -> Image.Image:
     return sheet
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    main(given.folder, given.seed)
+    write_sheets(given.folder, given.seed)
+
+
+if __name__ == "__main__":
+    main()

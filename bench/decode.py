@@ -1,29 +1,32 @@
 """Decode throughput, images/s: the decoder with 1, 2 and 4 threads against plain Pillow, for 256 and 1024 px squares.
 
 Both sides end with contiguous float32 (3, 256, 256); Pillow in one thread by open, convert, resize, divide. The
-photographs are scikit-image's, cut and enlarged; the files are in the page cache. Best of three rounds. One JSON line.
+photograph comes with pickglass, is cut and enlarged; the files are in the page cache. Best of three rounds. One JSON
+line.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import skimage.data
 from PIL import Image
 
 from pickglass.data import Preprocess, Row, decode
+from pickglass.data.painting.natural import photograph
 
 COUNTS = {256: 400, 1024: 60}
 
 
 def write(folder: Path, side: int, suffix: str) -> list[Path]:
-    photo = Image.fromarray(skimage.data.astronaut())
+    photo = Image.fromarray(photograph("astronaut"))
     rng = np.random.default_rng(0)
     paths = []
     for i in range(COUNTS[side]):
@@ -59,15 +62,16 @@ def rate(run: Callable[[], int]) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     result: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for side in COUNTS:
             for suffix in (".png", ".jpg"):
                 paths = write(Path(folder), side, suffix)
                 name = f"{side}{suffix}"
-                result[f"{name} pillow"] = rate(lambda paths=paths: pillow(paths))  # type: ignore[misc]
+                result[f"{name} pillow"] = rate(partial(pillow, paths))
                 for workers in (1, 2, 4):
-                    result[f"{name} ours {workers}"] = rate(lambda p=paths, w=workers: ours(p, w))  # type: ignore[misc]
+                    result[f"{name} ours {workers}"] = rate(partial(ours, paths, workers))
     json.dump({"bench": "decode", "images_per_s": result}, sys.stdout)
     print()
 

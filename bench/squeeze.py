@@ -1,5 +1,9 @@
-"""Copy a data set in MVTec AD layout with every image and mask squeezed to one size, so that two tools judge the same
-pixels: python bench/squeeze.py DATA OUT [--size 256]"""
+"""Copy a data set with every image and mask squeezed to one size, so that two tools judge the same pixels.
+
+    python -m bench.squeeze DATA OUT [--size 256]
+
+DATA is a folder in MVTec AD layout.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +36,14 @@ def _copy(source: Path, target: Path, size: int, method: Image.Resampling) -> No
         image.resize((size, size), method).save(target)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, default=256)
     given = parser.parse_args()
     squeeze(given.data, given.out, given.size)
+
+
+if __name__ == "__main__":
+    main()

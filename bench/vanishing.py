@@ -1,10 +1,10 @@
 """The vanishing defect: from which size on does a layer see a defect at all?
 
-    python bench/vanishing.py OUT.jsonl --data DATA [--backbones ...] [--textures ...] [--sizes 128 192 256]
+    python -m bench.vanishing OUT.jsonl --data DATA [--backbones ...] [--textures ...] [--sizes 128 192 256]
         fits PatchCore and PaDiM on every single stage and on three fusions, for every texture and input size, and
         writes a JSON line a cell (texture, backbone, input size, method, layers). What is there already is left alone,
         so a killed run goes on. A backbone whose published weights are not found is left out, and said to be.
-    python bench/vanishing.py OUT.jsonl --table [--plot docs/vanishing.svg]
+    python -m bench.vanishing OUT.jsonl --table [--plot docs/vanishing.svg]
         prints the cells as Markdown tables and draws AUPRO@0.05 over the size of the defect, one line a stage.
 
 Pieces of 128 px, 24 good ones to learn from; judged are 24 other good ones and, for each size of 2, 4, 8, 16, 32 and
@@ -13,8 +13,8 @@ in pixels of the piece; at input size S the network sees S / 128 times as many. 
 piece enlarged twice, and reduced again. A size is judged against the good pieces. Intervals are bootstraps over the
 pieces, by the group they come from (tile, strip, part of the photograph), a piece with and without its defect together.
 
-Textures: plain, twill and satin are woven (``pickglass.data.painting.cloth``); brick, gravel and grass are
-scikit-image's photographs; magnetic_tile and aitex_fabric04 are good images below DATA. Maps are smoothed by half the
+Textures: plain, twill and satin are woven (``pickglass.data.painting.cloth``); brick, gravel and grass are photographs
+that come with pickglass; magnetic_tile and aitex_fabric04 are good images below DATA. Maps are smoothed by half the
 finest stride for both methods, so that no fixed blur hides a defect. The bank is 1 % of the patches but at least
 1,000: a hundredth of an 8 x 8 grid would say more about the bank than about the layer. PaDiM keeps 100 channels. The
 fusions, named by stride: 4 + 8 (layer1 + layer2), 8 + 16, 4 + 32 (block1 + block4).
@@ -33,9 +33,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pieces
 from pickglass.app.see.layers import layers as layer_table
 from pickglass.data import Preprocess, resize_map
-from pickglass.detectors.compute import silent
+from pickglass.detectors.loading import silent
 from pickglass.detectors.method import FitContext
 from pickglass.errors import WeightsMissing
 from pickglass.features.backbones.registry import find_backbone
@@ -43,7 +44,6 @@ from pickglass.features.batch import Batch
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods import METHODS
 from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, bootstrap, resampled
-from textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pieces
 
 BANK = 1000  # patches at least
 SEEN = 0.5  # AUPRO@0.05 from which a defect is said to be seen, at its size and all larger ones
@@ -192,8 +192,12 @@ Means = dict[tuple[Any, ...], tuple[dict[str, Any], list[tuple[float, float]]]]
 
 
 def means(rows: list[dict[str, Any]], metric: str) -> Means:
-    """(backbone, weights, input, method, layers) -> a row of its kind, and per size the mean over the textures and half
-    its interval, the textures' own taken as independent."""
+    """The mean of a metric over the textures, for each network, input, method and layers.
+
+    Returns:
+        (backbone, weights, input, method, layers) -> one of its rows, and for each size of defect the mean and half its
+        interval; the textures' intervals are taken as independent.
+    """
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         kinds.setdefault(_key(row)[1:], []).append(row)

@@ -10,33 +10,40 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from skimage import data as photographs
 
 import pickglass as pg
+from pickglass.data.painting.natural import photograph
 from pickglass.errors import InputError, UnknownName, WeightsMissing
 from pickglass.features import (
     FeatureExtractor,
     backbone_names,
-    build_backbone,
     find_backbone,
     layer_names,
 )
 from pickglass.features import engine as engine_module
-from pickglass.features.backbones.weights import find_weights
+from pickglass.features.backbones.weights import find_weights, weights_for
 from pickglass.features.engine import BackboneEngine
 from pickglass.testing import textures
 
 LITES = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
 
 
-def classify(name: str, photograph: str) -> torch.Tensor:
+def whole_network(name: str) -> torch.nn.Module:
+    """The network with its published weights, classifier included."""
+    spec = find_backbone(name)
+    network = spec.build()
+    network.load_state_dict(weights_for(spec, "default", 0, network)[0])
+    return network
+
+
+def classify(name: str, shown: str) -> torch.Tensor:
     """Class probabilities of a photograph: shorter side 224 px, bicubic, centre crop."""
-    image = Image.fromarray(getattr(photographs, photograph)())
+    image = Image.fromarray(photograph(shown))
     scale = 224 / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - 224) // 2, (image.height - 224) // 2
     pixels = np.array(image.crop((left, top, left + 224, top + 224)))
-    network, _ = build_backbone(name)
+    network = whole_network(name)
     with torch.no_grad():
         return network((torch.from_numpy(pixels).permute(2, 0, 1)[None].float() - 127) / 128).softmax(1)[0]
 
@@ -69,14 +76,14 @@ def test_stages_have_the_stated_strides_and_channels_at_every_size(
 
 
 def test_forward_stops_after_the_deepest_layer() -> None:
-    whole = sum(p.numel() for p in build_backbone("efficientnet_lite0")[0].parameters())
+    whole = sum(p.numel() for p in whole_network("efficientnet_lite0").parameters())
     cut = FeatureExtractor("efficientnet_lite0", ["stage3", "stage5"])
     assert sum(p.numel() for p in cut.parameters()) < 0.2 * whole
     assert not any("blocks.5" in name for name, _ in cut.named_parameters())
 
 
 def test_features_are_those_of_hooks_on_the_whole_network() -> None:
-    network, _ = build_backbone("efficientnet_lite0")
+    network = whole_network("efficientnet_lite0")
     seen = {}
     network.blocks[2].register_forward_hook(lambda _m, _i, out: seen.__setitem__("stage3", out))
     network.blocks[4].register_forward_hook(lambda _m, _i, out: seen.__setitem__("stage5", out))
@@ -247,7 +254,7 @@ def test_bfloat16_is_close_and_only_on_request() -> None:
 @bfloat16
 def test_a_network_that_bfloat16_harms_is_refused_it() -> None:
     extractor = FeatureExtractor("efficientnet_lite0", ["stage2", "stage5"])
-    image = torch.from_numpy(np.ascontiguousarray(photographs.astronaut()[:128, :128].transpose(2, 0, 1)))[None] / 255
+    image = torch.from_numpy(np.ascontiguousarray(photograph("astronaut")[:128, :128].transpose(2, 0, 1)))[None] / 255
     with pytest.raises(InputError, match=r"OpenVINO answers differently .* Use engine='auto'"):
         BackboneEngine(extractor, "cpu", "bfloat16")(image)
 
@@ -257,11 +264,11 @@ def test_a_model_fitted_in_bfloat16_judges_in_it() -> None:
     good = textures(8, 64)
     detector = pg.PatchCore(backbone="resnet18", layers=["layer1", "layer2"], weights="random", size=64)
     detector.fit(good, engine="bfloat16", calibrate=0)
-    assert detector.provenance["engine"] == "bfloat16"
+    assert detector.provenance.engine == "bfloat16"
     unasked, asked, exact = (detector.predict(good[:2], engine=e).scores for e in ("auto", "bfloat16", "openvino"))
     assert np.array_equal(unasked, asked)
     assert not np.array_equal(unasked, exact)
-    assert detector.fit(good, calibrate=0).provenance["engine"] == "openvino"  # a new fit begins anew
+    assert detector.fit(good, calibrate=0).provenance.engine == "openvino"  # a new fit begins anew
 
 
 def test_bfloat16_without_such_a_cpu_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import shutil
@@ -21,7 +22,6 @@ from PIL import Image, PngImagePlugin
 
 from pickglass.data import (
     as_table,
-    check_images,
     decode,
     find_problems,
     load_dataset,
@@ -33,7 +33,7 @@ from pickglass.data.tables.rows import Row
 from pickglass.errors import DataError, ImageError
 
 MAX_PIXELS = 1_000_000  # keeps a flipped bit in a header from asking for a gigabyte
-SECONDS = 2.0  # for a file of a few kilobytes
+SECONDS = 30.0  # for a file of a few kilobytes, on a busy machine; what hangs takes longer
 
 
 def sample(*shape: int) -> np.ndarray:
@@ -213,8 +213,9 @@ def test_unreadable_permissions() -> None:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(SAMPLES["grey.png"])
         (root / "train/good/a.png").chmod(0)
-        (failure,) = check_images(load_dataset(root).table)
-        assert (failure.path, "Permission denied" in failure.error) == (str(root / "train/good/a.png"), True)
+        (failure,) = find_problems(load_dataset(root))["unreadable"]
+        assert failure.startswith(f"{root / 'train/good/a.png'}: ")
+        assert "Permission denied" in failure
         for folder in ("train/good/deep", "test", "train/good"):
             mode = stat.S_IMODE((root / folder).stat().st_mode)
             (root / folder).chmod(0)
@@ -239,8 +240,11 @@ def test_links_that_loop(tmp_path: Path) -> None:
     (tmp_path / "test").symlink_to("test")
     dataset = load_dataset(tmp_path)
     assert [Path(row.path).name for row in dataset.table] == ["a.png", "b.png", "gone.png", "self.png"]
-    failures = {Path(f.path).name: f.error for f in check_images(dataset.table)}
-    assert failures == {"gone.png": "no such file", "self.png": "cannot be opened: Too many levels of symbolic links"}
+    failures = dict(failure.split(": ", 1) for failure in find_problems(dataset)["unreadable"])
+    assert {Path(path).name: why for path, why in failures.items()} == {
+        "gone.png": "no such file",
+        "self.png": "cannot be opened: Too many levels of symbolic links",
+    }
     with pytest.raises(DataError, match="test"):
         load_dataset(tmp_path / "test")
 
@@ -253,10 +257,9 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
             file.write(data)
     dataset = load_dataset(tmp_path)
     assert len(dataset.table) == 2
-    (failure,) = check_images(dataset.table)
-    assert os.fsencode(failure.path).endswith(b"\xe9.png")
-    assert "0 bytes" in failure.error
-    assert len(find_problems(dataset)["unreadable"]) == 1
+    (failure,) = find_problems(dataset)["unreadable"]
+    assert os.fsencode(failure.partition(": ")[0]).endswith(b"\xe9.png")
+    assert "0 bytes" in failure
 
 
 def test_whatever_is_called_png(tmp_path: Path) -> None:
@@ -265,8 +268,9 @@ def test_whatever_is_called_png(tmp_path: Path) -> None:
     (good / "a.png").write_bytes(SAMPLES["grey.png"])
     os.mkfifo(good / "pipe.png")
     began = time.perf_counter()
-    (failure,) = check_images(load_dataset(tmp_path).table)
-    assert (Path(failure.path).name, "not a regular file" in failure.error) == ("pipe.png", True)
+    (failure,) = find_problems(load_dataset(tmp_path))["unreadable"]
+    assert Path(failure.partition(": ")[0]).name == "pipe.png"
+    assert "not a regular file" in failure
     assert time.perf_counter() - began < SECONDS
 
 
@@ -285,11 +289,14 @@ def test_1000_files_leak_nothing_and_lose_nothing(tmp_path: Path) -> None:
     assert set(first) <= set(range(0, 1000, 10))
     assert len(first) >= 90
     open_files = len(os.listdir("/proc/self/fd"))
+    grown = []
     tracemalloc.start()
-    assert errors() == first
-    before = tracemalloc.get_traced_memory()[0]
-    assert errors() == first
-    grown = tracemalloc.get_traced_memory()[0] - before
+    for _ in range(4):
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        assert errors() == first
+        gc.collect()
+        grown.append(tracemalloc.get_traced_memory()[0] - before)
     tracemalloc.stop()
-    assert grown < 200_000
+    assert min(grown) < 200_000  # a leak grows each time, the interpreter's own caches do not
     assert len(os.listdir("/proc/self/fd")) == open_files

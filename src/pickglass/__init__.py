@@ -9,10 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pickglass.errors import MissingExtra
+
 if TYPE_CHECKING:
     from pickglass.app.testing.evaluate import Evaluation, evaluate
     from pickglass.calibration import Calibration
     from pickglass.data import Dataset, Row, Table, load_dataset, load_datasets
+    from pickglass.detectors.contamination import CleanCheck
+    from pickglass.detectors.drift_sample import DriftSample
     from pickglass.errors import PickglassError
     from pickglass.features import FeatureExtractor, backbone_names, layer_names
     from pickglass.methods import (
@@ -33,8 +37,10 @@ __all__ = [
     "STFPM",
     "AsymmetricStudentTeacher",
     "Calibration",
+    "CleanCheck",
     "Dataset",
     "Detector",
+    "DriftSample",
     "EfficientAD",
     "Evaluation",
     "FastFlow",
@@ -59,8 +65,10 @@ __all__ = [
 _HOMES = {
     "AsymmetricStudentTeacher": "methods",
     "Calibration": "calibration",
+    "CleanCheck": "detectors.contamination",
     "Dataset": "data",
     "Detector": "methods",
+    "DriftSample": "detectors.drift_sample",
     "Evaluation": "app.testing.evaluate",
     "EfficientAD": "methods",
     "FastFlow": "methods",
@@ -86,7 +94,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'pickglass' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"pickglass.{_HOMES[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"pickglass.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise MissingExtra.needed(f"pickglass.{name}", error) from error
     globals()[name] = value
     return value
 

@@ -69,12 +69,12 @@ def check_detector(
             raise UnknownName("mode of check_detector", mode, MODES)
         if tiled and mode in _TILED:
             raise InputError(f"modes={chosen!r}: the detector is tiled already, {mode!r} would tile it: leave it out")
-    suite = _Suite(detector, tolerance, n_images)
     passed = []
-    for mode in chosen:
-        for name, check in CHECKS[mode].items():
+    with tempfile.TemporaryDirectory() as folder:
+        suite = _Suite(detector, tolerance, n_images, Path(folder))
+        for mode, name in ((mode, name) for mode in chosen for name in CHECKS[mode]):
             try:
-                check(suite)
+                CHECKS[mode][name](suite)
             except Exception as error:  # whatever a method may raise, say which check it was
                 kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
                 raise AssertionError(f"{mode}: {name}: {kind}{error}") from error
@@ -94,10 +94,11 @@ def textures(n: int, side: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 class _Suite:
     """The images, detectors fitted on them when first asked for, and what these say: all that the checks share."""
 
-    def __init__(self, detector: Detector, tolerance: float, n_images: int) -> None:
+    def __init__(self, detector: Detector, tolerance: float, n_images: int, folder: Path) -> None:
         self.settings = detector.configuration()
         self.cls = type(detector)
         self.tolerance = tolerance
+        self.folder = folder
         self.input_size = detector.input_size
         side = 3 * max(detector.input_size) // 2  # not the input size: resizing is part of the job
         self.good = textures(n_images, side)
@@ -158,15 +159,11 @@ class _Suite:
         """Rows whose region of interest is their left three eighths."""
         region = np.zeros(images.shape[1:3], np.uint8)
         region[:, : 3 * images.shape[2] // 8] = 255
-        path = Path(self._folder.name) / "roi.png"
+        path = self.folder / "roi.png"
         Image.fromarray(region).save(path)
         return Table(
             [Row(f"array:{role}:{i}", role=role, label=0, pixels=x, roi=str(path)) for i, x in enumerate(images)]
         )
-
-    @cached_property
-    def _folder(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory()
 
     @cached_property
     def one_at_a_time(self) -> Detector:
@@ -216,12 +213,11 @@ def _expect_sound(found: Prediction, images: Images) -> None:
         _expect(found.map(i).shape == images.shape[1:3], "a full map has not the size of its image")
 
 
-def _expect_saved_whole(detector: Detector, images: Images) -> None:
+def _expect_saved_whole(suite: _Suite, detector: Detector, images: Images) -> None:
     """A saved and loaded detector says bit for bit the same."""
-    with tempfile.TemporaryDirectory() as folder:
-        loaded = load(detector.save(Path(folder) / "model.safetensors"))
+    loaded = load(detector.save(suite.folder / "model.safetensors"))
     _expect(type(loaded) is type(detector), f"a {type(loaded).__name__} came back from the file")
-    engine: Literal["torch", "auto"] = "torch" if detector.provenance["engine"] == "torch" else "auto"
+    engine: Literal["torch", "auto"] = "torch" if detector.provenance.engine == "torch" else "auto"
     _expect_alike(detector.predict(images, engine=engine), loaded.predict(images, engine=engine), 0.0, "after loading")
     _expect(loaded.calibration == detector.calibration, "the calibration differs after loading")
     _expect(_plain(loaded.configuration()) == _plain(detector.configuration()), "the settings differ after loading")
@@ -261,7 +257,7 @@ def _answers_what_others_ask(suite: _Suite) -> None:
 def _unfitted_use_names_the_remedy(suite: _Suite) -> None:
     uses: list[Callable[[Detector], object]] = [
         lambda d: d.predict(suite.good[:1]),
-        lambda d: d.save(Path(tempfile.gettempdir()) / "never-written.safetensors"),
+        lambda d: d.save(suite.folder / "never-written.safetensors"),
     ]
     for use in uses:
         try:
@@ -284,7 +280,7 @@ def _input_is_untouched(suite: _Suite) -> None:
 
 
 def _fit_reads_no_test_image(suite: _Suite) -> None:
-    _expect(suite.again.provenance["n_fit"] == suite.fitted.provenance["n_fit"], "a test row was counted in the fit")
+    _expect(suite.again.provenance.n_fit == suite.fitted.provenance.n_fit, "a test row was counted in the fit")
 
 
 def _same_seed_same_result(suite: _Suite) -> None:
@@ -329,7 +325,7 @@ def _a_broken_image_leaves_the_others(suite: _Suite) -> None:
 
 
 def _save_and_load_are_bit_equal(suite: _Suite) -> None:
-    _expect_saved_whole(suite.fitted, suite.painted)
+    _expect_saved_whole(suite, suite.fitted, suite.painted)
 
 
 # -- tiles -------------------------------------------------------------------------------------------------------------
@@ -343,7 +339,7 @@ def _tiles_see_defects(suite: _Suite) -> None:
 
 
 def _tiles_are_saved(suite: _Suite) -> None:
-    _expect_saved_whole(suite.tiled, _wide(suite.painted, 2)[:2])
+    _expect_saved_whole(suite, suite.tiled, _wide(suite.painted, 2)[:2])
 
 
 def _shared_heads_are_sound(suite: _Suite) -> None:
@@ -352,7 +348,7 @@ def _shared_heads_are_sound(suite: _Suite) -> None:
 
 
 def _shared_heads_are_saved(suite: _Suite) -> None:
-    _expect_saved_whole(suite.shared, _wide(suite.painted, 3)[:2])
+    _expect_saved_whole(suite, suite.shared, _wide(suite.painted, 3)[:2])
 
 
 def _outside_the_region_nothing_counts(suite: _Suite) -> None:
@@ -367,7 +363,7 @@ def _outside_the_region_nothing_counts(suite: _Suite) -> None:
 
 
 def _a_region_is_saved(suite: _Suite) -> None:
-    _expect_saved_whole(suite.within_roi, _wide(suite.painted, 2)[:2])
+    _expect_saved_whole(suite, suite.within_roi, _wide(suite.painted, 2)[:2])
 
 
 # -- other ways to read ------------------------------------------------------------------------------------------------

@@ -3,21 +3,20 @@
 from pickglass.data.images.decoder import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
-    Decoded,
     Header,
-    decode,
-    image_size,
     read_header,
     read_image,
     read_mask,
 )
 from pickglass.data.images.geometry import Preprocess, parse_size, resize_map
 from pickglass.data.painting.defects import KINDS, Painted, paint
+from pickglass.data.tables.decoding import Decoded, decode, decode_all
 from pickglass.data.tables.ground_truth import Region, read_regions
-from pickglass.data.tables.inspection import check_images, describe, find_problems
+from pickglass.data.tables.inspection import describe, find_problems
 from pickglass.data.tables.layouts import LAYOUTS, Layout, load_dataset, load_datasets
-from pickglass.data.tables.roi import MARGINS, read_roi, with_pixel_mm, with_roi
+from pickglass.data.tables.roi import with_pixel_mm, with_roi
 from pickglass.data.tables.rows import (
+    MARGINS,
     Dataset,
     Role,
     Row,
@@ -48,14 +47,13 @@ __all__ = [
     "Saturation",
     "Table",
     "as_table",
-    "check_images",
     "decode",
+    "decode_all",
     "describe",
     "find_problems",
     "fingerprint",
     "group_by",
     "image_digest",
-    "image_size",
     "load_dataset",
     "load_datasets",
     "paint",
@@ -64,7 +62,6 @@ __all__ = [
     "read_image",
     "read_mask",
     "read_regions",
-    "read_roi",
     "resize_map",
     "split_roles",
     "with_pixel_mm",

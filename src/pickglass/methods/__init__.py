@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.modelfile import read_model
+from pickglass.detectors.modelfile import read_model, restore
 from pickglass.detectors.plugins import checked_method, import_plugin, plugin_names
 from pickglass.errors import InputError, UnknownName
 from pickglass.methods.asymmetric_student_teacher import AsymmetricStudentTeacher
@@ -106,4 +106,4 @@ def load(path: str | Path) -> Detector:
         UnknownName: the model is of a method whose package is not installed.
     """
     header, tensors = read_model(path)
-    return find_method(header["method"]).restored(header, tensors, str(path))
+    return restore(find_method(header["method"]), header, tensors, str(path))

@@ -115,7 +115,7 @@ class STFPM(Detector):
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
         """A few epochs of small batches."""
-        return {"epochs": 16, "batch": 2}
+        return {"epochs": 12, "batch": 2}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class STFPM(Detector):
         """The student, of the teacher's architecture."""
         self.student = Stacked(lambda: untrained(self.backbone, self.layers, self.scales), positions, seed)
 
-    def begin_fit(self, run: FitContext) -> None:
+    def begin_fit(self, context: FitContext) -> None:
         """Nothing to allocate."""
 
     def phases(self) -> Sequence[Phase[Batch]]:
@@ -172,5 +172,5 @@ class STFPM(Detector):
 
     def _student(self) -> Stacked:
         if self.student is None:
-            raise self._unfitted()
+            raise self.unfitted()
         return self.student

@@ -26,7 +26,6 @@ from pickglass.data import (
     decode,
     paint,
     read_header,
-    read_roi,
     split_roles,
 )
 from pickglass.data.painting.defects import Kind
@@ -201,7 +200,7 @@ class InputMaker:
     def row(self, row: Row, pixels: NDArray[np.uint8], role: Role, path: str | None = None) -> Row:
         """The row with such pixels, under another path where one is given."""
         canvas = (self.prepare(pixels).transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (H, W, 3)
-        region = read_roi(row, pixels)
+        region = row.region(pixels)
         roi = None
         if region is not None:
             kept = self.prepare.kept((pixels.shape[0], pixels.shape[1]), region)
@@ -238,7 +237,7 @@ def _painted_inside(
     row: Row, pixels: NDArray[np.uint8], kind: Kind, defect_px: float, contrast: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Image and mask; on images with a region of interest the defect lies inside it."""
-    region = read_roi(row, pixels)
+    region = row.region(pixels)
     for _ in range(12):
         done = paint(pixels, kind, defect_px, rng, contrast)
         if region is None or bool(region[done.mask].mean() > 0.5):
@@ -263,7 +262,7 @@ def _judged(row: Row, pixels: NDArray[np.uint8], mask: NDArray[np.bool_] | None,
     keep = rng.random((h, w)) < _OK_PIXELS / (h * w)
     if inside is not None:
         keep |= inside
-    region = read_roi(row, pixels)
+    region = row.region(pixels)
     if region is not None:
         keep &= region[part]
     return Judged(

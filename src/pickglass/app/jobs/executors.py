@@ -8,10 +8,11 @@ the task it had.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from pickglass.errors import InputError, MissingExtra
 
@@ -21,7 +22,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class Event(NamedTuple, Generic[Task, Result]):
+@dataclass(frozen=True)  # a generic NamedTuple needs Python 3.11
+class Event(Generic[Task, Result]):
     """Something came from a task: a result, or its end.
 
     Attributes:
@@ -147,7 +149,7 @@ class RayExecutor:
         try:
             self.ray: Any = import_module("ray")
         except ImportError as error:
-            raise MissingExtra("executor 'ray' needs the package ray: pip install 'pickglass[cluster]'") from error
+            raise MissingExtra.needed("executor 'ray'", error) from error
         self.address = address
         self.cpus = cpus
         self.gpus = gpus

@@ -16,15 +16,14 @@ from pickglass.data.images.decoder import (
     Array,
     Header,
     check_mask_size,
-    decode,
     read_header,
-    read_image,
 )
+from pickglass.data.tables.decoding import decode
 from pickglass.data.tables.layouts.tree import SHOWN
 from pickglass.data.tables.rows import Dataset, Row, Table
 from pickglass.errors import Failure, ImageError
 
-__all__ = ["check_images", "describe", "find_problems"]
+__all__ = ["describe", "find_problems"]
 
 _FEWEST = 8  # training images below which nothing is said of what looks unlike them
 _REACH = 3.0  # interquartile ranges beyond the quartiles: Tukey's "far out"
@@ -60,40 +59,31 @@ class _Seen(NamedTuple):
     statistics: NDArray[np.float64]  # (S,), as listed in _STATISTICS
 
 
-def check_images(table: Iterable[Row], max_pixels: int = MAX_PIXELS, workers: int = 2) -> tuple[Failure, ...]:
-    """Decode every image and mask once and return all that cannot be used, masks of another size included."""
-    failures: list[Failure] = []
-    usable: list[tuple[Row, tuple[int, int]]] = []
-    for item in decode(table, _nothing, workers, max_pixels=max_pixels):
-        if item.error is not None:
-            failures.append(Failure(item.row.path, item.error))
-        else:
-            usable.append((item.row, item.size))
-    return (*failures, *_check_masks(usable, max_pixels, workers)[0])
-
-
-def _nothing(image: object, row: Row) -> None:
-    return None
-
-
 def _check_masks(
     rows: Iterable[tuple[Row, tuple[int, int]]], max_pixels: int, workers: int
 ) -> tuple[list[Failure], set[str]]:
     """The masks that cannot be used with images of these sizes, and those that mark something."""
-    wanted = [(file, size) for row, size in rows for file in row.masks]
+    wanted = [(mask, size) for row, size in rows for mask in _mask_rows(row)]
     failures: list[Failure] = []
     marked: set[str] = set()
-    found = decode((Row(file) for file, _ in wanted), _any_above_0, workers, max_pixels=max_pixels)
-    for item, (file, size) in zip(found, wanted, strict=True):
+    found = decode((mask for mask, _ in wanted), _any_above_0, workers, max_pixels=max_pixels)
+    for item, (mask, size) in zip(found, wanted, strict=True):
         try:
             if item.error is not None:
-                raise ImageError(file, item.error)
-            check_mask_size(file, item.size, size)
+                raise ImageError(mask.path, item.error)
+            check_mask_size(mask.path, item.size, size)
         except ImageError as error:
             failures.append(Failure(error.path, error.reason))
         if item.value:
-            marked.add(file)
+            marked.add(mask.path)
     return failures, marked
+
+
+def _mask_rows(row: Row) -> list[Row]:
+    """Each file of a row's mask, or its array, as an image to decode."""
+    if isinstance(row.mask, np.ndarray):
+        return [Row(f"mask of {row.path}", pixels=row.mask)]
+    return [Row(file) for file in row.masks]
 
 
 def _any_above_0(image: Array, row: Row) -> bool:
@@ -153,12 +143,13 @@ def _judge_masks(
     problems["masks_unusable"] += [f"{path}: {error}" for path, error in failures]
     broken = {failure.path for failure in failures}
     for row, _ in usable:
-        if row.masks and row.label == 1 and not broken & set(row.masks) and not marked & set(row.masks):
+        masks = {mask.path for mask in _mask_rows(row)}
+        if masks and row.label == 1 and not broken & masks and not marked & masks:
             problems["masks_empty"].append(row.path)
-        if row.label == 0 and marked & set(row.masks):
+        if row.label == 0 and marked & masks:
             problems["good_with_mask"].append(row.path)
-    if any(row.masks for row in table):
-        problems["no_mask"] += [row.path for row in table if row.label == 1 and not row.masks]
+    if any(row.mask is not None for row in table):
+        problems["no_mask"] += [row.path for row in table if row.label == 1 and row.mask is None]
 
 
 def _same_content(seen: list[tuple[Row, _Seen]], problems: dict[str, list[str]]) -> None:
@@ -289,7 +280,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 def _row_header(row: Row) -> Header:
     if row.pixels is None:
         return read_header(row.path)
-    image = read_image(row.pixels)
+    image = row.image()
     return Header(image.shape[0], image.shape[1], 8 * image.dtype.itemsize, 1 if image.ndim == 2 else 3)
 
 
