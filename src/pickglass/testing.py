@@ -72,7 +72,7 @@ def check_detector(
     passed = []
     with tempfile.TemporaryDirectory() as folder:
         suite = _Suite(detector, tolerance, n_images, Path(folder))
-        for mode, name in ((mode, name) for mode in chosen for name in CHECKS[mode]):
+        for mode, name in [(of_mode, check) for of_mode in chosen for check in CHECKS[of_mode]]:
             try:
                 CHECKS[mode][name](suite)
             except Exception as error:  # whatever a method may raise, say which check it was
