@@ -315,10 +315,10 @@ def _engines(device: str) -> list[EngineName]:
 
 def _judging(detector: Detector, device: str, engine: EngineName) -> Callable[[torch.Tensor], Any]:
     """All that predict does from pixels in memory to maps; images are decoded in threads beside it."""
-    loader = detector._loader(ComputeOptions(device=device, engine=engine))
+    loader = detector.loader(ComputeOptions(device=device, engine=engine))
 
     def run(images: torch.Tensor) -> Any:
-        return detector.judge(loader._read([Prepared(image, None) for image in images.numpy()]))
+        return detector.judge(loader.batch_of([Prepared(image, None) for image in images.numpy()]))
 
     return run
 

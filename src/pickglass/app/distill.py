@@ -39,10 +39,11 @@ from pickglass.app.results import DistillResult
 from pickglass.data import Table, as_table, decode, fingerprint
 from pickglass.data.files import output_path, written_whole
 from pickglass.data.images.decoder import Array
-from pickglass.detectors.compute import Progress, device_name, silent
+from pickglass.detectors.compute import Progress
+from pickglass.detectors.loading import silent
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.backbones.weights import read_state
-from pickglass.features.engine import BackboneEngine, EngineName
+from pickglass.features.engine import BackboneEngine, EngineName, device_name
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.gaussian.moments import ChannelMoments
 from pickglass.nn.maps import neighbourhood_mean, pool_channels, to_grid
