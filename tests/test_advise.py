@@ -308,7 +308,7 @@ def test_rotated_copies_make_turned_images_good() -> None:
         pg.PatchCore(size=64, weights="random", ratio=0.2, rotations=n).fit(images, calibrate=0.0, **QUICK)
         for n in (1, 2)
     )
-    assert both.provenance["details"]["patches"] == 2 * plain.provenance["details"]["patches"]
+    assert both.provenance.details["patches"] == 2 * plain.provenance.details["patches"]
     assert both.predict(turned, **QUICK).scores.mean() < 0.8 * plain.predict(turned, **QUICK).scores.mean()
     with pytest.raises(InputError, match="square"):
         pg.PatchCore(size=(64, 96), weights="random", rotations=4).fit(images, calibrate=0.0, **QUICK)
@@ -342,7 +342,7 @@ def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
 def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:
     detector = pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5)
     detector.fit(_images(6), calibrate=0.0, **QUICK)
-    assert detector.provenance["details"]["patches"] == 60
+    assert detector.provenance.details["patches"] == 60
     assert detector.bank is not None
     assert detector.bank.shape[1] == 30
     torch.testing.assert_close(

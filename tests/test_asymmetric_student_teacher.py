@@ -216,7 +216,7 @@ def test_the_paper_preset_runs_on_random_weights() -> None:
     small = {"weights": "random", "size": 64, "teacher_epochs": 1, "student_epochs": 1, "student_hidden": 16}
     detector = AsymmetricStudentTeacher.from_preset("paper", **small)
     detector.fit(textures(2, 64), calibrate=0, validate=0)
-    assert detector.provenance["details"]["teacher_parameters"] == 3_251_080
+    assert detector.provenance.details["teacher_parameters"] == 3_251_080
     assert detector.predict(textures(1, 64)).maps[0].shape == (2, 2)
 
 

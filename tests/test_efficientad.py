@@ -212,7 +212,7 @@ def test_the_loss_is_the_sum_of_the_papers_four_done_literally(monkeypatch: pyte
     detector._pictures = (255 * batch.images[:1, 0]).round().to(torch.uint8)  # one picture, so it is drawn
     found = detector.loss(batch)
     assert len(seen) == 1  # the same jittered images for teacher, autoencoder and student
-    extractor = detector._fitted()
+    extractor = detector.network
     penalty_images = (
         (detector._pictures.float() / 255)[:, None].expand(3, 2, -1, -1, -1) - extractor.mean
     ) / extractor.std
@@ -243,7 +243,7 @@ def test_gradients_reach_student_and_autoencoder_and_not_the_teacher() -> None:
     assert detector.autoencoder is not None
     for net in (detector.student, detector.autoencoder):
         assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in net.parameters())
-    assert all(p.grad is None for p in detector._fitted().parameters())
+    assert all(p.grad is None for p in detector.network.parameters())
 
 
 def test_the_quantiles_of_held_back_images_become_0_and_a_tenth() -> None:
@@ -361,7 +361,7 @@ def test_the_engine_judges_as_torch_does_at_any_batch(frame: str, monkeypatch: p
     detector, batch = ready(positions=2, images=3, frame=frame)
     with torch.no_grad():
         wanted = detector.score(batch)
-    compiled = in_engine(batch, detector._fitted())
+    compiled = in_engine(batch, detector.network)
     detector.score(compiled)
     monkeypatch.setattr(Stacked, "forward", lambda *_: pytest.fail("torch was asked after the first batch"))
     close(detector.score(compiled), wanted)
@@ -401,7 +401,7 @@ def test_all_that_a_user_calls_judges_in_the_engine(tiled: bool, monkeypatch: py
 @pytest.mark.parametrize("how", ["load_state_dict", "in place", "build", "statistics"])
 def test_what_was_compiled_does_not_outlive_its_weights(how: str) -> None:
     detector, batch = ready(positions=1, images=1)
-    compiled = in_engine(batch, detector._fitted())
+    compiled = in_engine(batch, detector.network)
     before = detector._branches(compiled)
     with torch.no_grad():
         if how == "load_state_dict":
@@ -423,7 +423,7 @@ def test_what_was_compiled_does_not_outlive_its_weights(how: str) -> None:
 
 def test_unchanged_networks_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, batch = ready(positions=2, images=1)
-    compiled = in_engine(batch, detector._fitted())
+    compiled = in_engine(batch, detector.network)
     calls: list[object] = []
     real = engine_module._compile
     monkeypatch.setattr(engine_module, "_compile", lambda *given: (calls.append(given), real(*given))[1])
@@ -445,7 +445,7 @@ def test_a_head_that_the_engine_gets_wrong_runs_in_torch(monkeypatch: pytest.Mon
         wanted = detector._branches(batch)
     for name in ("auto", "openvino"):  # by name too: this comes after a training
         with pytest.warns(RuntimeWarning, match="answers differently from torch .* student and autoencoder"):
-            close(detector._branches(in_engine(batch, detector._fitted(), name)), wanted, 1e-6)
+            close(detector._branches(in_engine(batch, detector.network, name)), wanted, 1e-6)
 
 
 @pytest.mark.skipif(not engine_module.has_bfloat16(), reason="this CPU has no bfloat16")
@@ -453,14 +453,14 @@ def test_bfloat16_reaches_student_and_autoencoder() -> None:
     detector, batch = ready(positions=1, images=1)
     with torch.no_grad():
         wanted = detector._branches(batch)
-    found = detector._branches(in_engine(batch, detector._fitted(), "bfloat16"))
+    found = detector._branches(in_engine(batch, detector.network, "bfloat16"))
     for f, w in zip(found, wanted, strict=True):
         assert 1e-5 < float((f - w).abs().max() / w.abs().max()) < 2e-2
 
 
 def test_training_and_the_exported_graph_stay_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, batch = ready(positions=1, images=1)
-    compiled = in_engine(batch, detector._fitted())
+    compiled = in_engine(batch, detector.network)
     detector._branches(compiled)
     monkeypatch.setattr(PerPositionEngine, "__call__", lambda *_: pytest.fail("the engine was asked"))
     with torch.no_grad():
@@ -580,7 +580,7 @@ def test_the_penalty_sees_what_it_is_told(kind: str, tmp_path: Path) -> None:
         Image.fromarray(textures(1, 80, seed=i)[0]).save(tmp_path / f"{i}.png")
     natural = str(tmp_path) if kind == "folder" else kind
     detector = EfficientAD(**{**SMALL, "natural": natural, "steps": 5}).fit(textures(10, 64), calibrate=0)  # type: ignore[arg-type]
-    details = detector.provenance["details"]
+    details = detector.provenance.details
     assert (details["natural"], details["natural_images"]) == (natural, {"generated": 5, "none": 0, "folder": 3}[kind])
 
 
@@ -620,7 +620,7 @@ def test_a_saved_model_carries_its_teacher(tmp_path: Path, monkeypatch: pytest.M
     loaded = load(path)
     images = textures(2, 64, seed=1)
     np.testing.assert_array_equal(loaded.predict(images).scores, detector.predict(images).scores)
-    assert loaded.provenance["backbone_weights"]["name"] == "teacher.pth"
+    assert loaded.provenance.backbone_weights["name"] == "teacher.pth"
 
 
 @pytest.mark.parametrize("tiled", [False, True])

@@ -164,7 +164,7 @@ def test_parameters_of_the_papers_models(
 def test_the_paper_preset_runs_on_random_weights() -> None:
     settings = {"backbone": "resnet18", "kernels": "3x3", "weights": "random", "size": 64, "epochs": 1}
     detector = FastFlow.from_preset("paper", **settings).fit(textures(4, 64), calibrate=0, validate=0)
-    details = detector.provenance["details"]
+    details = detector.provenance.details
     assert detector.predict(textures(1, 64)).maps[0].shape == (16, 16)
     assert details["parameters"] == 4_650_240 + 917_504 // 16
     preset = FastFlow.from_preset("paper").configuration()

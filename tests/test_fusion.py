@@ -528,5 +528,5 @@ def test_shared_features_leave_several_scales_alone() -> None:
     alone = plain.fused("concat", scales=(1.0, 0.5)).fit(good, calibrate=0).predict(good).scores
     with SharedFeatures("resnet18", "random", 0, ["layer1", "layer2"], 6, 1.0) as shared:
         detector = plain.fused("concat", scales=(1.0, 0.5))
-        detector.make_engine = shared.engine
+        detector.shared_features = shared
         assert (detector.fit(good, calibrate=0).predict(good).scores == alone).all()

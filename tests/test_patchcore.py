@@ -174,14 +174,14 @@ def test_what_is_not_kept_is_neither_in_the_bank_nor_in_a_score() -> None:
 def test_a_small_memory_keeps_a_coreset_of_what_is_held() -> None:
     good = textures(30, 64)
     whole = pg.PatchCore(size=64, ratio=0.05).fit(good, calibrate=0)
-    details = whole.provenance["details"]
+    details = whole.provenance.details
     assert details["reductions"] == 0
     n = details["patches"]
     budget = 0.4 * n * 4 * 3 * 152 / 1e9
     tight = pg.PatchCore(size=64, ratio=0.05).fit(good, calibrate=0, memory_gb=budget, batch=4)
-    assert tight.provenance["details"]["reductions"] > 0
-    assert tight.provenance["details"]["bank"] == math.ceil(0.05 * n)
-    assert tight.provenance["details"]["radius"] < 2 * details["radius"]
+    assert tight.provenance.details["reductions"] > 0
+    assert tight.provenance.details["bank"] == math.ceil(0.05 * n)
+    assert tight.provenance.details["radius"] < 2 * details["radius"]
 
 
 @pytest.mark.parametrize(

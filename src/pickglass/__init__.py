@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pickglass.app.testing.evaluate import Evaluation, evaluate
     from pickglass.calibration import Calibration
     from pickglass.data import Dataset, Row, Table, load_dataset, load_datasets
+    from pickglass.detectors.contamination import CleanCheck
+    from pickglass.detectors.drift_sample import DriftSample
     from pickglass.errors import PickglassError
     from pickglass.features import FeatureExtractor, backbone_names, layer_names
     from pickglass.methods import (
@@ -34,8 +36,10 @@ __all__ = [
     "STFPM",
     "AsymmetricStudentTeacher",
     "Calibration",
+    "CleanCheck",
     "Dataset",
     "Detector",
+    "DriftSample",
     "EfficientAD",
     "Evaluation",
     "FastFlow",
@@ -59,8 +63,10 @@ __all__ = [
 _HOMES = {
     "AsymmetricStudentTeacher": "methods",
     "Calibration": "calibration",
+    "CleanCheck": "detectors.contamination",
     "Dataset": "data",
     "Detector": "methods",
+    "DriftSample": "detectors.drift_sample",
     "Evaluation": "app.testing.evaluate",
     "EfficientAD": "methods",
     "FastFlow": "methods",

@@ -17,7 +17,7 @@ import torch
 from pickglass.app.results import DistillResult
 from pickglass.data import as_table, fingerprint
 from pickglass.data.files import output_path
-from pickglass.detectors.compute import ComputeOptions, Progress, device_name
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.features.distillation import (
     BackboneTeacher,
     DistillSettings,
@@ -27,6 +27,7 @@ from pickglass.features.distillation import (
     read_photographs,
     train_pdn,
 )
+from pickglass.features.engine import device_name
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.teacher_file import write_teacher
 from pickglass.nn.training.plan import EpochRecord

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.modelfile import read_model
+from pickglass.detectors.modelfile import read_model, restore
 from pickglass.errors import UnknownName
 from pickglass.methods.asymmetric_student_teacher import AsymmetricStudentTeacher
 from pickglass.methods.efficientad import EfficientAD
@@ -52,4 +52,4 @@ def load(path: str | Path) -> Detector:
         ModelFileError: not a pickglass model, one of another format version, or a damaged one.
     """
     header, tensors = read_model(path)
-    return find_method(header["method"]).restored(header, tensors, str(path))
+    return restore(find_method(header["method"]), header, tensors, str(path))

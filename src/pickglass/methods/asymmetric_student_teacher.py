@@ -157,7 +157,7 @@ class AsymmetricStudentTeacher(Detector):
         if self.image_score not in ("max", "mean"):
             raise InputError(f"image_score={self.image_score!r}: expected 'max' or 'mean'")
 
-    def begin_fit(self, run: FitContext) -> None:
+    def begin_fit(self, context: FitContext) -> None:
         """Nothing to gather: everything is learned in the two phases."""
 
     def phases(self) -> Sequence[Phase[Batch]]:
@@ -225,7 +225,7 @@ class AsymmetricStudentTeacher(Detector):
 
     def _networks(self) -> tuple[Stacked, Stacked]:
         if self.teacher is None or self.student is None:
-            raise self._unfitted()
+            raise self.unfitted()
         return self.teacher, self.student
 
 

@@ -167,19 +167,20 @@ class EfficientAD(Detector):
             raise InputError(f"hard={self.hard!r}: expected the order of a quantile, from 0 to below 1, e.g. 0.999")
         return _MODELS[self.backbone]
 
-    def begin_fit(self, run: FitContext) -> None:
+    def begin_fit(self, context: FitContext) -> None:
         """Get the penalty images."""
-        if not run.n_validate:
+        if not context.n_validate:
             raise InputError(
                 "EfficientAD scales its maps on good images that are held back: give validate, e.g. 0.1, or more images"
             )
         seen = self.tiling.tile if self.tiling else self.input_size
-        self._moments, self._pictures, self._seen = ChannelMoments(), None, [[] for _ in range(run.positions)]
+        self._moments, self._pictures, self._seen = ChannelMoments(), None, [[] for _ in range(context.positions)]
         if self.natural == "generated":
             n = max(1, min(_NATURAL, self.steps * self.batch))
-            self._pictures = torch.from_numpy(natural_images(n, seen, run.seed)).permute(0, 3, 1, 2)  # (N, 3, H, W)
+            self._pictures = torch.from_numpy(natural_images(n, seen, context.seed)).permute(0, 3, 1, 2)  # (N, 3, H, W)
         elif self.natural != "none":
-            self._pictures = torch.from_numpy(natural_photos(self.natural, seen, _PHOTOS, run.seed)).permute(0, 3, 1, 2)
+            photos = natural_photos(self.natural, seen, _PHOTOS, context.seed)  # (N, H, W, 3)
+            self._pictures = torch.from_numpy(photos).permute(0, 3, 1, 2)
 
     def observe(self, batch: Batch) -> None:
         """Add to the mean and deviation of the teacher's channels."""
@@ -285,12 +286,12 @@ class EfficientAD(Detector):
 
     def _prepared(self, images: Tensor) -> Tensor:
         """As the teacher's backbone normalises them, (B, P, 3, H, W)."""
-        extractor = self._fitted()
+        extractor = self.network
         return (images - extractor.mean) / extractor.std
 
     def _teacher(self, images: Tensor) -> Tensor:
         """(B, P, 3, H, W) in [0, 1] -> (B, P, C, h, w)."""
-        level: Tensor = self._fitted()(images.flatten(0, 1))[0].unflatten(0, images.shape[:2])
+        level: Tensor = self.network(images.flatten(0, 1))[0].unflatten(0, images.shape[:2])
         return level
 
     def _inside(self, cells: Tensor) -> Tensor:
@@ -305,7 +306,7 @@ class EfficientAD(Detector):
 
     def _networks(self) -> tuple[Stacked, Stacked]:
         if self.student is None or self.autoencoder is None:
-            raise self._unfitted()
+            raise self.unfitted()
         return self.student, self.autoencoder
 
 

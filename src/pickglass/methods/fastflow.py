@@ -143,7 +143,7 @@ class FastFlow(Detector):
             if channels < 2:
                 raise InputError(f"layer {layer!r} has {channels} channel; a flow needs 2 to split: choose another")
 
-    def begin_fit(self, run: FitContext) -> None:
+    def begin_fit(self, context: FitContext) -> None:
         """Nothing to gather: everything is learned in the one phase."""
 
     def phases(self) -> Sequence[Phase[Batch]]:
@@ -176,7 +176,7 @@ class FastFlow(Detector):
 
     def _flows(self) -> Stacked:
         if self.flows is None:
-            raise self._unfitted()
+            raise self.unfitted()
         return self.flows
 
 

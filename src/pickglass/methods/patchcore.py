@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pickglass.detectors.compute import Shape
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
@@ -127,20 +128,25 @@ class PatchCore(Detector):
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
-    def begin_fit(self, run: FitContext) -> None:
+    def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
+        """Forget an earlier bank; the size of the next one is known when all images were seen."""
+        self.bank = self.scale = None
+        self._indices = []
+
+    def begin_fit(self, context: FitContext) -> None:
         """Check the settings, predict the bank's size, set up the working set."""
         self._check()
-        channels = [self.dims or c for c, _, _ in run.shapes]
+        channels = [self.dims or c for c, _, _ in context.shapes]
         self._width = (self.dims or sum(channels)) + (2 if self.position else 0)
-        _, h, w = run.shapes[0]
+        _, h, w = context.shapes[0]
         if self.rotations == 4 and self.input_size[0] != self.input_size[1]:
             raise InputError(
                 f"rotations=4 turns the input by quarters, but it is {self.input_size[0]}x{self.input_size[1]} pixels: "
                 "use a square size, or rotations=2"
             )
-        n = run.n_images * (min(self.sample, h * w) or h * w)
+        n = context.n_images * (min(self.sample, h * w) or h * w)
         self._keep = max(1, math.ceil(self.ratio * n))
-        bank_mb = run.groups * self.predicted_mb(run)
+        bank_mb = context.groups * self.predicted_mb(context)
         if bank_mb > self.max_bank_mb:
             fitting = self.ratio * self.max_bank_mb / bank_mb
             raise InputError(
@@ -148,26 +154,25 @@ class PatchCore(Detector):
                 f"max_bank_mb={self.max_bank_mb:g}: lower ratio to {fitting:.2g}, or raise max_bank_mb"
             )
         # a selection holds the patches, their projection and its centred copy
-        per_patch = 4 * 3 * self._width * run.positions
-        self._room = int(run.memory_gb * 1e9 / per_patch)  # patches a position may hold
+        per_patch = 4 * 3 * self._width * context.positions
+        self._room = int(context.memory_gb * 1e9 / per_patch)  # patches a position may hold
         if self._room < 2 * self._keep:
             raise InputError(
-                f"memory_gb={run.memory_gb:g} holds {self._room:,} patches, but the bank alone takes {self._keep:,}: "
-                f"raise memory_gb to {2.1 * self._keep * per_patch / 1e9:.1f} or lower ratio"
+                f"memory_gb={context.memory_gb:g} holds {self._room:,} patches, but the bank alone takes "
+                f"{self._keep:,}: raise memory_gb to {2.1 * self._keep * per_patch / 1e9:.1f} or lower ratio"
             )
-        self._run = run
+        self._context = context
         self._splits = [self.dims] if self.dims else channels  # channels of each level in a patch feature
         self._patches: list[Tensor] = []  # each (P, n, C)
         self._seen = self._held = self._reductions = 0
-        self._generator = torch.Generator().manual_seed(run.seed)
-        self._sums = torch.zeros(2, run.positions, self._width, dtype=torch.float64)  # of x and of x^2
-        self.scale = None
+        self._generator = torch.Generator().manual_seed(context.seed)
+        self._sums = torch.zeros(2, context.positions, self._width, dtype=torch.float64)  # of x and of x^2
 
-    def predicted_mb(self, run: FitContext) -> float:
+    def predicted_mb(self, context: FitContext) -> float:
         """What the banks will take."""
-        _, h, w = run.shapes[0]
-        width = self.dims or sum(c for c, _, _ in run.shapes)
-        return run.positions * max(1, math.ceil(self.ratio * run.n_images * h * w)) * width * 4 / 1e6
+        _, h, w = context.shapes[0]
+        width = self.dims or sum(c for c, _, _ in context.shapes)
+        return context.positions * max(1, math.ceil(self.ratio * context.n_images * h * w)) * width * 4 / 1e6
 
     def _check(self) -> None:
         if not 0 < self.ratio <= 1:
@@ -233,13 +238,13 @@ class PatchCore(Detector):
         points = torch.cat(self._patches, dim=1)  # (P, n, C)
         banks, chosen = [], []
         for position, own in enumerate(points):
-            low = random_projection(own, self.projection or own.shape[1], self._run.seed)
+            low = random_projection(own, self.projection or own.shape[1], self._context.seed)
             done = position * size
             chosen.append(
                 greedy_coreset(
                     low,
                     min(size, len(own)),
-                    progress=lambda n, m, done=done: self._run.progress(stage, done + n, len(points) * m),  # type: ignore[misc]
+                    progress=lambda n, m, done=done: self._context.progress(stage, done + n, len(points) * m),  # type: ignore[misc]
                 )
             )
             banks.append(own[chosen[-1].indices.to(own.device)])
@@ -339,7 +344,7 @@ class PatchCore(Detector):
 
     def _bank(self) -> Tensor:
         if self.bank is None:
-            raise self._unfitted()
+            raise self.unfitted()
         return self.bank
 
 

@@ -148,7 +148,7 @@ class ReverseDistillation(Detector):
             )
         return blocks
 
-    def begin_fit(self, run: FitContext) -> None:
+    def begin_fit(self, context: FitContext) -> None:
         """Nothing to allocate: the networks were built for these levels."""
 
     def phases(self) -> Sequence[Phase[Batch]]:
@@ -188,7 +188,7 @@ class ReverseDistillation(Detector):
 
     def _student(self) -> Stacked:
         if self.student is None:
-            raise self._unfitted()
+            raise self.unfitted()
         return self.student
 
 

@@ -109,7 +109,7 @@ class STFPM(Detector):
         """The student, of the teacher's architecture."""
         self.student = Stacked(lambda: untrained(self.backbone, self.layers, self.scales), positions, seed)
 
-    def begin_fit(self, run: FitContext) -> None:
+    def begin_fit(self, context: FitContext) -> None:
         """Nothing to allocate."""
 
     def phases(self) -> Sequence[Phase[Batch]]:
@@ -160,5 +160,5 @@ class STFPM(Detector):
 
     def _student(self) -> Stacked:
         if self.student is None:
-            raise self._unfitted()
+            raise self.unfitted()
         return self.student

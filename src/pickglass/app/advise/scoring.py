@@ -133,7 +133,7 @@ def judge(
     taught = data.fit[candidate.size]
     detector = detector_of(candidate, len(taught), changes)
     if shared is not None:
-        detector.make_engine = shared.engine
+        detector.shared_features = shared
     detector.fit(taught, validate=0.0, calibrate=0.0, seed=seed, memory_gb=memory_gb, **running)
     prediction = detector.predict(data.test[candidate.size], **running)
     return scored(prediction, data, seed), detector
