@@ -36,7 +36,7 @@ import torch
 from bench.textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pieces
 from pickglass.app.see.layers import layers as layer_table
 from pickglass.data import Preprocess, resize_map
-from pickglass.detectors.compute import silent
+from pickglass.detectors.loading import silent
 from pickglass.detectors.method import FitContext
 from pickglass.errors import WeightsMissing
 from pickglass.features.backbones.registry import find_backbone

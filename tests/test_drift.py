@@ -32,6 +32,7 @@ from pickglass.calibration.permutations import (
 from pickglass.cli.main import main
 from pickglass.data import Row, Table
 from pickglass.data.painting.disturbances import disturb
+from pickglass.detectors.drift_sample import describe
 from pickglass.errors import DataError, InputError, ModelFileError, PromiseUnreachable
 from pickglass.testing import textures
 
@@ -394,7 +395,7 @@ def test_broken_images_are_named_or_refused(folders: Path, tmp_path: Path) -> No
 def test_the_reference_in_the_model_is_used_and_goes_stale(folders: Path) -> None:
     model = pg.load(folders / "m.safetensors")
     table = Table([Row(str(path)) for path in sorted((folders / "reference").iterdir())])
-    model.reference = model.describe(table, engine="torch")[0]
+    model.reference = describe(model, table, engine="torch")[0]
     found = drift(model, [folders / "blurred"], **OTHER)
     assert found == drift(model, [folders / "blurred"], against=table, **OTHER)
     model.smoothing = 3.0
@@ -408,7 +409,7 @@ def test_tiles_count_alike(folders: Path) -> None:
     for sharing in ({}, {"heads": 2}):
         model = pg.PatchCore(ratio=0.05).tiled(size=64, tile=32, stride=32, **sharing)
         model.fit(folders / "train", calibrate=0, engine="torch")
-        samples.append(model.describe(table, engine="torch", batch=2)[0])
+        samples.append(describe(model, table, engine="torch", batch=2)[0])
     one, shared = samples
     assert one.features.shape == shared.features.shape
     assert one.features == pytest.approx(shared.features, rel=1e-4, abs=1e-5)
@@ -418,8 +419,8 @@ def test_tiles_count_alike(folders: Path) -> None:
 def test_describe_does_not_depend_on_batches(folders: Path) -> None:
     model = pg.load(folders / "m.safetensors")
     table = Table([Row(str(path)) for path in sorted((folders / "same").iterdir())])
-    one, _ = model.describe(table, engine="torch", batch=1)
-    all_, _ = model.describe(table, engine="torch", batch=12)
+    one, _ = describe(model, table, engine="torch", batch=1)
+    all_, _ = describe(model, table, engine="torch", batch=12)
     assert (one.facts == all_.facts).all()
     assert one.features == pytest.approx(all_.features, rel=1e-4, abs=1e-5)
     assert one.scores == pytest.approx(all_.scores, rel=1e-4)
