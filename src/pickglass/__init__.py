@@ -1,4 +1,4 @@
-"""pickglass: visual anomaly detection for industry, from good images only.
+"""pickglass detects visual anomalies in industry; it learns from good images only.
 
 Example:
     ``import pickglass as pg``, then ``pg.PatchCore().fit(pg.load_dataset("bottle").train)``.
@@ -9,10 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pickglass.errors import MissingExtra
+
 if TYPE_CHECKING:
     from pickglass.app.testing.evaluate import Evaluation, evaluate
     from pickglass.calibration import Calibration
     from pickglass.data import Dataset, Row, Table, load_dataset, load_datasets
+    from pickglass.detectors.contamination import CleanCheck
+    from pickglass.detectors.drift_sample import DriftSample
     from pickglass.errors import PickglassError
     from pickglass.features import FeatureExtractor, backbone_names, layer_names
     from pickglass.methods import (
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
         PatchCore,
         ReverseDistillation,
         load,
+        register_method,
     )
     from pickglass.result import Prediction
 
@@ -32,8 +37,10 @@ __all__ = [
     "STFPM",
     "AsymmetricStudentTeacher",
     "Calibration",
+    "CleanCheck",
     "Dataset",
     "Detector",
+    "DriftSample",
     "EfficientAD",
     "Evaluation",
     "FastFlow",
@@ -51,14 +58,17 @@ __all__ = [
     "load",
     "load_dataset",
     "load_datasets",
+    "register_method",
 ]
 
 # Loaded when first used: importing pickglass, and with it --help, costs no torch.
 _HOMES = {
     "AsymmetricStudentTeacher": "methods",
     "Calibration": "calibration",
+    "CleanCheck": "detectors.contamination",
     "Dataset": "data",
     "Detector": "methods",
+    "DriftSample": "detectors.drift_sample",
     "Evaluation": "app.testing.evaluate",
     "EfficientAD": "methods",
     "FastFlow": "methods",
@@ -77,13 +87,17 @@ _HOMES = {
     "load": "methods",
     "load_dataset": "data",
     "load_datasets": "data",
+    "register_method": "methods",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'pickglass' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"pickglass.{_HOMES[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"pickglass.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise MissingExtra.needed(f"pickglass.{name}", error) from error
     globals()[name] = value
     return value
 

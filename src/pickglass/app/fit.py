@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pickglass.app.results import FitResult
 from pickglass.data import Dataset, load_dataset, split_roles, with_pixel_mm, with_roi
 from pickglass.data.files import output_path
 from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.detectors.contamination import CleanCheck
+from pickglass.detectors.drift_sample import DriftSample
 from pickglass.detectors.tiling import TileOptions
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.research.adaptation import AdaptationOptions
@@ -180,29 +183,29 @@ def fit_dataset(
             seed=seed,
             memory_gb=memory_gb,
             checkpoint=checkpoint,
-            drop_suspicious=drop_suspicious,
+            observers=[CleanCheck(drop=drop_suspicious), DriftSample()],
             progress=progress,
             **running,
         )
-    detector.provenance.update(told)
+    detector.provenance = replace(detector.provenance, **told)
     written = detector.save(target)
     checkpoint.unlink(missing_ok=True)
     return _result(detector, written, drop_suspicious)
 
 
 def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
-    known = detector.provenance
+    provenance = detector.provenance
     return {
         "model": str(written),
         "method": detector.method,
-        "n_fit": known["n_fit"],
-        "n_validate": known["n_validate"],
-        "n_calibrate": known["n_calibrate"],
-        "fit_s": known["fit_s"],
-        "details": known["details"],
-        "adaptation": known.get("adaptation"),
-        "suspicious": known["suspicious"],
+        "n_fit": provenance.n_fit,
+        "n_validate": provenance.n_validate,
+        "n_calibrate": provenance.n_calibrate,
+        "fit_s": provenance.fit_s,
+        "details": provenance.details,
+        "adaptation": provenance.adaptation,
+        "suspicious": [{"path": s["path"], "score": s["score"], "whole": s["whole"]} for s in provenance.suspicious],
         "dropped": dropped,
-        "auto": known.get("auto"),
-        "foreground": known.get("foreground"),
+        "auto": provenance.auto,
+        "foreground": provenance.foreground,
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from pickglass.app.results import InfoResult
 from pickglass.data import MAX_PIXELS, Dataset, describe, find_problems, load_datasets
-from pickglass.detectors.modelfile import read_header
+from pickglass.detectors.model_header import read_model_header
 
 __all__ = ["info"]
 
@@ -26,7 +26,7 @@ def info(
     has an entry a data set. Arguments as in :func:`pickglass.load_dataset` and :func:`pickglass.data.find_problems`.
     """
     if Path(path).suffix == ".safetensors":
-        return {"kind": "model", "path": str(path), "about": read_header(path)}
+        return {"kind": "model", "path": str(path), "about": read_model_header(path)}
     sets = load_datasets(path, layout, group_by)
     about = {name: _about(dataset, workers, max_pixels) for name, dataset in sets.items()}
     return {"kind": "data", "path": str(path), "about": about if len(about) > 1 else next(iter(about.values()))}

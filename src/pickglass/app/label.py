@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ from typing_extensions import Unpack
 
 from pickglass.app.results import LabelResult
 from pickglass.data import (
-    MARGINS,
     MAX_PIXELS,
     Dataset,
     Table,
@@ -185,9 +183,8 @@ def read_regions(
     Raises:
         DataError: an image or a mask cannot be read.
     """
-    loader = detector._loader(running)
-    if detector.provenance.get("margins"):
-        table = Table([replace(row, roi=row.roi or MARGINS) for row in table])
+    loader = detector.loader(running)
+    table = detector.provenance.within_regions(table)
     channels = [detector.level_shapes()[i][0] for i in levels]
     signs = projections(channels, pooling, seed)
     marked: list[Tensor] = []

@@ -35,7 +35,7 @@ from pickglass.cli.options import (
 )
 from pickglass.cli.study import study as study_command
 from pickglass.cli.test import test as test_command
-from pickglass.errors import PickglassError, PromiseUnreachable
+from pickglass.errors import MissingExtra, PickglassError, PromiseUnreachable
 
 app = typer.Typer(
     name="pickglass",
@@ -217,4 +217,6 @@ def main() -> NoReturn:
         app()
     except PickglassError as error:
         typer.echo(f"error: {error}", err=True)
+    except ModuleNotFoundError as error:
+        typer.echo(f"error: {MissingExtra.needed('this command', error)}", err=True)
     sys.exit(2)

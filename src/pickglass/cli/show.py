@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +20,9 @@ from pickglass.app.results import (
     RobustnessResult,
     TestResult,
 )
-from pickglass.app.threshold import ThresholdResult
+
+if TYPE_CHECKING:
+    from pickglass.app.threshold import ThresholdResult
 
 __all__ = [
     "progress_bar",

@@ -108,7 +108,7 @@ class _Common:
 def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], tuple[Picture, ...]]:
     own = {"backbone": cell.backbone, "layers": cell.layers, "weights": cell.weights, "size": cell.size}
     detector = build(cell.method, settings={**json.loads(cell.settings), **own})
-    detector.make_engine = common.features.engine
+    detector.shared_features = common.features
     spent, began = common.features.seconds, time.perf_counter()
     # thresholds play no part in the metrics of a study, so every good image may teach
     detector.fit(common.dataset.train, calibrate=0.0, seed=cell.seed, memory_gb=task.memory_gb / 2, **task.running)
@@ -126,7 +126,7 @@ def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], 
         "fit_s": fitted - began,
         "predict_s": judged - fitted,
         "backbone_s": common.features.seconds - spent,
-        "provenance": json.dumps({name: detector.provenance.get(name) for name in known}),
+        "provenance": json.dumps({name: getattr(detector.provenance, name) for name in known}),
     }
     return values, _pictures(prediction, evaluation, common.dataset, task.images)
 

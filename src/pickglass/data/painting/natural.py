@@ -1,9 +1,9 @@
-"""Pictures with the statistics of natural images, made on the spot: what a student must not learn to understand.
+"""Pictures with the statistics of natural images are made here, for a student that must not learn to imitate them.
 
 Three ingredients, cut and mixed at random: leaves that cover each other, their sizes following a power law (the dead
 leaves model: Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001), textures whose amplitude falls as
 1/f (Field, "Relations between the statistics of natural images and the response properties of cortical cells", 1987),
-and cuttings of the photographs that scikit-image carries.
+and cuttings of ten photographs that come with pickglass (``photographs/``, free of copyright).
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pickglass.data.images.decoder import Array
+from pickglass.data.images.decoder import Array, read_image
 from pickglass.data.images.geometry import Preprocess
 from pickglass.data.tables.decoding import decode_all
 from pickglass.data.tables.rows import Row, Table
 from pickglass.data.tables.sources import as_table
-from pickglass.errors import InputError
+from pickglass.errors import InputError, UnknownName
 
-__all__ = ["natural_images", "natural_photos"]
+__all__ = ["PHOTOGRAPHS", "natural_images", "natural_photos", "photograph"]
 
 Picture: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
 Floats: TypeAlias = NDArray[np.float32]
 
-_PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "moon", "rocket")
+PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "moon", "rocket")
+"""What :func:`photograph` knows; see ``photographs/README.md`` for what they show and who took them."""
+
 _GREY = 0.3  # share without colour, as the paper's penalty images
 _LEAVES = (20, 150)  # of a picture
 _RADII = (0.02, 0.4)  # of a leaf, as a share of the picture's shorter side; density r^-3
@@ -36,7 +38,7 @@ _SLOPES = (0.8, 1.6)  # exponents of 1/f
 
 
 def natural_images(n: int, size: tuple[int, int], seed: int = 0) -> Picture:
-    """Pictures, (n, H, W, 3) uint8; the same for the same arguments.
+    """Make pictures, (n, H, W, 3) uint8, the same for the same arguments.
 
     Args:
         n: how many; picture i is the same whatever n is.
@@ -56,7 +58,7 @@ def natural_images(n: int, size: tuple[int, int], seed: int = 0) -> Picture:
 
 
 def natural_photos(folder: str | Path, size: tuple[int, int], limit: int, seed: int = 0) -> Picture:
-    """Photographs from a folder as the paper prepares them: twice the size, the middle of that, some without colour.
+    """Read photographs as the paper prepares them: resized to twice the size, cut to the middle, some without colour.
 
     Args:
         folder: with images of anything but the parts to be inspected.
@@ -85,6 +87,20 @@ def natural_photos(folder: str | Path, size: tuple[int, int], limit: int, seed: 
     return np.stack([_maybe_grey(rng, photo) for _, photo in decode_all(chosen_rows, middle, what="photographs")])
 
 
+def photograph(name: str) -> NDArray[np.uint8]:
+    """Read one of the ten :data:`PHOTOGRAPHS`, (H, W) grey or (H, W, 3) uint8, 300 to 512 pixels high.
+
+    Raises:
+        UnknownName: there is no photograph of that name.
+
+    >>> photograph("brick").shape
+    (512, 512)
+    """
+    if name not in PHOTOGRAPHS:
+        raise UnknownName("photograph", name, PHOTOGRAPHS)
+    return read_image(Path(__file__).with_name("photographs") / f"{name}.png")
+
+
 def _picture(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
     ground = _cutting(rng, size) if rng.random() < 0.6 else _texture(rng, size)
     if rng.random() < 0.6:
@@ -100,7 +116,7 @@ def _maybe_grey(rng: np.random.Generator, picture: Picture) -> Picture:
 
 
 def _leaves(rng: np.random.Generator, ground: Floats) -> Floats:
-    """Ellipses and rectangles that cover each other, each of one colour, shaded, or cut from something else."""
+    """Lay ellipses and rectangles over each other, each of one colour, shaded, or cut from something else."""
     h, w = ground.shape[:2]
     stuff = [_texture(rng, (h, w)), _cutting(rng, (h, w))]
     low, high = (share * min(h, w) for share in _RADII)
@@ -130,7 +146,7 @@ def _leaves(rng: np.random.Generator, ground: Floats) -> Floats:
 
 
 def _texture(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
-    """Random phases under 1/f, along a random direction at times, in two colours: (H, W, 3)."""
+    """Make a texture of random phases under 1/f, at times along a random direction, in two colours, (H, W, 3)."""
     h, w = size
     fy, fx = np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w)[None]
     turn, stretch = rng.random() * np.pi, rng.choice([1.0, 1.0, 3.0])
@@ -145,8 +161,8 @@ def _texture(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
 
 
 def _cutting(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
-    """A part of a photograph at a random scale, at times turned or flipped: (H, W, 3)."""
-    photo = _photo(_PHOTOS[int(rng.integers(len(_PHOTOS)))])
+    """Cut a part of a photograph at a random scale, at times flipped, (H, W, 3)."""
+    photo = _photo(PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))])
     h, w = photo.shape[:2]
     largest = min(h / size[0], w / size[1])
     scale = largest * rng.uniform(0.3, 1)  # of the photograph a pixel of the picture
@@ -160,7 +176,5 @@ def _cutting(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
 
 @cache
 def _photo(name: str) -> Picture:
-    from skimage import data
-
-    photo: Picture = getattr(data, name)()
+    photo = photograph(name)
     return np.repeat(photo[..., None], 3, axis=2) if photo.ndim == 2 else photo

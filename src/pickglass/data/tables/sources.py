@@ -1,4 +1,4 @@
-"""Rows from whatever the user has: data sets, rows, paths, arrays, PIL images, open files."""
+"""Data sets, rows, paths, arrays, tensors, PIL images and open files all become rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pickglass.data.tables.layouts.tree import MASK_FOLDERS, images
 from pickglass.data.tables.rows import Dataset, Role, Row, Table
 from pickglass.errors import DataError, InputError
 
-__all__ = ["DataLike", "as_table"]
+__all__ = ["DataLike", "as_numpy", "as_table"]
 
 DataLike: TypeAlias = (
     "Dataset | Table | Row | str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image | Iterable[Any]"
@@ -24,13 +24,13 @@ DataLike: TypeAlias = (
 
 
 def as_table(data: DataLike, role: Role = "test") -> Table:
-    """Rows from whatever the user has.
+    """Make rows from whatever the user has.
 
     Args:
         data: a Dataset, Table or Row (taken as they are); the path of an image or of a folder, which is searched with
             its sub-folders, but for ``ground_truth`` and ``masks``; an array: (H, W) grey, (H, W, C) with C 1, 3 or 4,
-            any other (N, H, W) a stack of grey images, (N, H, W, C); a PIL image; an open binary file; or an
-            iterable of these.
+            any other (N, H, W) a stack of grey images, (N, H, W, C); a PyTorch tensor of such a shape; a PIL image; an
+            open binary file; or an iterable of these.
         role: of the rows that are made here. All but ``test`` rows count as good, those as unknown.
 
     Returns:
@@ -58,6 +58,19 @@ def as_table(data: DataLike, role: Role = "test") -> Table:
     return Table(rows)
 
 
+def as_numpy(values: Any) -> np.ndarray[Any, Any]:
+    """Make a numpy array of an array, a list, or a PyTorch tensor on any device; torch is not imported.
+
+    >>> as_numpy([1, 2]).tolist()
+    [1, 2]
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if values.dtype.itemsize == 2 and values.dtype.is_floating_point:  # numpy has no bfloat16
+            values = values.float()
+    return np.asarray(values)
+
+
 def _items(data: Any, role: Role) -> list[Row | Path | Array]:
     if isinstance(data, Dataset):
         return list(data.table)
@@ -67,6 +80,8 @@ def _items(data: Any, role: Role) -> list[Row | Path | Array]:
         return list(_images_at(Path(data), role))
     if isinstance(data, Image.Image) or hasattr(data, "read"):
         return [read_image(data)]
+    if hasattr(data, "detach"):
+        data = as_numpy(data)
     if isinstance(data, np.ndarray):
         if data.ndim not in (2, 3, 4):
             raise InputError(f"an array of shape {data.shape}, expected (H, W), (H, W, C), (N, H, W) or (N, H, W, C)")
