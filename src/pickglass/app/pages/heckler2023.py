@@ -16,7 +16,7 @@ import numpy as np
 from pickglass.app.pages.charts import Axis, Chart, Line, bar_chart, line_chart
 from pickglass.metrics.catalogue import METRICS
 
-__all__ = ["Figure", "Panel", "best_layers", "draw_figures", "mean_values"]
+__all__ = ["Figure", "Panel", "PanelRow", "best_layers", "draw_figures", "mean_values"]
 
 AST, FLOW, CORE = "asymmetric_student_teacher", "fastflow", "patchcore"
 BACKBONES = ("resnet50", "wide_resnet50_2", "densenet201", "efficientnet_b5")

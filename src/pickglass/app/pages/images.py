@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw
 __all__ = [
     "ELONGATED",
     "HEAT_COLOURS",
-    "LONG_SIDE",
     "PREDICTED",
     "TRUTH",
     "Array",
@@ -128,17 +127,16 @@ def shape_of(height: int, width: int) -> Literal["", "wide", "tall"]:
     return "wide" if width > ELONGATED * height else "tall" if height > ELONGATED * width else ""
 
 
-def picture_size(height: int, width: int, side: int = SIDE, long_side: int = LONG_SIDE) -> tuple[int, int]:
+def picture_size(height: int, width: int, side: int = SIDE) -> tuple[int, int]:
     """Return the size ``(h, w)`` of an image's picture: the same aspect, no larger, one byte budget for all.
 
     Args:
         height: of the image in px.
         width: of the image in px.
-        side: the picture's longest side in px.
-        long_side: the same for an elongated image, which would otherwise be a thin line.
+        side: the picture's longest side in px; more for an elongated image, which would otherwise be a thin line.
     """
     long, short = max(height, width), min(height, width)
-    longest = side if long <= ELONGATED * short else min(long_side, side * math.sqrt(long / short))
+    longest = side if long <= ELONGATED * short else min(LONG_SIDE, side * math.sqrt(long / short))
     factor = min(1.0, longest / long)
     return max(1, round(height * factor)), max(1, round(width * factor))
 

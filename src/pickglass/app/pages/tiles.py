@@ -12,14 +12,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pickglass.app.pages.images import (
-    ELONGATED,
-    LONG_SIDE,
     PREDICTED,
     Array,
     Picture,
     draw_contours,
     heat,
     jpeg,
+    picture_size,
     rgb,
     shrink_max,
     thumbnail,
@@ -75,7 +74,7 @@ def draw_tiles(canvas: Array, parts: TileMaps, scale: tuple[float, float], mask:
     """
     tiling, best = parts.tiling, int(np.argmax(parts.scores))
     picture = np.ascontiguousarray((255 * canvas.transpose(1, 2, 0)).round().astype(np.uint8))  # (H, W, 3)
-    size = _picture_size(*picture.shape[:2])
+    size = picture_size(picture.shape[0], picture.shape[1], SIDE)
     small = thumbnail(picture, size)  # (h, w, 3)
     truth = None if mask is None else shrink_max(mask, size)
     grid = _grid(draw_contours(small, truth=truth), tiling, best, picture.shape[:2])
@@ -91,13 +90,6 @@ def draw_tiles(canvas: Array, parts: TileMaps, scale: tuple[float, float], mask:
         coloured = heat(small, resize_map(values, size), scale)
         panels.append(jpeg("parts", caption, draw_contours(coloured, truth=truth)))
     return panels
-
-
-def _picture_size(height: int, width: int) -> tuple[int, int]:
-    """Return the size of a picture, which may be enlarged no more than the canvas itself: its tiles must be seen."""
-    long, short = max(height, width), min(height, width)
-    factor = min(1.0, (LONG_SIDE if long > ELONGATED * short else SIDE) / long)
-    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def _grid(picture: Array, tiling: Tiling, best: int, canvas: Sequence[int]) -> Array:
@@ -124,7 +116,7 @@ def _grid(picture: Array, tiling: Tiling, best: int, canvas: Sequence[int]) -> A
 def _mosaic(picture: Array, maps: Array, tiling: Tiling, best: int, scale: tuple[float, float]) -> Array:
     """Lay the maps of the tiles over what each of them saw, in rows and columns."""
     rows, columns = len(tiling.tops), len(tiling.lefts)
-    limit = _picture_size(rows * tiling.tile[0], columns * tiling.tile[1])
+    limit = picture_size(rows * tiling.tile[0], columns * tiling.tile[1], SIDE)
     h = max(8, limit[0] // rows)
     w = max(8, limit[1] // columns)
     below, right = (e - c for e, c in zip(tiling.extent, picture.shape[:2], strict=True))
