@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pickglass.calibration import Calibration
+from pickglass.calibration import Calibration, settings_digest
 from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess
 from pickglass.data.files import output_path, written_whole
@@ -108,6 +109,12 @@ def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[
         detector.namer = Namer.from_file(header["naming"], apart["naming"])
     if header["calibration"] is not None:
         detector.calibration = Calibration.from_json(header["calibration"])
+    # settings may have new names, or be more, since the file was written: what was not stale then is not stale now
+    then, now = settings_digest(header["configuration"]), detector.settings_digest()
+    if detector.calibration is not None and detector.calibration.settings == then:
+        detector.calibration = replace(detector.calibration, settings=now)
+    if detector.reference is not None and detector.reference.settings == then:
+        detector.reference = replace(detector.reference, settings=now)
     return detector.eval()
 
 
