@@ -24,7 +24,7 @@ from pickglass.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pickglass.app.study.results import AdviseResult
+    from pickglass.app.results import AdviseResult
 
 __all__ = ["advise"]
 

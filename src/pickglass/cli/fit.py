@@ -27,7 +27,7 @@ from pickglass.cli.options import (
 from pickglass.errors import InputError
 
 if TYPE_CHECKING:
-    from pickglass.app.fit_many import FitManyResult
+    from pickglass.app.results import FitManyResult
 
 __all__ = ["fit"]
 

@@ -19,8 +19,8 @@ from pickglass.app.results import (
     PredictResult,
     RobustnessResult,
     TestResult,
+    ThresholdResult,
 )
-from pickglass.app.threshold import ThresholdResult
 
 __all__ = [
     "progress_bar",

@@ -23,7 +23,7 @@ from pickglass.cli.options import (
 from pickglass.errors import InputError
 
 if TYPE_CHECKING:
-    from pickglass.app.study.results import StudyResult
+    from pickglass.app.results import StudyResult
 
 __all__ = ["study"]
 

@@ -14,7 +14,7 @@ from pickglass.data.images.decoder import (
 from pickglass.data.images.geometry import Preprocess, parse_size, resize_map
 from pickglass.data.painting.defects import KINDS, Painted, paint
 from pickglass.data.tables.ground_truth import Region, read_regions
-from pickglass.data.tables.inspection import check_images, describe, find_problems
+from pickglass.data.tables.inspection import check_images, describe, find_problems, usual_size
 from pickglass.data.tables.layouts import LAYOUTS, Layout, load_dataset, load_datasets
 from pickglass.data.tables.roi import MARGINS, read_roi, with_pixel_mm, with_roi
 from pickglass.data.tables.rows import (
@@ -28,7 +28,7 @@ from pickglass.data.tables.rows import (
     image_digest,
     split_roles,
 )
-from pickglass.data.tables.sources import as_table
+from pickglass.data.tables.sources import DataSource, as_table
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -36,6 +36,7 @@ __all__ = [
     "LAYOUTS",
     "MARGINS",
     "MAX_PIXELS",
+    "DataSource",
     "Dataset",
     "Decoded",
     "Header",
@@ -67,6 +68,7 @@ __all__ = [
     "read_roi",
     "resize_map",
     "split_roles",
+    "usual_size",
     "with_pixel_mm",
     "with_roi",
 ]

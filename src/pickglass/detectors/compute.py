@@ -55,6 +55,16 @@ class ComputeOptions:
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)!r}: expected at least 1")
 
+    def arguments(self) -> ComputeArguments:
+        """Return them as keyword arguments of :meth:`pickglass.Detector.fit` and ``predict``."""
+        return {
+            "device": self.device,
+            "engine": self.engine,
+            "batch": self.batch,
+            "workers": self.workers,
+            "max_pixels": self.max_pixels,
+        }
+
 
 def silent(stage: str, done: int, total: int) -> None:
     """No progress wanted."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pickglass.data.files import output_path, written_whole
+from pickglass.data.files import missing, output_path, written_whole
 from pickglass.errors import ModelFileError
 
 __all__ = ["FORMAT", "assign", "read_header", "read_model", "write_model"]
@@ -60,8 +60,10 @@ def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
+    if not Path(path).exists():
+        raise ModelFileError(f"{path}: {missing(path)}. Expected a model that 'pickglass fit' wrote")
     if not Path(path).is_file():
-        raise ModelFileError(f"{path}: no such file; expected a model that 'pickglass fit' wrote")
+        raise ModelFileError(f"{path} is a folder; expected a model file that 'pickglass fit' wrote")
     try:
         with safe_open(str(path), framework="pt") as file:
             yield file

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pickglass.app.advise.request import KINDS_PAINTED
 from pickglass.data import (
     Preprocess,
     Role,
@@ -25,7 +25,6 @@ from pickglass.data import (
     Table,
     decode,
     paint,
-    read_header,
     read_roi,
     split_roles,
 )
@@ -33,11 +32,10 @@ from pickglass.data.painting.defects import Kind
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import DataError, Failure, InputError
 
-__all__ = ["KINDS_PAINTED", "InputMaker", "Judged", "PaintedSet", "choose_rows", "paint_set", "usual_size"]
+__all__ = ["InputMaker", "Judged", "PaintedSet", "choose_rows", "paint_set"]
 
 Size = tuple[int, int]
 
-KINDS_PAINTED: tuple[Kind, ...] = ("scratch", "hole", "stain", "crack", "dent")
 CONTRASTS = (1.0, 0.6, 0.3)
 
 MOST_FIT = 40  # images that teach,
@@ -95,12 +93,6 @@ class PaintedSet:
         object.__setattr__(self, "groups", tuple(one.group for one in self.judged))
 
 
-def usual_size(table: Table) -> Size:
-    """The median height and width of the images, from their headers."""
-    sizes = [row.pixels.shape[:2] if row.pixels is not None else read_header(row.path)[:2] for row in table]
-    return round(median(h for h, _ in sizes)), round(median(w for _, w in sizes))
-
-
 def choose_rows(table: Table, seed: int, fit: int = MOST_FIT, held: int = MOST_HELD) -> tuple[Table, Table]:
     """Good images that teach and good images that are held back, of different groups.
 
@@ -134,7 +126,7 @@ def paint_set(
     contrasts: Sequence[float] = CONTRASTS,
     painted: int = MOST_PAINTED,
     seed: int = 0,
-    running: ComputeOptions | None = None,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> PaintedSet:
     """Decode the images, paint on those held back, and make what the network reads at every size.
@@ -150,7 +142,7 @@ def paint_set(
     Raises:
         DataError: an image cannot be read, or no defect could be painted.
     """
-    run = running or ComputeOptions()
+    run = compute or ComputeOptions()
     taught, held = rows
     makers = [InputMaker(prepare, folder, f"{i}") for i, prepare in enumerate(prepares)]
     fit: dict[Size, list[Row]] = {prepare.size: [] for prepare in prepares}
