@@ -1,6 +1,6 @@
 """AUPRO: time, memory and value, ours and anomalib's, on the same maps.
 
-    python bench/aupro.py [--peer-python PEER/bin/python] [--cases 100x256 48x1024] [--repeats 3]
+    python -m bench.aupro [--peer-python PEER/bin/python] [--cases 100x256 48x1024] [--repeats 3]
 
 PEER is an environment with ``pip install "anomalib==2.7.0"``. The maps are smoothed noise, raised inside the blobs
 of the masks on half of the images. Both sides read one npz file, in processes of their own, and get the maps one by

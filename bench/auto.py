@@ -1,8 +1,8 @@
 """Does ``preset="auto"`` find more small defects on generated cloth than what fit takes untold, and by which part?
 
-    python bench/auto.py auto.jsonl [--weaves plain twill satin] [--seeds 1] [--defect-px 8]
-    python bench/auto.py auto.jsonl --data DATA [--sets magnetic_tile ...]
-    python bench/auto.py auto.jsonl --table
+    python -m bench.auto auto.jsonl [--weaves plain twill satin] [--seeds 1] [--defect-px 8]
+    python -m bench.auto auto.jsonl --data DATA [--sets magnetic_tile ...]
+    python -m bench.auto auto.jsonl --table
 
 For each weave and seed: 40 good pieces of 256 x 256 pixels teach; auto chooses on them and defects of the kinds of a
 loom that it paints itself. Judged are 24 pieces of another cloth of the same making, as they are and with defects of
@@ -22,21 +22,23 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 
+from bench.regret import SETS, real_extent, real_set
 from pickglass.app.advise.auto import AutoChoice, auto_choice
 from pickglass.app.advise.painted import Judged, PaintedSet, usual_size
 from pickglass.app.advise.scoring import Score, difference, scored
 from pickglass.app.advise.within_foreground import save_mask
 from pickglass.app.fit import build
 from pickglass.data import Row, Table, load_dataset, paint, with_roi
-from pickglass.data.painting.cloth import Cloth, weave
+from pickglass.data.painting.cloth import Cloth, Weave, weave
+from pickglass.data.painting.defects import Kind
 from pickglass.errors import WeightsMissing
 from pickglass.methods import Detector
-from regret import SETS, real_extent, real_set
 
-KINDS = ("broken_pick", "missing_end", "slub", "knot", "foreign_fibre", "hole", "stain")
+KINDS: tuple[Kind, ...] = ("broken_pick", "missing_end", "slub", "knot", "foreign_fibre", "hole", "stain")
 CONTRASTS = (1.0, 0.6, 0.3)
 SIDE = 256
 ON_LITE = {"backbone": "efficientnet_lite0", "layers": ("stage3", "stage5")}
@@ -45,7 +47,7 @@ ON_LITE = {"backbone": "efficientnet_lite0", "layers": ("stage3", "stage5")}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--weaves", nargs="+", default=["plain", "twill", "satin"])
+    parser.add_argument("--weaves", nargs="+", default=get_args(Weave), choices=get_args(Weave))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--defect-px", type=float, default=8.0)
     parser.add_argument("--data", type=Path)
@@ -66,10 +68,10 @@ def main() -> None:
         print(table([row]), flush=True)
 
 
-def pieces(kind: str, n: int, seed: int) -> list[np.ndarray]:
+def pieces(kind: Weave, n: int, seed: int) -> list[np.ndarray]:
     """Pieces of one cloth that do not overlap."""
     across = 8
-    whole = weave(Cloth(kind), (SIDE * -(-n // across), SIDE * across), seed)  # type: ignore[arg-type]
+    whole = weave(Cloth(kind), (SIDE * -(-n // across), SIDE * across), seed)
     cut = [
         np.ascontiguousarray(whole[y : y + SIDE, x : x + SIDE])
         for y in range(0, whole.shape[0], SIDE)
@@ -78,11 +80,11 @@ def pieces(kind: str, n: int, seed: int) -> list[np.ndarray]:
     return cut[:n]
 
 
-def compare(kind: str, seed: int, defect_px: float) -> dict[str, object]:
+def compare(kind: Weave, seed: int, defect_px: float) -> dict[str, Any]:
     """One cloth."""
     began = time.perf_counter()
     train = Table([Row(f"good:{i}", "train", 0, pixels=image) for i, image in enumerate(pieces(kind, 40, 2 * seed))])
-    choice = auto_choice(train, defect_px, kinds=KINDS, seed=seed)  # type: ignore[arg-type]
+    choice = auto_choice(train, defect_px, kinds=KINDS, seed=seed)
     print(
         kind, seed, choice.method, choice.settings, choice.fusion, f"({time.perf_counter() - began:.0f} s)", flush=True
     )
@@ -98,7 +100,7 @@ def compare(kind: str, seed: int, defect_px: float) -> dict[str, object]:
     return answer(kind, seed, defect_px, choice, result, auto, default, data, began)
 
 
-def on_real(root: Path, seed: int) -> dict[str, object]:
+def on_real(root: Path, seed: int) -> dict[str, Any]:
     """One data set with real defects."""
     began = time.perf_counter()
     dataset = load_dataset(root)
@@ -128,7 +130,7 @@ def answer(
     default: Score,
     data: PaintedSet,
     began: float,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The row of a cloth or data set."""
     try:
         paper, whose = result(build(preset="paper")), "WideResNet-50"
@@ -148,7 +150,7 @@ def answer(
     }
 
 
-def held_out(kind: str, seed: int, defect_px: float) -> PaintedSet:
+def held_out(kind: Weave, seed: int, defect_px: float) -> PaintedSet:
     """Pieces of another cloth, as they are and painted."""
     rng = np.random.default_rng([7, seed])
     good = pieces(kind, 24, 2 * seed + 1)
@@ -158,24 +160,24 @@ def held_out(kind: str, seed: int, defect_px: float) -> PaintedSet:
     for n in range(2 * len(good)):
         i, what = n % len(good), KINDS[n % len(KINDS)]
         size = float(rng.uniform(4, defect_px))
-        done = paint(good[i], what, size, rng, CONTRASTS[(n // len(KINDS)) % 3])  # type: ignore[arg-type]
+        done = paint(good[i], what, size, rng, CONTRASTS[(n // len(KINDS)) % 3])
         one = Judged(f"piece:{i}#{n}", f"{i}", (SIDE, SIDE), window, done.mask, everything, done.image, what)
         images.append(one)
     rows = Table([Row(one.path, "test", int(one.mask is not None), pixels=one.pixels) for one in images])
     return PaintedSet(tuple(images), {}, {(SIDE, SIDE): rows})
 
 
-def table(rows: Sequence[dict[str, object]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| cloth | auto | default | gain over it | paper (on) | gain over it | parts taken |", "|---" * 7 + "|"]
     for row in rows:
-        taken = ", ".join(f"{part['part']}: {part['best']}" for part in row["ablation"] if part["taken"])  # type: ignore[attr-defined]
+        taken = ", ".join(f"{part['part']}: {part['best']}" for part in row["ablation"] if part["taken"])
         names = ("auto", "default", "gain_default", "paper", "gain_paper")
-        cells = ["{:.3f} ({:.3f} to {:.3f})".format(*row[name]) for name in names]  # type: ignore[misc]
+        cells = ["{:.3f} ({:.3f} to {:.3f})".format(*row[name]) for name in names]
         cells[3] += f" ({row['paper_backbone']})"
         lines.append(f"| {row['weave']}, seed {row['seed']} | {' | '.join(cells)} | {taken} |")
     lines += ["", "| cloth | part | best tried | gain | 95 % | taken |", "|---|---|---|---|---|---|"]
     for row in rows:
-        for part in row["ablation"]:  # type: ignore[attr-defined]
+        for part in row["ablation"]:
             gain = "–" if part["gain"] is None else f"{part['gain']:+.3f} {part['metric']}"
             low_high = "–" if part["gain"] is None else "{:+.3f} to {:+.3f}".format(*part["interval"])
             name, best = part["part"], part["best"] or "–"

@@ -1,5 +1,5 @@
 """Contact sheets to look at: every weave, and every kind of defect at 4, 8, 16 and 32 pixels, at 1:1 and enlarged
-four times: python bench/contact_sheets.py FOLDER [--seed 0]"""
+four times: python -m bench.contact_sheets FOLDER [--seed 0]"""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def main(folder: Path, seed: int) -> None:
 
 def _metal(rng: np.random.Generator) -> Image8:
     lines = rng.normal(150, 4, (192, 1)) + rng.normal(0, 2, (192, 192))
-    return lines.round().clip(0, 255).astype(np.uint8)
+    metal: Image8 = lines.round().clip(0, 255).astype(np.uint8)
+    return metal
 
 
 def _around(base: Image8, kind: Kind, size: int, rng: np.random.Generator) -> Image8:

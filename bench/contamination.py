@@ -1,7 +1,7 @@
 """Does the check of the training images name the defective ones, and what do they cost the model where it does not?
 
-    python bench/contamination.py DATA [--seeds 5] [--rates 0.05 0.1] [--methods patchcore padim] [-o OUT.json]
-    python bench/contamination.py --painted [DATA...] [--seeds 3] [-o OUT.json]
+    python -m bench.contamination DATA [--seeds 5] [--rates 0.05 0.1] [--methods patchcore padim] [-o OUT.json]
+    python -m bench.contamination --painted [DATA...] [--seeds 3] [-o OUT.json]
 
 DATA is a data set with labelled test defects, e.g. magnetic_tile squeezed to 256 px (bench/squeeze.py). Defects drawn
 evenly from all types are mixed into the good training images as if they were good, until they make up 5 and 10 % of
@@ -26,14 +26,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 import pickglass as pg
 from pickglass.data import Preprocess, Row, Table, load_dataset, paint, read_image
 from pickglass.data.painting.cloth import Cloth, weave
-from pickglass.data.painting.trays import Tray, fill
+from pickglass.data.painting.defects import Kind
+from pickglass.data.painting.trays import PartName, Tray, fill
 from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.contamination import Cleanliness, find_suspicious
 from pickglass.detectors.loading import FeatureLoader
@@ -44,9 +45,9 @@ from pickglass.metrics import average_precision
 from pickglass.result import Prediction
 
 METRICS = ("image_auroc", "aupro_30", "aupro_05")
-SURFACE = ("scratch", "hole", "stain", "crack", "dent")
-THREADS = ("broken_pick", "missing_end", "slub", "knot", "foreign_fibre", "stain", "hole")
-PARTS = ("missing_part", "surplus_part", "misplaced_part", "scratch", "stain")
+SURFACE: tuple[Kind, ...] = ("scratch", "hole", "stain", "crack", "dent")
+THREADS: tuple[Kind, ...] = ("broken_pick", "missing_end", "slub", "knot", "foreign_fibre", "stain", "hole")
+PARTS: tuple[Kind, ...] = ("missing_part", "surplus_part", "misplaced_part", "scratch", "stain")
 SIDES = (0.04, 0.3)  # of the shorter side of the image ...
 PART_SIDES = (0.12, 0.3)  # ... where a part is missing, surplus or misplaced
 Figures = dict[str, Any]
@@ -84,7 +85,7 @@ def drawn(test: Table, n: int, rng: np.random.Generator) -> Table:
         if row.label == 1:
             members.setdefault(row.group or row.path, []).append(row)
     groups = list(members.values())
-    rng.shuffle(groups)  # type: ignore[arg-type]
+    rng.shuffle(groups)
     taken: list[Row] = []
     while len(taken) < n and groups:
         counts = Counter(row.defect for row in taken)
@@ -95,7 +96,7 @@ def drawn(test: Table, n: int, rng: np.random.Generator) -> Table:
 
 
 def predicted(method: str, train: Table, test: Table) -> Prediction:
-    detector = find_method(method)().fit(train, calibrate=0)  # type: ignore[call-arg]
+    detector = find_method(method).configured({}).fit(train, calibrate=0)
     return detector.predict(test)
 
 
@@ -170,9 +171,9 @@ def show_mixed_in(results: list[Figures]) -> None:
 # -- painted defects ---------------------------------------------------------------------------------------------------
 
 
-def good_sets(folders: list[Path]) -> dict[str, tuple[list[Row], tuple[str, ...]]]:
+def good_sets(folders: list[Path]) -> dict[str, tuple[list[Row], tuple[Kind, ...]]]:
     """Good images by name, with the kinds of defects that suit them."""
-    sets: dict[str, tuple[list[Row], tuple[str, ...]]] = {}
+    sets: dict[str, tuple[list[Row], tuple[Kind, ...]]] = {}
     for folder in folders:
         rows = []
         for row in load_dataset(folder).train:
@@ -188,19 +189,19 @@ def good_sets(folders: list[Path]) -> dict[str, tuple[list[Row], tuple[str, ...]
     for cloth in ("plain", "twill", "satin"):
         pieces = [weave(Cloth(cloth), (256, 256), seed) for seed in range(100)]
         sets[f"cloth {cloth}"] = ([Row(f"{i}", "train", 0, pixels=p) for i, p in enumerate(pieces)], THREADS)
-    for part in ("pin", "washer", "nut", "bolt"):
-        trays = [fill(Tray(part), (256, 256), seed) for seed in range(100)]  # type: ignore[arg-type]
-        sets[f"tray {part}"] = ([Row(f"{i}", "train", 0, pixels=t) for i, t in enumerate(trays)], PARTS)
+    for name in get_args(PartName):
+        trays = [fill(Tray(name), (256, 256), seed) for seed in range(100)]
+        sets[f"tray {name}"] = ([Row(f"{i}", "train", 0, pixels=t) for i, t in enumerate(trays)], PARTS)
     return sets
 
 
-def spoiled(row: Row, kind: str, rng: np.random.Generator) -> Row:
+def spoiled(row: Row, kind: Kind, rng: np.random.Generator) -> Row:
     """The row with a painted defect, anything from faint to clear."""
     if row.pixels is None:
         raise ValueError(f"{row.path} has no pixels")
     low, high = np.log(PART_SIDES if kind.endswith("_part") else SIDES)
     side = min(row.pixels.shape[:2]) * float(np.exp(rng.uniform(low, high)))
-    painted = paint(row.pixels, kind, max(side, 5.0), rng, contrast=float(rng.uniform(0.5, 1.5)))  # type: ignore[arg-type]
+    painted = paint(row.pixels, kind, max(side, 5.0), rng, contrast=float(rng.uniform(0.5, 1.5)))
     return replace(row, pixels=painted.image)
 
 
@@ -211,10 +212,10 @@ def painted(folders: list[Path], rates: list[float], seeds: int) -> list[Figures
             for seed in range(seeds if rate else 1):
                 rng = np.random.default_rng(seed)
                 picked = rng.permutation(len(rows))[: round(rate * len(rows))].tolist()
-                same = str(rng.choice(kinds))
+                same = kinds[int(rng.integers(len(kinds)))]
                 made = list(rows)
                 for i in picked:
-                    made[i] = spoiled(rows[i], same if spread == "one" else str(rng.choice(kinds)), rng)
+                    made[i] = spoiled(rows[i], same if spread == "one" else kinds[int(rng.integers(len(kinds)))], rng)
                 check = find_suspicious(Table(made), loader)
                 told = {"set": name, "rate": rate, "spread": spread, "seed": seed, "n": len(rows)}
                 results.append(told | judged(check, {rows[i].path for i in picked}, made))

@@ -1,6 +1,6 @@
 """Are promises about false alarms kept? By simulation with known truth, and on real good images.
 
-    python bench/coverage.py [--repeats 4000] [--data DATA]
+    python -m bench.coverage [--repeats 4000] [--data DATA]
 
 Simulation: calibration sets are drawn from distributions whose false-alarm rate above any threshold is known exactly.
 For ``tolerance``: the share of sets whose promise is broken, to be at most 1 - confidence plus three Monte-Carlo
@@ -30,6 +30,22 @@ from pickglass.calibration import Evidence, Wish, flagged_curve, promised
 from pickglass.calibration.ranks import group_maxima, shift_bound
 
 ALPHA, CONFIDENCE, SHIFT = 0.05, 0.9, 500
+
+
+def image_limit(evidence: Evidence, wish: Wish) -> float:
+    """The image threshold of the promise."""
+    limit = promised(evidence, wish).image_threshold
+    if limit is None:
+        raise SystemExit(f"{wish}: {len(evidence.scores)} images carry no image threshold, raise --n")
+    return limit
+
+
+def pixel_limit(evidence: Evidence, wish: Wish) -> float:
+    """The pixel threshold of the promise."""
+    limit = promised(evidence, wish).pixel_threshold
+    if limit is None:
+        raise SystemExit(f"{wish}: {len(evidence.scores)} images carry no pixel threshold, raise --n")
+    return limit
 
 
 def verdict(observed: float, error: float, stated: float) -> dict[str, Any]:
@@ -62,24 +78,27 @@ def images(rng: np.random.Generator, repeats: int, n: int, steps: int | None) ->
             return 1 - limit if steps is None else 1 - (math.floor(limit) + 1) / steps
 
         sure = promised(Evidence(scores, scores), tolerance)
+        if sure.image_threshold is None or sure.r is None:
+            raise SystemExit(f"{n} images carry no promise, raise --n")
         true = rate(sure.image_threshold)
         broken.append(true > ALPHA)
         over.append(rng.binomial(SHIFT, true) > shift_bound(n, sure.r, SHIFT, CONFIDENCE))
-        rates.append(rate(promised(Evidence(scores, scores), marginal).image_threshold))
+        rates.append(rate(image_limit(Evidence(scores, scores), marginal)))
     stated = round(1 - CONFIDENCE, 6)
     return {"tolerance": share(broken, stated), "shift": share(over, stated), "marginal": mean(rates, ALPHA)}
 
 
 def grouped(rng: np.random.Generator, repeats: int, n: int) -> dict[str, Any]:
     """The true rate is that of images: a part drawn at random, one of its images, level plus a little of its own."""
-    broken, naive = [], []
+    broken: list[bool] = []
+    naive: list[bool] = []
     wish = Wish("tolerance", ALPHA, CONFIDENCE)
     for _ in range(repeats):
         sizes = rng.integers(1, 10, n)
         scores = (np.repeat(rng.normal(size=n), sizes) + 0.1 * rng.normal(size=sizes.sum())).tolist()
         names = [str(g) for g in np.repeat(np.arange(n), sizes)]
         for groups, breaks in ((names, broken), ((), naive)):
-            limit = promised(Evidence(scores, scores, groups), wish).image_threshold
+            limit = image_limit(Evidence(scores, scores, groups), wish)
             breaks.append(stats.norm.sf(limit, scale=math.sqrt(1.01)) > ALPHA)
     stated = round(1 - CONFIDENCE, 6)
     return {"grouped": share(broken, stated), "the same images counted one by one (wrong)": share(naive, stated)}
@@ -92,11 +111,9 @@ def pixels(rng: np.random.Generator, repeats: int, n: int) -> dict[str, Any]:
         maps = rng.random((n + 1, 1, 1)) + rng.random((n + 1, 8, 8))
         peaks = maps.max(axis=(1, 2)).tolist()
         given = Evidence(peaks[:n], peaks[:n], curves=np.array([flagged_curve(m) for m in maps[:n]]))
-        hits.append(peaks[n] > promised(given, Wish("marginal", 2 * ALPHA, pixel="any")).pixel_threshold)
-        areas.append(
-            float((maps[n] > promised(given, Wish("marginal", 2 * ALPHA, pixel="area")).pixel_threshold).mean())
-        )
-        limit = promised(given, Wish("tolerance", ALPHA, CONFIDENCE, "any")).pixel_threshold
+        hits.append(peaks[n] > pixel_limit(given, Wish("marginal", 2 * ALPHA, pixel="any")))
+        areas.append(float((maps[n] > pixel_limit(given, Wish("marginal", 2 * ALPHA, pixel="area"))).mean()))
+        limit = pixel_limit(given, Wish("tolerance", ALPHA, CONFIDENCE, "any"))
         # P(level + max of 64 > limit), by the level
         level = np.linspace(0, 1, 2001)
         broken.append(float(np.trapezoid(1 - np.clip(limit - level, 0, 1) ** 64, level)) > ALPHA)

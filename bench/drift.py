@@ -1,6 +1,6 @@
 """Does the drift test keep its level, and what does it find?
 
-    python bench/drift.py DATA [--repeats 400] [--detections 60] [--reference 20] [--new 20] [--level 0.05]
+    python -m bench.drift DATA [--repeats 400] [--detections 60] [--reference 20] [--new 20] [--level 0.05]
 
 PatchCore is fitted on a third of the good images of DATA (by group where there are groups); the others are described
 once as they are and once for each disturbance and strength. Shift and rotation go each image's own way, and, as

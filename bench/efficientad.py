@@ -1,14 +1,14 @@
 """EfficientAD: quality beside PatchCore, steps, penalty images, teachers, both branches on trays, and speed.
 
-python bench/efficientad.py trays OUT [--train 60] [--test 20]      writes painted trays (MVTec AD layout) to OUT/trays
-python bench/efficientad.py loco OUT [--train 60] [--test 20]       the same in the MVTec LOCO layout to OUT/loco
-python bench/efficientad.py quality DATA OUT [--model tiny] [--steps 500] [--train N]    beside PatchCore
-python bench/efficientad.py steps DATA OUT [--model tiny]           500, 1000, 2000, 5000 steps
-python bench/efficientad.py penalty DATA OUT --photos PHOTOS        none, generated, photographs
-python bench/efficientad.py teacher DATA OUT --photos PHOTOS [--backbone efficientnet_lite2 ...]
+python -m bench.efficientad trays OUT [--train 60] [--test 20]      writes painted trays (MVTec AD layout) to OUT/trays
+python -m bench.efficientad loco OUT [--train 60] [--test 20]       the same in the MVTec LOCO layout to OUT/loco
+python -m bench.efficientad quality DATA OUT [--model tiny] [--steps 500] [--train N]    beside PatchCore
+python -m bench.efficientad steps DATA OUT [--model tiny]           500, 1000, 2000, 5000 steps
+python -m bench.efficientad penalty DATA OUT --photos PHOTOS        none, generated, photographs
+python -m bench.efficientad teacher DATA OUT --photos PHOTOS [--backbone efficientnet_lite2 ...]
                                                                     teachers of 250, 500, 1000 photographs, and of steps
-python bench/efficientad.py explained OUT --photos PHOTOS           those teachers on photographs that none learned from
-python bench/efficientad.py speed [--device cpu] [--peer-python PY]   images/s of random weights: what users get of each
+python -m bench.efficientad explained OUT --photos PHOTOS           those teachers on photographs that none learned from
+python -m bench.efficientad speed [--device cpu] [--peer-python PY]   images/s of random weights: what users get of each
                                                                     engine, the networks alone, and the peer's
 
 DATA has images of 256 x 256 pixels (bench/squeeze.py). Each run is one JSON line on stdout and in OUT/results.jsonl;
@@ -25,17 +25,18 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
 
-import judge
+from bench import judge
 from pickglass.app import distill as teaching
 from pickglass.app.testing.evaluate import evaluate
 from pickglass.data import as_table, load_dataset, paint, read_mask, resize_map
+from pickglass.data.painting.defects import Kind
 from pickglass.data.painting.trays import Tray, fill
 from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.loading import Prepared
@@ -45,10 +46,11 @@ from pickglass.features.engine import EngineName, has_bfloat16
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods import Detector, EfficientAD, PatchCore
 from pickglass.metrics import auroc
-from pickglass.nn.networks.pdn import CHANNELS, PDN, Autoencoder, Student
+from pickglass.nn.networks.pdn import CHANNELS, PDN, Autoencoder, PDNName, Student
 
 LOCO = ("structural_anomalies", "logical_anomalies")
-DEFECTS = ("missing_part", "surplus_part", "misplaced_part", "swapped_part", "scratch", "hole")
+Defect = Kind | Literal["swapped_part"]
+DEFECTS: tuple[Defect, ...] = ("missing_part", "surplus_part", "misplaced_part", "swapped_part", "scratch", "hole")
 PART, PITCH = 40.0, 60.0  # px
 PEER = """
 import json, sys, time, warnings
@@ -110,17 +112,17 @@ def trays(given: argparse.Namespace) -> None:
 
 def full(seed: int) -> np.ndarray[Any, Any]:
     """A tray, bolts on its left and nuts on its right: (256, 256) uint8."""
-    halves = [fill(Tray(part=part, part_px=PART, pitch_px=PITCH), (256, 128), seed) for part in ("bolt", "nut")]  # type: ignore[arg-type]
-    return np.hstack(halves)
+    bolts, nuts = Tray("bolt", part_px=PART, pitch_px=PITCH), Tray("nut", part_px=PART, pitch_px=PITCH)
+    return np.hstack([fill(tray, (256, 128), seed) for tray in (bolts, nuts)])
 
 
 def damaged(
-    image: np.ndarray[Any, Any], kind: str, rng: np.random.Generator
+    image: np.ndarray[Any, Any], kind: Defect, rng: np.random.Generator
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The image with a defect of the kind, and its mask."""
     if kind == "swapped_part":
         return swapped(image, rng)
-    painted = paint(image, kind, PART if kind.endswith("part") else 16.0, rng)  # type: ignore[arg-type]
+    painted = paint(image, kind, PART if kind.endswith("part") else 16.0, rng)
     return painted.image, painted.mask
 
 
@@ -154,8 +156,8 @@ def measured(given: argparse.Namespace, name: str, make: Callable[[], Detector],
     found = detector.predict(dataset.test)
     given.out.mkdir(parents=True, exist_ok=True)
     saved = given.out / f"{name.replace(' ', '_').replace('/', '_')}.npz"
-    arrays = {"maps": np.stack(found.maps), "paths": np.array([row.path for row in found.rows])}
-    np.savez_compressed(saved, scores=found.scores, **arrays)
+    paths = np.array([row.path for row in found.rows])
+    np.savez_compressed(saved, scores=found.scores, maps=np.stack(found.maps), paths=paths)
     rows = list(dataset.test)
     tool = judge.read(saved, rows, 1)
     line = {"run": name, **told, "fit_s": round(fit_s, 1), "train": len(dataset.train[: given.train])}
@@ -321,7 +323,7 @@ def _judging(detector: Detector, device: str, engine: EngineName) -> Callable[[t
     return run
 
 
-def _flops(model: str, whole: bool) -> float:
+def _flops(model: PDNName, whole: bool) -> float:
     """Floating-point operations of the convolutions for one image, counted as they run."""
     total = 0
 
@@ -331,12 +333,12 @@ def _flops(model: str, whole: bool) -> float:
         assert isinstance(conv, torch.nn.Conv2d)
         total += 2 * conv.weight[0].numel() * output.numel()
 
-    networks: list[tuple[torch.nn.Module, int]] = [(PDN(model), 256)]  # type: ignore[arg-type]
+    networks: list[tuple[torch.nn.Module, int]] = [(PDN(model), 256)]
     if whole:
         frame = 16
-        networks = [(PDN(model, 3 * CHANNELS, frame), 256), (Autoencoder((64, 64)), 256)]  # type: ignore[arg-type]
+        networks = [(PDN(model, 3 * CHANNELS, frame), 256), (Autoencoder((64, 64)), 256)]
         # teacher and student differ in the last convolution alone: all but that twice
-        networks.append((_Inner(Student(model, frame)), 256))  # type: ignore[arg-type]
+        networks.append((_Inner(Student(model, frame)), 256))
     with torch.no_grad():
         for network, side in networks:
             hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
@@ -382,7 +384,7 @@ def _openvino_runner(network: torch.nn.Module, precision: str) -> Callable[[torc
             buffer = io.BytesIO()
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                torch.onnx.export(network, (images,), buffer, dynamo=False)  # type: ignore[arg-type]
+                torch.onnx.export(network, (images,), buffer, dynamo=False)  # type: ignore[arg-type]  # takes files too
             core = openvino.Core()
             compiled[len(images)] = core.compile_model(core.read_model(buffer.getvalue()), "CPU", hint)
         return compiled[len(images)](images.numpy())

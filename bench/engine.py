@@ -1,6 +1,6 @@
 """The engine against torch and onnxruntime: images/s of a frozen backbone on this machine, one JSON line.
 
-python bench/engine.py [--backbone efficientnet_lite0] [--layers stage3,stage5] [--size 256] [--batch 1 8]
+python -m bench.engine [--backbone efficientnet_lite0] [--layers stage3,stage5] [--size 256] [--batch 1 8]
 onnxruntime is measured where it is installed; it is no dependency.
 """
 
@@ -12,14 +12,18 @@ import io
 import json
 import time
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from pickglass.features import FeatureExtractor
-from pickglass.features.engine import BackboneEngine
+from pickglass.features.engine import BackboneEngine, EngineName
+
+Run = Callable[[torch.Tensor], Any]
 
 
-def speed(run: object, images: torch.Tensor, rounds: int = 5) -> float:
+def speed(run: Run, images: torch.Tensor, rounds: int = 5) -> float:
     """Best of several rounds, each at least 32 images."""
     repeats = max(1, 32 // len(images))
     run(images)
@@ -32,14 +36,22 @@ def speed(run: object, images: torch.Tensor, rounds: int = 5) -> float:
     return round(1 / best, 1)
 
 
-def onnxruntime_session(extractor: FeatureExtractor, images: torch.Tensor) -> object:
+ENGINES: tuple[EngineName, ...] = ("torch", "openvino")
+
+
+def onnxruntime_session(extractor: FeatureExtractor, images: torch.Tensor) -> Run:
     import onnxruntime
 
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            extractor, (images[:1],), buffer, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "n"}}
+            extractor,
+            (images[:1],),
+            buffer,  # type: ignore[arg-type]  # the exporter takes files too
+            dynamo=False,
+            input_names=["x"],
+            dynamic_axes={"x": {0: "n"}},
         )
     session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"x": x.numpy()})
@@ -57,7 +69,7 @@ def main() -> None:
     result: dict[str, object] = {"backbone": given.backbone, "size": given.size, "threads": torch.get_num_threads()}
     for batch in given.batch:
         images = torch.rand(batch, 3, given.size, given.size)
-        figures = {name: speed(BackboneEngine(extractor, "cpu", name), images) for name in ("torch", "openvino")}
+        figures: dict[str, float] = {name: speed(BackboneEngine(extractor, "cpu", name), images) for name in ENGINES}
         if importlib.util.find_spec("onnxruntime"):
             figures["onnxruntime"] = speed(onnxruntime_session(extractor, images), images)
         result[f"batch {batch}"] = figures

@@ -1,7 +1,7 @@
 """Seconds an epoch of STFPM and FastFlow beside the peer's: ours trains on cached features, the peer runs its frozen
 backbone again in every epoch.
 
-    python bench/epochs.py DATA --peer-python PY --peer-script SCRIPT [--methods stfpm fastflow] [--epochs 1 3]
+    python -m bench.epochs DATA --peer-python PY --peer-script SCRIPT [--methods stfpm fastflow] [--epochs 1 3]
 
 DATA is a folder in MVTec AD layout. Both sides get the same images at 256 px, 16 at once, and no validation. An epoch
 is the difference of two fits of so many epochs, shared out: what is done once (reading, the features, compiling) drops
@@ -24,7 +24,7 @@ import pickglass as pg
 
 LAYERS = {"stage2": "blocks.1", "stage3": "blocks.2", "stage5": "blocks.4"}  # ours: the peer's
 BATCH, SIZE = 16, 256
-RESNET = {"backbone": "resnet18", "weights": "random", "layers": ["layer1", "layer2", "layer3"]}
+RESNET: dict[str, Any] = {"backbone": "resnet18", "weights": "random", "layers": ["layer1", "layer2", "layer3"]}
 OURS: dict[str, Any] = {
     "stfpm": lambda epochs: pg.STFPM(layers=list(LAYERS), size=SIZE, epochs=epochs, batch=BATCH, pick="last"),
     "fastflow": lambda epochs: pg.FastFlow(**RESNET, size=SIZE, epochs=epochs, batch=BATCH, pick="last", kernels="3x3"),

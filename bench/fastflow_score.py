@@ -1,6 +1,6 @@
 """FastFlow's map in the log domain, as pickglass has it, beside the usual one of exponentials: the same trained flows.
 
-    python bench/fastflow_score.py DATA [--preset quick] [--seed 0]
+    python -m bench.fastflow_score DATA [--preset quick] [--seed 0]
 
 Prints a Markdown table: image AUROC, AUPRO at 0.3 and 0.05, how many images share the highest score, and the share of
 cells that are 0, the largest value that -exp(-0.5 mean z^2) can take; and one JSON line. DATA is a data set whose

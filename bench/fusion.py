@@ -1,11 +1,11 @@
 """Fusion compared: single layers, every kind, several scales and adapted stages, by one scorer on the same images.
 
-    python bench/fusion.py fit OUT --data DATA/magnetic_tile [--n 100] [--only WORD] [--methods patchcore padim]
-    python bench/fusion.py fit OUT --cloth twill [--n 60]
+    python -m bench.fusion fit OUT --data DATA/magnetic_tile [--n 100] [--only WORD] [--methods patchcore padim]
+    python -m bench.fusion fit OUT --cloth twill [--n 60]
         fits every variant with PatchCore (1 % of the patches) and PaDiM (100 channels) on the same good images, all at
         256 px, and saves OUT/METHOD--VARIANT.npz: scores (N,) and maps (N, h, w). What is there is left alone, so a
         killed run goes on.
-    python bench/fusion.py table OUT (--data ... | --cloth ...) [--repeats 300]
+    python -m bench.fusion table OUT (--data ... | --cloth ...) [--repeats 300]
         prints Markdown: AUPRO@0.3, AUPRO@0.05 and image AUROC, each the mean over the types (DATA) or sizes (cloth) of
         defects, and their differences to ``concat`` with 95 % intervals, bootstrapped in pairs by group.
 
@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.textures import judged, pieces
 from pickglass.data import Row, Table, load_dataset, read_image, read_mask, resize_map
 from pickglass.data.files import written_whole
 from pickglass.features.shared import SharedFeatures
 from pickglass.methods import METHODS, Detector
 from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, bootstrap, resampled
-from textures import judged, pieces
 
 BACKBONE, SIZE = "efficientnet_lite0", 256
 BASE = "concat"
@@ -138,7 +138,8 @@ class Tool:
 
 
 def _side(test: Judged) -> tuple[int, int]:
-    return next(mask.shape for mask in test.masks if mask is not None)
+    height, width = next(mask.shape for mask in test.masks if mask is not None)
+    return height, width
 
 
 def table(given: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Judge two tools by one scorer: the same masks, the same grid, paired bootstrap by group.
 
-python bench/judge.py DATA OURS.npz PEER.npz [--repeats 1000] prints one JSON line: per tool the image AUROC and AUPRO
+python -m bench.judge DATA OURS.npz PEER.npz [--repeats 1000] prints one JSON line: per tool the image AUROC and AUPRO
 at 0.3 and 0.05, overall and per defect type, the means over types, and the difference with its 95 % interval.
 
 DATA is a data set whose images already have the size of the peer's maps (bench/squeeze.py). The npz files hold

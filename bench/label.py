@@ -1,6 +1,6 @@
 """Which layers carry the fine-grained signal? Naming defect types from a few examples, by layer and pooling.
 
-    python bench/label.py DATA -o OUT.json --markdown OUT.md [--cache FOLDER] [--examples 5 10 15] [--repeats 10]
+    python -m bench.label DATA -o OUT.json --markdown OUT.md [--cache FOLDER] [--examples 5 10 15] [--repeats 10]
         [--backbone efficientnet_lite0] [--layers stage1 stage2 ...] [--size 256]
 
 PatchCore with its defaults is fitted on the good training images of DATA and says where each defect is. Then, for each
@@ -40,7 +40,8 @@ from pickglass.metrics.intervals import bootstrap
 from pickglass.nn.pooling import Pooling, canvas_shares
 from pickglass.result import UNKNOWN
 
-OWN = "stage3+stage5"  # the default detector's
+OWN = "stage3+stage5"  # the layers of the default detector
+POOLINGS: tuple[Pooling, ...] = ("average", "bilinear")
 
 
 Draw = tuple[np.ndarray, np.ndarray]  # places of examples and of judged images
@@ -60,25 +61,27 @@ def read(given: argparse.Namespace, rows: Table, train: Table) -> dict[str, Any]
     regions = detector.regions(np.stack(predicted.maps))
     marked = torch.stack(
         [
-            torch.from_numpy(canvas_shares(read_mask(row.mask, found.size), detector.preprocess))
+            torch.from_numpy(canvas_shares(read_mask(row.masks, found.size), detector.preprocess))
             for row, found in zip(rows, predicted, strict=True)
         ]
     )
     extractor = FeatureExtractor(given.backbone, given.layers, seed=given.seed)
     loader = FeatureLoader(BackboneEngine(extractor, "cpu"), detector.preprocess, ("features",), None, ComputeOptions())
     channels = [shape[0] for shape in extractor.shapes(detector.preprocess.size)]
-    signs = {pooling: projections(channels, pooling, given.seed) for pooling in ("average", "bilinear")}
+    signs = {pooling: projections(channels, pooling, given.seed) for pooling in POOLINGS}
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     at = 0
     for loaded in loader.batches(rows):
         n = len(loaded.items)
+        if loaded.batch is None or len(loaded.sound) < n:
+            raise SystemExit(f"{given.data}: some images cannot be read")
+        levels = loaded.batch.levels
         for i, layer in enumerate(given.layers):
             for pooling, own in signs.items():
-                pair = tuple(
-                    pooled([loaded.batch.levels[i]], shares[at : at + n, None], pooling, [own[i]])
-                    for shares in (marked, regions)
+                on_marked, on_found = (
+                    pooled([levels[i]], shares[at : at + n, None], pooling, [own[i]]) for shares in (marked, regions)
                 )
-                parts.setdefault(f"{layer} {pooling}", []).append(pair)
+                parts.setdefault(f"{layer} {pooling}", []).append((on_marked, on_found))
         at += n
     features = {key: Region(*(torch.cat(side) for side in zip(*pairs, strict=True))) for key, pairs in parts.items()}
     hit = int((marked * regions).flatten(1).any(1).sum())
@@ -225,7 +228,7 @@ def main() -> None:
     known: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
     for layers in chosen:
         name = "all" if layers == given.layers else "+".join(layers)
-        for pooling in ("average", "bilinear"):
+        for pooling in POOLINGS:
             region = joined(features, layers, pooling)
             row: dict[str, Any] = {"layers": name, "pooling": pooling, "dims": region.marked.shape[1]}
             for n in given.examples:

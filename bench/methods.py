@@ -1,9 +1,9 @@
 """All methods on one data set by one scorer, per defect type, with paired bootstraps by group.
 
-python bench/methods.py fit DATA OUT [--methods patchcore,padim,...] [--seeds 0 1 2] [--preset quick] [--set key=value]
+python -m bench.methods fit DATA OUT [--methods patchcore,padim,...] [--seeds 0 1 2] [--preset quick] [--set key=value]
     fits each method on all training images (``calibrate=0``) for each seed and saves OUT/METHOD-SEED.npz: scores (N,),
     maps (N, h, w), paths (N,), fit_s, images_per_s. What is there already is left alone, so a killed run goes on.
-python bench/methods.py table DATA OUT... [--against patchcore] [--repeats 1000]
+python -m bench.methods table DATA OUT... [--against patchcore] [--repeats 1000]
     prints a Markdown table of what was saved, and JSON: figures per type, the mean of the types and of the three thin
     ones, averaged over seeds, and each method's difference to another with its 95 % interval.
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-import judge
+from bench import judge
 from pickglass.app.fit import build
 from pickglass.data import load_dataset
 from pickglass.data.files import written_whole
@@ -101,7 +101,7 @@ def table(given: argparse.Namespace) -> None:
         found = bootstrap(difference, groups, repeats=given.repeats)
         triples = zip(found.value, found.low, found.high, strict=True)
         differences[name] = judge.nested(dict(zip(point[name], triples, strict=True)))
-    kinds = sorted({row.defect for row in rows if row.label == 1})
+    kinds = sorted({row.defect or "" for row in rows if row.label == 1})
     heads = [*SHOWN, *kinds]
     for metric in ("image_auroc", "aupro_30", "aupro_05"):
         print(f"\n{metric}\n| method | seeds | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 2)}")

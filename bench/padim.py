@@ -1,6 +1,6 @@
 """PaDiM against the peer, in one run on one machine: fit, predict, and peak memory for two numbers of images.
 
-    python bench/padim.py [DATA] --peer-python PY --peer-script SCRIPT [--memory 50 245]
+    python -m bench.padim [DATA] --peer-python PY --peer-script SCRIPT [--memory 50 245]
 
 DATA is a folder in MVTec AD layout; without one, ``--images`` made-up textures of ``--pixels`` are written as PNG, four
 of them with a painted hole as the defective ones. Both tools get the same folder (the training images stand in its

@@ -1,6 +1,6 @@
 """Parity with a peer: its bank injected into our PatchCore must give its image scores.
 
-python bench/parity.py MODEL.safetensors BANK.npy DATA PEER.npz prints the largest relative difference of the image
+python -m bench.parity MODEL.safetensors BANK.npy DATA PEER.npz prints the largest relative difference of the image
 scores, with the paper's reweighting over 9 neighbours, which the peer applies.
 """
 
@@ -15,12 +15,15 @@ import torch
 
 import pickglass as pg
 
-if __name__ == "__main__":
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("model", "bank", "data", "peer"):
         parser.add_argument(name, type=Path)
     given = parser.parse_args()
     detector = pg.load(given.model)
+    if not isinstance(detector, pg.PatchCore):
+        raise SystemExit(f"{given.model} holds {type(detector).__name__}: parity is that of PatchCore's bank")
     detector.bank = torch.from_numpy(np.load(given.bank))[None]  # (1, M, C)
     detector.reweight = 9
     found = detector.predict(pg.load_dataset(given.data).test)
@@ -38,3 +41,7 @@ if __name__ == "__main__":
             }
         )
     )
+
+
+if __name__ == "__main__":
+    main()

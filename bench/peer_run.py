@@ -1,7 +1,7 @@
 """Run the peer's script in the peer's environment, keep its memory bank and time its coreset: the other side of
 bench/patchcore.py and bench/parity.py.
 
-Usage (python of the peer's environment): python bench/peer_run.py SCRIPT BANK.npy -- arguments of the script
+Usage (python of the peer's environment): python bench/peer_run SCRIPT BANK.npy -- arguments of the script
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib.util
 import json
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -18,28 +19,30 @@ def main() -> None:
     script, bank = sys.argv[1:3]
     sys.argv = [script, *sys.argv[4:]]
     spec = importlib.util.spec_from_file_location("peer_script", script)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{script!r} is no Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    from anomalib.engine import BackboneEngine
+    from anomalib.engine import Engine
     from anomalib.models.components import KCenterGreedy
 
     select = KCenterGreedy.sample_coreset
 
-    def sample_coreset(self, *args, **kwargs):
+    def sample_coreset(self: Any, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
         result = select(self, *args, **kwargs)
         print(json.dumps({"coreset_s": time.perf_counter() - start}))
         return result
 
     KCenterGreedy.sample_coreset = sample_coreset
-    original = BackboneEngine.predict
+    original = Engine.predict
 
-    def predict(self, model, *args, **kwargs):
+    def predict(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         np.save(bank, model.model.memory_bank.cpu().numpy())
         return original(self, model, *args, **kwargs)
 
-    BackboneEngine.predict = predict
+    Engine.predict = predict
     module.main()
 
 

@@ -1,7 +1,7 @@
 """Painted against real: the advisor's choice, made without a real defect, against the default and against an oracle.
 
-    python bench/regret.py regret.jsonl --data DATA [--sets magnetic_tile ...] [--defect-px 20]
-    python bench/regret.py regret.jsonl --table
+    python -m bench.regret regret.jsonl --data DATA [--sets magnetic_tile ...] [--defect-px 20]
+    python -m bench.regret regret.jsonl --table
 
 DATA holds data sets with real defects and masks. For each the advisor chooses from the good training images alone; all
 it is told is how large defects are, here the median longest extent of the real regions unless --defect-px says
@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -60,7 +61,7 @@ def main() -> None:
         print(table([row]), flush=True)
 
 
-def compare(root: Path, name: str, defect_px: float | None, seed: int) -> dict[str, object]:
+def compare(root: Path, name: str, defect_px: float | None, seed: int) -> dict[str, Any]:
     """One data set."""
     began = time.perf_counter()
     dataset = load_dataset(root)
@@ -157,7 +158,7 @@ def judged(wanted: Sequence[Candidate], data: PaintedSet, seed: int) -> dict[Can
     return scores
 
 
-def regret(scores: Sequence[Score], data: PaintedSet, seed: int) -> dict[str, object]:
+def regret(scores: Sequence[Score], data: PaintedSet, seed: int) -> dict[str, Any]:
     """AUPRO@0.05 of the advisor's (first), the default (second) and the oracle on halves it did not choose by."""
     groups = sorted(set(data.groups))
     found = []
@@ -184,25 +185,25 @@ def regret(scores: Sequence[Score], data: PaintedSet, seed: int) -> dict[str, ob
     }
 
 
-def spread(name: str, values: np.ndarray) -> dict[str, object]:
+def spread(name: str, values: np.ndarray) -> dict[str, Any]:
     return {name: float(values.mean()), f"{name}_95": np.quantile(values, (0.025, 0.975)).tolist()}
 
 
-def table(rows: Sequence[dict[str, object]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     head = "| set | defect | chosen | advised | default | oracle | gain over default | regret | painted against real |"
     lines = [head, "|---" * 9 + "|"]
     for row in rows:
         cells = [str(row["set"]), f"{row['defect_px']:g} px", str(row["chosen"])]
         for name in ("advised", "default", "oracle", "gain", "regret"):
-            low, high = row[f"{name}_95"]  # type: ignore[misc]
+            low, high = row[f"{name}_95"]
             cells.append(f"{row[name]:.3f} ({low:.3f} to {high:.3f})")
         cells.append(f"{row['rank_correlation']:.2f} of {row['candidates']}")
         lines.append(f"| {' | '.join(cells)} |")
     if len(rows) > 1:
-        least = min(row["halves"] for row in rows)  # type: ignore[type-var]
+        least = min(row["halves"] for row in rows)
         cells = [f"{np.mean([row[name] for row in rows]):.3f}" for name in ("advised", "default", "oracle")]
         for name in ("gain", "regret"):
-            drawn = np.array([row["each_half"][name][:least] for row in rows]).mean(0)  # type: ignore[index]
+            drawn = np.array([row["each_half"][name][:least] for row in rows]).mean(0)
             cells.append("{:.3f} ({:.3f} to {:.3f})".format(drawn.mean(), *np.quantile(drawn, (0.025, 0.975))))
         lines.append(f"| mean | | | {' | '.join(cells)} | |")
     return "\n".join(lines)

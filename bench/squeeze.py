@@ -1,5 +1,5 @@
 """Copy a data set in MVTec AD layout with every image and mask squeezed to one size, so that two tools judge the same
-pixels: python bench/squeeze.py DATA OUT [--size 256]"""
+pixels: python -m bench.squeeze DATA OUT [--size 256]"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The study: what the shared backbone pass saves, and that Ray gives the numbers that one machine gives.
 
-    python bench/study.py shared DATA [--methods patchcore,padim] [--sizes 256] [--threads N]
-    python bench/study.py ray DATA    [--workers 2]       needs pickglass[cluster]
+    python -m bench.study shared DATA [--methods patchcore,padim] [--sizes 256] [--threads N]
+    python -m bench.study ray DATA    [--workers 2]       needs pickglass[cluster]
 
 ``shared`` fits and tests every named layer of EfficientNet-Lite0 with each method: once as one study, whose cells read
 one backbone pass, and once as one study a cell, in the same process, so that only the passes differ. It wants a quiet
@@ -41,15 +41,19 @@ def cells(
     if failed:
         raise SystemExit(f"{len(failed)} cells failed: {failed[0]}")
     metrics = {
-        f"{row['method']} {'+'.join(row['layers'])} {row['size']}": {name: row[name] for name in METRICS}
+        f"{row['method']} {'+'.join(row['layers'])} {row['size']}": {
+            "image_auroc": row["image_auroc"],
+            "aupro_30": row["aupro_30"],
+        }
         for row in rows
-    }  # type: ignore[literal-required]
+    }
     return {"seconds": time.perf_counter() - began, "metrics": metrics}
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> float:
-    assert a.keys() == b.keys()
-    return max(abs(a[cell][name] - b[cell][name]) for cell, name in itertools.product(a, METRICS))
+    if a.keys() != b.keys():
+        raise SystemExit(f"the two runs hold different cells: {sorted(a.keys() ^ b.keys())}")
+    return max(abs(float(a[cell][name]) - float(b[cell][name])) for cell, name in itertools.product(a, METRICS))
 
 
 def shared(given: argparse.Namespace, folder: Path) -> dict[str, Any]:

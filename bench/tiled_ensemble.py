@@ -2,19 +2,19 @@
 
 bench/tiled_table.py compares it with single models.
 
-python bench/tiled_ensemble.py peer DATA --peer-python PYTHON
+python -m bench.tiled_ensemble peer DATA --peer-python PYTHON
     fit and evaluate a PaDiM ensemble (ResNet-18 with random weights, 512/256/128, nine heads) and, in the same run, the
     peer's (bench/peer_tiled.py): seconds, ratios, peak memory. Evaluating is predicting, joining and the metrics.
-python bench/tiled_ensemble.py profile DATA
+python -m bench.tiled_ensemble profile DATA
     the same ensemble alone under cProfile: where the time of fit and evaluation goes, in percent.
-python bench/tiled_ensemble.py memory DATA [--methods stfpm,fastflow,...]
+python -m bench.tiled_ensemble memory DATA [--methods stfpm,fastflow,...]
     peak memory of one epoch of a single 256 px model and, in groups of one position, of nine tiles of 256 px on a
     canvas of 512 px, each in a process of its own, and their ratio (goal: at most 1.3).
-python bench/tiled_ensemble.py native [--methods patchcore,padim]
+python -m bench.tiled_ensemble native [--methods patchcore,padim]
     woven pieces of 4000 x 3000 px, 12 megapixels, unscaled, one head for tiles of 256 px side by side: 6 good ones
     to learn from, 4 of other seeds to judge, two of them with a defect of 24 px. Seconds, peak memory, and whether the
     highest value of the map lies on the defect.
-python bench/tiled_ensemble.py [source] --mvtec ROOT --visa ROOT [--methods padim,...] [--out FILE.jsonl]
+python -m bench.tiled_ensemble [source] --mvtec ROOT --visa ROOT [--methods padim,...] [--out FILE.jsonl]
     the source's protocol (Rolih et al. 2024) for whoever has data and weights: single 256, single 512 and the ensemble
     512/256/128; ResNet-18, batches of 32, seed 42, five methods; scores averaged over the tiles, seams smoothed. One
     JSON line a cell and, last, the mean of each method and way over the categories. With FILE a killed run goes on.
@@ -44,10 +44,12 @@ from pickglass.app.fit import build
 from pickglass.app.testing.evaluate import evaluate
 from pickglass.data import load_dataset, load_datasets, paint, read_mask
 from pickglass.data.painting.cloth import Cloth, weave
+from pickglass.data.painting.defects import Kind
 from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.engine import EngineName, has_bfloat16
 from pickglass.methods import METHODS
 
+ON_STRIP: tuple[Kind, Kind] = ("slub", "hole")
 TILES: dict[str, Any] = {"size": 512, "tile": 256, "stride": 128}
 RESNET: dict[str, Any] = {"backbone": "resnet18", "layers": ("layer1", "layer2", "layer3"), "weights": "random"}
 TRAINED = "stfpm,reverse_distillation,fastflow,asymmetric_student_teacher"
@@ -185,9 +187,9 @@ def native(given: argparse.Namespace) -> None:
         for i in range(10):
             pixels, mask = weave(Cloth("twill"), (3000, 4000), i), None
             if i >= 8:
-                painted = paint(pixels, ("slub", "hole")[i - 8], 24, rng)  # type: ignore[arg-type]
+                painted = paint(pixels, ON_STRIP[i - 8], 24, rng)
                 pixels, mask = painted.image, painted.mask
-            where = ("train/good", "test/good", f"test/{('slub', 'hole')[i % 2]}")[(i >= 6) + (i >= 8)]
+            where = ("train/good", "test/good", f"test/{ON_STRIP[i % 2]}")[(i >= 6) + (i >= 8)]
             _write(root / where / f"{i}.png", pixels)
             if mask is not None:
                 _write(root / where.replace("test", "ground_truth") / f"{i}_mask.png", mask.astype(np.uint8) * 255)
@@ -236,9 +238,12 @@ def source(given: argparse.Namespace) -> None:
 def main() -> None:
     if sys.argv[1:2] == ["one"]:
         what, *arguments = json.loads(sys.argv[2])
-        print(
-            json.dumps({"timed": timed, "trained": trained, "twelve_megapixels": twelve_megapixels}[what](*arguments))
-        )
+        parts: dict[str, Callable[..., Any]] = {
+            "timed": timed,
+            "trained": trained,
+            "twelve_megapixels": twelve_megapixels,
+        }
+        print(json.dumps(parts[what](*arguments)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["peer", "profile", "memory", "native", "source"], nargs="?", default="source")

@@ -1,15 +1,15 @@
 """Single models, the tiled ensemble and native tiling, side by side: one JSON line a cell, resumable.
 
-python bench/tiled_table.py cloth FOLDER
+python -m bench.tiled_table cloth FOLDER
     weaves a data set of 1024 x 1024 px: 24 good pieces to learn from, 8 good ones to judge, and for each size of 4, 8,
     16 and 32 px of longest extent seven with a painted defect, one of each kind. The size is the defect type, so the
     figures by type say from which size on a way of looking sees a defect.
-python bench/tiled_table.py run OUT DATA... [--methods patchcore,padim] [--ways ...] [--preset quick] [--roi MASK]
+python -m bench.tiled_table run OUT DATA... [--methods patchcore,padim] [--ways ...] [--preset quick] [--roi MASK]
     fits and judges each cell (data set, method, way) in a process of its own and adds a line to OUT/cells.jsonl; scores
     and maps go to OUT/*.npz. What is there already is left alone, so a killed run goes on.
-python bench/tiled_table.py table OUT
+python -m bench.tiled_table table OUT
     prints Markdown. Times and memory of cells that were measured beside other work are in brackets.
-python bench/tiled_table.py page OUT DATA OUT.html [--methods patchcore,padim] [--images 8]
+python -m bench.tiled_table page OUT DATA OUT.html [--methods patchcore,padim] [--images 8]
     pictures: the defects that the ways disagree about most and the good images with the highest values, the maps of all
     ways side by side, each in units of the highest value of its own good test images.
 
@@ -112,6 +112,7 @@ def cell(
             paths=np.array([row.path for row in prediction.rows]),
             windows=np.array(windows),
             sizes=np.array(sizes),
+            allow_pickle=False,
             **arrays,
         )
     return {
@@ -122,7 +123,7 @@ def cell(
         "load": os.getloadavg()[0],
         **{key: metrics[key] for key in ("image_auroc", "aupro_30", "aupro_05")},
         "by_type": {
-            kind: {key: own[key] for key in ("image_auroc", "aupro_30", "aupro_05")}  # type: ignore[literal-required]
+            kind: {key: own[key] for key in ("image_auroc", "aupro_30", "aupro_05")}
             for kind, own in metrics.by_type.items()
         },
         **hits(list(prediction)),

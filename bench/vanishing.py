@@ -1,10 +1,10 @@
 """The vanishing defect: from which size on does a layer see a defect at all?
 
-    python bench/vanishing.py OUT.jsonl --data DATA [--backbones ...] [--textures ...] [--sizes 128 192 256]
+    python -m bench.vanishing OUT.jsonl --data DATA [--backbones ...] [--textures ...] [--sizes 128 192 256]
         fits PatchCore and PaDiM on every single stage and on three fusions, for every texture and input size, and
         writes a JSON line a cell (texture, backbone, input size, method, layers). What is there already is left alone,
         so a killed run goes on. A backbone whose published weights are not found is left out, and said to be.
-    python bench/vanishing.py OUT.jsonl --table [--plot docs/vanishing.svg]
+    python -m bench.vanishing OUT.jsonl --table [--plot docs/vanishing.svg]
         prints the cells as Markdown tables and draws AUPRO@0.05 over the size of the defect, one line a stage.
 
 Pieces of 128 px, 24 good ones to learn from; judged are 24 other good ones and, for each size of 2, 4, 8, 16, 32 and
@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pieces
 from pickglass.app.see.layers import layers as layer_table
 from pickglass.data import Preprocess, resize_map
 from pickglass.detectors.compute import silent
@@ -43,7 +44,6 @@ from pickglass.features.batch import Batch
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods import METHODS
 from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, bootstrap, resampled
-from textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pieces
 
 BANK = 1000  # patches at least
 SEEN = 0.5  # AUPRO@0.05 from which a defect is said to be seen, at its size and all larger ones

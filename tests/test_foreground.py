@@ -20,7 +20,7 @@ from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.advise.scoring import Score
 from pickglass.app.advise.within_foreground import judged_within, save_mask
 from pickglass.app.fit import fit
-from pickglass.data import Row, Table, load_dataset, read_roi
+from pickglass.data import Row, Table, load_dataset
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.data.painting.trays import Tray, fill
 from pickglass.errors import InputError
@@ -244,7 +244,7 @@ def test_defects_on_the_background_are_left_out_of_both_sides(tmp_path: Path) ->
     assert all(row.roi is None for row in without.test[32, 32])
     for row in (*within.fit[32, 32], *within.test[32, 32]):
         assert row.pixels is not None
-        region = read_roi(row, row.pixels)
+        region = row.region(row.pixels)
         assert region is not None
         assert region[:, :16].all()
         assert not region[:, 16:].any()

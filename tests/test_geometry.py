@@ -18,7 +18,6 @@ from pickglass.data import (
     Table,
     parse_size,
     read_image,
-    read_roi,
     resize_map,
     with_pixel_mm,
     with_roi,
@@ -181,10 +180,10 @@ def test_white_margins_lie_outside_and_white_inside_does_not() -> None:
     image[:, :3] = 255
     image[:, 18:] = 252
     image[:, 10] = 255
-    inside = read_roi(Row("array:0", roi=MARGINS), image)
+    inside = Row("array:0", roi=MARGINS).region(image)
     assert inside is not None
     assert (np.flatnonzero(inside.all(axis=0)) == np.arange(3, 18)).all()
-    assert read_roi(Row("array:0", roi=MARGINS), np.full((4, 4), 90, np.uint8)) is None
+    assert Row("array:0", roi=MARGINS).region(np.full((4, 4), 90, np.uint8)) is None
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -213,7 +212,7 @@ def test_masks_of_a_folder_find_their_images(tmp_path: Path) -> None:
 def test_a_region_that_cannot_be_used_is_named(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
     row = Row("array:0", roi=str(save(tmp_path / "roi.png", pixels)))
     with pytest.raises(ImageError, match=message):
-        read_roi(row, np.zeros((4, 4), np.uint8))
+        row.region(np.zeros((4, 4), np.uint8))
 
 
 def half(side: int) -> np.ndarray:
@@ -299,5 +298,5 @@ def test_aitex_strips_are_cut_at_their_white_margins(tmp_path: Path) -> None:
         save(tmp_path / "NODefect_images" / "2306881-210020u" / f"{i:04}_000_04.png", strip)
     save(tmp_path / "Defect_images" / "0100_002_04.png", strip)
     rows = pg.load_dataset(tmp_path).table
-    inside = [read_roi(row, read_image(row.path)) for row in rows]
+    inside = [row.region(read_image(row.path)) for row in rows]
     assert all(mask is not None and mask.sum() == 16 * 54 for mask in inside)

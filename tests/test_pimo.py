@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import tracemalloc
 
 import numpy as np
@@ -173,9 +172,3 @@ def test_bad_settings_are_refused() -> None:
     with pytest.raises(InputError, match="expected finite"):
         curves.update([[np.nan]], None)
     assert len(curves.compute().scores) == 0
-
-
-def test_examples_run() -> None:
-    outcome = doctest.testmod(pimo)
-    assert outcome.attempted > 0
-    assert outcome.failed == 0

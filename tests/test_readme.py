@@ -70,7 +70,11 @@ def test_commands_of_the_readme_are_the_commands() -> None:
 MODULES = [name for _, name, _ in pkgutil.walk_packages(pickglass.__path__, "pickglass.") if name[-8:] != "__main__"]
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_docstring_examples(name: str) -> None:
-    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert failed == 0
+def test_docstring_examples() -> None:
+    """Doctest prints what it expected and got; the names are those of the modules whose examples do not hold."""
+    failed = {}
+    for name in MODULES:
+        outcome = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+        if outcome.failed:
+            failed[name] = outcome.failed
+    assert not failed

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 
 from pickglass.errors import InputError, UnknownName
-from pickglass.metrics import SaturatedCurves, SaturatedRegion, aupro, saturated, saturation_area
+from pickglass.metrics import SaturatedCurves, SaturatedRegion, aupro, saturation_area
 
 LIMITS = (0.05, 0.3, 1.0)
 Image = tuple[np.ndarray, list[SaturatedRegion], str]
@@ -165,9 +163,3 @@ def test_bad_regions_are_refused_and_leave_no_trace(region: SaturatedRegion, mes
         curves.compute(tags={"logicl"})
     with pytest.raises(InputError, match="FPR limit 0"):
         curves.compute([0])
-
-
-def test_examples_run() -> None:
-    outcome = doctest.testmod(saturated)
-    assert outcome.attempted > 0
-    assert outcome.failed == 0

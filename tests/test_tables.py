@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pickglass.data.tables.rows import Dataset, Row, Table, fingerprint, group_by, split_roles
-from pickglass.errors import DataError, InputError
+from pickglass.data.tables.decoding import decode_all
+from pickglass.data.tables.rows import Dataset, Row, Table, fingerprint, group_by, image_digest, split_roles
+from pickglass.errors import DataError, ImageError, InputError
 
 
 def good(count: int, groups: int | None = None) -> Table:
@@ -138,3 +141,60 @@ def test_masks_of_a_row() -> None:
 def test_fingerprint_takes_groups_that_are_not_utf_8() -> None:
     table = Table([Row("a", group="r\udcff", pixels=np.zeros((2, 2), np.uint8))])
     assert fingerprint(table) != fingerprint(group_by(table, "a"))
+
+
+def test_a_row_names_its_part() -> None:
+    assert Row("a.png").unit == "a.png"
+    assert Row("a.png", group="roll 7").unit == Row("b.png", group="roll 7").unit != "roll 7"
+
+
+def test_a_row_reads_its_image_and_its_mask(tmp_path: Path) -> None:
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for name, column in (("left", 0), ("right", 3)):
+        Image.fromarray(255 * (np.arange(12).reshape(3, 4) % 4 == column).astype(np.uint8)).save(
+            tmp_path / f"{name}.png"
+        )
+    masks = (str(tmp_path / "left.png"), str(tmp_path / "right.png"))
+    row = Row(str(tmp_path / "a.png"), mask=masks)
+    assert np.array_equal(row.image(), pixels)
+    assert Row("array:0", pixels=pixels).image() is pixels
+    truth = row.truth((3, 4))
+    assert truth is not None
+    assert truth.tolist() == [[True, False, False, True]] * 3
+    assert Row("a.png").truth((3, 4)) is None
+    with pytest.raises(ImageError, match="more than the limit of 11"):
+        row.image(max_pixels=11)
+    with pytest.raises(ImageError, match="the mask is 3x4"):
+        row.truth((4, 3))
+
+
+def test_decode_all_hands_over_every_image_and_then_names_all_broken_ones() -> None:
+    rows = [Row(f"array:{i}", pixels=np.full((2, 2), i, np.uint8)) for i in range(4)]
+    table = Table([rows[0], Row("missing.png"), *rows[1:3], Row("absent.png"), rows[3]])
+    read, seen = [], []
+
+    def read_all() -> None:
+        images = decode_all(table, lambda image, _: int(image.sum()), what="photographs", progress=note, stage="s")
+        for row, value in images:
+            read.append((row.path, value))
+
+    def note(*at: object) -> None:
+        seen.append(at)
+
+    with pytest.raises(DataError, match="2 of 6 photographs cannot be read") as caught:
+        read_all()
+    assert read == [("array:0", 0), ("array:1", 4), ("array:2", 8), ("array:3", 12)]
+    assert seen == [("s", n, 6) for n in range(1, 7)]
+    assert [failure.path for failure in caught.value.failures] == ["missing.png", "absent.png"]
+
+
+def test_unseen_rows_are_neither_fitted_nor_of_a_fitted_group() -> None:
+    def row(name: str, level: int, group: str | None = None) -> Row:
+        return Row(name, group=group, pixels=np.full((2, 2), level, np.uint8))
+
+    table = Table([row("a", 1, "x"), row("b", 2, "x"), row("c", 3), row("d", 4), row("e", 3, "y"), Row("gone.png")])
+    fitted = [image_digest(table[0])[:16], image_digest(table[2])[:16]]
+    # b shares a group with a; e shows the pixels of c
+    assert [left.path for left in table.unseen_by(fitted)] == ["d", "gone.png"]
+    assert table.unseen_by([]).rows == table.rows

@@ -11,9 +11,7 @@ import numpy.typing as npt
 from scipy.ndimage import find_objects
 
 from pickglass.calibration import Calibration, Verdict
-from pickglass.data.images.decoder import read_image
 from pickglass.data.images.geometry import resize_map
-from pickglass.data.tables.roi import read_roi
 from pickglass.data.tables.rows import Row
 from pickglass.errors import Failure, InputError
 from pickglass.metrics.labelling import connected_regions
@@ -88,7 +86,7 @@ class Found(NamedTuple):
             ImageError: the file of the region cannot be read.
         """
         if self.row.roi is not None:
-            return read_roi(self.row, read_image(self.row.path if self.row.pixels is None else self.row.pixels))
+            return self.row.region(self.row.image())
         if self.roi is None:
             return None
         return resize_map(self.roi.astype(np.float32), self.size, self.window) >= 0.5

@@ -10,7 +10,7 @@ import numpy as np
 from pickglass.app.results import DriftChange, DriftResult, Failed
 from pickglass.calibration import settings_digest
 from pickglass.calibration.drift import Change, Drift, Sample, already_known, find_drift
-from pickglass.data import Table, as_table, group_by, image_digest
+from pickglass.data import Table, as_table, group_by
 from pickglass.data.files import check_exist
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
@@ -103,12 +103,8 @@ def _own_reference(detector: Detector, source: str) -> Sample:
 
 
 def _unfitted(table: Table, detector: Detector) -> tuple[Table, int]:
-    """The rows that the model was not fitted on, nor images of their groups, and how many others there are."""
-    taught = set(detector.provenance.get("fitted_images", ()))
-    readable = [row for row in table if row.pixels is not None or Path(row.path).is_file()]
-    used = {row.path for row in readable if image_digest(row)[:16] in taught}
-    groups = {row.group for row in table if row.path in used and row.group is not None}
-    left = table.where(lambda row: row.path not in used and row.group not in groups)
+    """Return the rows that the model was not fitted on, nor images of their groups, and how many others there are."""
+    left = table.unseen_by(detector.provenance.get("fitted_images", ()))
     return left, len(table) - len(left)
 
 

@@ -100,7 +100,7 @@ def label(
         regions.marked,
         regions.seen,
         [row.defect or "" for row in table],
-        [row.path if row.group is None else f"group:{row.group}" for row in table],
+        [row.unit for row in table],
         layers=[detector.level_names()[i] for i in levels],
         levels=levels,
         pooling=wish.pooling,

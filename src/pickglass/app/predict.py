@@ -11,7 +11,7 @@ from PIL import Image
 
 from pickglass.app.pictures import colour_range, display, heat
 from pickglass.app.results import ImageResult, PredictResult
-from pickglass.data import as_table, read_image, with_pixel_mm, with_roi
+from pickglass.data import as_table, with_pixel_mm, with_roi
 from pickglass.data.files import check_exist, written_whole
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
@@ -100,7 +100,7 @@ def _folder(path: str | Path) -> Path:
 
 def _pictures(folder: Path, name: str, item: Found, full: FloatArray, threshold: float | None, max_pixels: int) -> None:
     """Heat map over the image and, with a threshold, the predicted mask, both at the original size."""
-    image = display(read_image(item.row.path if item.row.pixels is None else item.row.pixels, max_pixels))
+    image = display(item.row.image(max_pixels))
     pictures = {"heat": heat(image, full, colour_range(threshold, [] if threshold else [item.map]))}
     if threshold is not None:
         pictures["mask"] = (full > threshold).astype(np.uint8) * 255

@@ -26,7 +26,6 @@ from pickglass.data import (
     DataSource,
     Table,
     fingerprint,
-    image_digest,
     split_roles,
 )
 from pickglass.data.files import output_path
@@ -223,10 +222,8 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
     good = (table.role("calibrate") or table.role("train")).where(lambda row: row.label == 0)
     proviso = "none of them was fitted, which the model does not tell"
     if "fitted_images" in known:
-        taught = set(known["fitted_images"])
-        used = {row.path for row in table if image_digest(row)[:16] in taught}
-        groups_used = {row.group for row in table if row.path in used and row.group is not None}
-        good = good.where(lambda row: row.path not in used and row.group not in groups_used)
+        fresh = {row.path for row in table.unseen_by(known["fitted_images"])}
+        good = good.where(lambda row: row.path in fresh)
         proviso = ""
     if not good:
         raise DataError("no good image is left for the threshold: expected good ones that the model was not fitted on")
@@ -252,7 +249,7 @@ def _out_of_fold(table: Table, judge: _Judge, folds: int) -> Evidence:
     good = Table([replace(row, role="train") for row in table.where(lambda row: row.label == 0)])
     members: dict[str, list[int]] = {}
     for i, row in enumerate(good):
-        members.setdefault(row.path if row.group is None else f"group:{row.group}", []).append(i)
+        members.setdefault(row.unit, []).append(i)
     if folds < 2 or len(members) < 2:
         raise InputError(f"folds={folds!r} of {len(members)} images or groups: expected at least two of each")
     keys = list(members)

@@ -3,9 +3,7 @@
 from pickglass.data.images.decoder import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
-    Decoded,
     Header,
-    decode,
     image_size,
     read_header,
     read_image,
@@ -13,11 +11,13 @@ from pickglass.data.images.decoder import (
 )
 from pickglass.data.images.geometry import Preprocess, parse_size, resize_map
 from pickglass.data.painting.defects import KINDS, Painted, paint
+from pickglass.data.tables.decoding import Decoded, decode, decode_all
 from pickglass.data.tables.ground_truth import Region, read_regions
 from pickglass.data.tables.inspection import check_images, describe, find_problems, usual_size
 from pickglass.data.tables.layouts import LAYOUTS, Layout, load_dataset, load_datasets
-from pickglass.data.tables.roi import MARGINS, read_roi, with_pixel_mm, with_roi
+from pickglass.data.tables.roi import with_pixel_mm, with_roi
 from pickglass.data.tables.rows import (
+    MARGINS,
     Dataset,
     Role,
     Row,
@@ -51,6 +51,7 @@ __all__ = [
     "as_table",
     "check_images",
     "decode",
+    "decode_all",
     "describe",
     "find_problems",
     "fingerprint",
@@ -65,7 +66,6 @@ __all__ = [
     "read_image",
     "read_mask",
     "read_regions",
-    "read_roi",
     "resize_map",
     "split_roles",
     "usual_size",

@@ -130,15 +130,8 @@ class Detector(Method):
             seen, self.level_shapes(), 1, seed, memory_gb, progress or silent, n_validate=counts["validate"]
         )
         fitting = f"{self.method} {self.configuration()} {seed} {data_sha256} {regions}"
-        details = learn(
-            self,
-            loader,
-            table,
-            run,
-            None if checkpoint is None else Path(checkpoint),
-            fitting,
-            None if check is None else check.observe,
-        )
+        file, observe = None if checkpoint is None else Path(checkpoint), None if check is None else check.observe
+        details = learn(self, loader, table, run, file, fitting, observe)
         self.eval()
         if check is not None and check.rows:
             clean = check.finish()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pickglass.data import Decoded, Preprocess, Row, Table, decode, read_roi
+from pickglass.data import Decoded, Preprocess, Row, Table, decode
 from pickglass.data.images.decoder import Array
 from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.tiling import Tiles
@@ -138,7 +138,7 @@ class FeatureLoader:
 
     def _prepare(self, image: Array, row: Row) -> Prepared:
         size = (image.shape[0], image.shape[1])
-        own = read_roi(row, image)
+        own = row.region(image)
         keep = self.preprocess.kept(size, own)
         if own is None and self.roi is not None:
             keep = self.roi if keep is None else keep & self.roi

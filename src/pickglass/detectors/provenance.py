@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pickglass.data import MARGINS, Preprocess, Table, read_roi
+from pickglass.data import MARGINS, Preprocess, Table
 
 __all__ = ["as_taught", "common_roi", "regions_of"]
 
@@ -65,5 +65,5 @@ def common_roi(table: Table, sizes: Mapping[str, Size], preprocess: Preprocess) 
     if len(files) != 1 or len(shapes) != 1 or files & {None, MARGINS}:
         return None
     (size,) = shapes
-    region = read_roi(table[0], np.zeros(size, np.uint8))
+    region = table[0].region(np.zeros(size, np.uint8))
     return None if region is None else preprocess.kept(size, region)

@@ -14,7 +14,6 @@ from pickglass.data import (
     as_table,
     decode,
     parse_size,
-    read_roi,
 )
 from pickglass.data.images.decoder import Array
 from pickglass.detectors.compute import ComputeOptions
@@ -56,7 +55,7 @@ def training_table(
     room = 0 if preprocess is None else int(memory_gb * 1e9 / (12 * math.prod(preprocess.size)))  # images
 
     def checked(image: Array, row: Row) -> Prepared | None:
-        region = read_roi(row, image)
+        region = row.region(image)
         size = (image.shape[0], image.shape[1])
         return None if preprocess is None else Prepared(preprocess(image), preprocess.kept(size, region))
 

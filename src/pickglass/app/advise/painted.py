@@ -8,7 +8,7 @@ Letters: H x W pixels of the original image, h x w of the window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ from pickglass.data import (
     Role,
     Row,
     Table,
-    decode,
+    decode_all,
     paint,
-    read_roi,
     split_roles,
 )
 from pickglass.data.painting.defects import Kind
 from pickglass.detectors.compute import ComputeOptions, Progress
-from pickglass.errors import DataError, Failure, InputError
+from pickglass.errors import DataError, InputError
 
 __all__ = ["InputMaker", "Judged", "PaintedSet", "choose_rows", "paint_set"]
 
@@ -193,7 +192,7 @@ class InputMaker:
     def row(self, row: Row, pixels: NDArray[np.uint8], role: Role, path: str | None = None) -> Row:
         """The row with such pixels, under another path where one is given."""
         canvas = (self.prepare(pixels).transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (H, W, 3)
-        region = read_roi(row, pixels)
+        region = row.region(pixels)
         roi = None
         if region is not None:
             kept = self.prepare.kept((pixels.shape[0], pixels.shape[1]), region)
@@ -203,18 +202,12 @@ class InputMaker:
         return replace(row, path=path or row.path, pixels=canvas, roi=roi, role=role, label=int(path is not None))
 
 
-def _decoded(table: Table, run: ComputeOptions, progress: Progress | None, stage: str) -> Any:
-    """(row, 8-bit pixels) of each image, in order."""
-    broken = []
-    for n, item in enumerate(decode(table, lambda image, _: image, run.workers, max_pixels=run.max_pixels), start=1):
-        if item.value is None:
-            broken.append(Failure(item.row.path, item.error or ""))
-            continue
-        if progress is not None:
-            progress(stage, n, len(table))
-        yield item.row, _eight_bits(item.value)
-    if broken:
-        raise DataError(f"{len(broken)} of {len(table)} images cannot be read:", broken)
+def _decoded(
+    table: Table, run: ComputeOptions, progress: Progress | None, stage: str
+) -> Iterator[tuple[Row, NDArray[np.uint8]]]:
+    """Yield (row, 8-bit pixels) of each image, in order."""
+    pixels = decode_all(table, lambda image, _: image, run.workers, run.max_pixels, progress=progress, stage=stage)
+    return ((row, _eight_bits(image)) for row, image in pixels)
 
 
 def _eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
@@ -230,7 +223,7 @@ def _painted_inside(
     row: Row, pixels: NDArray[np.uint8], kind: Kind, defect_px: float, contrast: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Image and mask; on images with a region of interest the defect lies inside it."""
-    region = read_roi(row, pixels)
+    region = row.region(pixels)
     for _ in range(12):
         done = paint(pixels, kind, defect_px, rng, contrast)
         if region is None or bool(region[done.mask].mean() > 0.5):
@@ -255,12 +248,12 @@ def _judged(row: Row, pixels: NDArray[np.uint8], mask: NDArray[np.bool_] | None,
     keep = rng.random((h, w)) < _OK_PIXELS / (h * w)
     if inside is not None:
         keep |= inside
-    region = read_roi(row, pixels)
+    region = row.region(pixels)
     if region is not None:
         keep &= region[part]
     return Judged(
         row.path,
-        row.path if row.group is None else f"group {row.group}",
+        row.unit,
         (height, width),
         (top, left, h, w),
         inside,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from pickglass.errors import InputError, MissingExtra
 
@@ -23,7 +23,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class Event(NamedTuple, Generic[Task, Result]):
+@dataclass(frozen=True)  # a generic NamedTuple needs Python 3.11
+class Event(Generic[Task, Result]):
     """Something came from a task: a result, or its end.
 
     Attributes:

@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -108,7 +108,18 @@ class StudyStore:
         try:
             # isolation_level None: transactions are begun here, and nowhere else
             self.connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            self.connection.row_factory = sqlite3.Row
+        except sqlite3.Error as error:
+            raise _unusable(self.path, error) from error
+        try:
+            self._open_tables()
+        except BaseException:
+            self.connection.close()  # nobody else can: the caller gets no store
+            raise
+
+    def _open_tables(self) -> None:
+        """Make the tables of a new file, and refuse a file that holds others."""
+        self.connection.row_factory = sqlite3.Row
+        try:
             with self._transaction():
                 version = self.connection.execute("PRAGMA user_version").fetchone()[0]
                 tables = self.connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
@@ -116,7 +127,7 @@ class StudyStore:
                     for statement in _TABLES.split(";"):
                         self.connection.execute(statement)
         except sqlite3.Error as error:
-            raise InputError(f"{self.path}: cannot be used as a study's file ({error}): name another one") from error
+            raise _unusable(self.path, error) from error
         if tables and version != _VERSION:
             raise InputError(f"{self.path}: tables of version {version}, expected {_VERSION}: name another file")
 
@@ -206,9 +217,10 @@ class StudyStore:
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(_BEAT):
-            own = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            own.execute("UPDATE cells SET beat = ? WHERE owner = ? AND state = 'claimed'", (time.time(), self.owner))
-            own.close()
+            with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as connection:
+                connection.execute(
+                    "UPDATE cells SET beat = ? WHERE owner = ? AND state = 'claimed'", (time.time(), self.owner)
+                )
 
     def release(self, keys: Sequence[str] | None = None) -> None:
         """Let cells that this process has claimed wait again; None: all of them."""
@@ -272,6 +284,10 @@ class StudyStore:
                 cell = Cell.from_json(json.loads(row["cell"]))
                 command = cell.command(self.path) if row["state"] in ("failed", "missing") else ""
                 writer.writerow({**row, "data": cell.root, "settings": cell.settings, "command": command})
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> InputError:
+    return InputError(f"{path}: cannot be used as a study's file ({error}): name another one")
 
 
 def _gone(owner: str) -> bool:

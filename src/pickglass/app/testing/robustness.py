@@ -14,7 +14,7 @@ import numpy as np
 from pickglass.app.results import Disturbed, RobustnessResult
 from pickglass.app.robustness_page import draw_samples, write_page
 from pickglass.app.testing.truth import LIMITS, read_truth
-from pickglass.data import Dataset, DataSource, Row, Table, decode, read_image
+from pickglass.data import Dataset, DataSource, Row, Table, decode
 from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
 from pickglass.data.painting.disturbances import DISTURBANCES, UNITS, disturb, disturb_mask
@@ -83,8 +83,7 @@ def robustness(
     }
     if target is not None:
         place = next(i for i, row in enumerate(rows) if row.path not in run.failed)
-        pixels = rows[place].pixels
-        shown = read_image(rows[place].path if pixels is None else pixels, options.max_pixels)
+        shown = rows[place].image(options.max_pixels)
         pictures = draw_samples(lambda kind, strength: run.image(shown, place, kind, strength))
         title = f"{dataset.name}: {type(detector).__name__} under disturbances"
         write_page(target, title, result, threshold, pictures)

@@ -18,7 +18,7 @@ from pickglass.app.testing.evaluate import Evaluation, evaluate
 from pickglass.app.testing.robustness import robustness as judge_robustness
 from pickglass.app.testing.truth import LOCO_LIMIT
 from pickglass.app.tile_pictures import tile_panels
-from pickglass.data import DataSource, Table, read_image, read_mask
+from pickglass.data import DataSource, Table, read_mask
 from pickglass.data.files import output_path, written_whole
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
@@ -117,7 +117,7 @@ def write_report(
                     label=row.label,
                     score=found.score,
                     verdict=prediction.verdict(i),
-                    image=read_image(row.path if row.pixels is None else row.pixels),
+                    image=row.image(),
                     map=full,
                     mask=None if row.mask is None else read_mask(row.mask, found.size),
                     predicted=None if threshold is None else full > threshold,

@@ -1,4 +1,4 @@
-"""The one decoder, and threads that decode ahead of the network. Needs numpy and Pillow only.
+"""Every image and mask that pickglass reads goes through this decoder. It needs numpy and Pillow only.
 
 An image is an array ``(H, W)`` or ``(H, W, 3)`` of uint8, uint16, or float32 in 0..1, and keeps its bit depth until
 :class:`pickglass.data.Preprocess` turns it into what a network reads. What cannot be kept exactly is an
@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import BinaryIO, Generic, TypeAlias, TypeVar
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,17 +24,14 @@ from pickglass.data.images.formats import (
     parse_header,
     unit_floats,
 )
-from pickglass.data.tables.rows import Row
 from pickglass.errors import ImageError
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "Array",
-    "Decoded",
     "Header",
     "check_mask_size",
-    "decode",
     "image_size",
     "read_header",
     "read_image",
@@ -46,7 +39,6 @@ __all__ = [
 ]
 
 Source: TypeAlias = "str | os.PathLike[str] | Array | Image.Image | BinaryIO"
-T = TypeVar("T")
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 250_000_000  # a file that claims more is more likely damaged than sound
@@ -143,61 +135,3 @@ def _from_array(array: Array) -> Array:
         f"dtype {array.dtype}, expected uint8, uint16, bool, or floats in 0..1: convert it, e.g. .astype(np.uint8) "
         "where the values are 0 to 255",
     )
-
-
-# -- threads ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Decoded(Generic[T]):
-    """One row decoded: ``value`` as ``prepare`` returned it and the original ``size`` (H, W), or ``error``.
-
-    An image that could not be read has ``value`` None, ``size`` (0, 0), and the reason in one line as ``error``.
-    """
-
-    row: Row
-    value: T | None
-    size: tuple[int, int]
-    error: str | None = None
-
-
-def decode(
-    rows: Iterable[Row],
-    prepare: Callable[[Array, Row], T],
-    workers: int = 2,
-    ahead: int = 16,
-    max_pixels: int = MAX_PIXELS,
-) -> Iterator[Decoded[T]]:
-    """Read and prepare images in threads ahead of the consumer, in the order of ``rows``.
-
-    Args:
-        rows: what to read; taken as needed, so it may be endless.
-        prepare: runs in the threads on each image and its row.
-        workers: number of threads.
-        ahead: most images taken from ``rows`` and not yet handed over.
-        max_pixels: as in :func:`read_image`.
-
-    Yields:
-        One :class:`Decoded` a row. A broken image never raises; an error of ``prepare`` other than ImageError does.
-        Closing the iterator early ends the threads.
-    """
-    waiting: deque[Future[Decoded[T]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="pickglass-decode") as pool:
-        try:
-            for row in rows:
-                waiting.append(pool.submit(_decode_row, row, prepare, max_pixels))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _decode_row(row: Row, prepare: Callable[[Array, Row], T], max_pixels: int) -> Decoded[T]:
-    try:
-        image = read_image(row.path if row.pixels is None else row.pixels, max_pixels)
-        return Decoded(row, prepare(image, row), (image.shape[0], image.shape[1]))
-    except ImageError as error:
-        return Decoded(row, None, (0, 0), error.reason)

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pickglass.data.images.decoder import Array, decode
+from pickglass.data.images.decoder import Array
 from pickglass.data.images.geometry import Preprocess
+from pickglass.data.tables.decoding import decode_all
 from pickglass.data.tables.rows import Row, Table
 from pickglass.data.tables.sources import as_table
-from pickglass.errors import DataError, Failure, InputError
+from pickglass.errors import InputError
 
 __all__ = ["natural_images", "natural_photos"]
 
@@ -80,16 +81,8 @@ def natural_photos(folder: str | Path, size: tuple[int, int], limit: int, seed: 
         pixels: Picture = (255 * whole).round().astype(np.uint8).transpose(1, 2, 0)
         return pixels
 
-    found: list[Picture] = []
-    broken: list[Failure] = []
-    for item in decode(Table([table[i] for i in chosen]), middle):
-        if item.value is None:
-            broken.append(Failure(item.row.path, item.error or ""))
-        else:
-            found.append(_maybe_grey(rng, item.value))
-    if broken:
-        raise DataError(f"{len(broken)} of {len(chosen)} photographs cannot be read:", broken)
-    return np.stack(found)
+    chosen_rows = Table([table[i] for i in chosen])
+    return np.stack([_maybe_grey(rng, photo) for _, photo in decode_all(chosen_rows, middle, what="photographs")])
 
 
 def _picture(rng: np.random.Generator, size: tuple[int, int]) -> Picture:

@@ -17,10 +17,9 @@ from pickglass.data.images.decoder import (
     Array,
     Header,
     check_mask_size,
-    decode,
     read_header,
-    read_image,
 )
+from pickglass.data.tables.decoding import decode
 from pickglass.data.tables.layouts.tree import SHOWN
 from pickglass.data.tables.rows import Dataset, Row, Table
 from pickglass.errors import Failure, ImageError
@@ -300,7 +299,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 def _row_header(row: Row) -> Header:
     if row.pixels is None:
         return read_header(row.path)
-    image = read_image(row.pixels)
+    image = row.image()
     return Header(image.shape[0], image.shape[1], 8 * image.dtype.itemsize, 1 if image.ndim == 2 else 3)
 
 

@@ -7,54 +7,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from pickglass.data.images.decoder import IMAGE_SUFFIXES
+from pickglass.data.tables.rows import Table
+from pickglass.errors import DataError, InputError
 
-from pickglass.data.images.decoder import IMAGE_SUFFIXES, check_mask_size, read_image
-from pickglass.data.images.formats import Array
-from pickglass.data.tables.rows import Row, Table
-from pickglass.errors import DataError, ImageError, InputError
-
-__all__ = ["MARGINS", "read_roi", "with_pixel_mm", "with_roi"]
-
-MARGINS = "<margins>"
-"""As ``Row.roi``: all but the blank white bands at the left and right end, as AITEX strips have them."""
-
-_WHITE = 0.98  # of the full scale: what JPEG and scanners leave of pure white
-
-
-def read_roi(row: Row, image: Array) -> NDArray[np.bool_] | None:
-    """The region of interest of an image, bool (H, W), True inside; None: all of it.
-
-    Args:
-        row: its ``roi`` is a file (any value above 0 is inside), :data:`MARGINS` or None.
-        image: its pixels, as the decoder returns them.
-
-    Raises:
-        ImageError: the file cannot be read, has another size than the image, or nothing lies inside.
-    """
-    if row.roi is None:
-        return None
-    if row.roi == MARGINS:
-        return _inside_margins(image)
-    mask = read_image(row.roi)
-    check_mask_size(row.roi, (mask.shape[0], mask.shape[1]), (image.shape[0], image.shape[1]))
-    inside: NDArray[np.bool_] = np.logical_or.reduce(mask > 0, axis=2) if mask.ndim == 3 else mask > 0
-    if not inside.any():
-        raise ImageError(row.roi, "the region of interest is empty: mark the part with any value above 0")
-    return inside
-
-
-def _inside_margins(image: Array) -> NDArray[np.bool_] | None:
-    white = _WHITE * (1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max)
-    bright = (image >= white).reshape(image.shape[0], image.shape[1], -1)  # (H, W, 1 or 3)
-    blank: NDArray[np.bool_] = np.logical_and.reduce(bright, axis=(0, 2))  # (W,)
-    used = np.flatnonzero(~blank)
-    if not len(used) or (used[0] == 0 and used[-1] == len(blank) - 1):
-        return None
-    inside = np.zeros(image.shape[:2], np.bool_)
-    inside[:, used[0] : used[-1] + 1] = True
-    return inside
+__all__ = ["with_pixel_mm", "with_roi"]
 
 
 def with_roi(table: Table, roi: str | os.PathLike[str] | None) -> Table:

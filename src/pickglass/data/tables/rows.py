@@ -9,18 +9,37 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pickglass.errors import DataError, InputError
+from pickglass.data.images.decoder import MAX_PIXELS, Array, check_mask_size, read_image, read_mask
+from pickglass.errors import DataError, ImageError, InputError
 
-__all__ = ["Dataset", "Role", "Row", "Saturation", "Table", "fingerprint", "group_by", "image_digest", "split_roles"]
+__all__ = [
+    "MARGINS",
+    "Dataset",
+    "Role",
+    "Row",
+    "Saturation",
+    "Table",
+    "fingerprint",
+    "group_by",
+    "image_digest",
+    "split_roles",
+]
 
 Role = Literal["train", "fit", "validate", "calibrate", "test"]
+
+MARGINS = "<margins>"
+"""As ``Row.roi``: all but the blank white bands at the left and right end, as AITEX strips have them."""
+
+_WHITE = 0.98  # of the full scale: what JPEG and scanners leave of pure white
+_DIGITS = 16  # hexadecimal digits of an image's sha256 by which a model remembers what it was fitted on
 
 
 class Saturation(NamedTuple):
@@ -79,6 +98,63 @@ class Row:
         """The files of the mask, none to several."""
         return (self.mask,) if isinstance(self.mask, str) else self.mask or ()
 
+    @property
+    def unit(self) -> str:
+        """Key of the part or roll that the image shows: its group, or the image itself where it has none."""
+        return self.path if self.group is None else f"group:{self.group}"
+
+    def image(self, max_pixels: int = MAX_PIXELS) -> Array:
+        """The image's pixels as :func:`~pickglass.data.read_image` returns them.
+
+        Raises:
+            ImageError: the file cannot be read, or has more than ``max_pixels`` pixels.
+        """
+        return read_image(self.path if self.pixels is None else self.pixels, max_pixels)
+
+    def truth(self, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_] | None:
+        """The ground-truth mask, bool (H, W), True on defects; None where the row has none.
+
+        Args:
+            size: (H, W) of the image.
+            max_pixels: as in :meth:`image`.
+
+        Raises:
+            ImageError: a file of the mask cannot be read, or its size is not that of the image.
+        """
+        return None if self.mask is None else read_mask(self.mask, size, max_pixels)
+
+    def region(self, image: Array) -> NDArray[np.bool_] | None:
+        """The region of interest, bool (H, W), True inside; None: all of the image.
+
+        Args:
+            image: the row's pixels, as :meth:`image` returns them.
+
+        Raises:
+            ImageError: the file cannot be read, has another size than the image, or nothing lies inside.
+        """
+        if self.roi is None:
+            return None
+        if self.roi == MARGINS:
+            return _inside_margins(image)
+        mask = read_image(self.roi)
+        check_mask_size(self.roi, (mask.shape[0], mask.shape[1]), (image.shape[0], image.shape[1]))
+        inside: NDArray[np.bool_] = np.logical_or.reduce(mask > 0, axis=2) if mask.ndim == 3 else mask > 0
+        if not inside.any():
+            raise ImageError(self.roi, "the region of interest is empty: mark the part with any value above 0")
+        return inside
+
+
+def _inside_margins(image: Array) -> NDArray[np.bool_] | None:
+    white = _WHITE * (1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max)
+    bright = (image >= white).reshape(image.shape[0], image.shape[1], -1)  # (H, W, 1 or 3)
+    blank: NDArray[np.bool_] = np.logical_and.reduce(bright, axis=(0, 2))  # (W,)
+    used = np.flatnonzero(~blank)
+    if not len(used) or (used[0] == 0 and used[-1] == len(blank) - 1):
+        return None
+    inside = np.zeros(image.shape[:2], np.bool_)
+    inside[:, used[0] : used[-1] + 1] = True
+    return inside
+
 
 class Table(Sequence[Row]):
     """An immutable sequence of rows that can be filtered."""
@@ -112,6 +188,20 @@ class Table(Sequence[Row]):
     def role(self, *roles: Role) -> Table:
         """The rows of these roles, in order."""
         return self.where(lambda row: row.role in roles)
+
+    def unseen_by(self, fitted_images: Iterable[str]) -> Table:
+        """The rows that a model was not fitted on, and whose groups hold no image that it was fitted on.
+
+        Args:
+            fitted_images: the provenance's ``fitted_images``, the first 16 digits of each :func:`image_digest`.
+
+        Rows whose file does not exist stay, so that reading them reports it.
+        """
+        fitted = set(fitted_images)
+        readable = [row for row in self.rows if row.pixels is not None or Path(row.path).is_file()]
+        seen = {row.path for row in readable if image_digest(row)[:_DIGITS] in fitted}
+        groups = {row.group for row in self.rows if row.path in seen and row.group is not None}
+        return self.where(lambda row: row.path not in seen and row.group not in groups)
 
 
 @dataclass(frozen=True)
@@ -158,7 +248,7 @@ def split_roles(table: Table, validate: float, calibrate: float, seed: int) -> T
     members: dict[str, list[int]] = {}
     for i, row in enumerate(table):
         if row.role == "train":
-            members.setdefault(row.path if row.group is None else f"group:{row.group}", []).append(i)
+            members.setdefault(row.unit, []).append(i)
     keys = list(members)
     np.random.default_rng(seed).shuffle(keys)
     total = sum(len(v) for v in members.values())

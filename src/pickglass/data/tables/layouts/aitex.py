@@ -13,8 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from pickglass.data.tables.layouts.tree import folders, grouped, held_out, images, one_or_all
-from pickglass.data.tables.roi import MARGINS
-from pickglass.data.tables.rows import Row, Table
+from pickglass.data.tables.rows import MARGINS, Row, Table
 from pickglass.errors import DataError
 
 __all__ = ["read"]

@@ -1,0 +1,1 @@
+"""Measurements, run by hand from the root of the repository: ``python -m bench.NAME``."""
