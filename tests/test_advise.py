@@ -19,16 +19,19 @@ import pickglass as pg
 from pickglass.app.advise.advise import advise, usable_backbones
 from pickglass.app.advise.candidates import Candidate, Options, candidates, input_sizes
 from pickglass.app.advise.choice import Advice, Baseline, Rated, limits_of
-from pickglass.app.advise.painted import choose_rows, paint_set, usual_size
+from pickglass.app.advise.painted import choose_rows, paint_set
+from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score, detector_of, difference, judge, scored, window_map
-from pickglass.app.fit import fit
+from pickglass.app.fit import FitRequest, fit
 from pickglass.app.fit_many import fit_many
-from pickglass.data import Preprocess, Row, Table, load_dataset
+from pickglass.app.jobs.executors import Where
+from pickglass.data import DataSource, Preprocess, Row, Table, load_dataset, usual_size
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError, InputError, WeightsMissing
 from pickglass.features.shared import SharedFeatures
 
 LITE = "efficientnet_lite0"
-QUICK: Any = {"engine": "torch"}
+QUICK = ComputeOptions(engine="torch")
 
 
 # -- geometry ----------------------------------------------------------------------------------------------------------
@@ -172,7 +175,7 @@ def few_candidates() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def advised(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     page = tmp_path_factory.mktemp("advice") / "advice.html"
-    return advise(small_dataset, 16, pixel_mm=0.05, backbones=[LITE], report=page, **QUICK)
+    return advise(DataSource(small_dataset, pixel_mm=0.05), AdviseRequest(16, backbones=[LITE]), page, compute=QUICK)
 
 
 def test_the_answer_is_complete_and_sorted(advised: Any) -> None:
@@ -202,8 +205,8 @@ def test_the_surest_gain_is_chosen_not_the_luckiest() -> None:
     usual = _rated("usual", 0.3)
 
     def chosen(*others: Rated, within_ms: float | None = None) -> tuple[str, str]:
-        untold = Baseline(usual.candidate, usual.score)
-        advice = Advice((usual, *others), (), cast(Any, None), (256, 256), 8.0, within_ms, untold)
+        baseline = Baseline(usual.candidate, usual.score)
+        advice = Advice((usual, *others), (), cast(Any, None), (256, 256), AdviseRequest(8.0, within_ms), baseline)
         assert advice.choice is not None
         return advice.choice.candidate.layers[0], advice.why
 
@@ -211,7 +214,7 @@ def test_the_surest_gain_is_chosen_not_the_luckiest() -> None:
     layer, why = chosen(lucky, sure)
     assert layer == "sure"
     assert "+0.10, 95 % +0.05 to +0.15" in why
-    assert chosen(lucky) == ("usual", f"nothing finds more than what fit takes untold ({usual.candidate.name}, "
+    assert chosen(lucky) == ("usual", f"nothing finds more than the default of fit ({usual.candidate.name}, "
                              "AUPRO@0.05 0.30) beyond doubt")  # fmt: skip
     assert chosen(lucky, sure, within_ms=5.0)[0] == "usual"
 
@@ -222,17 +225,19 @@ def test_a_sure_choice_below_the_best_does_not_hide_the_best(monkeypatch: pytest
     usual, sure = _rated("usual", 0.1), _rated("sure", 0.2, (0.1, 0.05, 0.15))
     for first, said in ((0.25, True), (0.6, False)):
         lucky = _rated("lucky", first, (0.2, -0.1, 0.4))
-        advice = Advice((usual, sure, lucky), (), data, (256, 256), 8.0, None, Baseline(usual.candidate, usual.score))
+        advice = Advice(
+            (usual, sure, lucky), (), data, (256, 256), AdviseRequest(8.0), Baseline(usual.candidate, usual.score)
+        )
         assert advice.choice is sure
         assert any(f"best AUPRO@0.05 {first:.2f}" in limit for limit in limits_of(advice)) == said
 
 
-def test_without_what_fit_takes_untold_the_best_is_chosen() -> None:
+def test_without_a_default_of_fit_the_best_is_chosen() -> None:
     """Geometry rules it out, or the backbone is another one."""
     best, second = _rated("best", 0.5, (0.2, -0.1, 0.4)), _rated("second", 0.4)
     ruled_out = Baseline(_rated("usual", 0.3).candidate, best.score)
-    for untold in (None, ruled_out):
-        advice = Advice((second, best), (), cast(Any, None), (256, 256), 8.0, None, untold)
+    for baseline in (None, ruled_out):
+        advice = Advice((second, best), (), cast(Any, None), (256, 256), AdviseRequest(8.0), baseline)
         assert advice.choice is best
         assert advice.ranking == [best, second]
 
@@ -260,7 +265,7 @@ def test_the_page_shows_what_was_painted_and_found(advised: Any) -> None:
 
 
 def test_what_is_too_slow_is_not_chosen(small_dataset: Path) -> None:
-    result = advise(small_dataset, 16, backbones=[LITE], latency_ms=1e-3, **QUICK)
+    result = advise(small_dataset, AdviseRequest(16, latency_ms=1e-3, backbones=[LITE]), compute=QUICK)
     assert result["command"] is None
     assert all(one["too_slow"] for one in result["ranking"])
     assert "Nothing here judges an image within" in result["limits"][0]
@@ -274,7 +279,7 @@ def test_what_takes_too_much_memory_is_ruled_out(small_dataset: Path, monkeypatc
         return real(candidate, *given, **{**options, "memory_gb": memory})
 
     monkeypatch.setattr("pickglass.app.advise.advise.judge", tight)
-    result = advise(small_dataset, 16, backbones=[LITE], **QUICK)
+    result = advise(small_dataset, AdviseRequest(16, backbones=[LITE]), compute=QUICK)
     assert result["command"] is not None
     assert {one["method"] for one in result["ranking"]} == {"patchcore"}
     refused = [out["why"] for out in result["ruled_out"] if str(out["layers"]).startswith("padim")]
@@ -284,7 +289,7 @@ def test_what_takes_too_much_memory_is_ruled_out(small_dataset: Path, monkeypatc
 
 def test_wrong_requests_are_named(small_dataset: Path) -> None:
     with pytest.raises(InputError, match="expected 4 to 78"):
-        advise(small_dataset, 200)
+        advise(small_dataset, AdviseRequest(200))
     with pytest.raises(WeightsMissing):
         usable_backbones(["wide_resnet50_2"])
     assert usable_backbones(None)[0] == LITE
@@ -357,7 +362,7 @@ def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:
 def test_auto_keeps_a_row_a_part_in_the_model(small_dataset: Path, tmp_path: Path) -> None:
     from pickglass.app.info import info
 
-    result = fit(small_dataset, tmp_path / "m.safetensors", preset="auto", defect_px=16, **QUICK)
+    result = fit(small_dataset, tmp_path / "m.safetensors", FitRequest(preset="auto", defect_px=16), compute=QUICK)
     about = info(tmp_path / "m.safetensors")["about"]
     rows = about["provenance"]["auto"]["ablation"]
     assert result["auto"]["ablation"] == rows
@@ -389,16 +394,16 @@ def test_auto_reads_no_image_for_thresholds(
 
     monkeypatch.setattr("pickglass.app.fit.auto_choice", spy)
     with pytest.raises(Stop):
-        fit(small_dataset, tmp_path / "m.safetensors", preset="auto", calibrate=0.25)
+        fit(small_dataset, tmp_path / "m.safetensors", FitRequest(preset="auto", calibrate=0.25))
     assert len(seen[0]) == 12
     assert {row.role for row in seen[0]} == {"fit"}
 
 
 def test_auto_chooses_alone(small_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="chooses method"):
-        fit(small_dataset, tmp_path / "m.safetensors", preset="auto", settings={"size": 64})
+        fit(small_dataset, tmp_path / "m.safetensors", FitRequest(preset="auto", settings={"size": 64}))
     with pytest.raises(InputError, match="belongs to preset 'auto'"):
-        fit(small_dataset, tmp_path / "m.safetensors", defect_px=8)
+        fit(small_dataset, tmp_path / "m.safetensors", FitRequest(defect_px=8))
 
 
 # -- many categories ---------------------------------------------------------------------------------------------------
@@ -422,7 +427,7 @@ def test_many_categories_one_fails_and_a_second_call_goes_on(small_dataset: Path
     assert "00.png" in told["categories"][1]["error"]
     stamp = (models / "a.safetensors").stat().st_mtime_ns
     shutil.copy(root / "a" / "train" / "good" / "00.png", broken)
-    second = fit_many(root, models, settings={"size": 64}, **QUICK)
+    second = fit_many(root, models, FitRequest(settings={"size": 64}), compute=QUICK)
     assert [row["state"] for row in second["categories"]] == ["skipped", "done", "skipped"]
     assert (models / "a.safetensors").stat().st_mtime_ns == stamp
     assert pg.load(models / "b.safetensors").configuration()["size"] == 64
@@ -431,6 +436,12 @@ def test_many_categories_one_fails_and_a_second_call_goes_on(small_dataset: Path
 def test_many_categories_in_processes(small_dataset: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copytree(small_dataset, tmp_path / "root" / name)
-    result = fit_many(tmp_path / "root", tmp_path / "models", parallel=2, settings={"size": 64}, **QUICK)
+    result = fit_many(
+        tmp_path / "root",
+        tmp_path / "models",
+        FitRequest(settings={"size": 64}),
+        where=Where(parallel=2),
+        compute=QUICK,
+    )
     assert (result["done"], result["failed"]) == (2, 0)
     assert sorted(p.name for p in (tmp_path / "models").iterdir()) == ["a.safetensors", "b.safetensors"]

@@ -33,10 +33,10 @@ def pickglass(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def model(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pickglass.app.fit import fit
+    from pickglass.app.fit import FitRequest, fit
 
     target = tmp_path_factory.mktemp("model") / "m.safetensors"
-    fit(small_dataset, target, settings={"size": 96, "ratio": 0.05})
+    fit(small_dataset, target, FitRequest(settings={"size": 96, "ratio": 0.05}))
     return target
 
 

@@ -17,16 +17,18 @@ from pickglass.app.advise.auto import AutoChoice
 from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.choice import Advice, Rated
 from pickglass.app.advise.painted import Judged, PaintedSet
+from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score
 from pickglass.app.advise.within_foreground import judged_within, save_mask
-from pickglass.app.fit import fit
-from pickglass.data import Row, Table, load_dataset
+from pickglass.app.fit import FitRequest, fit
+from pickglass.data import DataSource, Row, Table, load_dataset
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.data.painting.trays import Tray, fill
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import InputError
 from pickglass.features.foreground import Check, Foreground, find_foreground, foreground_of
 
-QUICK: Any = {"engine": "torch", "workers": 1}
+QUICK = ComputeOptions(engine="torch", workers=1)
 TRAY = Tray("pin", part_px=40, pitch_px=90)  # two by two of them on 192 x 256, their right third empty
 
 
@@ -176,7 +178,12 @@ def trays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fit_finds_its_region_and_says_so(trays: Path, tmp_path: Path) -> None:
-    result = fit(trays, tmp_path / "m.safetensors", roi="auto", settings={"size": 64}, **QUICK)
+    result = fit(
+        DataSource(trays, roi="auto"),
+        tmp_path / "m.safetensors",
+        FitRequest(settings={"size": 64}),
+        compute=QUICK,
+    )
     detector = pg.load(tmp_path / "m.safetensors")
     assert detector.roi is not None
     assert result["foreground"] == detector.provenance["foreground"]
@@ -206,7 +213,7 @@ def test_fit_refuses_with_reason_and_remedy(trays: Path, tmp_path: Path) -> None
     folder = CliRunner().invoke(app, [*words, "./auto"])
     assert "roi='./auto': no such file or folder" in str(folder.exception)
     with pytest.raises(InputError, match="no such file or folder"):
-        fit(trays, tmp_path / "m.safetensors", roi=Path("auto"), **QUICK)
+        fit(DataSource(trays, roi=Path("auto")), tmp_path / "m.safetensors", compute=QUICK)
 
 
 # -- preset auto -------------------------------------------------------------------------------------------------------
@@ -296,13 +303,13 @@ def test_auto_judges_later_parts_with_the_mask(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(auto, "look_for_part", lambda *_: foreground(MASK))
     monkeypatch.setattr(auto, "judge", judge)
     monkeypatch.setattr(auto, "difference", lambda *_: gain)
-    choice = auto.auto_choice(Table([Row("0.png")]), 8, running=QUICK)
+    choice = auto.auto_choice(Table([Row("0.png")]), AdviseRequest(8), compute=QUICK)
     assert [row["part"] for row in choice.ablation][:4] == ["features", "resolution", "foreground mask", "scaling"]
     assert (choice.foreground is not None) == taken
     smoothed = judged[-1]
     assert (smoothed.fit[32, 32][0].roi is not None) == taken
     assert len(smoothed.judged) == (2 if taken else 4)
-    given = auto.auto_choice(Table([Row("0.png", roi="own.png")]), 8, running=QUICK)
+    given = auto.auto_choice(Table([Row("0.png", roi="own.png")]), AdviseRequest(8), compute=QUICK)
     assert given.foreground is None
     assert given.ablation[2]["why"] == "a region of interest is given"
 
@@ -312,7 +319,7 @@ def test_fit_uses_the_mask_that_auto_took(trays: Path, tmp_path: Path, monkeypat
     mask[:, 64:192] = True
     choice = AutoChoice("patchcore", {"size": 64}, None, None, (), 8.0, foreground(mask))
     monkeypatch.setattr("pickglass.app.fit.auto_choice", lambda *_, **__: choice)
-    result = fit(trays, tmp_path / "m.safetensors", preset="auto", **QUICK)
+    result = fit(trays, tmp_path / "m.safetensors", FitRequest(preset="auto"), compute=QUICK)
     kept = pg.load(tmp_path / "m.safetensors").roi
     assert kept is not None
     assert torch.equal(kept.any(0), torch.arange(64).sub(31.5).abs() < 16)

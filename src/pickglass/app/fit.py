@@ -12,6 +12,7 @@ from typing import Any
 from pickglass.app.advise.auto import auto_choice, usual_defect
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.within_foreground import look_for_part, save_mask
+from pickglass.app.methods import method_name
 from pickglass.app.results import FitResult
 from pickglass.data import Dataset, DataSource, split_roles, usual_size
 from pickglass.data.files import output_path
@@ -83,7 +84,7 @@ def build(
     Raises:
         UnknownName: a method, preset or setting that does not exist.
     """
-    cls = find_method(method)
+    cls = find_method(method_name(method))
     if preset is not None and preset not in cls.presets:
         raise UnknownName(f"preset of {method}", preset, cls.presets)
     detector = cls.configured({**(cls.presets[preset] if preset else {}), **(settings or {})})

@@ -48,19 +48,20 @@ def fit_many(
     folder: str | Path,
     request: FitRequest | None = None,
     *,
+    again: bool = False,
     where: Where | None = None,
     compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> FitManyResult:
     """Fit each category of a root, e.g. of MVTec AD, into ``FOLDER/CATEGORY.safetensors``.
 
-    A category whose file exists is skipped, so that a call that was killed goes on where it was; delete a file to have
-    it fitted again.
+    A category whose file exists is skipped, so that a call that was killed goes on where it was.
 
     Args:
         root: folder that :func:`pickglass.load_datasets` knows, or how to read it.
         folder: for the models; made if needed.
         request: which detector; its ``memory_gb`` is the budget of each fit.
+        again: fit also the categories whose file exists, and replace it.
         where: on this machine or on a cluster, and how many at once.
         compute: where each fit computes.
         progress: called with (stage, done, total) after each category.
@@ -80,7 +81,7 @@ def fit_many(
     waiting: list[Category] = []
     for name in names:
         model = target / f"{name.replace('/', '_')}.safetensors"
-        if model.is_file():
+        if model.is_file() and not again:
             rows[name] = _row(name, "skipped", model)
         else:
             waiting.append(Category(source, name, str(model), wish, run, at.threads))

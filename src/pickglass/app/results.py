@@ -29,11 +29,14 @@ __all__ = [
     "LayersResult",
     "LookLayer",
     "LookResult",
+    "MethodListing",
+    "MethodsResult",
     "Metrics",
     "ModelMetrics",
     "PredictResult",
     "RobustnessResult",
     "RuledOut",
+    "SettingListing",
     "StudyCell",
     "StudyResult",
     "Suspicious",
@@ -374,8 +377,8 @@ class Advised(TypedDict):
     """One way to look at the images that ``pickglass advise`` judged, the highest AUPRO@0.05 first.
 
     ``size`` is [H, W] of the network's input, of the canvas where there is a ``tile``. ``aupro_05`` and ``image_auroc``
-    are those of the painted defects, with [low, high] of their 95 % intervals. ``gain``: in AUPRO@0.05 over what
-    ``fit`` takes untold, null where there is none. ``by_contrast``: contrast of the defects -> AUPRO@0.05.
+    are those of the painted defects, with [low, high] of their 95 % intervals. ``gain``: in AUPRO@0.05 over the
+    default of ``fit``, null where there is none. ``by_contrast``: contrast of the defects -> AUPRO@0.05.
     ``latency_ms`` and ``model_mb`` were measured on this machine where ``measured``, else the
     latency is estimated from the backbone's and the memory null. ``peak_mb``: of the whole process. ``too_slow``:
     beyond ``--latency-ms``. ``command`` fits it.
@@ -520,3 +523,32 @@ class FitManyResult(TypedDict):
     skipped: int
     failed: int
     categories: list[FittedCategory]
+
+
+class SettingListing(TypedDict):
+    """One setting of a method, of ``pickglass methods NAME``."""
+
+    name: str
+    type: str
+    default: Any
+    meaning: str
+
+
+MethodListing = TypedDict(
+    "MethodListing",
+    {
+        "method": str,
+        "class": str,
+        "paper": str,
+        "idea": str,
+        "presets": dict[str, dict[str, Any]],
+        "settings": list[SettingListing],
+    },
+)
+"""One method of ``pickglass methods``; ``settings`` is empty unless the method was named."""
+
+
+class MethodsResult(TypedDict):
+    """``pickglass methods``."""
+
+    methods: list[MethodListing]

@@ -166,7 +166,7 @@ def with_groups(function: Callable[..., None]) -> Callable[..., None]:
                 inspect.Parameter(
                     field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=options[field.name]
                 )
-                for field in fields(groups[name])  # type: ignore[arg-type]
+                for field in fields(groups[name])
             ]
         else:
             parameters.append(parameter.replace(annotation=hints[name]))
@@ -174,7 +174,7 @@ def with_groups(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def command(**given: Any) -> None:
         made = {
-            name: group(**{field.name: given.pop(field.name) for field in fields(group)})  # type: ignore[arg-type, operator]
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})  # type: ignore[operator]
             for name, group in groups.items()
         }
         with short_warnings():

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -55,7 +57,10 @@ def print_table(
         table.add_row(*map(Text, row), style="bold" if i in bold else None)
     if title is not None:
         say(title)
-    console().print(table)
+    printer = console()
+    with printer.capture() as printed:
+        printer.print(table)
+    typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def print_metrics(

@@ -7,26 +7,42 @@ the group, and reaches the use case without another line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pickglass.errors import InputError
+
 if TYPE_CHECKING:
     from pickglass.data.tables.sources import DataSource
     from pickglass.detectors.compute import ComputeOptions
 
-__all__ = ["Compute", "Force", "Json", "ModelFile", "Place", "Reading", "Seed", "check_order"]
+__all__ = [
+    "Compute",
+    "Folder",
+    "Force",
+    "Json",
+    "Machine",
+    "MaxPixels",
+    "ModelFile",
+    "Place",
+    "Seed",
+    "check_new",
+    "check_order",
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as exactly one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(help="Draw everything that is random from this seed.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file if it exists.")]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="Refuse images with more pixels; by default 250 million.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that 'pickglass fit' wrote.")]
 
 
 @dataclass(frozen=True)
-class Reading:
+class Folder:
     """How a data folder is read."""
 
     layout: Annotated[
@@ -51,29 +67,64 @@ class Place:
     ] = None
     pixel_mm: Annotated[float | None, typer.Option(help="The side of a pixel on the part, in millimetres.")] = None
 
-    def source(self, path: Path, reading: Reading) -> DataSource:
+    def source(self, path: Path, folder: Folder) -> DataSource:
         """Return the folder as use cases take it."""
         from pickglass.data.tables.sources import DataSource
 
-        return DataSource(path, **asdict(reading), **asdict(self))
+        return DataSource(path, **asdict(folder), **asdict(self))
 
 
 @dataclass(frozen=True)
-class Compute:
-    """Where and how networks run, for every command that judges images."""
+class Machine:
+    """Where and how networks run, and how large images may be."""
 
     device: Annotated[str, typer.Option(help="Run the networks on auto, cpu, cuda, ...")] = "auto"
     engine: Annotated[
         Literal["auto", "openvino", "bfloat16", "torch"],
         typer.Option(help="Run the networks with this; bfloat16 is faster where the CPU has it, and less exact."),
     ] = "auto"
-    workers: Annotated[int, typer.Option(min=1, help="Decode images in so many threads.")] = 2
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse images with more pixels; by default 250 million.")
-    ] = None
+    max_pixels: MaxPixels = None
 
     def options(self) -> ComputeOptions:
         """Return them as use cases take them."""
         from pickglass.detectors.compute import ComputeOptions
 
         return ComputeOptions(**{name: value for name, value in asdict(self).items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Compute(Machine):
+    """The same, and how many threads decode images."""
+
+    workers: Annotated[int, typer.Option(min=1, help="Decode images in so many threads.")] = 2
+
+
+_MODEL = ".safetensors"
+
+
+def check_order(command: str, models: Sequence[Path], data: Sequence[Path]) -> None:
+    """Recognise a model and images that were named in the wrong order.
+
+    Raises:
+        InputError: with the command line that was meant.
+    """
+    if any(path.suffix == _MODEL for path in data) and not any(path.suffix == _MODEL for path in models):
+        meant = " ".join(str(path) for path in (*data, *models))
+        raise InputError(
+            f"the arguments are swapped: {data[-1]} is a model, and the model comes first: pickglass {command} {meant}"
+        )
+
+
+def check_new(path: Path, force: bool, resumes: Path | None = None) -> None:
+    """Keep a command from overwriting a file that took long to make.
+
+    Args:
+        path: file to write.
+        force: overwrite it all the same.
+        resumes: where this file exists, the command goes on with ``path`` instead of replacing it.
+
+    Raises:
+        InputError: the file exists.
+    """
+    if path.is_file() and not force and not (resumes is not None and resumes.is_file()):
+        raise InputError(f"{path} exists already: name another file with -o, or overwrite it with --force")

@@ -196,7 +196,7 @@ def _features(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:
     if advice.baseline is None:
         return _row("features", names, chosen.name, "aupro_05", None, True, advice.why)
     gain = difference(score, advice.baseline.score, advice.data.groups)["aupro"]
-    return _row("features", ["what fit takes untold", *names], chosen.name, "aupro_05", gain, True, advice.why)
+    return _row("features", ["the default of fit", *names], chosen.name, "aupro_05", gain, True, advice.why)
 
 
 def _resolution(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:

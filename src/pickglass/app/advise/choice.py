@@ -1,8 +1,8 @@
 """What an advice says: the ranking, which of it to take and why, and what it cannot promise.
 
 The best of many on few images owes part of its figure to luck. So the first of the ranking is not simply taken, but
-the candidate whose gain over what ``fit`` takes untold is surest: the one with the highest lower end of the gain's
-95 % interval, paired by group. Where none of them lies above 0, ``fit`` is left to what it takes untold.
+the candidate whose gain over the default of ``fit`` is surest: the one with the highest lower end of the gain's
+95 % interval, paired by group. Where none of them lies above 0, the default of ``fit`` is the choice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Rated:
         candidate, score: what, and how well it finds painted defects.
         latency_ms: of an image; without a ``cost`` an estimate.
         cost: None: not measured.
-        gain: in AUPRO@0.05 over what fit takes untold, with its interval; None: there is none, or no comparison.
+        gain: in AUPRO@0.05 over the default of fit, with its interval; None: there is none, or no comparison.
     """
 
     candidate: Candidate
@@ -95,11 +95,11 @@ class Advice:
             return "the best on painted defects"
         usual = f"{self.baseline.candidate.name}, AUPRO@0.05 {self.baseline.score.aupro[0]:.2f}"
         if choice.candidate == self.baseline.candidate:
-            return f"nothing finds more than what fit takes untold ({usual}) beyond doubt"
+            return f"nothing finds more than the default of fit ({usual}) beyond doubt"
         if choice.gain is None or choice.gain[1] <= 0:
-            return f"the best that can see the defect, not surely better than what fit takes untold ({usual})"
+            return f"the best that can see the defect, not surely better than the default of fit ({usual})"
         gain = "{:+.2f}, 95 % {:+.2f} to {:+.2f}".format(*choice.gain)
-        return f"the surest gain over what fit takes untold ({usual}): {gain}"
+        return f"the surest gain over the default of fit ({usual}): {gain}"
 
 
 def slow(one: Rated, latency_ms: float | None) -> bool:

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pickglass.app.methods import method_name
 from pickglass.data import DataSource
 from pickglass.errors import InputError, UnknownName, WeightsMissing
 from pickglass.features.backbones.checkpoints import RECIPES
@@ -125,8 +126,8 @@ def make_plan(
     """
     if seeds < 1:
         raise InputError(f"seeds={seeds!r}: expected how many, at least 1")
-    own = {method: dict(values) for method, values in (settings or {}).items()}
-    methods = list(dict.fromkeys(method for grid in grids for method in grid.methods))
+    own = {method_name(method): dict(values) for method, values in (settings or {}).items()}
+    methods = list(dict.fromkeys(method_name(method) for grid in grids for method in grid.methods))
     for method in methods:
         find_method(method).configured(own.get(method, {}))
     for method in own:
@@ -149,13 +150,13 @@ def make_plan(
                     cell = Cell(
                         root=str(source.path),
                         dataset=name,
-                        method=method,
+                        method=method_name(method),
                         backbone=backbone,
                         layers=layers,
                         weights=weights,
                         size=size,
                         seed=seed,
-                        settings=json.dumps(own.get(method, {}), sort_keys=True),
+                        settings=json.dumps(own.get(method_name(method), {}), sort_keys=True),
                         layout=source.layout,
                         group_by=source.group_by,
                     )
