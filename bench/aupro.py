@@ -6,9 +6,7 @@ PEER is an environment with ``pip install "anomalib==2.7.0"``. The maps are smoo
 of the masks on half of the images. Both sides read one npz file, in processes of their own, and get the maps one by
 one. Bytes a pixel: growth of the resident set at its peak over that before the first map was added; the maps
 themselves, which both sides find in memory, do not count. The time is the best of the repeats; memory is the first's.
-Ours includes the pixel AUROC and two limits, the peer's one limit. The sketch is the bounded one: its memory, in
-megabytes, does not grow with the number of maps, and its value is the guaranteed interval. Needs Linux (/proc). Prints
-one JSON line.
+Ours includes the pixel AUROC and two limits, the peer's one limit. Needs Linux (/proc). Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 
 def synthetic(n: int, size: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(n, size, size) float32 maps and bool masks; blobs on every second image."""
+    """Maps (n, size, size) float32 and bool masks, with blobs on every second image."""
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(seed)
@@ -55,15 +53,6 @@ def ours(maps: np.ndarray[Any, Any], masks: np.ndarray[Any, Any]) -> float:
     return curves.compute().aupro[0.3]
 
 
-def sketch(maps: np.ndarray[Any, Any], masks: np.ndarray[Any, Any]) -> tuple[float, float]:
-    from pickglass.metrics import AuproSketch
-
-    bounded = AuproSketch()
-    for scores, mask in zip(maps, masks, strict=True):
-        bounded.update(scores, mask)
-    return bounded.interval(0.3)
-
-
 def peer(maps: np.ndarray[Any, Any], masks: np.ndarray[Any, Any]) -> float:
     import torch
     from anomalib.metrics.aupro import _AUPRO  # the public class takes anomalib's batches only
@@ -74,7 +63,7 @@ def peer(maps: np.ndarray[Any, Any], masks: np.ndarray[Any, Any]) -> float:
     return float(metric.compute())
 
 
-SIDES: dict[str, Callable[..., Any]] = {"ours": ours, "sketch": sketch, "peer": peer}
+SIDES: dict[str, Callable[..., Any]] = {"ours": ours, "peer": peer}
 
 
 def resident(field: str) -> int:
@@ -117,11 +106,7 @@ def compare(case: str, peer_python: str | None, repeats: int, folder: Path) -> d
     np.savez(file, maps=maps, masks=masks)
     result: dict[str, Any] = {"maps": n, "size": size, "defect_share": round(float(masks.mean()), 4)}
     del maps, masks
-    for side in ("ours", "sketch"):
-        result[side] = in_process(sys.executable, side, file, repeats)
-    low, high = result["sketch"]["aupro_30"]
-    result["sketch_width"] = high - low
-    result["sketch_contains_exact"] = low <= result["ours"]["aupro_30"] <= high
+    result["ours"] = in_process(sys.executable, "ours", file, repeats)
     if peer_python:
         result["peer"] = in_process(peer_python, "peer", file, repeats)
         result["times_faster"] = round(result["peer"]["seconds"] / result["ours"]["seconds"], 1)

@@ -1,5 +1,6 @@
-"""Seconds an epoch of STFPM and FastFlow beside the peer's: ours trains on cached features, the peer runs its frozen
-backbone again in every epoch.
+"""Seconds that an epoch of STFPM and FastFlow takes, beside the peer's.
+
+Ours trains on cached features, the peer runs its frozen backbone again in every epoch.
 
     python -m bench.epochs DATA --peer-python PY --peer-script SCRIPT [--methods stfpm fastflow] [--epochs 1 3]
 

@@ -64,7 +64,7 @@ def fit(given: argparse.Namespace) -> None:
 
 
 def mean_times(files: list[Path]) -> dict[str, float]:
-    """Of a method's files; a peer's have none."""
+    """Mean seconds of a fit and images a second over a method's files; a peer's files state none."""
     found: dict[str, list[float]] = {}
     for file in files:
         with np.load(file) as stored:

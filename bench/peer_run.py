@@ -1,5 +1,6 @@
-"""Run the peer's script in the peer's environment, keep its memory bank and time its coreset: the other side of
-bench/patchcore.py and bench/parity.py.
+"""Run the peer's script in the peer's environment, keep its memory bank and time its coreset.
+
+It is the other side of bench/patchcore.py and bench/parity.py.
 
 Usage (python of the peer's environment): python bench/peer_run SCRIPT BANK.npy -- arguments of the script
 """

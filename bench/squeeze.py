@@ -1,5 +1,9 @@
-"""Copy a data set in MVTec AD layout with every image and mask squeezed to one size, so that two tools judge the same
-pixels: python -m bench.squeeze DATA OUT [--size 256]"""
+"""Copy a data set with every image and mask squeezed to one size, so that two tools judge the same pixels.
+
+    python -m bench.squeeze DATA OUT [--size 256]
+
+DATA is a folder in MVTec AD layout.
+"""
 
 from __future__ import annotations
 

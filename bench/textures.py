@@ -41,7 +41,7 @@ class Judged(NamedTuple):
 
 
 def pieces(texture: str, data: Path | None, n: int) -> tuple[list[Piece], list[Piece]]:
-    """``n`` good pieces to learn from, and as many of other places or parts to judge."""
+    """Cut ``n`` good pieces to learn from, and as many of other places or parts to judge."""
     if texture in get_args(Weave):
         cut = [Piece(weave(Cloth(texture), (PIECE, PIECE), seed), str(seed)) for seed in range(2 * n)]  # type: ignore[arg-type]
         return cut[:n], cut[n:]

@@ -226,7 +226,7 @@ class Saved:
         return Found(Row(path), 0.0, self.stored[f"map{i}"], size, window).full_map() / self.highest
 
     def peak(self, row: Row) -> float:
-        """Of the defect, or of the whole image."""
+        """The highest value of the map on the defect, or on the whole of a good image."""
         full = self.map(row.path)
         mask = None if row.mask is None else read_mask(row.mask, (full.shape[0], full.shape[1]))
         return float((full if mask is None or not mask.any() else full[mask]).max())

@@ -193,8 +193,12 @@ Means = dict[tuple[Any, ...], tuple[dict[str, Any], list[tuple[float, float]]]]
 
 
 def means(rows: list[dict[str, Any]], metric: str) -> Means:
-    """(backbone, weights, input, method, layers) -> a row of its kind, and per size the mean over the textures and half
-    its interval, the textures' own taken as independent."""
+    """The mean of a metric over the textures, for each network, input, method and layers.
+
+    Returns:
+        (backbone, weights, input, method, layers) -> one of its rows, and for each size of defect the mean and half its
+        interval; the textures' intervals are taken as independent.
+    """
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         kinds.setdefault(_key(row)[1:], []).append(row)

@@ -143,7 +143,7 @@ def test_a_tray_is_full_and_each_part_is_found(part: Any) -> None:
     image = fill(tray, (160, 200), seed=1)
     np.testing.assert_array_equal(image, fill(tray, (160, 200), seed=1))
     assert (image != fill(tray, (160, 200), seed=2)).any()
-    found = find_parts(image)
+    found = find_parts(image).found
     assert len(found) == 3 * 4
     assert all(28 <= p.extent <= 28 + 7 for p in found)
     assert all(p.slim == (part in ("pin", "bolt")) for p in found)
@@ -152,7 +152,7 @@ def test_a_tray_is_full_and_each_part_is_found(part: Any) -> None:
 
 def test_textures_have_no_parts() -> None:
     for image in (weave(Cloth(), (128, 128)), np.full((64, 64, 3), 9, np.uint8)):
-        assert find_parts(image) == []
+        assert find_parts(image).found == []
 
 
 @pytest.mark.parametrize(

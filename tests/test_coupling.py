@@ -44,17 +44,6 @@ def inputs(kind: str, batch: int, channels: int = 5, seed: int = 1) -> tuple[Ten
 KINDS = ["fastflow", "realnvp"]
 
 
-@pytest.mark.parametrize("channels", [2, 5, 8])
-@pytest.mark.parametrize("kind", KINDS)
-@torch.no_grad()
-def test_the_inverse_brings_the_input_back(kind: str, channels: int) -> None:
-    made = flow(kind, channels, strength=1.5)
-    x, *condition = inputs(kind, 3, channels)
-    z, _ = made(x, *condition)
-    assert float((z - x).abs().max()) > 0.5  # it did something
-    torch.testing.assert_close(made.inverse(z, *condition), x, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("channels", [2, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_log_determinant_is_that_of_autograds_jacobian(kind: str, channels: int) -> None:

@@ -163,25 +163,25 @@ def test_the_weave_closes_over_a_missing_pick() -> None:
 @pytest.mark.parametrize("part", ["pin", "washer", "nut", "bolt"])
 def test_a_missing_part_leaves_bare_ground(part: Any) -> None:
     image = fill(Tray(part, part_px=26, pitch_px=48), (192, 192), seed=3)
-    sizes = [p.extent for p in find_parts(image)]
+    sizes = [p.extent for p in find_parts(image).found]
     painted = paint(image, "missing_part", float(np.median(sizes)), np.random.default_rng(0))
-    assert len(find_parts(painted.image)) == len(sizes) - 1
+    assert len(find_parts(painted.image).found) == len(sizes) - 1
     assert painted.image[painted.mask].max() < 110 < image[painted.mask].max()  # ground is 70, metal 155 and more
     assert painted.image[painted.mask].std() > 2  # with the ground's own grain
 
 
 def test_a_surplus_part_is_one_more() -> None:
     image = fill(Tray("washer", part_px=24, pitch_px=60), (240, 240), seed=3)
-    known = find_parts(image)
+    known = find_parts(image).found
     painted = paint(image, "surplus_part", known[0].extent, np.random.default_rng(0))
-    assert len(find_parts(painted.image)) == len(known) + 1
+    assert len(find_parts(painted.image).found) == len(known) + 1
 
 
 def test_a_misplaced_part_lies_elsewhere() -> None:
     image = fill(Tray("bolt", part_px=24, pitch_px=60), (240, 240), seed=3)
-    known = find_parts(image)
+    known = find_parts(image).found
     painted = paint(image, "misplaced_part", 36, np.random.default_rng(0))
-    found = find_parts(painted.image)
+    found = find_parts(painted.image).found
     assert len(found) == len(known)
     moved = {p.middle for p in known} ^ {p.middle for p in found}
     assert len(moved) == 2
@@ -200,7 +200,7 @@ def test_a_misplaced_round_part_can_be_seen(part: Any, size: int) -> None:
 
 def test_a_round_part_leaves_an_empty_seat() -> None:
     image = fill(Tray("washer", part_px=16, pitch_px=54), (192, 192), seed=3)
-    known = find_parts(image)
+    known = find_parts(image).found
     assert not any(p.slim for p in known)
     for seed in range(4):
         painted = paint(image, "misplaced_part", 32, np.random.default_rng(seed))

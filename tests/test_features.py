@@ -17,16 +17,23 @@ from pickglass.errors import InputError, UnknownName, WeightsMissing
 from pickglass.features import (
     FeatureExtractor,
     backbone_names,
-    build_backbone,
     find_backbone,
     layer_names,
 )
 from pickglass.features import engine as engine_module
-from pickglass.features.backbones.weights import find_weights
+from pickglass.features.backbones.weights import find_weights, weights_for
 from pickglass.features.engine import BackboneEngine
 from pickglass.testing import textures
 
 LITES = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
+
+
+def whole_network(name: str) -> torch.nn.Module:
+    """The network with its published weights, classifier included."""
+    spec = find_backbone(name)
+    network = spec.build()
+    network.load_state_dict(weights_for(spec, "default", 0, network)[0])
+    return network
 
 
 def classify(name: str, photograph: str) -> torch.Tensor:
@@ -36,7 +43,7 @@ def classify(name: str, photograph: str) -> torch.Tensor:
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - 224) // 2, (image.height - 224) // 2
     pixels = np.array(image.crop((left, top, left + 224, top + 224)))
-    network, _ = build_backbone(name)
+    network = whole_network(name)
     with torch.no_grad():
         return network((torch.from_numpy(pixels).permute(2, 0, 1)[None].float() - 127) / 128).softmax(1)[0]
 
@@ -69,14 +76,14 @@ def test_stages_have_the_stated_strides_and_channels_at_every_size(
 
 
 def test_forward_stops_after_the_deepest_layer() -> None:
-    whole = sum(p.numel() for p in build_backbone("efficientnet_lite0")[0].parameters())
+    whole = sum(p.numel() for p in whole_network("efficientnet_lite0").parameters())
     cut = FeatureExtractor("efficientnet_lite0", ["stage3", "stage5"])
     assert sum(p.numel() for p in cut.parameters()) < 0.2 * whole
     assert not any("blocks.5" in name for name, _ in cut.named_parameters())
 
 
 def test_features_are_those_of_hooks_on_the_whole_network() -> None:
-    network, _ = build_backbone("efficientnet_lite0")
+    network = whole_network("efficientnet_lite0")
     seen = {}
     network.blocks[2].register_forward_hook(lambda _m, _i, out: seen.__setitem__("stage3", out))
     network.blocks[4].register_forward_hook(lambda _m, _i, out: seen.__setitem__("stage5", out))

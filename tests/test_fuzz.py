@@ -21,7 +21,6 @@ from PIL import Image, PngImagePlugin
 
 from pickglass.data import (
     as_table,
-    check_images,
     decode,
     find_problems,
     load_dataset,
@@ -213,8 +212,9 @@ def test_unreadable_permissions() -> None:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(SAMPLES["grey.png"])
         (root / "train/good/a.png").chmod(0)
-        (failure,) = check_images(load_dataset(root).table)
-        assert (failure.path, "Permission denied" in failure.error) == (str(root / "train/good/a.png"), True)
+        (failure,) = find_problems(load_dataset(root))["unreadable"]
+        assert failure.startswith(f"{root / 'train/good/a.png'}: ")
+        assert "Permission denied" in failure
         for folder in ("train/good/deep", "test", "train/good"):
             mode = stat.S_IMODE((root / folder).stat().st_mode)
             (root / folder).chmod(0)
@@ -239,8 +239,11 @@ def test_links_that_loop(tmp_path: Path) -> None:
     (tmp_path / "test").symlink_to("test")
     dataset = load_dataset(tmp_path)
     assert [Path(row.path).name for row in dataset.table] == ["a.png", "b.png", "gone.png", "self.png"]
-    failures = {Path(f.path).name: f.error for f in check_images(dataset.table)}
-    assert failures == {"gone.png": "no such file", "self.png": "cannot be opened: Too many levels of symbolic links"}
+    failures = dict(failure.split(": ", 1) for failure in find_problems(dataset)["unreadable"])
+    assert {Path(path).name: why for path, why in failures.items()} == {
+        "gone.png": "no such file",
+        "self.png": "cannot be opened: Too many levels of symbolic links",
+    }
     with pytest.raises(DataError, match="test"):
         load_dataset(tmp_path / "test")
 
@@ -253,10 +256,9 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
             file.write(data)
     dataset = load_dataset(tmp_path)
     assert len(dataset.table) == 2
-    (failure,) = check_images(dataset.table)
-    assert os.fsencode(failure.path).endswith(b"\xe9.png")
-    assert "0 bytes" in failure.error
-    assert len(find_problems(dataset)["unreadable"]) == 1
+    (failure,) = find_problems(dataset)["unreadable"]
+    assert os.fsencode(failure.partition(": ")[0]).endswith(b"\xe9.png")
+    assert "0 bytes" in failure
 
 
 def test_whatever_is_called_png(tmp_path: Path) -> None:
@@ -265,8 +267,9 @@ def test_whatever_is_called_png(tmp_path: Path) -> None:
     (good / "a.png").write_bytes(SAMPLES["grey.png"])
     os.mkfifo(good / "pipe.png")
     began = time.perf_counter()
-    (failure,) = check_images(load_dataset(tmp_path).table)
-    assert (Path(failure.path).name, "not a regular file" in failure.error) == ("pipe.png", True)
+    (failure,) = find_problems(load_dataset(tmp_path))["unreadable"]
+    assert Path(failure.partition(": ")[0]).name == "pipe.png"
+    assert "not a regular file" in failure
     assert time.perf_counter() - began < SECONDS
 
 

@@ -18,8 +18,8 @@ from pickglass.data import (
     LAYOUTS,
     Saturation,
     as_table,
-    check_images,
     describe,
+    find_problems,
     load_dataset,
     load_datasets,
     read_mask,
@@ -57,6 +57,13 @@ def facts(table: Table, root: Path) -> list[tuple[Any, ...]]:
 
 def counts(table: Table) -> dict[tuple[str, int | None], int]:
     return dict(Counter((row.role, row.label) for row in table))
+
+
+def unusable(table: Table) -> dict[str, str]:
+    """Every image and mask that cannot be used, and why."""
+    problems = find_problems(Dataset("all", "", "table", table))
+    sentences = [*problems.get("unreadable", []), *problems.get("masks_unusable", [])]
+    return dict(sentence.split(": ", 1) for sentence in sentences)
 
 
 # -- MVTec AD ---------------------------------------------------------------------------------------------------------
@@ -211,9 +218,9 @@ def test_loco(tmp_path: Path) -> None:
     ]
     assert [region.mask.sum() for region in regions] == [16, 24]
     assert read_regions(dataset.test[2], (6, 8)) == []
-    assert check_images(dataset.table) == ()
+    assert unusable(dataset.table) == {}
     put(tmp_path / "screw_bag", masks[1], size=(3, 3))
-    assert [Path(f.path).name for f in check_images(dataset.table)] == ["001.png"]
+    assert [Path(path).name for path in unusable(dataset.table)] == ["001.png"]
 
 
 def test_loco_values_that_the_config_does_not_name(tmp_path: Path) -> None:
@@ -327,7 +334,7 @@ def test_kolektor(tmp_path: Path) -> None:
     assert {row.group for row in dataset.table} == {f"kos{part:02}" for part in range(12)}
     (bad,) = (fact for fact in facts(dataset.table, tmp_path) if fact[2] == 1)
     assert bad == ("kos03/Part1.jpg", "test", 1, "defect", "kos03/Part1_label.bmp")
-    assert [Path(failure.path).name for failure in check_images(dataset.table)] == ["Part0_label.bmp"]
+    assert [Path(path).name for path in unusable(dataset.table)] == ["Part0_label.bmp"]
     good = [row for row in dataset.table if row.label == 0]
     assert not {row.group for row in good if row.role == "test"} & {row.group for row in good if row.role == "train"}
 
@@ -538,7 +545,7 @@ def test_arrays(shape: tuple[int, ...], images: int) -> None:
     table = as_table(np.zeros(shape, np.uint8))
     assert [row.path for row in table] == [f"array:{i}" for i in range(images)]
     assert all(row.pixels is not None and row.pixels.shape[:2] == (4, 5) for row in table)
-    assert check_images(table) == ()
+    assert unusable(table) == {}
 
 
 def test_mixtures(tmp_path: Path) -> None:
@@ -560,23 +567,25 @@ def test_what_is_no_image(data: Any) -> None:
         as_table(data)
 
 
-# -- check_images and describe ----------------------------------------------------------------------------------------
+# -- problems and descriptions ---------------------------------------------------------------------------------------
 
 
-def test_check_images_returns_all_failures(tmp_path: Path) -> None:
+def test_every_image_and_mask_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     root = mvtec(tmp_path)
     (root / "train/good/001.png").write_bytes(b"")
     (root / "test/hole/000.png").write_text("text")
     (root / "ground_truth/cut/000_mask.png").write_text("text")
     put(root, "ground_truth/hole/001.png", size=(3, 3))
-    failures = {Path(f.path).relative_to(root).as_posix(): f.error for f in check_images(load_dataset(root).table)}
+    failures = {
+        Path(path).relative_to(root).as_posix(): why for path, why in unusable(load_dataset(root).table).items()
+    }
     assert failures.keys() == {
         *("train/good/001.png", "test/hole/000.png", "ground_truth/cut/000_mask.png", "ground_truth/hole/001.png")
     }
     assert "0 bytes" in failures["train/good/001.png"]
     assert "3x3" in failures["ground_truth/hole/001.png"]
     assert "6x8" in failures["ground_truth/hole/001.png"]
-    assert len(check_images(load_dataset(root).table, max_pixels=10)) == 10
+    assert len(find_problems(load_dataset(root), max_pixels=10)["unreadable"]) == 10
 
 
 def test_describe(tmp_path: Path) -> None:
@@ -629,7 +638,7 @@ def test_real_sets(name: str, train: int, good: int, bad: int, groups: int) -> N
     assert describe(dataset)["groups"] == groups
     assert describe(dataset)["failed"] == []
     assert not {row.group for row in dataset.train} & {row.group for row in dataset.test} - {None}
-    assert check_images(dataset.table[::10]) == ()
+    assert unusable(dataset.table[::10]) == {}
 
 
 @real

@@ -23,7 +23,6 @@ from pickglass.metrics import (
     ranking,
     regions,
     saturated,
-    sketch,
     summary,
 )
 
@@ -359,7 +358,7 @@ def test_bad_settings_are_refused():
 
 
 def test_public_names():
-    modules = [deployed, intervals, pimo, ranking, regions, saturated, sketch, summary]
+    modules = [deployed, intervals, pimo, ranking, regions, saturated, summary]
     names = [name for module in modules for name in module.__all__ if name != "check_scores"]  # shared by two of them
     assert sorted(names) == sorted(pm.__all__)
     assert all(hasattr(pm, name) for name in pm.__all__)

@@ -13,10 +13,10 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from pickglass.errors import InputError, WeightsMissing
-from pickglass.features import FeatureExtractor, build_backbone, find_backbone
+from pickglass.features import FeatureExtractor, find_backbone
 from pickglass.features.backbones.checkpoints import RECIPES, recognise
 from pickglass.features.backbones.registry import supervised
-from pickglass.features.backbones.weights import WeightsInfo, find_weights
+from pickglass.features.backbones.weights import WeightsInfo, find_weights, weights_for
 
 State = dict[str, Tensor]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -25,8 +25,12 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 @pytest.fixture(scope="module")
 def plain() -> State:
     """A network's own tensors, its classifier left out: the formats are the same at any depth."""
-    network, _ = build_backbone("resnet18", "random", seed=3)
-    return {k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}
+    return {k: v for k, v in random_state("resnet18", seed=3).items() if not k.startswith("fc.")}
+
+
+def random_state(name: str, seed: int) -> State:
+    spec = find_backbone(name)
+    return weights_for(spec, "random", seed, spec.build())[0]
 
 
 def linear(*sizes: int) -> State:
@@ -230,10 +234,10 @@ def test_what_weights_expect_survives_a_model_file(plain: State, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "timm/convnext_atto", "timm/resnet18.tv_in1k"])
 def test_random_is_random_in_every_part_and_the_seed_alone_decides(name: str) -> None:
-    one = build_backbone(name, "random", seed=1)[0].state_dict()
+    one = random_state(name, seed=1)
     torch.manual_seed(12345)
-    again = build_backbone(name, "random", seed=1)[0].state_dict()
-    other = build_backbone(name, "random", seed=2)[0].state_dict()
+    again = random_state(name, seed=1)
+    other = random_state(name, seed=2)
     assert all(torch.equal(one[key], again[key]) for key in one)
     for key, value in one.items():
         constant = value.numel() < 2 or bool((value == value.flatten()[0]).all())  # norms, scales, empty biases

@@ -38,7 +38,9 @@ def _show_one(result: MethodsResult) -> None:
     say(f"{method['method']}: {method['paper']}")
     say(_sentence(method["idea"]))
     say("\nSettings, for --set NAME=VALUE and for the constructor in Python:\n")
-    rows = [[entry["name"], entry["type"], _default(entry["default"]), entry["meaning"]] for entry in method["settings"]]
+    rows = [
+        [entry["name"], entry["type"], _default(entry["default"]), entry["meaning"]] for entry in method["settings"]
+    ]
     print_table(["setting", "type", "default", "meaning"], rows, text=("type", "default", "meaning"))
     for preset, values in method["presets"].items():
         settings = ", ".join(f"{key} {plain(value)}" for key, value in values.items())

@@ -4,7 +4,6 @@ from pickglass.data.images.decoder import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
     Header,
-    image_size,
     read_header,
     read_image,
     read_mask,
@@ -13,7 +12,7 @@ from pickglass.data.images.geometry import Preprocess, parse_size, resize_map
 from pickglass.data.painting.defects import KINDS, Painted, paint
 from pickglass.data.tables.decoding import Decoded, decode, decode_all
 from pickglass.data.tables.ground_truth import Region, read_regions
-from pickglass.data.tables.inspection import check_images, describe, find_problems, usual_size
+from pickglass.data.tables.inspection import describe, find_problems, usual_size
 from pickglass.data.tables.layouts import LAYOUTS, Layout, load_dataset, load_datasets
 from pickglass.data.tables.roi import with_pixel_mm, with_roi
 from pickglass.data.tables.rows import (
@@ -49,7 +48,6 @@ __all__ = [
     "Saturation",
     "Table",
     "as_table",
-    "check_images",
     "decode",
     "decode_all",
     "describe",
@@ -57,7 +55,6 @@ __all__ = [
     "fingerprint",
     "group_by",
     "image_digest",
-    "image_size",
     "load_dataset",
     "load_datasets",
     "paint",

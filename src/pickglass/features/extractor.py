@@ -19,7 +19,7 @@ from pickglass.features.backbones.registry import Backbone, Tokens, find_backbon
 from pickglass.features.backbones.weights import WeightsInfo, weights_for
 from pickglass.nn.maps import resampled_to
 
-__all__ = ["FeatureExtractor", "build_backbone", "layer_list", "layer_names", "untrained"]
+__all__ = ["FeatureExtractor", "layer_list", "layer_names", "untrained"]
 
 
 class FeatureExtractor(nn.Module):
@@ -130,15 +130,6 @@ class FeatureExtractor(nn.Module):
                     f"layer {layer!r} of {self.backbone} gives {got}, expected maps (B, C, h, w): choose another layer"
                 )
         return [(o.shape[1], o.shape[2], o.shape[3]) for o in outputs]
-
-
-def build_backbone(backbone: str, weights: str = "default", seed: int = 0) -> tuple[nn.Module, WeightsInfo]:
-    """The whole network with its weights, classifier included, in eval mode (images normalised by the caller)."""
-    spec = find_backbone(backbone)
-    network = _built(spec)
-    state, info = weights_for(spec, weights, seed, network)
-    _load(network, network, state, f"weights {weights!r} of {backbone}")
-    return network, info
 
 
 def untrained(backbone: str, layers: Sequence[str], scales: Sequence[float] = (1.0,)) -> nn.Module:

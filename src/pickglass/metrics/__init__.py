@@ -18,13 +18,10 @@ from pickglass.metrics.saturated import (
     SaturatedResult,
     saturation_area,
 )
-from pickglass.metrics.sketch import AuproInterval, AuproSketch
 from pickglass.metrics.summary import by_type, image_summary
 
 __all__ = [
     "OK_LEVELS",
-    "AuproInterval",
-    "AuproSketch",
     "CountTables",
     "F1Max",
     "Intervals",

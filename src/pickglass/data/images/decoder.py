@@ -32,7 +32,6 @@ __all__ = [
     "Array",
     "Header",
     "check_mask_size",
-    "image_size",
     "read_header",
     "read_image",
     "read_mask",
@@ -111,11 +110,6 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     with open_file(os.fspath(path)) as file:
         return parse_header(file, os.fspath(path))
-
-
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of an image file as :func:`read_image` returns it, without decoding its pixels."""
-    return read_header(path)[:2]
 
 
 def _from_array(array: Array) -> Array:

@@ -25,7 +25,7 @@ from pickglass.data.painting.shapes import (
     rotation,
 )
 
-__all__ = ["Part", "find_parts", "misplaced_part", "missing_part", "surplus_part"]
+__all__ = ["Part", "Parts", "find_parts", "misplaced_part", "missing_part", "surplus_part"]
 
 _RIM = 1  # px: the soft edge belongs to a part
 
@@ -38,18 +38,16 @@ class Part(NamedTuple):
     slim: bool  # it can be seen to be turned
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
+    """The parts of an image; one that touches the image's edge has the extent 0."""
+
     found: list[Part]
     labels: NDArray[np.int32]  # (H, W): 0 is ground, 1 + index of the part, with its rim and shadow
     body: NDArray[np.bool_]  # (H, W): parts without either
 
 
-def find_parts(image: NDArray[np.uint8]) -> list[Part]:
-    """Parts that stand out from a plain ground and do not touch the image's edge; none if there is no such ground."""
-    return _search(image).found
-
-
-def _search(image: NDArray[np.uint8]) -> _Parts:
+def find_parts(image: NDArray[np.uint8]) -> Parts:
+    """The image (H, W) or (H, W, 3) is searched for parts that stand out from a plain ground; there may be none."""
     from scipy.ndimage import binary_dilation, binary_fill_holes, find_objects, gaussian_filter, label
 
     levels = image.reshape(*image.shape[:2], -1).astype(np.float32)
@@ -57,7 +55,7 @@ def _search(image: NDArray[np.uint8]) -> _Parts:
     away = gaussian_filter(away, 0.7)
     cut, separated = _otsu(away)
     if separated < 0.72 or not 0.002 < (away > cut).mean() < 0.45 or cut < 8:
-        return _Parts([], np.zeros(away.shape, np.int32), np.zeros(away.shape, np.bool_))
+        return Parts([], np.zeros(away.shape, np.int32), np.zeros(away.shape, np.bool_))
     solid = away > 0.4 * cut  # the shadow belongs to the part
     grown = binary_fill_holes(binary_dilation(solid, iterations=_RIM))
     body = away > cut
@@ -76,7 +74,7 @@ def _search(image: NDArray[np.uint8]) -> _Parts:
             # Spans of a few pixels jump; moments do not.
             shortest, longest = np.linalg.eigvalsh(np.cov(points.T, ddof=0) + np.eye(2) / 12)
             found.append(Part(middle, float(spans.max()), bool(longest > 1.4**2 * shortest)))
-    return _Parts(found, labels.astype(np.int32), body)
+    return Parts(found, labels.astype(np.int32), body)
 
 
 def _otsu(values: NDArray[np.float32]) -> tuple[float, float]:
@@ -93,7 +91,7 @@ def _otsu(values: NDArray[np.float32]) -> tuple[float, float]:
 
 def missing_part(rng: np.random.Generator, scene: Scene) -> Drawn:
     """The ground where a part of this size lay; a piece of a larger one is gone; without, an empty print is left."""
-    parts = _search(scene.image)
+    parts = find_parts(scene.image)
     fitting = [i for i, part in enumerate(parts.found) if abs(part.extent - scene.size_px) <= 2]
     if fitting:
         i = fitting[rng.integers(len(fitting))]
@@ -127,7 +125,7 @@ def missing_part(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 def surplus_part(rng: np.random.Generator, scene: Scene) -> Drawn:
     """A copy of a part, turned, where none should be; without parts, a piece of the surface lies on the surface."""
-    parts = _search(scene.image)
+    parts = find_parts(scene.image)
     known = [i for i, part in enumerate(parts.found) if part.extent > 0]
     if known:
         i = min(known, key=lambda k: abs(parts.found[k].extent - scene.size_px))
@@ -154,7 +152,7 @@ def misplaced_part(rng: np.random.Generator, scene: Scene) -> Drawn:
     A part as long as the size is only turned. A round one, which no turn would show, must be shorter; it is out of its
     seat, whose empty print shows, and lies aslant, so that one side is bright and the other dark.
     """
-    parts, size = _search(scene.image), scene.size_px
+    parts, size = find_parts(scene.image), scene.size_px
     fitting = [p for p in parts.found if 0 < p.extent <= size + (1 if p.slim else -max(1.5, 0.06 * size))]
     if not fitting:
         there = scene._replace(middle=_on_a_part(rng, scene, parts, size - 2))
@@ -244,7 +242,7 @@ def _piece(rng: np.random.Generator, scene: Scene, turn: float, within: Floats |
     return Drawn(scene.middle, render)
 
 
-def _on_a_part(rng: np.random.Generator, scene: Scene, parts: _Parts, longest: float) -> tuple[float, float]:
+def _on_a_part(rng: np.random.Generator, scene: Scene, parts: Parts, longest: float) -> tuple[float, float]:
     """A place on a part above this extent; without, where the scene asks for one."""
     large = [1 + i for i, part in enumerate(parts.found) if part.extent > longest]
     places = np.argwhere(np.isin(parts.labels, large) & parts.body) + 0.5

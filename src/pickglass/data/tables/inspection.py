@@ -24,7 +24,7 @@ from pickglass.data.tables.layouts.tree import SHOWN
 from pickglass.data.tables.rows import Dataset, Row, Table
 from pickglass.errors import Failure, ImageError
 
-__all__ = ["check_images", "describe", "find_problems", "usual_size"]
+__all__ = ["describe", "find_problems", "usual_size"]
 
 _FEWEST = 8  # training images below which nothing is said of what looks unlike them
 _REACH = 3.0  # interquartile ranges beyond the quartiles: Tukey's "far out"
@@ -58,22 +58,6 @@ class _Seen(NamedTuple):
     content: bytes
     mode: str
     statistics: NDArray[np.float64]  # (S,), as listed in _STATISTICS
-
-
-def check_images(table: Iterable[Row], max_pixels: int = MAX_PIXELS, workers: int = 2) -> tuple[Failure, ...]:
-    """Decode every image and mask once and return all that cannot be used, masks of another size included."""
-    failures: list[Failure] = []
-    usable: list[tuple[Row, tuple[int, int]]] = []
-    for item in decode(table, _nothing, workers, max_pixels=max_pixels):
-        if item.error is not None:
-            failures.append(Failure(item.row.path, item.error))
-        else:
-            usable.append((item.row, item.size))
-    return (*failures, *_check_masks(usable, max_pixels, workers)[0])
-
-
-def _nothing(image: object, row: Row) -> None:
-    return None
 
 
 def _check_masks(

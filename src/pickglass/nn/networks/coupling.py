@@ -1,4 +1,4 @@
-"""Normalising flows over feature grids: affine coupling steps that can be run backwards and know their volume change.
+"""Normalising flows over feature grids: affine coupling steps, which can be undone and know their volume change.
 
 An affine coupling step (Dinh, Sohl-Dickstein, Bengio: "Density estimation using Real NVP", ICLR 2017, eq. 7-8) leaves
 the channels x_a as they are and scales and shifts the others, cell by cell, by what a sub-network reads in x_a:
@@ -94,13 +94,6 @@ class AffineCoupling(nn.Module):
         s, t = self._scale_and_shift(x_a, condition)
         return torch.cat([x_a, x_b * s.exp() + t], dim=1), s.sum(1)
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The x that :meth:`forward` turned into y; both (B, C, h, w)."""
-        y_a, y_b = y[:, : self.kept], y[:, self.kept :]
-        s, t = self._scale_and_shift(y_a, condition)
-        x = torch.cat([y_a, (y_b - t) * (-s).exp()], dim=1)
-        return x.index_select(1, self.permutation.argsort())
-
     def _scale_and_shift(self, x_a: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         read = x_a if condition is None else torch.cat([x_a, condition], dim=1)  # (B, K + D, h, w)
         raw, t = self.subnet(read).chunk(2, dim=1)  # (B, C - K, h, w) each
@@ -125,14 +118,6 @@ class CouplingFlow(nn.Module):
             x, own = step(x, condition)
             log_det = log_det + own
         return x, log_det
-
-    def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The x that :meth:`forward` turned into z; both (B, C, h, w)."""
-        x = z
-        for step in reversed(self.steps):
-            assert isinstance(step, AffineCoupling)  # what a ModuleList forgets
-            x = step.inverse(x, condition)
-        return x
 
 
 def fastflow_steps(
