@@ -15,11 +15,11 @@ from pickglass.cli.options import Folder, Json, MaxPixels
 if TYPE_CHECKING:
     from pickglass.app.results import InfoResult
 
-__all__ = ["info"]
+__all__ = ["PROBLEMS", "info"]
 
 _EXAMPLES = 5
 
-_PROBLEMS = {
+PROBLEMS = {
     "unreadable": "cannot be read",
     "masks_unusable": "masks cannot be used",
     "masks_empty": "defective images have a mask that marks nothing",
@@ -33,6 +33,7 @@ _PROBLEMS = {
     "unlike_training": "test images look like another product or set-up",
     "defective_unlike_training": "defective images look unlike the training images, as a large defect does too",
 }
+"""Problem, as :func:`pickglass.data.find_problems` names it -> the words after its number."""
 
 
 def info(
@@ -142,7 +143,7 @@ def _data(about: Mapping[str, Any]) -> Iterator[str]:
     if not problems:
         yield "Nothing looks wrong with it."
     for key, examples in problems.items():
-        yield f"{len(examples)} {_PROBLEMS[key]}:"
+        yield f"{len(examples)} {PROBLEMS[key]}:"
         yield from (f"  {example}" for example in examples[:_EXAMPLES])
         if len(examples) > _EXAMPLES:
             yield f"  and {len(examples) - _EXAMPLES} more, see --json"

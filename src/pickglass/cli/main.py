@@ -26,7 +26,7 @@ from pickglass.cli.test import test
 from pickglass.cli.threshold import threshold
 from pickglass.errors import MissingExtra, PickglassError, PromiseUnreachable
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     info,
