@@ -4,20 +4,20 @@ BIN := .venv/bin
 
 .PHONY: setup demo test check
 
-# core only: what a user gets
-.venv/core: pyproject.toml
+# what fits, tests and studies; a line PC needs no extra: pip install .
+.venv/train: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train]"
 	@touch $@
 
 # and what developers need on top
-.venv/dev: pyproject.toml | .venv/core
+.venv/dev: pyproject.toml | .venv/train
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
 setup: .venv/dev
 
-demo: .venv/core
+demo: .venv/train
 	$(BIN)/pickglass demo
 
 test: .venv/dev

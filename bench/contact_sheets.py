@@ -35,7 +35,7 @@ CLOTHS = {
 }
 
 
-def main(folder: Path, seed: int) -> None:
+def write_sheets(folder: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _cloth_sheet(seed).save(folder / "cloth.png")
     weaves = [Cloth("twill"), Cloth("plain", warp=(90, 130, 200), weft=(60, 90, 160))]
@@ -102,9 +102,13 @@ def _cloth_sheet(seed: int) -> Image.Image:
     return sheet
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    main(given.folder, given.seed)
+    write_sheets(given.folder, given.seed)
+
+
+if __name__ == "__main__":
+    main()

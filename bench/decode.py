@@ -1,11 +1,13 @@
 """Decode throughput, images/s: the decoder with 1, 2 and 4 threads against plain Pillow, for 256 and 1024 px squares.
 
 Both sides end with contiguous float32 (3, 256, 256); Pillow in one thread by open, convert, resize, divide. The
-photographs are scikit-image's, cut and enlarged; the files are in the page cache. Best of three rounds. One JSON line.
+photograph comes with pickglass, is cut and enlarged; the files are in the page cache. Best of three rounds. One JSON
+line.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -13,20 +15,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import skimage.data
 from PIL import Image
 
 from pickglass.data import Preprocess, Row, decode
+from pickglass.data.painting.natural import photograph
 
-PHOTOS: Any = skimage.data  # untyped
 COUNTS = {256: 400, 1024: 60}
 
 
 def write(folder: Path, side: int, suffix: str) -> list[Path]:
-    photo = Image.fromarray(PHOTOS.astronaut())
+    photo = Image.fromarray(photograph("astronaut"))
     rng = np.random.default_rng(0)
     paths = []
     for i in range(COUNTS[side]):
@@ -62,6 +62,7 @@ def rate(run: Callable[[], int]) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     result: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for side in COUNTS:

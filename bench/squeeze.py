@@ -36,10 +36,14 @@ def _copy(source: Path, target: Path, size: int, method: Image.Resampling) -> No
         image.resize((size, size), method).save(target)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, default=256)
     given = parser.parse_args()
     squeeze(given.data, given.out, given.size)
+
+
+if __name__ == "__main__":
+    main()

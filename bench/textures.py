@@ -15,6 +15,7 @@ from pickglass.app.demo import ON_CLOTH, ON_TEXTURES
 from pickglass.data import paint, read_image
 from pickglass.data.painting.cloth import Cloth, Weave, weave
 from pickglass.data.painting.defects import Kind
+from pickglass.data.painting.natural import photograph
 
 PIECE = 128  # px
 SMALLEST = 4  # px that paint takes
@@ -46,9 +47,7 @@ def pieces(texture: str, data: Path | None, n: int) -> tuple[list[Piece], list[P
         cut = [Piece(weave(Cloth(texture), (PIECE, PIECE), seed), str(seed)) for seed in range(2 * n)]  # type: ignore[arg-type]
         return cut[:n], cut[n:]
     if texture in PHOTOS:
-        from skimage import data as photos
-
-        photo = getattr(photos, texture)()  # (512, 512); the halves do not touch
+        photo = photograph(texture)  # (512, 512); the halves do not touch
         return _windows(photo, (0, 120), n), _windows(photo, (264, 384), n)
     if data is None:
         raise SystemExit(f"{texture} needs --data, the folder that holds {texture}/train/good")

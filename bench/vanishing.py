@@ -13,8 +13,8 @@ in pixels of the piece; at input size S the network sees S / 128 times as many. 
 piece enlarged twice, and reduced again. A size is judged against the good pieces. Intervals are bootstraps over the
 pieces, by the group they come from (tile, strip, part of the photograph), a piece with and without its defect together.
 
-Textures: plain, twill and satin are woven (``pickglass.data.painting.cloth``); brick, gravel and grass are
-scikit-image's photographs; magnetic_tile and aitex_fabric04 are good images below DATA. Maps are smoothed by half the
+Textures: plain, twill and satin are woven (``pickglass.data.painting.cloth``); brick, gravel and grass are photographs
+that come with pickglass; magnetic_tile and aitex_fabric04 are good images below DATA. Maps are smoothed by half the
 finest stride for both methods, so that no fixed blur hides a defect. The bank is 1 % of the patches but at least
 1,000: a hundredth of an 8 x 8 grid would say more about the bank than about the layer. PaDiM keeps 100 channels. The
 fusions, named by stride: 4 + 8 (layer1 + layer2), 8 + 16, 4 + 32 (block1 + block4).

@@ -6,10 +6,10 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from skimage import data
 
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.data.painting.defects import KINDS, Kind, paint
+from pickglass.data.painting.natural import photograph
 from pickglass.data.painting.part_defects import find_parts
 from pickglass.data.painting.trays import Tray, fill
 from pickglass.errors import InputError, UnknownName
@@ -18,9 +18,9 @@ BASES = {
     "flat": np.full((160, 170), 128, np.uint8),
     "black": np.zeros((160, 160, 3), np.uint8),
     "white": np.full((160, 160, 3), 255, np.uint8),
-    "brick": data.brick()[:160, :200],
-    "grass": data.grass()[:160, :160],
-    "coffee": data.coffee()[:160, :160],
+    "brick": photograph("brick")[:160, :200],
+    "grass": photograph("grass")[:160, :160],
+    "coffee": photograph("coffee")[:160, :160],
     "twill": weave(Cloth("twill"), (160, 160), seed=1),
     "dark cloth": weave(Cloth("plain", warp=(60, 40, 30), weft=(40, 30, 30)), (160, 160), seed=1),
     "tray": fill(Tray("bolt", part_px=26, pitch_px=44), (160, 160), seed=1),

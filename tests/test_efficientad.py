@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -18,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pickglass.app.pictures import ReportImage, draw_panels
-from pickglass.data.painting.natural import natural_images, natural_photos
+from pickglass.data.painting.natural import PHOTOGRAPHS, natural_images, natural_photos, photograph
 from pickglass.detectors.method import FitContext
 from pickglass.errors import DataError, InputError, WeightsMissing
 from pickglass.features import engine as engine_module
@@ -548,6 +549,14 @@ def test_generated_pictures_are_the_same_each_time_and_all_different() -> None:
     assert first.std((1, 2, 3)).min() > 5
     with pytest.raises(InputError, match="16 pixels"):
         natural_images(1, (8, 64))
+
+
+def test_the_photographs_that_come_with_pickglass_never_change() -> None:
+    """The penalty is cut from them: a changed pixel changes the scores of every EfficientAD."""
+    pixels = b"".join(photograph(name).tobytes() for name in PHOTOGRAPHS)
+    assert hashlib.sha256(pixels).hexdigest() == "7c8c425673679488b0fcd852128c46586c4943436d338651ac8fc42f6a12a7b8"
+    with pytest.raises(InputError, match=r"unknown photograph 'brik'\. The nearest are: brick"):
+        photograph("brik")
 
 
 def test_photographs_are_cut_from_the_middle_of_twice_the_size(tmp_path: Path) -> None:

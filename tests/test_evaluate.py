@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 import pickglass as pg
 from pickglass.calibration import highest_score
+from pickglass.data import as_table
 from pickglass.errors import ImageError, InputError
 from pickglass.metrics import PimoCurves, aupro, group_weights
 from pickglass.result import Found, Prediction, find_defects
@@ -217,3 +219,51 @@ def test_what_lies_outside_the_region_of_interest_does_not_count(prediction: Pre
     predicted = np.concatenate([prediction.mask(i)[inside].ravel() for i in range(6)])
     assert found["pixel_f1"] == pytest.approx(f1_score(truth, predicted))
     assert found["aupro_30"] != pytest.approx(pg.evaluate(prediction)["aupro_30"])
+
+
+def saved(**changes: object) -> dict[str, object]:
+    """Scores and maps of four images as a tool may have saved them; the last image has a defect of two pixels."""
+    masks = np.zeros((4, 4, 6), np.uint8)
+    masks[3, 1, 2:4] = 255
+    maps = np.arange(96, dtype=np.float32).reshape(4, 4, 6) / 96
+    maps[3, 1, 2:4] = 2
+    return {"scores": maps.max((1, 2)), "maps": maps, "labels": [0, 0, 0, 1], "masks": masks, **changes}
+
+
+def test_saved_arrays_are_evaluated_like_a_detectors_prediction() -> None:
+    prediction = Prediction.from_arrays(**saved(groups=["a", "a", "b", "b"], defects=["", "", "", "hole"]))  # type: ignore[arg-type]
+    assert [row.group for row in prediction.rows] == ["a", "a", "b", "b"]
+    assert pg.evaluate(prediction).by_type["hole"]["aupro_30"] == 1
+    figures = pg.evaluate(prediction)
+    assert (figures["image_auroc"], figures["pixel_auroc"], figures["aupro_30"], figures["n"]) == (1, 1, 1, 4)
+    small = Prediction.from_arrays(**saved(maps=np.zeros((4, 2, 3), np.float32)))  # type: ignore[arg-type]
+    assert small.map(0).shape == (4, 6)
+    without = Prediction.from_arrays([0.2, 0.9], labels=[0, 1], paths=["a.png", "b.png"])
+    assert [row.path for row in without.rows] == ["a.png", "b.png"]
+    assert (pg.evaluate(without)["image_auroc"], pg.evaluate(without)["pixel_auroc"]) == (1, None)
+
+
+def test_tensors_are_taken_as_they_are() -> None:
+    arrays = {name: torch.as_tensor(np.asarray(values)) for name, values in saved().items()}
+    arrays["scores"] = arrays["scores"].to(torch.bfloat16).requires_grad_()
+    prediction = Prediction.from_arrays(**arrays)
+    expected = Prediction.from_arrays(**saved())  # type: ignore[arg-type]
+    assert prediction.scores == pytest.approx(expected.scores, rel=1e-2)
+    assert np.array_equal(prediction.maps, expected.maps)
+    assert dict(pg.evaluate(prediction)) == dict(pg.evaluate(expected))
+    images = as_table(torch.zeros((2, 5, 7, 3), dtype=torch.uint8))
+    assert [row.image().shape for row in images] == [(5, 7, 3)] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": np.zeros((4, 1))}, r"scores of shape \(4, 1\): expected \(N,\)"),
+        ({"labels": [0, 1]}, "2 labels for 4 scores"),
+        ({"maps": None}, "masks without maps"),
+        ({"maps": np.zeros((4, 5))}, r"map 0 has the shape \(5,\): expected \(H, W\)"),
+    ],
+)
+def test_arrays_that_do_not_belong_together(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Prediction.from_arrays(**saved(**changes))  # type: ignore[arg-type]

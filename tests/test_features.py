@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from skimage import data as photographs
 
 import pickglass as pg
+from pickglass.data.painting.natural import photograph
 from pickglass.errors import InputError, UnknownName, WeightsMissing
 from pickglass.features import (
     FeatureExtractor,
@@ -36,9 +36,9 @@ def whole_network(name: str) -> torch.nn.Module:
     return network
 
 
-def classify(name: str, photograph: str) -> torch.Tensor:
+def classify(name: str, shown: str) -> torch.Tensor:
     """Class probabilities of a photograph: shorter side 224 px, bicubic, centre crop."""
-    image = Image.fromarray(getattr(photographs, photograph)())
+    image = Image.fromarray(photograph(shown))
     scale = 224 / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - 224) // 2, (image.height - 224) // 2
@@ -254,7 +254,7 @@ def test_bfloat16_is_close_and_only_on_request() -> None:
 @bfloat16
 def test_a_network_that_bfloat16_harms_is_refused_it() -> None:
     extractor = FeatureExtractor("efficientnet_lite0", ["stage2", "stage5"])
-    image = torch.from_numpy(np.ascontiguousarray(photographs.astronaut()[:128, :128].transpose(2, 0, 1)))[None] / 255
+    image = torch.from_numpy(np.ascontiguousarray(photograph("astronaut")[:128, :128].transpose(2, 0, 1)))[None] / 255
     with pytest.raises(InputError, match=r"OpenVINO answers differently .* Use engine='auto'"):
         BackboneEngine(extractor, "cpu", "bfloat16")(image)
 

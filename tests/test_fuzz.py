@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import shutil
@@ -32,7 +33,7 @@ from pickglass.data.tables.rows import Row
 from pickglass.errors import DataError, ImageError
 
 MAX_PIXELS = 1_000_000  # keeps a flipped bit in a header from asking for a gigabyte
-SECONDS = 2.0  # for a file of a few kilobytes
+SECONDS = 30.0  # for a file of a few kilobytes, on a busy machine; what hangs takes longer
 
 
 def sample(*shape: int) -> np.ndarray:
@@ -288,11 +289,14 @@ def test_1000_files_leak_nothing_and_lose_nothing(tmp_path: Path) -> None:
     assert set(first) <= set(range(0, 1000, 10))
     assert len(first) >= 90
     open_files = len(os.listdir("/proc/self/fd"))
+    grown = []
     tracemalloc.start()
-    assert errors() == first
-    before = tracemalloc.get_traced_memory()[0]
-    assert errors() == first
-    grown = tracemalloc.get_traced_memory()[0] - before
+    for _ in range(4):
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        assert errors() == first
+        gc.collect()
+        grown.append(tracemalloc.get_traced_memory()[0] - before)
     tracemalloc.stop()
-    assert grown < 200_000
+    assert min(grown) < 200_000  # a leak grows each time, the interpreter's own caches do not
     assert len(os.listdir("/proc/self/fd")) == open_files

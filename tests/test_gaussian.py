@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pickglass.errors import InputError
-from pickglass.nn.gaussian.cells import CellGaussians, FewSamples, RunningSums
+from pickglass.nn.gaussian.cells import CellGaussians
+from pickglass.nn.gaussian.learners import FewSamples, RunningSums
 
 EPS = 0.01
 NESTED = [(8, 4), (4, 2), (2, 1)]
@@ -218,7 +219,7 @@ def test_a_level_without_channels_changes_nothing() -> None:
 
 
 def held_bytes(sums: RunningSums) -> int:
-    tensors = [*sums._shift, *sums._own, *sums._cross, *(f for features, _ in sums._held for f in features)]
+    tensors = [*sums._shift, *sums._sums, *sums._cross, *(f for features, _ in sums._held for f in features)]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ def test_masks_that_say_nothing_or_too_much(sound: Path) -> None:
     assert problems(sound) == {"masks_empty": ["test/hole/0.png"], "no_mask": ["test/hole/1.png"]}
     marked = Row(str(sound / "test/good/0.png"), "test", 0, mask=str(sound / "train/good/00.png"))
     assert list(find_problems(Dataset("d", "", "", Table([marked])))) == ["good_with_mask"]
+    size, empty = (48, 64), np.zeros((48, 64), bool)
+    in_memory = [
+        replace(marked, mask=np.eye(*size) > 0),
+        replace(marked, path=str(sound / "test/hole/0.png"), label=1, mask=empty),
+        replace(marked, path=str(sound / "test/hole/1.png"), label=1, mask=empty.T),
+    ]
+    found = find_problems(Dataset("d", "", "", Table(in_memory)))
+    assert {name: len(found[name]) for name in ("good_with_mask", "masks_empty", "masks_unusable")} == {
+        "good_with_mask": 1,
+        "masks_empty": 1,
+        "masks_unusable": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -210,12 +210,12 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
 
     def missing(name: str, *rest: Any) -> Any:
         if name.startswith("sklearn"):
-            raise ImportError(name)
+            raise ModuleNotFoundError(name, name=name)
         return real(name, *rest)
 
     x, y = clouds(6, 5, 3.0)
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MissingExtra, match=r"pip install pickglass\[label\]"):
+    with pytest.raises(MissingExtra, match=r"pip install \"pickglass\[train\]\""):
         named_by(x, y)
 
 

@@ -390,7 +390,7 @@ def test_broken_csv_tables(tmp_path: Path, text: str, words: str) -> None:
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").touch()
-    with pytest.raises(MissingExtra, match=r"pip install pickglass\[parquet\]"):
+    with pytest.raises(MissingExtra, match=r"pip install \"pickglass\[parquet\]\", or save the table as CSV"):
         load_dataset(tmp_path / "t.parquet")
 
 

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pickglass as pg
-from pickglass.detectors.modelfile import FORMAT, read_header, write_model
+from pickglass.detectors.model_header import FORMAT, read_model_header
+from pickglass.detectors.modelfile import write_model
 from pickglass.errors import InputError, ModelFileError, UnknownName
 from pickglass.testing import textures
 
@@ -52,7 +53,7 @@ def test_it_works_without_the_weights_file(model: Path, monkeypatch: pytest.Monk
 
 
 def test_the_header_says_what_it_is(model: Path) -> None:
-    header = read_header(model)
+    header = read_model_header(model)
     assert header["format"] == FORMAT
     assert header["method"] == "patchcore"
     assert header["configuration"]["ratio"] == 0.05

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skimage import data as photographs
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from pickglass.cli.main import main
+from pickglass.data.painting.natural import photograph
 from pickglass.errors import InputError, UnknownName
 from pickglass.features import FeatureExtractor, find_backbone
 from pickglass.features.anatomy import gradient_field as receptive_field_module
@@ -283,7 +283,7 @@ def test_the_centred_box_is_the_smallest_that_holds_the_share() -> None:
 
 def test_the_effective_field_is_on_the_image_what_the_gradient_says_there() -> None:
     extractor = FeatureExtractor("efficientnet_lite0", ["stage2", "stage4"])
-    pixels = np.array(Image.fromarray(photographs.chelsea()).resize((128, 128)))
+    pixels = np.array(Image.fromarray(photograph("chelsea")).resize((128, 128)))
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     shallow, deep = effective_fields(extractor, [image])
     wanted = image.clone().requires_grad_()
@@ -336,7 +336,7 @@ def test_layers_prints_one_object_without_any_weights(pickglass: Any) -> None:
 
 
 def test_layers_names_what_it_used_and_draws(pickglass: Any, tmp_path: Path) -> None:
-    Image.fromarray(photographs.chelsea()).resize((90, 60)).save(tmp_path / "cat.png")
+    Image.fromarray(photograph("chelsea")).resize((90, 60)).save(tmp_path / "cat.png")
     page, picture = tmp_path / "fields.html", tmp_path / "fields.png"
     arguments = ("efficientnet_lite0", "--layers", "stage1,stage3", "--size", "64", "--image", tmp_path / "cat.png")
     code, out, _ = pickglass(*arguments, "-o", page, "--json")

@@ -22,7 +22,8 @@ from pickglass.app.threshold import ThresholdRequest
 from pickglass.cli.main import main
 from pickglass.data import Dataset, DataSource, Row, Table, image_digest, load_dataset, paint, read_image
 from pickglass.detectors.compute import ComputeOptions
-from pickglass.detectors.modelfile import read_header, read_model, write_model
+from pickglass.detectors.model_header import read_model_header
+from pickglass.detectors.modelfile import read_model, write_model
 from pickglass.errors import DataError, InputError, PromiseUnreachable
 from pickglass.testing import textures
 
@@ -93,12 +94,12 @@ def test_other_images_are_judged_and_the_condition_is_told(model: Path, fresh: P
     assert "and none of them was fitted, which the model does not tell" in result["sentence"]
     peaks = sorted(float(m.max()) for m in pg.load(model).predict(fresh, engine="torch").maps)
     assert result["pixel_threshold"] == pytest.approx(peaks[-r], rel=1e-6)
-    header = read_header(model)
+    header = read_model_header(model)
     assert (header["calibration"]["source"], header["calibration"]["pixel_promise"]) == ("given", "any")
 
 
 def test_scores_of_other_images_do_not_pass_for_those_held_back(model: Path, small_dataset: Path, fresh: Path) -> None:
-    own = read_header(model)["calibration"]["scores"]
+    own = read_model_header(model)["calibration"]["scores"]
     threshold(model, fresh, ThresholdRequest(false_alarm=0.5))
     assert threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6))["image_threshold"] == pytest.approx(
         max(own), rel=1e-6
@@ -111,7 +112,7 @@ def test_stale_scores_are_not_used(model: Path, small_dataset: Path) -> None:
         model, {**header, "calibration": {**header["calibration"], "stale": True, "scores": [1e9] * 4}}, tensors
     )
     assert threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6))["image_threshold"] < 1e9
-    assert read_header(model)["calibration"]["stale"] is False
+    assert read_model_header(model)["calibration"]["stale"] is False
 
 
 def test_fitted_images_and_their_groups_are_left_out(model: Path, fresh: Path) -> None:
@@ -140,7 +141,7 @@ def test_estimate_judges_by_refits_and_promises_nothing(model: Path, small_datas
     assert result["n_calibrate"] == len(train)
     assert result["false_alarm_bound"] is None
     assert "an estimate and no promise" in result["sentence"]
-    kept = read_header(model)["calibration"]["scores"]
+    kept = read_model_header(model)["calibration"]["scores"]
     assert sorted(kept)[-3] == result["image_threshold"]  # (r + 1) / 17 <= 0.2: r = 2
     assert min(kept) > min(scores(model, small_dataset / "train"))  # judged by itself, an image looks better
 
@@ -162,30 +163,30 @@ def test_a_model_with_a_region_of_interest_knows_the_images_it_was_fitted_on(
 ) -> None:
     model = tmp_path / "m.safetensors"
     fit(DataSource(small_dataset, roi=masks), model, FitRequest(settings=QUICK, calibrate=0.25))
-    held = read_header(model)["calibration"]["scores"]
+    held = read_model_header(model)["calibration"]["scores"]
     result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6))
     assert (result["n_calibrate"], result["image_threshold"]) == (4, sorted(held)[-1])
     assert "held back" in result["sentence"]
     threshold(model, DataSource(small_dataset, roi=masks), ThresholdRequest(false_alarm=0.6))
-    assert read_header(model)["calibration"]["scores"] == held
+    assert read_model_header(model)["calibration"]["scores"] == held
     whole_image = tmp_path / "whole.png"
     Image.fromarray(np.full((80, 96), 255, np.uint8)).save(whole_image)
     threshold(model, DataSource(small_dataset, roi=whole_image), ThresholdRequest(false_alarm=0.6))
-    seen = np.array(read_header(model)["calibration"]["scores"])
+    seen = np.array(read_model_header(model)["calibration"]["scores"])
     assert (seen >= np.array(held) - 1e-3).all()  # judged anew, on more of each image
     assert (seen > np.array(held) + 0.1).any()  # what is outside was never learned
     threshold(model, DataSource(small_dataset, roi=masks), ThresholdRequest(false_alarm=0.6))
-    assert read_header(model)["calibration"]["scores"] == pytest.approx(held, rel=1e-5)
+    assert read_model_header(model)["calibration"]["scores"] == pytest.approx(held, rel=1e-5)
     with pytest.raises(InputError, match=r"within a region of interest.*name the mask or the folder of masks"):
         threshold(model, small_dataset, ThresholdRequest(false_alarm=0.5, promise="estimate", folds=2))
     threshold(
         model, DataSource(small_dataset, roi=masks), ThresholdRequest(false_alarm=0.5, promise="estimate", folds=2)
     )
-    inside = read_header(model)["calibration"]["scores"]
+    inside = read_model_header(model)["calibration"]["scores"]
     whole = tmp_path / "whole.safetensors"
     fit(small_dataset, whole, FitRequest(settings=QUICK, calibrate=0.25))
     threshold(whole, small_dataset, ThresholdRequest(false_alarm=0.5, promise="estimate", folds=2))
-    assert inside != read_header(whole)["calibration"]["scores"]
+    assert inside != read_model_header(whole)["calibration"]["scores"]
 
 
 def test_images_without_the_masks_that_a_model_was_fitted_with_are_named(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pickglass.errors import MissingExtra
+
 if TYPE_CHECKING:
     from pickglass.app.testing.evaluate import Evaluation, evaluate
     from pickglass.calibration import Calibration
@@ -83,7 +85,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'pickglass' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"pickglass.{_HOMES[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"pickglass.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise MissingExtra.needed(f"pickglass.{name}", error) from error
     globals()[name] = value
     return value
 

@@ -125,5 +125,43 @@ class PromiseUnreachable(PickglassError):
         )
 
 
+_EXTRAS = {
+    "torch": "train",
+    "torchvision": "train",
+    "timm": "train",
+    "safetensors": "train",
+    "openvino": "train",
+    "onnx": "train",
+    "sklearn": "train",
+    "jinja2": "train",
+    "ray": "cluster",
+    "pyarrow": "parquet",
+    "matplotlib": "plot",
+}
+"""Extra of pickglass that brings each optional module, by the name that is imported."""
+
+
 class MissingExtra(PickglassError, ImportError):
-    """An optional package is not installed."""
+    """An optional package is not installed; the message names the line that installs it."""
+
+    @classmethod
+    def needed(cls, what: str, error: ImportError, otherwise: str = "") -> MissingExtra:
+        """The error to raise where an import failed because an extra of pickglass is not installed.
+
+        Args:
+            what: what needs the module, e.g. ``"pickglass.PatchCore"``; the sentence begins with it.
+            error: of the import. It is raised again if no extra of pickglass brings the module that it names.
+            otherwise: what else the user can do, e.g. ``", or save the table as CSV"``.
+
+        Example:
+            >>> try:
+            ...     raise ModuleNotFoundError("No module named 'torch'", name="torch")
+            ... except ImportError as error:
+            ...     print(MissingExtra.needed("pickglass.PatchCore", error))
+            pickglass.PatchCore needs torch, which is not installed: pip install "pickglass[train]"
+        """
+        module = (error.name or "").partition(".")[0]
+        if module not in _EXTRAS:
+            raise error
+        install = f'pip install "pickglass[{_EXTRAS[module]}]"'
+        return cls(f"{what} needs {module}, which is not installed: {install}{otherwise}")

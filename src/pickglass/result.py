@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from scipy.ndimage import find_objects
 from pickglass.calibration import Calibration, Verdict
 from pickglass.data.images.geometry import resize_map
 from pickglass.data.tables.rows import Row
+from pickglass.data.tables.sources import as_numpy
 from pickglass.errors import Failure, InputError
 from pickglass.metrics.labelling import connected_regions
 
@@ -109,6 +110,68 @@ class Prediction:
     failed: tuple[Failure, ...] = ()
     calibration: Calibration | None = None
 
+    @classmethod
+    def from_arrays(
+        cls,
+        scores: Any,
+        maps: Any = None,
+        labels: Any = None,
+        masks: Any = None,
+        *,
+        defects: Any = None,
+        groups: Any = None,
+        paths: Any = None,
+    ) -> Prediction:
+        """Make a prediction of scores and maps that were saved, or that another tool made, e.g. to evaluate them.
+
+        Args:
+            scores: (N,) image scores, higher = more anomalous.
+            maps: N anomaly maps, each (H, W) at the size of its image and mask, or smaller where there is a mask: they
+                are enlarged to it; None: no maps, and no pixel metrics.
+            labels: (N,) 0 good, 1 defective; None: unknown.
+            masks: N masks, each (H, W), above 0 on defects, or None for an image without a mask; None: no masks.
+            defects: N names of defect types, None or empty for good images.
+            groups: N names; images of one group show the same part or roll.
+            paths: N names of the images; None: ``array:0``, ``array:1`` ...
+
+        All may be numpy arrays, lists or PyTorch tensors.
+
+        Raises:
+            InputError: lengths differ, a map or mask is not two-dimensional, or there are masks without maps.
+
+        Example:
+            >>> found = Prediction.from_arrays([0.1, 0.9], labels=[0, 1])
+            >>> [row.label for row in found.rows]
+            [0, 1]
+            >>> found = Prediction.from_arrays(**np.load("saved.npz"))  # doctest: +SKIP
+        """
+        values = as_numpy(scores).astype(np.float32)
+        if values.ndim != 1:
+            raise InputError(f"scores of shape {values.shape}: expected (N,), one score an image")
+        if masks is not None and maps is None:
+            raise InputError("masks without maps: expected an anomaly map for each mask, or neither")
+        listed: dict[str, list[Any]] = {}
+        columns = {"maps": maps, "labels": labels, "masks": masks, "defects": defects, "groups": groups, "paths": paths}
+        for name, column in columns.items():
+            listed[name] = [None] * len(values) if column is None else list(column)
+            if len(listed[name]) != len(values):
+                raise InputError(f"{len(listed[name])} {name} for {len(values)} scores: expected one an image")
+        found = []
+        for i, score in enumerate(values.tolist()):
+            given = {name: column[i] for name, column in listed.items()}
+            map = _plane("map", i, [[score]] if given["maps"] is None else given["maps"]).astype(np.float32)
+            mask = None if given["masks"] is None else _plane("mask", i, given["masks"]) > 0
+            row = Row(
+                f"array:{i}" if given["paths"] is None else str(given["paths"]),
+                label=None if given["labels"] is None else int(given["labels"]),
+                defect=str(given["defects"]) if given["defects"] else None,
+                mask=mask,
+                group=None if given["groups"] is None else str(given["groups"]),
+            )
+            height, width = map.shape if mask is None else mask.shape
+            found.append(Found(row, score, map, (height, width)))
+        return cls(tuple(found))
+
     @property
     def rows(self) -> tuple[Row, ...]:
         """One row an image, as given."""
@@ -159,6 +222,13 @@ class Prediction:
                 "(threshold=...) or fit with calibrate=0.1"
             )
         return own if threshold is None else threshold  # type: ignore[return-value]
+
+
+def _plane(name: str, index: int, values: Any) -> npt.NDArray[Any]:
+    plane = as_numpy(values)
+    if plane.ndim != 2 or plane.size == 0:
+        raise InputError(f"{name} {index} has the shape {plane.shape}: expected (H, W)")
+    return plane
 
 
 def find_defects(full_map: FloatArray, threshold: float) -> list[Defect]:

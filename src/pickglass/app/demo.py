@@ -18,6 +18,7 @@ from pickglass.data import paint
 from pickglass.data.files import written_whole
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.data.painting.defects import Kind
+from pickglass.data.painting.natural import photograph
 from pickglass.detectors.compute import Progress
 from pickglass.errors import InputError
 
@@ -56,17 +57,15 @@ def _run(root: Path, data: Path, model: str, report: str, seed: int, progress: P
 
 
 def write_textures(root: Path, seed: int = 0) -> Path:
-    """Cut scikit-image's photographs of brick, gravel and grass into pieces: good ones and some with defects.
+    """Cut photographs of brick, gravel and grass into pieces: good ones and some with defects.
 
     Args:
         root: folder to write, in MVTec AD layout; images of an earlier run have the same names.
         seed: of the painted defects.
     """
-    from skimage import data
-
     rng = np.random.default_rng(seed)
     for name in TEXTURES:
-        _write_surface(root, name, getattr(data, name)(), ON_TEXTURES, 1, rng)
+        _write_surface(root, name, photograph(name), ON_TEXTURES, 1, rng)
     return root
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pickglass.app.results import InfoResult
 from pickglass.data import MAX_PIXELS, Dataset, DataSource, describe, find_problems
+from pickglass.detectors.model_header import read_model_header
 
 __all__ = ["info"]
 
@@ -33,9 +34,7 @@ def info(data: DataSource | str | Path, *, workers: int = 2, max_pixels: int = M
     source = DataSource.of(data)
     path = source.path
     if Path(path).suffix == ".safetensors":
-        from pickglass.detectors.modelfile import read_header  # needs torch, which a data folder does not
-
-        return {"kind": "model", "path": str(path), "about": read_header(Path(path))}
+        return {"kind": "model", "path": str(path), "about": read_model_header(Path(path))}
     sets = source.load_all()
     about = {name: _about(dataset, workers, max_pixels) for name, dataset in sets.items()}
     return {"kind": "data", "path": str(path), "about": about if len(about) > 1 else next(iter(about.values()))}

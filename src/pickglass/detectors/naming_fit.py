@@ -140,6 +140,4 @@ def _sklearn() -> None:
     try:
         import sklearn  # noqa: F401
     except ImportError as error:
-        raise MissingExtra(
-            "learning to name defects needs scikit-learn, which is not installed: pip install pickglass[label]"
-        ) from error
+        raise MissingExtra.needed("learning to name defects", error) from error

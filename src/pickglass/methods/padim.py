@@ -34,7 +34,8 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
-from pickglass.nn.gaussian.cells import CellGaussians, FewSamples, RunningSums
+from pickglass.nn.gaussian.cells import CellGaussians
+from pickglass.nn.gaussian.learners import FewSamples, RunningSums
 from pickglass.nn.maps import highest, kept_cells
 from pickglass.nn.search.precision import exact_float32
 

@@ -150,7 +150,7 @@ class RayExecutor:
         try:
             self.ray: Any = import_module("ray")
         except ImportError as error:
-            raise MissingExtra("executor 'ray' needs the package ray: pip install 'pickglass[cluster]'") from error
+            raise MissingExtra.needed("executor 'ray'", error) from error
         self.address = address
         self.cpus = cpus
         self.gpus = gpus

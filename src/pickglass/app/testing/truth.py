@@ -61,7 +61,7 @@ def read_truth(row: Row, size: tuple[int, int]) -> Truth:
             regions.append(SaturatedRegion(region, area))
         truth = Truth(mask, regions)
     if row.label == 0 and truth.mask is not None and truth.mask.any():
-        files = ", ".join(row.masks)
+        files = ", ".join(row.masks) or "the mask in memory"
         raise ImageError(files, f"marks defects in {row.path}, which is labelled good: correct one of them")
     return truth
 

@@ -74,21 +74,27 @@ def read_image(source: Source, max_pixels: int = MAX_PIXELS) -> Array:
 
 
 def read_mask(
-    path: str | os.PathLike[str] | tuple[str, ...],
+    mask: str | os.PathLike[str] | Array | tuple[str, ...],
     size: tuple[int, int],
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.bool_]:
-    """Read a ground-truth mask, bool ``(H, W)``: any value above 0 in any channel is defect; of several files, in any.
+    """A mask's marked pixels, bool ``(H, W)``: those with a value above 0 in any channel, in any of several files.
+
+    Args:
+        mask: a file, an array, or several files.
+        size: (H, W) of the image that the mask belongs to.
+        max_pixels: as in :func:`read_image`.
 
     Raises:
-        ImageError: unreadable, or its size is not ``size`` (H, W), that of the image.
+        ImageError: the mask cannot be read, or is of another size than its image.
     """
     union = np.zeros(size, np.bool_)
-    for file in path if isinstance(path, tuple) else (path,):
-        image = read_image(file, max_pixels)
-        check_mask_size(os.fspath(file), (image.shape[0], image.shape[1]), size)
-        defect: NDArray[np.bool_] = image > 0
-        union |= defect if defect.ndim == 2 else np.logical_or.reduce(defect, axis=2)  # (H, W)
+    for source in mask if isinstance(mask, tuple) else (mask,):
+        image = read_image(source, max_pixels)
+        name = "<mask>" if isinstance(source, np.ndarray) else os.fspath(source)
+        check_mask_size(name, (image.shape[0], image.shape[1]), size)
+        marked: NDArray[np.bool_] = image > 0
+        union |= marked if marked.ndim == 2 else np.logical_or.reduce(marked, axis=2)  # (H, W)
     return union
 
 

@@ -3,7 +3,7 @@
 Three ingredients, cut and mixed at random: leaves that cover each other, their sizes following a power law (the dead
 leaves model: Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001), textures whose amplitude falls as
 1/f (Field, "Relations between the statistics of natural images and the response properties of cortical cells", 1987),
-and cuttings of the photographs that scikit-image carries.
+and cuttings of ten photographs that come with pickglass (``photographs/``, free of copyright).
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pickglass.data.images.decoder import Array
+from pickglass.data.images.decoder import Array, read_image
 from pickglass.data.images.geometry import Preprocess
 from pickglass.data.tables.decoding import decode_all
 from pickglass.data.tables.rows import Row, Table
 from pickglass.data.tables.sources import as_table
-from pickglass.errors import InputError
+from pickglass.errors import InputError, UnknownName
 
-__all__ = ["natural_images", "natural_photos"]
+__all__ = ["PHOTOGRAPHS", "natural_images", "natural_photos", "photograph"]
 
 Picture: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
 Floats: TypeAlias = NDArray[np.float32]
 
-_PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "moon", "rocket")
+PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "moon", "rocket")
+"""What :func:`photograph` knows; see ``photographs/README.md`` for what they show and who took them."""
+
 _GREY = 0.3  # share without colour, as the paper's penalty images
 _LEAVES = (20, 150)  # of a picture
 _RADII = (0.02, 0.4)  # of a leaf, as a share of the picture's shorter side; density r^-3
@@ -83,6 +85,20 @@ def natural_photos(folder: str | Path, size: tuple[int, int], limit: int, seed: 
 
     chosen_rows = Table([table[i] for i in chosen])
     return np.stack([_maybe_grey(rng, photo) for _, photo in decode_all(chosen_rows, middle, what="photographs")])
+
+
+def photograph(name: str) -> NDArray[np.uint8]:
+    """One of the ten photographs in :data:`PHOTOGRAPHS`, (H, W) grey or (H, W, 3) uint8, 300 to 512 pixels high.
+
+    Raises:
+        UnknownName: there is no photograph of that name.
+
+    >>> photograph("brick").shape
+    (512, 512)
+    """
+    if name not in PHOTOGRAPHS:
+        raise UnknownName("photograph", name, PHOTOGRAPHS)
+    return read_image(Path(__file__).with_name("photographs") / f"{name}.png")
 
 
 def _picture(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
@@ -146,7 +162,7 @@ def _texture(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
 
 def _cutting(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
     """A part of a photograph at a random scale, at times turned or flipped: (H, W, 3)."""
-    photo = _photo(_PHOTOS[int(rng.integers(len(_PHOTOS)))])
+    photo = _photo(PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))])
     h, w = photo.shape[:2]
     largest = min(h / size[0], w / size[1])
     scale = largest * rng.uniform(0.3, 1)  # of the photograph a pixel of the picture
@@ -160,7 +176,5 @@ def _cutting(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
 
 @cache
 def _photo(name: str) -> Picture:
-    from skimage import data
-
-    photo: Picture = getattr(data, name)()
+    photo = photograph(name)
     return np.repeat(photo[..., None], 3, axis=2) if photo.ndim == 2 else photo

@@ -33,8 +33,9 @@ def read_regions(row: Row, size: tuple[int, int], max_pixels: int = MAX_PIXELS) 
     """
     meaning = {entry.value: entry for entry in row.saturation}
     found = []
-    for file in row.masks:
-        image = read_image(file, max_pixels)
+    for source in (row.mask,) if isinstance(row.mask, np.ndarray) else row.masks:
+        image = read_image(source, max_pixels)
+        file = source if isinstance(source, str) else f"mask of {row.path}"
         check_mask_size(file, (image.shape[0], image.shape[1]), size)
         if image.ndim != 2 or image.dtype.kind != "u":
             raise ImageError(file, f"the mask is {image.dtype} {image.shape}, expected grey with 8 or 16 bits")

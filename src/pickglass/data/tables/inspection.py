@@ -64,20 +64,27 @@ def _check_masks(
     rows: Iterable[tuple[Row, tuple[int, int]]], max_pixels: int, workers: int
 ) -> tuple[list[Failure], set[str]]:
     """The masks that cannot be used with images of these sizes, and those that mark something."""
-    wanted = [(file, size) for row, size in rows for file in row.masks]
+    wanted = [(mask, size) for row, size in rows for mask in _mask_rows(row)]
     failures: list[Failure] = []
     marked: set[str] = set()
-    found = decode((Row(file) for file, _ in wanted), _any_above_0, workers, max_pixels=max_pixels)
-    for item, (file, size) in zip(found, wanted, strict=True):
+    found = decode((mask for mask, _ in wanted), _any_above_0, workers, max_pixels=max_pixels)
+    for item, (mask, size) in zip(found, wanted, strict=True):
         try:
             if item.error is not None:
-                raise ImageError(file, item.error)
-            check_mask_size(file, item.size, size)
+                raise ImageError(mask.path, item.error)
+            check_mask_size(mask.path, item.size, size)
         except ImageError as error:
             failures.append(Failure(error.path, error.reason))
         if item.value:
-            marked.add(file)
+            marked.add(mask.path)
     return failures, marked
+
+
+def _mask_rows(row: Row) -> list[Row]:
+    """Each file of a row's mask, or its array, as an image to decode."""
+    if isinstance(row.mask, np.ndarray):
+        return [Row(f"mask of {row.path}", pixels=row.mask)]
+    return [Row(file) for file in row.masks]
 
 
 def _any_above_0(image: Array, row: Row) -> bool:
@@ -137,12 +144,13 @@ def _judge_masks(
     problems["masks_unusable"] += [f"{path}: {error}" for path, error in failures]
     broken = {failure.path for failure in failures}
     for row, _ in usable:
-        if row.masks and row.label == 1 and not broken & set(row.masks) and not marked & set(row.masks):
+        masks = {mask.path for mask in _mask_rows(row)}
+        if masks and row.label == 1 and not broken & masks and not marked & masks:
             problems["masks_empty"].append(row.path)
-        if row.label == 0 and marked & set(row.masks):
+        if row.label == 0 and marked & masks:
             problems["good_with_mask"].append(row.path)
-    if any(row.masks for row in table):
-        problems["no_mask"] += [row.path for row in table if row.label == 1 and not row.masks]
+    if any(row.mask is not None for row in table):
+        problems["no_mask"] += [row.path for row in table if row.label == 1 and row.mask is None]
 
 
 def _same_content(seen: list[tuple[Row, _Seen]], problems: dict[str, list[str]]) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pickglass.data.images.decoder import MAX_PIXELS, Array, check_mask_size, read_image, read_mask
+from pickglass.data.images.decoder import MAX_PIXELS, Array, read_image, read_mask
 from pickglass.errors import DataError, ImageError, InputError
 
 __all__ = [
@@ -55,17 +55,19 @@ class Saturation(NamedTuple):
     relative: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Row:
     """One image and what is known of it.
+
+    Rows are equal if all but their pixels is equal; a mask in memory equals itself only.
 
     Attributes:
         path: file, or a made-up name such as ``array:3`` when ``pixels`` is given.
         role: ``train`` (not yet divided), ``fit``, ``validate``, ``calibrate`` or ``test``.
         label: 0 good, 1 defective, None unknown.
         defect: name of the defect type, None for good or unknown.
-        mask: file of the ground truth mask (any value above 0 is defect), a tuple of files whose union it is, or None
-            where there is none.
+        mask: the ground-truth mask, any value above 0 is defect: a file, a tuple of files whose union it is, an array
+            (H, W), or None where there is none.
         group: rows of one group are the same part or roll and stay together; None: a group of its own.
         pixels: the image itself where it did not come from a file, as the decoder returns it.
         saturation: what each pixel value of the masks means to sPRO, for :func:`pickglass.data.read_regions`.
@@ -78,7 +80,7 @@ class Row:
     role: Role = "test"
     label: int | None = None
     defect: str | None = None
-    mask: str | tuple[str, ...] | None = None
+    mask: str | tuple[str, ...] | NDArray[Any] | None = None
     group: str | None = None
     pixels: np.ndarray[Any, Any] | None = field(default=None, repr=False, compare=False)
     saturation: tuple[Saturation, ...] = field(default=(), repr=False)
@@ -93,10 +95,22 @@ class Row:
         if self.pixel_mm is not None and not 0 < self.pixel_mm < float("inf"):
             raise InputError(f"{self.path}: pixel_mm {self.pixel_mm!r}: expected millimetres a pixel, e.g. 0.05")
 
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Row) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        values = (getattr(self, known.name) for known in fields(self) if known.compare)
+        return tuple(id(value) if isinstance(value, np.ndarray) else value for value in values)
+
     @property
     def masks(self) -> tuple[str, ...]:
-        """The files of the mask, none to several."""
-        return (self.mask,) if isinstance(self.mask, str) else self.mask or ()
+        """The files of the mask: none to several, none for a mask in memory."""
+        if self.mask is None or isinstance(self.mask, np.ndarray):
+            return ()
+        return (self.mask,) if isinstance(self.mask, str) else self.mask
 
     @property
     def unit(self) -> str:
@@ -119,7 +133,7 @@ class Row:
             max_pixels: as in :meth:`image`.
 
         Raises:
-            ImageError: a file of the mask cannot be read, or its size is not that of the image.
+            ImageError: the mask cannot be read, or its size is not that of the image.
         """
         return None if self.mask is None else read_mask(self.mask, size, max_pixels)
 
@@ -136,9 +150,7 @@ class Row:
             return None
         if self.roi == MARGINS:
             return _inside_margins(image)
-        mask = read_image(self.roi)
-        check_mask_size(self.roi, (mask.shape[0], mask.shape[1]), (image.shape[0], image.shape[1]))
-        inside: NDArray[np.bool_] = np.logical_or.reduce(mask > 0, axis=2) if mask.ndim == 3 else mask > 0
+        inside = read_mask(self.roi, (image.shape[0], image.shape[1]))
         if not inside.any():
             raise ImageError(self.roi, "the region of interest is empty: mark the part with any value above 0")
         return inside

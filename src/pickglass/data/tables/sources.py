@@ -18,7 +18,7 @@ from pickglass.data.tables.roi import with_pixel_mm, with_roi
 from pickglass.data.tables.rows import Dataset, Role, Row, Table
 from pickglass.errors import DataError, InputError
 
-__all__ = ["DataLike", "DataSource", "as_table"]
+__all__ = ["DataLike", "DataSource", "as_numpy", "as_table"]
 
 DataLike: TypeAlias = (
     "Dataset | Table | Row | str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image | Iterable[Any]"
@@ -76,8 +76,8 @@ def as_table(data: DataLike, role: Role = "test") -> Table:
     Args:
         data: a Dataset, Table or Row (taken as they are); the path of an image or of a folder, which is searched with
             its sub-folders, but for ``ground_truth`` and ``masks``; an array: (H, W) grey, (H, W, C) with C 1, 3 or 4,
-            any other (N, H, W) a stack of grey images, (N, H, W, C); a PIL image; an open binary file; or an
-            iterable of these.
+            any other (N, H, W) a stack of grey images, (N, H, W, C); a PyTorch tensor of such a shape; a PIL image; an
+            open binary file; or an iterable of these.
         role: of the rows that are made here. All but ``test`` rows count as good, those as unknown.
 
     Returns:
@@ -105,6 +105,19 @@ def as_table(data: DataLike, role: Role = "test") -> Table:
     return Table(rows)
 
 
+def as_numpy(values: Any) -> np.ndarray[Any, Any]:
+    """A numpy array of numbers in an array, a list, or a PyTorch tensor on any device; torch is not imported.
+
+    >>> as_numpy([1, 2]).tolist()
+    [1, 2]
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if values.dtype.itemsize == 2 and values.dtype.is_floating_point:  # numpy has no bfloat16
+            values = values.float()
+    return np.asarray(values)
+
+
 def _items(data: Any, role: Role) -> list[Row | Path | Array]:
     if isinstance(data, Dataset):
         return list(data.table)
@@ -114,6 +127,8 @@ def _items(data: Any, role: Role) -> list[Row | Path | Array]:
         return list(_images_at(Path(data), role))
     if isinstance(data, Image.Image) or hasattr(data, "read"):
         return [read_image(data)]
+    if hasattr(data, "detach"):
+        data = as_numpy(data)
     if isinstance(data, np.ndarray):
         if data.ndim not in (2, 3, 4):
             raise InputError(f"an array of shape {data.shape}, expected (H, W), (H, W, C), (N, H, W) or (N, H, W, C)")

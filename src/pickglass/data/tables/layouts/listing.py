@@ -86,9 +86,7 @@ def _read_parquet(file: Path) -> list[dict[str, str]]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise MissingExtra(
-            f"{file}: Parquet needs pyarrow: pip install pickglass[parquet], or save the table as CSV"
-        ) from error
+        raise MissingExtra.needed(f"{file}: a Parquet file", error, ", or save the table as CSV") from error
     try:
         table = parquet.ParquetFile(file).read()
     except (pyarrow.ArrowException, OSError) as error:

@@ -1,0 +1,84 @@
+"""The header of a model file says what the model is; it is read without torch and without the model's tensors.
+
+A safetensors file begins with eight bytes (the length of a JSON text, little-endian) and that JSON text. Its entry
+``__metadata__`` maps names to texts; under the name ``pickglass`` stands the model's header, again as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pickglass.data.files import missing
+from pickglass.errors import ModelFileError
+
+__all__ = ["FORMAT", "check_model_file", "parse_header", "read_model_header"]
+
+FORMAT = 2
+"""Version of the model file's layout; files of another version are refused."""
+
+_KEYS = {"format", "method", "configuration", "preprocess", "calibration", "provenance"}
+_LONGEST = 100_000_000  # bytes of JSON; safetensors itself refuses more
+
+
+def check_model_file(path: str | Path) -> None:
+    """Check that a model file is there.
+
+    Raises:
+        ModelFileError: nothing is there, or a folder.
+    """
+    if not Path(path).exists():
+        raise ModelFileError(f"{path}: {missing(path)}. Expected a model that 'pickglass fit' wrote")
+    if not Path(path).is_file():
+        raise ModelFileError(f"{path} is a folder; expected a model file that 'pickglass fit' wrote")
+
+
+def read_model_header(path: str | Path) -> dict[str, Any]:
+    """Read the header of a model file, without reading its tensors.
+
+    Returns:
+        ``format``, ``method``, ``configuration``, ``preprocess``, ``calibration``, ``provenance``; ``naming`` where
+        the model names defects.
+
+    Raises:
+        ModelFileError: missing, not a pickglass model, of another format version, or damaged.
+    """
+    check_model_file(path)
+    try:
+        with Path(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _LONGEST:
+                raise ValueError(f"it claims a header of {length} bytes")
+            text = file.read(length)
+            if len(text) < length or length == 0:
+                raise ValueError(f"its header has {len(text)} bytes, not {length}")
+        metadata = json.loads(text).get("__metadata__", {})
+    except (OSError, ValueError, AttributeError) as error:  # JSON and Unicode errors are ValueErrors
+        raise ModelFileError(
+            f"{path}: not a readable model file, or cut short ({error}): copy it again, or fit the model anew"
+        ) from error
+    return parse_header(metadata, path)
+
+
+def parse_header(metadata: Mapping[str, str], path: str | Path) -> dict[str, Any]:
+    """Check the header in the metadata of a safetensors file; ``path`` is for messages.
+
+    Raises:
+        ModelFileError: not a pickglass model, of another format version, or damaged.
+    """
+    text = metadata.get("pickglass")
+    if text is None:
+        raise ModelFileError(f"{path}: a safetensors file, but not a pickglass model (it has no pickglass header)")
+    try:
+        header = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelFileError(f"{path}: its pickglass header is damaged ({error}): fit the model anew") from error
+    version = header.get("format") if isinstance(header, dict) else None
+    if version != FORMAT:
+        remedy = "upgrade pickglass" if isinstance(version, int) and version > FORMAT else "fit the model anew"
+        raise ModelFileError(f"{path}: model format {version!r}, this pickglass reads format {FORMAT}: {remedy}")
+    if not set(header) >= _KEYS:
+        raise ModelFileError(f"{path}: its header lacks {sorted(_KEYS - set(header))}: fit the model anew")
+    return dict(header)

@@ -1,0 +1,277 @@
+"""The two ways to learn the Gaussians of :mod:`pickglass.nn.gaussian.cells`: from running sums, or from few samples.
+
+Sums are float64 around the mean of the first images, so memory does not grow with the images. An image in which a
+unit is left out enters none of its sums. Where siblings counted in different images, each keeps the variances of its
+own images, and their covariance with a coarser level is scaled by sqrt((n - 1) / (n' - 1)), n of n' images: this keeps
+a covariance positive when it is put together from parts. Where all counted in the same images it is the plain one.
+
+Letters: B images, P positions, N images learned from, h x w cells of the grid, U units of a level, V units of the
+level before it (coarser), d channels of a level, c channels of all coarser ones, D channels of all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pickglass.errors import InputError
+from pickglass.nn.gaussian.algebra import inverse_factor, stack_channels, times_parent
+from pickglass.nn.gaussian.cells import CellGaussians, Level
+
+__all__ = ["FewSamples", "RunningSums"]
+
+_AT_ONCE = 32  # images of one update: enough to be worth a pass over the sums
+_BLOCK = 1 << 22  # doubles of one block while factors are computed: about 150 MB with the copies
+
+
+class _Learner:
+    """Both ways of learning hold batches until there are enough, and know which units count in them."""
+
+    def __init__(self, gaussians: CellGaussians) -> None:
+        self.gaussians = gaussians
+        self._held: list[tuple[list[Tensor], Tensor | None]] = []
+
+    def add(self, features: Sequence[Tensor], keep: Tensor | None = None) -> None:
+        """Good images are added to what is learned.
+
+        Args:
+            features: (B, P, d, h_l, w_l) of each level, in the caller's order; they are held for a while.
+            keep: (B, P, h, w) bool, which cells of which image count; None: all.
+        """
+        self._held.append((list(features), keep))
+
+    def _columns(self, positions: slice) -> tuple[list[Tensor], list[Tensor] | None]:
+        """The held images of some positions, one column per image.
+
+        Returns:
+            Columns (P, U, d, B) of each level, coarsest first, and which of them count, (P, U, 1, B) bool; None: all.
+        """
+        model, held = self.gaussians, self._held
+        columns = [
+            level.columns(torch.cat([features[i][:, positions] for features, _ in held]))
+            for level, i in zip(model.levels, model.order, strict=True)
+        ]
+        if all(keep is None for _, keep in held):
+            return columns, None
+        masks = [
+            features[0].new_ones(*features[0][:, positions].shape[:2], *model.grid)
+            if keep is None
+            else keep[:, positions].float()
+            for features, keep in held
+        ]
+
+        counts = torch.cat(masks).flatten(2)  # (B, P, h w)
+        index, kept = model.cell, []
+        for level in reversed(model.levels):
+            under = counts.new_zeros(*counts.shape[:2], len(level.source)).index_add_(2, index, counts)
+            counts = (under > 0).float()  # (B, P, U), a unit counts where any cell under it does
+            kept.append((under > 0).permute(1, 2, 0)[:, :, None])  # (P, U, 1, B)
+            index = level.parent
+        return columns, kept[::-1]
+
+
+class RunningSums(_Learner):
+    """Sums of x and x x^T per unit, in memory that does not depend on the number of images.
+
+    Args:
+        gaussians: to be filled.
+        device: where the sums are kept.
+    """
+
+    def __init__(self, gaussians: CellGaussians, device: torch.device | str = "cpu") -> None:
+        super().__init__(gaussians)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(gaussians.positions, *shape, dtype=torch.float64, device=device)
+
+        sizes = gaussians.sizes()
+        self._shift = [zeros(u, d) for u, d, _ in sizes]
+        # with a 1 below x, one product gives the sums of x x^T, of x and of 1
+        self._sums = [zeros(u, d + 1, d + 1) for u, d, _ in sizes]
+        self._cross = [zeros(u, d + 1, c) for u, d, c in sizes]
+
+    @staticmethod
+    def bytes(gaussians: CellGaussians) -> int:
+        """The sums take at most this many bytes while they are filled and turned into rows of L^-1."""
+        sums = sum(u * (d + 1) * (c + d + 1) for u, d, c in gaussians.sizes())
+        held = _AT_ONCE * sum(u * d for u, d, _ in gaussians.sizes())
+        in_work = _AT_ONCE * sum(u * (c + 4 * (d + 1)) for u, d, c in gaussians.sizes())  # of the position being added
+        return gaussians.positions * (8 * sums + 4 * held) + 8 * in_work + 4 * gaussians.floats()
+
+    def add(self, features: Sequence[Tensor], keep: Tensor | None = None) -> None:  # noqa: D102
+        super().add(features, keep)
+        if sum(len(held[0]) for held, _ in self._held) >= _AT_ONCE:
+            self._absorb()
+
+    def _absorb(self) -> None:
+        for p in range(self.gaussians.positions):
+            self._absorb_position(p)
+        self._held = []
+
+    def _absorb_position(self, p: int) -> None:
+        """One position alone: its deviations are small enough to stay in memory that the process has already."""
+        columns, kept = self._columns(slice(p, p + 1))
+        levels = self.gaussians.levels
+        coarser = self._shift[0].new_zeros(1, 0, columns[0].shape[3])  # (V, c, B)
+        for k, (level, (x,)) in enumerate(zip(levels, columns, strict=True)):
+            mask = None if kept is None else kept[k][0]  # (U, 1, B)
+            sums, shift = self._sums[k][p], self._shift[k][p]
+            _choose_shift(shift, sums[:, -1, -1] == 0, x, mask)
+
+            z1 = torch.ones(x.shape[0], x.shape[1] + 1, x.shape[2], dtype=torch.float64, device=x.device)
+            z = torch.sub(x, shift[..., None], out=z1[:, :-1])  # (U, d, B)
+            if mask is not None:
+                z1.masked_fill_(~mask, 0.0)  # what does not count need not be finite
+
+            sums.baddbmm_(z1, z1.transpose(1, 2))
+            if k > 0:
+                self._absorb_cross(level, self._cross[k][p], z1, coarser)
+            if level is not levels[-1]:
+                coarser = stack_channels(coarser, z, level.parent)
+
+    def _absorb_cross(self, level: Level, cross: Tensor, z1: Tensor, coarser: Tensor) -> None:
+        """The products with all coarser levels are added to their sums (U, d + 1, c)."""
+        if not level.siblings:
+            cross.baddbmm_(z1, coarser[level.parent].transpose(1, 2))
+            return
+        u, wide, c = cross.shape
+        v, m = u // level.siblings, wide * level.siblings
+        # all units under a parent in one product, (V, m, B) (V, B, c): nothing is copied out
+        cross.view(v, m, c).baddbmm_(z1.view(v, m, -1), coarser.transpose(1, 2))
+
+    def finish(self) -> None:
+        """The Gaussians are filled.
+
+        Raises:
+            InputError: eps is too small for the rounding of the covariances, or the features are not finite.
+        """
+        if self._held:
+            self._absorb()
+        positions, levels = self.gaussians.positions, self.gaussians.levels
+
+        doubles = 0
+        for level, (u, d, c) in zip(levels, self.gaussians.sizes(), strict=True):
+            level.mean = torch.zeros(positions, u, d, device=self._shift[0].device)
+            level.rows = torch.zeros(positions, u, d, c + d, device=self._shift[0].device)
+            doubles += positions * u * (c + d) * (d if level is levels[-1] else c + d)
+        self.gaussians.factor = None
+
+        roots = len(levels[0].source)
+        step = max(1, _BLOCK * roots // max(1, doubles))
+        for lo in range(0, roots, step):
+            self._factorise(lo, min(lo + step, roots))
+        self._shift, self._sums, self._cross = [], [], []
+
+    def _factorise(self, lo: int, hi: int) -> None:
+        """The rows of L^-1 are computed for the units lo..hi of the coarsest level and all that lie under them."""
+        levels, before = self.gaussians.levels, 0
+        whole = self._shift[0].new_zeros(self.gaussians.positions, 1, 0, 0)  # (P, V, c, c), L^-1 of all coarser levels
+        dof = whole.sum(3)  # (P, V, c), n - 1 of each of their channels
+        for k, level in enumerate(levels):
+            if k > 0:  # from units of the level before to those under them
+                ends = torch.tensor([lo, hi], device=level.parent.device)
+                before, (lo, hi) = lo, torch.searchsorted(level.parent, ends).tolist()
+
+            parent = level.parent[lo:hi] - before
+            siblings = level.siblings if k > 0 else 0
+            mean, covariance, level_dof = self._moments(k, lo, hi)
+            joint = self._joint(k, lo, hi) / (level_dof[..., None, None] * dof[:, parent, None]).sqrt()
+            lower = times_parent(joint, whole.transpose(2, 3), parent, siblings)  # rows of L, (P, U, d, c)
+            inverse = inverse_factor(covariance - lower @ lower.transpose(2, 3), self.gaussians.eps)  # (P, U, d, d)
+            left = -(inverse @ times_parent(lower, whole, parent, siblings))  # (P, U, d, c)
+            rows = torch.cat([left, inverse], dim=3)  # (P, U, d, c + d)
+
+            level.mean[:, lo:hi] = mean
+            level.rows[:, lo:hi] = rows
+            if level is not levels[-1]:
+                top = nn.functional.pad(whole[:, parent], (0, mean.shape[2]))  # (P, U, c, c + d)
+                whole = torch.cat([top, rows], dim=2)
+                dof = torch.cat([dof[:, parent], level_dof[..., None].expand(mean.shape)], dim=2)
+
+    def _moments(self, k: int, lo: int, hi: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums give mean (P, U, d), covariance with n - 1 (P, U, d, d), and n - 1, at least 1, (P, U)."""
+        sums = self._sums[k][:, lo:hi]
+        n = sums[..., -1, -1]  # (P, U)
+        dof = (n - 1).clamp(min=1)
+        total = sums[..., :-1, -1]  # (P, U, d), of x - shift
+        mean = total / n.clamp(min=1)[..., None]
+        scatter = sums[..., :-1, :-1] - mean[..., None] * total[..., None, :]
+        return self._shift[k][:, lo:hi] + mean, scatter / dof[..., None, None], dof
+
+    def _joint(self, k: int, lo: int, hi: int) -> Tensor:
+        """The sums of (x - mean) y^T over the images in which a unit counts, y of all coarser levels: (P, U, d, c)."""
+        cross, sums = self._cross[k][:, lo:hi], self._sums[k][:, lo:hi]
+        mean = sums[..., :-1, -1] / sums[..., -1, -1].clamp(min=1)[..., None]  # (P, U, d)
+        return cross[..., :-1, :] - mean[..., None] * cross[..., -1:, :]
+
+
+class FewSamples(_Learner):
+    """For fewer images than channels, the same Gaussians are kept in a low-rank form, made of the samples themselves.
+
+    With Z the N deviations over sqrt(n - 1), Sigma = Z^T Z + eps I. From Z Z^T = U diag(lambda) U^T, a small matrix,
+    sqrt(eps) Sigma^-1/2 = I - F^T F with F = (lambda + eps + sqrt(eps (lambda + eps)))^-1/2 U^T Z: no division by an
+    eigenvalue that may be 0, and N x D numbers per cell.
+    """
+
+    @staticmethod
+    def bytes(gaussians: CellGaussians, images: int) -> int:
+        """The samples take at most this many bytes while they are held and turned into factors."""
+        samples = gaussians.positions * images * sum(u * d for u, d, _ in gaussians.sizes())
+        return 4 * gaussians.floats(images) + (4 + 4 + 3 * 8) * samples
+
+    def finish(self) -> None:
+        """The Gaussians are filled.
+
+        Raises:
+            InputError: the features are not finite.
+        """
+        model, levels = self.gaussians, self.gaussians.levels
+        columns, kept = self._columns(slice(None))
+        self._held = []
+
+        samples = []  # Z of each level, (P, U, d, N)
+        for k, (level, x) in enumerate(zip(levels, columns, strict=True)):
+            mask = torch.ones_like(x[:, :, :1], dtype=torch.bool) if kept is None else kept[k]  # (P, U, 1, N)
+            n = mask.sum(3)  # (P, U, 1)
+            mean = torch.where(mask, x, 0.0).double().sum(3) / n.clamp(min=1)  # (P, U, d)
+            if not bool(torch.isfinite(mean).all()):
+                raise InputError("the features are not finite: look for NaN or infinity in them")
+            level.mean = mean.float()
+            samples.append(torch.where(mask, x - mean[..., None], 0.0) / (n - 1).clamp(min=1).sqrt()[..., None])
+
+        units, wide, images = len(levels[-1].source), sum(model.channels), columns[0].shape[3]
+        factor = columns[0].new_empty(model.positions, units, images, wide)
+        step = max(1, _BLOCK // (model.positions * images * (2 * wide + images)))
+        for lo in range(0, units, step):
+            index = torch.arange(lo, min(lo + step, units), device=factor.device)
+            parts: list[Tensor] = []
+            for level, z in zip(reversed(levels), reversed(samples), strict=True):
+                parts.insert(0, z[:, index])
+                index = level.parent[index]
+            factor[:, lo : lo + step] = self._factor(torch.cat(parts, dim=2).transpose(2, 3))
+        model.factor = factor
+
+    def _factor(self, z: Tensor) -> Tensor:
+        """The factor F is computed from the deviations Z, both (P, U, N, D)."""
+        eps = self.gaussians.eps
+        eigenvalues, vectors = torch.linalg.eigh(z @ z.transpose(2, 3))
+        raised = eigenvalues.clamp(min=0) + eps  # (P, U, N)
+        scale = (raised + (eps * raised).sqrt()).rsqrt()
+        factor: Tensor = scale[..., None] * (vectors.transpose(2, 3) @ z)
+        return factor
+
+
+def _choose_shift(shift: Tensor, unseen: Tensor, x: Tensor, mask: Tensor | None) -> None:
+    """The shift of a unit becomes the mean of its first images; any is right, one close to the mean loses no digits.
+
+    Args:
+        shift: (U, d), written to where ``unseen`` (U,) is.
+        unseen: (U,) bool.
+        x: (U, d, B).
+        mask: (U, 1, B) bool, which images count; None: all.
+    """
+    if bool(unseen.any()):
+        first = x.mean(2) if mask is None else torch.where(mask, x, 0.0).sum(2) / mask.sum(2).clamp(min=1)  # (U, d)
+        shift.copy_(torch.where(unseen[:, None], first.double(), shift))

@@ -1,0 +1,176 @@
+"""What ``pip install pickglass`` brings is enough for data, metrics, thresholds and the command line: no torch.
+
+The environment is a real one: an empty virtual environment that sees pickglass, what ``pyproject.toml`` declares as its
+dependencies, and what those require in turn, and nothing else of what is installed here.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+
+import pickglass as pg
+from pickglass.testing import textures
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+SOURCE = Path(pg.__file__).parent
+PROJECT = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
+ABSENT = {"torch", "torchvision", "timm", "safetensors", "openvino", "onnx", "sklearn", "matplotlib", "skimage", "ray"}
+CORE = ("errors", "data", "metrics", "calibration", "result", "cli")
+
+
+def required(names: list[str]) -> Iterator[str]:
+    """The declared distributions and what they require, each once."""
+    waiting, seen = list(names), set()
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if requirement.name not in seen:
+            seen.add(requirement.name)
+            yield requirement.name
+            waiting += distribution(requirement.name).requires or []
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the core's dependencies only."""
+    root = tmp_path_factory.mktemp("core")
+    packages = root / "packages"
+    packages.mkdir()
+    for name in required(PROJECT["dependencies"]):
+        found = distribution(name)
+        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(Path(str(found.locate_file(top))))
+    information = Path(str(distribution("pickglass").locate_file("")))
+    for folder in information.glob("pickglass-*.dist-info"):  # the version is asked for by name
+        (packages / folder.name).symlink_to(folder)
+    venv.create(root / "venv", with_pip=False, symlinks=os.name != "nt")
+    python = root / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    where = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    Path(where, "core.pth").write_text(f"{packages}\n{SOURCE.parent}\n")
+    return python
+
+
+def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run([python, *arguments], capture_output=True, text=True, env=environment)
+
+
+def succeeded(python: Path, *arguments: str) -> str:
+    done = run(python, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_module_of_the_core_can_be_imported(python: Path) -> None:
+    modules = [
+        ".".join(("pickglass", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path.relative_to(SOURCE).parts[0].removesuffix(".py") in CORE
+    ]
+    assert len(modules) > 50
+    code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\nprint(*sys.modules)"
+    loaded = {name.partition(".")[0] for name in succeeded(python, "-c", code).split()}
+    assert not loaded & ABSENT
+
+
+def test_there_is_no_torch_in_it(python: Path) -> None:
+    for name in ABSENT:
+        assert run(python, "-c", f"import {name}").returncode == 1, f"{name} is there: this environment proves nothing"
+
+
+def test_the_command_line_says_what_is_in_a_data_set_and_in_a_model(
+    python: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    assert "drift" in succeeded(python, "-m", "pickglass", "--help")
+    for command in ("fit", "test", "study", "advise"):
+        assert "--json" in succeeded(python, "-m", "pickglass", command, "--help")
+    assert "mvtec" in succeeded(python, "-m", "pickglass", "info", str(small_dataset))
+    about = json.loads(succeeded(python, "-m", "pickglass", "info", str(small_dataset), "--json"))["about"]
+    assert about["types"] == {"good": 20, "hole": 2, "scratch": 2}
+    model = pg.PatchCore(size=64, ratio=0.1).fit(textures(8, 64)).save(tmp_path / "m.safetensors")
+    about = json.loads(succeeded(python, "-m", "pickglass", "info", str(model), "--json"))["about"]
+    assert about["method"] == "patchcore"
+
+
+def test_what_needs_more_names_the_extra(python: Path, small_dataset: Path, tmp_path: Path) -> None:
+    line = 'pip install "pickglass[train]"'
+    done = run(python, "-m", "pickglass", "fit", str(small_dataset), "-o", str(tmp_path / "m.safetensors"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [f"error: this command needs torch, which is not installed: {line}"]
+    done = run(python, "-c", "import pickglass\npickglass.PatchCore")
+    assert done.returncode == 1
+    assert f"MissingExtra: pickglass.PatchCore needs torch, which is not installed: {line}" in done.stderr
+
+
+def test_saved_scores_and_maps_are_evaluated(python: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    masks = np.zeros((6, 8, 10), bool)
+    masks[3:, 2:4, 5:9] = True
+    maps = (rng.random((6, 8, 10)) + masks).astype(np.float32)
+    labels = [0, 0, 0, 1, 1, 1]
+    scores = maps.max((1, 2))
+    file = tmp_path / "saved.npz"
+    np.savez(file, scores=scores, maps=maps, labels=labels, masks=masks)
+    code = (
+        "import json, sys, numpy as np, pickglass as pg\n"
+        "prediction = pg.Prediction.from_arrays(**np.load(sys.argv[1]))\n"
+        "print(json.dumps(dict(pg.evaluate(prediction))))"
+    )
+    figures = json.loads(succeeded(python, "-c", code, str(file)))
+    assert figures["image_auroc"] == pg.metrics.auroc(labels, scores) == 1
+    assert figures["pixel_auroc"] == pytest.approx(pg.metrics.auroc(masks.ravel(), maps.ravel()))
+    assert figures["aupro_30"] == pytest.approx(pg.metrics.aupro(maps, masks))
+
+
+# -- and on paper ------------------------------------------------------------------------------------------------------
+
+
+def at_module_level(tree: ast.Module) -> Iterator[str]:
+    """Modules that are imported when a module is, those for type checkers left out."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        waiting += ast.iter_child_nodes(node)
+
+
+def test_no_module_of_the_core_imports_an_extra() -> None:
+    for path in sorted(SOURCE.rglob("*.py")):
+        if path.relative_to(SOURCE).parts[0].removesuffix(".py") in CORE:
+            loaded = {name.partition(".")[0] for name in at_module_level(ast.parse(path.read_text()))}
+            assert not loaded & ABSENT, f"{path} imports {sorted(loaded & ABSENT)}, which is not in the core"
+
+
+def test_the_alias_of_an_extra_stays_for_a_release() -> None:
+    assert PROJECT["optional-dependencies"]["label"][0] in PROJECT["optional-dependencies"]["train"]
