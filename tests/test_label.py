@@ -278,7 +278,7 @@ def test_a_model_learns_to_name_and_stays_the_detector_it_was(
     # saved again, it names alike, and scikit-learn was not asked
     again = pg.load(out)
     copy = pg.load(again.save(tmp_path / "copy.safetensors"))
-    found = [[one.named for one in d.predict([examples / "new"], compute=TORCH)] for d in (again, copy)]
+    found = [[one.named for one in d.predict([examples / "new"], engine="torch")] for d in (again, copy)]
     assert found[0] == found[1]
 
 
@@ -339,7 +339,10 @@ def test_the_command(
     assert code == 0
     assert result["layers"] == ["stage5"]
     assert sum(result["confusion"]["hole"].values()) == 7
-    code, text, _ = run(*words)
+    code, text, err = run(*words)
+    assert (code, text) == (2, "")
+    assert "--force" in err
+    code, text, _ = run(*words, "--force")
     assert "as scratch" in text
     assert "must not judge the names" in " ".join(text.split())
     code, text, _ = run("predict", out, examples / "new", "--engine", "torch")

@@ -24,7 +24,7 @@ from pickglass.cli.predict import predict
 from pickglass.cli.study import study
 from pickglass.cli.test import test
 from pickglass.cli.threshold import threshold
-from pickglass.errors import MissingExtra, PickglassError, PromiseUnreachable
+from pickglass.errors import MissingExtra, PickglassError
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -83,15 +83,9 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except PromiseUnreachable as error:
-        _end(error, 1)
     except PickglassError as error:
-        _end(error, 2)
+        typer.echo(f"error: {error}", err=True)
     except ModuleNotFoundError as error:
-        _end(MissingExtra.needed(f"'pickglass {' '.join(sys.argv[1:2])}'", error), 2)
-    sys.exit(0)
-
-
-def _end(error: Exception, code: int) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    sys.exit(code)
+        needed = MissingExtra.needed(f"'pickglass {' '.join(sys.argv[1:2])}'", error)
+        typer.echo(f"error: {needed}", err=True)
+    sys.exit(2)

@@ -10,6 +10,7 @@ import typer
 from pickglass.cli.command import run
 from pickglass.cli.console import say
 from pickglass.cli.options import Compute, Folder, Json, ModelFile, Place, check_order
+from pickglass.errors import PromiseUnreachable
 
 if TYPE_CHECKING:
     from pickglass.app.results import ThresholdResult
@@ -53,13 +54,17 @@ def threshold(
     from pickglass.app.threshold import threshold as use_case
 
     request = ThresholdRequest(promise, false_alarm, confidence, shift, pixel, value, folds)
-    run(
-        lambda progress: use_case(
-            model, place.source(data, folder), request, compute=compute.options(), progress=progress
-        ),
-        _show,
-        as_json,
-    )
+    try:
+        run(
+            lambda progress: use_case(
+                model, place.source(data, folder), request, compute=compute.options(), progress=progress
+            ),
+            _show,
+            as_json,
+        )
+    except PromiseUnreachable as error:  # a finding about the images, no mistake in the command
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
 
 
 def _show(result: ThresholdResult) -> None:
