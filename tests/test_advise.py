@@ -32,6 +32,7 @@ from pickglass.features.shared import SharedFeatures
 
 LITE = "efficientnet_lite0"
 QUICK = ComputeOptions(engine="torch")
+TORCH = QUICK.arguments()
 
 
 # -- geometry ----------------------------------------------------------------------------------------------------------
@@ -134,8 +135,8 @@ def test_a_score_is_that_of_the_whole_evaluation(painted: Any) -> None:
 
     candidate = candidates(LITE, [((96, 96), 1.0)], 24).kept[0]
     taught = painted.fit[96, 96]
-    detector = detector_of(candidate, len(taught)).fit(taught, calibrate=0.0, **QUICK)
-    prediction = detector.predict(painted.test[96, 96], **QUICK)
+    detector = detector_of(candidate, len(taught)).fit(taught, calibrate=0.0, **TORCH)
+    prediction = detector.predict(painted.test[96, 96], **TORCH)
     score = scored(prediction, painted)
     curves = PixelCurves()
     for values, one in zip(prediction.maps, painted.judged, strict=True):
@@ -310,15 +311,15 @@ def test_rotated_copies_make_turned_images_good() -> None:
     images = (images * (ramp if images.ndim == 3 else ramp[..., None])).astype(np.uint8)  # up and down now differ
     turned = np.ascontiguousarray(np.rot90(images, 2, (1, 2)))
     plain, both = (
-        pg.PatchCore(size=64, weights="random", ratio=0.2, rotations=n).fit(images, calibrate=0.0, **QUICK)
+        pg.PatchCore(size=64, weights="random", ratio=0.2, rotations=n).fit(images, calibrate=0.0, **TORCH)
         for n in (1, 2)
     )
     assert both.provenance["details"]["patches"] == 2 * plain.provenance["details"]["patches"]
-    assert both.predict(turned, **QUICK).scores.mean() < 0.8 * plain.predict(turned, **QUICK).scores.mean()
+    assert both.predict(turned, **TORCH).scores.mean() < 0.8 * plain.predict(turned, **TORCH).scores.mean()
     with pytest.raises(InputError, match="square"):
-        pg.PatchCore(size=(64, 96), weights="random", rotations=4).fit(images, calibrate=0.0, **QUICK)
+        pg.PatchCore(size=(64, 96), weights="random", rotations=4).fit(images, calibrate=0.0, **TORCH)
     with pytest.raises(InputError, match="rotations=3"):
-        pg.PatchCore(size=64, weights="random", rotations=3).fit(images, calibrate=0.0, **QUICK)
+        pg.PatchCore(size=64, weights="random", rotations=3).fit(images, calibrate=0.0, **TORCH)
 
 
 def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
@@ -328,31 +329,31 @@ def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
     images = np.clip(images + rng.normal(0, 4, images.shape), 0, 255).astype(np.uint8)
     wrong = np.ascontiguousarray(images[:1, :, ::-1])  # all of it good ground, on the other side
     plain, placed = (
-        pg.PatchCore(size=64, layers=["stage2"], ratio=0.2, position=w).fit(images, calibrate=0.0, **QUICK)
+        pg.PatchCore(size=64, layers=["stage2"], ratio=0.2, position=w).fit(images, calibrate=0.0, **TORCH)
         for w in (0.0, 2.0)
     )
 
     def excess(detector: Any) -> float:
-        found = detector.predict(np.concatenate([images, wrong]), **QUICK)
+        found = detector.predict(np.concatenate([images, wrong]), **TORCH)
         return float(found.maps[-1][:, 2:5].mean() / found.maps[0][:, 2:5].mean())  # away from rim and middle
 
     assert excess(placed) > 1.5 * excess(plain)
     path = placed.save(tmp_path / "m.safetensors")
-    again = pg.load(path).predict(wrong, **QUICK).scores
-    assert np.array_equal(again, placed.predict(wrong, **QUICK).scores)
+    again = pg.load(path).predict(wrong, **TORCH).scores
+    assert np.array_equal(again, placed.predict(wrong, **TORCH).scores)
     with pytest.raises(InputError, match="position=-1"):
-        pg.PatchCore(size=64, weights="random", position=-1).fit(images, calibrate=0.0, **QUICK)
+        pg.PatchCore(size=64, weights="random", position=-1).fit(images, calibrate=0.0, **TORCH)
 
 
 def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:
     detector = pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5)
-    detector.fit(_images(6), calibrate=0.0, **QUICK)
+    detector.fit(_images(6), calibrate=0.0, **TORCH)
     assert detector.provenance["details"]["patches"] == 60
     assert detector.bank is not None
     assert detector.bank.shape[1] == 30
     torch.testing.assert_close(
         detector.bank,
-        pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5).fit(_images(6), calibrate=0.0, **QUICK).bank,
+        pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5).fit(_images(6), calibrate=0.0, **TORCH).bank,
     )
 
 

@@ -29,6 +29,7 @@ from pickglass.errors import InputError
 from pickglass.features.foreground import Check, Foreground, find_foreground, foreground_of
 
 QUICK = ComputeOptions(engine="torch", workers=1)
+TORCH = QUICK.arguments()
 TRAY = Tray("pin", part_px=40, pitch_px=90)  # two by two of them on 192 x 256, their right third empty
 
 
@@ -190,7 +191,7 @@ def test_fit_finds_its_region_and_says_so(trays: Path, tmp_path: Path) -> None:
     assert result["foreground"] is not None
     assert result["foreground"]["n_images"] == 10  # one is held back for the threshold and chooses nothing
     assert float(detector.roi.float().mean()) == pytest.approx(result["foreground"]["share"], abs=0.03)
-    heat = detector.predict(load_dataset(trays).train[:1], **QUICK).map(0)
+    heat = detector.predict(load_dataset(trays).train[:1], **TORCH).map(0)
     assert (heat[:, 220:] == heat.min()).all()  # no part ever lies there
     assert heat[:, :160].min() < heat[:, :160].max()
 
@@ -291,7 +292,7 @@ def test_auto_judges_later_parts_with_the_mask(tmp_path: Path, monkeypatch: pyte
     """And hands it on, if it is taken."""
     chosen = Candidate("efficientnet_lite0", ("stage1",), (32, 32), 8.0, 2, 0.1)
     score = Score((0.5, 0.4, 0.6), (0.5, 0.4, 0.6), None, np.zeros(0), np.zeros(0), ())  # type: ignore[arg-type]
-    advice = Advice((Rated(chosen, score, 1.0),), (), painted(MASK), MASK.shape, 8.0, None, None)
+    advice = Advice((Rated(chosen, score, 1.0),), (), painted(MASK), MASK.shape, AdviseRequest(8.0), None)
     judged: list[PaintedSet] = []
 
     def judge(candidate: Candidate, data: PaintedSet, *_: Any, **__: Any) -> tuple[object, None]:

@@ -35,6 +35,7 @@ from pickglass.features.shared import SharedFeatures
 from pickglass.methods import find_method
 
 QUICK = ComputeOptions(engine="torch")
+TORCH = QUICK.arguments()
 LITE = "efficientnet_lite0"
 
 
@@ -69,7 +70,7 @@ def test_scores_are_those_of_plain_fits_and_each_image_is_seen_once(small_datase
             own = {**settings, "layers": layers, **changes}
             plain, served = (find_method(method).configured(own) for _ in range(2))
             served.make_engine = shared.engine
-            found = [d.fit(data.train, calibrate=0.0, **QUICK).predict(data.test, **QUICK) for d in (plain, served)]
+            found = [d.fit(data.train, calibrate=0.0, **TORCH).predict(data.test, **TORCH) for d in (plain, served)]
             np.testing.assert_allclose(found[1].scores, found[0].scores, rtol=1e-4)
             np.testing.assert_allclose(found[1].maps, found[0].maps, rtol=1e-3, atol=1e-4)
         assert shared.computed == len(data.table) == 24

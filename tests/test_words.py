@@ -69,6 +69,7 @@ OLD_HOOKS = {
 }
 PUZZLES = re.compile(r"\b(untold|unasked)\b", re.IGNORECASE)  # participles that stand for a noun that nobody names
 PENDING = {
+    "app",
     "calibration",
     "data",
     "detectors",
