@@ -29,6 +29,7 @@ from pickglass.app.drift import _most
 from pickglass.calibration.drift import Drift, Sample, find_drift, units
 from pickglass.data import Row, Table, load_dataset, read_image, split_roles
 from pickglass.data.painting.disturbances import DISTURBANCES, disturb
+from pickglass.detectors.drift_sample import describe
 from pickglass.methods import PatchCore
 
 LABELLINGS = 1000  # a test; fewer than by default, which costs a little power
@@ -83,7 +84,7 @@ def main() -> None:
     detector = PatchCore(size=given.size).fit(train.role("fit"), calibrate=0)
     rows = train.role("calibrate")
     rng = np.random.default_rng(given.seed)
-    held = detector.describe(rows)[0]
+    held = describe(detector, rows)[0]
     # the same image speaks for a part in every version of the pool
     chosen = units(held, rng)
     at = np.array([int(np.flatnonzero((held.facts == facts).all(axis=1))[0]) for facts in chosen.facts])
@@ -93,15 +94,15 @@ def main() -> None:
         "data": dataset.name, "pool": len(pool), "reference": splits.n, "new": splits.m, "level": given.level,
     }  # fmt: skip
     result["false_alarms"] = rate([splits.tested(k, pool).found for k in range(given.repeats)])
-    test = detector.describe(good.role("test"))[0]
+    test = describe(detector, good.role("test"))[0]
     if len(test) > 2:
         last = find_drift(pool, test, given.level)
         result["train_against_test"] = {change.what: round(change.p, 4) for change in last.changes}
     result["found"] = {}
-    turned = detector.describe(disturbed(rows, "rotation", 1, False))[0]
+    turned = describe(detector, disturbed(rows, "rotation", 1, False))[0]
     for name, kind, alike in conditions():
         for strength in DISTURBANCES[kind]:
-            version = detector.describe(disturbed(rows, kind, strength, alike))[0]
+            version = describe(detector, disturbed(rows, kind, strength, alike))[0]
             against = turned if kind == "rotation" else None
             tests = [splits.tested(k, version, against) for k in range(given.detections)]
             most = Counter(change.what for change in map(_most, tests) if change is not None)

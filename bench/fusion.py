@@ -99,13 +99,13 @@ def fit(given: argparse.Namespace) -> None:
                 settings = {"backbone": BACKBONE, "layers": PAIR, "size": SIZE}
                 settings |= {"ratio": 0.01} if method == "patchcore" else {"dims": 100}
                 detector = change(METHODS[method].configured(settings))
-                detector.make_engine = shared.engine
+                detector.shared_features = shared
                 began = time.process_time()
                 detector.fit(train, validate=0.1, calibrate=0, seed=0)
                 found = detector.predict(Table(test.rows))
                 with written_whole(target) as temporary:
                     np.savez_compressed(temporary, scores=found.scores, maps=np.stack(found.maps))
-                told = detector.provenance.get("adaptation", {})
+                told = detector.provenance.adaptation or {}
                 print(f"{method}, {name}: {time.process_time() - began:.0f} s", told.get("auroc", ""), flush=True)
 
 

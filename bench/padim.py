@@ -103,7 +103,7 @@ def ours(folder: Path) -> Figures:
         start = time.perf_counter()
         found.predict(data.test, batch=BATCH)
         speeds.append(len(data.test) / (time.perf_counter() - start))
-    return {"fit_s": fit_s, "set_up_s": set_up_s, "images_per_s": sorted(speeds)[1], **found.provenance["details"]}
+    return {"fit_s": fit_s, "set_up_s": set_up_s, "images_per_s": sorted(speeds)[1], **found.provenance.details}
 
 
 def own_peak(folder: Path) -> int:

@@ -53,7 +53,7 @@ def ours(folder: Path, ratio: float) -> dict[str, float]:
             start = time.perf_counter()
             detector.fit(data, calibrate=0)
             fit_s = time.perf_counter() - start
-    bank = detector.provenance["details"]["bank"]
+    bank = detector.provenance.details["bank"]
     speeds = []
     for _ in range(3):
         start = time.perf_counter()

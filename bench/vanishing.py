@@ -37,7 +37,7 @@ from bench.textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pie
 from pickglass.app.see.layers import layers as layer_table
 from pickglass.app.see.request import BackboneRequest
 from pickglass.data import Preprocess, resize_map
-from pickglass.detectors.compute import silent
+from pickglass.detectors.loading import silent
 from pickglass.detectors.method import FitContext
 from pickglass.errors import WeightsMissing
 from pickglass.features.backbones.registry import find_backbone

@@ -170,16 +170,16 @@ def test_a_model_carries_its_adapted_weights(tiled: bool, tmp_path: Path, monkey
     images = textures(10, 96)
     detector = pg.PatchCore(**RESNET, ratio=0.05).adapted("layer2", epochs=1, lr=1e-3, images=12)  # type: ignore[arg-type]
     detector = (detector.tiled(tile=48, stride=16, heads=2) if tiled else detector).fit(images, validate=0.2)
-    told = detector.provenance["adaptation"]
+    told = detector.provenance.adaptation
     assert told["images"] <= 12
-    assert detector.provenance["n_validate"] == 2
-    adapted = detector.provenance["backbone_weights"]["adapted"]
+    assert detector.provenance.n_validate == 2
+    adapted = detector.provenance.backbone_weights["adapted"]
     assert told["kept"] == 1
     assert adapted is not None
     scores = detector.predict(images).scores
     assert np.isfinite(scores).all()
     again = pg.PatchCore.configured(detector.configuration()).fit(images, validate=0.2)
-    assert again.provenance["backbone_weights"]["adapted"] == adapted
+    assert again.provenance.backbone_weights["adapted"] == adapted
     assert (again.predict(images).scores == scores).all()
     loaded = pg.load(detector.save(tmp_path / "model.safetensors"))
     assert (loaded.predict(images).scores == scores).all()
@@ -194,7 +194,7 @@ def test_the_engine_runs_the_adapted_network(monkeypatch: pytest.MonkeyPatch) ->
     images = textures(10, 64)
     detector = pg.PatchCore(**RESNET, ratio=0.05).adapted("layer2", epochs=1, lr=1e-3)  # type: ignore[arg-type]
     detector.fit(images, validate=0.2)
-    assert detector.provenance["adaptation"]["kept"] == 1
+    assert detector.provenance.adaptation["kept"] == 1
     both = [detector.predict(images, engine=engine).scores for engine in ("auto", "torch")]  # type: ignore[arg-type]
     np.testing.assert_allclose(both[0], both[1], rtol=1e-3)
 

@@ -314,7 +314,7 @@ def test_rotated_copies_make_turned_images_good() -> None:
         pg.PatchCore(size=64, weights="random", ratio=0.2, rotations=n).fit(images, calibrate=0.0, **TORCH)
         for n in (1, 2)
     )
-    assert both.provenance["details"]["patches"] == 2 * plain.provenance["details"]["patches"]
+    assert both.provenance.details["patches"] == 2 * plain.provenance.details["patches"]
     assert both.predict(turned, **TORCH).scores.mean() < 0.8 * plain.predict(turned, **TORCH).scores.mean()
     with pytest.raises(InputError, match="square"):
         pg.PatchCore(size=(64, 96), weights="random", rotations=4).fit(images, calibrate=0.0, **TORCH)
@@ -329,7 +329,7 @@ def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
     images = np.clip(images + rng.normal(0, 4, images.shape), 0, 255).astype(np.uint8)
     wrong = np.ascontiguousarray(images[:1, :, ::-1])  # all of it good ground, on the other side
     plain, placed = (
-        pg.PatchCore(size=64, layers=["stage2"], ratio=0.2, position=w).fit(images, calibrate=0.0, **TORCH)
+        pg.PatchCore(size=64, layers=["stage2"], ratio=0.2, position_weight=w).fit(images, calibrate=0.0, **TORCH)
         for w in (0.0, 2.0)
     )
 
@@ -341,14 +341,14 @@ def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
     path = placed.save(tmp_path / "m.safetensors")
     again = pg.load(path).predict(wrong, **TORCH).scores
     assert np.array_equal(again, placed.predict(wrong, **TORCH).scores)
-    with pytest.raises(InputError, match="position=-1"):
-        pg.PatchCore(size=64, weights="random", position=-1).fit(images, calibrate=0.0, **TORCH)
+    with pytest.raises(InputError, match="position_weight=-1"):
+        pg.PatchCore(size=64, weights="random", position_weight=-1).fit(images, calibrate=0.0, **TORCH)
 
 
 def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:
     detector = pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5)
     detector.fit(_images(6), calibrate=0.0, **TORCH)
-    assert detector.provenance["details"]["patches"] == 60
+    assert detector.provenance.details["patches"] == 60
     assert detector.bank is not None
     assert detector.bank.shape[1] == 30
     torch.testing.assert_close(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pickglass.app.drift import drift
 from pickglass.calibration import drift as module
 from pickglass.calibration.drift import Sample, already_known, find_drift, image_facts, units
 from pickglass.calibration.permutations import (
+    Statistic,
     cliffs_delta,
     cramer_von_mises,
     energy,
@@ -31,6 +33,7 @@ from pickglass.cli.main import main
 from pickglass.data import Row, Table
 from pickglass.data.painting.disturbances import disturb
 from pickglass.detectors.compute import ComputeOptions
+from pickglass.detectors.drift_sample import describe
 from pickglass.errors import DataError, InputError, ModelFileError, PromiseUnreachable
 from pickglass.testing import textures
 
@@ -71,6 +74,31 @@ def test_cramer_von_mises_is_scipys() -> None:
     x, y = rng.normal(size=7), rng.normal(size=9) + 1.5
     p = permutation_p_values([cramer_von_mises(np.r_[x, y])], 7, 9, 20_000, rng)[0]
     assert p == pytest.approx(stats.cramervonmises_2samp(x, y, method="exact").pvalue)
+
+
+def test_all_labellings_give_scipys_permutation_test() -> None:
+    points = np.random.default_rng(3).normal(size=(9, 2)) + np.r_[np.zeros(5), np.ones(4)][:, None]
+    statistics = [energy(points), cramer_von_mises(points[:, 0])]
+
+    def of_indices(statistic: Statistic) -> Callable[..., float]:
+        def by_scipy(reference: np.ndarray, new: np.ndarray) -> float:
+            labels = np.zeros((1, 9))
+            labels[0, new] = 1
+            return float(statistic(labels)[0])
+
+        return by_scipy
+
+    expected = [
+        stats.permutation_test(
+            (np.arange(5), np.arange(5, 9)),
+            of_indices(statistic),
+            vectorized=False,
+            n_resamples=10_000,
+            alternative="greater",
+        ).pvalue
+        for statistic in statistics
+    ]
+    assert permutation_p_values(statistics, 5, 4, 10_000, np.random.default_rng(0)) == pytest.approx(expected)
 
 
 def test_random_labellings_approach_all_of_them_and_never_reach_zero() -> None:
@@ -368,7 +396,7 @@ def test_broken_images_are_named_or_refused(folders: Path, tmp_path: Path) -> No
 def test_the_reference_in_the_model_is_used_and_goes_stale(folders: Path) -> None:
     model = pg.load(folders / "m.safetensors")
     table = Table([Row(str(path)) for path in sorted((folders / "reference").iterdir())])
-    model.reference = model.describe(table, engine="torch")[0]
+    model.reference = describe(model, table, engine="torch")[0]
     found = drift(model, [folders / "blurred"], compute=OTHER)
     assert found == drift(model, [folders / "blurred"], against=table, compute=OTHER)
     model.smoothing = 3.0
@@ -382,7 +410,7 @@ def test_tiles_count_alike(folders: Path) -> None:
     for sharing in ({}, {"heads": 2}):
         model = pg.PatchCore(ratio=0.05).tiled(size=64, tile=32, stride=32, **sharing)
         model.fit(folders / "train", calibrate=0, engine="torch")
-        samples.append(model.describe(table, engine="torch", batch=2)[0])
+        samples.append(describe(model, table, engine="torch", batch=2)[0])
     one, shared = samples
     assert one.features.shape == shared.features.shape
     assert one.features == pytest.approx(shared.features, rel=1e-4, abs=1e-5)
@@ -392,8 +420,8 @@ def test_tiles_count_alike(folders: Path) -> None:
 def test_describe_does_not_depend_on_batches(folders: Path) -> None:
     model = pg.load(folders / "m.safetensors")
     table = Table([Row(str(path)) for path in sorted((folders / "same").iterdir())])
-    one, _ = model.describe(table, engine="torch", batch=1)
-    all_, _ = model.describe(table, engine="torch", batch=12)
+    one, _ = describe(model, table, engine="torch", batch=1)
+    all_, _ = describe(model, table, engine="torch", batch=12)
     assert (one.facts == all_.facts).all()
     assert one.features == pytest.approx(all_.features, rel=1e-4, abs=1e-5)
     assert one.scores == pytest.approx(all_.scores, rel=1e-4)

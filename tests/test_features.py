@@ -264,11 +264,11 @@ def test_a_model_fitted_in_bfloat16_judges_in_it() -> None:
     good = textures(8, 64)
     detector = pg.PatchCore(backbone="resnet18", layers=["layer1", "layer2"], weights="random", size=64)
     detector.fit(good, engine="bfloat16", calibrate=0)
-    assert detector.provenance["engine"] == "bfloat16"
+    assert detector.provenance.engine == "bfloat16"
     unasked, asked, exact = (detector.predict(good[:2], engine=e).scores for e in ("auto", "bfloat16", "openvino"))
     assert np.array_equal(unasked, asked)
     assert not np.array_equal(unasked, exact)
-    assert detector.fit(good, calibrate=0).provenance["engine"] == "openvino"  # a new fit begins anew
+    assert detector.fit(good, calibrate=0).provenance.engine == "openvino"  # a new fit begins anew
 
 
 def test_bfloat16_without_such_a_cpu_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,7 @@ def test_fit_finds_its_region_and_says_so(trays: Path, tmp_path: Path) -> None:
     )
     detector = pg.load(tmp_path / "m.safetensors")
     assert detector.roi is not None
-    assert result["foreground"] == detector.provenance["foreground"]
+    assert result["foreground"] == detector.provenance.foreground
     assert result["foreground"] is not None
     assert result["foreground"]["n_images"] == 10  # one is held back for the threshold and chooses nothing
     assert float(detector.roi.float().mean()) == pytest.approx(result["foreground"]["share"], abs=0.03)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis.strategies import integers, sampled_from, tuples
 from PIL import Image
 
 import pickglass as pg
@@ -22,14 +25,14 @@ from pickglass.data import (
     with_pixel_mm,
     with_roi,
 )
+from pickglass.detectors.provenance import Regions
 from pickglass.errors import DataError, ImageError, InputError
 from pickglass.testing import textures
 
-RNG = np.random.default_rng(0)
-
 
 def random_image(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
-    return RNG.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    """The same for the same shape, whichever tests ran before."""
+    return np.random.default_rng(shape).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
 
 # -- Preprocess -------------------------------------------------------------------------------------------------------
@@ -43,14 +46,15 @@ def test_preprocess_keeps_an_image_that_fits() -> None:
     assert found.flags.c_contiguous
     assert found.flags.writeable
     assert not np.shares_memory(found, image)
-    floats = RNG.random((6, 5, 3), np.float32)
+    floats = np.random.default_rng(0).random((6, 5, 3), np.float32)
     np.testing.assert_array_equal(Preprocess((6, 5))(floats), floats.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("size", [(9, 20), (64, 31), (13, 17)])
-def test_preprocess_treats_grey_as_three_equal_channels(size: Any, interpolation: Any, dtype: Any) -> None:
+@given(interpolation=sampled_from(["bilinear", "bicubic"]), size=tuples(integers(1, 70), integers(1, 70)))
+@example(interpolation="bilinear", size=(13, 17))  # as it is
+@settings(max_examples=10)
+def test_preprocess_treats_grey_as_three_equal_channels(dtype: Any, size: Any, interpolation: Any) -> None:
     grey = random_image(13, 17, dtype=np.uint16)
     grey = (
         (grey / 65535).astype(np.float32)
@@ -102,11 +106,12 @@ def test_preprocess_is_described_and_checked() -> None:
 # -- resize_map -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(1024, 1024), (40, 17), (8, 5), (3, 2), (1, 1), (100, 4)])
-@pytest.mark.parametrize("grid", [(8, 5), (1, 1), (1, 7), (32, 32)])
+@given(grid=tuples(integers(1, 33), integers(1, 33)), size=tuples(integers(1, 300), integers(1, 300)))
+@example(grid=(1, 1), size=(1024, 1024))
+@example(grid=(1, 7), size=(1, 1))
 def test_resize_map_equals_torch(grid: tuple[int, int], size: tuple[int, int]) -> None:
     torch = pytest.importorskip("torch")
-    map = RNG.standard_normal(grid).astype(np.float32)
+    map = np.random.default_rng(grid).standard_normal(grid).astype(np.float32)
     expected = torch.nn.functional.interpolate(torch.from_numpy(map)[None, None], size, mode="bilinear")[0, 0].numpy()
     found = resize_map(map, size)
     assert found.dtype == np.float32
@@ -126,18 +131,16 @@ def bump(size: tuple[int, int], at: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize(
     "size", [256, "256x128", (128, 256), "letterbox:256", "letterbox:96x256", "shorter:128", "native"]
 )
-@pytest.mark.parametrize("image", [(200, 320), (320, 200), (256, 256)])
-def test_a_place_on_the_canvas_comes_back_to_where_it_was(
-    size: int | str | tuple[int, int], image: tuple[int, int]
-) -> None:
-    at = (image[0] // 4, 2 * image[1] // 3)
-    prepare = Preprocess.for_images(size, "bilinear", [image])
-    canvas = prepare(bump(image, at))[0]
-    assert canvas.shape == prepare.size
-    found = resize_map(canvas, image, prepare.window(image))
-    y, x = np.nonzero(found > 0.5 * (found.max() + np.median(found)))
-    assert (y.mean(), x.mean()) == pytest.approx(at, abs=1.0)
-    assert found.shape == image
+def test_a_place_on_the_canvas_comes_back_to_where_it_was(size: int | str | tuple[int, int]) -> None:
+    for image in ((200, 320), (320, 200), (256, 256)):
+        at = (image[0] // 4, 2 * image[1] // 3)
+        prepare = Preprocess.for_images(size, "bilinear", [image])
+        canvas = prepare(bump(image, at))[0]
+        assert canvas.shape == prepare.size
+        found = resize_map(canvas, image, prepare.window(image))
+        y, x = np.nonzero(found > 0.5 * (found.max() + np.median(found)))
+        assert (y.mean(), x.mean()) == pytest.approx(at, abs=1.0), image
+        assert found.shape == image
 
 
 def test_letterbox_keeps_the_aspect_and_marks_what_is_filled() -> None:
@@ -196,7 +199,7 @@ def test_masks_of_a_folder_find_their_images(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save(tmp_path / "masks" / f"{name}.png", np.ones((4, 4), np.uint8))
     table = with_roi(Table([Row("x/a.jpg"), Row("x/b.bmp")]), tmp_path / "masks")
-    assert [Path(row.roi or "").name for row in table] == ["a.png", "b.png"]
+    assert [Path(row.roi_name or "").name for row in table] == ["a.png", "b.png"]
     with pytest.raises(DataError, match=r"no mask for 1 of 2 images, e.g. x/c.png"):
         with_roi(Table([Row("x/a.png"), Row("x/c.png")]), tmp_path / "masks")
     with pytest.raises(DataError, match="1 images share a name"):
@@ -220,6 +223,29 @@ def half(side: int) -> np.ndarray:
     mask = np.zeros((side, side), np.uint8)
     mask[:, : side // 2] = 255
     return mask
+
+
+def test_a_region_in_memory_is_one_from_a_file(tmp_path: Path) -> None:
+    roi = half(64)
+    file = str(save(tmp_path / "roi.png", roi))
+    rows = [Row(f"array:{i}", "train", 0, pixels=image) for i, image in enumerate(textures(8, 64))]
+    settings = {"size": 64, "ratio": 0.1, "backbone": "resnet18", "weights": "random", "layers": ("layer1",)}
+    scores, regions = [], []
+    for region in (file, roi, roi > 0):
+        detector = pg.PatchCore(**settings).fit(Table([replace(row, roi=region) for row in rows]))  # type: ignore[arg-type]
+        scores.append(detector.predict(textures(3, 64, seed=5)).scores)
+        regions.append(detector.provenance.regions)
+    assert np.array_equal(scores[0], scores[1])
+    assert np.array_equal(scores[0], scores[2])
+    assert [r.regions for r in regions] == ["one"] * 3
+    assert regions[1].regions_sha256 == regions[2].regions_sha256
+    each = [replace(row, roi=roi.copy()) for row in rows]
+    assert Regions.of(Table(each)).regions == "each"
+    assert Regions.of(Table([replace(each[0], roi=MARGINS), rows[1]])).regions == "none"
+    with pytest.raises(ImageError, match="region of array:0: the region of interest is empty"):
+        replace(rows[0], roi=0 * roi).region(rows[0].image())
+    assert each[0] != each[1]
+    assert len({each[0], replace(each[0])}) == 1
 
 
 def test_background_changes_no_score_and_no_metric(tmp_path: Path) -> None:

@@ -107,6 +107,39 @@ def test_steps_of_adam_by_hand() -> None:
         assert found == pytest.approx(w, rel=1e-5)
 
 
+def test_parts_of_a_module_have_learning_rates_of_their_own(tmp_path: Path) -> None:
+    """w' = w - lr factor gradient, with gradient 2 w; killed after a step, both go on with their own rate."""
+
+    def phase(factors: dict[str, float]) -> Phase[Tensor]:
+        module = nn.ModuleDict({name: nn.ParameterList([nn.Parameter(torch.ones(1))]) for name in ("slow", "fast")})
+        plan = Plan(steps=2, batch=1, optimiser="sgd", lr=0.1, lr_factors=factors)
+        return Phase("two", module, lambda _: sum(p.square() for p in module.parameters()), plan)  # type: ignore[arg-type, return-value]
+
+    def values(trained: Phase[Tensor]) -> list[float]:
+        return [float(p.detach()) for p in trained.module.parameters()]
+
+    whole, stopped = phase({"slow": 0.5}), phase({"slow": 0.5})
+    train_all([whole], lambda _: torch.ones(1), 1, seed=0)
+    assert values(whole) == [pytest.approx(0.9**2), pytest.approx(0.8**2)]
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if done == 2:
+            raise Killed
+
+    file = tmp_path / "t.safetensors"
+    with pytest.raises(Killed):
+        train_all([stopped], lambda _: torch.ones(1), 1, seed=0, checkpoint=file, checkpoint_s=0, progress=kill)
+    again = phase({"slow": 0.5})
+    train_all([again], lambda _: torch.ones(1), 1, seed=0, checkpoint=file, checkpoint_s=0)
+    assert values(again) == values(whole)
+    with pytest.raises(InputError, match="checkpoint of another fit"):
+        train_all([phase({"slow": 0.4})], lambda _: torch.ones(1), 1, seed=0, checkpoint=file)
+    with pytest.raises(InputError, match=r"no parameter of phase 'two' lies under 'slo'.*fast"):
+        train_all([phase({"slo": 0.5})], lambda _: torch.ones(1), 1, seed=0)
+    with pytest.raises(InputError, match="factors above 0"):
+        phase({"slow": 0.0})
+
+
 def test_each_epoch_sees_every_image_once_in_another_order_that_the_seed_decides() -> None:
     asked = order(N, epochs=3, batch=4)
     assert [len(batch) for batch in asked] == [4, 4, 2] * 3

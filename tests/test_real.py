@@ -50,9 +50,9 @@ def test_real_sizes_and_aspects_come_back(real_data: Path) -> None:
 
 def test_groups_stay_together(real_data: Path) -> None:
     detector = pg.PatchCore(size=64, ratio=0.01).fit(pg.load_dataset(real_data / "magnetic_tile"))
-    assert detector.provenance["n_fit"] + detector.provenance["n_calibrate"] == 245
+    assert detector.provenance.n_fit + detector.provenance.n_calibrate == 245
     assert detector.calibration is not None
-    assert len(detector.calibration.scores) == detector.provenance["n_calibrate"] >= 24
+    assert len(detector.calibration.scores) == detector.provenance.n_calibrate >= 24
 
 
 def test_the_blocked_greedy_on_real_features(detector: pg.PatchCore) -> None:

@@ -69,7 +69,7 @@ def test_scores_are_those_of_plain_fits_and_each_image_is_seen_once(small_datase
         for method, layers, changes in cases:
             own = {**settings, "layers": layers, **changes}
             plain, served = (find_method(method).configured(own) for _ in range(2))
-            served.make_engine = shared.engine
+            served.shared_features = shared
             found = [d.fit(data.train, calibrate=0.0, **TORCH).predict(data.test, **TORCH) for d in (plain, served)]
             np.testing.assert_allclose(found[1].scores, found[0].scores, rtol=1e-4)
             np.testing.assert_allclose(found[1].maps, found[0].maps, rtol=1e-3, atol=1e-4)

@@ -10,7 +10,7 @@ import torch
 
 from pickglass.data import Preprocess, Row, Table, paint
 from pickglass.detectors.compute import ComputeOptions
-from pickglass.detectors.contamination import CleanCheck, find_suspicious
+from pickglass.detectors.contamination import ImageComparison, find_suspicious
 from pickglass.detectors.loading import FeatureLoader
 from pickglass.errors import DataError
 from pickglass.features.batch import Batch
@@ -181,7 +181,7 @@ def test_the_order_of_batches_and_positions_does_not_matter() -> None:
     generator = torch.Generator().manual_seed(0)
     levels = (torch.randn(12, 2, 6, 8, 6, generator=generator), torch.randn(12, 2, 5, 4, 3, generator=generator))
     rows = list(table(textures(12, 8)))
-    once, often = CleanCheck(12), CleanCheck(12)
+    once, often = ImageComparison(12), ImageComparison(12)
     once.observe(rows, Batch(levels))
     for i in range(0, 12, 5):
         often.observe(rows[i : i + 5], Batch(tuple(level[i : i + 5] for level in levels)))
@@ -191,7 +191,7 @@ def test_the_order_of_batches_and_positions_does_not_matter() -> None:
 
 def test_the_grid_is_bounded_by_time_and_memory() -> None:
     def grid(h: int, w: int, n: int = 10, p: int = 1, c: int = 4, references: int = 16_384) -> tuple[int, int]:
-        return CleanCheck(n, references=references)._chosen([torch.empty(1, p, c, h, w)])
+        return ImageComparison(n, references=references)._chosen([torch.empty(1, p, c, h, w)])
 
     assert grid(8, 8) == (8, 8)
     assert grid(16, 16) == (16, 16)

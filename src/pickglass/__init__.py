@@ -1,4 +1,4 @@
-"""pickglass: visual anomaly detection for industry, from good images only.
+"""pickglass detects visual anomalies in industry; it learns from good images only.
 
 Example:
     ``import pickglass as pg``, then ``pg.PatchCore().fit(pg.load_dataset("bottle").train)``.
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pickglass.app.testing.evaluate import Evaluation, evaluate
     from pickglass.calibration import Calibration
     from pickglass.data import Dataset, Row, Table, load_dataset, load_datasets
+    from pickglass.detectors.contamination import CleanCheck
+    from pickglass.detectors.drift_sample import DriftSample
     from pickglass.errors import PickglassError
     from pickglass.features import FeatureExtractor, backbone_names, layer_names
     from pickglass.methods import (
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         PatchCore,
         ReverseDistillation,
         load,
+        register_method,
     )
     from pickglass.result import Prediction
 
@@ -34,8 +37,10 @@ __all__ = [
     "STFPM",
     "AsymmetricStudentTeacher",
     "Calibration",
+    "CleanCheck",
     "Dataset",
     "Detector",
+    "DriftSample",
     "EfficientAD",
     "Evaluation",
     "FastFlow",
@@ -53,14 +58,17 @@ __all__ = [
     "load",
     "load_dataset",
     "load_datasets",
+    "register_method",
 ]
 
 # Loaded when first used: importing pickglass, and with it --help, costs no torch.
 _HOMES = {
     "AsymmetricStudentTeacher": "methods",
     "Calibration": "calibration",
+    "CleanCheck": "detectors.contamination",
     "Dataset": "data",
     "Detector": "methods",
+    "DriftSample": "detectors.drift_sample",
     "Evaluation": "app.testing.evaluate",
     "EfficientAD": "methods",
     "FastFlow": "methods",
@@ -79,6 +87,7 @@ _HOMES = {
     "load": "methods",
     "load_dataset": "data",
     "load_datasets": "data",
+    "register_method": "methods",
 }
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from pickglass.app.results import DriftChange, DriftResult, Failed
-from pickglass.calibration import settings_digest
 from pickglass.calibration.drift import Change, Drift, Sample, already_known, find_drift
 from pickglass.data import Table, as_table, group_by
 from pickglass.data.files import check_exist
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
+from pickglass.detectors.drift_sample import describe
 from pickglass.errors import DataError, InputError
 from pickglass.methods import load
 
@@ -59,16 +59,16 @@ def drift(
     if against is None:
         reference = _own_reference(detector, str(model) if not isinstance(model, Detector) else "the model")
     else:
-        table, _ = _unfitted(_table(against, group_pattern), detector)
+        table = detector.provenance.unseen(_table(against, group_pattern))
         if not table:
             raise DataError("the model was fitted on all images to compare with: give good ones that it has not seen")
-        reference, broken = detector.describe(table, progress=progress, **run)
+        reference, broken = describe(detector, table, progress=progress, **run)
         if broken:  # leaving them out might leave out the difficult ones
             raise DataError(f"{len(broken)} of {len(table)} images to compare with cannot be read:", broken)
-    fresh, left_out = _unfitted(new_table, detector)
-    new, failures = detector.describe(fresh, progress=progress, **run)
+    fresh = detector.provenance.unseen(new_table)
+    new, failures = describe(detector, fresh, progress=progress, **run)
     known = already_known(reference, new)
-    new, left_out = new.take(~known), left_out + int(known.sum())
+    new, left_out = new.take(~known), len(new_table) - len(fresh) + int(known.sum())
     if not len(new):
         raise DataError(
             f"no new image is left: {left_out} of {len(new_table)} were fitted or are compared with, {len(failures)} "
@@ -90,22 +90,17 @@ def _table(images: Sequence[str | Path] | Table, pattern: str | None) -> Table:
 
 
 def _own_reference(detector: Detector, source: str) -> Sample:
-    reference: Sample | None = detector.reference
+    reference = detector.reference
     remedy = "name good images that it was not fitted on with --against"
     if reference is None or not len(reference):
         raise InputError(
-            f"{source} has no images to compare with: it was fitted without any held back, or by an older pickglass. "
-            f"Fit it anew with --calibrate 0.2, or {remedy}"
+            f"{source} has no images to compare with: it was fitted without any held back (--calibrate 0), by an older "
+            "pickglass, or in Python without observers=[pickglass.DriftSample()]. Fit it anew with --calibrate 0.2, or "
+            f"{remedy}"
         )
-    if reference.settings != settings_digest(detector.configuration()):
+    if reference.settings != detector.settings_digest():
         raise InputError(f"the settings of {source} were changed after the fit, and so were its scores: {remedy}")
     return reference
-
-
-def _unfitted(table: Table, detector: Detector) -> tuple[Table, int]:
-    """Return the rows that the model was not fitted on, nor images of their groups, and how many others there are."""
-    left = table.unseen_by(detector.provenance.get("fitted_images", ()))
-    return left, len(table) - len(left)
 
 
 # -- in words ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from pickglass.app.results import FitResult
 from pickglass.data import Dataset, DataSource, split_roles, usual_size
 from pickglass.data.files import output_path
 from pickglass.detectors.compute import ComputeOptions, Progress
+from pickglass.detectors.contamination import CleanCheck
+from pickglass.detectors.drift_sample import DriftSample
 from pickglass.detectors.tiling import TileOptions
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.research.adaptation import AdaptationOptions
@@ -189,11 +191,11 @@ def fit_dataset(
             seed=wish.seed,
             memory_gb=wish.memory_gb,
             checkpoint=checkpoint,
-            drop_suspicious=wish.drop_suspicious,
+            observers=[CleanCheck(drop=wish.drop_suspicious), DriftSample()],
             progress=progress,
             **run.arguments(),
         )
-    detector.provenance.update(provenance)
+    detector.provenance = replace(detector.provenance, **provenance)
     written = detector.save(target)
     checkpoint.unlink(missing_ok=True)
     return _result(detector, written, wish.drop_suspicious)
@@ -204,14 +206,14 @@ def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
     return {
         "model": str(written),
         "method": detector.method,
-        "n_fit": provenance["n_fit"],
-        "n_validate": provenance["n_validate"],
-        "n_calibrate": provenance["n_calibrate"],
-        "fit_s": provenance["fit_s"],
-        "details": provenance["details"],
-        "adaptation": provenance.get("adaptation"),
-        "suspicious": provenance["suspicious"],
+        "n_fit": provenance.n_fit,
+        "n_validate": provenance.n_validate,
+        "n_calibrate": provenance.n_calibrate,
+        "fit_s": provenance.fit_s,
+        "details": provenance.details,
+        "adaptation": provenance.adaptation,
+        "suspicious": [{"path": s["path"], "score": s["score"], "whole": s["whole"]} for s in provenance.suspicious],
         "dropped": dropped,
-        "auto": provenance.get("auto"),
-        "foreground": provenance.get("foreground"),
+        "auto": provenance.auto,
+        "foreground": provenance.foreground,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pickglass.app.results import LabelResult
 from pickglass.data import (
-    MARGINS,
     MAX_PIXELS,
     Dataset,
     DataSource,
@@ -194,9 +193,8 @@ def read_regions(
     Raises:
         DataError: an image or a mask cannot be read.
     """
-    loader = detector._loader(running)
-    if detector.provenance.get("margins"):
-        table = Table([replace(row, roi=row.roi or MARGINS) for row in table])
+    loader = detector.loader(running)
+    table = detector.provenance.within_regions(table)
     channels = [detector.level_shapes()[i][0] for i in levels]
     signs = projections(channels, pooling, seed)
     marked: list[Tensor] = []

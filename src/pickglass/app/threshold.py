@@ -24,6 +24,7 @@ from pickglass.data import (
     MARGINS,
     Dataset,
     DataSource,
+    Role,
     Table,
     fingerprint,
     split_roles,
@@ -31,8 +32,8 @@ from pickglass.data import (
 from pickglass.data.files import output_path
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.modelfile import read_model, write_model
-from pickglass.detectors.provenance import regions_of
+from pickglass.detectors.modelfile import read_model, restore, write_model
+from pickglass.detectors.provenance import Provenance, Regions
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.methods import find_method
 from pickglass.result import Found
@@ -163,18 +164,21 @@ class _Judge:
     def configuration(self) -> dict[str, Any]:
         return dict(self.header["configuration"])
 
+    @property
+    def provenance(self) -> Provenance:
+        return Provenance.from_json(self.header["provenance"])
+
     def restored(self) -> Detector:
-        return find_method(self.header["method"]).restored(self.header, self.tensors, self.source)
+        return restore(find_method(self.header["method"]), self.header, self.tensors, self.source)
 
     def refitted(self, table: Table) -> Detector:
-        known = self.header["provenance"].get("regions")
-        if known in ("one", "each") and any(row.roi is None for row in table):
+        if self.provenance.regions.regions in ("one", "each") and any(row.roi is None for row in table):
             raise InputError(
                 f"{self.source} was fitted within a region of interest, and models refitted without it would judge "
                 "otherwise: name the mask or the folder of masks (roi), or make another promise than 'estimate'"
             )
         detector = find_method(self.header["method"]).configured(self.configuration)
-        return detector.fit(table, calibrate=0, seed=self.header["provenance"]["seed"], **self.compute.arguments())
+        return detector.fit(table, calibrate=0, seed=self.provenance.seed, **self.compute.arguments())
 
     def evidence(self, detector: Detector, table: Table, source: Source, proviso: str = "") -> Evidence:
         """Scores, peaks and, if wanted, curves of images; all of them have to be sound."""
@@ -206,14 +210,16 @@ class _Judge:
 
 def _calibrating(table: Table, judge: _Judge) -> Evidence:
     """The good images that set the threshold, judged by the model."""
-    known = judge.header["provenance"]
-    fitted = _split_as_fitted(table, known)
+    provenance = judge.provenance
+    fitted = _split_as_fitted(table, provenance)
     if fitted is not None:
         held = fitted.role("calibrate")
         stored = judge.header["calibration"]
         kept = None if stored is None else Calibration.from_json(stored).against(judge.configuration)
-        others = any(row.roi not in (None, MARGINS) for row in fitted)  # regions named now, maybe not those of the fit
-        same = not others or regions_of(fitted)["regions_sha256"] == known.get("regions_sha256")
+        others = any(
+            row.roi_name not in (None, MARGINS) for row in fitted
+        )  # regions named now, maybe not those of the fit
+        same = not others or Regions.of(fitted).regions_sha256 == provenance.regions.regions_sha256
         if kept is not None and not kept.stale and kept.source == "held back" and same and not judge.curves:
             groups = [row.group for row in held]
             return Evidence(kept.scores, kept.peaks, groups, "held back", None, settings_digest(judge.configuration))
@@ -221,27 +227,25 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
         return judge.evidence(judge.restored(), held, "held back" if same else "given")
     good = (table.role("calibrate") or table.role("train")).where(lambda row: row.label == 0)
     proviso = "none of them was fitted, which the model does not tell"
-    if "fitted_images" in known:
-        fresh = {row.path for row in table.unseen_by(known["fitted_images"])}
-        good = good.where(lambda row: row.path in fresh)
+    if provenance.fitted_images is not None:
+        unseen = set(provenance.unseen(table))
+        good = good.where(lambda row: row in unseen)
         proviso = ""
     if not good:
         raise DataError("no good image is left for the threshold: expected good ones that the model was not fitted on")
     return judge.evidence(judge.restored(), good, "given", proviso)
 
 
-def _split_as_fitted(table: Table, known: Mapping[str, Any]) -> Table | None:
+def _split_as_fitted(table: Table, provenance: Provenance) -> Table | None:
     """The rows with the roles they had when the model was fitted, if they are the rows it was fitted on."""
     total = len(table.role("train"))
+    held: dict[Role, int] = {"validate": provenance.n_validate, "calibrate": provenance.n_calibrate}
     # The counts that came of the shares give the same split again as the shares did.
-    validate, calibrate = (0.0 if total == 0 or table.role(role) else known[f"n_{role}"] / total for role in _HELD)
+    validate, calibrate = (0.0 if total == 0 or table.role(role) else n / total for role, n in held.items())
     if validate + calibrate >= 1:
         return None
-    split = split_roles(table, validate, calibrate, known["seed"])
-    return split if fingerprint(split) == known["data_sha256"] else None
-
-
-_HELD: tuple[Literal["validate", "calibrate"], ...] = ("validate", "calibrate")
+    split = split_roles(table, validate, calibrate, provenance.seed)
+    return split if fingerprint(split) == provenance.data_sha256 else None
 
 
 def _out_of_fold(table: Table, judge: _Judge, folds: int) -> Evidence:
@@ -253,7 +257,7 @@ def _out_of_fold(table: Table, judge: _Judge, folds: int) -> Evidence:
     if folds < 2 or len(members) < 2:
         raise InputError(f"folds={folds!r} of {len(members)} images or groups: expected at least two of each")
     keys = list(members)
-    np.random.default_rng(judge.header["provenance"]["seed"]).shuffle(keys)
+    np.random.default_rng(judge.provenance.seed).shuffle(keys)
     parts: list[Evidence] = []
     for k in range(min(folds, len(keys))):
         left_out = {i for key in keys[k::folds] for i in members[key]}

@@ -49,28 +49,27 @@ def distill(
     """Distil a backbone into a small, fast teacher for EfficientAD. A killed run goes on where it was."""
     check_new(teacher, force, resumes=teacher.with_suffix(".training.safetensors"))
     from pickglass.app.distill import distill as use_case
+    from pickglass.features.distillation import DistillSettings
 
     run(
         lambda progress: use_case(
             photos,
             teacher,
-            backbone=backbone,
-            layers=list(joined_layers(layers)),
-            weights=weights,
-            model=model,
-            steps=steps,
-            batch=batch,
-            crop=crop,
-            lr=lr,
-            start=start,
+            DistillSettings(
+                backbone=backbone,
+                layers=list(joined_layers(layers)),
+                weights=weights,
+                model=model,
+                steps=steps,
+                batch=batch,
+                crop=crop,
+                lr=lr,
+                start=start,
+                seed=seed,
+            ),
             limit=limit,
-            backbone_licence=backbone_licence,
-            photos_licence=photos_licence,
-            seed=seed,
-            device=compute.device,
-            engine=compute.engine,
-            workers=compute.workers,
-            max_pixels=compute.options().max_pixels,
+            licences=(backbone_licence, photos_licence),
+            compute=compute.options(),
             progress=progress,
         ),
         _show,

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and a path that does not exist is answered with what is there."""
+"""Every file is written whole or not at all, and a path that does not exist is answered with what is there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LISTED = 6  # names of what is there
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """A temporary file beside ``target`` to write to; it takes the target's name only if no error comes.
+    """Give a temporary file beside ``target`` to write to; it takes the target's name only if no error comes.
 
     Raises:
         InputError: the folder does not exist or cannot be written.

@@ -15,7 +15,8 @@ Letters: N images, B of a batch, P positions, C channels, h x w cells of a level
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,15 +24,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pickglass.data import Row, Table
-from pickglass.detectors.compute import Progress, silent
-from pickglass.detectors.loading import FeatureLoader
-from pickglass.errors import DataError, Failure
+from pickglass.detectors.compute import Progress
+from pickglass.detectors.fitting import FitObserver
+from pickglass.detectors.loading import FeatureLoader, silent
+from pickglass.detectors.method import Method
+from pickglass.errors import DataError
 from pickglass.features.batch import Batch
 from pickglass.nn.maps import kept_cells
 from pickglass.nn.outliers import group_distances, modified_z, principal, standing_out
 from pickglass.nn.search.coreset import random_projection
 
-__all__ = ["CleanCheck", "Cleanliness", "Suspicion", "find_suspicious"]
+__all__ = ["CleanCheck", "Cleanliness", "ImageComparison", "Suspicion", "find_suspicious"]
 
 _NEAREST = 3  # groups; a defect that occurs two or three times still finds nobody to vouch for it
 _LIMIT = 3.5  # modified z-score, Iglewicz and Hoaglin's; two thirds of the false alarms at 3 fall away
@@ -59,7 +62,7 @@ class Suspicion(NamedTuple):
 
 @dataclass(frozen=True)
 class Cleanliness:
-    """What :class:`CleanCheck` found.
+    """Which of the training images look like none of the others.
 
     Attributes:
         suspicious: the images whose score is above 3.5, the strangest first.
@@ -83,7 +86,7 @@ class Cleanliness:
         return (
             f"{len(self.suspicious)} of {len(self.scores)} training images look like none of the others: "
             f"{shown}{more}. Look at them: if they are defective, take them out or leave them out with "
-            "drop_suspicious=True (--drop-suspicious)"
+            "CleanCheck(drop=True) (--drop-suspicious)"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -100,14 +103,58 @@ class Cleanliness:
         return table.where(lambda row: row.path not in named)
 
 
-class CleanCheck:
+class CleanCheck(FitObserver):
+    """Watches a fit for images that look like none of the others, and names them or leaves them out.
+
+    Named images are in ``detector.provenance.suspicious``. Naming costs little, for the check looks at the features
+    that the method reads anyway, if it reads any; leaving out reads all images once more before the fit.
+
+    Args:
+        drop: leave the suspicious images out of the fit.
+
+    Attributes:
+        cleanliness: the outcome; None before the fit, and where the method reads no features.
+
+    Example:
+        ``PatchCore().fit(bottle.train, observers=[CleanCheck(drop=True)])``
+    """
+
+    def __init__(self, drop: bool = False) -> None:
+        self.drop = drop
+        self.cleanliness: Cleanliness | None = None
+        self._comparison: ImageComparison | None = None
+
+    def prepared(self, table: Table, loader: FeatureLoader, progress: Progress) -> Table:
+        """Leave out the images that look like none of the others, if so asked."""
+        self.cleanliness = None
+        if not self.drop:
+            self._comparison = ImageComparison(len(table.role("fit")), references=2048)  # the warning is to cost little
+            return table
+        self.cleanliness = find_suspicious(table, loader, progress)
+        return self.cleanliness.without(table)
+
+    def taught(self, rows: Sequence[Row], batch: Batch) -> None:
+        """Keep a few features of these images."""
+        if self._comparison is not None and batch.levels:
+            self._comparison.observe(rows, batch)
+
+    def fitted(self, method: Method) -> None:
+        """Compare the images and name the suspicious ones in the model's provenance."""
+        if self._comparison is not None and self._comparison.rows:
+            self.cleanliness = self._comparison.finish()
+        self._comparison = None
+        if self.cleanliness is not None:
+            suspicious = tuple(s._asdict() for s in self.cleanliness.suspicious)
+            method.provenance = replace(method.provenance, suspicious=suspicious)
+
+
+class ImageComparison:
     """Keeps a few features of each image that passes by, and says at the end which images are suspicious.
 
     Args:
         n_images: how many will pass.
         memory_gb: what may be held; many images are looked at more coarsely.
-        references: cells of all images together that each cell is compared with. ``fit`` takes an eighth of them, for
-            its warning is to cost little.
+        references: number of cells of all images together that each cell is compared with.
     """
 
     def __init__(self, n_images: int, memory_gb: float = 1.0, references: int = 16_384) -> None:
@@ -193,14 +240,12 @@ def find_suspicious(table: Table, loader: FeatureLoader, progress: Progress = si
     Raises:
         DataError: images that cannot be read.
     """
-    whole = FeatureLoader(
-        loader.engine, loader.preprocess, ("features",), loader.roi, loader.running, ready=loader.ready
-    )
-    check = CleanCheck(len(table))
+    whole = copy(loader)  # the canvas in one piece, its levels as the backbone gives them
+    whole.reads, whole.tiles, whole.positions, whole.fusion, whole.turn = ("features",), None, None, None, 0
+    comparison = ImageComparison(len(table))
     for loaded in whole.batches(table):
-        broken = [Failure(item.row.path, item.error) for item in loaded.items if item.error is not None]
-        if broken or loaded.batch is None:
-            raise DataError(f"{len(broken)} training images cannot be read:", broken)
-        check.observe([item.row for item in loaded.items], loaded.batch)
-        progress("looking for strange images", len(check.rows), len(table))
-    return check.finish()
+        if loaded.failures or loaded.batch is None:
+            raise DataError(f"{len(loaded.failures)} training images cannot be read:", loaded.failures)
+        comparison.observe([item.row for item in loaded.items], loaded.batch)
+        progress("looking for strange images", len(comparison.rows), len(table))
+    return comparison.finish()

@@ -1,68 +1,92 @@
-"""What is told of images beside their scores and maps: plain facts and pooled features, for ``drift``; and how the map
-of a tiled detector was put together."""
+"""The good images that a model keeps to compare coming ones with: plain facts and pooled features, for ``drift``.
+
+Letters: B images, P positions, C channels, h x w cells, d pooled features.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from pickglass.calibration.drift import Sample, image_facts
-from pickglass.data import Table
-from pickglass.detectors.compute import Progress, silent
-from pickglass.detectors.loading import FeatureLoader
-from pickglass.detectors.tiling import TileParts
+from pickglass.calibration.drift import ImageFacts, Sample, image_facts
+from pickglass.data import Table, as_table
+from pickglass.detectors.compute import ComputeArguments, ComputeOptions, Progress
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.fitting import FitObserver
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch, silent
+from pickglass.detectors.method import Method
 from pickglass.errors import Failure
-from pickglass.features.batch import Batch
 from pickglass.nn.maps import kept_cells
 
-__all__ = ["Described", "describe", "tile_parts"]
+__all__ = ["DriftSample", "describe"]
 
 
-class Described(NamedTuple):
-    """Images in the order given, but for the failures; ``peaks`` (n,) are the highest values of their maps."""
+class DriftSample(FitObserver):
+    """Keeps what ``pickglass drift`` compares new images with: facts and features of the images held back by the fit.
 
-    sample: Sample
-    peaks: list[float]
-    failures: list[Failure]
+    The sample goes with the model, as ``detector.reference``. Without images held back (``calibrate=0``) there is none.
+
+    Example:
+        ``PatchCore().fit(bottle.train, calibrate=0.2, observers=[DriftSample()])``
+    """
+
+    def __init__(self) -> None:
+        self._facts: list[ImageFacts] = []
+        self._scores: list[float] = []
+        self._features: list[np.ndarray] = []  # (B, d) each
+        self._groups: list[str | None] = []
+
+    def prepared(self, table: Table, loader: FeatureLoader, progress: Progress) -> Table:
+        """Forget the images of an earlier fit."""
+        DriftSample.__init__(self)
+        return table
+
+    def judged(self, loaded: LoadedBatch, scores: Tensor) -> None:
+        """Keep the facts, scores and features of a batch."""
+        if loaded.batch is None:
+            return
+        values = [item.value for item in loaded.sound if item.value is not None]
+        self._facts += [image_facts(value.image, value.keep) for value in values]
+        self._scores += scores.tolist()
+        self._groups += [item.row.group for item in loaded.sound]
+        self._features.append(_pooled(loaded.batch.levels, loaded.batch.keep, len(values)))
+
+    def sample(self, settings: str) -> Sample:
+        """Return what was kept; ``settings`` is the digest of what the scores depend on."""
+        pooled = np.concatenate(self._features) if self._features else np.zeros((0, 0), np.float32)
+        return Sample.of(self._facts, self._scores, pooled, self._groups, settings)
+
+    def fitted(self, method: Method) -> None:
+        """Give the sample to the model."""
+        sample = self.sample(method.settings_digest())
+        method.reference = sample if len(sample) else None
 
 
 def describe(
-    loader: FeatureLoader,
-    judge: Callable[[Batch], tuple[Tensor, Tensor]],
-    table: Table,
-    settings: str,
-    progress: Progress = silent,
-) -> Described:
-    """Judge images and describe them.
+    detector: Detector, data: Any, *, progress: Progress | None = None, **compute: Unpack[ComputeArguments]
+) -> tuple[Sample, list[Failure]]:
+    """Judge images and return what ``drift`` asks of them, and those that cannot be read.
 
     Args:
-        loader: reads the rows.
-        judge: a reading -> image scores (B,) and maps (B, h, w).
-        table: rows.
-        settings: digest of what the scores depend on.
-        progress: called as images are judged.
+        detector: fitted.
+        data: images, as for :meth:`pickglass.Detector.predict`.
+        progress: called with (stage, done, total).
+        compute: as in :meth:`pickglass.Detector.fit`.
     """
-    facts, scores, peaks, features, failures = [], [], [], [], []
-    groups: list[str | None] = []
-    done = 0
-    for loaded in loader.batches(table):
-        failures += [Failure(item.row.path, item.error) for item in loaded.items if item.error is not None]
+    table = detector.provenance.within_regions(as_table(data, role="test"))
+    sample, failures, done = DriftSample(), [], 0
+    for loaded in detector.loader(ComputeOptions(**compute)).batches(table):
+        failures += loaded.failures
         if loaded.batch is not None:
-            values = [item.value for item in loaded.sound if item.value is not None]
-            facts += [image_facts(value.image, value.keep) for value in values]
-            found, maps = judge(loaded.batch)
-            scores += found.tolist()
-            peaks += maps.flatten(1).max(1).values.tolist()
-            groups += [item.row.group for item in loaded.sound]
-            features.append(_pooled(loaded.batch.levels, loaded.batch.keep, len(values)))
+            sample.judged(loaded, detector.judge(loaded.batch)[0])
         done += len(loaded.items)
-        progress("judging images", done, len(table))
-    pooled = np.concatenate(features) if features else np.zeros((0, 0), np.float32)
-    return Described(Sample.of(facts, scores, pooled, groups, settings), peaks, failures)
+        (progress or silent)("judging images", done, len(table))
+    return sample.sample(detector.settings_digest()), failures
 
 
 @torch.no_grad()
@@ -78,28 +102,3 @@ def _pooled(levels: Sequence[Tensor], keep: Tensor | None, n: int) -> np.ndarray
         summed = (level * weights[:, :, None]).sum(dim=(3, 4)).reshape(n, -1, level.shape[2]).sum(dim=1)  # (n, C)
         parts.append((summed / weights.reshape(n, -1).sum(dim=1).clamp(min=1)[:, None]).cpu())
     return torch.cat(parts, dim=1).numpy()
-
-
-@torch.no_grad()
-def tile_parts(
-    loader: FeatureLoader, score: Callable[[Batch], tuple[Tensor, Tensor]], table: Table
-) -> Iterator[tuple[np.ndarray, TileParts]]:
-    """How the map of each sound image is put together: its canvas (3, H, W) in [0, 1] and its parts, with B = 1.
-
-    Args:
-        loader: reads the rows in tiles.
-        score: a reading -> scores (B, P) and maps (B, P, h, w) of the heads.
-        table: rows; broken images are left out.
-    """
-    tiles = loader.tiles
-    if tiles is None:
-        raise RuntimeError("without tiles there are no parts")
-    for loaded in loader.batches(table):
-        if loaded.batch is None:
-            continue
-        keep = None if loaded.batch.keep is None else tiles.unfold(loaded.batch.keep)
-        scores, maps = map(tiles.unfold, score(loaded.batch))
-        parts = tiles.parts(scores, maps, keep)
-        for i, item in enumerate(loaded.sound):
-            if item.value is not None:
-                yield item.value.image, TileParts(*(part[i : i + 1] for part in parts))

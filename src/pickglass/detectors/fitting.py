@@ -1,11 +1,21 @@
-"""Giving a head its images: each once in a stream, and where it trains, from a cache as often as its phases say."""
+"""The three stages of a fit: prepare the images, teach the method, calibrate its scores.
+
+- :func:`prepare` checks the rows, divides them into roles, and gives the detector its backbone and its canvas.
+- :func:`teach` shows the method its images: once each in a stream, and where it trains, from a cache over and over.
+  Positions of tiles are taught together, or in groups where the memory has no room for all.
+- :func:`calibrate` judges the good images that were held back; their scores set the thresholds.
+
+Whoever wants to watch passes a :class:`FitObserver`.
+
+Letters: T tiles, P positions that have a head of their own, d features.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,96 +23,380 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pickglass.data import Row, Table
-from pickglass.detectors.compute import Progress, silent
-from pickglass.detectors.loading import FeatureLoader
+from pickglass.calibration import Calibration, highest_score
+from pickglass.data import (
+    Dataset,
+    Decoded,
+    Preprocess,
+    Row,
+    Table,
+    as_table,
+    decode,
+    parse_size,
+    split_roles,
+)
+from pickglass.data.images.decoder import Array
+from pickglass.detectors.compute import ComputeOptions, Progress
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch, Prepared, on_device, prepared, silent
 from pickglass.detectors.method import FitContext, Method
+from pickglass.detectors.provenance import common_roi
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
+from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.batch import Batch
 from pickglass.features.cache import FeatureCache
+from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.research.adaptation import AdaptationSettings, Good, adapt
 from pickglass.features.research.fusion import Fusion
 from pickglass.nn.training.loop import train_all
 
-__all__ = ["Watch", "adapt_backbone", "learn", "learn_fusion", "readings"]
+__all__ = [
+    "FitObserver",
+    "FitPlan",
+    "TrainingImages",
+    "adapt_backbone",
+    "calibrate",
+    "learn_fusion",
+    "prepare",
+    "teach",
+]
 
 _DESCRIBED = 16  # images that say which positions look alike
 
+Size = tuple[int, int]
 
-Watch = Callable[[Sequence[Row], Batch], None]
+
+class FitObserver:
+    """An observer watches a fit without being part of it; a subclass overrides the events that it wants."""
+
+    def prepared(self, table: Table, loader: FeatureLoader, progress: Progress) -> Table:
+        """Look at the rows before anything is learned, and return those to go on with."""
+        return table
+
+    def taught(self, rows: Sequence[Row], batch: Batch) -> None:
+        """See a batch of the role ``fit`` as the method takes it in, each image once.
+
+        Not called where tiles are taught in groups or share a head: then a batch is not one of whole images.
+        """
+
+    def judged(self, loaded: LoadedBatch, scores: Tensor) -> None:
+        """See a batch of the role ``calibrate`` with its image scores (B,)."""
+
+    def fitted(self, method: Method) -> None:
+        """Leave the outcome with the detector, whose fit is complete."""
 
 
-def learn(
-    head: Method,
-    loader: FeatureLoader,
-    table: Table,
-    run: FitContext,
-    checkpoint: Path | None,
-    fingerprint: str,
-    watch: Watch | None = None,
-) -> dict[str, Any]:
-    """Teach a head, all positions at once or group by group.
+@dataclass(frozen=True)
+class FitPlan:
+    """What a fit is asked for; the attributes are the arguments of :meth:`pickglass.Detector.fit`."""
+
+    validate: float
+    calibrate: float
+    seed: int
+    memory_gb: float
+    checkpoint: Path | None = None
+    observers: Sequence[FitObserver] = ()
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The images that a fit may use.
+
+    Attributes:
+        table: rows of the roles fit, validate and calibrate.
+        ready: images that are prepared already, by path, so that the fit need not decode them again.
+    """
+
+    table: Table
+    ready: Mapping[str, Decoded[Prepared]]
+
+
+# -- prepare -----------------------------------------------------------------------------------------------------------
+
+
+def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -> TrainingImages:
+    """Check the images, divide them into roles, and give the method its backbone, its canvas and its tiles.
 
     Args:
-        head: takes in the rows of the role ``fit``, then trains its phases, then takes in those of ``validate``.
-        loader: reads the rows.
+        method: forgets what it had; ``extractor``, ``preprocess``, ``roi`` and ``tiles`` are set.
+        data: as for :meth:`pickglass.Detector.fit`.
+        plan: shares of the roles, seed and memory.
+        compute: how many images are decoded at once.
+
+    Raises:
+        DataError: broken images (all are listed), a defective image among them, or none at all.
+    """
+    table = _good_rows(data)
+    sizes, ready = _checked(table, method, plan.memory_gb / 4, compute)
+    asked = (method.backbone, method.layers, method.weights, plan.seed, method.scales)
+    if method.extractor is None or not method.extractor.is_still(*asked):  # otherwise its engine is ready, too
+        method.extractor = FeatureExtractor(*asked)
+    method._preprocess = Preprocess.for_images(method.size, method.extractor.interpolation, sizes.values())
+    roi = common_roi(table, sizes, method.preprocess) if any(row.roi is not None for row in table) else None
+    method.roi = None if roi is None else torch.from_numpy(roi)
+    method.tiles = None if method.tiling is None else Tiles(method.tiling, method.input_size)
+    method.fusion = None
+    return TrainingImages(split_roles(table, plan.validate, plan.calibrate, plan.seed), ready)
+
+
+def _good_rows(data: Any) -> Table:
+    """The rows that a fit may learn from."""
+    if isinstance(data, Dataset):
+        data = data.train
+    table = data if isinstance(data, Table) else as_table(data, role="train")
+    table = table.where(lambda row: row.role != "test")
+    # a validation split may hold labelled defects, for thresholds that need them; nothing is fitted on those
+    table = table.where(lambda row: row.label != 1 or row.role != "validate")
+    defective = [Failure(row.path, f"defective ({row.defect})") for row in table if row.label == 1]
+    if defective:
+        raise DataError(f"{len(defective)} training images are marked defective; fit takes good ones:", defective)
+    if not table:
+        raise DataError("there is no good image to learn from: expected rows of another role than 'test'")
+    return table
+
+
+def _checked(
+    table: Table, method: Method, memory_gb: float, compute: ComputeOptions
+) -> tuple[dict[str, Size], dict[str, Decoded[Prepared]]]:
+    """Read each image once: its size (H, W) by path, and prepared, by path, as many as the memory holds.
+
+    Where the sizes have a say in how images are prepared, none can be prepared yet.
+    """
+    preprocess: Preprocess | None = None
+    room = 0  # images
+    if parse_size(method.size).size is not None:
+        preprocess = Preprocess.for_images(method.size, find_backbone(method.backbone).interpolation, [])
+        room = int(memory_gb * 1e9 / (12 * math.prod(preprocess.size)))
+
+    def prepare_one(image: Array, row: Row) -> Prepared | None:
+        return None if preprocess is None else prepared(image, row, preprocess)
+
+    sizes: dict[str, Size] = {}
+    ready: dict[str, Decoded[Prepared]] = {}
+    failures: list[Failure] = []
+    for item in decode(table, prepare_one, compute.workers, max_pixels=compute.max_pixels):
+        sizes[item.row.path] = item.size
+        if item.error is not None:
+            failures.append(Failure(item.row.path, item.error))
+        elif item.value is not None and len(ready) < room:
+            ready[item.row.path] = Decoded(item.row, item.value, item.size)
+    if failures:
+        raise DataError(f"{len(failures)} of {len(table)} training images cannot be read:", failures)
+    return sizes, ready
+
+
+# -- research: a backbone that is fine-tuned, layers that are fused ----------------------------------------------------
+
+
+def adapt_backbone(settings: AdaptationSettings, loader: FeatureLoader, table: Table, plan: FitPlan) -> dict[str, Any]:
+    """Fine-tune the loader's backbone in place on images of the role ``fit``, judged by those of ``validate``.
+
+    Args:
+        settings: which stages, and how long; at most so many of the images, or of their tiles, are drawn.
+        loader: reads the rows; its backbone is changed.
         table: rows with their roles.
-        run: for one position; tiles multiply it.
-        checkpoint: of the training; see :meth:`pickglass.Detector.fit`.
-        fingerprint: of all that the training depends on; a checkpoint of another one is refused.
-        watch: is shown the rows and readings of the role ``fit`` as they pass; not where tiles are read in groups or
-            share a head, for then a reading is not one of whole images.
+        plan: seed and progress.
 
     Returns:
-        What ``finish`` returned and, under ``training``, the course of each phase; of several groups, under ``groups``
-        those of each.
+        What :func:`pickglass.features.research.adaptation.adapt` tells.
     """
+    fit, held = (_as_seen(loader, table.role(role), settings.images, plan.seed) for role in ("fit", "validate"))
+    return adapt(loader.engine.extractor, settings, fit, held, seed=plan.seed, progress=plan.progress)
+
+
+def learn_fusion(fusion: Fusion, loader: FeatureLoader, table: Table, progress: Progress) -> None:
+    """Show a fusion the images of the role ``fit`` that it learns from.
+
+    Args:
+        fusion: takes in the levels of all positions alike.
+        loader: reads the rows, their levels not fused.
+        table: rows with their roles.
+        progress: called with (stage, done, total).
+    """
+    fusion.to(loader.engine.device)
+    if fusion.wants_images:
+        for batch in _batches(loader, table.role("fit"), progress):
+            fusion.observe(batch)
+    fusion.settle()
+
+
+def _as_seen(loader: FeatureLoader, table: Table, most: int, seed: int) -> Good:
+    """At most so many images as the network sees them, evenly spread over the rows; of tiles, drawn from all."""
+    rows = Table([table[i * len(table) // most] for i in range(most)]) if len(table) > most else table
+    plain = loader.plain()
+    total = len(rows) * (plain.tiles.n if plain.tiles else 1)
+    drawn = np.zeros(total, np.bool_)
+    drawn[np.random.default_rng(seed).permutation(total)[:most]] = True
+    images, keeps, begin = [], [], 0
+    for batch in _batches(plain, rows, silent):
+        if batch.images is None:
+            raise RuntimeError("a loader of images gave none")
+        seen = batch.images.flatten(0, 1).cpu()  # (B T, 3, h, w)
+        size = (len(seen), *seen.shape[2:])
+        keep = torch.ones(size, dtype=torch.bool) if batch.keep is None else batch.keep.flatten(0, 1).cpu()
+        some = torch.from_numpy(drawn[begin : begin + len(seen)]) & keep.flatten(1).any(1)
+        begin += len(seen)
+        images.append(seen[some])
+        keeps.append(keep[some])
+    if not images:
+        return Good(torch.zeros(0, 3, 1, 1), None)
+    kept = torch.cat(keeps)
+    return Good(torch.cat(images), None if bool(kept.all()) else kept)
+
+
+# -- teach -------------------------------------------------------------------------------------------------------------
+
+
+def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fingerprint: str) -> dict[str, Any]:
+    """Teach a method its images, all positions at once or group by group.
+
+    Args:
+        method: takes in the rows of the role ``fit``, then trains its phases, then takes in those of ``validate``.
+        loader: reads the rows.
+        table: rows with their roles.
+        plan: seed, memory, checkpoint, observers and progress.
+        fingerprint: names all that the training depends on; a checkpoint with another one is refused.
+
+    Returns:
+        What ``end_fit`` returned and, under ``training``, the course of each phase; where positions are taught in
+        several groups, under ``groups`` those of each.
+    """
+    turns = 1 if method.trains else len(method.quarter_turns)
+    n_fit, n_validate = len(table.role("fit")), len(table.role("validate"))
+    context = FitContext(
+        n_fit * turns, method.level_shapes(), 1, plan.seed, plan.memory_gb, plan.progress, n_validate=n_validate
+    )
     tiles = loader.tiles
     if tiles is None:
-        return _teach(head, loader, table, run, checkpoint, fingerprint, watch)
-    _check_size(head, tiles, run)
+        return _teach(method, loader, table, context, plan, fingerprint)
+    _check_size(method, tiles, context)
     if tiles.heads not in (1, tiles.n):
-        tiles.assign(_described(loader, table), run.seed)
-    run = replace(run, positions=tiles.heads, n_images=run.n_images * tiles.per_head)
-    groups = _groups(head, loader, table, run)
+        tiles.assign(_mean_features(loader, table), context.seed)
+    context = replace(context, positions=tiles.heads, n_images=context.n_images * tiles.per_head)
+    groups = _groups(method, loader, table, context)
     if len(groups) == 1:
-        own_watch = watch if tiles.heads == tiles.n else None
-        details = _teach(head, loader, table, run, checkpoint, fingerprint, own_watch)
+        watched = plan if tiles.heads == tiles.n else replace(plan, observers=())
+        details = _teach(method, loader, table, context, watched, fingerprint)
     else:
-        told, apart = [], []
-        head.build(run.shapes, run.positions, run.seed)
-        built = head.head_state()
-        for group in groups:
-            own = head.clone()
-            part = replace(run, positions=len(group), seed=run.seed + group.start, groups=len(groups))
-            told.append(_teach(own, loader.only(group), table, part, checkpoint, f"{fingerprint} {group}"))
-            grown = {}
-            for name, tensor in own.head_state().items():
-                if name in built and built[name].shape[1:] == tensor.shape[1:]:
-                    built[name][group.start : group.stop] = tensor  # in place: networks are held once
-                else:
-                    grown[name] = tensor
-            apart.append(grown)
-            if checkpoint is not None:
-                checkpoint.unlink(missing_ok=True)
-        head.load_head_state({name: head.stacked(name, [part[name] for part in apart]) for name in apart[0]})
-        head.to(loader.engine.device)
-        details = {"groups": told}
+        details = _teach_groups(method, loader, table, context, plan, fingerprint, groups)
     if tiles.settings.normalise == "position":
-        tiles.scale = _scales(head, loader, tiles, table)
+        tiles.scale = _scales(method, loader, tiles, table)
     return details
 
 
-def _check_size(head: Method, tiles: Tiles, run: FitContext) -> None:
+def _teach_groups(
+    method: Method,
+    loader: FeatureLoader,
+    table: Table,
+    context: FitContext,
+    plan: FitPlan,
+    fingerprint: str,
+    groups: Sequence[range],
+) -> dict[str, Any]:
+    """Teach one group of positions after the other, and put together what they learned."""
+    details: list[dict[str, Any]] = []
+    grown: list[dict[str, Tensor]] = []  # per group the tensors whose size the images decide
+    method.build(context.shapes, context.positions, context.seed)
+    built = method.head_state()
+    unwatched = replace(plan, observers=())
+    for group in groups:
+        part = method.clone()
+        smaller = replace(context, positions=len(group), seed=context.seed + group.start, groups=len(groups))
+        details.append(_teach(part, loader.only(group), table, smaller, unwatched, f"{fingerprint} {group}"))
+        grown.append({})
+        for name, tensor in part.head_state().items():
+            if name in built and built[name].shape[1:] == tensor.shape[1:]:
+                built[name][group.start : group.stop] = tensor  # in place: networks are held once
+            else:
+                grown[-1][name] = tensor
+        if plan.checkpoint is not None:
+            plan.checkpoint.unlink(missing_ok=True)
+    method.load_head_state({name: method.stacked(name, [part[name] for part in grown]) for name in grown[0]})
+    method.to(loader.engine.device)
+    return {"groups": details}
+
+
+def _teach(
+    method: Method, loader: FeatureLoader, table: Table, context: FitContext, plan: FitPlan, fingerprint: str
+) -> dict[str, Any]:
+    """Teach a method the positions that the loader reads."""
+    method.build(context.shapes, context.positions, context.seed)
+    method.to(loader.engine.device)
+    method.begin_fit(context)
+    if method.trains:
+        return _train(method, loader, table, context, plan, fingerprint)
+    for turn in method.quarter_turns:
+        watched = plan.observers if turn == 0 else ()
+        for batch in _batches(loader.turned(turn), table.role("fit"), context.progress, watched):
+            method.observe(batch)
+    if method.validates:
+        for batch in _batches(loader, table.role("validate"), silent):
+            method.observe_validation(batch)
+    return method.end_fit()
+
+
+def _train(
+    method: Method, loader: FeatureLoader, table: Table, context: FitContext, plan: FitPlan, fingerprint: str
+) -> dict[str, Any]:
+    """Read each image once into a cache, and train the method's phases on what is cached."""
+    fit, validate = table.role("fit"), table.role("validate")
+    device = loader.engine.device
+    many = context.n_images // len(fit)  # positions that share a head
+    n_fit, n_validate = many * len(fit), many * len(validate)
+    half_gb = context.memory_gb / 2  # divided among both caches
+    with ExitStack() as stack:
+        fit_cache, validate_cache = (
+            stack.enter_context(FeatureCache(n, half_gb * n / (n_fit + n_validate))) for n in (n_fit, n_validate)
+        )
+        for batch in _batches(loader, fit, context.progress, plan.observers):
+            method.observe(batch)
+            fit_cache.add(batch)
+        for batch in _batches(loader, validate, silent):
+            validate_cache.add(batch)
+        histories = train_all(
+            method.phases(),
+            lambda indices: on_device(fit_cache.read(indices), device),
+            n_fit,
+            (lambda indices: on_device(validate_cache.read(indices), device)) if validate else None,
+            n_validate,
+            seed=context.seed,
+            device=device,
+            progress=context.progress,
+            checkpoint=plan.checkpoint,
+            fingerprint=fingerprint,
+        )
+        method.eval()
+        with torch.no_grad():
+            for start in range(0, n_validate, loader.batch):
+                indices = range(start, min(start + loader.batch, n_validate))
+                method.observe_validation(on_device(validate_cache.read(indices), device, loader.engine))
+    return {**method.end_fit(), "training": [history.to_json() for history in histories]}
+
+
+def _batches(
+    loader: FeatureLoader, rows: Table, progress: Progress, observers: Sequence[FitObserver] = ()
+) -> Iterator[Batch]:
+    """The batches that a method reads of these rows; the observers see each before the method."""
+    for loaded in loader.sound_batches(rows, progress):
+        if loaded.batch is not None:
+            for observer in observers:
+                observer.taught([item.row for item in loaded.items], loaded.batch)
+            yield loaded.batch
+
+
+# -- positions of tiles ------------------------------------------------------------------------------------------------
+
+
+def _check_size(method: Method, tiles: Tiles, context: FitContext) -> None:
     """Raise where the model file would be too large; the remedy is fewer heads where they take less."""
     limit = tiles.settings.max_file_mb
-    backbone = {} if head.extractor is None else head.extractor.state_dict()
+    backbone = {} if method.extractor is None else method.extractor.state_dict()
     fixed: float = sum(t.numel() * t.element_size() for t in backbone.values()) / 1e6
 
     def size(heads: int) -> float:
-        shared = replace(run, positions=heads, n_images=run.n_images * math.ceil(tiles.n / heads))
-        return fixed + head.predicted_mb(shared)
+        shared = replace(context, positions=heads, n_images=context.n_images * math.ceil(tiles.n / heads))
+        return fixed + method.predicted_mb(shared)
 
     if size(tiles.heads) <= limit:
         return
@@ -117,91 +411,32 @@ def _check_size(head: Method, tiles: Tiles, run: FitContext) -> None:
     )
 
 
-def learn_fusion(fusion: Fusion, loader: FeatureLoader, table: Table, progress: Progress) -> None:
-    """Show a fusion the images of the role ``fit`` that it learns from.
-
-    Args:
-        fusion: takes in the levels of all positions alike.
-        loader: reads the rows, their levels not fused.
-        table: rows with their roles.
-        progress: to report to.
-    """
-    fusion.to(loader.engine.device)
-    if fusion.wants_images:
-        for batch in readings(loader, table.role("fit"), progress):
-            fusion.observe(batch)
-    fusion.settle()
-
-
-def adapt_backbone(
-    settings: AdaptationSettings, loader: FeatureLoader, table: Table, seed: int, progress: Progress
-) -> dict[str, Any]:
-    """Fine-tune the reader's backbone in place on images of the role ``fit``, judged by those of ``validate``.
-
-    Args:
-        settings: which stages, and how long; of the images, or of their tiles, at most so many are drawn.
-        loader: of the backbone.
-        table: rows with their roles.
-        seed: of all that is drawn.
-        progress: to report to.
-
-    Returns:
-        What :func:`pickglass.features.research.adaptation.adapt` tells.
-    """
-    fit, held = (_as_seen(loader, table.role(role), settings.images, seed) for role in ("fit", "validate"))
-    return adapt(loader.engine.extractor, settings, fit, held, seed=seed, progress=progress)
-
-
-def _as_seen(loader: FeatureLoader, table: Table, most: int, seed: int) -> Good:
-    """At most so many images as the network sees them, evenly spread over the rows; of tiles, drawn from all."""
-    rows = Table([table[i * len(table) // most] for i in range(most)]) if len(table) > most else table
-    plain = loader.plain()
-    total = len(rows) * (plain.tiles.n if plain.tiles else 1)
-    drawn = np.zeros(total, np.bool_)
-    drawn[np.random.default_rng(seed).permutation(total)[:most]] = True
-    images, keeps, begin = [], [], 0
-    for batch in readings(plain, rows, silent):
-        if batch.images is None:
-            raise RuntimeError("a reader of images gave none")
-        seen = batch.images.flatten(0, 1).cpu()  # (B T, 3, h, w)
-        size = (len(seen), *seen.shape[2:])
-        keep = torch.ones(size, dtype=torch.bool) if batch.keep is None else batch.keep.flatten(0, 1).cpu()
-        some = torch.from_numpy(drawn[begin : begin + len(seen)]) & keep.flatten(1).any(1)
-        begin += len(seen)
-        images.append(seen[some])
-        keeps.append(keep[some])
-    if not images:
-        return Good(torch.zeros(0, 3, 1, 1), None)
-    kept = torch.cat(keeps)
-    return Good(torch.cat(images), None if bool(kept.all()) else kept)
-
-
-def _groups(head: Method, loader: FeatureLoader, table: Table, run: FitContext) -> list[range]:
-    """Which positions are learned together."""
+def _groups(method: Method, loader: FeatureLoader, table: Table, context: FitContext) -> list[range]:
+    """Which positions are taught together."""
     tiles = loader.tiles
     if tiles is None or tiles.heads != tiles.n:
-        return [range(run.positions)]
+        return [range(context.positions)]
     at_once = tiles.settings.at_once
-    if at_once is None and not head.trains:
+    if at_once is None and not method.trains:
         at_once = tiles.n
     elif at_once is None:
-        cached = run.n_images * 4 * sum(math.prod(shape) for shape in run.shapes)  # bytes a position
-        largest = max(cached, _training_bytes(head, loader, table, run))
-        at_once = max(1, int(run.memory_gb / 2 * 1e9 // largest))
+        cached = context.n_images * 4 * sum(math.prod(shape) for shape in context.shapes)  # bytes a position
+        largest = max(cached, _training_bytes(method, loader, table, context))
+        at_once = max(1, int(context.memory_gb / 2 * 1e9 // largest))
     return [range(i, min(i + at_once, tiles.n)) for i in range(0, tiles.n, at_once)]
 
 
-def _training_bytes(head: Method, loader: FeatureLoader, table: Table, run: FitContext) -> int:
-    """What a training step of one position holds: what two images leave for the backward pass tells it."""
-    own = head.clone()
-    own.build(run.shapes, 1, run.seed)
-    own.to(loader.engine.device)
-    own.begin_fit(replace(run, positions=1))
-    batch = next(readings(loader.only(range(1)), table.role("fit")[:2], silent))
+def _training_bytes(method: Method, loader: FeatureLoader, table: Table, context: FitContext) -> int:
+    """Measure the bytes that a training step of one position holds: what two images leave for the backward pass."""
+    single = method.clone()
+    single.build(context.shapes, 1, context.seed)
+    single.to(loader.engine.device)
+    single.begin_fit(replace(context, positions=1))
+    batch = next(_batches(loader.only(range(1)), table.role("fit")[:2], silent))
     images = len(batch.levels[0] if batch.levels else batch.images)  # type: ignore[arg-type]
-    known = {t.untyped_storage().data_ptr() for t in own.state_dict().values()}
+    known = {t.untyped_storage().data_ptr() for t in single.state_dict().values()}
     most = 0
-    for phase in own.phases():
+    for phase in single.phases():
         phase.module.train()
         left: dict[int, int] = {}  # storage -> its bytes
 
@@ -221,7 +456,7 @@ def _training_bytes(head: Method, loader: FeatureLoader, table: Table, run: FitC
     return most
 
 
-def _described(loader: FeatureLoader, table: Table) -> np.ndarray:
+def _mean_features(loader: FeatureLoader, table: Table) -> np.ndarray:
     """The mean features of each position over some training images: (T, d)."""
     tiles = loader.tiles
     if tiles is None:
@@ -229,92 +464,83 @@ def _described(loader: FeatureLoader, table: Table) -> np.ndarray:
     rows = table.role("fit")[:_DESCRIBED]
     means = [
         torch.cat([level.mean((0, 3, 4)) for level in batch.levels] or [batch.images.mean((0, 3, 4))], dim=1)  # type: ignore[union-attr]
-        for batch in readings(loader.only(range(tiles.n)), rows, silent)
+        for batch in _batches(loader.only(range(tiles.n)), rows, silent)
     ]
-    described: np.ndarray = torch.stack(means).mean(0).cpu().numpy()
-    return described
+    features: np.ndarray = torch.stack(means).mean(0).cpu().numpy()
+    return features
 
 
-def _scales(head: Method, loader: FeatureLoader, tiles: Tiles, table: Table) -> Tensor:
+def _scales(method: Method, loader: FeatureLoader, tiles: Tiles, table: Table) -> Tensor:
     """The median score of each position on the validation images: (T,)."""
-    held = table.role("validate")
-    if not held:
+    rows = table.role("validate")
+    if not rows:
         raise InputError("normalise='position' takes its scales from validation images: give validate, e.g. 0.1")
-    head.eval()
+    method.eval()
     with torch.no_grad():
-        scores = [tiles.unfold(head.score(batch)[0]) for batch in readings(loader, held, silent)]
-    scales = torch.cat(scores).masked_fill(~torch.isfinite(torch.cat(scores)), torch.nan).nanmedian(0).values  # (T,)
+        scores = [tiles.unfold(method.score(batch)[0]) for batch in _batches(loader, rows, silent)]
+    values = torch.cat(scores)  # (N, T)
+    scales = values.masked_fill(~torch.isfinite(values), torch.nan).nanmedian(0).values  # (T,)
     return scales.nan_to_num(1.0).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _teach(
-    head: Method,
+# -- calibrate ---------------------------------------------------------------------------------------------------------
+
+
+def calibrate(
+    method: Method,
+    judge: Callable[[Batch], tuple[Tensor, Tensor]],
     loader: FeatureLoader,
     table: Table,
-    run: FitContext,
-    checkpoint: Path | None,
-    fingerprint: str,
-    watch: Watch | None = None,
-) -> dict[str, Any]:
-    """Teach one head its positions."""
-    head.build(run.shapes, run.positions, run.seed)
-    head.to(loader.engine.device)
-    head.begin_fit(run)
-    fit, held = table.role("fit"), table.role("validate")
-    phases = head.phases()
-    if not phases:
-        for turn in head.quarter_turns:
-            for batch in readings(loader.turned(turn), fit, run.progress, watch if turn == 0 else None):
-                head.observe(batch)
-        if type(head).observe_validation is not Method.observe_validation:
-            for batch in readings(loader, held, silent):
-                head.observe_validation(batch)
-        return head.end_fit()
-    many = run.n_images // len(fit)  # positions that share a head
-    with ExitStack() as stack:
-        taught, unseen = (
-            stack.enter_context(FeatureCache(many * len(rows), run.memory_gb / 2 * len(rows) / len([*fit, *held])))
-            for rows in (fit, held)
-        )
-        for batch in readings(loader, fit, run.progress, watch):
-            head.observe(batch)
-            taught.add(batch)
-        for batch in readings(loader, held, silent):
-            unseen.add(batch)
-        device = loader.engine.device
-        histories = train_all(
-            phases,
-            lambda indices: taught.read(indices).to(device),
-            many * len(fit),
-            (lambda indices: unseen.read(indices).to(device)) if held else None,
-            many * len(held),
-            seed=run.seed,
-            device=device,
-            progress=run.progress,
-            checkpoint=checkpoint,
-            fingerprint=fingerprint,
-        )
-        head.eval()
-        with torch.no_grad():
-            for start in range(0, many * len(held), loader.batch):
-                rows = range(start, min(start + loader.batch, many * len(held)))
-                head.observe_validation(unseen.read(rows).to(device)._replace(engine=loader.engine))
-    return {**head.end_fit(), "training": [history.to_json() for history in histories]}
+    observers: Sequence[FitObserver] = (),
+) -> Calibration:
+    """Set the thresholds on good images that are read last, and see that the scores mean something.
 
-
-def readings(loader: FeatureLoader, table: Table, progress: Progress, watch: Watch | None = None) -> Iterator[Batch]:
-    """What a head reads of these images.
+    Args:
+        method: was taught.
+        judge: a batch -> image scores (B,) and joined maps (B, h, w).
+        loader: reads the rows.
+        table: rows with their roles; where no image is held back there are no thresholds, and a few fitted images are
+            judged to see that their scores are numbers.
+        observers: see each batch that is held back, with its scores.
 
     Raises:
-        DataError: one of them can no longer be read.
+        DataError: a score is no number, or all maps are one and the same value.
     """
-    done = 0
-    for loaded in loader.batches(table):
-        broken = [Failure(item.row.path, item.error) for item in loaded.items if item.error is not None]
-        if broken or loaded.batch is None:
-            raise DataError(f"{len(broken)} training images can no longer be read:", broken)
-        done += len(loaded.items)
-        progress("reading features", done, len(table))
-        if watch is not None:
-            watch([item.row for item in loaded.items], loaded.batch)
-        yield loaded.batch
+    rows = table.role("calibrate")
+    scores: list[float] = []
+    peaks: list[float] = []
+    lowest = math.inf
+    for loaded in loader.sound_batches(rows or table.role("fit")[: loader.batch], silent):
+        if loaded.batch is None:
+            continue
+        image_scores, maps = judge(loaded.batch)  # (B,), (B, h, w)
+        scores += image_scores.tolist()
+        peaks += maps.flatten(1).max(1).values.tolist()
+        lowest = min(lowest, float(maps.min()))
+        if rows:
+            for observer in observers:
+                observer.judged(loaded, image_scores)
+    _check_meaning(method, scores, peaks, lowest)
+    if not rows:
+        scores, peaks = [], []
+    return highest_score(scores, peaks, [row.group for row in rows], method.settings_digest())
+
+
+def _check_meaning(method: Method, scores: Sequence[float], peaks: Sequence[float], lowest: float) -> None:
+    """Raise where the scores of good images say nothing about the next part."""
+    wrong = [score for score in scores if not math.isfinite(score)]
+    remedy = (
+        "look at the images: they may be black, or all alike (pickglass info DATA). Give images that show the part, "
+        "or another method"
+    )
+    if wrong or not all(map(math.isfinite, peaks)):
+        shown = ", ".join(f"{score:g}" for score in (wrong or peaks)[:3])
+        raise DataError(
+            f"{type(method).__name__} gives {len(wrong) or 'some'} of {len(scores)} good images scores that are no "
+            f"numbers ({shown}), so it could judge nothing: {remedy}"
+        )
+    if max(peaks) == lowest and len(set(scores)) == 1:
+        raise DataError(
+            f"{type(method).__name__} gives each place of {len(scores)} good images one and the same value, "
+            f"{lowest:g}, so it has learned nothing that a part could differ from: {remedy}"
+        )

@@ -1,8 +1,12 @@
-"""Running a detector over images: where, by what, how much at once; and what a head reads of them."""
+"""From rows of a table to what a method reads: images decoded, fitted on the canvas, and turned into features.
+
+Letters: B images, P positions, T tiles, C channels, h x w cells of a level, H x W pixels of the canvas.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,60 +14,94 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pickglass.data import Decoded, Preprocess, Row, Table, decode
+from pickglass.data import Decoded, Preprocess, Row, decode
 from pickglass.data.images.decoder import Array
-from pickglass.detectors.compute import ComputeOptions
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.tiling import Tiles
+from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.batch import Batch
 from pickglass.features.engine import BackboneEngine
 from pickglass.features.research.fusion import Fusion
 
-__all__ = [
-    "FeatureLoader",
-    "LoadedBatch",
-    "Prepared",
-    "read",
-]
+__all__ = ["FeatureLoader", "LoadedBatch", "Prepared", "canvas_batch", "on_device", "prepared", "silent"]
 
 _TILES_AT_ONCE = 64  # of all images of a batch together: their features are held at once
 
 
 class Prepared(NamedTuple):
-    """An image ready for the network: (3, H, W) in [0, 1], and what of it counts, (H, W) bool or None for all."""
+    """An image ready for the network.
+
+    Attributes:
+        image: (3, H, W) RGB in [0, 1].
+        keep: (H, W) bool, False where nothing is judged or learned; None: everything counts.
+    """
 
     image: Array
     keep: np.ndarray | None
 
 
 class LoadedBatch(NamedTuple):
-    """Some rows, broken images among them, and what a head reads of the sound ones; None if there is none."""
+    """A few rows, broken images among them, with the batch that a method reads of the sound ones.
+
+    Attributes:
+        items: one a row, in order; a broken one has an ``error``.
+        batch: of the sound images, in their order; None where all are broken.
+    """
 
     items: list[Decoded[Prepared]]
     batch: Batch | None
 
     @property
     def sound(self) -> list[Decoded[Prepared]]:
-        """The items that the reading holds, in its order."""
+        """The items that are in the batch, in its order."""
         return [item for item in self.items if item.error is None]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The items that could not be read, with the reason."""
+        return [Failure(item.row.path, item.error) for item in self.items if item.error is not None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report no progress."""
+
+
+def prepared(image: Array, row: Row, preprocess: Preprocess, roi: np.ndarray | None = None) -> Prepared:
+    """Fit a decoded image on the canvas.
+
+    Args:
+        image: as the decoder returns it.
+        row: its row; the row's own region of interest wins over ``roi``.
+        preprocess: fits images on the canvas.
+        roi: (H, W) bool on the canvas, for rows without a region of interest; None: everything counts.
+    """
+    region = None if row.roi is None else row.region(image)
+    keep = preprocess.kept((image.shape[0], image.shape[1]), region)
+    if region is None and roi is not None:
+        keep = roi if keep is None else keep & roi
+    return Prepared(preprocess(image), keep)
 
 
 class FeatureLoader:
-    """From rows to what a head reads: decoded ahead in threads, prepared, frozen features by the engine.
+    """Turns rows into batches: images are decoded ahead in threads, and the backbone runs in its engine.
 
     Args:
-        engine: runs the backbone, and what a head runs by it while it judges.
+        engine: runs the backbone, and for some methods what they have learned.
         preprocess: fits images on the canvas.
-        reads: what of a :class:`Batch` is wanted, ``"features"``, ``"images"``.
-        roi: region of interest of rows that have none of their own, bool (H, W) of the canvas; None: everything.
-        running: how much at once.
-        tiles: of the canvas; None: it is read whole, P = 1.
-        positions: of the tiles; None: all of them.
-        fusion: of the levels; None: they are read as they are.
-        ready: images that were prepared before, by path; they are not decoded again.
-        turn: quarter turns by which images are turned on the canvas.
+        reads: what a method wants of a :class:`Batch`: ``"features"``, ``"images"``.
+        roi: (H, W) bool on the canvas, region of interest of rows that have none of their own; None: everything.
+        compute: how much at once.
+        tiles: the tiles of the canvas; None: it is read whole, P = 1.
+        fusion: fuses the levels; None: they are read as they are.
 
     Attributes:
-        batch: images at once.
+        batch: images at once; fewer than asked for where each has many tiles.
+        ready: images that were prepared before, by path; they are not decoded again.
+        positions: the tiles that are read; None: all of them.
+        turn: quarter turns by which images are turned on the canvas.
+
+    Raises:
+        InputError: ``batch``, ``workers`` or ``max_pixels`` is below 1.
     """
 
     def __init__(
@@ -72,92 +110,96 @@ class FeatureLoader:
         preprocess: Preprocess,
         reads: Sequence[str],
         roi: np.ndarray | None,
-        running: ComputeOptions,
+        compute: ComputeOptions,
         tiles: Tiles | None = None,
-        positions: range | None = None,
         fusion: Fusion | None = None,
-        ready: Mapping[str, Decoded[Prepared]] | None = None,
-        turn: int = 0,
     ) -> None:
+        for name in ("batch", "workers", "max_pixels"):
+            if getattr(compute, name) < 1:
+                raise InputError(f"{name}={getattr(compute, name)!r}: expected at least 1")
         self.engine = engine
         self.preprocess = preprocess
         self.reads = reads
         self.roi = roi
-        self.running = running
+        self.compute = compute
         self.tiles = tiles
-        self.positions = positions
         self.fusion = fusion
-        self.ready = ready or {}
-        self.turn = turn
-        many = 1 if tiles is None else len(positions or range(tiles.n))
-        self.batch = max(1, min(running.batch, _TILES_AT_ONCE // many))
+        self.ready: Mapping[str, Decoded[Prepared]] = {}
+        self.positions: range | None = None
+        self.turn = 0
+
+    @property
+    def batch(self) -> int:
+        """The number of images at once."""
+        many = 1 if self.tiles is None else len(self.positions or range(self.tiles.n))
+        return max(1, min(self.compute.batch, _TILES_AT_ONCE // many))
 
     def only(self, positions: range) -> FeatureLoader:
-        """The same for these positions alone."""
-        return self._changed(positions, self.turn)
+        """Return a loader that reads these positions alone."""
+        changed = copy(self)
+        changed.positions = positions
+        return changed
 
     def turned(self, turn: int) -> FeatureLoader:
-        """The same, with images turned by so many quarters."""
-        return self._changed(self.positions, turn)
-
-    def _changed(self, positions: range | None, turn: int) -> FeatureLoader:
-        return FeatureLoader(
-            self.engine,
-            self.preprocess,
-            self.reads,
-            self.roi,
-            self.running,
-            self.tiles,
-            positions,
-            self.fusion,
-            self.ready,
-            turn,
-        )
+        """Return a loader that turns images by so many quarters."""
+        changed = copy(self)
+        changed.turn = turn
+        return changed
 
     def plain(self) -> FeatureLoader:
-        """One that reads images alone, of each tile, and runs no backbone."""
-        every = None if self.tiles is None else range(self.tiles.n)
-        return FeatureLoader(
-            self.engine, self.preprocess, ("images",), self.roi, self.running, self.tiles, every, ready=self.ready
-        )
+        """Return a loader that reads images alone, of each tile, and runs no backbone."""
+        changed = copy(self)
+        changed.reads, changed.fusion, changed.turn = ("images",), None, 0
+        changed.positions = None if self.tiles is None else range(self.tiles.n)
+        return changed
 
-    def batches(self, table: Table) -> Iterator[LoadedBatch]:
-        """The rows in batches, in order."""
+    def batches(self, rows: Sequence[Row]) -> Iterator[LoadedBatch]:
+        """Read the rows in batches, in order; a broken image is named and leaves the others."""
+        compute, size = self.compute, self.batch
         waiting: list[Decoded[Prepared]] = []
-        run = self.running
-        ahead = max(2 * self.batch, run.workers)
-        unknown = (row for row in table if row.path not in self.ready)
-        decoded = decode(unknown, self._prepare, run.workers, ahead, run.max_pixels)
-        for n, row in enumerate(table, start=1):
-            known = self.ready.get(row.path)
-            waiting.append(next(decoded) if known is None else replace(known, row=row))
-            if len(waiting) == self.batch or n == len(table):
-                values = [d.value for d in waiting if d.value is not None]
-                yield LoadedBatch(waiting, self._read(values) if values else None)
+        unknown = (row for row in rows if row.path not in self.ready)
+        ahead = max(2 * size, compute.workers)
+        decoded = decode(unknown, self._prepare, compute.workers, ahead, compute.max_pixels)
+        for n, row in enumerate(rows, start=1):
+            ready = self.ready.get(row.path)
+            waiting.append(next(decoded) if ready is None else replace(ready, row=row))
+            if len(waiting) == size or n == len(rows):
+                values = [item.value for item in waiting if item.value is not None]
+                yield LoadedBatch(waiting, self.batch_of(values) if values else None)
                 waiting = []
 
-    def _prepare(self, image: Array, row: Row) -> Prepared:
-        size = (image.shape[0], image.shape[1])
-        own = row.region(image)
-        keep = self.preprocess.kept(size, own)
-        if own is None and self.roi is not None:
-            keep = self.roi if keep is None else keep & self.roi
-        return Prepared(self.preprocess(image), keep)
+    def sound_batches(self, rows: Sequence[Row], progress: Progress) -> Iterator[LoadedBatch]:
+        """Read the rows of a training in batches, in order.
 
-    def _read(self, values: Sequence[Prepared]) -> Batch:
-        images = torch.from_numpy(np.stack([v.image for v in values]))  # (B, 3, H, W)
+        Raises:
+            DataError: an image can no longer be read.
+        """
+        done = 0
+        for loaded in self.batches(rows):
+            if loaded.failures or loaded.batch is None:
+                raise DataError(f"{len(loaded.failures)} training images can no longer be read:", loaded.failures)
+            done += len(loaded.items)
+            progress("reading features", done, len(rows))
+            yield loaded
+
+    def _prepare(self, image: Array, row: Row) -> Prepared:
+        return prepared(image, row, self.preprocess, self.roi)
+
+    def batch_of(self, values: Sequence[Prepared]) -> Batch:
+        """Return the batch that a method reads of prepared images."""
+        images = torch.from_numpy(np.stack([value.image for value in values]))  # (B, 3, H, W)
         keep = None
-        if any(v.keep is not None for v in values):
+        if any(value.keep is not None for value in values):
             whole = np.ones(self.preprocess.size, np.bool_)
-            keep = torch.from_numpy(np.stack([whole if v.keep is None else v.keep for v in values]))  # (B, H, W)
+            keep = torch.from_numpy(np.stack([whole if value.keep is None else value.keep for value in values]))
         if self.turn:
             images = images.rot90(self.turn, (2, 3)).contiguous()
-            keep = None if keep is None else keep.rot90(self.turn, (1, 2))
-        batch = read(images, keep, self.engine, self.reads, self.tiles, self.positions, self.fusion)
-        return batch.to(self.engine.device)._replace(engine=self.engine)
+            keep = None if keep is None else keep.rot90(self.turn, (1, 2))  # (B, H, W)
+        batch = canvas_batch(images, keep, self.engine, self.reads, self.tiles, self.positions, self.fusion)
+        return on_device(batch, self.engine.device, self.engine)
 
 
-def read(
+def canvas_batch(
     images: Tensor,
     keep: Tensor | None,
     features: Callable[[Tensor], tuple[Tensor, ...]],
@@ -166,16 +208,16 @@ def read(
     positions: range | None = None,
     fusion: Fusion | None = None,
 ) -> Batch:
-    """What a head reads of canvases.
+    """Turn canvases into the batch that a method reads.
 
     Args:
         images: (B, 3, H, W) RGB in [0, 1].
         keep: (B, H, W) bool, what counts; None: everything.
-        features: (B, 3, H, W) -> per layer (B, C, h, w).
+        features: the backbone, (B, 3, H, W) -> per layer (B, C, h, w).
         reads: what is wanted, ``"features"``, ``"images"``.
-        tiles: of the canvas; None: it is the one position.
-        positions: of the tiles; None: all, and positions that share a head are given to it together.
-        fusion: of the levels; None: they are read as they are.
+        tiles: the tiles of the canvas; None: it is the one position.
+        positions: the tiles to read; None: all, and positions that share a head are given to it together.
+        fusion: fuses the levels; None: they are read as they are.
     """
     if tiles is None:
         cut, kept = images[:, None], None if keep is None else keep[:, None]
@@ -184,8 +226,18 @@ def read(
         kept = tiles.cut_keep(keep, len(images), images.device, positions)
     levels: tuple[Tensor, ...] = ()
     if "features" in reads:
-        found = features(cut.flatten(0, 1).contiguous())  # per layer (B T, C, h, w)
-        found = found if fusion is None else fusion(found)
-        levels = tuple(level.unflatten(0, (len(images), -1)) for level in found)  # (B, T, C, h, w)
+        maps = features(cut.flatten(0, 1).contiguous())  # per layer (B T, C, h, w)
+        maps = maps if fusion is None else fusion(maps)
+        levels = tuple(level.unflatten(0, (len(images), -1)) for level in maps)  # (B, T, C, h, w)
     batch = Batch(levels, cut if "images" in reads else None, kept)
     return batch if tiles is None or positions is not None else tiles.fold(batch)
+
+
+def on_device(batch: Batch, device: str, engine: BackboneEngine | None = None) -> Batch:
+    """Bring a batch to a device; ``engine`` runs what a method has learned, None: torch does, as in training."""
+    return Batch(
+        tuple(level.to(device) for level in batch.levels),
+        None if batch.images is None else batch.images.to(device),
+        None if batch.keep is None else batch.keep.to(device),
+        engine,
+    )

@@ -1,27 +1,123 @@
-"""The model file: safetensors with a JSON header, no pickle. Written to a temporary name and renamed.
+"""A model file holds a fitted detector: safetensors with a JSON header, no pickle, written whole or not at all.
 
-Tensors are ``head.*`` (what the method learned), ``backbone.*`` (the network up to the deepest layer used) and, where
-the model names defects, ``naming.*``. The header, under the metadata key ``pickglass``, has ``format`` (version of this
-layout), ``method``, ``configuration``, ``preprocess``, ``calibration``, ``provenance`` and, if so, ``naming``.
+Its tensors are ``head.*`` (what the method learned, the tiles and the fusion), ``backbone.*`` (the network up to the
+deepest layer used), ``reference.*`` (the images that ``drift`` compares new ones with) and ``naming.*`` (what names
+defects). The header, under the metadata key ``pickglass``, has ``format`` (version of this layout), ``method``,
+``configuration``, ``preprocess``, ``calibration``, ``provenance`` and, where the model names defects, ``naming``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from pickglass.calibration import Calibration, settings_digest
+from pickglass.calibration.drift import Sample
+from pickglass.data import Preprocess
 from pickglass.data.files import output_path, written_whole
+from pickglass.detectors.method import Method, assign
 from pickglass.detectors.model_header import FORMAT, check_model_file, parse_header
+from pickglass.detectors.naming import Namer
+from pickglass.detectors.provenance import Provenance
+from pickglass.detectors.tiling import Tiles
 from pickglass.errors import ModelFileError
+from pickglass.features.backbones.weights import WeightsInfo
+from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.research.fusion import Fusion
 
-__all__ = ["assign", "read_model", "write_model"]
+__all__ = ["read_model", "restore", "save", "write_model"]
+
+Detector = TypeVar("Detector", bound=Method)
+
+# -- detectors ---------------------------------------------------------------------------------------------------------
+
+
+def save(detector: Method, path: str | Path) -> Path:
+    """Write a fitted detector, backbone included, as one .safetensors file.
+
+    Raises:
+        NotFitted: there is nothing to save yet.
+        InputError: the name does not end in .safetensors, or the place cannot be written.
+    """
+    header: dict[str, Any] = {
+        "method": detector.method,
+        "configuration": detector.configuration(),
+        "preprocess": detector.preprocess.to_json(),
+        "calibration": detector.calibration.to_json() if detector.calibration else None,
+        "provenance": detector.provenance.to_json(),
+    }
+    tensors = detector.network.state_dict(prefix="backbone.")
+    for name, tensor in detector.state_dict().items():
+        if not name.startswith("extractor."):
+            tensors[f"head.{name}"] = tensor
+    if detector.reference is not None:
+        for name, values in detector.reference.tensors().items():
+            tensors[f"reference.{name}"] = torch.from_numpy(np.array(values))
+    if detector.namer is not None:
+        header["naming"] = detector.namer.to_json()
+        for name, tensor in detector.namer.tensors.items():
+            tensors[f"naming.{name}"] = tensor
+    return write_model(path, header, tensors)
+
+
+def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> Detector:
+    """Make the detector that the content of a model file describes.
+
+    Args:
+        method: the class of the detector.
+        header, tensors: as :func:`read_model` returns them.
+        source: the name of the file, for messages.
+
+    Raises:
+        ModelFileError: tensors are missing, or have no place in this method.
+    """
+    detector = method.configured(header["configuration"])
+    detector.provenance = Provenance.from_json(header["provenance"])
+    detector.extractor = FeatureExtractor(detector.backbone, detector.layers, None, scales=detector.scales)
+    if detector.provenance.backbone_weights:
+        detector.extractor.expect(WeightsInfo.from_json(detector.provenance.backbone_weights))
+    detector._preprocess = Preprocess.from_json(header["preprocess"])
+    if detector.tiling is not None:
+        detector.tiles = Tiles(detector.tiling, detector.input_size)
+    if detector.fusing is not None:
+        detector.fusion = Fusion(detector.fusing, detector.backbone_shapes())
+    detector.build(detector.level_shapes(), detector.tiles.heads if detector.tiles else 1, seed=0)
+    missing = [name for name in detector.extractor.state_dict(prefix="backbone.") if name not in tensors]
+    if missing:
+        raise ModelFileError(f"{source}: lacks {len(missing)} tensors, e.g. {missing[0]!r}: fit the model anew")
+    apart: dict[str, dict[str, Tensor]] = {"reference": {}, "naming": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part in apart:
+            apart[part][rest] = tensor
+        elif not assign(detector, f"extractor.{rest}" if part == "backbone" else rest, tensor):
+            raise ModelFileError(f"{source}: tensor {name!r} has no place in {method.__name__}: fit the model anew")
+    if apart["reference"]:
+        arrays = {name: tensor.numpy() for name, tensor in apart["reference"].items()}
+        detector.reference = Sample.from_tensors(arrays, source)
+    if header.get("naming") is not None:
+        detector.namer = Namer.from_file(header["naming"], apart["naming"])
+    if header["calibration"] is not None:
+        detector.calibration = Calibration.from_json(header["calibration"])
+    # settings may have new names, or be more, since the file was written: what was not stale then is not stale now
+    then, now = settings_digest(header["configuration"]), detector.settings_digest()
+    if detector.calibration is not None and detector.calibration.settings == then:
+        detector.calibration = replace(detector.calibration, settings=now)
+    if detector.reference is not None and detector.reference.settings == then:
+        detector.reference = replace(detector.reference, settings=now)
+    return detector.eval()
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
 
 
 def write_model(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
@@ -39,36 +135,18 @@ def write_model(path: str | Path, header: Mapping[str, Any], tensors: Mapping[st
 
 
 def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a model file; errors as :func:`~pickglass.detectors.model_header.read_model_header`."""
-    with _opened(path) as file:
-        header = parse_header(file.metadata() or {}, path)
-        # a copy begins where memory is aligned; a product of tensors that do not may round differently
-        return header, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    """Read the header and the tensors of a model file.
 
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
+    Raises:
+        ModelFileError: missing, not a pickglass model, of another format version, or damaged.
+    """
     check_model_file(path)
     try:
         with safe_open(str(path), framework="pt") as file:
-            yield file
+            header = parse_header(file.metadata() or {}, path)
+            # a copy begins where memory is aligned; a product of tensors that do not may round differently
+            return header, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ModelFileError(
             f"{path}: not a readable model file, or cut short ({error}): copy it again, or fit the model anew"
         ) from error
-
-
-def assign(module: nn.Module, name: str, tensor: Tensor) -> bool:
-    """Put a tensor where a buffer or parameter of that name is, of whatever shape; False where there is none."""
-    path, _, leaf = name.rpartition(".")
-    try:
-        owner = module.get_submodule(path)
-    except AttributeError:
-        return False
-    if leaf in owner._buffers:
-        owner._buffers[leaf] = tensor
-    elif leaf in owner._parameters:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
-    else:
-        return False
-    return True

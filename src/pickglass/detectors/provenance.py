@@ -1,4 +1,4 @@
-"""The regions of interest of a fit: what the model keeps of them, and what it expects of images to judge."""
+"""Where a model came from: its images, their regions of interest, weights, versions and what happened in the fit."""
 
 from __future__ import annotations
 
@@ -6,63 +6,146 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pickglass.data import MARGINS, Preprocess, Table
 
-__all__ = ["as_taught", "common_roi", "regions_of"]
+__all__ = ["Provenance", "Regions", "common_roi"]
 
 Size = tuple[int, int]
 
 
-def regions_of(table: Table) -> dict[str, Any]:
-    """What a model's provenance keeps of the regions of interest that it was fitted within.
+@dataclass(frozen=True)
+class Regions:
+    """The regions of interest of the images that a model was fitted on.
 
-    ``margins``: all images inside their margins; ``regions``: of the others ``"one"`` file for all, ``"each"`` image a
-    file, ``"some"`` images or ``"none"``; ``regions_sha256``: over the contents of all, in the order of the rows.
+    Attributes:
+        margins: whether all images were looked at inside their margins.
+        regions: of the other images, ``"one"`` for all, ``"each"`` image its own, ``"some"`` images or ``"none"``.
+        regions_sha256: over the contents of all of them, in the order of the rows; empty where there are none.
     """
-    kinds = {row.roi for row in table} - {MARGINS}
-    files = {file for file in kinds if file is not None}
-    regions = "none" if not files else "some" if None in kinds else "one" if len(files) == 1 else "each"
-    contents = {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
-    listed = json.dumps([contents.get(row.roi or "", row.roi) for row in table])
-    return {
-        "margins": all(row.roi == MARGINS for row in table),
-        "regions": regions,
-        "regions_sha256": hashlib.sha256(listed.encode()).hexdigest(),
-    }
 
+    margins: bool = False
+    regions: Literal["none", "one", "each", "some"] = "none"
+    regions_sha256: str = ""
 
-def as_taught(table: Table, provenance: Mapping[str, Any]) -> Table:
-    """The rows as a model of this provenance was taught to look at them: inside their margins, if so.
-
-    Warns of rows without a region of interest where each image that was fitted had one of its own.
-    """
-    if provenance.get("margins"):
-        return Table([replace(row, roi=row.roi or MARGINS) for row in table])
-    lacking = sum(row.roi is None for row in table)
-    if lacking and provenance.get("regions") == "each":
-        warnings.warn(
-            f"{lacking} of {len(table)} images have no region of interest, and the model was fitted within one an "
-            "image: it never learned what lies outside, which may raise alarms. Name the folder of masks (roi)",
-            UserWarning,
-            stacklevel=3,
+    @classmethod
+    def of(cls, table: Table) -> Regions:
+        """Read the regions of interest of these rows."""
+        regions = {row.roi_name: row.roi for row in table}
+        marked = {name: roi for name, roi in regions.items() if roi is not None and name != MARGINS}
+        digests = {name: hashlib.sha256(_content(roi)).hexdigest() for name, roi in marked.items()}
+        listed = json.dumps([digests.get(row.roi_name, row.roi_name) for row in table])
+        return cls(
+            margins=set(regions) == {MARGINS},
+            regions="none" if not marked else "some" if None in regions else "one" if len(marked) == 1 else "each",
+            regions_sha256=hashlib.sha256(listed.encode()).hexdigest(),
         )
-    return table
+
+
+def _content(roi: str | npt.NDArray[Any]) -> bytes:
+    return Path(roi).read_bytes() if isinstance(roi, str) else (roi > 0).tobytes()
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model tells of its origin; a model that was never fitted has the defaults.
+
+    Attributes:
+        n_fit, n_validate, n_calibrate: number of images of each role.
+        seed: by which images were divided and everything else was drawn.
+        data_sha256: over the contents of the images, their roles and their order.
+        fitted_images: start of the digest of each image of the roles fit and validate; None in models that do not
+            tell.
+        pixel_mm: side of a pixel on the part in millimetres, where all images share it.
+        regions: the regions of interest of the images.
+        backbone_weights: what identifies the backbone's weights, as JSON; None where nothing is known.
+        adaptation: what fine-tuning the backbone did; None: it was not asked for.
+        device, engine: what computed the features.
+        suspicious: images that looked like none of the others: ``path``, ``score``, ``whole`` each; empty as well
+            where no :class:`pickglass.CleanCheck` watched the fit.
+        details: what the method tells of its training.
+        versions: version by library.
+        fitted: date and time (UTC) of the fit.
+        fit_s: seconds that the fit took.
+        data: name of the data set, where the use case knew it.
+        auto: how the preset ``auto`` chose, if it did.
+        foreground: where the part is in the images, if it was looked for.
+    """
+
+    n_fit: int = 0
+    n_validate: int = 0
+    n_calibrate: int = 0
+    seed: int = 0
+    data_sha256: str = ""
+    fitted_images: tuple[str, ...] | None = None
+    pixel_mm: float | None = None
+    regions: Regions = Regions()
+    backbone_weights: dict[str, Any] | None = None
+    adaptation: dict[str, Any] | None = None
+    device: str = ""
+    engine: str = ""
+    suspicious: tuple[dict[str, Any], ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    fitted: str = ""
+    fit_s: float = 0.0
+    data: str | None = None
+    auto: dict[str, Any] | None = None
+    foreground: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dict as a model file keeps it; what is optional and not known is left out."""
+        optional = ("fitted_images", "adaptation", "data", "auto", "foreground")
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        stored = {name: value for name, value in known.items() if not (name in optional and value is None)}
+        return {**stored, **asdict(self.regions)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Provenance:
+        """Read the dict that :meth:`to_json` returned, also one that an older version wrote."""
+        names = {f.name for f in fields(cls)} - {"regions"}
+        known = {name: value for name, value in stored.items() if name in names}
+        for name in ("fitted_images", "suspicious"):
+            if known.get(name) is not None:
+                known[name] = tuple(known[name])
+        regions = {f.name: stored[f.name] for f in fields(Regions) if f.name in stored}
+        return cls(**known, regions=Regions(**regions))
+
+    def within_regions(self, table: Table) -> Table:
+        """Return the rows with the region of interest that the model was taught to look at: their margins, if so.
+
+        Warns of rows without a region of interest where each image that was fitted had one of its own.
+        """
+        if self.regions.margins:
+            return Table([replace(row, roi=MARGINS if row.roi is None else row.roi) for row in table])
+        lacking = sum(row.roi is None for row in table)
+        if lacking and self.regions.regions == "each":
+            warnings.warn(
+                f"{lacking} of {len(table)} images have no region of interest, and the model was fitted within one an "
+                "image: it never learned what lies outside, which may raise alarms. Name the folder of masks (roi)",
+                UserWarning,
+                stacklevel=4,
+            )
+        return table
+
+    def unseen(self, table: Table) -> Table:
+        """Return the rows that the model was not fitted on, nor images of their groups."""
+        return table.unseen_by(self.fitted_images or ())
 
 
 def common_roi(table: Table, sizes: Mapping[str, Size], preprocess: Preprocess) -> npt.NDArray[np.bool_] | None:
-    """The region of interest (H, W) bool on the canvas that a model keeps for images without one of their own.
+    """Return the region of interest (H, W) bool on the canvas that a model keeps for images without one of their own.
 
     There is one only if all training images share one file and one size: a fixed camera.
     """
-    files, shapes = {row.roi for row in table}, set(sizes.values())
-    if len(files) != 1 or len(shapes) != 1 or files & {None, MARGINS}:
+    names, shapes = {row.roi_name for row in table}, set(sizes.values())
+    if len(names) != 1 or len(shapes) != 1 or names & {None, MARGINS}:
         return None
     (size,) = shapes
     region = table[0].region(np.zeros(size, np.uint8))

@@ -1,4 +1,4 @@
-"""What a head gets to read of a batch of images."""
+"""What a method gets to read of a batch of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Batch"]
 
 
 class Batch(NamedTuple):
-    """A batch as a head reads it; a head uses only what its ``reads`` names.
+    """A batch of images as a method reads it; a method uses only what its ``reads`` names.
 
     Letters: B images, P positions, C channels, h x w cells of a layer, H x W pixels of the network's input.
 
@@ -22,20 +22,11 @@ class Batch(NamedTuple):
         images: (B, P, 3, H, W) RGB in [0, 1]; None unless ``"images"`` is read.
         keep: (B, P, H, W) bool, False where nothing is judged or learned (padding, outside the region of interest);
             None where everything counts. :func:`pickglass.nn.maps.kept_cells` brings it to a grid.
-        engine: by which a head may run what it has learned, while it judges; None: torch, as in training and in the
-            exported graph.
+        engine: runs what a method has learned while it judges; None: torch does, as in training and in the exported
+            graph.
     """
 
     levels: tuple[Tensor, ...]
     images: Tensor | None = None
     keep: Tensor | None = None
     engine: BackboneEngine | None = None
-
-    def to(self, device: str) -> Batch:
-        """The same on another device."""
-        return Batch(
-            tuple(level.to(device) for level in self.levels),
-            None if self.images is None else self.images.to(device),
-            None if self.keep is None else self.keep.to(device),
-            self.engine,
-        )

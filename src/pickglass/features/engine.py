@@ -23,7 +23,7 @@ from pickglass.errors import InputError
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.networks.stacked import at_position
 
-__all__ = ["BackboneEngine", "CompiledNetwork", "EngineName", "PerPositionEngine", "has_bfloat16"]
+__all__ = ["BackboneEngine", "CompiledNetwork", "EngineName", "PerPositionEngine", "device_name", "has_bfloat16"]
 
 EngineName = Literal["auto", "openvino", "bfloat16", "torch"]
 
@@ -183,6 +183,21 @@ class PerPositionEngine:
             ]
         found = [run(*(x[:, p : p + 1] for x in inputs)) for p, run in enumerate(self._runners)]
         return tuple(torch.cat(output, dim=1) for output in zip(*found, strict=True))  # (B, P, ...)
+
+
+def device_name(name: str) -> str:
+    """Resolve ``"auto"`` to the device to compute on, and try any other.
+
+    Raises:
+        InputError: the device cannot be used on this machine.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name!r} cannot be used here ({str(error).splitlines()[0]}): try 'cpu'") from error
+    return name
 
 
 def has_bfloat16() -> bool:

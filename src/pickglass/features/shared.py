@@ -37,7 +37,7 @@ class SharedFeatures:
         computed: images that went through the backbone.
         seconds: that it took.
 
-    Use it as a context manager, and a detector reads from it after ``detector.make_engine = shared.engine``.
+    Use it as a context manager, and a detector reads from it after ``detector.shared_features = shared``.
     """
 
     def __init__(

@@ -120,6 +120,20 @@ class FastFlow(Detector):
         self.pick = pick
         self.flows: Stacked | None = None
 
+    @property
+    def uses_validation(self) -> bool:
+        """Whether validation images choose the epoch."""
+        return self.pick == "best"
+
+    def work_units(self, n_images: int) -> float:
+        """Every epoch looks at each image once."""
+        return float(self.epochs * n_images)
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """Fewer coupling steps and a few epochs of small batches."""
+        return {"steps": 4, "epochs": 10, "batch": 4}
+
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
@@ -143,7 +157,7 @@ class FastFlow(Detector):
             if channels < 2:
                 raise InputError(f"layer {layer!r} has {channels} channel; a flow needs 2 to split: choose another")
 
-    def begin_fit(self, run: FitContext) -> None:
+    def begin_fit(self, context: FitContext) -> None:
         """Nothing to gather: everything is learned in the one phase."""
 
     def phases(self) -> Sequence[Phase[Batch]]:
@@ -176,7 +190,7 @@ class FastFlow(Detector):
 
     def _flows(self) -> Stacked:
         if self.flows is None:
-            raise self._unfitted()
+            raise self.unfitted()
         return self.flows
 
 

@@ -139,38 +139,39 @@ class PaDiM(Detector):
         if not self.max_statistics_mb > 0:
             raise InputError(f"max_statistics_mb={self.max_statistics_mb!r}: expected megabytes above 0, e.g. 2000")
 
-    def begin_fit(self, run: FitContext) -> None:
+    def begin_fit(self, context: FitContext) -> None:
         """Choose the smaller form, predict what it takes, set up the sums."""
         gaussians = self._gaussians()
-        few = _few(gaussians, run.n_images)
-        size = run.groups * _megabytes(gaussians, run.n_images)  # the model holds those of all groups
+        few = _few(gaussians, context.n_images)
+        size = context.groups * _megabytes(gaussians, context.n_images)  # the model holds those of all groups
         limit = self.max_statistics_mb
         if size > limit:
             raise InputError(
                 f"the statistics would take {size:,.0f} MB ({sum(gaussians.channels)} channels in each of "
                 f"{gaussians.grid[0]}x{gaussians.grid[1]} cells), more than max_statistics_mb={limit:g}: "
-                f"{self._remedy(run, lambda g: run.groups * _megabytes(g, run.n_images) <= limit)}, "
+                f"{self._remedy(context, lambda g: context.groups * _megabytes(g, context.n_images) <= limit)}, "
                 "or raise max_statistics_mb"
             )
-        working = _working_gb(gaussians, run.n_images)
-        if working > run.memory_gb:
+        working = _working_gb(gaussians, context.n_images)
+        if working > context.memory_gb:
+            remedy = self._remedy(context, lambda g: _working_gb(g, context.n_images) <= context.memory_gb)
             raise InputError(
-                f"learning the statistics would take {working:.2g} GB, more than memory_gb={run.memory_gb:g}: "
-                f"{self._remedy(run, lambda g: _working_gb(g, run.n_images) <= run.memory_gb)}, or raise memory_gb"
+                f"learning the statistics would take {working:.2g} GB, more than memory_gb={context.memory_gb:g}: "
+                f"{remedy}, or raise memory_gb"
             )
         self._learner = FewSamples(gaussians) if few else RunningSums(gaussians, gaussians.cell.device)
         self._images = 0
 
-    def predicted_mb(self, run: FitContext) -> float:
+    def predicted_mb(self, context: FitContext) -> float:
         """What the statistics will take."""
-        return _megabytes(self._laid_out(run.shapes, run.positions, self.dims), run.n_images)
+        return _megabytes(self._laid_out(context.shapes, context.positions, self.dims), context.n_images)
 
-    def _remedy(self, run: FitContext, fits: Callable[[CellGaussians], bool]) -> str:
+    def _remedy(self, context: FitContext, fits: Callable[[CellGaussians], bool]) -> str:
         """The largest dims that fits: more channels always take more."""
         low, high = 0, sum(self._gaussians().channels)
         while high - low > 1:
             middle = (low + high) // 2
-            if fits(self._laid_out(run.shapes, run.positions, middle)):
+            if fits(self._laid_out(context.shapes, context.positions, middle)):
                 low = middle
             else:
                 high = middle
@@ -179,14 +180,14 @@ class PaDiM(Detector):
     def observe(self, batch: Batch) -> None:
         """Add a batch to the sums of the cells that it covers."""
         if self._learner is None:
-            raise self._unfitted()
+            raise self.unfitted()
         self._learner.add(self._reduced(batch.levels), kept_cells(batch.keep, self._gaussians().grid))
         self._images += len(batch.levels[0])
 
     def end_fit(self) -> dict[str, Any]:
         """Sums -> whitening (eq. 1)."""
         if self._learner is None:
-            raise self._unfitted()
+            raise self.unfitted()
         self._learner.finish()
         gaussians, self._learner = self._gaussians(), None
         held = sum(t.numel() for t in gaussians.state_dict().values())
@@ -204,7 +205,7 @@ class PaDiM(Detector):
         """Maximum of the smoothed map (B, P), and that map (B, P, h, w)."""
         gaussians = self._gaussians()
         if not gaussians.learned:
-            raise self._unfitted()
+            raise self.unfitted()
         with exact_float32():
             distance = gaussians.distance(self._reduced(batch.levels))  # (B, P, h, w)
         keep = kept_cells(batch.keep, gaussians.grid)
@@ -216,7 +217,7 @@ class PaDiM(Detector):
         if self.projection is not None:
             return [_projected(levels, self.projection)]
         if self.channels is None:
-            raise self._unfitted()
+            raise self.unfitted()
         reduced, taken, offset = [], 0, 0
         positions = torch.arange(len(self.channels), device=self.channels.device)[:, None]
         for level, d in zip(levels, self._gaussians().channels, strict=True):
@@ -229,7 +230,7 @@ class PaDiM(Detector):
 
     def _gaussians(self) -> CellGaussians:
         if self.gaussians is None:
-            raise self._unfitted()
+            raise self.unfitted()
         return self.gaussians
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.data import Preprocess, Table
-from pickglass.detectors.compute import ComputeOptions, Progress, device_name
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import InputError
+from pickglass.features.engine import device_name
 from pickglass.features.foreground import Foreground, find_foreground
 
 __all__ = ["judged_within", "look_for_part", "save_mask"]

@@ -106,7 +106,7 @@ class _Common:
 def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], tuple[Picture, ...]]:
     own = {"backbone": cell.backbone, "layers": cell.layers, "weights": cell.weights, "size": cell.size}
     detector = build(cell.method, settings={**json.loads(cell.settings), **own})
-    detector.make_engine = common.features.engine
+    detector.shared_features = common.features
     run = task.compute.arguments()
     spent, began = common.features.seconds, time.perf_counter()
     # thresholds play no part in the metrics of a study, so every good image may teach
@@ -125,7 +125,7 @@ def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], 
         "fit_s": fitted - began,
         "predict_s": judged - fitted,
         "backbone_s": common.features.seconds - spent,
-        "provenance": json.dumps({name: detector.provenance.get(name) for name in known}),
+        "provenance": json.dumps({name: getattr(detector.provenance, name) for name in known}),
     }
     return values, _pictures(prediction, evaluation, common.dataset, task.images)
 

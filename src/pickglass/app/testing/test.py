@@ -134,7 +134,7 @@ def write_report(
             by_type=evaluation.by_type,
             curves=_curves(evaluation),
             configuration=detector.configuration(),
-            provenance={key: value for key, value in detector.provenance.items() if key != "fitted_images"},
+            provenance={k: v for k, v in detector.provenance.to_json().items() if k != "fitted_images"},
             failed=prediction.failed,
             threshold=prediction.calibration.image_threshold if prediction.calibration else None,
             notes=(*evaluation.notes, *_notes(prediction, evaluation)),

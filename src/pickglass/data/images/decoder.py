@@ -78,7 +78,7 @@ def read_mask(
     size: tuple[int, int],
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.bool_]:
-    """A mask's marked pixels, bool ``(H, W)``: those with a value above 0 in any channel, in any of several files.
+    """Read which pixels a mask marks, bool ``(H, W)``: those above 0 in any channel, in any of several files.
 
     Args:
         mask: a file, an array, or several files.
@@ -109,7 +109,7 @@ def check_mask_size(path: str, mask: tuple[int, int], image: tuple[int, int]) ->
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Size, bit depth and channels of an image file, without decoding its pixels.
+    """Read the size, bit depth and channels of an image file, without decoding its pixels.
 
     Raises:
         ImageError: missing, empty, or not an image.

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decoded(Generic[T]):
-    """One row decoded: ``value`` as ``prepare`` returned it and the original ``size`` (H, W), or ``error``.
+    """A decoded row has ``value`` as ``prepare`` returned it and the original ``size`` (H, W), or ``error``.
 
     An image that could not be read has ``value`` None, ``size`` (0, 0), and the reason in one line as ``error``.
     """
@@ -82,7 +82,7 @@ def decode_all(
     progress: Callable[[str, int, int], object] | None = None,
     stage: str = "reading images",
 ) -> Iterator[tuple[Row, T]]:
-    """Decode a table of which every image is needed: each row with what ``prepare`` made of its image, in order.
+    """Decode a table of which every image is needed, and give each row with what ``prepare`` made of its image.
 
     Args:
         table: what to read.

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pickglass.data.files import output_path, written_whole
 from pickglass.errors import InputError
+from pickglass.nn.training.plan import Phase
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "copy_into", "named_tensors", "training_fingerprint", "under_prefix"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training leaves its state, and how often.
+    """The place where a training leaves its state, and how often.
 
     Args:
         path: name of a .safetensors file in an existing folder.
-        fingerprint: of all that the training depends on.
+        fingerprint: hash of all that the training depends on.
         every_s: seconds between two writings.
     """
 
@@ -33,17 +36,17 @@ class Checkpoint:
     every_s: float
 
     def save(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Write the state; until that is done the one before stays.
+        """The state is written; until that is done the one before stays.
 
         Raises:
             InputError: the name does not end in .safetensors, or the place cannot be written or is full.
         """
         # copies: the format refuses tensors that share memory, as modules that appear in two phases do
-        own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         text = json.dumps({"fingerprint": self.fingerprint, **header})
         with written_whole(output_path(self.path, ".safetensors")) as temporary:
             try:
-                save_file(own, temporary, metadata={"pickglass_training": text})
+                save_file(copies, temporary, metadata={"pickglass_training": text})
             except (SafetensorError, OSError) as error:
                 raise InputError(
                     f"{self.path}: the checkpoint cannot be written ({error}): free some of the disk and start again, "
@@ -51,7 +54,7 @@ class Checkpoint:
                 ) from error
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """Header and tensors of an earlier run; None if there is none.
+        """The header and tensors of an earlier run are read; None if there is none.
 
         Raises:
             InputError: the file belongs to another fit, is no checkpoint, or is damaged; or the place cannot be used.
@@ -74,3 +77,30 @@ class Checkpoint:
                 "delete it to train anew, or name another file"
             )
         return header, tensors
+
+
+def training_fingerprint(phases: Sequence[Phase[Any]], *others: object) -> str:
+    """A training goes on only from a checkpoint with this hash of its phases, their tensors' shapes, and the others."""
+    plans = [
+        (phase.name, asdict(phase.plan), [(name, list(t.shape)) for name, t in named_tensors(phase.module).items()])
+        for phase in phases
+    ]
+    return hashlib.sha256(json.dumps([*others, plans]).encode()).hexdigest()
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers of a module by name, those that a model file leaves out included."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+@torch.no_grad()
+def copy_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """The module's tensors of these names take these values."""
+    targets = named_tensors(module)
+    for name, tensor in tensors.items():
+        targets[name].copy_(tensor)
+
+
+def under_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

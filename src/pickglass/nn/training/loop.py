@@ -10,23 +10,27 @@ Letters: P positions, B images of a batch.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pickglass.errors import InputError, TrainingError
 from pickglass.nn.search.neighbours import has_fast_bfloat16
-from pickglass.nn.training.checkpoint import Checkpoint
+from pickglass.nn.training.checkpoint import Checkpoint, copy_into, named_tensors, training_fingerprint, under_prefix
 from pickglass.nn.training.plan import EpochRecord, History, Phase, Plan
+from pickglass.nn.training.random_state import (
+    epoch_order,
+    forked,
+    load_random_state,
+    random_state,
+    seed_generators,
+)
 
 __all__ = ["EpochRecord", "History", "Phase", "Plan", "train_all"]
 
@@ -37,7 +41,7 @@ _PARITY = 0.01  # of the first batch's loss: by so much it may differ under bflo
 
 @dataclass(frozen=True)
 class _Setting(Generic[T]):
-    """What all phases of a training share."""
+    """All phases of a training share this."""
 
     read: Callable[[Sequence[int]], T]
     n_fit: int
@@ -66,14 +70,14 @@ def train_all(
     fingerprint: str = "",
     checkpoint_s: float = 120.0,
 ) -> list[History]:
-    """Train the phases, one after the other; their modules are changed in place and left in eval mode.
+    """The phases are trained one after the other; their modules are changed in place and left in eval mode.
 
     Args:
         phases: what to train; no two have the same name.
         read: indices of training images, 0 to n_fit - 1 -> their batch, on the device.
         n_fit: number of training images.
-        read_validate, n_validate: likewise, of the validation images. They change nothing but ``pick="best"``.
-        seed: of the order of the images and of the losses' random numbers. The caller's generators are left alone.
+        read_validate, n_validate: the same for the validation images. They change nothing but ``pick="best"``.
+        seed: decides the order of the images and the losses' random numbers. The caller's generators are left alone.
         device: where modules and batches are.
         autocast: ``"auto"`` computes the losses in bfloat16 where the device is fast at it and the first batch's loss
             stays within 1 % of float32; ``"off"`` never does.
@@ -81,8 +85,8 @@ def train_all(
         callback: called after each epoch; what it returns is ignored.
         checkpoint: .safetensors file to leave the state in. If it exists, the training goes on from there and ends
             with the same bits as if it had never been killed. The caller deletes it once what was trained is safe.
-        fingerprint: of what the training depends on and the loop cannot see (images, settings): a checkpoint with
-            another one is refused.
+        fingerprint: hash of what the training depends on and the loop cannot see (images, settings): a checkpoint
+            with another one is refused.
         checkpoint_s: seconds between two writings; 0 writes after every step.
 
     Returns:
@@ -102,14 +106,15 @@ def train_all(
                 f"phase {phase.name!r} keeps the epoch with the lowest validation loss, but no image is held back for "
                 "validation: give validate, e.g. 0.1, or let it keep the last epoch"
             )
+
     where = torch.device(device)
     wanted = autocast == "auto" and _fast_bfloat16(where)
     setting = _Setting(read, n_fit, read_validate, n_validate, seed, where, wanted, progress, callback)
-    with _forked(where), torch.enable_grad():
+    with forked(where), torch.enable_grad():
         if checkpoint is None:
             return _train_all(phases, setting, None)
-        whole = _fingerprint(phases, setting, fingerprint)
-        return _train_all(phases, setting, Checkpoint(checkpoint, whole, checkpoint_s))
+        hashed = training_fingerprint(phases, fingerprint, seed, n_fit, n_validate, wanted)
+        return _train_all(phases, setting, Checkpoint(checkpoint, hashed, checkpoint_s))
 
 
 def _train_all(phases: Sequence[Phase[T]], setting: _Setting[T], checkpoint: Checkpoint | None) -> list[History]:
@@ -118,16 +123,17 @@ def _train_all(phases: Sequence[Phase[T]], setting: _Setting[T], checkpoint: Che
     header, tensors = saved or ({"histories": [], "training": None}, {})
     finished = len(header["histories"])
     for i, phase in enumerate(phases):
-        own = _part(tensors, f"module.{i}.")
         if i < finished:
-            _put(phase.module, own)
+            copy_into(phase.module, under_prefix(tensors, f"module.{i}."))
             phase.module.eval()
             histories.append(History(**header["histories"][i]))
             continue
+
         training = _Training(phase, setting)
         if i == finished and header["training"] is not None:
-            _put(phase.module, own)
-            training.restore(header["training"], _part(tensors, "training."))
+            copy_into(phase.module, under_prefix(tensors, f"module.{i}."))
+            training.restore(header["training"], under_prefix(tensors, "training."))
+
         written = time.monotonic()
         for _ in training.steps():
             if checkpoint and time.monotonic() - written >= checkpoint.every_s:
@@ -139,8 +145,22 @@ def _train_all(phases: Sequence[Phase[T]], setting: _Setting[T], checkpoint: Che
     return histories
 
 
+def _save(
+    checkpoint: Checkpoint,
+    phases: Sequence[Phase[T]],
+    histories: Sequence[History],
+    training: _Training[T] | None,
+) -> None:
+    """The modules of all phases begun so far are written, and the whole state of the one on its way."""
+    state, tensors = training.state() if training else (None, {})
+    tensors = {f"training.{name}": tensor for name, tensor in tensors.items()}
+    for i, phase in enumerate(phases[: len(histories) + (training is not None)]):
+        tensors |= {f"module.{i}.{name}": tensor for name, tensor in named_tensors(phase.module).items()}
+    checkpoint.save({"histories": [h.to_json() for h in histories], "training": state}, tensors)
+
+
 class _Training(Generic[T]):
-    """One phase on its way."""
+    """One phase on its way: its steps, its validations, and the state from which it goes on after a kill."""
 
     def __init__(self, phase: Phase[T], setting: _Setting[T]) -> None:
         plan = phase.plan
@@ -150,13 +170,8 @@ class _Training(Generic[T]):
         self.batch = min(plan.batch, setting.n_fit)
         self.per_epoch = setting.n_fit // self.batch if plan.drop_last else -(-setting.n_fit // self.batch)
         self.total = plan.steps if plan.steps is not None else (plan.epochs or 0) * self.per_epoch
-        self.learned = [p for p in phase.module.parameters() if p.requires_grad]
-        self.optimiser: torch.optim.Optimizer
-        if plan.optimiser == "adam":
-            decay = plan.weight_decay
-            self.optimiser = torch.optim.Adam(self.learned, plan.lr, plan.betas, plan.eps, weight_decay=decay)
-        else:
-            self.optimiser = torch.optim.SGD(self.learned, plan.lr, plan.momentum, weight_decay=plan.weight_decay)
+        self.optimiser = _optimiser(phase)
+
         self.step = 0  # steps done
         self.sums: list[float] = []  # (P,) of this epoch's losses, each weighted by its images ...
         self.seen = 0  # ... of which there were so many
@@ -164,17 +179,18 @@ class _Training(Generic[T]):
         self.began = time.monotonic()
 
     def steps(self) -> Iterator[int]:
-        """Train to the end; after each step its number, and a state from which to go on."""
+        """The phase is trained to the end; each step yields its number, and a state from which to go on."""
         if self.step == 0:
-            _seed(self.setting.device, self.setting.seed, self.phase.name)
+            seed_generators(self.setting.device, self.setting.seed, self.phase.name)
             if self.phase.plan.start:
                 self._compete()
+
         self.phase.module.train()
         order: list[int] = []
         while self.step < self.total:
             epoch, at = divmod(self.step, self.per_epoch)
             if at == 0 or not order:
-                order = _order(self.setting.n_fit, self.setting.seed, epoch)
+                order = epoch_order(self.setting.n_fit, self.setting.seed, epoch)
             self._take(order[at * self.batch : (at + 1) * self.batch])
             self.step += 1
             if self.step % self.per_epoch == 0 or self.step == self.total:
@@ -188,12 +204,13 @@ class _Training(Generic[T]):
         if self.step == 0 and self.setting.autocast:
             self.history.autocast = self._holds_in_bfloat16(batch)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.phase.plan.rate(self.step, self.total)
+            group["lr"] = group["factor"] * self.phase.plan.rate(self.step, self.total)
         self.optimiser.zero_grad()
         losses = self._losses(batch, self.history.autocast)
         values = self._finite(losses, "loss", self.step)
         losses.sum().backward()
         self.optimiser.step()
+
         sums = self.sums or [0.0] * len(values)
         self.sums = [s + len(indices) * v for s, v in zip(sums, values, strict=True)]
         self.seen += len(indices)
@@ -221,14 +238,14 @@ class _Training(Generic[T]):
 
     @torch.no_grad()
     def _holds_in_bfloat16(self, batch: T) -> bool:
-        """Whether the loss of this batch is the same in bfloat16; leaves no trace."""
+        """The loss of this batch is compared with the one in bfloat16, which leaves no trace."""
         before = {name: buffer.clone() for name, buffer in self.phase.module.named_buffers()}
-        found = []
+        losses = []
         for autocast in (False, True):
-            with _forked(self.setting.device):
-                found.append(self._losses(batch, autocast))
-            _put(self.phase.module, before)
-        exact, rounded = found
+            with forked(self.setting.device):
+                losses.append(self._losses(batch, autocast))
+            copy_into(self.phase.module, before)
+        exact, rounded = losses
         return bool(((rounded - exact).abs() <= _PARITY * exact.abs()).all())
 
     def _end_epoch(self) -> None:
@@ -254,7 +271,7 @@ class _Training(Generic[T]):
             self.setting.callback(record)
 
     def _compete(self) -> list[float]:
-        """Validate the weights as they are, and keep them where none before were better."""
+        """The weights are validated as they are, and kept where none before were better."""
         history, plan = self.history, self.phase.plan
         if self.setting.read_validate is None:
             raise RuntimeError("nothing to validate on")
@@ -267,12 +284,12 @@ class _Training(Generic[T]):
 
     @torch.no_grad()
     def _validate(self, read: Callable[[Sequence[int]], T]) -> list[float]:
-        """Mean loss (P,) of the validation images, with the same random numbers after each epoch."""
+        """The mean loss (P,) of the validation images, with the same random numbers after each epoch."""
         module, setting = self.phase.module, self.setting
         module.eval()
         sums = torch.zeros((), dtype=torch.float64)
-        with _forked(setting.device):
-            _seed(setting.device, setting.seed, f"{self.phase.name}, validation")
+        with forked(setting.device):
+            seed_generators(setting.device, setting.seed, f"{self.phase.name}, validation")
             for lo in range(0, setting.n_validate, self.batch):
                 indices = range(lo, min(lo + self.batch, setting.n_validate))
                 measure, batch = self.phase.measure, read(indices)
@@ -282,8 +299,8 @@ class _Training(Generic[T]):
         return self._finite(sums / setting.n_validate, "validation loss", self.step - 1)
 
     def _keep_best(self, epoch: int) -> None:
-        """Copy the tensors of the positions whose best epoch this is."""
-        tensors = _tensors(self.phase.module)
+        """The tensors of the positions whose best epoch this is are copied."""
+        tensors = named_tensors(self.phase.module)
         if not self.best:
             self.best = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
         for p in (p for p, picked in enumerate(self.history.picked) if picked == epoch):
@@ -291,9 +308,9 @@ class _Training(Generic[T]):
                 self.best[name][p] = tensor[p]
 
     def finish(self) -> History:
-        """After the last step."""
+        """The phase ends after its last step: the best weights come back, and all are checked to be finite."""
         if self.best:
-            _put(self.phase.module, self.best)
+            copy_into(self.phase.module, self.best)
         self.phase.module.eval()
         for name, tensor in self.phase.module.named_parameters():
             if not bool(torch.isfinite(tensor).all()):
@@ -302,97 +319,47 @@ class _Training(Generic[T]):
         return self.history
 
     def seconds(self) -> float:
-        """Since the phase began, earlier runs included."""
+        """The phase has taken this long, earlier runs included."""
         return self.history.seconds + time.monotonic() - self.began
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """All that :meth:`restore` needs beside the module."""
+        """The header and tensors that :meth:`restore` needs beside the module."""
         tensors = {f"best.{name}": tensor for name, tensor in self.best.items()}
         for i, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.setting.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.setting.device)
+        tensors |= random_state(self.setting.device)
         history = {**self.history.to_json(), "seconds": self.seconds()}
         return {"step": self.step, "sums": self.sums, "seen": self.seen, "history": history}, tensors
 
     def restore(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go back to a saved state; the module is the caller's business."""
+        """The training goes back to a saved state; the module is the caller's business."""
         self.step, self.sums, self.seen = header["step"], header["sums"], header["seen"]
         self.history = History(**header["history"])
-        self.best = {name: tensor.to(self.setting.device) for name, tensor in _part(tensors, "best.").items()}
-        own: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _part(tensors, "optimiser.").items():
+        self.best = {name: tensor.to(self.setting.device) for name, tensor in under_prefix(tensors, "best.").items()}
+        moments: dict[int, dict[str, Tensor]] = {}  # of each parameter
+        for name, tensor in under_prefix(tensors, "optimiser.").items():
             i, _, key = name.partition(".")
-            own.setdefault(int(i), {})[key] = tensor
-        self.optimiser.load_state_dict({"state": own, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.setting.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.setting.device)
+            moments.setdefault(int(i), {})[key] = tensor
+        self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        load_random_state(self.setting.device, tensors)
 
 
-def _save(
-    checkpoint: Checkpoint,
-    phases: Sequence[Phase[T]],
-    histories: Sequence[History],
-    training: _Training[T] | None,
-) -> None:
-    """The modules of all phases begun so far, and of the one on its way all else."""
-    state, tensors = training.state() if training else (None, {})
-    tensors = {f"training.{name}": tensor for name, tensor in tensors.items()}
-    for i, phase in enumerate(phases[: len(histories) + (training is not None)]):
-        tensors |= {f"module.{i}.{name}": tensor for name, tensor in _tensors(phase.module).items()}
-    checkpoint.save({"histories": [h.to_json() for h in histories], "training": state}, tensors)
-
-
-def _fingerprint(phases: Sequence[Phase[T]], setting: _Setting[T], given: str) -> str:
-    """Of all that decides how the training goes on."""
-    plans = [
-        (phase.name, asdict(phase.plan), [(name, list(t.shape)) for name, t in _tensors(phase.module).items()])
-        for phase in phases
-    ]
-    text = json.dumps([given, setting.seed, setting.n_fit, setting.n_validate, setting.autocast, plans])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-@torch.no_grad()
-def _put(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    own = _tensors(module)
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
-
-
-def _number(*parts: object) -> int:
-    """A seed that depends on all parts."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
-
-
-def _order(n: int, seed: int, epoch: int) -> list[int]:
-    order: list[int] = torch.randperm(n, generator=torch.Generator().manual_seed(_number(seed, epoch))).tolist()
-    return order
-
-
-def _seed(device: torch.device, seed: int, name: str) -> None:
-    torch.default_generator.manual_seed(_number(seed, name))  # torch.manual_seed would reach every GPU
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(_number(seed, name))
-
-
-@contextmanager
-def _forked(device: torch.device) -> Iterator[None]:
-    """Random numbers drawn inside leave the default generators as they were."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng([device.index or 0] if on_gpu else [], device_type="cuda"):
-        yield
+def _optimiser(phase: Phase[T]) -> torch.optim.Optimizer:
+    """The optimiser of a phase; parameters with a learning rate of their own are groups of their own."""
+    plan = phase.plan
+    names = [name for name, _ in phase.module.named_parameters()]
+    for start in plan.lr_factors:
+        if not any(name.startswith(f"{start}.") for name in names):
+            raise InputError(f"lr_factors: no parameter of phase {phase.name!r} lies under {start!r}: {names}")
+    groups: dict[float, list[Tensor]] = {}
+    for name, parameter in phase.module.named_parameters():
+        if parameter.requires_grad:
+            factor = next((f for start, f in plan.lr_factors.items() if name.startswith(f"{start}.")), 1.0)
+            groups.setdefault(factor, []).append(parameter)
+    given = [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+    if plan.optimiser == "adam":
+        return torch.optim.Adam(given, plan.lr, plan.betas, plan.eps, weight_decay=plan.weight_decay)
+    return torch.optim.SGD(given, plan.lr, plan.momentum, weight_decay=plan.weight_decay)
 
 
 def _fast_bfloat16(device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""What the training loop is asked to do, and what it tells: plans, phases, histories.
+"""The training loop is given phases with plans, and returns a history of each.
 
 Letters: P positions.
 """
@@ -6,7 +6,7 @@ Letters: P positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -21,15 +21,17 @@ T = TypeVar("T")  # a batch as the loss reads it
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and with which steps a phase trains.
+    """A phase trains for this long and with these steps.
 
     Args:
         epochs, steps: exactly one of them; steps go on over as many epochs as they take.
-        batch: images of a step; never more than there are.
+        batch: number of images of a step; never more than there are.
         optimiser: ``"adam"`` or ``"sgd"``.
         lr: learning rate.
-        betas, eps: of Adam.
-        momentum: of SGD.
+        lr_factors: start of a parameter's name, up to a dot -> what its learning rate is multiplied by, e.g.
+            ``{"adaptor": 0.5}``; 1 for all others.
+        betas, eps: parameters of Adam.
+        momentum: parameter of SGD.
         weight_decay: L2 penalty, added to the gradient.
         milestone: share of all steps, 0..1, from which on the learning rate is ``lr * gamma``; None: never.
         gamma: see ``milestone``.
@@ -48,6 +50,7 @@ class Plan:
     batch: int = 8
     optimiser: Literal["adam", "sgd"] = "adam"
     lr: float = 1e-3
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.0
@@ -68,6 +71,8 @@ class Plan:
                 raise InputError(f"{name}={value!r}: expected a whole number from 1")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr={self.lr!r}: expected a learning rate above 0, e.g. 0.001")
+        if not all(math.isfinite(factor) and factor > 0 for factor in self.lr_factors.values()):
+            raise InputError(f"lr_factors={self.lr_factors!r}: expected factors above 0, e.g. 0.5")
         if self.optimiser not in ("adam", "sgd"):
             raise InputError(f"optimiser={self.optimiser!r}: expected 'adam' or 'sgd'")
         if self.pick not in ("last", "best"):
@@ -80,7 +85,7 @@ class Plan:
             raise InputError(f"milestone={self.milestone!r}: expected a share of the steps, 0 to 1")
 
     def rate(self, step: int, total: int) -> float:
-        """Learning rate of a step, counted from 0, of ``total``."""
+        """The learning rate of a step, counted from 0, of ``total``."""
         if self.cosine:
             rise = min(1.0, (step + 1) / max(1.0, 0.02 * total))
             return self.lr * rise * (1 + math.cos(math.pi * step / total)) / 2
@@ -90,16 +95,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Phase(Generic[T]):
-    """One training: what is trained, by which loss, after which plan.
+    """A phase is one training: a module, its loss and its plan.
 
     Args:
-        name: what it is called in messages, e.g. ``"student"``; also seeds its random numbers.
+        name: the phase's name in messages, e.g. ``"student"``; also seeds its random numbers.
         module: its parameters that require gradients are trained; they and all its buffers lead with P. Nothing else
             may change during the training.
         loss: a batch -> (P,), the mean loss of the batch per position; random numbers from torch's default generator.
         plan: see :class:`Plan`.
-        measure: what validation asks in place of the loss, likewise the lower the better, always in float32; None: the
-            loss.
+        measure: what validation computes in place of the loss, (P,), the lower the better, always in float32; None:
+            the loss.
     """
 
     name: str
@@ -111,16 +116,16 @@ class Phase(Generic[T]):
 
 @dataclass
 class History:
-    """How a phase went.
+    """The history of a phase that was trained.
 
     Attributes:
-        phase: its name.
+        phase: name of the phase.
         train: per epoch the mean training loss (P,).
         validation: per epoch the mean validation loss (P,), with ``start`` from epoch 0 on; empty without validation
             images.
         picked: per position the epoch, counted from 1, whose weights were kept; 0: those of the start.
-        autocast: whether it trained in bfloat16.
-        seconds: that it took, killed runs' share included up to their last checkpoint.
+        autocast: True if it trained in bfloat16.
+        seconds: duration, killed runs included up to their last checkpoint.
     """
 
     phase: str
@@ -131,13 +136,13 @@ class History:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """As a plain dict."""
+        """The history as a plain dict."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What a callback is told after an epoch; epochs and steps are counted from 1, losses are per position."""
+    """A callback receives this after an epoch; epochs and steps are counted from 1, losses are per position."""
 
     phase: str
     epoch: int

@@ -1,0 +1,310 @@
+"""The settings of a detector, and the sizes and shapes that follow from them.
+
+A detector is made from plain settings and can be made again from them: from its constructor, from a preset, from the
+header of a model file, or with a change such as tiles. Nothing is computed here before ``fit``.
+
+Letters: B images, P positions, C channels, h x w cells of a layer, H x W pixels of the network's input.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from pickglass.calibration import Calibration, settings_digest
+from pickglass.calibration.drift import Sample
+from pickglass.data import Preprocess, parse_size
+from pickglass.detectors.compute import Shape
+from pickglass.detectors.naming import Namer
+from pickglass.detectors.provenance import Provenance
+from pickglass.detectors.renamed_settings import with_new_names
+from pickglass.detectors.tiling import TileOptions, Tiles, TileSettings
+from pickglass.errors import InputError, NotFitted, UnknownName
+from pickglass.features.extractor import FeatureExtractor, layer_list
+from pickglass.features.research.adaptation import AdaptationOptions, AdaptationSettings
+from pickglass.features.research.fusion import Fusion, FusionKind, FusionOptions, FusionSettings
+from pickglass.nn.maps import smooth
+
+__all__ = ["Configured"]
+
+Self = TypeVar("Self", bound="Configured")
+
+
+class Configured(nn.Module):
+    """A detector as its settings describe it; :class:`pickglass.Detector` adds fitting and judging.
+
+    Args:
+        backbone: name of the frozen network; see :func:`pickglass.backbone_names`.
+        layers: the layers to read, finest first, a sequence or ``"layer1+layer2"``; see :func:`pickglass.layer_names`.
+        weights: the backbone's weights: ``"default"``, ``"random"`` or a file.
+        size: how an image comes to the network's input, in pixels: 256 or (height, width) squeezes it,
+            ``"letterbox:256"``, ``"shorter:256"`` and ``"native"`` keep its aspect; see
+            ``pickglass.data.images.geometry``.
+        smoothing: sigma of the Gaussian over the map in input pixels; None is half the finest stride, 0 is none.
+
+    Attributes:
+        method: the name by which the command line and model files know the method.
+        reads: what a method wants of a batch: ``"features"``, ``"images"`` or both.
+        validate_share: share of the training images that the method wants for validation.
+        presets: settings by name, for :meth:`from_preset`.
+        extractor: the frozen backbone; None before the fit.
+        roi: (H, W) bool on the canvas, the region of interest of images that have none of their own; None: everything.
+        tiling: how the canvas is cut into tiles; None: it is read whole.
+        tiles: the tiles of the canvas; None before the fit and without tiling.
+        fusing, fusion: how layers are fused, and what fuses them; None: they are read as they are.
+        adapting: how the backbone is fine-tuned before the fit; None: it is left as it is.
+        calibration: the thresholds; None before the fit.
+        reference: the good images that ``drift`` compares new ones with; None unless a
+            :class:`pickglass.DriftSample` watched the fit.
+        namer: names the types of defects; None until ``pickglass label`` taught it.
+        provenance: where the model came from.
+    """
+
+    method: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ("features",)
+    validate_share: ClassVar[float] = 0.0
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        layers: Sequence[str],
+        weights: str,
+        size: int | str | tuple[int, int],
+        smoothing: float | None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.layers = layers
+        self.weights = weights
+        self.size = size
+        self.smoothing = smoothing
+        self.register_buffer("roi", None)
+        self.roi: Tensor | None
+        self.extractor: FeatureExtractor | None = None
+        self.tiling: TileSettings | None = None
+        self.tiles: Tiles | None = None
+        self.adapting: AdaptationSettings | None = None
+        self.fusing: FusionSettings | None = None
+        self.fusion: Fusion | None = None
+        self.calibration: Calibration | None = None
+        self.reference: Sample | None = None
+        self.namer: Namer | None = None
+        self.provenance = Provenance()
+        self._preprocess: Preprocess | None = None
+
+    # -- making a detector from settings -------------------------------------------------------------------------------
+
+    @classmethod
+    def from_preset(cls: type[Self], name: str, **changes: Any) -> Self:
+        """Make a detector with the settings of a preset, e.g. ``PatchCore.from_preset("paper", size=320)``.
+
+        Raises:
+            UnknownName: the method has no preset of this name.
+        """
+        if name not in cls.presets:
+            raise UnknownName(f"preset of {cls.__name__}", name, cls.presets)
+        return cls.configured({**cls.presets[name], **changes})
+
+    @classmethod
+    def configured(cls: type[Self], settings: Mapping[str, Any]) -> Self:
+        """Make a detector from a dict of settings, as :meth:`configuration` returns it.
+
+        Raises:
+            UnknownName: a setting that the method does not have.
+        """
+        settings = with_new_names(cls.__init__, settings)
+        parameters = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        arguments = {name: value for name, value in settings.items() if name not in ("tiling", "fusion", "adaptation")}
+        for name in arguments:
+            if name not in parameters:
+                raise UnknownName(f"setting of {cls.__name__}", name, parameters)
+        detector = cls(**arguments)
+        if settings.get("tiling") is not None:
+            detector.tiling = TileSettings.from_json(settings["tiling"])
+        if settings.get("fusion") is not None:
+            detector.fusing = FusionSettings.from_json(settings["fusion"])
+        if settings.get("adaptation") is not None:
+            detector.adapting = AdaptationSettings.from_json(settings["adaptation"])
+        return detector
+
+    def configuration(self) -> dict[str, Any]:
+        """Return all settings as the constructor takes them, with ``tiling``, ``fusion``, ``adaptation`` if set."""
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
+        settings = {name: getattr(self, name) for name in names}
+        extras = {"tiling": self.tiling, "fusion": self.fusing, "adaptation": self.adapting}
+        return settings | {name: extra.to_json() for name, extra in extras.items() if extra is not None}
+
+    def settings_digest(self) -> str:
+        """Return a short digest of all settings, by which a change after the fit is noticed."""
+        return settings_digest(self.configuration())
+
+    def tiled(
+        self: Self,
+        size: int | str | tuple[int, int] | None = None,
+        tile: int | tuple[int, int] = 256,
+        stride: int | tuple[int, int] | None = None,
+        **settings: Unpack[TileOptions],
+    ) -> Self:
+        """Make an unfitted detector with these settings that looks at tiles, with a method of its own per position.
+
+        Args:
+            size: of the canvas that is cut into tiles, e.g. 512 or ``"native"``; None: the detector's size.
+            tile: side, or (height, width), of a tile in pixels; what the network sees at once.
+            stride: pixels from one tile to the next; None: half a tile.
+            settings: ``heads``, ``join``, ``image_score``, ...; see :class:`pickglass.detectors.tiling.TileSettings`.
+
+        Example:
+            ``PatchCore().tiled(size=512, tile=256, stride=128).fit(bottle.train)``
+        """
+        side = (tile, tile) if isinstance(tile, int) else tile
+        step = (
+            (side[0] // 2, side[1] // 2) if stride is None else (stride, stride) if isinstance(stride, int) else stride
+        )
+        changed = {**self.configuration(), **({} if size is None else {"size": size})}
+        changed["tiling"] = TileSettings(side, step, **settings).to_json()
+        return self.configured(changed)
+
+    def fused(self: Self, kind: FusionKind, **settings: Unpack[FusionOptions]) -> Self:
+        """Make an unfitted detector with these settings whose method reads the layers fused into one.
+
+        Args:
+            kind: ``"concat"``, ``"pyramid"``, ``"bilinear"`` or ``"attention"``.
+            settings: ``normalise``, ``dims``, ``scales``, ...; see
+                :class:`pickglass.features.research.fusion.FusionSettings`.
+
+        Raises:
+            InputError: the method reads no features of the backbone.
+
+        Example:
+            ``PatchCore(layers="stage2+stage5").fused("pyramid", normalise="whiten").fit(bottle.train)``
+        """
+        if "features" not in self.reads:
+            raise InputError(f"{type(self).__name__} reads images, not features: there is nothing to fuse")
+        fusion = FusionSettings.from_json({"kind": kind, **settings}).to_json()
+        return self.configured({**self.configuration(), "fusion": fusion})
+
+    def adapted(self: Self, stages: Sequence[str], **settings: Unpack[AdaptationOptions]) -> Self:
+        """Make an unfitted detector with these settings whose backbone is first fine-tuned on the good images.
+
+        Painted defects are the negatives, and others judge it on images held back for validation: the network stays as
+        it was unless it got better. What happened is in ``provenance.adaptation``.
+
+        Args:
+            stages: layers, whose weights from the layer before on are trained; a sequence or ``"stage3+stage4"``.
+            settings: ``epochs``, ``lr``, ``pull``, ``images``; see
+                :class:`pickglass.features.research.adaptation.AdaptationSettings`.
+
+        Raises:
+            InputError: the method reads no features of the backbone.
+
+        Example:
+            ``PatchCore().adapted("stage3+stage4").fit(bottle.train)``
+        """
+        if "features" not in self.reads:
+            raise InputError(f"{type(self).__name__} reads images, not features: there is no backbone to adapt")
+        adaptation = AdaptationSettings(layer_list(stages), **settings).to_json()
+        return self.configured({**self.configuration(), "adaptation": adaptation})
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.configuration().items())
+        return f"{type(self).__name__}({settings})"
+
+    # -- sizes and shapes ----------------------------------------------------------------------------------------------
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """The size (H, W) of the canvas that images are fitted on, the network's input.
+
+        Raises:
+            NotFitted: the training images have a say in it, and there were none yet.
+        """
+        if self._preprocess is not None:
+            return self._preprocess.size
+        _, size, side = parse_size(self.size)
+        if size is None and side is None:
+            raise NotFitted(f"size={self.size!r} is settled by the training images: call .fit(good_images) first")
+        return size or (side, side)  # type: ignore[return-value]
+
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """The size (H, W) of what the network sees at once: of a tile, or of the whole canvas."""
+        return self.tiling.tile if self.tiling else self.input_size
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How an image becomes the network's input.
+
+        Raises:
+            NotFitted: the detector was neither fitted nor loaded.
+        """
+        if self._preprocess is None:
+            raise self.unfitted()
+        return self._preprocess
+
+    @property
+    def network(self) -> FeatureExtractor:
+        """The frozen backbone.
+
+        Raises:
+            NotFitted: the detector was neither fitted nor loaded.
+        """
+        if self.extractor is None:
+            raise self.unfitted()
+        return self.extractor
+
+    def unfitted(self) -> NotFitted:
+        """Return the error that an unfitted detector raises when it is used; it names the remedy."""
+        return NotFitted(
+            f"this {type(self).__name__} is not fitted yet: call .fit(good_images) first, "
+            f"or load a model with pickglass.load('MODEL.safetensors')"
+        )
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether the method, with its settings, learns anything from validation images."""
+        return self.validate_share > 0
+
+    @property
+    def wanted_validation(self) -> float:
+        """The share of the training images that is held back for validation unless the user says otherwise."""
+        scaled = self.tiling is not None and self.tiling.normalise == "position"
+        own = self.validate_share if self.uses_validation else 0.0
+        return max(own, 0.1) if scaled or self.adapting is not None else own
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The factors by which the input is scaled, at each of which the backbone runs."""
+        return (1.0,) if self.fusing is None else self.fusing.scales
+
+    def level_shapes(self) -> list[Shape]:
+        """Return (C, h, w) of each level that the method reads of one position."""
+        if "features" not in self.reads:
+            return [(3, *self.seen_size)]
+        return self.backbone_shapes() if self.fusion is None else self.fusion.shapes
+
+    def backbone_shapes(self) -> list[Shape]:
+        """Return (C, h, w) of each scale and layer of one position, before any fusion."""
+        return self.network.shapes(self.seen_size)
+
+    def level_names(self) -> list[str]:
+        """Return the names of the levels that the method reads; layers fused into one are ``layer1+layer2``."""
+        layers = layer_list(self.layers)
+        names = [name if scale == 1 else f"{name} at {scale:g}" for scale in self.scales for name in layers]
+        return names if self.fusing is None or self.fusing.levels == "all" else ["+".join(names)]
+
+    def smoothed(self, maps: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Smooth maps (B, P, h, w) by the Gaussian of the setting ``smoothing``.
+
+        Args:
+            maps: (B, P, h, w).
+            keep: (B, P, h, w) bool; a cell where it is False lends nothing to its neighbours. None: all cells count.
+        """
+        stride = [side / cells for side, cells in zip(self.seen_size, maps.shape[2:], strict=True)]
+        sigma = min(stride) / 2 if self.smoothing is None else self.smoothing
+        return smooth(maps, [sigma / s for s in stride], keep)

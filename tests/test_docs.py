@@ -1,0 +1,81 @@
+"""What the docs name exists: modules, files, links, commands, options and benchmarks."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import typer.main
+
+from pickglass.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "pickglass"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.relative_to(ROOT): page.read_text() for page in PAGES}
+OTHER_TOOLS = {"--extra-index-url", "--strict", "--help"}  # of pip, of mypy, of every command
+
+
+def named(pattern: str) -> list[tuple[Path, str]]:
+    """(page, match) for each match of the pattern's group; at least one, for a pattern that finds nothing is wrong."""
+    found = [(page, match) for page, text in TEXTS.items() for match in re.findall(pattern, text)]
+    assert found, pattern
+    return found
+
+
+def commands_named() -> list[tuple[Path, str]]:
+    """(page, command) for each ``pickglass COMMAND`` in backquotes, and at the start of a line of a code block."""
+    found = named(r"`pickglass ([a-z]+)")
+    for page, text in TEXTS.items():
+        for block in re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+            found += [(page, command) for command in re.findall(r"^pickglass ([a-z]+)", block, flags=re.MULTILINE)]
+    return found
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a dotted name is a module or something in one."""
+    names = dotted.split(".")
+    for end in range(len(names), 0, -1):
+        try:
+            value = importlib.import_module(".".join(names[:end]))
+        except ModuleNotFoundError:
+            continue
+        for name in names[end:]:
+            if not hasattr(value, name):
+                return False
+            value = getattr(value, name)
+        return True
+    return False
+
+
+def test_modules_exist() -> None:
+    wrong = [f"{page}: {name}" for page, name in named(r"`(pickglass(?:\.\w+)+)`?") if not resolves(name)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_and_links_exist() -> None:
+    wrong = [f"{page}: {link}" for page, link in named(r"\]\(([^)#:]+)\)") if not (ROOT / page.parent / link).exists()]
+    for page, name in named(r"`((?:[\w.]+/)+[\w.]*\.?\w*)`"):
+        first = name.split("/")[0]
+        base = next((folder for folder in (ROOT, SOURCE) if (folder / first).is_dir()), None)
+        if first != ".." and base is not None and not (base / name).exists():
+            wrong.append(f"{page}: {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_benchmarks_exist() -> None:
+    wrong = [f"{page}: {name}" for page, name in named(r"python -m bench\.(\w+)") if name != "NAME"]
+    wrong = [line for line in wrong if not (ROOT / "bench" / f"{line.split(': ')[1]}.py").is_file()]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_commands_and_options_exist() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    options = {option for command in commands.values() for param in command.params for option in param.opts}
+    options |= {option for param in typer.main.get_command(app).params for option in param.opts} | OTHER_TOOLS
+    for script in (ROOT / "bench").glob("*.py"):
+        options |= set(re.findall(r'"(--[\w-]+)"', script.read_text()))
+    wrong = [f"{page}: pickglass {name}" for page, name in commands_named() if name not in commands]
+    wrong += [f"{page}: {name}" for page, name in named(r"(?<![\w-])(--[a-z][\w-]+)") if name not in options]
+    assert not wrong, "\n".join(sorted(set(wrong)))
