@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pickglass.data.tables.decoding import decode_all
+from pickglass.data.images.decoder import decode_all
 from pickglass.data.tables.rows import Dataset, Row, Table, fingerprint, group_by, image_digest, split_roles
 from pickglass.errors import DataError, ImageError, InputError
 
