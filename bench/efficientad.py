@@ -30,20 +30,27 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 
 from bench import judge
-from pickglass.app import distill as teaching
+from pickglass.app.distill import distill
 from pickglass.app.testing.evaluate import evaluate
-from pickglass.data import as_table, load_dataset, paint, read_mask, resize_map
+from pickglass.data import MAX_PIXELS, as_table, load_dataset, paint, read_mask, resize_map
 from pickglass.data.painting.defects import Kind
 from pickglass.data.painting.trays import Tray, fill
 from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.loading import Prepared
 from pickglass.errors import InputError
 from pickglass.features.backbones.weights import read_state
+from pickglass.features.distillation import (
+    BackboneTeacher,
+    DistillSettings,
+    explained_variance,
+    hold_out,
+    read_photographs,
+)
 from pickglass.features.engine import EngineName, has_bfloat16
 from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.teacher_file import read_card
 from pickglass.methods import Detector, EfficientAD, PatchCore
 from pickglass.metrics import auroc
 from pickglass.nn.networks.pdn import CHANNELS, PDN, Autoencoder, PDNName, Student
@@ -220,16 +227,8 @@ def teacher(given: argparse.Namespace) -> None:
         file = given.out / f"pdn_{given.model}-{photos}-{n}.safetensors"
         told: dict[str, Any] = {"photos": photos, "teacher_steps": n}
         if not file.exists() or file.with_suffix(".training.safetensors").exists():
-            result = teaching.distill(
-                given.photos,
-                file,
-                backbone=given.backbone,
-                layers=given.layers.split("+"),
-                model=given.model,
-                steps=n,
-                lr=2e-3,
-                limit=photos,
-            )
+            learning = DistillSettings(given.backbone, given.layers.split("+"), model=given.model, steps=n, lr=2e-3)
+            result = distill(given.photos, file, learning, limit=photos)
             told["explained_variance"] = result["explained_variance"]
         make = efficientad(given, weights=str(file))
         measured(given, f"teacher {photos} {n} {given.model} {given.steps}", make, **told)
@@ -241,22 +240,21 @@ def explained(given: argparse.Namespace) -> None:
     Each holds out others of its own; the targets are brought to mean 0 and deviation 1 as they were for it.
     """
     everything = as_table(given.photos, role="train")
-    photos = teaching._decoded(everything, 2, 250_000_000, lambda *_: None)
+    photos = read_photographs(everything, 2, MAX_PIXELS)
     fitted: dict[Path, tuple[dict[str, Any], list[Any]]] = {}
     unseen = {id(photo) for photo in photos}
     for file in sorted(given.out.glob("pdn_*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            card = json.loads(opened.metadata()["pickglass_teacher"])
-        _, fit = teaching._split(photos[: card["photos"]], card["seed"])
+        card = read_card(file)
+        _, fit = hold_out(photos[: card["photos"]], card["seed"])
         fitted[file] = card, fit
         unseen -= {id(photo) for photo in fit}
     held = [photo for photo in photos if id(photo) in unseen]
     for file, (card, fit) in fitted.items():
-        source = teaching._Source(FeatureExtractor(card["backbone"], card["layers"]), "cpu", "auto", card["crop"])
-        source.learn_statistics(fit, card["seed"], lambda *_: None)
+        source = BackboneTeacher(FeatureExtractor(card["backbone"], card["layers"]), "cpu", "auto", card["crop"])
+        source.learn_statistics(fit, card["seed"])
         pdn = PDN(card["model"]).eval()
         pdn.load_state_dict({name: tensor.float() for name, tensor in read_state(file).items()})
-        share = round(teaching._explained(pdn, source, held)["mean"], 4)
+        share = round(explained_variance(pdn, source, held)["mean"], 4)
         print(json.dumps({**{k: card[k] for k in ("photos", "steps")}, "judged on": len(held), "explained": share}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Read by OpenMP when torch and numpy are loaded, so it is set before they are. One thread a process and a process a
 # core (pytest-xdist) is several times faster than processes whose threads fight for the same cores.
@@ -43,8 +44,10 @@ def shift_seeds(offset: int) -> None:
         def manual_seed(self, seed: int) -> torch.Generator:
             return super().manual_seed(seed + offset)
 
-    def shifted(seed: object = None) -> np.random.Generator:
-        return numpy_generator(seed + offset if isinstance(seed, int) else seed)  # type: ignore[arg-type]
+    def shifted(seed: Any = None) -> np.random.Generator:
+        if isinstance(seed, (tuple, list)):
+            return numpy_generator((*seed, offset))
+        return numpy_generator(seed if seed is None else seed + offset)
 
     np.random.default_rng = shifted  # type: ignore[assignment]
     torch.Generator = ShiftedGenerator  # type: ignore[misc, assignment]

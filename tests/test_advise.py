@@ -323,7 +323,7 @@ def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
     images = np.clip(images + rng.normal(0, 4, images.shape), 0, 255).astype(np.uint8)
     wrong = np.ascontiguousarray(images[:1, :, ::-1])  # all of it good ground, on the other side
     plain, placed = (
-        pg.PatchCore(size=64, layers=["stage2"], ratio=0.2, position=w).fit(images, calibrate=0.0, **QUICK)
+        pg.PatchCore(size=64, layers=["stage2"], ratio=0.2, position_weight=w).fit(images, calibrate=0.0, **QUICK)
         for w in (0.0, 2.0)
     )
 
@@ -335,8 +335,8 @@ def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
     path = placed.save(tmp_path / "m.safetensors")
     again = pg.load(path).predict(wrong, **QUICK).scores
     assert np.array_equal(again, placed.predict(wrong, **QUICK).scores)
-    with pytest.raises(InputError, match="position=-1"):
-        pg.PatchCore(size=64, weights="random", position=-1).fit(images, calibrate=0.0, **QUICK)
+    with pytest.raises(InputError, match="position_weight=-1"):
+        pg.PatchCore(size=64, weights="random", position_weight=-1).fit(images, calibrate=0.0, **QUICK)
 
 
 def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis.strategies import integers
 
 from pickglass.errors import InputError
 from pickglass.nn.maps import exact_float32, rounding_bound
@@ -25,9 +27,10 @@ def plain_greedy(points: np.ndarray, size: int, first: int) -> list[int]:
     return chosen
 
 
-@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("candidates", [1, 3, 16, 64, 500])
-def test_equal_to_the_plain_greedy_on_integers_full_of_ties(seed: int, candidates: int) -> None:
+@given(seed=integers(0, 2**32 - 1))
+@settings(max_examples=8)
+def test_equal_to_the_plain_greedy_on_integers_full_of_ties(candidates: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     points = rng.integers(0, 4, (300, int(rng.integers(2, 7)))).astype(np.float32)
     found = greedy_coreset(torch.from_numpy(points), 60, first=5, candidates=candidates)

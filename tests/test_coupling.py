@@ -154,17 +154,19 @@ def test_nll_is_the_mean_over_kept_cells_then_images() -> None:
     z, log_det = rng.normal(size=(3, 2, 4, H, W)), rng.normal(size=(3, 2, H, W))
     keep = rng.random((3, 2, H, W)) < 0.5
     keep[..., 0, 0] = True
+    keep[1, 0] = False  # an image of which nothing counts at position 0 is left out of its mean
     for kept in (None, keep):
         expected = np.zeros(2)
         for p in range(2):
-            for b in range(3):
+            images = [b for b in range(3) if kept is None or kept[b, p].any()]
+            for b in images:
                 cells = [
                     0.5 * sum(z[b, p, c, i, j] ** 2 for c in range(4)) - log_det[b, p, i, j]
                     for i in range(H)
                     for j in range(W)
                     if kept is None or kept[b, p, i, j]
                 ]
-                expected[p] += sum(cells) / len(cells) / 3
+                expected[p] += sum(cells) / len(cells) / len(images)
         got = nll(torch.from_numpy(z), torch.from_numpy(log_det), None if kept is None else torch.from_numpy(kept))
         np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
 

@@ -34,20 +34,21 @@ def longest_extent(mask: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", BASES)
-def test_mask_box_and_size_are_exact(name: str, kind: Any) -> None:
-    image = BASES[name].copy()
-    for size in (4, 8, 16, 32):
-        for contrast in (0.3, 1.0) if size == 8 else (1.0,):
-            painted = paint(image, kind, size, np.random.default_rng(size), contrast)
-            np.testing.assert_array_equal(image, BASES[name])
+def test_mask_box_and_size_are_exact(kind: Any) -> None:
+    """Every kind on every base, with two of the sizes in turn, weak where the size is 8."""
+    for i, (name, base) in enumerate(BASES.items()):
+        image = base.copy()
+        for size in ((4, 32), (8, 16))[(i + list(KINDS).index(kind)) % 2]:
+            case = f"{size} px on {name}"
+            painted = paint(image, kind, size, np.random.default_rng(size), contrast=0.3 if size == 8 else 1.0)
+            np.testing.assert_array_equal(image, base, err_msg=case)
             differs = (painted.image != image).reshape(*image.shape[:2], -1).any(axis=2)
-            np.testing.assert_array_equal(painted.mask, differs)
+            np.testing.assert_array_equal(painted.mask, differs, err_msg=case)
             assert painted.image.dtype == np.uint8
-            assert abs(longest_extent(painted.mask) - size) <= (2 if kind.endswith("_part") else 1.5), (size, contrast)
+            assert abs(longest_extent(painted.mask) - size) <= (2 if kind.endswith("_part") else 1.5), case
             ys, xs = np.nonzero(differs)
             x, y, width, height = painted.box
-            assert (x, y, x + width - 1, y + height - 1) == (xs.min(), ys.min(), xs.max(), ys.max())
+            assert (x, y, x + width - 1, y + height - 1) == (xs.min(), ys.min(), xs.max(), ys.max()), case
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,12 +12,14 @@ from PIL import Image
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from pickglass.app import distill as module
-from pickglass.app.distill import _centre, _Source, distill
+from pickglass.app.distill import distill
 from pickglass.cli.main import app
 from pickglass.data.painting.natural import natural_images
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError, InputError
+from pickglass.features.distillation import BackboneTeacher, DistillSettings, eight_bit_rgb, new_pdn, pixel_offset
 from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.teacher_file import read_card
 from pickglass.nn.networks.pdn import CHANNELS, PDN
 from pickglass.nn.training.plan import Plan
 
@@ -33,22 +35,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(photos: Path, out: Path, **settings: object) -> dict[str, object]:
-    given = {**RESNET, "model": "tiny", "steps": 4, "batch": 2, "crop": 64, "engine": "torch", **settings}
-    return distill(photos, out, **given)  # type: ignore[arg-type, return-value]
-
-
-def card(path: Path) -> dict[str, object]:
-    with safe_open(str(path), framework="pt") as file:
-        return json.loads(file.metadata()["pickglass_teacher"])  # type: ignore[no-any-return]
+    """Four steps, unless said otherwise; settings of the training and of the use case alike."""
+    others = {name: settings.pop(name) for name in ("limit", "licences", "progress") if name in settings}
+    learning = DistillSettings(**{**RESNET, "model": "tiny", "steps": 4, "batch": 2, "crop": 64, **settings})  # type: ignore[arg-type]
+    return distill(photos, out, learning, compute=ComputeOptions(engine="torch"), **others)  # type: ignore[arg-type, return-value]
 
 
 def test_a_teacher_is_written_in_half_precision_with_its_card(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "teacher.safetensors"
-    result = run(photos, out, photos_licence="research only", backbone_licence="BSD-3")
-    told = card(out)
-    assert (told["photos_licence"], told["backbone_licence"], told["step"]) == ("research only", "BSD-3", 4)
-    assert (told["photos"], told["held_out"], told["model"]) == (10, 1, "tiny")
-    assert told["explained_variance"] == result["explained_variance"]
+    result = run(photos, out, licences=("BSD-3", "research only"))
+    card = read_card(out)
+    assert (card["photos_licence"], card["backbone_licence"], card["step"]) == ("research only", "BSD-3", 4)
+    assert (card["photos"], card["held_out"], card["model"]) == (10, 1, "tiny")
+    assert card["explained_variance"] == result["explained_variance"]
     with safe_open(str(out), framework="pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
     assert not list(tmp_path.glob("*.training.safetensors"))
@@ -90,11 +89,11 @@ def test_training_explains_more_of_the_variance(photos: Path, tmp_path: Path) ->
 
 def test_targets_have_mean_0_and_deviation_1(photos: Path) -> None:
     pictures = [np.array(Image.open(p)) for p in sorted(photos.glob("*.png"))]
-    source = _Source(FeatureExtractor("resnet18", ["layer2"], "random"), "cpu", "torch", 64)
-    source.learn_statistics(pictures, 0, lambda *_: None)
+    source = BackboneTeacher(FeatureExtractor("resnet18", ["layer2"], "random"), "cpu", "torch", 64)
+    source.learn_statistics(pictures, 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same crops again
-        crops = torch.stack([source._cut(p) for p in pictures])
+        crops = source.random_crops(pictures)
     z = (source.features(crops) - source.mean) / source.std
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(CHANNELS), atol=1e-4, rtol=0)
     torch.testing.assert_close(z.std((0, 2, 3), correction=0), torch.ones(CHANNELS), atol=1e-3, rtol=0)
@@ -106,15 +105,15 @@ def test_targets_have_mean_0_and_deviation_1(photos: Path) -> None:
 def test_where_a_layer_looks_is_measured(backbone: str, layer: str, low: float, high: float) -> None:
     """Symmetric padding looks at the first pixel of the cell, padding on one side to the right of it."""
     extractor = FeatureExtractor(backbone, [layer], "random")
-    assert low < _centre(extractor, 256, 8) < high
+    assert low < pixel_offset(extractor, 256, 8) < high
 
 
 def test_the_pair_lies_on_the_same_place() -> None:
     """A bright spot answers in the same cell of the target and of the PDN."""
-    source = _Source(FeatureExtractor("resnet18", ["layer2"], "random"), "cpu", "torch", 64)
+    source = BackboneTeacher(FeatureExtractor("resnet18", ["layer2"], "random"), "cpu", "torch", 64)
     crops = torch.zeros(1, 3, 128, 128)
     crops[:, :, 64:68, 72:76] = 1.0  # pixels 32, 36 of the PDN's crop: cell 8, 9
-    seen, wanted = source._pair(crops)
+    seen, wanted = source.pair(crops)
     strange = (wanted - wanted[:, :, :1, :1]).square().sum(1)[0]
     place = divmod(int(strange.argmax()), strange.shape[1])
     cells = (8 - source.first, 9 - source.first)
@@ -146,8 +145,8 @@ def test_broken_photographs_are_listed(tmp_path: Path) -> None:
 
 
 def test_grey_and_deep_images_become_eight_bit_colour() -> None:
-    assert module._rgb(np.array([[0, 65535]], np.uint16)).tolist() == [[[0, 0, 0], [255, 255, 255]]]
-    assert module._rgb(np.array([[[1, 2, 3]]], np.uint8)).tolist() == [[[1, 2, 3]]]
+    assert eight_bit_rgb(np.array([[0, 65535]], np.uint16)).tolist() == [[[0, 0, 0], [255, 255, 255]]]
+    assert eight_bit_rgb(np.array([[[1, 2, 3]]], np.uint8)).tolist() == [[[1, 2, 3]]]
 
 
 def test_the_rate_rises_and_falls_along_a_cosine() -> None:
@@ -164,13 +163,13 @@ def test_a_narrower_teacher_is_widened_without_changing_its_answers(tmp_path: Pa
     tiny = PDN("tiny")
     file = tmp_path / "tiny.pth"
     torch.save(tiny.state_dict(), file)
-    small = module._new_pdn("small", 0, file)
+    small = new_pdn("small", 0, file)
     images = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(small(images), tiny(images))
     assert bool((small.get_parameter("conv2.weight")[128:] != 0).any())  # the new channels are there
     with pytest.raises(InputError, match="as wide or narrower"):
-        module._new_pdn("medium", 0, file)
+        new_pdn("medium", 0, file)
 
 
 def test_the_command(photos: Path, tmp_path: Path) -> None:

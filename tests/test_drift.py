@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pickglass.app.drift import drift
 from pickglass.calibration import drift as module
 from pickglass.calibration.drift import Sample, already_known, find_drift, image_facts, units
 from pickglass.calibration.permutations import (
+    Statistic,
     cliffs_delta,
     cramer_von_mises,
     energy,
@@ -71,6 +73,31 @@ def test_cramer_von_mises_is_scipys() -> None:
     x, y = rng.normal(size=7), rng.normal(size=9) + 1.5
     p = permutation_p_values([cramer_von_mises(np.r_[x, y])], 7, 9, 20_000, rng)[0]
     assert p == pytest.approx(stats.cramervonmises_2samp(x, y, method="exact").pvalue)
+
+
+def test_all_labellings_give_scipys_permutation_test() -> None:
+    points = np.random.default_rng(3).normal(size=(9, 2)) + np.r_[np.zeros(5), np.ones(4)][:, None]
+    statistics = [energy(points), cramer_von_mises(points[:, 0])]
+
+    def of_indices(statistic: Statistic) -> Callable[..., float]:
+        def by_scipy(reference: np.ndarray, new: np.ndarray) -> float:
+            labels = np.zeros((1, 9))
+            labels[0, new] = 1
+            return float(statistic(labels)[0])
+
+        return by_scipy
+
+    expected = [
+        stats.permutation_test(
+            (np.arange(5), np.arange(5, 9)),
+            of_indices(statistic),
+            vectorized=False,
+            n_resamples=10_000,
+            alternative="greater",
+        ).pvalue
+        for statistic in statistics
+    ]
+    assert permutation_p_values(statistics, 5, 4, 10_000, np.random.default_rng(0)) == pytest.approx(expected)
 
 
 def test_random_labellings_approach_all_of_them_and_never_reach_zero() -> None:

@@ -29,12 +29,12 @@ from pickglass.features.batch import Batch
 from pickglass.features.engine import BackboneEngine, EngineName, PerPositionEngine
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods import load
-from pickglass.methods.efficientad import EfficientAD, hard_loss, jitter
+from pickglass.methods.efficientad import EfficientAD, jitter
 from pickglass.methods.patchcore import PatchCore
 from pickglass.nn.maps import ChannelMoments, resampled_to
 from pickglass.nn.networks.pdn import CHANNELS, FRAME, PDN, Autoencoder, Student
 from pickglass.nn.networks.stacked import Stacked
-from pickglass.testing import check_detector, textures
+from pickglass.testing import textures
 
 SMALL = {"backbone": "pdn_tiny", "weights": "random", "size": 64, "steps": 2}
 
@@ -110,30 +110,6 @@ def test_the_autoencoders_resize_is_the_antialiased_one(side: int) -> None:
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_hard_loss_done_literally() -> None:
-    """As the definition: sort, interpolate the quantile, average what is not below it."""
-    distance = drawn(3, 3, 2, 5, 7, 6).square()
-    found = hard_loss(distance, 0.9)
-    for b in range(3):
-        for p in range(2):
-            values = sorted(distance[b, p].flatten().tolist())
-            place = 0.9 * (len(values) - 1)
-            low = values[math.floor(place)]
-            quantile = low + (place - math.floor(place)) * (values[math.ceil(place)] - low)
-            above = [v for v in values if v >= quantile]
-            assert float(found[b, p]) == pytest.approx(sum(above) / len(above), rel=1e-5)
-
-
-def test_the_hard_loss_looks_at_cells_that_count() -> None:
-    distance = drawn(4, 2, 1, 5, 4, 4).square()
-    keep = torch.ones(2, 1, 4, 4, dtype=torch.bool)
-    keep[0, 0, 2:] = False
-    found = hard_loss(distance, 0.9, keep)
-    torch.testing.assert_close(found[0], hard_loss(distance[:1, :, :, :2], 0.9)[0])
-    torch.testing.assert_close(found[1], hard_loss(distance[1:], 0.9)[0])
-    assert float(hard_loss(distance[:1], 0.9, torch.zeros(1, 1, 4, 4, dtype=torch.bool))) == 0
 
 
 def test_mean_and_deviation_are_those_of_two_passes() -> None:
@@ -584,16 +560,6 @@ def test_the_penalty_sees_what_it_is_told(kind: str, tmp_path: Path) -> None:
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
-
-
-def test_conformance() -> None:
-    assert len(check_detector(EfficientAD(**SMALL), n_images=12)) >= 12  # type: ignore[arg-type]
-
-
-def test_conformance_tiled() -> None:
-    plain = EfficientAD(**{**SMALL, "steps": 1, "natural": "none"})  # type: ignore[arg-type]
-    tiled = plain.tiled(size=(64, 96), tile=64, stride=32)
-    assert len(check_detector(tiled, n_images=12)) >= 12
 
 
 def test_the_paper_preset_is_the_papers() -> None:

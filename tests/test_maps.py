@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,10 @@ from scipy.ndimage import gaussian_filter
 
 from pickglass.nn.maps import (
     adaptive_windows,
+    batch_mean,
     discrete_gaussian,
+    hardest_mean,
+    kept_mean,
     neighbourhood_mean,
     patch_vectors,
     pool_channels,
@@ -89,3 +94,74 @@ def test_no_smoothing_and_one_cell() -> None:
     torch.testing.assert_close(smooth(one, (2.0, 2.0)), one)
     constant = torch.full((1, 5, 9), 2.5)
     torch.testing.assert_close(smooth(constant, (0.5, 4.0)), constant)
+
+
+# -- means over what counts --------------------------------------------------------------------------------------------
+
+
+def some_keep() -> torch.Tensor:
+    """(3, 2, 4, 5) bool, the first image kept nowhere at position 0, no image kept anywhere at position 1 but one."""
+    keep = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(2)) < 0.5
+    keep[:, :, 0, 0] = True
+    keep[0, 0] = False
+    keep[1:, 1] = False
+    return keep
+
+
+def test_means_over_what_counts_done_literally() -> None:
+    values = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    keep = some_keep()
+    means = kept_mean(values, keep)
+    for p in range(2):
+        counting = []
+        for b in range(3):
+            cells = [float(values[b, p, y, x]) for y in range(4) for x in range(5) if keep[b, p, y, x]]
+            if cells:
+                counting.append(sum(cells) / len(cells))
+                assert float(means[b, p]) == pytest.approx(counting[-1], rel=1e-12)
+            else:
+                assert float(means[b, p]) == 0
+        assert float(batch_mean(means, keep)[p]) == pytest.approx(sum(counting) / len(counting), rel=1e-12)
+    torch.testing.assert_close(batch_mean(kept_mean(values, None), None), values.mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("mean", [kept_mean, lambda v, k: hardest_mean(v[:, :, None], 0.5, k)], ids=["mean", "hardest"])
+def test_an_image_of_which_nothing_counts_gives_no_gradient(mean: object) -> None:
+    values = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    keep = some_keep()
+    loss = batch_mean(mean(values, keep), keep)  # type: ignore[operator]
+    loss.sum().backward()
+    assert values.grad is not None
+    assert bool(torch.isfinite(loss).all())
+    assert bool(torch.isfinite(values.grad).all())
+    assert bool((values.grad[~keep] == 0).all())
+    assert bool((values.grad[keep] != 0).any())
+
+
+def test_where_nothing_counts_at_all_the_means_are_zero() -> None:
+    values, nowhere = torch.ones(2, 1, 3, 3), torch.zeros(2, 1, 3, 3, dtype=torch.bool)
+    assert batch_mean(kept_mean(values, nowhere), nowhere).tolist() == [0.0]
+    assert batch_mean(hardest_mean(values[:, :, None], 0.9, nowhere), nowhere).tolist() == [0.0]
+
+
+def test_the_hardest_mean_done_literally() -> None:
+    """As the definition: sort, interpolate the quantile, average what is not below it."""
+    distance = torch.randn(3, 2, 5, 7, 6, generator=torch.Generator().manual_seed(3)).square()
+    means = hardest_mean(distance, 0.9)
+    for b in range(3):
+        for p in range(2):
+            values = sorted(distance[b, p].flatten().tolist())
+            place = 0.9 * (len(values) - 1)
+            low = values[math.floor(place)]
+            quantile = low + (place - math.floor(place)) * (values[math.ceil(place)] - low)
+            above = [v for v in values if v >= quantile]
+            assert float(means[b, p]) == pytest.approx(sum(above) / len(above), rel=1e-5)
+
+
+def test_the_hardest_mean_looks_at_cells_that_count() -> None:
+    distance = torch.randn(2, 1, 5, 4, 4, generator=torch.Generator().manual_seed(4)).square()
+    keep = torch.ones(2, 1, 4, 4, dtype=torch.bool)
+    keep[0, 0, 2:] = False
+    means = hardest_mean(distance, 0.9, keep)
+    torch.testing.assert_close(means[0], hardest_mean(distance[:1, :, :, :2], 0.9)[0])
+    torch.testing.assert_close(means[1], hardest_mean(distance[1:], 0.9)[0])

@@ -14,13 +14,9 @@ from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError, NotFitted
 from pickglass.features.batch import Batch
 from pickglass.methods.padim import PaDiM
-from pickglass.testing import check_detector, textures
+from pickglass.testing import textures
 
 SHAPES = [(4, 6, 4), (3, 3, 2), (5, 3, 2)]
-
-
-def test_conformance() -> None:
-    check_detector(PaDiM(size=64, dims=30))
 
 
 def test_the_low_rank_form_and_its_projection_survive_the_file(tmp_path: Path) -> None:

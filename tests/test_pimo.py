@@ -6,6 +6,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import integers
 
 import pickglass.metrics.pimo as pimo
 from pickglass.errors import InputError
@@ -58,7 +60,8 @@ def added(maps: list, masks: list, bounds: tuple[float, float], n_good: int | No
 
 
 @pytest.mark.parametrize("bounds", [(0.01, 0.2), (0.001, 0.05), (0.1, 1.0)])
-@pytest.mark.parametrize("seed", range(12))
+@given(seed=integers(0, 2**32 - 1))
+@settings(max_examples=10)
 def test_equals_the_definition(seed: int, bounds: tuple[float, float]) -> None:
     maps, masks = random_images(seed)
     found = added(maps, masks, bounds).compute()

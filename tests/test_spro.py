@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis.strategies import integers
 
 from pickglass.errors import InputError, UnknownName
 from pickglass.metrics import SaturatedCurves, SaturatedRegion, aupro, saturation_area
@@ -63,7 +65,7 @@ def added(images: list[Image]) -> SaturatedCurves:
     return curves
 
 
-@pytest.mark.parametrize("seed", range(40))
+@given(seed=integers(0, 2**32 - 1))
 def test_equals_the_definition_for_all_and_for_each_group(seed: int) -> None:
     images = random_images(seed)
     curves = added(images)

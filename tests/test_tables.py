@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis.strategies import integers
 from PIL import Image
 
 from pickglass.data.images.decoder import decode_all
@@ -66,8 +68,7 @@ def test_split_is_decided_by_the_seed() -> None:
     assert list(split_roles(good(50), 0.1, 0.1, 3)) != list(split_roles(good(50), 0.1, 0.1, 4))
 
 
-@pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("groups", [3, 7, 40])
+@given(groups=integers(3, 60), seed=integers(0, 2**32 - 1))
 def test_split_never_parts_a_group(groups: int, seed: int) -> None:
     split = split_roles(good(120, groups), validate=0.15, calibrate=0.15, seed=seed)
     roles: dict[str | None, set[str]] = {}

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis.strategies import integers, lists, tuples
 
 from pickglass.data.images.tiles import Tiling, joining_matrix, seams
 from pickglass.errors import InputError
 
 
 @pytest.mark.parametrize("edges", ["shift", "pad"])
-@pytest.mark.parametrize("stride", [(1, 7), (5, 5), (8, 3), (8, 16)])
-@pytest.mark.parametrize("canvas", [(8, 16), (9, 17), (40, 16), (23, 50)])
+@given(stride=tuples(integers(1, 8), integers(1, 16)), canvas=tuples(integers(8, 60), integers(16, 60)))
+@example(stride=(8, 16), canvas=(8, 16))
 def test_every_pixel_is_covered_and_no_tile_is_superfluous(
-    canvas: tuple[int, int], stride: tuple[int, int], edges: str
+    edges: str, canvas: tuple[int, int], stride: tuple[int, int]
 ) -> None:
     tiling = Tiling.over(canvas, (8, 16), stride, edges)  # type: ignore[arg-type]
     count = np.zeros(tiling.extent, int)
@@ -44,11 +48,10 @@ def test_tiles_that_cannot_be_laid_name_the_remedy(
 
 
 @pytest.mark.parametrize("blend", ["cosine", "average"])
-@pytest.mark.parametrize(
-    ("starts", "length"), [((0,), 16), ((0, 16), 32), ((0, 8, 16), 32), ((0, 8, 13), 29), ((0, 5), 21)]
-)
-def test_equal_maps_join_without_a_seam(starts: tuple[int, ...], length: int, blend: str) -> None:
-    matrix = joining_matrix(starts, 16, length, 4, blend)  # type: ignore[arg-type]
+@given(steps=lists(integers(1, 16), max_size=4))
+def test_equal_maps_join_without_a_seam(blend: str, steps: list[int]) -> None:
+    starts = tuple(accumulate(steps, initial=0))  # tiles of 16 that touch or overlap
+    matrix = joining_matrix(starts, 16, starts[-1] + 16, 4, blend)  # type: ignore[arg-type]
     np.testing.assert_allclose(matrix.sum(axis=0), 1, atol=1e-6)
     assert (matrix >= 0).all()
 

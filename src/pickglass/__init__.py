@@ -1,4 +1,4 @@
-"""pickglass: visual anomaly detection for industry, from good images only.
+"""pickglass detects visual anomalies in industry; it learns from good images only.
 
 Example:
     ``import pickglass as pg``, then ``pg.PatchCore().fit(pg.load_dataset("bottle").train)``.
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PatchCore,
         ReverseDistillation,
         load,
+        register_method,
     )
     from pickglass.result import Prediction
 
@@ -57,6 +58,7 @@ __all__ = [
     "load",
     "load_dataset",
     "load_datasets",
+    "register_method",
 ]
 
 # Loaded when first used: importing pickglass, and with it --help, costs no torch.
@@ -85,6 +87,7 @@ _HOMES = {
     "load": "methods",
     "load_dataset": "data",
     "load_datasets": "data",
+    "register_method": "methods",
 }
 
 

@@ -1,9 +1,9 @@
-"""Every error that pickglass raises on purpose.
+"""All errors that pickglass raises on purpose are in this tree.
 
-The tree::
+::
 
     PickglassError
-    ├── InputError (also ValueError)        what was given cannot be used: an argument, a name, a file
+    ├── InputError (also ValueError)        an argument, a name or a file cannot be used
     │   ├── UnknownName                     a method, backbone, layer, preset or layout that does not exist
     │   ├── ImageError                      one image or mask cannot be read; has .path
     │   ├── DataError                       a data set cannot be used; has .failures, one Failure per broken file
@@ -15,7 +15,7 @@ The tree::
     └── MissingExtra (also ImportError)     an optional package is not installed; names the install line
 
 A message says what came, what was expected, and what to do about it. The command line prints it without a
-traceback and exits with 2.
+traceback and exits with 2, or with 1 where a promise cannot be kept.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ __all__ = [
 
 
 class Failure(NamedTuple):
-    """One image that could not be used: its path and the reason, in one line."""
+    """An image could not be used: its path and the reason, in one line."""
 
     path: str
     error: str
 
 
 class PickglassError(Exception):
-    """Base of all errors raised on purpose by pickglass."""
+    """All errors that pickglass raises on purpose are of this class."""
 
 
 class InputError(PickglassError, ValueError):
-    """What was given cannot be used."""
+    """An argument, a name or a file cannot be used."""
 
 
 class UnknownName(InputError):
-    """A name that is not in the registry it was looked up in.
+    """A name is not in the registry in which it was looked up.
 
     Args:
         kind: what the name should be, e.g. ``"backbone"``.
@@ -95,7 +95,7 @@ class WeightsMissing(InputError):
 
 
 class ModelFileError(InputError):
-    """Not a pickglass model, one of another version, or a damaged one."""
+    """The file is not a pickglass model, is one of another version, or is damaged."""
 
 
 class NotFitted(PickglassError, RuntimeError):
@@ -146,7 +146,7 @@ class MissingExtra(PickglassError, ImportError):
 
     @classmethod
     def needed(cls, what: str, error: ImportError, otherwise: str = "") -> MissingExtra:
-        """The error to raise where an import failed because an extra of pickglass is not installed.
+        """Make the error to raise where an import failed because an extra of pickglass is not installed.
 
         Args:
             what: what needs the module, e.g. ``"pickglass.PatchCore"``; the sentence begins with it.

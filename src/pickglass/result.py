@@ -1,4 +1,4 @@
-"""What a detector found. The one sign rule: **higher = more anomalous**, for scores and for maps."""
+"""A prediction holds scores and maps. Of both, **higher is more anomalous**."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class Defect(NamedTuple):
-    """One connected region of the predicted mask.
+    """A defect is one connected region of the predicted mask.
 
     Attributes:
         box: [x, y, w, h] in pixels of the original image.
@@ -41,7 +41,7 @@ class Defect(NamedTuple):
 
 
 class Named(NamedTuple):
-    """What kind of defect it is.
+    """A defect has a type, where the model was shown examples.
 
     Attributes:
         type: one of the types of the examples, or :data:`UNKNOWN`.
@@ -53,7 +53,7 @@ class Named(NamedTuple):
 
 
 class Found(NamedTuple):
-    """One image's result.
+    """One image has a score, a map, and what belongs to them.
 
     Attributes:
         row: the image.
@@ -77,11 +77,11 @@ class Found(NamedTuple):
     named: Named | None = None
 
     def full_map(self) -> FloatArray:
-        """The map at the original size and aspect, (H, W) float32, bilinear."""
+        """Enlarge the map to the original size and aspect, (H, W) float32, bilinearly."""
         return resize_map(self.map, self.size, self.window)
 
     def inside(self) -> BoolArray | None:
-        """The region of interest at the original size, (H, W) bool; None: all of the image.
+        """Return the region of interest at the original size, (H, W) bool; None: all of the image.
 
         Raises:
             ImageError: the file of the region cannot be read.
@@ -95,7 +95,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Results of many images, in the order they were given; failed images are left out and named.
+    """A prediction holds the results of many images in their order; images that cannot be read are named apart.
 
     Attributes:
         found: one result an image.
@@ -156,7 +156,7 @@ class Prediction:
             listed[name] = [None] * len(values) if column is None else list(column)
             if len(listed[name]) != len(values):
                 raise InputError(f"{len(listed[name])} {name} for {len(values)} scores: expected one an image")
-        found = []
+        images = []
         for i, score in enumerate(values.tolist()):
             given = {name: column[i] for name, column in listed.items()}
             map = _plane("map", i, [[score]] if given["maps"] is None else given["maps"]).astype(np.float32)
@@ -169,27 +169,27 @@ class Prediction:
                 group=None if given["groups"] is None else str(given["groups"]),
             )
             height, width = map.shape if mask is None else mask.shape
-            found.append(Found(row, score, map, (height, width)))
-        return cls(tuple(found))
+            images.append(Found(row, score, map, (height, width)))
+        return cls(tuple(images))
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """One row an image, as given."""
+        """There is one row an image, as given."""
         return tuple(f.row for f in self.found)
 
     @property
     def scores(self) -> FloatArray:
-        """(N,) float32, raw image scores."""
+        """The images have these raw scores, (N,) float32."""
         return np.array([f.score for f in self.found], dtype=np.float32)
 
     @property
     def maps(self) -> tuple[FloatArray, ...]:
-        """One (h, w) float32 map an image, over the canvas, on the model's grid."""
+        """Each image has one (h, w) float32 map, over the canvas, on the model's grid."""
         return tuple(f.map for f in self.found)
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Original size (H, W) of each image."""
+        """Each image has this original size (H, W)."""
         return tuple(f.size for f in self.found)
 
     def __len__(self) -> int:
@@ -199,29 +199,29 @@ class Prediction:
         return iter(self.found)
 
     def map(self, index: int) -> FloatArray:
-        """The map of image ``index`` at its original size, (H, W) float32."""
+        """Enlarge the map of image ``index`` to its original size, (H, W) float32."""
         return self.found[index].full_map()
 
     def verdict(self, index: int) -> Verdict | None:
-        """``good`` or ``bad`` by the model's image threshold; None if it has none."""
+        """Return ``good`` or ``bad`` by the model's image threshold; None if it has none."""
         return self.calibration.verdict(self.found[index].score) if self.calibration else None
 
     def mask(self, index: int, threshold: float | None = None) -> BoolArray:
-        """Predicted mask (H, W): where the map exceeds the threshold, by default the model's pixel threshold."""
+        """Return the mask (H, W) of where the map exceeds the threshold, by default the model's pixel threshold."""
         return self.map(index) > self._pixel_threshold(threshold)
 
     def defects(self, index: int, threshold: float | None = None) -> list[Defect]:
-        """The regions of :meth:`mask`, the highest peak first."""
+        """Find the connected regions of :meth:`mask`, the highest peak first."""
         return find_defects(self.map(index), self._pixel_threshold(threshold))
 
     def _pixel_threshold(self, threshold: float | None) -> float:
-        own = self.calibration.pixel_threshold if self.calibration else None
-        if threshold is None and own is None:
+        of_model = self.calibration.pixel_threshold if self.calibration else None
+        if threshold is None and of_model is None:
             raise InputError(
                 "the model has no pixel threshold, for it was fitted without calibration images: name one "
                 "(threshold=...) or fit with calibrate=0.1"
             )
-        return own if threshold is None else threshold  # type: ignore[return-value]
+        return of_model if threshold is None else threshold  # type: ignore[return-value]
 
 
 def _plane(name: str, index: int, values: Any) -> npt.NDArray[Any]:
@@ -232,7 +232,7 @@ def _plane(name: str, index: int, values: Any) -> npt.NDArray[Any]:
 
 
 def find_defects(full_map: FloatArray, threshold: float) -> list[Defect]:
-    """Connected regions (8 neighbours) of a (H, W) map above the threshold, the highest peak first."""
+    """Find the connected regions (8 neighbours) of a (H, W) map above the threshold, the highest peak first."""
     labels, areas = connected_regions(full_map > threshold)
     defects = []
     for label, (box, area) in enumerate(zip(find_objects(labels), areas.tolist(), strict=True), start=1):

@@ -1,55 +1,88 @@
 """The public conformance suite: what every detector must do, whoever wrote it.
 
-``check_detector(MyMethod(size=96))`` runs all checks and raises AssertionError with the name of the one that failed.
+``check_detector(MyMethod(size=64))`` runs all checks, and raises AssertionError with the mode and the name of the check
+that failed.
 """
 
 from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from pickglass.data import Row, Table, paint
-from pickglass.errors import NotFitted
+from pickglass.errors import InputError, NotFitted, UnknownName
 from pickglass.methods import Detector, load
 from pickglass.result import Prediction
 
-__all__ = ["CHECKS", "check_detector", "textures"]
+__all__ = ["CHECKS", "MODES", "check_detector", "textures"]
 
-Images = npt.NDArray[np.uint8]
+Images = npt.NDArray[Any]
+
+MODES: Mapping[str, str] = {
+    "plain": "whole images, with the engine that users get",
+    "tiled": "two tiles, each with a head of its own",
+    "shared heads": "three tiles that share two heads, so that one head has fewer tiles than the other",
+    "region of interest": "two tiles, of which one lies wholly and one partly outside the region of interest",
+    "batch of one": "one image at a time is read, in the fit too",
+    "16 bit": "images of 16 bits a channel",
+}
+"""The modes of :func:`check_detector` and what each of them is."""
+
+_TILED = ("tiled", "shared heads", "region of interest")
 
 
-def check_detector(detector: Detector, *, tolerance: float = 1e-4, n_images: int = 24) -> list[str]:
+def check_detector(
+    detector: Detector, *, modes: Sequence[str] | None = None, tolerance: float = 1e-4, n_images: int = 24
+) -> list[str]:
     """Run every check on detectors of the same class and settings.
 
     Args:
-        detector: unfitted; it is not changed. Small settings make the suite quick, e.g. ``size=96``.
-        tolerance: allowed difference between a batch of N and N batches of one, relative to the largest score.
-        n_images: good images to fit on.
+        detector: unfitted; it is not changed. Small settings make the suite quick, e.g. ``size=64`` and the method's
+            ``quick_settings``.
+        modes: of :data:`MODES`, those to check; None: all, but for those that tile if the detector is tiled already.
+        tolerance: allowed difference between two ways to compute the same, relative to the largest score.
+        n_images: good images to fit on, at least 8.
 
     Returns:
-        The names of the checks, all passed.
+        The names of the checks, all passed, each as ``"mode: check"``.
 
     Raises:
-        AssertionError: a check failed; the message starts with its name.
+        AssertionError: a check failed; the message starts with its mode and name.
+        InputError: a mode that tiles, of a detector that is tiled already.
+
+    Example:
+        ``check_detector(MyMethod(size=64), modes=["plain", "tiled"])``
     """
-    suite = _Suite(detector, tolerance, n_images)
-    for name, check in CHECKS.items():
-        try:
-            check(suite)
-        except AssertionError as error:
-            raise AssertionError(f"{name}: {error}") from error
-    return list(CHECKS)
+    tiled = detector.tiling is not None
+    chosen = [mode for mode in MODES if not (tiled and mode in _TILED)] if modes is None else list(modes)
+    for mode in chosen:
+        if mode not in MODES:
+            raise UnknownName("mode of check_detector", mode, MODES)
+        if tiled and mode in _TILED:
+            raise InputError(f"modes={chosen!r}: the detector is tiled already, {mode!r} would tile it: leave it out")
+    passed = []
+    with tempfile.TemporaryDirectory() as folder:
+        suite = _Suite(detector, tolerance, n_images, Path(folder))
+        for mode, name in [(of_mode, check) for of_mode in chosen for check in CHECKS[of_mode]]:
+            try:
+                CHECKS[mode][name](suite)
+            except Exception as error:  # whatever a method may raise, say which check it was
+                kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+                raise AssertionError(f"{mode}: {name}: {kind}{error}") from error
+            passed.append(f"{mode}: {name}")
+    return passed
 
 
-def textures(n: int, side: int, seed: int = 0) -> Images:
+def textures(n: int, side: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     """Good images of a made-up rough surface: (n, side, side, 3) uint8, reproducible."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(n, side, side))
@@ -59,20 +92,43 @@ def textures(n: int, side: int, seed: int = 0) -> Images:
 
 
 class _Suite:
-    """One fitted detector, the images and what it says of them, which the checks share."""
+    """The images, detectors fitted on them when first asked for, and what these say: all that the checks share."""
 
-    def __init__(self, detector: Detector, tolerance: float, n_images: int) -> None:
+    def __init__(self, detector: Detector, tolerance: float, n_images: int, folder: Path) -> None:
         self.settings = detector.configuration()
         self.cls = type(detector)
         self.tolerance = tolerance
+        self.folder = folder
+        self.input_size = detector.input_size
         side = 3 * max(detector.input_size) // 2  # not the input size: resizing is part of the job
         self.good = textures(n_images, side)
+        self.few = self.good[:6]  # for fits that are only to be sound
         self.held_out = textures(6, side, seed=1)
         rng = np.random.default_rng(2)
         self.painted = np.stack([paint(image, "hole", side / 6, rng, contrast=2.0).image for image in self.held_out])
         self.before = [images.copy() for images in (self.good, self.held_out, self.painted)]
-        self.fitted = self.new()
-        self.returned = self.fitted.fit(self.good)
+
+    def new(self) -> Detector:
+        return self.cls.configured(self.settings)
+
+    @cached_property
+    def _fit(self) -> tuple[Detector, Detector]:
+        detector = self.new()
+        return detector, detector.fit(self.good)
+
+    @property
+    def fitted(self) -> Detector:
+        return self._fit[0]
+
+    @property
+    def returned(self) -> Detector:
+        return self._fit[1]
+
+    @cached_property
+    def again(self) -> Detector:
+        """Fitted with the same seed on rows, among which is a test row that cannot be read."""
+        rows = [Row(f"array:{i}", role="train", label=0, pixels=image) for i, image in enumerate(self.good)]
+        return self.new().fit(Table([*rows, Row("no-such-file.png", role="test", label=1)]))
 
     @cached_property
     def of_held_out(self) -> Prediction:
@@ -82,13 +138,99 @@ class _Suite:
     def of_painted(self) -> Prediction:
         return self.fitted.predict(self.painted)
 
-    def new(self) -> Detector:
-        return self.cls.configured(self.settings)
+    def in_tiles(self, tiles: int, **settings: Any) -> Detector:
+        """An unfitted detector that looks at so many tiles side by side, each as large as the network's input."""
+        h, w = self.input_size
+        return self.new().tiled(size=(h, tiles * w), tile=(h, w), stride=(h, w), **settings)
+
+    @cached_property
+    def tiled(self) -> Detector:
+        return self.in_tiles(2).fit(_wide(self.good, 2), engine="torch")
+
+    @cached_property
+    def shared(self) -> Detector:
+        return self.in_tiles(3, heads=2).fit(_wide(self.few, 3), engine="torch")
+
+    @cached_property
+    def within_roi(self) -> Detector:
+        return self.in_tiles(2).fit(self.with_roi(_wide(self.few, 2), "train"), engine="torch")
+
+    def with_roi(self, images: Images, role: Literal["train", "test"]) -> Table:
+        """Rows whose region of interest is their left three eighths."""
+        region = np.zeros(images.shape[1:3], np.uint8)
+        region[:, : 3 * images.shape[2] // 8] = 255
+        path = self.folder / "roi.png"
+        Image.fromarray(region).save(path)
+        return Table(
+            [Row(f"array:{role}:{i}", role=role, label=0, pixels=x, roi=str(path)) for i, x in enumerate(images)]
+        )
+
+    @cached_property
+    def one_at_a_time(self) -> Detector:
+        return self.new().fit(self.few, batch=1, workers=1, engine="torch")
+
+    @cached_property
+    def of_16_bit(self) -> Detector:
+        return self.new().fit(_in_16_bit(self.few), engine="torch")
+
+
+def _wide(images: Images, tiles: int) -> Images:
+    """Images so many times as wide, their parts turned over so that no two tiles look the same."""
+    return np.concatenate([images, images[:, ::-1], images[:, :, ::-1]][:tiles], axis=2)
+
+
+def _in_16_bit(images: Images) -> Images:
+    """The same images in 16 bits: 255 becomes 65535."""
+    return images.astype(np.uint16) * 257
+
+
+# -- what a check says -------------------------------------------------------------------------------------------------
 
 
 def _expect(condition: bool, message: str) -> None:
     if not condition:
         raise AssertionError(message)
+
+
+def _expect_alike(a: Prediction, b: Prediction, tolerance: float, what: str) -> None:
+    """Scores and maps of two predictions differ by at most the tolerance, relative to the largest score."""
+    _expect(len(a) == len(b), f"{len(a)} images were judged, then {len(b)}: {what}")
+    allowed = tolerance * float(np.abs(a.scores).max())
+    worst = float(np.abs(a.scores - b.scores).max())
+    _expect(worst <= allowed, f"scores differ by {worst:.2e}, allowed are {allowed:.2e}: {what}")
+    worst = max(float(np.abs(m - n).max()) for m, n in zip(a.maps, b.maps, strict=True))
+    _expect(worst <= allowed, f"maps differ by {worst:.2e}, allowed are {allowed:.2e}: {what}")
+
+
+def _expect_sound(found: Prediction, images: Images) -> None:
+    """Finite scores and maps of the promised types and shapes."""
+    _expect(not found.failed, f"images could not be judged: {found.failed}")
+    _expect(found.scores.shape == (len(images),) and found.scores.dtype == np.float32, "scores are not (N,) float32")
+    _expect(bool(np.isfinite(found.scores).all()), f"scores are not finite: {found.scores}")
+    for i, map_ in enumerate(found.maps):
+        _expect(map_.ndim == 2 and map_.dtype == np.float32, "a map is not (h, w) float32")
+        _expect(bool(np.isfinite(map_).all()), f"the map of image {i} is not finite")
+        _expect(found.map(i).shape == images.shape[1:3], "a full map has not the size of its image")
+
+
+def _expect_saved_whole(suite: _Suite, detector: Detector, images: Images) -> None:
+    """A saved and loaded detector says bit for bit the same."""
+    loaded = load(detector.save(suite.folder / "model.safetensors"))
+    _expect(type(loaded) is type(detector), f"a {type(loaded).__name__} came back from the file")
+    engine: Literal["torch", "auto"] = "torch" if detector.provenance.engine == "torch" else "auto"
+    _expect_alike(detector.predict(images, engine=engine), loaded.predict(images, engine=engine), 0.0, "after loading")
+    _expect(loaded.calibration == detector.calibration, "the calibration differs after loading")
+    _expect(_plain(loaded.configuration()) == _plain(detector.configuration()), "the settings differ after loading")
+
+
+def _plain(settings: dict[str, Any]) -> Any:
+    """Settings as JSON gives them back, which knows no tuples."""
+    import json
+
+    return json.loads(json.dumps(settings))
+
+
+# -- plain -------------------------------------------------------------------------------------------------------------
 
 
 def _constructor_stores_only(suite: _Suite) -> None:
@@ -101,10 +243,21 @@ def _constructor_stores_only(suite: _Suite) -> None:
     _expect(str(np.random.get_state()) == before, "the constructor drew random numbers")
 
 
+def _answers_what_others_ask(suite: _Suite) -> None:
+    """A study asks for work units, the advisor for quick settings, and ``--preset auto`` for what it may try."""
+    detector, known = suite.new(), inspect.signature(suite.cls.__init__).parameters
+    units = detector.work_units(10)
+    _expect((units > 0) == detector.trains, f"work_units(10) is {units}: positive if, and only if, the method trains")
+    suite.cls.configured({**suite.settings, **suite.cls.quick_settings(10, 64)})
+    for name, values in suite.cls.tunable().items():
+        _expect(name in known, f"tunable() names {name!r}, which is no setting")
+        _expect(len(values) > 0, f"tunable() gives no value for {name!r}")
+
+
 def _unfitted_use_names_the_remedy(suite: _Suite) -> None:
     uses: list[Callable[[Detector], object]] = [
         lambda d: d.predict(suite.good[:1]),
-        lambda d: d.save(Path(tempfile.gettempdir()) / "never-written.safetensors"),
+        lambda d: d.save(suite.folder / "never-written.safetensors"),
     ]
     for use in uses:
         try:
@@ -119,23 +272,6 @@ def _fit_returns_self(suite: _Suite) -> None:
     _expect(suite.returned is suite.fitted, "fit returned something else")
 
 
-def _same_seed_same_result(suite: _Suite) -> None:
-    again = suite.new().fit(suite.good).predict(suite.held_out)
-    first = suite.of_held_out
-    _expect(bool((again.scores == first.scores).all()), "scores of two equal fits differ")
-    _expect(all((a == b).all() for a, b in zip(again.maps, first.maps, strict=True)), "maps of two equal fits differ")
-
-
-def _batch_does_not_matter(suite: _Suite) -> None:
-    whole = suite.fitted.predict(suite.painted, batch=len(suite.painted))
-    single = suite.fitted.predict(suite.painted, batch=1)
-    allowed = suite.tolerance * float(np.abs(whole.scores).max())
-    worst = float(np.abs(whole.scores - single.scores).max())
-    _expect(worst <= allowed, f"scores differ by {worst:.2e}, allowed {allowed:.2e}")
-    for a, b in zip(whole.maps, single.maps, strict=True):
-        _expect(float(np.abs(a - b).max()) <= allowed, f"maps differ by more than {allowed:.2e}")
-
-
 def _input_is_untouched(suite: _Suite) -> None:
     for found, images in ((suite.of_held_out, suite.held_out), (suite.of_painted, suite.painted)):  # judged by now
         _expect(len(found) == len(images), "some images were not judged")
@@ -143,16 +279,21 @@ def _input_is_untouched(suite: _Suite) -> None:
         _expect(bool((images == before).all()), "the images were changed")
 
 
+def _fit_reads_no_test_image(suite: _Suite) -> None:
+    _expect(suite.again.provenance.n_fit == suite.fitted.provenance.n_fit, "a test row was counted in the fit")
+
+
+def _same_seed_same_result(suite: _Suite) -> None:
+    _expect_alike(suite.of_held_out, suite.again.predict(suite.held_out), 0.0, "of two fits with the same seed")
+
+
+def _batch_does_not_matter(suite: _Suite) -> None:
+    single = suite.fitted.predict(suite.painted, batch=1)
+    _expect_alike(suite.of_painted, single, suite.tolerance, "of a batch and of its images one by one")
+
+
 def _results_are_finite_and_shaped(suite: _Suite) -> None:
-    found = suite.of_painted
-    _expect(
-        found.scores.shape == (len(suite.painted),) and found.scores.dtype == np.float32, "scores are not (N,) float32"
-    )
-    _expect(bool(np.isfinite(found.scores).all()), "a score is not finite")
-    for i, map_ in enumerate(found.maps):
-        _expect(map_.ndim == 2 and map_.dtype == np.float32, "a map is not (h, w) float32")
-        _expect(bool(np.isfinite(map_).all()), "a map is not finite")
-        _expect(found.map(i).shape == suite.painted.shape[1:3], "a full map has not the size of its image")
+    _expect_sound(suite.of_painted, suite.painted)
 
 
 def _forward_agrees_with_predict(suite: _Suite) -> None:
@@ -164,7 +305,7 @@ def _forward_agrees_with_predict(suite: _Suite) -> None:
     found = suite.of_painted
     allowed = 1e-3 * float(np.abs(found.scores).max())
     worst = float(np.abs(scores.numpy() - found.scores).max())
-    _expect(worst <= allowed, f"scores of forward and predict differ by {worst:.2e}, allowed {allowed:.2e}")
+    _expect(worst <= allowed, f"scores of forward and predict differ by {worst:.2e}, allowed are {allowed:.2e}")
     _expect(bool(np.abs(maps.numpy() - np.stack(found.maps)).max() <= allowed), "maps of forward and predict differ")
 
 
@@ -183,41 +324,97 @@ def _a_broken_image_leaves_the_others(suite: _Suite) -> None:
     _expect(bool((np.abs(found.scores - alone) <= allowed).all()), "scores moved to other images")
 
 
-def _fit_reads_no_test_image(suite: _Suite) -> None:
-    rows = [Row(f"array:{i}", role="train", label=0, pixels=image) for i, image in enumerate(suite.good)]
-    poison = [Row("no-such-file.png", role="test", label=1)]
-    found = suite.new().fit(Table([*rows, *poison])).predict(suite.held_out)
-    first = suite.of_held_out
-    _expect(bool((found.scores == first.scores).all()), "a test row changed the fit")
-
-
 def _save_and_load_are_bit_equal(suite: _Suite) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        loaded = load(suite.fitted.save(Path(folder) / "model.safetensors"))
-    _expect(type(loaded) is suite.cls, f"a {type(loaded).__name__} came back")
-    first, second = suite.of_painted, loaded.predict(suite.painted)
-    _expect(bool((first.scores == second.scores).all()), "scores differ after loading")
-    _expect(all((a == b).all() for a, b in zip(first.maps, second.maps, strict=True)), "maps differ after loading")
-    _expect(loaded.calibration == suite.fitted.calibration, "the calibration differs after loading")
-    _expect(_plain(loaded.configuration()) == _plain(suite.settings), "the settings differ after loading")
+    _expect_saved_whole(suite, suite.fitted, suite.painted)
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no tuples."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+# -- tiles -------------------------------------------------------------------------------------------------------------
 
 
-CHECKS: dict[str, Callable[[_Suite], None]] = {
-    "constructor stores only": _constructor_stores_only,
-    "unfitted use names the remedy": _unfitted_use_names_the_remedy,
-    "fit returns self": _fit_returns_self,
-    "input is untouched": _input_is_untouched,
-    "same seed, same result": _same_seed_same_result,
-    "a batch of N is N batches of one": _batch_does_not_matter,
-    "results are finite and shaped": _results_are_finite_and_shaped,
-    "forward agrees with predict": _forward_agrees_with_predict,
-    "painted defects score higher": _painted_defects_score_higher,
-    "a broken image leaves the others": _a_broken_image_leaves_the_others,
-    "fit reads no test image": _fit_reads_no_test_image,
-    "save and load are bit-equal": _save_and_load_are_bit_equal,
+def _tiles_see_defects(suite: _Suite) -> None:
+    found = suite.tiled.predict(_wide(suite.painted, 2), engine="torch")
+    _expect_sound(found, _wide(suite.painted, 2))
+    good = suite.tiled.predict(_wide(suite.held_out, 2), engine="torch").scores
+    _expect(bool(found.scores.mean() > good.mean()), f"painted {found.scores.round(3)} against {good.round(3)} without")
+
+
+def _tiles_are_saved(suite: _Suite) -> None:
+    _expect_saved_whole(suite, suite.tiled, _wide(suite.painted, 2)[:2])
+
+
+def _shared_heads_are_sound(suite: _Suite) -> None:
+    images = _wide(suite.painted, 3)
+    _expect_sound(suite.shared.predict(images, engine="torch"), images)
+
+
+def _shared_heads_are_saved(suite: _Suite) -> None:
+    _expect_saved_whole(suite, suite.shared, _wide(suite.painted, 3)[:2])
+
+
+def _outside_the_region_nothing_counts(suite: _Suite) -> None:
+    images = _wide(suite.painted, 2)
+    altered = images.copy()
+    outside = 5 * images.shape[2] // 8  # well inside the tile of which nothing counts, for resizing mixes its border
+    altered[:, :, outside:] = 255 - altered[:, :, outside:]
+    found = suite.within_roi.predict(suite.with_roi(images, "test"), engine="torch")
+    _expect_sound(found, images)
+    other = suite.within_roi.predict(suite.with_roi(altered, "test"), engine="torch")
+    _expect_alike(found, other, suite.tolerance, "of images that differ outside of the region of interest")
+
+
+def _a_region_is_saved(suite: _Suite) -> None:
+    _expect_saved_whole(suite, suite.within_roi, _wide(suite.painted, 2)[:2])
+
+
+# -- other ways to read ------------------------------------------------------------------------------------------------
+
+
+def _one_image_at_a_time(suite: _Suite) -> None:
+    _expect_sound(suite.one_at_a_time.predict(suite.painted, batch=1, engine="torch"), suite.painted)
+
+
+def _sixteen_bits_say_the_same(suite: _Suite) -> None:
+    h, w = suite.input_size
+    images = suite.painted[:, :h, :w]  # resizing would round 8 bits otherwise
+    found = suite.fitted.predict(images)
+    _expect_alike(
+        found, suite.fitted.predict(_in_16_bit(images)), suite.tolerance, "of images and of the same in 16 bits"
+    )
+
+
+def _a_fit_on_16_bits(suite: _Suite) -> None:
+    _expect_sound(suite.of_16_bit.predict(_in_16_bit(suite.painted), engine="torch"), suite.painted)
+
+
+CHECKS: Mapping[str, Mapping[str, Callable[[_Suite], None]]] = {
+    "plain": {
+        "constructor stores only": _constructor_stores_only,
+        "answers what others ask": _answers_what_others_ask,
+        "unfitted use names the remedy": _unfitted_use_names_the_remedy,
+        "fit returns self": _fit_returns_self,
+        "input is untouched": _input_is_untouched,
+        "fit reads no test image": _fit_reads_no_test_image,
+        "same seed, same result": _same_seed_same_result,
+        "a batch of N is N batches of one": _batch_does_not_matter,
+        "results are finite and shaped": _results_are_finite_and_shaped,
+        "forward agrees with predict": _forward_agrees_with_predict,
+        "painted defects score higher": _painted_defects_score_higher,
+        "a broken image leaves the others": _a_broken_image_leaves_the_others,
+        "save and load are bit-equal": _save_and_load_are_bit_equal,
+    },
+    "tiled": {"tiles see defects": _tiles_see_defects, "save and load are bit-equal": _tiles_are_saved},
+    "shared heads": {
+        "results are finite and shaped": _shared_heads_are_sound,
+        "save and load are bit-equal": _shared_heads_are_saved,
+    },
+    "region of interest": {
+        "outside of it nothing counts": _outside_the_region_nothing_counts,
+        "save and load are bit-equal": _a_region_is_saved,
+    },
+    "batch of one": {"results are finite and shaped": _one_image_at_a_time},
+    "16 bit": {
+        "images in 16 bits get the same scores": _sixteen_bits_say_the_same,
+        "a fit on 16 bits is sound": _a_fit_on_16_bits,
+    },
 }
+"""The checks of each mode by their names."""

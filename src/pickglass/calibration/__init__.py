@@ -1,4 +1,4 @@
-"""Thresholds with a stated false-alarm rate, and a scale that people can read."""
+"""Thresholds have a stated false-alarm rate, and scores a scale that people can read."""
 
 from pickglass.calibration.promises import (
     Calibration,

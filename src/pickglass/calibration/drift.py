@@ -1,4 +1,4 @@
-"""Have the images changed since calibration? A two-sample test with a stated level, and what moved.
+"""A two-sample test with a stated level says whether images have changed since calibration, and what moved.
 
 New images are compared with the good ones that were held back at the fit, for only those are exchangeable with new
 good ones: images that were fitted score lower. Six questions are asked, five of a head that reads no features:
@@ -57,14 +57,14 @@ _MOST = 300  # units a side: as many tell a third of a standard deviation, and t
 
 
 class ImageFacts(NamedTuple):
-    """What is measured on the pixels of one image: ``facts`` (3,), ``layout`` (256,) with zero mean and unit norm."""
+    """The pixels of an image give ``facts`` (3,) and a ``layout`` (256,) with zero mean and unit norm."""
 
     facts: FloatArray
     layout: npt.NDArray[np.float32]
 
 
 def image_facts(image: npt.NDArray[np.float32], keep: npt.NDArray[np.bool_] | None = None) -> ImageFacts:
-    """Brightness, contrast, sharpness and layout of an image as the network gets it.
+    """Measure brightness, contrast, sharpness and layout of an image as the network gets it.
 
     Args:
         image: (3, H, W) in [0, 1].
@@ -87,17 +87,17 @@ def image_facts(image: npt.NDArray[np.float32], keep: npt.NDArray[np.bool_] | No
 
 
 def _averaging(pixels: int) -> FloatArray:
-    """(16, pixels): the mean over each cell, pixels that straddle two cells shared out."""
+    """Return the matrix (16, pixels) that averages over each cell; a pixel that straddles two cells is shared out."""
     ends = np.arange(_CELLS + 1) * pixels / _CELLS
-    at = np.arange(pixels)
-    overlap = np.minimum(ends[1:, None], at + 1) - np.maximum(ends[:-1, None], at)
+    pixel = np.arange(pixels)
+    overlap = np.minimum(ends[1:, None], pixel + 1) - np.maximum(ends[:-1, None], pixel)
     weights: FloatArray = np.clip(overlap, 0, None) * (_CELLS / pixels)
     return weights
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What drift is judged by, of n images; that of the held-back ones is part of the model.
+    """A sample holds what drift is judged by, for n images; that of the held-back images is part of the model.
 
     Attributes:
         scores: (n,) raw image scores.
@@ -127,33 +127,34 @@ class Sample:
         groups: Sequence[str | None],
         settings: str = "",
     ) -> Sample:
-        """The sample of some images; ``groups`` are their names, None for an image that stands alone."""
-        seen = list(images)
+        """Make the sample of some images; ``groups`` are their names, None for an image that stands alone."""
+        measured = list(images)
+        n = len(measured)
         return cls(
             np.array(scores, np.float64),
-            np.array([one.facts for one in seen]).reshape(len(seen), len(FACTS)),
-            np.array([one.layout for one in seen], np.float32).reshape(len(seen), _CELLS**2),
-            np.asarray(features, np.float32).reshape(len(seen), -1) if seen else np.zeros((0, 0), np.float32),
+            np.array([image.facts for image in measured]).reshape(n, len(FACTS)),
+            np.array([image.layout for image in measured], np.float32).reshape(n, _CELLS**2),
+            np.asarray(features, np.float32).reshape(n, -1) if measured else np.zeros((0, 0), np.float32),
             np.array([_number(name) for name in groups], np.int64),
             settings,
         )
 
     def take(self, which: npt.ArrayLike) -> Sample:
-        """The sample of some of the images, by index or mask."""
-        at = np.asarray(which)
-        columns: dict[str, Any] = {name: getattr(self, name)[at] for name in _FIELDS}
+        """Return the sample of some of the images, by index or mask."""
+        index = np.asarray(which)
+        columns: dict[str, Any] = {name: getattr(self, name)[index] for name in _FIELDS}
         return replace(self, **columns)
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """As arrays for a model file."""
+        """Return the sample as arrays for a model file."""
         settings = np.frombuffer(self.settings.encode(), np.uint8)
         return {**{name: getattr(self, name) for name in _FIELDS}, "settings": settings}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], source: str = "the model") -> Sample:
-        """The inverse of :meth:`tensors`; ModelFileError for anything else."""
-        wanted = {"scores": 1, "facts": 2, "layouts": 2, "features": 2, "groups": 1, "settings": 1}
-        if set(tensors) != set(wanted) or any(tensors[name].ndim != dims for name, dims in wanted.items()):
+        """Make the sample that :meth:`tensors` described; anything else is a ModelFileError."""
+        dimensions = {"scores": 1, "facts": 2, "layouts": 2, "features": 2, "groups": 1, "settings": 1}
+        if set(tensors) != set(dimensions) or any(tensors[name].ndim != dims for name, dims in dimensions.items()):
             raise ModelFileError(f"{source}: its reference for drift is damaged, {sorted(tensors)}: fit the model anew")
         if len({len(tensors[name]) for name in _FIELDS}) > 1:
             raise ModelFileError(f"{source}: its reference for drift has arrays of unequal length: fit the model anew")
@@ -170,15 +171,17 @@ def _number(name: str | None) -> int:
 
 
 def already_known(reference: Sample, new: Sample) -> npt.NDArray[np.bool_]:
-    """(n,) which new images are among those of the reference, or show one of its groups: they prove nothing."""
-    known = {tuple(row) for row in reference.facts.round(9).tolist()}  # three figures that agree: the same pixels
-    same: npt.NDArray[np.bool_] = np.array([tuple(row) in known for row in new.facts.round(9).tolist()], np.bool_)
+    """Mark the new images that are in the reference, or show one of its groups, (n,) bool: they prove nothing."""
+    # three figures that agree: the same pixels
+    in_reference = {tuple(facts) for facts in reference.facts.round(9).tolist()}
+    same: npt.NDArray[np.bool_]
+    same = np.array([tuple(facts) in in_reference for facts in new.facts.round(9).tolist()], np.bool_)
     same |= np.isin(new.groups, reference.groups) & (new.groups != 0)
     return same
 
 
 def units(sample: Sample, rng: np.random.Generator) -> Sample:
-    """One image of each group, drawn at random, and all that stand alone; at most 300.
+    """Draw one image of each group, and take all that stand alone; at most 300.
 
     Images of one part are not independent, parts are; averages would tell parts with many images from others.
     """
@@ -192,7 +195,7 @@ def units(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 class Change(NamedTuple):
-    """What happened to one property of the images.
+    """One property of the images may have changed.
 
     Attributes:
         what: ``score``, ``brightness``, ``contrast``, ``sharpness``, ``position`` or ``features``.
@@ -215,7 +218,7 @@ class Change(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """The outcome of :func:`find_drift`.
+    """The comparison of two samples has this outcome.
 
     Attributes:
         changes: a property each, in the order of the table at the head of this file.
@@ -238,7 +241,7 @@ class Drift(NamedTuple):
 
     @property
     def found(self) -> bool:
-        """Whether anything has changed, at the level."""
+        """Something has changed, at the level."""
         return any(change.moved for change in self.changes)
 
 
@@ -268,11 +271,11 @@ def find_drift(reference: Sample, new: Sample, level: float = 0.05, seed: int = 
     smallest = questions * smallest_p_value(n, m)
     if n < 2 or smallest > level:
         raise _too_few(n, m, level, questions)
-    wanted, statistics = _questions(reference, new)
+    properties, statistics = _questions(reference, new)
     labellings = max(labellings, math.ceil(10 * questions / level))
     adjusted = holm(permutation_p_values(statistics, n, m, labellings, rng))
     changes = tuple(
-        _change(what, values[:n], values[n:], p, level) for (what, values), p in zip(wanted, adjusted, strict=True)
+        _change(what, values[:n], values[n:], p, level) for (what, values), p in zip(properties, adjusted, strict=True)
     )
     moved = {change.what for change in changes if change.moved}
     return Drift(
@@ -287,7 +290,7 @@ def find_drift(reference: Sample, new: Sample, level: float = 0.05, seed: int = 
 
 
 def _questions(reference: Sample, new: Sample) -> tuple[list[tuple[str, FloatArray]], list[Statistic]]:
-    """Each property with a value for each pooled image, by which its change is described, and its statistic."""
+    """Return each property's value for each pooled image, by which its change is described, and its statistic."""
     n = len(reference)
     scalars = {"score": np.concatenate([reference.scores, new.scores])}
     scalars |= {what: np.concatenate([reference.facts[:, k], new.facts[:, k]]) for k, what in enumerate(FACTS)}
@@ -308,7 +311,7 @@ def _questions(reference: Sample, new: Sample) -> tuple[list[tuple[str, FloatArr
 
 
 def _centres(points: FloatArray, n: int) -> FloatArray:
-    """(N, d) what each point is compared with: the mean of the reference, its first n, without itself."""
+    """Return what each point is compared with, (N, d): the mean of the reference, its first n, without itself."""
     total = points[:n].sum(axis=0)
     centres: FloatArray = np.concatenate([(total - points[:n]) / (n - 1), np.tile(total / n, (len(points) - n, 1))])
     return centres
@@ -333,7 +336,7 @@ def _too_few(n: int, m: int, level: float, questions: int) -> PromiseUnreachable
 
 
 def _detectable(n: int, m: int, level: float) -> float:
-    """By the t-test with normal values; 0.86 in place of 0.8 makes up for the ranks (tests/test_drift.py)."""
+    """Use the t-test with normal values; 0.86 in place of 0.8 makes up for the ranks (tests/test_drift.py)."""
     from scipy.special import stdtrit
 
     free = n + m - 2
@@ -341,7 +344,7 @@ def _detectable(n: int, m: int, level: float) -> float:
 
 
 def _displacement(reference: npt.NDArray[np.float32], new: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Where the mean images correlate best, each time over the cells that both cover: shares of height and width."""
+    """Find the shift at which the mean images correlate best over the cells that both cover, as shares of the sides."""
     mean, moved = (layouts.mean(axis=0, dtype=np.float64).reshape(_CELLS, _CELLS) for layouts in (reference, new))
     size = 2 * _CELLS  # padded, or what leaves at the bottom would come in at the top
     whole = np.ones_like(mean)
@@ -353,18 +356,18 @@ def _displacement(reference: npt.NDArray[np.float32], new: npt.NDArray[np.float3
     cells = np.maximum(sums(whole, whole), 0.5)
     here, there = sums(mean, whole) / cells, sums(whole, moved) / cells
     variances = (sums(mean**2, whole) / cells - here**2) * (sums(whole, moved**2) / cells - there**2)
-    found = (sums(mean, moved) / cells - here * there) / np.sqrt(np.maximum(variances, 1e-18))
+    correlation = (sums(mean, moved) / cells - here * there) / np.sqrt(np.maximum(variances, 1e-18))
     lags = (np.arange(size) + _CELLS) % size - _CELLS
     near = np.abs(lags) <= _CELLS // 3  # beyond, too few cells overlap
-    inside = np.where(near[:, None] & near, found, -np.inf)
-    at = np.unravel_index(int(inside.argmax()), found.shape)
-    y, x = int(at[0]), int(at[1])
-    return _peak(int(lags[y]), found[:, x], y), _peak(int(lags[x]), found[y], x)
+    inside = np.where(near[:, None] & near, correlation, -np.inf)
+    best = np.unravel_index(int(inside.argmax()), correlation.shape)
+    y, x = int(best[0]), int(best[1])
+    return _peak(int(lags[y]), correlation[:, x], y), _peak(int(lags[x]), correlation[y], x)
 
 
-def _peak(lag: int, values: FloatArray, at: int) -> float:
-    """Of a parabola through the highest value and its two neighbours, in shares of the side."""
-    below, top, above = (float(values[(at + step) % len(values)]) for step in (-1, 0, 1))
+def _peak(lag: int, values: FloatArray, highest: int) -> float:
+    """Fit a parabola through the highest value and its two neighbours, and return its peak in shares of the side."""
+    below, top, above = (float(values[(highest + step) % len(values)]) for step in (-1, 0, 1))
     bend = below - 2 * top + above
     between = min(0.5, max(-0.5, 0.5 * (below - above) / bend)) if bend < 0 else 0.0
     return (lag + between) / _CELLS

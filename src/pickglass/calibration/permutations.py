@@ -1,10 +1,14 @@
-"""Are two samples from one distribution? Exact answers for any number of units, by permutation.
+"""Permutations tell exactly, for any number of units, whether two samples may come from one distribution.
 
 If reference and new units are exchangeable, each way to call m of all n + m units "new" is as likely as the one that
 came. The p-value is the share of these ways whose statistic is at least the observed one; where there are too many,
 the share among random ones with the observed one counted (Phipson and Smyth 2010, "Permutation p-values should never
 be zero"). P(p <= level) <= level then holds exactly, with any statistic that sees the pooled units first and the
 labels after.
+
+``scipy.stats.permutation_test`` gives the same p-values where all labellings are tried (a test holds that). It is not
+used because it draws labellings anew for each statistic, which takes three to four times as long, and counts as ties
+only what agrees within 1e-14, which is less than the rounding of an energy distance.
 
 Letters: n reference units, m new ones, N = n + m pooled with the new ones last, B labellings, d dimensions.
 """
@@ -41,7 +45,7 @@ _TIE = 1e-9  # what statistics may differ by and count as equal, so that roundin
 def permutation_p_values(
     statistics: Sequence[Statistic], n: int, m: int, labellings: int, rng: np.random.Generator
 ) -> list[float]:
-    """The p-value of each statistic, all under the same labellings.
+    """Compute the p-value of each statistic, all under the same labellings.
 
     Args:
         statistics: of N = n + m pooled units, of which the last m are new.
@@ -54,13 +58,13 @@ def permutation_p_values(
     >>> permutation_p_values([apart], 3, 2, 1000, np.random.default_rng(0))
     [0.2]
     """
-    came = np.zeros((1, n + m))
-    came[:, n:] = 1
-    observed = [statistic(came)[0] for statistic in statistics]
+    actual = np.zeros((1, n + m))
+    actual[:, n:] = 1
+    observed = [statistic(actual)[0] for statistic in statistics]
     if math.comb(n + m, m) <= labellings:
         source, total, counts = _all(n + m, m), 0, [0] * len(statistics)
     else:
-        source, total, counts = _random(came[0], labellings - 1, rng), 1, [1] * len(statistics)
+        source, total, counts = _random(actual[0], labellings - 1, rng), 1, [1] * len(statistics)
     for labels in source:
         total += len(labels)
         for k, statistic in enumerate(statistics):
@@ -76,13 +80,13 @@ def _all(units: int, m: int) -> Iterator[FloatArray]:
         yield labels
 
 
-def _random(came: FloatArray, count: int, rng: np.random.Generator) -> Iterator[FloatArray]:
+def _random(actual: FloatArray, count: int, rng: np.random.Generator) -> Iterator[FloatArray]:
     for start in range(0, count, _AT_ONCE):
-        yield rng.permuted(np.tile(came, (min(_AT_ONCE, count - start), 1)), axis=1)
+        yield rng.permuted(np.tile(actual, (min(_AT_ONCE, count - start), 1)), axis=1)
 
 
 def smallest_p_value(n: int, m: int) -> float:
-    """The least that a permutation p-value of n against m units can be.
+    """Return the least that a permutation p-value of n against m units can be.
 
     The statistics here see both directions, so that new values all above and all below the others count the same.
 
@@ -93,8 +97,9 @@ def smallest_p_value(n: int, m: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for being several (Holm 1979): those <= level are rejected, and with a chance of at most
-    level any of them wrongly.
+    """Adjust p-values for being several (Holm 1979).
+
+    Those <= level are rejected, and with a chance of at most level any of them wrongly.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -111,7 +116,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def cramer_von_mises(values: npt.ArrayLike) -> Statistic:
-    """Squared difference of the two distribution functions, summed over the pooled values (N,); ties are no harm.
+    """Sum the squared difference of the two distribution functions over the pooled values (N,); ties are no harm.
 
     Sees a change of level and one of spread alike (Anderson 1962, without its constant).
     """
@@ -130,7 +135,7 @@ def cramer_von_mises(values: npt.ArrayLike) -> Statistic:
 
 
 def energy(points: FloatArray) -> Statistic:
-    """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| of points (N, d) (Szekely and Rizzo 2004).
+    """Compute the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| of points (N, d) (Szekely and Rizzo 2004).
 
     Zero in expectation only if the two distributions are equal.
     """
@@ -145,14 +150,14 @@ def energy(points: FloatArray) -> Statistic:
         from_new = labels @ each  # (B,) sum over new units and all others
         within_new = np.einsum("bi,bi->b", labels @ distances, labels)
         within_reference = whole - 2 * from_new + within_new
-        found: FloatArray = 2 * (from_new - within_new) / (n * m) - within_new / m**2 - within_reference / n**2
-        return found
+        distance: FloatArray = 2 * (from_new - within_new) / (n * m) - within_new / m**2 - within_reference / n**2
+        return distance
 
     return statistic
 
 
 def whitened(vectors: npt.ArrayLike, most: int) -> FloatArray:
-    """Pooled vectors (N, d) in their main directions, each with unit variance: (N, k), k <= most and k <= N / 2.
+    """Whiten pooled vectors (N, d): (N, k) in their main directions, with unit variance, k <= most and k <= N / 2.
 
     Uses the pooled units without their labels, as an exact test must. Each channel has been divided by its standard
     deviation before; what hardly varies (below a thousandth of the mean deviation: rounding) is held down.
@@ -162,12 +167,12 @@ def whitened(vectors: npt.ArrayLike, most: int) -> FloatArray:
     spread = x.std(axis=0)
     left, sizes, _ = np.linalg.svd(x / (spread + 1e-3 * spread.mean() + 1e-12), full_matrices=False)
     k = min(most, len(x) // 2, int((sizes > 1e-6 * max(sizes[0], 1e-6)).sum()))
-    found: FloatArray = left[:, :k] * math.sqrt(len(x))
-    return found
+    directions: FloatArray = left[:, :k] * math.sqrt(len(x))
+    return directions
 
 
 def cliffs_delta(reference: FloatArray, new: FloatArray) -> float:
-    """P(new > reference) - P(new < reference), -1 to 1: how far new values lie above those of the reference.
+    """Compute P(new > reference) - P(new < reference), -1 to 1: how far new values lie above the reference.
 
     >>> cliffs_delta(np.array([1.0, 2.0]), np.array([2.0, 3.0]))
     0.75

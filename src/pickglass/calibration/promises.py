@@ -1,4 +1,4 @@
-"""From scores of good images to thresholds. Scores stay raw; a verdict is a score compared with a threshold.
+"""Scores of good images become thresholds. Scores stay raw; a verdict is a score compared with a threshold.
 
 Three promises about the good parts that will be flagged, never mixed: ``tolerance`` holds with a stated confidence for
 this very calibration set, ``marginal`` (split conformal) only on average over calibration sets, and ``estimate`` (from
@@ -28,7 +28,7 @@ Source = Literal["held back", "given", "folds"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What good images that were not fitted say.
+    """Good images that were not fitted are the evidence that a threshold rests on.
 
     Attributes:
         scores: (N,) image scores.
@@ -37,7 +37,7 @@ class Evidence:
         source: where the scores come from.
         curves: (N, K) of :func:`pickglass.calibration.ranks.flagged_curve`, only needed for the promise ``area``.
         settings: digest of the settings of the detector.
-        proviso: a condition that could not be checked, told in the sentence.
+        proviso: a condition that could not be checked; the sentence states it.
     """
 
     scores: Sequence[float]
@@ -50,11 +50,11 @@ class Evidence:
 
     @property
     def grouped(self) -> bool:
-        """Whether any image belongs to a group."""
+        """Some image belongs to a group."""
         return any(group is not None for group in self.groups)
 
     def record(self, promise: str, image: float | None, pixel: float | None, **more: Any) -> Calibration:
-        """A calibration that rests on these images."""
+        """Make the calibration that rests on these images."""
         named = [group for group in self.groups if group is not None]
         return Calibration(
             promise=promise,
@@ -72,7 +72,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds and what they rest on: the one record that a model file keeps.
+    """A calibration is the thresholds and what they rest on: the one record that a model file keeps.
 
     Attributes:
         promise: how they were set: ``highest`` (the highest score of the calibration images), ``tolerance``,
@@ -110,13 +110,13 @@ class Calibration:
     settings: str = ""
 
     def verdict(self, score: float) -> Verdict | None:
-        """``bad`` if the score exceeds the image threshold; None without a threshold."""
+        """Return ``bad`` if the score exceeds the image threshold, else ``good``; None without a threshold."""
         if self.image_threshold is None:
             return None
         return "bad" if score > self.image_threshold else "good"
 
     def p_value(self, score: float) -> PValue | None:
-        """How rare the score is among good parts; None without calibration images.
+        """Say how rare the score is among good parts; None without calibration images.
 
         >>> highest_score([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]).p_value(2.0)
         PValue(p=0.5, log10=0.3010299956639812, extrapolated=False)
@@ -132,16 +132,16 @@ class Calibration:
         return units, fit_tail(units)
 
     def against(self, settings: str) -> Calibration:
-        """This calibration, stale if the digest of the detector's settings is no longer that it was made with."""
+        """Return this calibration, stale if the detector has another digest of its settings by now."""
         return self if self.settings in ("", settings) else replace(self, stale=True)
 
     def to_json(self) -> dict[str, Any]:
-        """As a plain dict."""
+        """Return the calibration as a plain dict."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Calibration:
-        """The inverse of :meth:`to_json`."""
+        """Make the calibration that :meth:`to_json` described."""
         sequences = {name: tuple(data.get(name, ())) for name in ("scores", "peaks", "groups")}
         known = {name: value for name, value in data.items() if name != "tail"}  # older files keep what follows
         return cls(**{**known, **sequences})
@@ -150,7 +150,7 @@ class Calibration:
 def highest_score(
     scores: Sequence[float], peaks: Sequence[float], groups: Sequence[str | None] = (), settings: str = ""
 ) -> Calibration:
-    """Thresholds at the highest score and the highest map value of good images that were not fitted.
+    """Set thresholds at the highest score and the highest map value of good images that were not fitted.
 
     With n such images the chance that the next good one exceeds the threshold is 1 / (n + 1) on average, over
     calibration sets and exchangeable images. Without images there is no threshold.
@@ -172,7 +172,7 @@ def highest_score(
 
 
 def best_f1(evidence: Evidence, labels: Sequence[int], scores: Sequence[float]) -> Calibration:
-    """The image threshold with the best F1 on labelled images of the role ``validate``.
+    """Set the image threshold with the best F1 on labelled images of the role ``validate``.
 
     Args:
         evidence: the good ones among them.
@@ -192,7 +192,7 @@ def best_f1(evidence: Evidence, labels: Sequence[int], scores: Sequence[float]) 
 
 
 def fixed_value(evidence: Evidence, value: float) -> Calibration:
-    """A threshold that somebody set, and how many of the good images exceed it."""
+    """Record a threshold that somebody set, and how many of the good images exceed it."""
     units = group_maxima(evidence.scores, evidence.groups)
     above, what = int((units > value).sum()), "groups of images" if evidence.grouped else "images"
     words = f"a fixed value; {above} of {len(units)} good {what} exceed it, and no false-alarm rate is promised"

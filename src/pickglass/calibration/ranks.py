@@ -1,4 +1,4 @@
-"""Order statistics of good images: which rank keeps a promise, what it then amounts to, how many images it takes.
+"""Order statistics of good images say which rank keeps a promise, what it amounts to, and how many images it takes.
 
 An image is flagged if its score *exceeds* T, the (r + 1)-th largest of n calibration scores. For exchangeable scores
 without ties the true false-alarm rate is then Beta(r + 1, n - r) over calibration sets (Vovk 2012, "Conditional
@@ -39,7 +39,7 @@ SHARES: FloatArray = np.append(0.0, np.geomspace(1e-7, 1.0, 816))
 
 
 def group_maxima(values: Sequence[float] | FloatArray, groups: Sequence[Hashable | None] = ()) -> FloatArray:
-    """The highest value of each group, rising; entries without a group (None) stand for themselves.
+    """Return the highest value of each group, rising; entries without a group (None) stand for themselves.
 
     Images of one part are not exchangeable with those of others one by one, but the parts are. A part counts once,
     with its highest value: the share of parts of which *any* image is flagged is bounded, and so is the share of
@@ -59,7 +59,7 @@ def group_maxima(values: Sequence[float] | FloatArray, groups: Sequence[Hashable
         members: dict[Hashable, list[int]] = {}
         for i, group in enumerate(groups):
             members.setdefault((i,) if group is None else (group, "group"), []).append(i)
-        table = np.array([table[own].max(axis=0) for own in members.values()])
+        table = np.array([table[rows].max(axis=0) for rows in members.values()])
     return np.sort(table) if table.ndim == 1 else table
 
 
@@ -67,7 +67,7 @@ def group_maxima(values: Sequence[float] | FloatArray, groups: Sequence[Hashable
 
 
 def tolerance_rank(n: int, false_alarm: float, confidence: float) -> int | None:
-    """The largest r for which P(rate > false_alarm) <= 1 - confidence over calibration sets; None: not even 0.
+    """Find the largest r for which P(rate > false_alarm) <= 1 - confidence over calibration sets; None: not even 0.
 
     >>> tolerance_rank(299, 0.01, 0.95), tolerance_rank(298, 0.01, 0.95), tolerance_rank(473, 0.01, 0.95)
     (0, None, 1)
@@ -81,7 +81,7 @@ def tolerance_rank(n: int, false_alarm: float, confidence: float) -> int | None:
 
 
 def tolerance_bound(n: int, r: int, confidence: float) -> float:
-    """The rate that is exceeded with a chance of just 1 - confidence: the quantile of Beta(r + 1, n - r).
+    """Compute the rate that is exceeded with a chance of just 1 - confidence: the quantile of Beta(r + 1, n - r).
 
     >>> round(tolerance_bound(299, 0, 0.95), 5)
     0.00997
@@ -92,7 +92,7 @@ def tolerance_bound(n: int, r: int, confidence: float) -> float:
 
 
 def tolerance_needs(false_alarm: float, confidence: float) -> int:
-    """How many units a promise with r = 0 takes: the least n with (1 - false_alarm)^n <= 1 - confidence."""
+    """Count the units that a promise with r = 0 takes: the least n with (1 - false_alarm)^n <= 1 - confidence."""
     n = max(1, math.ceil(math.log1p(-confidence) / math.log1p(-false_alarm)) - 1)
     while tolerance_rank(n, false_alarm, confidence) is None:
         n += 1
@@ -103,18 +103,18 @@ def tolerance_needs(false_alarm: float, confidence: float) -> int:
 
 
 def average_rank(n: int, false_alarm: float) -> int | None:
-    """Split conformal: the largest r with (r + 1) / (n + 1) <= false_alarm; None: not even 0."""
+    """Find the largest r with (r + 1) / (n + 1) <= false_alarm (split conformal); None: not even 0."""
     r = math.floor(false_alarm * (n + 1) + 1e-9) - 1  # 0.07 * 100 is a little more than 7, 0.29 * 100 a little less
     return r if r >= 0 else None
 
 
 def average_bound(n: int, r: int) -> float:
-    """The mean of Beta(r + 1, n - r)."""
+    """Compute the rate on average over calibration sets: the mean of Beta(r + 1, n - r)."""
     return (r + 1) / (n + 1)
 
 
 def average_needs(false_alarm: float) -> int:
-    """How many units r = 0 takes on average."""
+    """Count the units that a promise on average takes with r = 0."""
     return max(1, math.ceil(1 / false_alarm - 1e-9) - 1)
 
 
@@ -122,7 +122,7 @@ def average_needs(false_alarm: float) -> int:
 
 
 def shift_bound(n: int, r: int, shift: int, level: float) -> int:
-    """How many of the next ``shift`` good parts are flagged at most, at this level over calibration sets and shifts.
+    """Count the most of the next ``shift`` good parts that are flagged, at this level over calibration sets and shifts.
 
     The count is beta-binomial: binomial with a rate that is itself Beta(r + 1, n - r).
 
@@ -143,7 +143,7 @@ def shift_bound(n: int, r: int, shift: int, level: float) -> int:
 
 
 def flagged_curve(full_map: npt.NDArray[np.floating]) -> FloatArray:
-    """How high a threshold has to be so that at most each share of a map exceeds it.
+    """Find how high a threshold has to be so that at most each share of a map exceeds it.
 
     Args:
         full_map: (H, W), at the size at which masks are made.
@@ -157,7 +157,7 @@ def flagged_curve(full_map: npt.NDArray[np.floating]) -> FloatArray:
 
 
 def area_threshold(curves: FloatArray, false_alarm: float) -> float | None:
-    """Conformal risk control: the least T at which (sum of flagged shares + 1) / (n + 1) <= false_alarm.
+    """Find the least T at which (sum of flagged shares + 1) / (n + 1) <= false_alarm: conformal risk control.
 
     The expected flagged share of the next good unit is then at most ``false_alarm``, on average over calibration sets
     (Angelopoulos et al. 2022, "Conformal Risk Control", theorem 1, with losses between 0 and 1).
@@ -178,5 +178,5 @@ def area_threshold(curves: FloatArray, false_alarm: float) -> float | None:
     # At T = falling[i] only strictly higher steps have been taken.
     first = np.searchsorted(-falling, -falling, side="left")
     share = np.where(first > 0, risen[np.maximum(first - 1, 0)], 0.0)
-    kept = np.flatnonzero(share + 1 <= false_alarm * (n + 1) + 1e-9)
-    return float(falling[kept[-1]])
+    allowed = np.flatnonzero(share + 1 <= false_alarm * (n + 1) + 1e-9)
+    return float(falling[allowed[-1]])

@@ -1,4 +1,4 @@
-"""A scale that people can read beside the raw score: how rare it is among good parts, as a p-value and its -log10.
+"""A p-value and its -log10 say how rare a score is among good parts, for people to read beside the raw score.
 
 Within the calibration scores the p-value is empirical: at the k-th largest of n it is k / (n + 1), the mean chance
 that the next good part scores at least as high, and linear between. Above the highest it goes on with a generalised
@@ -26,20 +26,20 @@ _PRIOR = 10  # scores that the usual shape weighs as much as
 
 
 class Tail(NamedTuple):
-    """Chance of exceeding ``start + x``, given that ``start`` is exceeded: (1 + shape x / scale)^(-1 / shape)."""
+    """A tail gives the chance to exceed ``start + x``, given ``start``: (1 + shape x / scale)^(-1 / shape)."""
 
     start: float
     scale: float
     shape: float
 
     def log_chance(self, value: float) -> float:
-        """Natural logarithm of that chance at ``value``, at least ``start``."""
+        """Return the natural logarithm of that chance at ``value``, which is at least ``start``."""
         x = (value - self.start) / self.scale
         return -math.log1p(self.shape * x) / self.shape if self.shape > 0 else -x
 
 
 class PValue(NamedTuple):
-    """How rare a score is among good parts.
+    """A score is this rare among good parts.
 
     Attributes:
         p: the chance that a good part scores as high, 0 to 1; it may underflow to 0 where ``log10`` still tells.
@@ -53,7 +53,7 @@ class PValue(NamedTuple):
 
 
 def fit_tail(scores: FloatArray) -> Tail | None:
-    """Tail over the top of scores (n,), rising; None for fewer than three, or where the top has no spread."""
+    """Fit a tail to the top of scores (n,), rising; None for fewer than three, or where the top has no spread."""
     n = len(scores)
     if n < _LEAST:
         return None
@@ -71,7 +71,7 @@ def fit_tail(scores: FloatArray) -> Tail | None:
 
 
 def p_value(score: float, scores: FloatArray, tail: Tail | None) -> PValue:
-    """The p-value of a score; falls as the score rises, strictly so outside the scores where there is a tail.
+    """Compute the p-value of a score; it falls as the score rises, strictly so outside the scores if there is a tail.
 
     Args:
         score: raw score.

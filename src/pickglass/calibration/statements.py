@@ -1,4 +1,4 @@
-"""Promises about false alarms: the threshold that keeps one, and the sentence that says what it is worth."""
+"""A promise about false alarms has a threshold that keeps it, and a sentence that says what it is worth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PixelPromise = Literal["any", "area"]
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be promised.
+    """A user wishes for this promise.
 
     Attributes:
         promise: ``tolerance``, ``marginal`` or ``estimate``.
@@ -36,7 +36,7 @@ class Wish:
         confidence: that this calibration set keeps the promise, in (0, 1); ``tolerance`` only, and for ``shift``.
         pixel: None; ``any``: the same share may have any pixel above the pixel threshold; ``area``: that share of a
             good part's pixels may lie above it, on average.
-        shift: how many good parts a shift sees; None: not told.
+        shift: how many good parts a shift sees; None: unknown.
 
     With ``pixel`` two promises are made, each at half of the error (Bonferroni), so that they hold together: half of
     ``1 - confidence`` for ``tolerance``, half of ``false_alarm`` for the promises that hold on average.
@@ -64,33 +64,33 @@ class Wish:
 
     @property
     def sure(self) -> float:
-        """The confidence of each of the promises."""
+        """Each of the promises has this confidence."""
         return self.confidence if self.pixel is None else (1 + self.confidence) / 2
 
     @property
     def average(self) -> float:
-        """The share that each of the promises may use up, if it holds on average."""
+        """Each of the promises that hold on average may use up this share."""
         return self.false_alarm if self.pixel is None else self.false_alarm / 2
 
     def rank(self, n: int) -> int | None:
-        """How many of n units may exceed the threshold; None: the promise cannot be made."""
+        """Return how many of n units may exceed the threshold; None: the promise cannot be made."""
         if self.promise == "tolerance":
             return tolerance_rank(n, self.false_alarm, self.sure)
         return average_rank(n, self.average)
 
     def needs(self) -> int:
-        """The least number of units with which all that is wished can be promised."""
+        """Return the least number of units with which all that is wished can be promised."""
         image = tolerance_needs(self.false_alarm, self.sure) if self.promise == "tolerance" else 1
         average = self.promise != "tolerance" or self.pixel == "area"
         return max(image, average_needs(self.average) if average else 1)
 
     def bound(self, n: int, r: int) -> float:
-        """What a threshold that r of n units exceed amounts to."""
+        """Return the share of good parts that a threshold flags which r of n units exceed."""
         return tolerance_bound(n, r, self.sure) if self.promise == "tolerance" else average_bound(n, r)
 
 
 def promised(evidence: Evidence, wish: Wish) -> Calibration:
-    """Thresholds that keep the wished promise, and the sentence that states what was achieved.
+    """Set thresholds that keep the wished promise, and state in a sentence what was achieved.
 
     Where images have groups, a group counts once, with its highest score and its highest map value; its flagged share
     is that of its worst image at each threshold.
@@ -194,7 +194,7 @@ def _unreachable(evidence: Evidence, wish: Wish, n: int) -> PromiseUnreachable:
 
 
 def _up(share: float) -> float:
-    """Three digits, rounded up: a bound must not look lower than it is."""
+    """Round up to three digits: a bound must not look lower than it is."""
     if share <= 0:
         return 0.0
     digits = 2 - math.floor(math.log10(share))
@@ -202,5 +202,5 @@ def _up(share: float) -> float:
 
 
 def _percent(share: float) -> str:
-    """A share in per cent, three digits, rounded up."""
+    """Write a share in per cent, three digits, rounded up."""
     return f"{float(f'{100 * _up(share):.12g}'):g} %"

@@ -62,28 +62,28 @@ def distill(
     """Distil a backbone into a small, fast teacher for EfficientAD. A killed run goes on where it was."""
     from pickglass.app.distill import distill as use_case
     from pickglass.cli.show import progress_bar
+    from pickglass.detectors.compute import ComputeOptions
+    from pickglass.features.distillation import DistillSettings
 
     with progress_bar() as progress:
         result = use_case(
             photos,
             teacher,
-            backbone=backbone,
-            layers=[name for name in layers.replace(",", "+").split("+") if name],
-            weights=weights,
-            model=model.value,
-            steps=steps,
-            batch=batch,
-            crop=crop,
-            lr=lr,
-            start=start,
+            DistillSettings(
+                backbone=backbone,
+                layers=[name for name in layers.replace(",", "+").split("+") if name],
+                weights=weights,
+                model=model.value,
+                steps=steps,
+                batch=batch,
+                crop=crop,
+                lr=lr,
+                start=start,
+                seed=seed,
+            ),
             limit=limit,
-            backbone_licence=backbone_licence,
-            photos_licence=photos_licence,
-            seed=seed,
-            device=device,
-            engine=engine.value,
-            workers=workers,
-            max_pixels=max_pixels,
+            licences=(backbone_licence, photos_licence),
+            compute=ComputeOptions(device=device, engine=engine.value, workers=workers, max_pixels=max_pixels),
             progress=progress,
         )
     print_json(result) if as_json else _show(result)

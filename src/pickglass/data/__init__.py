@@ -1,4 +1,4 @@
-"""Images, tables of images, and the folders they come from."""
+"""Images, the tables that list them, the folders they come from, and painted images come from here."""
 
 from pickglass.data.images.decoder import (
     IMAGE_SUFFIXES,

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Every file that pickglass writes is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["output_path", "written_whole"]
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """A temporary file beside ``target`` to write to; it takes the target's name only if no error comes.
+    """Give a temporary file beside ``target`` to write to; it takes the target's name only if no error comes.
 
     Raises:
         InputError: the folder does not exist or cannot be written.

@@ -119,6 +119,31 @@ class Method(Configured, ABC):
         """Return the maps that the map is made of by name, (B, P, h, w) each, where a method has several."""
         return {}
 
+    # -- what others may ask -------------------------------------------------------------------------------------------
+
+    def work_units(self, n_images: int) -> float:
+        """Return how many images the training looks at in all, each as often as it is looked at, of so many images.
+
+        A study estimates its time from this. The one pass that reads features is not counted: a statistical method,
+        which needs no more, has 0.
+        """
+        return 0.0
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """Return settings that make a fit quick at the cost of quality: to compare many candidates, and for tests.
+
+        Args:
+            n_images: how many images it will learn from.
+            cells: h w, the cells of the first layer in an image or, where the detector is tiled, in a tile.
+        """
+        return {}
+
+    @classmethod
+    def tunable(cls) -> Mapping[str, Sequence[Any]]:
+        """Return the settings that ``--preset auto`` tries, each with the values that it tries besides the default."""
+        return {}
+
     # -- positions that are learned in groups --------------------------------------------------------------------------
 
     def predicted_mb(self, context: FitContext) -> float:

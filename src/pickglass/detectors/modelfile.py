@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from pickglass.detectors.method import Method, assign
 from pickglass.detectors.model_header import FORMAT, parse_header
 from pickglass.detectors.naming import Namer
 from pickglass.detectors.provenance import Provenance
+from pickglass.detectors.settings import settings_digest
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import ModelFileError
 from pickglass.features.backbones.weights import WeightsInfo
@@ -107,6 +109,12 @@ def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[
         detector.namer = Namer.from_file(header["naming"], apart["naming"])
     if header["calibration"] is not None:
         detector.calibration = Calibration.from_json(header["calibration"])
+    # settings may have new names, or be more, since the file was written: what was not stale then is not stale now
+    then, now = settings_digest(header["configuration"]), detector.settings_digest()
+    if detector.calibration is not None and detector.calibration.settings == then:
+        detector.calibration = replace(detector.calibration, settings=now)
+    if detector.reference is not None and detector.reference.settings == then:
+        detector.reference = replace(detector.reference, settings=now)
     return detector.eval()
 
 

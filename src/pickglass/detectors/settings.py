@@ -23,6 +23,7 @@ from pickglass.data import Preprocess, parse_size
 from pickglass.detectors.compute import Shape
 from pickglass.detectors.naming import Namer
 from pickglass.detectors.provenance import Provenance
+from pickglass.detectors.renamed_settings import with_new_names
 from pickglass.detectors.tiling import TileOptions, Tiles, TileSettings
 from pickglass.errors import InputError, NotFitted, UnknownName
 from pickglass.features.extractor import FeatureExtractor, layer_list
@@ -119,6 +120,7 @@ class Configured(nn.Module):
         Raises:
             UnknownName: a setting that the method does not have.
         """
+        settings = with_new_names(cls.__init__, settings)
         parameters = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
         arguments = {name: value for name, value in settings.items() if name not in ("tiling", "fusion", "adaptation")}
         for name in arguments:
@@ -266,10 +268,15 @@ class Configured(nn.Module):
         )
 
     @property
+    def uses_validation(self) -> bool:
+        """Whether the method, with its settings, learns anything from validation images."""
+        return self.validate_share > 0
+
+    @property
     def wanted_validation(self) -> float:
         """The share of the training images that is held back for validation unless the user says otherwise."""
         scaled = self.tiling is not None and self.tiling.normalise == "position"
-        own = 0.0 if getattr(self, "pick", "best") == "last" else self.validate_share  # the last epoch needs none
+        own = self.validate_share if self.uses_validation else 0.0
         return max(own, 0.1) if scaled or self.adapting is not None else own
 
     @property

@@ -42,7 +42,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
-from pickglass.nn.maps import highest, kept_cells
+from pickglass.nn.maps import batch_mean, highest, kept_cells, kept_mean
 from pickglass.nn.networks.coupling import CouplingFlow, nll, realnvp_steps
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
@@ -131,6 +131,20 @@ class AsymmetricStudentTeacher(Detector):
         self.teacher: Stacked | None = None
         self.student: Stacked | None = None
 
+    @property
+    def uses_validation(self) -> bool:
+        """Whether validation images choose the epochs."""
+        return self.pick == "best"
+
+    def work_units(self, n_images: int) -> float:
+        """Every epoch of either phase looks at each image once."""
+        return float((self.teacher_epochs + self.student_epochs) * n_images)
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """A narrow student and a few epochs of small batches."""
+        return {"student_hidden": 32, "teacher_epochs": 8, "student_epochs": 8, "batch": 4}
+
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
@@ -190,7 +204,7 @@ class AsymmetricStudentTeacher(Detector):
         x = batch.levels[0]
         distance = self._distance(x)  # (B, P, h, w)
         keep = kept_cells(batch.keep, (x.shape[3], x.shape[4]))
-        return _kept_mean(distance, keep).mean(0)
+        return batch_mean(kept_mean(distance, keep), keep)
 
     def end_fit(self) -> dict[str, Any]:
         """Count what was learned."""
@@ -204,7 +218,7 @@ class AsymmetricStudentTeacher(Detector):
         x = batch.levels[0]
         maps = self._distance(x)
         keep = kept_cells(batch.keep, (x.shape[3], x.shape[4]))
-        scores = highest(maps, keep) if self.image_score == "max" else _kept_mean(maps, keep)
+        scores = highest(maps, keep) if self.image_score == "max" else kept_mean(maps, keep)
         return scores, self.smoothed(maps, keep)
 
     def _distance(self, x: Tensor) -> Tensor:
@@ -244,13 +258,6 @@ def position_code(channels: int, h: int, w: int) -> Tensor:
     columns = axis(w)[:, None, :].expand(-1, h, -1)
     rows = axis(h)[:, :, None].expand(-1, -1, w)
     return torch.cat([columns, rows])
-
-
-def _kept_mean(maps: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean of each map (B, P, h, w) over the cells that count: (B, P)."""
-    if keep is None:
-        return maps.mean((2, 3))
-    return torch.where(keep, maps, 0).sum((2, 3)) / keep.sum((2, 3))
 
 
 # -- the student of one position ---------------------------------------------------------------------------------------

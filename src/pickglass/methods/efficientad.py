@@ -29,7 +29,6 @@ Letters: B images, P positions, C = 384 channels, h x w cells, H x W pixels, N e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -45,12 +44,12 @@ from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
 from pickglass.features.engine import PerPositionEngine
-from pickglass.nn.maps import ChannelMoments, highest, kept_cells, resampled_to
+from pickglass.nn.maps import ChannelMoments, batch_mean, hardest_mean, highest, kept_cells, kept_mean, resampled_to
 from pickglass.nn.networks.pdn import AE_SIDE, CHANNELS, FRAME, STRIDE, Autoencoder, PDNName, Student
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
 
-__all__ = ["EfficientAD", "hard_loss", "jitter"]
+__all__ = ["EfficientAD", "jitter"]
 
 _MODELS: dict[str, PDNName] = {"pdn_tiny": "tiny", "pdn_small": "small", "pdn_medium": "medium"}
 _LOST = FRAME // STRIDE  # cells at each border without padding
@@ -136,6 +135,15 @@ class EfficientAD(Detector):
         self._pictures: Tensor | None = None  # (N, 3, H, W) uint8
         self._seen: list[list[tuple[Tensor, Tensor]]] = []  # per position, of held-back images: maps (2, N), rings (N,)
 
+    def work_units(self, n_images: int) -> float:
+        """Each step looks at a batch of images, however many there are."""
+        return float(self.steps * self.batch)
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """The smallest networks and a few steps."""
+        return {"backbone": "pdn_tiny", "steps": 8}
+
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
@@ -204,7 +212,7 @@ class EfficientAD(Detector):
         images, keep = self._images(batch), self._kept(batch)
         t = _normalised(self._inside(batch.levels[0]), self.mean, self.std)  # (B, P, C, h, w)
         s = student(self._prepared(images), _LOCAL)
-        loss = _batch_mean(hard_loss((t - s).square(), self.hard, keep), keep)
+        loss = batch_mean(hardest_mean((t - s).square(), self.hard, keep), keep)
         if self._pictures is not None:
             chosen = self._pictures[torch.randint(len(self._pictures), (len(images),))]  # (B, 3, H, W)
             pictures = (chosen.to(images) / 255)[:, None].expand(-1, images.shape[1], -1, -1, -1)
@@ -216,7 +224,7 @@ class EfficientAD(Detector):
         a = autoencoder(resampled_to(x, _SEEN))
         s = student(x, _GLOBAL)
         for squares in ((t - a).square(), (a - s).square()):
-            loss = loss + _batch_mean(_kept_mean(squares.mean(2), keep), keep)
+            loss = loss + batch_mean(kept_mean(squares.mean(2), keep), keep)
         return loss
 
     def observe_validation(self, batch: Batch) -> None:
@@ -337,30 +345,6 @@ class _Distances(nn.Module):
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
-def hard_loss(distance: Tensor, order: float, keep: Tensor | None = None) -> Tensor:
-    """Mean of the elements at or above their quantile, each image and position by itself.
-
-    Args:
-        distance: (B, P, C, h, w) squared differences.
-        order: of the quantile, e.g. 0.999: of N elements the N - ceil(order (N - 1)) largest count.
-        keep: (B, P, h, w) bool, the cells that count.
-
-    Returns:
-        (B, P); 0 where no cell counts.
-    """
-    c = distance.shape[2]
-    if keep is None:
-        n = distance[0, 0].numel()
-        return distance.flatten(2).topk(n - math.ceil(order * (n - 1)), dim=2, sorted=False).values.mean(2)
-    counts = c * keep.sum((2, 3))  # (B, P)
-    hardest = counts - (order * (counts - 1)).ceil().long()
-    flat = distance.masked_fill(~keep[:, :, None], -torch.inf).flatten(2)  # (B, P, N)
-    values = flat.topk(max(1, int(hardest.max())), dim=2).values
-    chosen = torch.arange(values.shape[2], device=values.device) < hardest[..., None]
-    chosen &= counts[..., None] > 0
-    return torch.where(chosen, values, 0).sum(2) / chosen.sum(2).clamp(min=1)
-
-
 def jitter(images: Tensor) -> Tensor:
     """Brightness, contrast or saturation of each image times 0.8 to 1.2: (B, P, 3, H, W) in [0, 1].
 
@@ -374,20 +358,6 @@ def jitter(images: Tensor) -> Tensor:
     flat = torch.where(kind == 0, torch.zeros_like(grey), grey.mean((3, 4), keepdim=True))
     towards = torch.where(kind == 2, grey, flat)
     return (factor * images + (1 - factor) * towards).clamp(0, 1)
-
-
-def _kept_mean(maps: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean of each map (B, P, h, w) over the cells that count: (B, P); 0 where none does."""
-    if keep is None:
-        return maps.mean((2, 3))
-    return torch.where(keep, maps, 0).sum((2, 3)) / keep.sum((2, 3)).clamp(min=1)
-
-
-def _batch_mean(values: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean over the images that have cells that count: (B, P) -> (P,)."""
-    if keep is None:
-        return values.mean(0)
-    return values.sum(0) / keep.flatten(2).any(2).sum(0).clamp(min=1)
 
 
 def _rings(maps: Tensor, most: int) -> Tensor:

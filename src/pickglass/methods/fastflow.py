@@ -120,6 +120,20 @@ class FastFlow(Detector):
         self.pick = pick
         self.flows: Stacked | None = None
 
+    @property
+    def uses_validation(self) -> bool:
+        """Whether validation images choose the epoch."""
+        return self.pick == "best"
+
+    def work_units(self, n_images: int) -> float:
+        """Every epoch looks at each image once."""
+        return float(self.epochs * n_images)
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """Fewer coupling steps and a few epochs of small batches."""
+        return {"steps": 4, "epochs": 10, "batch": 4}
+
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:

@@ -22,7 +22,7 @@ Letters: B images, P positions, C channels, h x w cells of the first level, N pa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor
 from pickglass.detectors.compute import Shape
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
+from pickglass.detectors.renamed_settings import renamed_settings
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
 from pickglass.nn.maps import kept_cells, neighbourhood_mean, patch_vectors, pool_channels, to_grid
@@ -38,6 +39,9 @@ from pickglass.nn.search.coreset import Coreset, greedy_coreset, random_projecti
 from pickglass.nn.search.neighbours import BankIndex, nearest_of_each, nearest_plain
 
 __all__ = ["PatchCore"]
+
+_QUICK_BANK = 400  # patches of the bank of a quick fit ...
+_QUICK_REACH = 20_000  # ... and of those that it is chosen from
 
 
 class PatchCore(Detector):
@@ -55,8 +59,8 @@ class PatchCore(Detector):
         standardise: divide each level by its standard deviation, so that none outweighs the others by its scale.
         rotations: in how many turns each image is learned: 1 as it is, 2 half turns, 4 quarter turns (of a square
             input). For parts that lie anyhow and are few. Not in the paper.
-        position: weight of the place in the image, so that what is good in one place need not be so in another: two
-            patches as far apart as the image is wide and high then differ by so many times the features' standard
+        position_weight: weight of the place in the image, so that what is good in one place need not be so in another:
+            two patches as far apart as the image is wide and high then differ by so many times the features' standard
             deviation; 0 is off, the paper's. For parts that always lie alike.
         reweight: b, neighbours of m* in eq. 7; 0 is off, as in the authors' code.
         top_k: image score = mean of the k largest distances (paper: 1, the maximum).
@@ -83,6 +87,7 @@ class PatchCore(Detector):
         "quick": {"size": 192, "ratio": 0.01},
     }
 
+    @renamed_settings(position="position_weight")
     def __init__(
         self,
         *,
@@ -98,7 +103,7 @@ class PatchCore(Detector):
         dims: int | None = None,
         standardise: bool = False,
         rotations: int = 1,
-        position: float = 0.0,
+        position_weight: float = 0.0,
         reweight: int = 0,
         top_k: int = 1,
         max_bank_mb: float = 1000.0,
@@ -111,7 +116,7 @@ class PatchCore(Detector):
         self.dims = dims
         self.standardise = standardise
         self.rotations = rotations
-        self.position = position
+        self.position_weight = position_weight
         self.reweight = reweight
         self.top_k = top_k
         self.max_bank_mb = max_bank_mb
@@ -126,6 +131,17 @@ class PatchCore(Detector):
         """Quarter turns in which each image is learned."""
         return tuple(range(0, 4, 4 // self.rotations)) if self.rotations in (2, 4) else (0,)
 
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """A small bank, chosen from a sample of each image's patches."""
+        sample = max(1, min(cells, _QUICK_REACH // n_images))
+        return {"sample": sample, "ratio": min(1.0, _QUICK_BANK / (n_images * sample))}
+
+    @classmethod
+    def tunable(cls) -> Mapping[str, Sequence[Any]]:
+        """Turned copies of the images, the weight of the place, and how many patches make the image score."""
+        return {"rotations": (2, 4), "position_weight": (0.5, 2.0), "top_k": (3, 10)}
+
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
@@ -137,7 +153,7 @@ class PatchCore(Detector):
         """Check the settings, predict the bank's size, set up the working set."""
         self._check()
         channels = [self.dims or c for c, _, _ in context.shapes]
-        self._width = (self.dims or sum(channels)) + (2 if self.position else 0)
+        self._width = (self.dims or sum(channels)) + (2 if self.position_weight else 0)
         _, h, w = context.shapes[0]
         if self.rotations == 4 and self.input_size[0] != self.input_size[1]:
             raise InputError(
@@ -181,8 +197,10 @@ class PatchCore(Detector):
             raise InputError(f"patch={self.patch!r}: expected an odd number of cells, e.g. 3")
         if self.rotations not in (1, 2, 4):
             raise InputError(f"rotations={self.rotations!r}: expected 1, 2 (half turns) or 4 (quarter turns)")
-        if not (math.isfinite(self.position) and self.position >= 0):
-            raise InputError(f"position={self.position!r}: expected 0 (off) or a positive weight, e.g. 0.5")
+        if not (math.isfinite(self.position_weight) and self.position_weight >= 0):
+            raise InputError(
+                f"position_weight={self.position_weight!r}: expected 0 (off) or a positive weight, e.g. 0.5"
+            )
         for name in ("sample", "projection", "reweight"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)!r}: expected 0 (off) or a positive number")
@@ -217,7 +235,7 @@ class PatchCore(Detector):
 
     def end_fit(self) -> dict[str, Any]:
         """Choose the bank (algorithm 1)."""
-        if self.standardise or self.position:
+        if self.standardise or self.position_weight:
             self.scale = self._level_scales().to(self._patches[0])
             self._patches = [self._scaled(p) for p in self._patches]
         self.bank, chosen = self._select(math.ceil(self.ratio * self._seen), "choosing the bank")
@@ -268,9 +286,9 @@ class PatchCore(Detector):
         if self.standardise:
             levels = [v.sum(1, keepdim=True).expand_as(v) for v in variance.split(self._splits, dim=1)]
             scales = torch.cat(levels, dim=1).clamp(min=tiny).rsqrt()
-        if self.position:
+        if self.position_weight:
             spread = (variance * scales.square()).sum(1, keepdim=True).sqrt()  # (P, 1)
-            scales = torch.cat([scales, (self.position * spread).expand(-1, 2) / math.sqrt(2)], dim=1)
+            scales = torch.cat([scales, (self.position_weight * spread).expand(-1, 2) / math.sqrt(2)], dim=1)
         return scales.float()
 
     def _scaled(self, patches: Tensor) -> Tensor:
@@ -309,7 +327,7 @@ class PatchCore(Detector):
         features = torch.cat(parts, dim=1)  # (B P, C, h, w)
         if self.dims is not None:
             features = pool_channels(features, self.dims)
-        if self.position:
+        if self.position_weight:
             places = [(torch.arange(n, device=features.device) + 0.5) / n for n in grid]
             rows, columns = torch.meshgrid(*places, indexing="ij")
             both = torch.stack([rows, columns]).to(features)  # (2, h, w)

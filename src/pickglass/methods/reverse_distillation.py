@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
-from pickglass.nn.maps import highest, kept_cells, to_grid
+from pickglass.nn.maps import batch_mean, highest, kept_cells, to_grid
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
 
@@ -121,6 +121,20 @@ class ReverseDistillation(Detector):
         self.pick = pick
         self.student: Stacked | None = None
 
+    @property
+    def uses_validation(self) -> bool:
+        """Whether validation images choose the epoch."""
+        return self.pick == "best"
+
+    def work_units(self, n_images: int) -> float:
+        """Every epoch looks at each image once."""
+        return float(self.epochs * n_images)
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """A few epochs of small batches."""
+        return {"epochs": 8, "batch": 4}
+
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
@@ -166,7 +180,7 @@ class ReverseDistillation(Detector):
             if kept is not None:
                 f_e, f_d = f_e * kept[:, :, None], f_d * kept[:, :, None]
             total = total + 1 - F.cosine_similarity(f_e.flatten(2), f_d.flatten(2), dim=2)
-        return total.mean(0)  # (P,)
+        return batch_mean(total, batch.keep)  # (P,)
 
     # -- judging -------------------------------------------------------------------------------------------------------
 

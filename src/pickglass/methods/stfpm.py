@@ -23,7 +23,7 @@ Letters: B images, P positions, C channels, h x w cells of a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.features.batch import Batch
 from pickglass.features.extractor import untrained
-from pickglass.nn.maps import highest, kept_cells, to_grid
+from pickglass.nn.maps import batch_mean, highest, kept_cells, kept_mean, to_grid
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
 
@@ -103,6 +103,20 @@ class STFPM(Detector):
         self.pick = pick
         self.student: Stacked | None = None
 
+    @property
+    def uses_validation(self) -> bool:
+        """Whether validation images choose the epoch."""
+        return self.pick == "best"
+
+    def work_units(self, n_images: int) -> float:
+        """Every epoch looks at each image once."""
+        return float(self.epochs * n_images)
+
+    @classmethod
+    def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
+        """A few epochs of small batches."""
+        return {"epochs": 12, "batch": 2}
+
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
@@ -129,10 +143,8 @@ class STFPM(Detector):
         """Eq. 2 and 3, the mean over the images: (P,)."""
         means = []
         for d in self._distances(batch):  # (B, P, h, w)
-            kept = kept_cells(batch.keep, (d.shape[2], d.shape[3]))
-            weight = torch.ones_like(d) if kept is None else kept.to(d)
-            means.append((d * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1))  # (B, P)
-        return torch.stack(means).sum(0).mean(0)  # (P,)
+            means.append(kept_mean(d, kept_cells(batch.keep, (d.shape[2], d.shape[3]))))  # (B, P)
+        return batch_mean(torch.stack(means).sum(0), batch.keep)  # (P,)
 
     # -- judging -------------------------------------------------------------------------------------------------------
 

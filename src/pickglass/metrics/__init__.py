@@ -1,4 +1,4 @@
-"""Metrics as pure functions over arrays; higher scores are more anomalous everywhere."""
+"""Metrics are pure functions over arrays; higher scores are more anomalous everywhere."""
 
 from pickglass.metrics.deployed import PixelCounts, Rates, f1_score, pixel_counts, rates_at
 from pickglass.metrics.intervals import (

@@ -1,4 +1,4 @@
-"""What a detector does at the threshold it is deployed with: false alarms, misses, F1.
+"""A detector has false alarms, misses and an F1 at the threshold that it is deployed with.
 
 As in a verdict, what *exceeds* the threshold is flagged: the threshold itself is still good.
 """
@@ -17,7 +17,7 @@ __all__ = ["PixelCounts", "Rates", "f1_score", "pixel_counts", "rates_at"]
 
 
 class Rates(NamedTuple):
-    """What :func:`rates_at` found; each 0 to 1.
+    """A threshold has these rates on a test, each 0 to 1.
 
     Attributes:
         f1: harmonic mean of precision and recall; nan without a defective image.
@@ -31,7 +31,7 @@ class Rates(NamedTuple):
 
 
 class PixelCounts(NamedTuple):
-    """Pixels of one image: defective and flagged, good and flagged, defective and not flagged. Counts add up."""
+    """An image has this many pixels that are defective and flagged, good and flagged, defective and not flagged."""
 
     true: int
     false: int
@@ -39,7 +39,7 @@ class PixelCounts(NamedTuple):
 
 
 def rates_at(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> Rates:
-    """F1, false-alarm rate and miss rate of the images at a threshold that was set without them.
+    """Compute F1, false-alarm rate and miss rate of the images at a threshold that was set without them.
 
     Args:
         labels: (N,) 0 good, 1 defective.
@@ -69,7 +69,7 @@ def rates_at(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> 
 def pixel_counts(
     map: npt.ArrayLike, mask: npt.ArrayLike | None, threshold: float, keep: npt.ArrayLike | None = None
 ) -> PixelCounts:
-    """The pixels of one image at a threshold; add them up over images and pass them to :func:`f1_score`.
+    """Count the pixels of one image at a threshold; add counts up over images and pass them to :func:`f1_score`.
 
     Args:
         map: (H, W) finite scores, higher = more anomalous.
@@ -97,5 +97,5 @@ def pixel_counts(
 
 
 def f1_score(true: float, false: float, missed: float) -> float:
-    """F1 from counts of true positives, false positives and false negatives; nan if nothing is defective."""
+    """Compute F1 from counts of true positives, false positives and false negatives; nan if nothing is defective."""
     return 2 * true / (2 * true + false + missed) if true + missed else float("nan")

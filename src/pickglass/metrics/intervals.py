@@ -1,4 +1,4 @@
-"""How sure a metric is: percentile intervals by bootstrap over groups, and paired differences of two tools.
+"""A bootstrap over groups says how sure a metric is, and whether two tools differ by more than chance.
 
 Images of one group (the same part, the same roll) resemble each other, so groups are what is drawn: as many as there
 are, with replacement. A replicate is a weight per image, how often it was drawn; a metric is anything that turns
@@ -31,7 +31,7 @@ OK_LEVELS = np.concatenate([np.linspace(0, 0.06, 700), np.linspace(0.06, 0.35, 5
 
 
 class Intervals(NamedTuple):
-    """What :func:`bootstrap` found, for each of the K numbers of the metric.
+    """Each of the K numbers of a metric has an interval.
 
     Attributes:
         value: (K,) on the images as they are.
@@ -47,7 +47,7 @@ class Intervals(NamedTuple):
 
 
 def group_weights(groups: Sequence[Hashable | None], repeats: int, seed: int) -> _Int64:
-    """(repeats, N) how often each image is drawn when groups are drawn with replacement.
+    """Draw groups with replacement, and count how often each image is drawn, (repeats, N).
 
     Args:
         groups: N names; None: a group of its own.
@@ -79,7 +79,7 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Intervals:
-    """Percentile intervals of a metric, or of the difference of two.
+    """Compute percentile intervals of a metric, or of the difference of two.
 
     Args:
         metric: takes (N,) how often each image counts, gives a number or (K,) numbers; nan where undefined.
@@ -104,17 +104,17 @@ def bootstrap(
     weights = group_weights(groups, repeats, seed)
     value = np.atleast_1d(np.asarray(metric(np.ones(len(groups), dtype=np.int64)), dtype=np.float64))  # (K,)
     drawn = np.stack([np.atleast_1d(np.asarray(metric(weight), dtype=np.float64)) for weight in weights])
-    known = ~np.isnan(drawn)  # (repeats, K)
+    defined = ~np.isnan(drawn)  # (repeats, K)
     tails = (1 - confidence) / 2, (1 + confidence) / 2
-    ends = [np.quantile(d[k], tails) if k.any() else (np.nan, np.nan) for d, k in zip(drawn.T, known.T, strict=True)]
+    ends = [np.quantile(d[k], tails) if k.any() else (np.nan, np.nan) for d, k in zip(drawn.T, defined.T, strict=True)]
     low, high = np.array(ends).T
-    return Intervals(value, low, high, known.sum(axis=0))
+    return Intervals(value, low, high, defined.sum(axis=0))
 
 
 def resampled(
     metric: Callable[[Any, Any], float], labels: npt.ArrayLike, scores: npt.ArrayLike
 ) -> Callable[[_Int64], float]:
-    """An image metric of labels and scores, both (N,), as :func:`bootstrap` wants it: a function of weights."""
+    """Turn an image metric of labels and scores, both (N,), into the function of weights for :func:`bootstrap`."""
     truth, values = np.asarray(labels), np.asarray(scores)
     index = np.arange(len(truth))
 
@@ -126,7 +126,7 @@ def resampled(
 
 
 class CountTables:
-    """Pixel AUROC and AUPRO of reweighted images, from counts over a grid of thresholds.
+    """Counts over a grid of thresholds give pixel AUROC and AUPRO of reweighted images.
 
     The curve is exact at the thresholds and straight between them. On :data:`OK_LEVELS` AUPRO is within about 1e-3
     of the exact one; for the value itself take :class:`~pickglass.metrics.PixelCurves`, and this for its interval.
@@ -162,8 +162,8 @@ class CountTables:
     def update(self, map: npt.ArrayLike, mask: npt.ArrayLike | None, keep: npt.ArrayLike | None = None) -> None:
         """Add one image: (H, W) scores, (H, W) bool or None, and what counts, as for :meth:`PixelCurves.update`."""
         scores, defect = check_map(map, mask)
-        kept, defect = check_keep(scores, defect, keep)
-        ok = scores[kept] if defect is None else scores[kept & ~defect]
+        inside_roi, defect = check_keep(scores, defect, keep)
+        ok = scores[inside_roi] if defect is None else scores[inside_roi & ~defect]
         image = len(self._ok)
         self._stacked = None
         self._ok.append(self._counts(ok))
@@ -179,19 +179,19 @@ class CountTables:
                 self._region_image.append(image)
 
     def aupro(self, weight: _Int64, limit: float = 0.3) -> float:
-        """AUPRO if image i counted ``weight[i]`` times, (N,); nan without a region or without an ok pixel."""
+        """Compute AUPRO if image i counted ``weight[i]`` times, (N,); nan without a region or an ok pixel."""
         _, _, _, size, image = self._tables()
         drawn = weight[image]  # (R,)
         return self._area(weight, drawn / size, float(drawn.sum()), limit)
 
     def pixel_auroc(self, weight: _Int64) -> float:
-        """Pixel AUROC if image i counted ``weight[i]`` times, (N,); nan without a region or without an ok pixel."""
+        """Compute pixel AUROC if image i counted ``weight[i]`` times, (N,); nan without a region or an ok pixel."""
         _, _, _, size, image = self._tables()
         drawn = weight[image].astype(np.float64)  # (R,)
         return self._area(weight, drawn, float(drawn @ size), 1.0)
 
     def _area(self, weight: _Int64, per_pixel: _Float64, total: float, limit: float) -> float:
-        """Area under the curve to which each pixel of region r adds ``per_pixel[r] / total``, divided by the limit."""
+        """Compute the area under the curve to which a pixel of region r adds ``per_pixel[r] / total``."""
         ok, regions, n_ok, _, _ = self._tables()
         all_ok = float(weight @ n_ok)
         if total == 0 or all_ok == 0:
@@ -201,7 +201,7 @@ class CountTables:
         return area_under(x, y, limit) / limit
 
     def _tables(self) -> tuple[_Float64, _Float64, _Float64, _Float64, _Int64]:
-        """Ok counts (N, T), region counts (R, T), ok pixels (N,), region sizes (R,), image of each region (R,)."""
+        """Stack ok counts (N, T), region counts (R, T), ok pixels (N,), region sizes (R,), images of regions (R,)."""
         if self._stacked is None:  # float64, for integer matrix products are slow
             empty = np.zeros((0, len(self._rising)))
             self._stacked = (
@@ -214,5 +214,5 @@ class CountTables:
         return self._stacked
 
     def _counts(self, values: npt.NDArray[np.float32]) -> _Int64:
-        """(T,) how many of the values reach each threshold, from the highest down."""
+        """Count how many of the values reach each threshold, from the highest down, (T,)."""
         return (len(values) - np.searchsorted(np.sort(values), self._rising))[::-1].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Connected regions of a mask.
+"""A mask consists of connected regions.
 
 By SciPy, not by connected-components-3d, which is faster: for boolean 2-D masks its release 4.1.1 was seen to number
 regions with gaps and to label pixels outside the mask, so that regions of no pixel would dilute every mean over them.

@@ -1,4 +1,4 @@
-"""AUPIMO: how much of each defective image is found while almost no pixel of good images is marked.
+"""AUPIMO is how much of each defective image is found while almost no pixel of good images is marked.
 
 Bertoldo et al., "AUPIMO: Redefining Visual Anomaly Detection Benchmarks with High Speed and Low Tolerance", BMVC 2024.
 At a threshold, FPR is the share at or above it of the pixels of a *good* image, averaged over the good images, and
@@ -34,7 +34,7 @@ _PRUNE = 1 << 18  # kept good pixels from which, and from twice what is left, th
 
 
 class PimoResult(NamedTuple):
-    """What :meth:`PimoCurves.compute` found.
+    """Each defective image has a score of its own.
 
     Attributes:
         scores: (N,) AUPIMO of each image in the order of adding, 0 to 1; nan for good images, and for all where
@@ -52,7 +52,7 @@ class PimoResult(NamedTuple):
 
 
 class PimoCurves:
-    """Exact AUPIMO; maps are added one by one and not kept.
+    """It computes AUPIMO exactly; maps are added one by one and not kept.
 
     Args:
         bounds: FPR range (lower, upper), 0 < lower < upper <= 1.
@@ -95,11 +95,11 @@ class PimoCurves:
         scores, defect = check_map(map, mask)
         if keep is not None:
             good = defect is None
-            kept, defect = check_keep(scores, defect, keep)
+            inside, defect = check_keep(scores, defect, keep)
             if not good and defect is None:
                 self._defects.append(None)
                 return
-            scores = scores if defect is not None else scores[kept]
+            scores = scores if defect is not None else scores[inside]
         if defect is not None:
             self._defects.append(np.sort(scores[defect]))
             return
@@ -112,19 +112,19 @@ class PimoCurves:
             self._prune(self._n_expected)
 
     def compute(self) -> PimoResult:
-        """The scores of all images added so far; more may be added afterwards."""
+        """Compute the scores of all images added so far; more may be added afterwards."""
         scores = np.full(len(self._defects), np.nan)  # (N,)
         if self._n_good == 0:
             return PimoResult(scores, float("nan"), 0, float("nan"))
         for i, pixels in enumerate(self._defects):
             if pixels is not None:
                 scores[i] = self._area(pixels)
-        found = scores[~np.isnan(scores)]
-        mean = float(found.mean()) if len(found) else float("nan")
+        defined = scores[~np.isnan(scores)]
+        mean = float(defined.mean()) if len(defined) else float("nan")
         return PimoResult(scores, mean, self._n_good, 1 / (self._n_good * max(self._good)))
 
     def _area(self, pixels: _Float32) -> float:
-        """The mean over log FPR of the polyline of recall over FPR."""
+        """Average the polyline of recall over log FPR."""
         lower, upper = self._bounds
         values, counts = np.unique(pixels, return_counts=True)
         values, reached = values[::-1], np.cumsum(counts[::-1]) / len(pixels)  # (K,) falling scores, recall there
@@ -151,14 +151,14 @@ class PimoCurves:
         if len(enough):
             self._lowest = scores[order[enough[0]]]
             for size, values in pools:
-                kept = Pool(np.float32)
-                kept.add(values[np.searchsorted(values, self._lowest) :])
-                self._good[size] = kept
+                pruned = Pool(np.float32)
+                pruned.add(values[np.searchsorted(values, self._lowest) :])
+                self._good[size] = pruned
         self._prune_at = max(_PRUNE, 2 * sum(pool.n for pool in self._good.values()))
 
 
 def _mean_over_log(x: _Float64, y: _Float64, lower: float, upper: float) -> float:
-    """Mean over log x, from lower to upper, of the polyline y(x), x rising from 0 to 1."""
+    """Average the polyline y(x) over log x, from lower to upper; x rises from 0 to 1."""
     start, end = np.clip(x[:-1], lower, upper), np.clip(x[1:], lower, upper)
     inside = end > start
     start, end, left, right = start[inside], end[inside], x[:-1][inside], x[1:][inside]

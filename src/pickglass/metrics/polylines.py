@@ -1,4 +1,4 @@
-"""Sorted pixels, and the exact polylines of overlap over false-positive rate that follow from them.
+"""Sorted pixels give exact polylines of overlap over false-positive rate.
 
 Defect pixels are few, and overlap changes at their scores only. So a curve is known from two counts per distinct
 defect score s, the ok pixels above s and those at or above s: between defect scores the curve runs flat, and where ok
@@ -42,7 +42,7 @@ _HALF = np.uint64(32)
 
 
 class Traced(NamedTuple):
-    """What :meth:`RegionPixels.trace` found.
+    """A traced curve has these areas and points.
 
     Attributes:
         tpr_area: area under the share of region pixels reached over FPR, 0 to 1.
@@ -64,7 +64,7 @@ class Traced(NamedTuple):
 
 
 class RegionPixels:
-    """The scores of all ok pixels, by tag, and of the pixels of each region.
+    """It holds the scores of all ok pixels, by tag, and of the pixels of each region.
 
     Args:
         beside: pixels of the same images, whose ok pixels are used and not kept twice; None: they are kept here.
@@ -96,7 +96,7 @@ class RegionPixels:
         self._tag += [tag] * len(sizes)
 
     def trace(self, limits: Sequence[float], tags: Collection[str] | None) -> Traced:
-        """Areas and curve of the images with these tags; None: all. "good" may be absent.
+        """Compute areas and curve of the images with these tags; None: all. "good" may be absent.
 
         Raises:
             InputError: a limit is not above 0 and at most 1, or a tag was never added.
@@ -124,15 +124,15 @@ class RegionPixels:
         return Traced(tpr_area, {k: v / k for k, v in area.items()}, curve[0], curve[1], n_regions, n_ok)
 
     def ok_quantiles(self, levels: npt.ArrayLike) -> _Float64:
-        """(L,) scores that about these shares of all ok pixels exceed, within 2e-6; (L,) nan without an ok pixel."""
+        """Find the (L,) scores that about these shares of all ok pixels exceed, within 2e-6; nan without any."""
         pools = [pool.sorted() for pool in self._ok.values()]
         step = max(sum(map(len, pools)) >> 20, 1)  # a sorted pool needs only every step-th value
         thinned = np.concatenate([np.empty(0, np.float32), *(pool[::-step] for pool in pools)])
-        given = np.asarray(levels, dtype=np.float64)
-        return np.quantile(thinned, 1 - given).astype(np.float64) if len(thinned) else np.full_like(given, np.nan)
+        shares = np.asarray(levels, dtype=np.float64)
+        return np.quantile(thinned, 1 - shares).astype(np.float64) if len(thinned) else np.full_like(shares, np.nan)
 
     def _choose(self, tags: Collection[str] | None) -> tuple[list[_Float32], npt.NDArray[np.bool_]]:
-        """The sorted ok pixels of each chosen tag that has any, and for each region whether it is chosen."""
+        """Select the sorted ok pixels of each wanted tag that has any, and say of each region whether it is wanted."""
         wanted = set(self._ok if tags is None else tags)
         for tag in wanted - {"good", *self._ok}:
             raise UnknownName("tag", tag, {"good", *self._ok})
@@ -142,7 +142,7 @@ class RegionPixels:
 
 
 class Pool:
-    """Values added piece by piece to one array that grows in place, so that they never exist twice."""
+    """A pool takes values piece by piece into one array that grows in place, so that they never exist twice."""
 
     def __init__(self, dtype: npt.DTypeLike) -> None:
         self._array: _Array = np.empty(0, dtype)
@@ -160,11 +160,11 @@ class Pool:
 
     @property
     def n(self) -> int:
-        """How many values there are."""
+        """The pool holds this many values."""
         return self._n
 
     def sorted(self) -> _Array:
-        """All values in rising order, as a view that is valid until the next ``add``."""
+        """Return all values in rising order, as a view that is valid until the next ``add``."""
         values = self._array[: self._n]
         if not self._in_order:
             values.sort()
@@ -175,7 +175,7 @@ class Pool:
 def check_keep(
     scores: _Float32, defect: npt.NDArray[np.bool_] | None, keep: npt.ArrayLike | None
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_] | None]:
-    """The pixels that count, (H, W) bool, and the defect pixels among them, None if there is none.
+    """Check the pixels that count, (H, W) bool, and return the defect pixels among them, None if there is none.
 
     Raises:
         InputError: ``keep`` is not bool, of another shape than the map, or without a True.
@@ -194,16 +194,16 @@ def check_keep(
 
 
 def check_map(map: npt.ArrayLike, mask: npt.ArrayLike | None) -> tuple[_Float32, npt.NDArray[np.bool_] | None]:
-    """The map as float32 and the mask, None if no pixel is set.
+    """Check a map and its mask; return the map as float32 and the mask, None if no pixel is set.
 
     Raises:
         InputError: shapes differ, the map is empty or not finite, the mask is not bool.
     """
-    given: _Array = np.asarray(map)
-    if given.ndim != 2 or given.size == 0 or given.dtype.kind not in "iuf":
-        raise InputError(f"map of shape {given.shape} and type {given.dtype}: expected numbers of shape (H, W)")
+    values: _Array = np.asarray(map)
+    if values.ndim != 2 or values.size == 0 or values.dtype.kind not in "iuf":
+        raise InputError(f"map of shape {values.shape} and type {values.dtype}: expected numbers of shape (H, W)")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
-        scores = given.astype(np.float32, copy=False)
+        scores = values.astype(np.float32, copy=False)
     low, high = scores.min(), scores.max()  # nan and infinities reach at least one of them
     if not np.isfinite((low, high)).all():
         raise InputError(
@@ -226,7 +226,7 @@ def check_map(map: npt.ArrayLike, mask: npt.ArrayLike | None) -> tuple[_Float32,
 def label_regions(
     defect: npt.NDArray[np.bool_], connectivity: Literal[4, 8]
 ) -> tuple[tuple[slice, slice], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Connected regions of a mask that is not empty.
+    """Label the connected regions of a mask that is not empty.
 
     Returns:
         The bounding box of all of them, the mask inside it, and the region, 0, 1, ..., of each True pixel there.
@@ -239,14 +239,14 @@ def label_regions(
 
 
 def rising_bits(scores: _Float32) -> _Uint32:
-    """IEEE 754 bits in the order of the numbers."""
+    """Return IEEE 754 bits in the order of the numbers."""
     bits = (scores + np.float32(0)).view(np.uint32)  # adding 0 turns -0.0 into 0.0: they tie
     rising: _Uint32 = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
     return rising
 
 
 def _join(scores: _Float32, region: _Uint64) -> _Uint64:
-    """Score and region in one key that sorts by score: a plain in-place sort then carries the regions along."""
+    """Join score and region in one key that sorts by score: a plain in-place sort then carries the regions along."""
     keys: _Uint64 = (rising_bits(scores).astype(np.uint64) << _HALF) | region
     return keys
 
@@ -258,7 +258,7 @@ def _split(keys: _Uint64) -> tuple[_Float32, _Uint32]:
 
 
 def _blocks(keys: _Uint64) -> Iterator[_Uint64]:
-    """Sorted keys from the highest down, in blocks that never part equal scores."""
+    """Give sorted keys from the highest down, in blocks that never part equal scores."""
     end = len(keys)
     while end:
         start = keys[max(end - _BLOCK, 0)]
@@ -270,7 +270,7 @@ def _blocks(keys: _Uint64) -> Iterator[_Uint64]:
 def _polylines(
     keys: _Uint64, ok: Sequence[_Float32], chosen: npt.NDArray[np.bool_], share: _Float64
 ) -> Iterator[tuple[_Float64, _Float64, _Float64]]:
-    """FPR, PRO and TPR along the whole curve, piece by piece, each piece from the last point of the one before.
+    """Give FPR, PRO and TPR along the whole curve, piece by piece, each from the last point of the piece before.
 
     Args:
         keys: (D,) defect pixels as :func:`_join` made them, sorted.
@@ -298,7 +298,7 @@ def _polylines(
 
 
 def count_ok(ok: Sequence[_Float32], scores: _Float32) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """How many ok pixels are below, and how many are not above, each of (K,) falling scores."""
+    """Count how many ok pixels are below, and how many are not above, each of (K,) falling scores."""
     below = np.zeros(len(scores), dtype=np.int64)
     up_to = below.copy()
     for values in ok:
@@ -314,7 +314,7 @@ def count_ok(ok: Sequence[_Float32], scores: _Float32) -> tuple[npt.NDArray[np.i
 
 
 def area_under(x: _Float64, y: _Float64, limit: float) -> float:
-    """Area under the polyline over [x[0], x[-1]] as far as it is not beyond the limit."""
+    """Compute the area under the polyline over [x[0], x[-1]] as far as it is not beyond the limit."""
     if x[-1] > limit:
         i = int(np.searchsorted(x, limit, "right"))  # the first point beyond
         if i == 0:

@@ -1,9 +1,9 @@
-"""How well scores rank defective images above good ones: AUROC, average precision, F1-max.
+"""AUROC, average precision and F1-max say how well scores rank defective images above good ones.
 
 N is the number of images. All of it follows from one table: at each distinct score, taken from the highest
 down, how many defective and how many good images score at least that much. Images of equal score enter
-together, so their order never matters. The values equal scikit-learn's, whose ``roc_curve`` gives these points
-with ``drop_intermediate=False``.
+together, so their order never matters. The values equal scikit-learn's, against which they are tested (its
+``roc_curve`` gives these points with ``drop_intermediate=False``); the core does without scikit-learn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Roc(NamedTuple):
-    """The ROC curve: one point per distinct score after the start (0, 0).
+    """A ROC curve has one point per distinct score after the start (0, 0).
 
     Attributes:
         fpr: (K + 1,) share of the good images that score at least the threshold, rising from 0 to 1.
@@ -35,14 +35,14 @@ class Roc(NamedTuple):
 
 
 class F1Max(NamedTuple):
-    """The best F1 any threshold reaches, and the highest threshold that reaches it (flag if score >= threshold)."""
+    """The best F1 comes with the highest threshold that reaches it (flag if score >= threshold)."""
 
     f1: float
     threshold: float
 
 
 class _Counts(NamedTuple):
-    """(K,) each, from the highest distinct score down."""
+    """Counts at each distinct score from the highest down, each (K,), give every curve."""
 
     true: npt.NDArray[np.int64]
     false: npt.NDArray[np.int64]
@@ -54,24 +54,24 @@ class _Counts(NamedTuple):
 
 
 def check_scores(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """Labels as (N,) bool and scores as (N,) float64.
+    """Check labels and scores, and return them as (N,) bool and (N,) float64.
 
     Raises:
         InputError: lengths differ, a label is neither 0 nor 1, or a score is not finite.
     """
     truth: _Array = np.asarray(labels)
-    given: _Array = np.asarray(scores)
-    if truth.ndim != 1 or truth.shape != given.shape:
+    raw: _Array = np.asarray(scores)
+    if truth.ndim != 1 or truth.shape != raw.shape:
         raise InputError(
-            f"labels of shape {truth.shape} and scores of shape {given.shape}: expected one label and one score per "
+            f"labels of shape {truth.shape} and scores of shape {raw.shape}: expected one label and one score per "
             "image, both of shape (N,)"
         )
     wrong = truth[~np.isin(truth, (0, 1))] if truth.dtype.kind in "biuf" else truth[:1]
     if len(wrong):
         raise InputError(f"label {wrong[0]!r}: expected 0 (good) or 1 (defective); leave out images of unknown label")
-    if len(given) and given.dtype.kind not in "iuf":
-        raise InputError(f"scores of type {given.dtype}: expected numbers")
-    values = given.astype(np.float64)
+    if len(raw) and raw.dtype.kind not in "iuf":
+        raise InputError(f"scores of type {raw.dtype}: expected numbers")
+    values = raw.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise InputError(
@@ -91,7 +91,7 @@ def _count(labels: npt.ArrayLike, scores: npt.ArrayLike) -> _Counts:
 
 
 def roc_curve(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Roc:
-    """The ROC curve of the images.
+    """Compute the ROC curve of the images.
 
     Args:
         labels: (N,) 0 good, 1 defective.
@@ -117,7 +117,7 @@ def roc_curve(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Roc:
 
 
 def auroc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a defective image outranks a good one, ties counting one half.
+    """Compute the area under the ROC curve: the chance that a defective image outranks a good one, ties one half.
 
     Args:
         labels: (N,) 0 good, 1 defective.
@@ -140,7 +140,7 @@ def auroc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
 
 
 def average_precision(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
-    """Average precision: precision at each distinct score, weighted by the recall gained there.
+    """Compute average precision: the precision at each distinct score, weighted by the recall gained there.
 
     Args:
         labels: (N,) 0 good, 1 defective.
@@ -164,7 +164,7 @@ def average_precision(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
 
 
 def f1_max(labels: npt.ArrayLike, scores: npt.ArrayLike) -> F1Max:
-    """The best F1 over all thresholds. It is chosen on the very labels it is judged by, so it is optimistic.
+    """Find the best F1 over all thresholds. It is chosen on the very labels it is judged by, so it is optimistic.
 
     Args:
         labels: (N,) 0 good, 1 defective.

@@ -1,4 +1,4 @@
-"""Pixel AUROC and AUPRO, exact, from maps that come one by one.
+"""Pixel AUROC and AUPRO are computed exactly from maps that come one by one.
 
 The definition is that of MVTec AD (Bergmann et al., IJCV 2021, section 5.2). A region is a connected component of
 a ground truth mask. For every threshold the PRO value is the share of each region at or above it, averaged over all
@@ -29,7 +29,7 @@ _Float64 = npt.NDArray[np.float64]
 
 
 class PixelResult(NamedTuple):
-    """What :meth:`PixelCurves.compute` found.
+    """The pixels of a test have these metrics.
 
     Attributes:
         pixel_auroc: area under the ROC curve over all pixels, 0 to 1.
@@ -51,7 +51,7 @@ class PixelResult(NamedTuple):
 
 
 class PixelCurves:
-    """Exact pixel AUROC and PRO curve; maps are added one by one and not kept.
+    """It computes pixel AUROC and the PRO curve exactly; maps are added one by one and not kept.
 
     Args:
         connectivity: 8 (MVTec's definition): pixels that touch at a corner are one region; 4: at an edge only.
@@ -90,8 +90,8 @@ class PixelCurves:
         """
         scores, defect = check_map(map, mask)
         if keep is not None:
-            kept, defect = check_keep(scores, defect, keep)
-            ok = scores[kept if defect is None else kept & ~defect]
+            counted, defect = check_keep(scores, defect, keep)
+            ok = scores[counted if defect is None else counted & ~defect]
         else:
             ok = scores.ravel() if defect is None else scores[~defect]
         if defect is None:
@@ -101,7 +101,7 @@ class PixelCurves:
         self.pixels.add(tag, ok, scores[box][inside], region)
 
     def compute(self, limits: Sequence[float] = (0.3, 0.05), tags: Collection[str] | None = None) -> PixelResult:
-        """The curve of all images added so far; more may be added afterwards.
+        """Compute the curve of all images added so far; more may be added afterwards.
 
         Args:
             limits: FPR limits, each above 0 and at most 1. MVTec AD uses 0.3, MVTec AD 2 uses 0.05.
@@ -116,7 +116,7 @@ class PixelCurves:
         return PixelResult(*self.pixels.trace(limits, tags))
 
     def ok_quantiles(self, levels: npt.ArrayLike) -> _Float64:
-        """Scores that about these shares of all ok pixels exceed.
+        """Find the scores that about these shares of all ok pixels exceed.
 
         Args:
             levels: (L,) shares, 0 to 1.
@@ -128,7 +128,7 @@ class PixelCurves:
 
 
 def pixel_auroc(maps: Iterable[npt.ArrayLike], masks: Iterable[npt.ArrayLike | None]) -> float:
-    """Area under the ROC curve over all pixels of all images.
+    """Compute the area under the ROC curve over all pixels of all images.
 
     Args:
         maps: (H, W) finite scores each, higher = more anomalous; read one by one.
@@ -149,7 +149,7 @@ def pixel_auroc(maps: Iterable[npt.ArrayLike], masks: Iterable[npt.ArrayLike | N
 
 
 def aupro(maps: Iterable[npt.ArrayLike], masks: Iterable[npt.ArrayLike | None], limit: float = 0.3) -> float:
-    """Area under the per-region overlap curve up to an FPR limit, divided by the limit (MVTec AD's definition).
+    """Compute the area under the per-region overlap curve up to an FPR limit, over the limit (MVTec AD's definition).
 
     Args:
         maps: (H, W) finite scores each, higher = more anomalous; read one by one.

@@ -1,4 +1,4 @@
-"""sPRO: overlap that saturates, for defects without a sharp outline such as a missing part (MVTec LOCO AD).
+"""The overlap of sPRO saturates, for defects without a sharp outline such as a missing part (MVTec LOCO AD).
 
 Bergmann et al., "Beyond Dents and Scratches", IJCV 2022, section 5.2. Each defect has a saturation area s of at most
 its own area: its overlap is min(TP / s, 1), as a missing screw is found once enough pixels of where it might lie are
@@ -29,14 +29,14 @@ _Float64 = npt.NDArray[np.float64]
 
 
 class SaturatedRegion(NamedTuple):
-    """One defect: its mask, (H, W) bool, and the pixels that suffice; more than the area means all of it."""
+    """A defect has a mask, (H, W) bool, and a number of pixels that suffice; more than its area means all of it."""
 
     mask: npt.NDArray[np.bool_]
     saturation: int
 
 
 class SaturatedResult(NamedTuple):
-    """What :meth:`SaturatedCurves.compute` found.
+    """The defects of a test have these metrics.
 
     Attributes:
         au_spro: limit -> AU-sPRO at this FPR limit, 0 to 1.
@@ -56,7 +56,7 @@ class SaturatedResult(NamedTuple):
 
 
 class SaturatedCurves:
-    """Exact sPRO curve; maps are added one by one and not kept.
+    """It computes the sPRO curve exactly; maps are added one by one and not kept.
 
     Args:
         beside: AUPRO's curves of the same images under the same tags, if both are wanted: the ok pixels are the same,
@@ -94,8 +94,8 @@ class SaturatedCurves:
                 saturation area is not a whole number of at least 1, or nothing is kept.
         """
         scores, _ = check_map(map, None)
-        kept, _ = check_keep(scores, None, keep)
-        tops, ok = [np.empty(0, np.float32)], kept.copy()
+        counted, _ = check_keep(scores, None, keep)
+        tops, ok = [np.empty(0, np.float32)], counted.copy()
         for i, (mask, saturation) in enumerate(regions):
             _, defect = check_map(scores, mask)
             if defect is None:
@@ -106,7 +106,7 @@ class SaturatedCurves:
                     "saturation_area() computes it"
                 )
             ok &= ~defect
-            inside = scores[defect & kept]
+            inside = scores[defect & counted]
             if len(inside):
                 rest = len(inside) - min(int(saturation), len(inside))
                 tops.append(np.partition(inside, rest)[rest:])  # (at most saturation,)
@@ -114,7 +114,7 @@ class SaturatedCurves:
         self._pixels.add(tag, scores[ok], np.concatenate(tops), index)
 
     def compute(self, limits: Sequence[float] = (0.05,), tags: Collection[str] | None = None) -> SaturatedResult:
-        """The curve of all images added so far; more may be added afterwards.
+        """Compute the curve of all images added so far; more may be added afterwards.
 
         Args:
             limits: FPR limits, each above 0 and at most 1. MVTec LOCO AD uses 0.05.
@@ -132,7 +132,7 @@ class SaturatedCurves:
 
 
 def saturation_area(area: int, threshold: float, relative: bool) -> int:
-    """The saturation area of a defect from its type's entry in MVTec LOCO AD's ``defects_config.json``.
+    """Compute a defect's saturation area from its type's entry in MVTec LOCO AD's ``defects_config.json``.
 
     Args:
         area: pixels of the defect, at least 1.

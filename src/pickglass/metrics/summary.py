@@ -1,4 +1,4 @@
-"""The image metrics of a test, for all images and for each defect type."""
+"""A test has image metrics for all images and for each defect type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["by_type", "image_summary"]
 
 
 def image_summary(labels: npt.ArrayLike, scores: npt.ArrayLike) -> dict[str, float]:
-    """Image AUROC, average precision and F1-max.
+    """Compute image AUROC, average precision and F1-max.
 
     Args:
         labels: (N,) 0 good, 1 defective.
@@ -38,7 +38,7 @@ def image_summary(labels: npt.ArrayLike, scores: npt.ArrayLike) -> dict[str, flo
 
 
 def by_type(labels: npt.ArrayLike, scores: npt.ArrayLike, defects: Sequence[str | None]) -> dict[str, dict[str, float]]:
-    """The same for each defect type, judged against all good images.
+    """Compute the image metrics of each defect type, judged against all good images.
 
     Args:
         labels: (N,) 0 good, 1 defective.

@@ -20,11 +20,14 @@ from torch import Tensor
 __all__ = [
     "ChannelMoments",
     "adaptive_windows",
+    "batch_mean",
     "discrete_gaussian",
     "exact_float32",
+    "hardest_mean",
     "has_fast_bfloat16",
     "highest",
     "kept_cells",
+    "kept_mean",
     "neighbourhood_mean",
     "patch_vectors",
     "pool_channels",
@@ -180,6 +183,56 @@ class ChannelMoments:
         """(P, C) each, float64; the deviation of a channel that never changes is 1."""
         std = (self.squares / self.count.clamp(min=1)).sqrt()
         return self.mean, torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, 1.0)
+
+
+# -- means over what counts --------------------------------------------------------------------------------------------
+#
+# A tile outside the region of interest, and the tiles that fill up heads which have fewer tiles than others, have no
+# cell that counts. Every method takes its means by these functions, so that all treat such images alike: they are left
+# out of the mean over the batch and give no gradient.
+
+
+def kept_mean(values: Tensor, keep: Tensor | None) -> Tensor:
+    """Mean of each map (B, P, h, w) over the cells that count: (B, P).
+
+    ``keep`` is (B, P, h, w) bool; None: all cells count. A map of which no cell counts has mean 0 and gets gradient 0;
+    :func:`batch_mean` leaves it out.
+    """
+    if keep is None:
+        return values.mean((2, 3))
+    return torch.where(keep, values, 0).sum((2, 3)) / keep.sum((2, 3)).clamp(min=1)
+
+
+def hardest_mean(values: Tensor, order: float, keep: Tensor | None = None) -> Tensor:
+    """Mean of the elements at or above their quantile, each image and position by itself: (B, P).
+
+    Args:
+        values: (B, P, C, h, w).
+        order: of the quantile, e.g. 0.999: of N elements the N - ceil(order (N - 1)) largest are taken.
+        keep: (B, P, h, w) bool, the cells that count; None: all. Where none counts the mean is 0, with gradient 0.
+    """
+    c = values.shape[2]
+    if keep is None:
+        n = values[0, 0].numel()
+        return values.flatten(2).topk(n - math.ceil(order * (n - 1)), dim=2, sorted=False).values.mean(2)
+    counts = c * keep.sum((2, 3))  # (B, P)
+    hardest = counts - (order * (counts - 1)).ceil().long()
+    flat = values.masked_fill(~keep[:, :, None], -torch.inf).flatten(2)  # (B, P, N)
+    largest = flat.topk(max(1, int(hardest.max())), dim=2).values
+    taken = torch.arange(largest.shape[2], device=values.device) < hardest[..., None]
+    taken &= counts[..., None] > 0
+    return torch.where(taken, largest, 0).sum(2) / taken.sum(2).clamp(min=1)
+
+
+def batch_mean(values: Tensor, keep: Tensor | None) -> Tensor:
+    """Mean over the images of which any cell counts: (B, P) -> (P,); 0 for a position where no image has one.
+
+    ``keep`` is (B, P, h, w) bool, on any grid; None: all images count.
+    """
+    if keep is None:
+        return values.mean(0)
+    counting = keep.flatten(2).any(2)  # (B, P)
+    return torch.where(counting, values, 0).sum(0) / counting.sum(0).clamp(min=1)
 
 
 # -- precision ---------------------------------------------------------------------------------------------------------

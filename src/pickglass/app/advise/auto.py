@@ -25,6 +25,7 @@ from pickglass.detectors.compute import ComputeArguments, Progress
 from pickglass.errors import InputError
 from pickglass.features.foreground import Foreground
 from pickglass.features.shared import SharedFeatures
+from pickglass.methods import find_method
 
 __all__ = ["AutoChoice", "auto_choice", "usual_defect"]
 
@@ -174,16 +175,22 @@ def _foreground(
 
 def _parts(chosen: Candidate) -> list[_Part]:
     """What else is tried, in this order; each on top of what was taken before."""
-    core = chosen.method == "patchcore"
-    only = None if core else f"not a setting of {chosen.method}"
-    square = chosen.size[0] == chosen.size[1]
-    turns = {"half turns": {"rotations": 2}, **({"quarter turns": {"rotations": 4}} if square else {})}
+    tunable = find_method(chosen.method).tunable()
+
+    def part(name: str, setting: str, labels: Callable[[Any], str], metric: str = "aupro") -> _Part:
+        values = tunable.get(setting, ())
+        why_not = None if values else f"not a setting of {chosen.method}"
+        return _Part(name, {labels(value): {setting: value} for value in values}, metric, why_not)
+
+    turns = part("rotated copies", "rotations", lambda n: {2: "half turns", 4: "quarter turns"}[n])
+    if chosen.size[0] != chosen.size[1]:
+        turns = replace(turns, variants={name: own for name, own in turns.variants.items() if own["rotations"] != 4})
     return [
         _Part("scaling", {kind: {"fusion": {"kind": "concat", "normalise": kind}} for kind in _SCALINGS}),
         _Part("smoothing", {f"{sigma:g} px": {"smoothing": sigma} for sigma in _sigmas(chosen)}),
-        _Part("rotated copies", turns if core else {}, why_not=only),
-        _Part("position", {f"weight {w:g}": {"position": w} for w in (0.5, 2.0)} if core else {}, why_not=only),
-        _Part("image score", {f"mean of {k}": {"top_k": k} for k in (3, 10)} if core else {}, "auroc", only),
+        turns,
+        part("position", "position_weight", lambda weight: f"weight {weight:g}"),
+        part("image score", "top_k", lambda k: f"mean of {k}", "auroc"),
     ]
 
 

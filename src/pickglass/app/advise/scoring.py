@@ -43,8 +43,6 @@ LIMIT = 0.05
 
 _LEVELS = np.concatenate([np.linspace(0, 0.06, 240), [0.1, 0.3, 1.0]])  # (T,)
 _REPEATS = 200
-_BANK = 400  # patches; the sub-sampled PatchCore of the comparison
-_REACH = 20_000  # patches that the bank is chosen from
 
 Found = dict[str, tuple[float, float, float]]
 
@@ -87,17 +85,13 @@ class Cost:
 
 def settings_of(candidate: Candidate, n_images: int) -> dict[str, Any]:
     """The method's settings for the comparison, sub-sampled so that no candidate takes long."""
-    own: dict[str, Any] = {
+    h, w = (n / candidate.stride for n in (candidate.tile or candidate.size))
+    return {
+        **find_method(candidate.method).quick_settings(n_images, round(h * w)),
         "backbone": candidate.backbone,
         "layers": candidate.layers,
         "size": candidate.size,
     }
-    if candidate.method == "patchcore":
-        h, w = (n / candidate.stride for n in (candidate.tile or candidate.size))
-        cells = round(h * w)
-        own["sample"] = min(cells, _REACH // n_images)
-        own["ratio"] = min(1.0, _BANK / (n_images * own["sample"]))
-    return own
 
 
 def detector_of(candidate: Candidate, n_images: int, changes: Mapping[str, Any] | None = None) -> Detector:

@@ -50,6 +50,4 @@ def _work(cell: Cell, plan: Plan) -> float:
     _, size, side = parse_size(cell.size)
     height, width = size or (side or 1024,) * 2
     train, test = plan.images[cell.root, cell.dataset]
-    settings = detector.configuration()
-    passes = sum(value or 0 for name, value in settings.items() if name.endswith("epochs")) if detector.trains else 0
-    return height * width / 1e6 * ((train + test) * _ONCE + train * passes * _STEP)
+    return height * width / 1e6 * ((train + test) * _ONCE + detector.work_units(train) * _STEP)

@@ -87,7 +87,7 @@ def read_mask(
     size: tuple[int, int],
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.bool_]:
-    """A mask's marked pixels, bool ``(H, W)``: those with a value above 0 in any channel, in any of several files.
+    """Read which pixels a mask marks, bool ``(H, W)``: those above 0 in any channel, in any of several files.
 
     Args:
         mask: a file, an array, or several files.
@@ -118,7 +118,7 @@ def check_mask_size(path: str, mask: tuple[int, int], image: tuple[int, int]) ->
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Size, bit depth and channels of an image file, without decoding its pixels.
+    """Read the size, bit depth and channels of an image file, without decoding its pixels.
 
     Raises:
         ImageError: missing, empty, or not an image.
@@ -166,7 +166,7 @@ RowT = TypeVar("RowT", bound=ImageRow)
 
 @dataclass(frozen=True)
 class Decoded(Generic[RowT, T]):
-    """One row decoded: ``value`` as ``prepare`` returned it and the original ``size`` (H, W), or ``error``.
+    """A decoded row has ``value`` as ``prepare`` returned it and the original ``size`` (H, W), or ``error``.
 
     An image that could not be read has ``value`` None, ``size`` (0, 0), and the reason in one line as ``error``.
     """
@@ -229,7 +229,7 @@ def decode_all(
     progress: Callable[[str, int, int], object] | None = None,
     stage: str = "reading images",
 ) -> Iterator[tuple[RowT, T]]:
-    """Decode a table of which every image is needed: each row with what ``prepare`` made of its image, in order.
+    """Decode a table of which every image is needed, and give each row with what ``prepare`` made of its image.
 
     Args:
         table: what to read.

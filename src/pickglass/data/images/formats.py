@@ -1,4 +1,4 @@
-"""From the bytes of an image file to its exact pixels, or one ImageError. Needs numpy and Pillow only.
+"""The bytes of an image file become its exact pixels, or one ImageError. It needs numpy and Pillow only.
 
 Pillow decodes; what is added here is what it lets pass: it keeps 8 of the 16 bits of colour, tests no check sum of a
 PNG's pixels, warns of large images by a global of the process, and raises a dozen kinds of error on damaged files.
@@ -48,7 +48,7 @@ _OPENERS: dict[bytes, Callable[[IO[bytes], str], ImageFile.ImageFile]] = {
 
 
 class Header(NamedTuple):
-    """What a file says of itself: upright size in pixels, bits of a channel (8, 16 or 32), channels (1 or 3)."""
+    """An image file states its upright size in pixels, the bits of a channel (8, 16 or 32), and channels (1 or 3)."""
 
     height: int
     width: int
@@ -57,7 +57,7 @@ class Header(NamedTuple):
 
 
 def open_file(path: str) -> IO[bytes]:
-    """Open a regular file for reading; ImageError for anything else, without waiting on a pipe."""
+    """Open a regular file for reading; anything else is an ImageError, without waiting on a pipe."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
@@ -99,7 +99,7 @@ def decode_file(file: IO[bytes], name: str, max_pixels: int) -> Array:
 
 
 def decode_pil(image: Image.Image) -> Array:
-    """The array of an image that Pillow has opened."""
+    """Return the array of an image that Pillow has opened."""
     name = str(getattr(image, "filename", "") or "<PIL image>")
     if _is_deep_colour(_raw_mode(image), image):
         raise ImageError(name, "16-bit colour opened by Pillow, which keeps 8 of the 16 bits: pass the path instead")
@@ -109,7 +109,7 @@ def decode_pil(image: Image.Image) -> Array:
 
 
 def parse_header(file: IO[bytes], name: str) -> Header:
-    """Size, depth and channels without decoding the pixels."""
+    """Read the size, depth and channels of an open file without decoding its pixels."""
     with _one_error(name):
         image = _opened(file, name)
         raw = _raw_mode(image)
@@ -130,7 +130,7 @@ def parse_header(file: IO[bytes], name: str) -> Header:
 
 
 def unit_floats(array: Array, name: str) -> Array:
-    """Floats in 0..1 as float32; ImageError for others."""
+    """Return floats in 0..1 as float32; other values are an ImageError."""
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):  # so written that NaN fails too
         raise ImageError(name, f"float pixels from {low:g} to {high:g}, expected 0..1: divide by the value of white")
@@ -172,7 +172,7 @@ def _upright(array: Array, image: Image.Image) -> Array:
 
 
 def _array(image: Image.Image, name: str) -> Array:
-    """The array of a decoded PIL image: palette expanded, alpha dropped, colour as RGB."""
+    """Return the array of a decoded PIL image: palette expanded, alpha dropped, colour as RGB."""
     mode = image.mode
     if mode in ("L", "RGB"):
         return np.array(image)
@@ -193,7 +193,7 @@ def _array(image: Image.Image, name: str) -> Array:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the pixels lie in the file, in Pillow's words, e.g. ``RGB;16B``; empty once they are decoded."""
+    """Say how the pixels lie in the file, in Pillow's words, e.g. ``RGB;16B``; empty once they are decoded."""
     tiles = getattr(image, "tile", None)
     if not tiles:
         return ""
@@ -210,7 +210,7 @@ def _is_deep_colour(raw: str, image: Image.Image) -> bool:
 
 
 def _deep_colour(file: IO[bytes], name: str, raw: str) -> tuple[Array, ImageFile.ImageFile]:
-    """Exact 16-bit colour from a decoder that keeps the high byte: decode again, telling it the other byte order.
+    """Get exact 16-bit colour from a decoder that keeps the high byte: decode again, telling it the other byte order.
 
     It then takes the low byte for the high one, so that high * 256 + low is the value in the file. Grey with alpha
     has four bytes, which are one 8-bit RGBA pixel to the decoder: one pass gives both.
@@ -252,7 +252,7 @@ def _inexact(name: str, what: str) -> ImageError:
 
 
 def _walk_png(file: IO[bytes], name: str, check: bool) -> bool:
-    """Walk the chunks of a PNG, with ``check`` their check sums too. True if metadata follows the pixels.
+    """Walk the chunks of a PNG, with ``check`` their check sums too, and say whether metadata follows the pixels.
 
     Pillow stops at the last row and checks no sum over the pixels: a flipped bit would pass unseen.
     """

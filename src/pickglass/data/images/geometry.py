@@ -1,4 +1,4 @@
-"""From the pixels of an image to the network's input and back: one resize, four ways to fit an image on the canvas.
+"""One resize brings the pixels of an image to the network's input and back; there are four ways to fit the canvas.
 
 ===================  ==================================================================================================
 ``size``             how an image comes to the network's input
@@ -37,7 +37,7 @@ _WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
 class SizeRule(NamedTuple):
-    """A ``size`` setting, understood: the canvas (H, W) where it is given, the shorter side where that is."""
+    """A ``size`` setting gives the canvas (H, W), or the shorter side of it, or neither."""
 
     geometry: Geometry
     size: tuple[int, int] | None = None
@@ -45,7 +45,7 @@ class SizeRule(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where an image lies on the canvas, in pixels of the canvas."""
+    """An image lies at this place on the canvas, in pixels of the canvas."""
 
     top: int
     left: int
@@ -54,7 +54,7 @@ class Placement(NamedTuple):
 
 
 def parse_size(size: int | str | tuple[int, int]) -> SizeRule:
-    """Understand a ``size`` setting; see the table above.
+    """Parse a ``size`` setting; see the table above.
 
     Raises:
         InputError: none of these.
@@ -84,7 +84,7 @@ def parse_size(size: int | str | tuple[int, int]) -> SizeRule:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From an image to float32 ``(3, H, W)`` in 0..1, always by the same arithmetic, grey as three channels.
+    """It turns an image into float32 ``(3, H, W)`` in 0..1, always by the same arithmetic, grey as three channels.
 
     8-bit images are resized in 8 bits, as Pillow does and as published weights were trained; deeper ones as floats.
     Resizing is antialiased. Mean and standard deviation belong to the network and are not applied here.
@@ -124,7 +124,7 @@ class Preprocess:
         interpolation: Literal["bilinear", "bicubic"],
         images: Iterable[tuple[int, int]],
     ) -> Preprocess:
-        """The Preprocess of a ``size`` setting; ``images`` are the sizes (H, W) that its canvas has to hold."""
+        """Make the Preprocess of a ``size`` setting; ``images`` are the sizes (H, W) that its canvas has to hold."""
         geometry, canvas, side = parse_size(size)
         if canvas is None:
             scaled = [_scaled(image, geometry, side) for image in set(images)]
@@ -135,7 +135,7 @@ class Preprocess:
         return cls(canvas, interpolation, geometry, side)
 
     def placement(self, image: tuple[int, int]) -> Placement:
-        """Where an image of ``(H, W)`` pixels lies on the canvas: in the middle.
+        """Say where an image of ``(H, W)`` pixels lies on the canvas: in the middle.
 
         Raises:
             ImageError: it does not fit on.
@@ -176,7 +176,7 @@ class Preprocess:
         return out
 
     def kept(self, image: tuple[int, int], region: NDArray[np.bool_] | None = None) -> NDArray[np.bool_] | None:
-        """Pixels of the canvas that count, bool (H, W); None: all.
+        """Say which pixels of the canvas count, bool (H, W); None: all.
 
         Args:
             image: size (H, W) of the image.
@@ -192,7 +192,7 @@ class Preprocess:
         return np.pad(inside, self._margins(place))  # (H, W)
 
     def window(self, image: tuple[int, int]) -> Window:
-        """Top, left, bottom, right of an image of ``(H, W)`` pixels on the canvas, as shares of the canvas."""
+        """Return the top, left, bottom, right of an image of ``(H, W)`` pixels on the canvas, as shares of it."""
         place, (height, width) = self.placement(image), self.size
         bottom, right = place.top + place.height, place.left + place.width
         return place.top / height, place.left / width, bottom / height, right / width
@@ -211,12 +211,12 @@ class Preprocess:
         return np.asarray(resized)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict from which :meth:`from_json` makes an equal Preprocess."""
+        """Return a plain dict from which :meth:`from_json` makes an equal Preprocess."""
         return {**asdict(self), "size": list(self.size)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Preprocess:
-        """The Preprocess that :meth:`to_json` described; InputError for anything else."""
+        """Make the Preprocess that :meth:`to_json` described; anything else is an InputError."""
         if set(data) != {"size", "interpolation", "geometry", "side"} or not isinstance(data["size"], (list, tuple)):
             raise InputError(
                 f"{data!r} does not describe a Preprocess: expected size [H, W], interpolation, geometry and side"
@@ -225,7 +225,7 @@ class Preprocess:
 
 
 def _scaled(image: tuple[int, int], geometry: Geometry, side: int | None) -> tuple[int, int]:
-    """Size (H, W) of an image scaled as a whole."""
+    """Return the size (H, W) of an image that is scaled as a whole."""
     if geometry == "native" or side is None:
         return image
     scale = side / min(image)
@@ -254,10 +254,10 @@ def resize_map(map: NDArray[np.float32], size: tuple[int, int], window: Window =
 
 def _interpolate_rows(rows: NDArray[np.float32], n: int, first: float, end: float) -> NDArray[np.float32]:
     last = len(rows) - 1
-    at = (np.arange(n) + 0.5) * ((end - first) * len(rows) / n) + (first * len(rows) - 0.5)
-    at = np.clip(at, 0, last)
-    above = at.astype(np.intp)
-    weight = (at - above).astype(np.float32)[:, None]
+    position = (np.arange(n) + 0.5) * ((end - first) * len(rows) / n) + (first * len(rows) - 0.5)
+    position = np.clip(position, 0, last)
+    above = position.astype(np.intp)
+    weight = (position - above).astype(np.float32)[:, None]
     low: NDArray[np.float32] = rows[above]  # (n, ...)
     out: NDArray[np.float32] = rows[np.minimum(above + 1, last)]  # (n, ...)
     out -= low

@@ -1,4 +1,4 @@
-"""Where the tiles of a canvas lie, and how what was found in them is joined: index arithmetic, numpy only.
+"""Tiles cover a canvas, and the maps of the tiles are joined to one map: index arithmetic in numpy.
 
 Tiles form a grid of rows and columns, so everything about them splits into one problem down and one across. Letters:
 H x W pixels of the canvas, n tiles along an axis of ``length`` pixels.
@@ -50,7 +50,7 @@ class Tiling:
         stride: tuple[int, int],
         edges: Literal["shift", "pad"] = "shift",
     ) -> Tiling:
-        """The fewest tiles that cover a canvas.
+        """Make the fewest tiles that cover a canvas.
 
         Args:
             canvas: (H, W) pixels.
@@ -69,17 +69,17 @@ class Tiling:
 
     @property
     def n(self) -> int:
-        """Number of tiles."""
+        """The grid has this many tiles."""
         return len(self.tops) * len(self.lefts)
 
     @property
     def extent(self) -> tuple[int, int]:
-        """(H, W) that the tiles reach to: the canvas, or more where it has to be padded."""
+        """The tiles reach to this (H, W): the canvas, or more where it has to be padded."""
         return max(self.canvas[0], self.tops[-1] + self.tile[0]), max(self.canvas[1], self.lefts[-1] + self.tile[1])
 
     @property
     def boxes(self) -> list[tuple[int, int, int, int]]:
-        """[x, y, w, h] of each tile, in reading order."""
+        """The tiles lie at these [x, y, w, h], in reading order."""
         return [(x, y, self.tile[1], self.tile[0]) for y in self.tops for x in self.lefts]
 
 
@@ -97,7 +97,7 @@ def _starts(length: int, tile: int, stride: int, edges: str) -> tuple[int, ...]:
 
 
 def joining_matrix(starts: tuple[int, ...], tile: int, length: int, cells: int, blend: Blend) -> NDArray[np.float32]:
-    """Along one axis, what each cell of the joined map takes of the cells of the tiles: ``(n * cells, joined)``.
+    """Give the share that each cell of a joined map takes of each tile's cells, on one axis: ``(n * cells, joined)``.
 
     A joined map has cells of the tiles' own size; where these lie between the cells of a shifted tile, it interpolates
     linearly. What several tiles cover is blended by their windows, what one covers is copied. Columns add up to 1, so
@@ -120,25 +120,25 @@ def joining_matrix(starts: tuple[int, ...], tile: int, length: int, cells: int, 
     weights /= weights.sum(axis=0)
     matrix = np.zeros((len(starts), cells, joined), np.float64)
     for i, start in enumerate(starts):
-        at = np.clip((centre - start) / size - 0.5, 0, cells - 1)
-        low = np.minimum(at.astype(np.intp), max(cells - 2, 0))
-        share = at - low
+        position = np.clip((centre - start) / size - 0.5, 0, cells - 1)
+        low = np.minimum(position.astype(np.intp), max(cells - 2, 0))
+        share = position - low
         columns = np.arange(joined)
         matrix[i, low, columns] += weights[i] * (1 - share)
         matrix[i, np.minimum(low + 1, cells - 1), columns] += weights[i] * share
     return matrix.reshape(len(starts) * cells, joined).astype(np.float32)
 
 
-def _window(starts: tuple[int, ...], i: int, tile: int, at: NDArray[Any], blend: Blend) -> NDArray[Any]:
-    """Weight of tile i at these pixels; above 0 inside, 0 outside."""
+def _window(starts: tuple[int, ...], i: int, tile: int, pixels: NDArray[Any], blend: Blend) -> NDArray[Any]:
+    """Return the weight of tile i at these pixels: above 0 inside, 0 outside."""
     first, end = starts[i], starts[i] + tile
-    inside = ((at >= first) & (at < end)).astype(np.float64)
+    inside = ((pixels >= first) & (pixels < end)).astype(np.float64)
     if blend == "average":
         return inside
     before = starts[i - 1] + tile - first if i else 0  # pixels shared with the neighbours
     after = end - starts[i + 1] if i + 1 < len(starts) else 0
     weight = inside
-    for overlap, depth in ((before, at - first), (after, end - at)):
+    for overlap, depth in ((before, pixels - first), (after, end - pixels)):
         if overlap > 0:
             ramp = np.clip(depth / overlap, 0, 1)
             weight = weight * np.maximum(0.5 - 0.5 * np.cos(np.pi * ramp), 1e-6)  # never 0: what one tile covers counts
@@ -146,7 +146,7 @@ def _window(starts: tuple[int, ...], i: int, tile: int, at: NDArray[Any], blend:
 
 
 def seams(starts: tuple[int, ...], tile: int, length: int, joined: int, width: float) -> NDArray[np.bool_]:
-    """Cells of a joined map within ``width`` pixels of where a tile begins or ends inside the axis: (joined,) bool."""
+    """Mark the cells of a joined map within ``width`` pixels of a tile's edge inside the axis: (joined,) bool."""
     centre: NDArray[Any] = (np.arange(joined) + 0.5) * (length / joined)
     edges = [edge for start in starts for edge in (start, start + tile) if 0 < edge < length]
     near = [np.abs(centre - edge) <= width for edge in edges]

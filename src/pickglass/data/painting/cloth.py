@@ -1,4 +1,4 @@
-"""Woven cloth from a generator: plain, twill and satin, as a line camera over a loom sees them.
+"""A generator weaves cloth: plain, twill and satin, as a line camera over a loom sees them.
 
 The threads are laid out one by one: every end (warp, vertical) and every pick (weft, horizontal) has its own place,
 its own thickness along its length and its own brightness; the weave says which of the two lies on top at a crossing,
@@ -25,7 +25,7 @@ Floats: TypeAlias = NDArray[np.float32]
 
 
 class _Repeat(NamedTuple):
-    """Crossing of end i and pick j: entry (step * i - j) modulo its length; 1 = the end lies on top, -1 = the pick."""
+    """Entry (step * i - j) modulo its length says what is on top where end i and pick j cross: 1 the end, -1 pick."""
 
     step: int
     order: tuple[int, ...]
@@ -40,7 +40,7 @@ WEAVES: dict[str, _Repeat] = {
 
 @dataclass(frozen=True)
 class Cloth:
-    """A cloth and the camera over it.
+    """A cloth and the camera over it are set by these values.
 
     Attributes:
         weave: ``"plain"``, ``"twill"`` (2/1) or ``"satin"`` (of five).
@@ -75,7 +75,7 @@ class Cloth:
 
 
 def weave(cloth: Cloth, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """A piece of the cloth.
+    """Weave a piece of the cloth.
 
     Args:
         cloth: what to weave.
@@ -104,9 +104,9 @@ def weave(cloth: Cloth, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint
     for channel, (over, under) in enumerate(np.broadcast(*np.broadcast_arrays(warp, weft))):
         level = crowns[0] * np.float32(over) + crowns[1] * np.float32(under)
         level += fibres * (max(over, under) - level)
-        seen = gaussian_filter(level * light, cloth.blur) if cloth.blur else level * light
-        seen += np.float32(cloth.noise) * rng.standard_normal(size, np.float32)
-        out[..., channel] = seen.round().clip(0, 255)
+        picture = gaussian_filter(level * light, cloth.blur) if cloth.blur else level * light
+        picture += np.float32(cloth.noise) * rng.standard_normal(size, np.float32)
+        out[..., channel] = picture.round().clip(0, 255)
     return out[..., 0] if channels == 1 else out
 
 
@@ -128,7 +128,7 @@ def _check(cloth: Cloth, size: tuple[int, int]) -> None:
 
 
 def _threads(cloth: Cloth, size: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """(2, H, W): the light that comes from warp and from weft, 0..1."""
+    """Return the light that comes from warp and from weft, 0..1, (2, H, W)."""
     height, width = size
     stray = [_Waves(cloth.tension, rng) for _ in range(2)]
     offset = rng.uniform(0, 60, 2)
@@ -167,15 +167,15 @@ def _lit(
     thick_end: Floats,
     thick_pick: Floats,
 ) -> Floats:
-    """(2, h, w): the light from the thread on top, in the plane of its kind; 0 in the other's."""
+    """Return the light from the thread on top, in the plane of its kind, and 0 in the other's, (2, h, w)."""
     step, order = WEAVES[name]
     table, n = np.array(order, np.float32), len(order)
-    at = (step * end - pick) % n
-    here = table[at]
+    entry = (step * end - pick) % n
+    here = table[entry]
     # Halfway between two crossings a thread is at the mean of their heights, and level at each crossing.
     bend = [2 * p * p for p in phase]
-    end_up = here + (table[np.where(phase[1] > 0, at - 1, at + 1) % n] - here) * bend[1]
-    pick_up = -here - (table[np.where(phase[0] > 0, at + step, at - step) % n] - here) * bend[0]
+    end_up = here + (table[np.where(phase[1] > 0, entry - 1, entry + 1) % n] - here) * bend[1]
+    pick_up = -here - (table[np.where(phase[0] > 0, entry + step, entry - step) % n] - here) * bend[0]
     ridge_end = np.sqrt(np.maximum(1 - (across[0] / (0.5 * thick_end)) ** 2, 0))
     ridge_pick = np.sqrt(np.maximum(1 - (across[1] / (0.5 * thick_pick)) ** 2, 0))
     over = 0.7 * end_up + ridge_end + 0.4 * (thick_end - thick_pick) > 0.7 * pick_up + ridge_pick
@@ -186,7 +186,7 @@ def _lit(
 
 
 def _yarn(n: int, length: int, cloth: Cloth, rng: np.random.Generator) -> Floats:
-    """(n, length): thickness of n threads along their length, about 1, varying as 1/f."""
+    """Draw the thickness of n threads along their length, about 1, varying as 1/f, (n, length)."""
     frequency = np.fft.rfftfreq(2 * length)
     shape = np.zeros(len(frequency))
     # Real yarn has hardly any variation shorter than a fibre's visible length, nor any longer than its own spool.
@@ -194,13 +194,13 @@ def _yarn(n: int, length: int, cloth: Cloth, rng: np.random.Generator) -> Floats
     spectrum = rng.standard_normal((n, len(shape), 2), np.float32).view(np.complex64)[..., 0] * shape.astype(np.float32)
     rough = np.fft.irfft(spectrum, axis=1)[:, :length].astype(np.float32)
     expected = math.sqrt(2 * float((shape**2).sum())) / (2 * length) * math.sqrt(2)
-    own = 0.5 * rng.standard_normal((n, 1), np.float32)  # threads also differ from each other
-    thickness: Floats = 1 + np.float32(cloth.irregularity) * (rough / np.float32(expected) + own)
+    difference = 0.5 * rng.standard_normal((n, 1), np.float32)  # threads also differ from each other
+    thickness: Floats = 1 + np.float32(cloth.irregularity) * (rough / np.float32(expected) + difference)
     return thickness.clip(0.35, 1.9)
 
 
 class _Waves:
-    """A smooth displacement over the plane, of a stated standard deviation in pixels."""
+    """A smooth displacement moves the points of the plane, by a stated standard deviation in pixels."""
 
     def __init__(self, strength: float, rng: np.random.Generator, n: int = 4) -> None:
         self.height = np.float32(strength * 2 / math.sqrt(n))
@@ -215,7 +215,7 @@ class _Waves:
 
 
 def _fibres(cloth: Cloth, size: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """(H, W): how far single fibres hide the threads, 0..1."""
+    """Draw how far single fibres hide the threads, 0..1, (H, W)."""
     height, width = size
     pitch = min(cloth.warp_px, cloth.weft_px)
     n = rng.poisson(cloth.hairiness * height * width / (cloth.warp_px * cloth.weft_px))
@@ -225,13 +225,13 @@ def _fibres(cloth: Cloth, size: tuple[int, int], rng: np.random.Generator) -> Fl
     x = rng.uniform(0, width, (n, 1)) + np.cumsum(0.5 * np.cos(course), axis=1)
     weight = np.broadcast_to(0.5 * rng.uniform(0.2, 1, (n, 1)), y.shape)
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    at = y[inside].astype(np.int64) * width + x[inside].astype(np.int64)
-    found: Floats = np.bincount(at, weight[inside], height * width).reshape(size).clip(0, 1).astype(np.float32)
-    return found
+    cells = y[inside].astype(np.int64) * width + x[inside].astype(np.int64)
+    hidden: Floats = np.bincount(cells, weight[inside], height * width).reshape(size).clip(0, 1).astype(np.float32)
+    return hidden
 
 
 def _lighting(cloth: Cloth, size: tuple[int, int]) -> Floats:
-    """(H, W): a slope to the right and a fall towards the rims, the highest value 1."""
+    """Return the lighting: a slope to the right and a fall towards the rims, the highest value 1, (H, W)."""
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in size)
     light = 0.5 * x[None] - 0.35 * x[None] ** 2 - 0.15 * y[:, None] ** 2
     span = float(np.ptp(light)) or 1.0

@@ -1,4 +1,4 @@
-"""Painted defects with exact masks, made from the statistics of the image they lie on.
+"""Defects are painted on images with exact masks, from the statistics of the image that they lie on.
 
 A kind draws its shape once, in units of its own size, and can then be rendered at any scale. A rendered defect is
 a few fields over the pixels: where the surface comes from (``source``: threads pushed aside, a part that was moved),
@@ -45,7 +45,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Painted:
-    """An image with a defect.
+    """An image shows a painted defect, and its mask says where.
 
     Attributes:
         image: a copy, ``(H, W)`` or ``(H, W, 3)`` uint8.
@@ -118,7 +118,7 @@ def paint(
 
 
 class _Fitted(NamedTuple):
-    """A part of the image with the defect on it."""
+    """A part of the image shows the defect at one scale."""
 
     changed: NDArray[np.uint8]  # (h, w[, 3])
     differs: NDArray[np.bool_]  # (h, w)
@@ -127,7 +127,7 @@ class _Fitted(NamedTuple):
 
 
 def _fitted(image: NDArray[np.uint8], drawn: Drawn, size_px: float, contrast: float) -> _Fitted:
-    """The defect at the scale at which its mask is as long as asked."""
+    """Render the defect at the scale at which its mask is as long as asked."""
     scale, tried = float(size_px), []
     for _ in range(6):  # how far a soft edge reaches depends on the texture: render, measure, rescale
         changed, corner = _rendered(image, drawn, scale, size_px, contrast)
@@ -161,7 +161,7 @@ def _rendered(
     size_px: float,
     contrast: float,
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The part of the image around the defect with the defect on it, and where its first pixel lies."""
+    """Render the defect on the part of the image around it, and say where that part's first pixel lies."""
     (height, width), (middle, render) = image.shape[:2], drawn
     reach = 0.75 * max(size_px, scale) + 4
     top, left = max(0, int(middle[0] - reach)), max(0, int(middle[1] - reach))
@@ -192,7 +192,7 @@ def _rendered(
 
 
 def _taken(image: NDArray[np.uint8], corner: tuple[int, int], source: Source) -> Floats:
-    """(h, w, 1 or 3): the image at the places that the source names, between pixels if need be."""
+    """Read the image at the places that the source names, between pixels if need be, (h, w, 1 or 3)."""
     from scipy.ndimage import map_coordinates
 
     rows, columns = np.indices(source.weight.shape)
@@ -216,7 +216,7 @@ def _pasted(image: NDArray[np.uint8], fitted: _Fitted) -> Painted:
 
 
 def _extent(mask: NDArray[np.bool_]) -> float:
-    """Largest distance across the mask in any of 32 directions, from outer edge to outer edge of the pixels."""
+    """Measure the largest distance across the mask in any of 32 directions, between the outer edges of its pixels."""
     points = np.argwhere(mask)  # (n, 2)
     if not len(points):
         return 0.0

@@ -1,4 +1,4 @@
-"""What happens to the images of a line that keeps running: light, focus, noise, compression, parts out of place.
+"""The images of a line that keeps running change in light, focus, noise, compression and the place of the parts.
 
 Each kind has one strength in a stated unit, and 0 leaves the image as it is. Images are as
 :func:`pickglass.data.read_image` returns them and keep their size and bit depth.
@@ -63,7 +63,7 @@ _ROWS = 256  # turned at a time, for large images
 
 
 def disturb(image: Array, kind: str, strength: float, rng: np.random.Generator) -> Array:
-    """A disturbed copy of an image.
+    """Disturb a copy of an image.
 
     Args:
         image: ``(H, W)`` or ``(H, W, 3)``, uint8, uint16, or float32 in 0..1.
@@ -96,7 +96,7 @@ def disturb(image: Array, kind: str, strength: float, rng: np.random.Generator) 
 
 
 def disturb_mask(mask: NDArray[np.bool_], kind: str, strength: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """The mask of a disturbed image: it follows shift and rotation (nearest pixel) and stays as it is else.
+    """Disturb a mask as its image: it follows shift and rotation (nearest pixel) and otherwise stays as it is.
 
     Args:
         mask: bool ``(H, W)``.
@@ -174,7 +174,7 @@ def _white(image: Array) -> float:
 
 
 def _rounded(values: NDArray[Any], like: Array) -> Array:
-    """Values of ``like``'s own range, clipped to it and brought to its dtype."""
+    """Clip values to the range of ``like`` and bring them to its dtype."""
     values = values.clip(0, _white(like))
     return values.astype(like.dtype) if like.dtype.kind == "f" else np.rint(values).astype(like.dtype)
 
@@ -219,7 +219,7 @@ _MOVES: dict[str, Callable[[tuple[int, ...], float, np.random.Generator], _Sourc
 
 
 def _moved(image: NDArray[Any], source: _Source) -> NDArray[Any]:
-    """Bilinear for images, the nearest pixel for masks; mirrored at the border."""
+    """Move an image bilinearly, a mask by the nearest pixel; both are mirrored at the border."""
     height, width = image.shape[:2]
     (y0, x0), (y_down, x_down), (y_right, x_right) = source
     if (source.down, source.right) == ((1, 0), (0, 1)):
@@ -237,7 +237,7 @@ def _moved(image: NDArray[Any], source: _Source) -> NDArray[Any]:
 
 
 def _between(image: Array, y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[Any]:
-    """Bilinear values at ``y``, ``x``, each (rows, W)."""
+    """Return bilinear values at ``y``, ``x``, each (rows, W)."""
     height, width = image.shape[:2]
     above, left = np.floor(y), np.floor(x)
     low, across = (y - above).astype(np.float32), (x - left).astype(np.float32)
@@ -251,6 +251,6 @@ def _between(image: Array, y: NDArray[np.float64], x: NDArray[np.float64]) -> ND
 
 
 def _mirrored(places: NDArray[Any], n: int) -> NDArray[np.intp]:
-    """Whole numbers to places in 0..n - 1, as if the image and its mirror images by turns filled the plane."""
+    """Map whole numbers to places in 0..n - 1, as if the image and its mirror images by turns filled the plane."""
     place = places.astype(np.intp) % (2 * n)
     return np.minimum(place, 2 * n - 1 - place)

@@ -1,4 +1,4 @@
-"""Pictures with the statistics of natural images, made on the spot: what a student must not learn to understand.
+"""Pictures with the statistics of natural images are made here, for a student that must not learn to imitate them.
 
 Three ingredients, cut and mixed at random: leaves that cover each other, their sizes following a power law (the dead
 leaves model: Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001), textures whose amplitude falls as
@@ -37,7 +37,7 @@ _SLOPES = (0.8, 1.6)  # exponents of 1/f
 
 
 def natural_images(n: int, size: tuple[int, int], seed: int = 0) -> Picture:
-    """Pictures, (n, H, W, 3) uint8; the same for the same arguments.
+    """Make pictures, (n, H, W, 3) uint8, the same for the same arguments.
 
     Args:
         n: how many; picture i is the same whatever n is.
@@ -57,7 +57,7 @@ def natural_images(n: int, size: tuple[int, int], seed: int = 0) -> Picture:
 
 
 def natural_photos(folder: str | Path, size: tuple[int, int], limit: int, seed: int = 0) -> Picture:
-    """Photographs from a folder as the paper prepares them: twice the size, the middle of that, some without colour.
+    """Read photographs as the paper prepares them: resized to twice the size, cut to the middle, some without colour.
 
     Args:
         folder: with images of anything but the parts to be inspected.
@@ -87,7 +87,7 @@ def natural_photos(folder: str | Path, size: tuple[int, int], limit: int, seed: 
 
 
 def photograph(name: str) -> NDArray[np.uint8]:
-    """One of the ten photographs in :data:`PHOTOGRAPHS`, (H, W) grey or (H, W, 3) uint8, 300 to 512 pixels high.
+    """Read one of the ten :data:`PHOTOGRAPHS`, (H, W) grey or (H, W, 3) uint8, 300 to 512 pixels high.
 
     Raises:
         UnknownName: there is no photograph of that name.
@@ -115,7 +115,7 @@ def _maybe_grey(rng: np.random.Generator, picture: Picture) -> Picture:
 
 
 def _leaves(rng: np.random.Generator, ground: Floats) -> Floats:
-    """Ellipses and rectangles that cover each other, each of one colour, shaded, or cut from something else."""
+    """Lay ellipses and rectangles over each other, each of one colour, shaded, or cut from something else."""
     h, w = ground.shape[:2]
     stuff = [_texture(rng, (h, w)), _cutting(rng, (h, w))]
     low, high = (share * min(h, w) for share in _RADII)
@@ -145,7 +145,7 @@ def _leaves(rng: np.random.Generator, ground: Floats) -> Floats:
 
 
 def _texture(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
-    """Random phases under 1/f, along a random direction at times, in two colours: (H, W, 3)."""
+    """Make a texture of random phases under 1/f, at times along a random direction, in two colours, (H, W, 3)."""
     h, w = size
     fy, fx = np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w)[None]
     turn, stretch = rng.random() * np.pi, rng.choice([1.0, 1.0, 3.0])
@@ -160,7 +160,7 @@ def _texture(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
 
 
 def _cutting(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
-    """A part of a photograph at a random scale, at times turned or flipped: (H, W, 3)."""
+    """Cut a part of a photograph at a random scale, at times flipped, (H, W, 3)."""
     photo = _photo(PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))])
     h, w = photo.shape[:2]
     largest = min(h / size[0], w / size[1])

@@ -1,4 +1,4 @@
-"""Defects of trays and assemblies: a part that is missing, one too many, one that lies wrong.
+"""Trays and assemblies have these defects: a part that is missing, one too many, one that lies wrong.
 
 Where the image shows parts on a plain ground, whole parts of the stated size are taken, copied or turned; elsewhere a
 piece of the surface itself is.
@@ -31,7 +31,7 @@ _RIM = 1  # px: the soft edge belongs to a part
 
 
 class Part(NamedTuple):
-    """A part on a plain ground."""
+    """A part lies on a plain ground."""
 
     middle: tuple[float, float]  # y, x of its box
     extent: float  # px, longest, with its rim
@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The parts of an image; one that touches the image's edge has the extent 0."""
+    """An image holds these parts; one that touches the image's edge has the extent 0."""
 
     found: list[Part]
     labels: NDArray[np.int32]  # (H, W): 0 is ground, 1 + index of the part, with its rim and shadow
@@ -60,7 +60,7 @@ def find_parts(image: NDArray[np.uint8]) -> Parts:
     grown = binary_fill_holes(binary_dilation(solid, iterations=_RIM))
     body = away > cut
     labels, _ = label(grown, np.ones((3, 3)))
-    found = []
+    parts = []
     for i, box in enumerate(find_objects(labels), start=1):
         at_edge = any(s.start == 0 or s.stop == n for s, n in zip(box, away.shape, strict=True))
         points = np.argwhere(labels[box] == i)
@@ -68,17 +68,17 @@ def find_parts(image: NDArray[np.uint8]) -> Parts:
         spans = np.ptp(points @ np.stack([np.sin(turns), np.cos(turns)]), axis=0) + 1
         speck = not body[box][labels[box] == i].any()
         if at_edge or speck:
-            found.append(Part((0.0, 0.0), 0.0, False))  # keeps the numbers in step; no size fits it
+            parts.append(Part((0.0, 0.0), 0.0, False))  # keeps the numbers in step; no size fits it
         else:
             middle = ((box[0].start + box[0].stop) / 2, (box[1].start + box[1].stop) / 2)
             # Spans of a few pixels jump; moments do not.
             shortest, longest = np.linalg.eigvalsh(np.cov(points.T, ddof=0) + np.eye(2) / 12)
-            found.append(Part(middle, float(spans.max()), bool(longest > 1.4**2 * shortest)))
-    return Parts(found, labels.astype(np.int32), body)
+            parts.append(Part(middle, float(spans.max()), bool(longest > 1.4**2 * shortest)))
+    return Parts(parts, labels.astype(np.int32), body)
 
 
 def _otsu(values: NDArray[np.float32]) -> tuple[float, float]:
-    """The threshold that separates two classes best, and the share of the variance between them."""
+    """Find the threshold that separates two classes best, and the share of the variance between them."""
     counts, edges = np.histogram(values, bins=128)
     middles, n = (edges[1:] + edges[:-1]) / 2, counts.sum()
     below, mass = np.cumsum(counts), np.cumsum(counts * middles)
@@ -90,7 +90,7 @@ def _otsu(values: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def missing_part(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """The ground where a part of this size lay; a piece of a larger one is gone; without, an empty print is left."""
+    """Show the ground where a part of this size lay; a larger part loses a piece, without parts a print is left."""
     parts = find_parts(scene.image)
     fitting = [i for i, part in enumerate(parts.found) if abs(part.extent - scene.size_px) <= 2]
     if fitting:
@@ -124,11 +124,11 @@ def missing_part(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 
 def surplus_part(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A copy of a part, turned, where none should be; without parts, a piece of the surface lies on the surface."""
+    """Lay a turned copy of a part where none should be; without parts, a piece of the surface lies on the surface."""
     parts = find_parts(scene.image)
-    known = [i for i, part in enumerate(parts.found) if part.extent > 0]
-    if known:
-        i = min(known, key=lambda k: abs(parts.found[k].extent - scene.size_px))
+    whole = [i for i, part in enumerate(parts.found) if part.extent > 0]
+    if whole:
+        i = min(whole, key=lambda k: abs(parts.found[k].extent - scene.size_px))
         donor, footprint = parts.found[i], (parts.labels == i + 1).astype(float)
         middle = _free_place(rng, scene, parts.labels)
         turn = rotation(rng.uniform(0, 2 * math.pi))
@@ -147,7 +147,7 @@ def surplus_part(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 
 def misplaced_part(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A part is shifted and turned so that its old and new place together have the size; without, a piece of surface.
+    """Shift and turn a part so that its old and new place together have the size; without parts, a piece of surface.
 
     A part as long as the size is only turned. A round one, which no turn would show, must be shorter; it is out of its
     seat, whose empty print shows, and lies aslant, so that one side is bright and the other dark.
@@ -186,7 +186,7 @@ def misplaced_part(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 
 def _unseated(old: Floats, new: Floats, ahead: Floats, extent: float) -> Floats:
-    """The light on a round part out of its seat: the seat dark, deepest where the part hangs over it, the part aslant.
+    """Light a round part out of its seat: the seat is dark, darkest where the part hangs over it, and the part aslant.
 
     Args:
         old: 0..1, where it lay.
@@ -202,7 +202,7 @@ def _unseated(old: Floats, new: Floats, ahead: Floats, extent: float) -> Floats:
 
 
 def _course(rng: np.random.Generator, scene: Scene, part: Part) -> Floats:
-    """The direction (down, right) of a shift that keeps the part in the image, the last of a few tries at worst."""
+    """Draw the direction (down, right) of a shift that keeps the part in the image, or the last of a few tries."""
     for angle in rng.uniform(0, 2 * math.pi, 32):
         course = np.array([math.sin(angle), math.cos(angle)])
         place = np.array(part.middle) + max(scene.size_px - part.extent, 0.0) * course
@@ -212,7 +212,7 @@ def _course(rng: np.random.Generator, scene: Scene, part: Part) -> Floats:
 
 
 def _piece(rng: np.random.Generator, scene: Scene, turn: float, within: Floats | None, *, shift: float = 0.0) -> Drawn:
-    """A round piece of the surface lies on it: from elsewhere, or turned in its place; its edge throws a shadow.
+    """Lay a round piece of the surface on it: from elsewhere, or turned in its place; its edge throws a shadow.
 
     A turned one comes from ``shift`` pixels away. Nothing is changed beyond ``within``, ``(H, W)``: 0..1.
     """
@@ -243,7 +243,7 @@ def _piece(rng: np.random.Generator, scene: Scene, turn: float, within: Floats |
 
 
 def _on_a_part(rng: np.random.Generator, scene: Scene, parts: Parts, longest: float) -> tuple[float, float]:
-    """A place on a part above this extent; without, where the scene asks for one."""
+    """Find a place on a part above this extent; without such a part, the place that the scene asks for."""
     large = [1 + i for i, part in enumerate(parts.found) if part.extent > longest]
     places = np.argwhere(np.isin(parts.labels, large) & parts.body) + 0.5
     if not len(places):
@@ -253,7 +253,7 @@ def _on_a_part(rng: np.random.Generator, scene: Scene, parts: Parts, longest: fl
 
 
 def _elsewhere(rng: np.random.Generator, scene: Scene) -> tuple[float, float]:
-    """How far down and right another place of the same size lies, the most distant of a few."""
+    """Draw how far down and right another place of the same size lies, the most distant of a few."""
     reach = scene.size_px / 2 + 1
     height, width = scene.image.shape[:2]
     places = rng.uniform((reach, reach), (height - reach, width - reach), (8, 2)) - scene.middle
@@ -266,16 +266,16 @@ def _jumped(jump: tuple[float, float], weight: Floats) -> Source:
 
 
 def _ground(solid: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """For each pixel of a part: how far down and right its mirror image in the ground around lies, ``(H, W)`` each."""
+    """Find how far down and right of each pixel of a part its mirror image in the ground lies, ``(H, W)`` each."""
     from scipy.ndimage import distance_transform_edt
 
     nearest = distance_transform_edt(solid, return_distances=False, return_indices=True)  # (2, H, W)
-    own = np.indices(solid.shape)
-    across = nearest - own
-    mirrored = own + 2 * across
+    places = np.indices(solid.shape)
+    across = nearest - places
+    mirrored = places + 2 * across
     limit = np.array(solid.shape)[:, None, None] - 1
-    at = mirrored.clip(0, limit)
-    bad = solid[at[0], at[1]] | (mirrored != at).any(axis=0)  # another part, or beyond the edge
+    inside = mirrored.clip(0, limit)
+    bad = solid[inside[0], inside[1]] | (mirrored != inside).any(axis=0)  # another part, or beyond the edge
     jump = np.where(bad, across, 2 * across).astype(float)
     return jump[0], jump[1]
 
@@ -290,15 +290,15 @@ def _sampled(field: Floats, grid: Grid, middle: tuple[float, float]) -> Floats:
 
 
 def _lookup(field: Floats, y: Floats, x: Floats) -> Floats:
-    """The field at pixel coordinates (the first pixel's centre is 0.5), 0 outside."""
+    """Read the field at pixel coordinates (the first pixel's centre is 0.5), 0 outside."""
     from scipy.ndimage import map_coordinates
 
-    found: Floats = map_coordinates(field, (y - 0.5, x - 0.5), order=1, mode="constant")
-    return found
+    values: Floats = map_coordinates(field, (y - 0.5, x - 0.5), order=1, mode="constant")
+    return values
 
 
 def _free_place(rng: np.random.Generator, scene: Scene, labels: NDArray[np.int32]) -> tuple[float, float]:
-    """A place on the ground with room for the size, or the one with most room."""
+    """Find a place on the ground with room for the size, or the one with most room."""
     from scipy.ndimage import distance_transform_edt
 
     reach = int(scene.size_px / 2 + 2)

@@ -1,4 +1,4 @@
-"""What painted defects are made of: the fields that a kind fills in, and the curves and outlines it draws with."""
+"""Painted defects are made of fields that each kind fills in, and of curves and outlines that it draws with."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 
 class Scene(NamedTuple):
-    """Where a defect is asked for."""
+    """A scene says where a defect is asked for."""
 
     image: NDArray[np.uint8]  # (H, W) or (H, W, 3)
     size_px: float
@@ -41,7 +41,7 @@ class Scene(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Pixel centres relative to the middle of the defect, in units of its size, and one pixel in that unit."""
+    """A grid holds pixel centres relative to the defect's middle, in units of its size, and a pixel in that unit."""
 
     y: Floats
     x: Floats
@@ -49,7 +49,7 @@ class Grid(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Surface taken from elsewhere in the image, each field ``(h, w)``."""
+    """A source names surface to take from elsewhere in the image, each field ``(h, w)``."""
 
     weight: Floats  # 0..1: how far it replaces what lies here
     down: Floats  # from how many pixels below
@@ -57,7 +57,7 @@ class Source(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """A rendered defect, each field ``(h, w)``."""
+    """A rendered defect is made of these fields, each ``(h, w)``."""
 
     cover: Floats  # 0..1: the surface is replaced by
     tone: Floats  # a level, relative to the local mean, in units of the strength
@@ -70,39 +70,39 @@ Render: TypeAlias = Callable[[Grid], Fields]
 
 
 class Drawn(NamedTuple):
-    """A shape, to be rendered at any scale, and its middle (y, x): that of the scene, or the place where it fits."""
+    """A drawn shape can be rendered at any scale; its middle (y, x) is the scene's, or the place where it fits."""
 
     middle: tuple[float, float]
     render: Render
 
 
 def edge(distance: Floats, pixel: float) -> Floats:
-    """1 inside (below 0), 0 outside, a ramp of a pixel and a half between: an anti-aliased edge."""
+    """Return an anti-aliased edge: 1 inside (below 0), 0 outside, a ramp of a pixel and a half between."""
     return np.clip(0.5 - distance / (1.5 * pixel), 0, 1)
 
 
 def rotation(angle: float) -> Floats:
-    """(2, 2): turns points."""
+    """Return the (2, 2) matrix that turns points by an angle."""
     turn: Floats = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     return turn
 
 
 def turned(line: Floats, rng: np.random.Generator) -> Floats:
-    """The line at a random angle, about the middle of its box."""
+    """Turn a line by a random angle about the middle of its box."""
     line = line @ rotation(rng.uniform(0, 2 * math.pi))
     middle: Floats = (line.max(axis=0) + line.min(axis=0)) / 2
     return line - middle
 
 
 def polar(grid: Grid, tilt: float, stretch: float) -> tuple[Floats, Floats]:
-    """Radius and angle of each pixel, as of an ellipse of half-axes 1 and ``stretch`` turned by ``tilt``."""
+    """Return each pixel's radius and angle in an ellipse of half-axes 1 and ``stretch`` that is turned by ``tilt``."""
     along = grid.x * math.cos(tilt) + grid.y * math.sin(tilt)
     across = (grid.y * math.cos(tilt) - grid.x * math.sin(tilt)) / stretch
     return np.hypot(along, across), np.arctan2(grid.y, grid.x)
 
 
 def outline(rng: np.random.Generator, roughness: float, first: int) -> Callable[[Floats], Floats]:
-    """A closed curve around 1 as a function of the angle: a few waves whose height falls with their number."""
+    """Draw a closed curve around 1 as a function of the angle: a few waves whose height falls with their number."""
     numbers = np.arange(first, first + 6)
     heights = roughness * rng.normal(0, 1, 6) * first / numbers
     phases = rng.uniform(0, 2 * math.pi, 6)
@@ -116,7 +116,7 @@ def outline(rng: np.random.Generator, roughness: float, first: int) -> Callable[
 
 
 def clouds(rng: np.random.Generator) -> Callable[[Grid], Floats]:
-    """A smooth random field around 0 with features of a fifth to a half of the defect."""
+    """Draw a smooth random field around 0 with features of a fifth to a half of the defect."""
     waves = rng.normal(0, 1, (8, 2)) * 9
     phases = rng.uniform(0, 2 * math.pi, 8)
 
@@ -129,13 +129,13 @@ def clouds(rng: np.random.Generator) -> Callable[[Grid], Floats]:
 
 
 def smooth(rng: np.random.Generator, n: int) -> Floats:
-    """n values around 0, each near its neighbours."""
+    """Draw n values around 0, each near its neighbours."""
     smooth: Floats = np.convolve(rng.normal(0, 1, n + 8), np.hanning(11)[1:-1] / 2.2, mode="valid")
     return smooth
 
 
 def jagged(rng: np.random.Generator, start: Floats, end: Floats, roughness: float) -> Floats:
-    """A broken line ``(33, 2)`` from start to end: its middles are moved aside again and again, each time by less."""
+    """Draw a broken line ``(33, 2)`` from start to end: its middles move aside again and again, each time by less."""
     line = np.stack([start, end])
     side = np.array([end[1] - start[1], start[0] - end[0]])
     for _ in range(5):
@@ -146,7 +146,7 @@ def jagged(rng: np.random.Generator, start: Floats, end: Floats, roughness: floa
 
 
 def nearest(grid: Grid, line: Floats, half: Floats) -> tuple[Floats, Floats, Floats]:
-    """For each pixel: distance to the edge of a line of half-widths ``half``; where along it; on which side of it."""
+    """Find each pixel's distance to the edge of a line of half-widths ``half``, its place along it, and its side."""
     distance, where, side = np.full(grid.x.shape, np.inf), np.zeros(grid.x.shape), np.zeros(grid.x.shape)
     margin = float(half.max()) + 4 * grid.pixel
     for i, (a, b) in enumerate(itertools.pairwise(line)):

@@ -1,4 +1,4 @@
-"""Defects of any surface: scratch, hole, stain, crack, dent."""
+"""Any surface can have these defects: scratch, hole, stain, crack, dent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["crack", "dent", "hole", "scratch", "stain"]
 
 
 def scratch(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A thin, slightly bent, tapering groove: one flank catches the light, the other lies in the shade."""
+    """A scratch is a thin, slightly bent, tapering groove: one flank catches the light, the other lies in the shade."""
     bend, t = rng.normal(0, 0.07), np.linspace(-0.5, 0.5, 24)
     line = turned(np.stack([bend * (1 - 4 * t**2) + 0.006 * smooth(rng, 24), t], axis=1), rng)
     thickness, bright = rng.uniform(0.008, 0.02), rng.random() < 0.6
@@ -48,7 +48,7 @@ def scratch(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 
 def hole(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A dark pit with an irregular rim, darker towards the light's side, and a bright lip on the far side.
+    """A hole is a dark pit with an irregular rim, darker towards the light's side, and a bright lip on the far side.
 
     In cloth it is a tear with broken yarn at its rim, from 8 px on.
     """
@@ -72,7 +72,7 @@ def hole(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 
 def stain(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A soft irregular blot through which the texture shows, a little darker where it dried at its rim."""
+    """A stain is a soft irregular blot through which the texture shows, a little darker where it dried at its rim."""
     blot = outline(rng, roughness=0.16, first=2)
     stretch, tilt, rim = rng.uniform(0.6, 1.0), rng.uniform(0, math.pi), rng.uniform(0.0, 0.4)
     cloudy = clouds(rng)
@@ -90,7 +90,7 @@ def stain(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 
 def crack(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A jagged dark line, widest in the middle, with thinner branches."""
+    """A crack is a jagged dark line, widest in the middle, with thinner branches."""
     trunk = jagged(rng, np.array([0.0, -0.5]), np.array([0.0, 0.5]), 0.17)
     lines, widths = [trunk], [1 - 0.75 * np.abs(np.linspace(-1, 1, len(trunk))) ** 1.5]
     for _ in range(rng.integers(1, 4)):
@@ -116,7 +116,7 @@ def crack(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 
 def dent(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A shallow dip: the slope towards the light is bright, the one away from it dark, and the texture is squeezed."""
+    """A dent is a shallow dip: bright towards the light, dark away from it, and the texture in it is squeezed."""
     light_from, tilt, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0, math.pi), rng.uniform(0.75, 1.0)
     rim = outline(rng, roughness=0.05, first=2)
 

@@ -1,4 +1,4 @@
-"""Defects of woven cloth: broken pick, missing end, slub, knot, foreign fibre, and the frayed form of a hole.
+"""Woven cloth has these defects: broken pick, missing end, slub, knot, foreign fibre, and a hole that frays.
 
 They follow the threads: horizontal or vertical, as wide as the distance between threads where the image shows one.
 """
@@ -44,7 +44,7 @@ _FINE = 9  # px
 
 
 def thread_pitch(scene: Scene, axis: int) -> float:
-    """Distance in pixels between horizontal (axis 0) or vertical (axis 1) threads around the place.
+    """Measure the distance in pixels between horizontal (axis 0) or vertical (axis 1) threads around the place.
 
     Without a clear period of 2 to 12 pixels: a sixteenth of the defect, within 2 to 6.
     """
@@ -52,7 +52,7 @@ def thread_pitch(scene: Scene, axis: int) -> float:
 
 
 def _clear_period(scene: Scene, axis: int) -> float | None:
-    """The period in pixels, 2 to 12, of horizontal (axis 0) or vertical (axis 1) threads around the place, if any.
+    """Measure the period in pixels, 2 to 12, of horizontal (axis 0) or vertical (axis 1) threads around the place.
 
     The means of whole rows keep what all picks have in common and lose the diagonals of the weave.
     """
@@ -68,13 +68,13 @@ def _clear_period(scene: Scene, axis: int) -> float | None:
     profile = profile - np.polynomial.Polynomial.fit(place, profile, 2)(place)
     power = np.abs(np.fft.rfft(profile * np.hanning(len(profile)), 1024)) ** 2
     power *= np.arange(513) ** 2  # bright and dark stretches of cloth rise as 1/f^2 and would hide the threads
-    seen = np.arange(1024 // 12, 1024 // 2)
-    peak = int(seen[power[seen].argmax()])
-    return 1024 / peak if power[peak] > _CLEAR * np.median(power[seen]) and power[peak] > 1e-9 else None
+    frequencies = np.arange(1024 // 12, 1024 // 2)
+    peak = int(frequencies[power[frequencies].argmax()])
+    return 1024 / peak if power[peak] > _CLEAR * np.median(power[frequencies]) and power[peak] > 1e-9 else None
 
 
 def woven(scene: Scene) -> tuple[float, float] | None:
-    """Distance between horizontal and between vertical threads around the place if it looks like cloth, else None.
+    """Measure the distances between horizontal and between vertical threads if the place looks like cloth, else None.
 
     Threads show a clear period both ways. A satin, or a real cloth, may show it one way only; then it must be below 9
     pixels, for brickwork and gratings have coarser ones.
@@ -82,17 +82,17 @@ def woven(scene: Scene) -> tuple[float, float] | None:
     down, right = _clear_period(scene, 0), _clear_period(scene, 1)
     if down and right:
         return down, right
-    one = down or right
-    return (one, one) if one and one < _FINE else None
+    period = down or right
+    return (period, period) if period and period < _FINE else None
 
 
 def broken_pick(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A horizontal thread is gone over a length: its neighbours close in, and a torn tip may stick out."""
+    """A broken pick is a horizontal thread gone over a length: its neighbours close in, a torn tip may stick out."""
     return _gap(rng, scene, axis=0, tips=rng.random(2) < 0.6, dark=rng.random() < 0.75)
 
 
 def missing_end(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A vertical thread is missing: a straight, even line from end to end."""
+    """A missing end is a vertical thread that is not there: a straight, even line from end to end."""
     return _gap(rng, scene, axis=1, tips=np.zeros(2, np.bool_), dark=rng.random() < 0.75)
 
 
@@ -105,13 +105,13 @@ def _gap(rng: np.random.Generator, scene: Scene, *, axis: int, tips: NDArray[np.
         along, across = (grid.x, grid.y) if axis == 0 else (grid.y, grid.x)
         width = min(max(pitch, 1.5) * grid.pixel, 0.4)  # of the missing thread
         zone = min(1.7 * width, 0.45)
-        at = (along + 0.5) * 23
-        off = across - width * np.interp(at, np.arange(24), wander)
+        position = (along + 0.5) * 23
+        off = across - width * np.interp(position, np.arange(24), wander)
         inside = edge(np.abs(along) - 0.5 + 0.5 * grid.pixel, grid.pixel)
         near = np.clip(1 - np.abs(off) / zone, 0, 1)
         closing = np.sign(off) * 0.5 * width * near / grid.pixel  # px
         line = np.exp(-((off / (0.5 * width)) ** 2)) * (near > 0)
-        light = (-depth if dark else depth) * line * np.interp(at, np.arange(24), uneven)
+        light = (-depth if dark else depth) * line * np.interp(position, np.arange(24), uneven)
         for end, side, torn in zip((-0.5, 0.5), tip_side, tips, strict=True):
             if torn and grid.pixel < 0.1:  # a tip needs pixels to be drawn with
                 distance = np.hypot((along - end * (1 - 1.4 * width)) / 1.3, off - side * 0.55 * width)
@@ -125,7 +125,7 @@ def _gap(rng: np.random.Generator, scene: Scene, *, axis: int, tips: NDArray[np.
 
 
 def slub(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A length of thread that is too thick: a bright spindle that bulges, held down by the threads that cross it."""
+    """A slub is a length of thread that is too thick: a bright spindle that bulges under the threads that cross it."""
     axis = int(rng.random() < 0.35)
     pitch, crossing = thread_pitch(scene, axis), thread_pitch(scene, 1 - axis)
     thick, phase = rng.uniform(0.55, 0.85), rng.uniform(0, 2 * math.pi)
@@ -134,15 +134,15 @@ def slub(rng: np.random.Generator, scene: Scene) -> Drawn:
     def render(grid: Grid) -> Fields:
         along, across = (grid.x, grid.y) if axis == 0 else (grid.y, grid.x)
         most = min(max(thick * pitch * grid.pixel, 0.07, 0.8 * grid.pixel), 0.24)  # half the thickness
-        at = (along + 0.5) * 23
+        position = (along + 0.5) * 23
         spindle = np.clip(1 - np.abs(2 * along) ** 1.8, 0, 1)
-        half = most * np.maximum(spindle * np.interp(at, np.arange(24), fat), 0.25)
-        off = across - 0.4 * most * np.interp(at, np.arange(24), wander)
+        half = most * np.maximum(spindle * np.interp(position, np.arange(24), fat), 0.25)
+        off = across - 0.4 * most * np.interp(position, np.arange(24), wander)
         ends = edge(np.abs(along) - 0.5 + 0.5 * grid.pixel, grid.pixel)
         body = edge(np.abs(off) - half, grid.pixel) * ends
         u = np.clip(off / half, -1, 1)
-        held = 0.5 + 0.5 * np.cos(2 * math.pi * along / (crossing * grid.pixel) + phase)
-        cover = body * (0.88 - (0.3 * held if crossing * 3 * grid.pixel < 1 else 0.0))
+        crossed = 0.5 + 0.5 * np.cos(2 * math.pi * along / (crossing * grid.pixel) + phase)
+        cover = body * (0.88 - (0.3 * crossed if crossing * 3 * grid.pixel < 1 else 0.0))
         stretched = Grid(3 * off, 1.2 * along, grid.pixel)
         tone = 0.0 + 0.95 * np.sqrt(1 - u**2) - 0.3 * u + 0.1 * strands(stretched)
         beside = np.clip(1 - np.abs(np.abs(off) - half) / (0.8 * most), 0, 1) * (np.abs(off) > half) * ends
@@ -155,7 +155,7 @@ def slub(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 
 def knot(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A hard round lump that throws a shadow, with the two cut ends of the tied thread."""
+    """A knot is a hard round lump that throws a shadow, with the two cut ends of the tied thread."""
     lump, axis, light_from = outline(rng, roughness=0.1, first=2), rng.random() < 0.5, rng.uniform(0, 2 * math.pi)
     t = np.linspace(0, 1, 12)
     tails = []
@@ -187,7 +187,7 @@ def knot(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 
 def foreign_fibre(rng: np.random.Generator, scene: Scene) -> Drawn:
-    """A long curled hair on top of the threads, brighter or darker than all of them, with a thin shadow."""
+    """A foreign fibre is a long curled hair on top of the threads, brighter or darker than all, with a thin shadow."""
     n, dark = 40, rng.random() < 0.5
     course = np.cumsum(0.17 * smooth(rng, n) + rng.normal(0, 0.04))
     steps: Floats = np.stack([np.sin(course), np.cos(course)], axis=1)
@@ -209,7 +209,7 @@ def foreign_fibre(rng: np.random.Generator, scene: Scene) -> Drawn:
 
 
 class _YarnEnd(NamedTuple):
-    """What is left of a broken thread at the rim of a hole, in units of the hole."""
+    """A broken thread leaves an end at the rim of a hole; lengths are in units of the hole."""
 
     line: Floats  # (n, 2): y, x from the rim to the tip
     half: Floats  # (n,): half its thickness
@@ -217,7 +217,7 @@ class _YarnEnd(NamedTuple):
 
 
 def frayed_hole(rng: np.random.Generator, scene: Scene, pitch: tuple[float, float]) -> Drawn:
-    """A tear in cloth: broken ends of yarn reach into a dark, uneven opening, and single fibres further than those.
+    """A frayed hole is a tear in cloth: broken ends of yarn and single fibres reach into a dark, uneven opening.
 
     Args:
         rng: decides the shape.
@@ -251,7 +251,7 @@ def frayed_hole(rng: np.random.Generator, scene: Scene, pitch: tuple[float, floa
 def _yarn_ends(
     rng: np.random.Generator, depth: Callable[[Grid], Floats], axis: int, step: float, size_px: float
 ) -> list[_YarnEnd]:
-    """The ends of horizontal (axis 0) or vertical threads, ``step`` apart, on both sides of the opening."""
+    """Draw the ends of horizontal (axis 0) or vertical threads, ``step`` apart, on both sides of the opening."""
     ends = []
     t = np.linspace(0, 1, 7)
     for place in np.arange(rng.uniform(-0.5, -0.5 + step), 0.5, step):

@@ -1,4 +1,4 @@
-"""Trays of parts from a generator, on which a part can be missing, surplus or misplaced.
+"""A generator fills trays with parts, of which one can be missing, surplus or misplaced.
 
 Equal parts lie in rows on a matt ground, each a little off its place and turned a little, under one lamp. The settings
 describe the line; the seed fills another tray.
@@ -24,7 +24,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Tray:
-    """A tray of equal parts and the camera over it.
+    """A tray of equal parts and the camera over it are set by these values.
 
     Attributes:
         part: ``"pin"`` (a round rod), ``"washer"``, ``"nut"`` or ``"bolt"``.
@@ -50,7 +50,7 @@ class Tray:
 
 
 def fill(tray: Tray, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """A full tray.
+    """Fill a tray.
 
     Args:
         tray: what lies how.
@@ -87,8 +87,8 @@ def fill(tray: Tray, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
     for channel, (under, over) in enumerate(np.broadcast(*np.broadcast_arrays(ground, metal))):
         level = under * (1 + 0.06 * grain) * (1 - 0.55 * shadow * (1 - cover))
         level += cover * (over * shade - level)
-        seen = gaussian_filter(level * light, 0.6) + rng.normal(0, tray.noise, size)
-        out[..., channel] = seen.round().clip(0, 255)
+        picture = gaussian_filter(level * light, 0.6) + rng.normal(0, tray.noise, size)
+        out[..., channel] = picture.round().clip(0, 255)
     return out[..., 0] if channels == 1 else out
 
 

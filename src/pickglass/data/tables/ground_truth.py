@@ -1,4 +1,4 @@
-"""The regions of a mask as sPRO counts them: every file and every pixel value in it is one region (MVTec LOCO)."""
+"""Masks hold regions as sPRO counts them: every file and every pixel value in it is one region (MVTec LOCO)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Region", "read_regions"]
 
 
 class Region(NamedTuple):
-    """One annotated defect: its mask, bool ``(H, W)``, its type, and how much of it sPRO asks for."""
+    """An annotated defect has a mask, bool ``(H, W)``, a type, and a share of it that sPRO asks for."""
 
     mask: NDArray[np.bool_]
     saturation: Saturation
@@ -32,7 +32,7 @@ def read_regions(row: Row, size: tuple[int, int], max_pixels: int = MAX_PIXELS) 
             ``saturation`` does not name.
     """
     meaning = {entry.value: entry for entry in row.saturation}
-    found = []
+    regions = []
     for source in (row.mask,) if isinstance(row.mask, np.ndarray) else row.masks:
         image = read_image(source, max_pixels)
         file = source if isinstance(source, str) else f"mask of {row.path}"
@@ -41,7 +41,7 @@ def read_regions(row: Row, size: tuple[int, int], max_pixels: int = MAX_PIXELS) 
             raise ImageError(file, f"the mask is {image.dtype} {image.shape}, expected grey with 8 or 16 bits")
         for value in np.unique(image[image > 0]).tolist():
             if value not in meaning:
-                known = ", ".join(map(str, sorted(meaning))) or "(none)"
-                raise ImageError(file, f"holds the value {value}, but defects_config.json names only {known}")
-            found.append(Region(image == value, meaning[value]))
-    return found
+                named = ", ".join(map(str, sorted(meaning))) or "(none)"
+                raise ImageError(file, f"holds the value {value}, but defects_config.json names only {named}")
+            regions.append(Region(image == value, meaning[value]))
+    return regions

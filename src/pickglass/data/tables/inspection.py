@@ -1,4 +1,4 @@
-"""Looking at a data set before anything is trained: what it holds, what cannot be used, and what looks wrong."""
+"""A data set is inspected before anything is trained: what it holds, what cannot be used, and what looks wrong."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _GAP, _ASIDE = 0.25, 0.2  # of the range of a statistic; of the training images,
 
 
 class _Statistic(NamedTuple):
-    """A property of an image by which set-ups differ; ``least`` is the smallest interquartile range believed."""
+    """Set-ups differ by a statistic of their images; ``least`` is the smallest interquartile range that is believed."""
 
     name: str
     least: float
@@ -52,7 +52,7 @@ _STATISTICS = (
 
 
 class _Seen(NamedTuple):
-    """What is kept of an image after it was decoded."""
+    """A decoded image leaves these facts behind."""
 
     content: bytes
     mode: str
@@ -62,12 +62,12 @@ class _Seen(NamedTuple):
 def _check_masks(
     rows: Iterable[tuple[Row, tuple[int, int]]], max_pixels: int, workers: int
 ) -> tuple[list[Failure], set[str]]:
-    """The masks that cannot be used with images of these sizes, and those that mark something."""
-    wanted = [(mask, size) for row, size in rows for mask in _mask_rows(row)]
+    """Find the masks that cannot be used with images of these sizes, and those that mark something."""
+    masks = [(mask, size) for row, size in rows for mask in _mask_rows(row)]
     failures: list[Failure] = []
     marked: set[str] = set()
-    found = decode((mask for mask, _ in wanted), _any_above_0, workers, max_pixels=max_pixels)
-    for item, (mask, size) in zip(found, wanted, strict=True):
+    decoded = decode((mask for mask, _ in masks), _any_above_0, workers, max_pixels=max_pixels)
+    for item, (mask, size) in zip(decoded, masks, strict=True):
         try:
             if item.error is not None:
                 raise ImageError(mask.path, item.error)
@@ -80,7 +80,7 @@ def _check_masks(
 
 
 def _mask_rows(row: Row) -> list[Row]:
-    """Each file of a row's mask, or its array, as an image to decode."""
+    """Make a row to decode of each file of a row's mask, or of its array."""
     if isinstance(row.mask, np.ndarray):
         return [Row(f"mask of {row.path}", pixels=row.mask)]
     return [Row(file) for file in row.masks]
@@ -113,22 +113,22 @@ def find_problems(dataset: Dataset, max_pixels: int = MAX_PIXELS, workers: int =
         - ``defective_unlike_training``: defective ones; a large defect does that too.
     """
     problems: dict[str, list[str]] = defaultdict(list)
-    seen: list[tuple[Row, _Seen]] = []
+    looks: list[tuple[Row, _Seen]] = []
     usable: list[tuple[Row, tuple[int, int]]] = []
     for item in decode(dataset.table, _look, workers, max_pixels=max_pixels):
         if item.value is None:
             problems["unreadable"].append(f"{item.row.path}: {item.error}")
         else:
-            seen.append((item.row, item.value))
+            looks.append((item.row, item.value))
             usable.append((item.row, item.size))
     _judge_masks(dataset.table, usable, problems, max_pixels, workers)
-    _same_content(seen, problems)
+    _same_content(looks, problems)
     roles_of: dict[str, set[bool]] = defaultdict(set)
     for row in dataset.table:
         if row.group is not None:
             roles_of[row.group].add(row.role == "test")
     problems["group_in_two_roles"] += [group for group, roles in roles_of.items() if len(roles) > 1]
-    _unlike_training(seen, problems)
+    _unlike_training(looks, problems)
     return {name: found for name, found in problems.items() if found}
 
 
@@ -152,9 +152,9 @@ def _judge_masks(
         problems["no_mask"] += [row.path for row in table if row.label == 1 and row.mask is None]
 
 
-def _same_content(seen: list[tuple[Row, _Seen]], problems: dict[str, list[str]]) -> None:
+def _same_content(looks: list[tuple[Row, _Seen]], problems: dict[str, list[str]]) -> None:
     copies: dict[bytes, list[Row]] = defaultdict(list)
-    for row, look in seen:
+    for row, look in looks:
         copies[look.content].append(row)
     for rows in copies.values():
         first = rows[0]
@@ -171,7 +171,7 @@ def _same_content(seen: list[tuple[Row, _Seen]], problems: dict[str, list[str]])
 
 
 def _look(image: Array, row: Row) -> _Seen:
-    """Statistics of a sub-sampled image; sharpness between true neighbours, on some rows and columns."""
+    """Measure a sub-sampled image; sharpness is that between true neighbours, on some rows and columns."""
     step = max(1, max(image.shape[:2]) // 256)
     white = np.float32(1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max)
     small = image[::step, ::step] / white  # (h, w) or (h, w, 3)
@@ -199,23 +199,23 @@ def _mode(bits: int, grey: bool) -> str:
     return f"{bits}-bit {'grey' if grey else 'colour'}"
 
 
-def _unlike_training(seen: list[tuple[Row, _Seen]], problems: dict[str, list[str]]) -> None:
-    train = [look for row, look in seen if row.role != "test"]
+def _unlike_training(looks: list[tuple[Row, _Seen]], problems: dict[str, list[str]]) -> None:
+    train = [look for row, look in looks if row.role != "test"]
     if len(train) < _FEWEST:
         return
     problems["training_in_two_kinds"] += _gaps(np.stack([look.statistics for look in train]))
     modes = sorted({look.mode for look in train})
-    known = np.stack([look.statistics for look in train])  # (N, S)
-    low, high = np.quantile(known, [0.25, 0.75], axis=0)  # (S,)
+    statistics = np.stack([look.statistics for look in train])  # (N, S)
+    low, high = np.quantile(statistics, [0.25, 0.75], axis=0)  # (S,)
     reach = _REACH * np.maximum(high - low, [s.least for s in _STATISTICS])
-    floor, ceiling = np.minimum(low - reach, known.min(axis=0)), np.maximum(high + reach, known.max(axis=0))
-    for row, look in seen:
+    floor, ceiling = np.minimum(low - reach, statistics.min(axis=0)), np.maximum(high + reach, statistics.max(axis=0))
+    for row, look in looks:
         if row.role != "test":
             continue
         reasons = [] if look.mode in modes else [f"{look.mode}, training {' and '.join(modes)}"]
         for i in np.flatnonzero((look.statistics < floor) | (look.statistics > ceiling)):
             name, _, log = _STATISTICS[i]
-            shown = [look.statistics[i], known[:, i].min(), known[:, i].max()]
+            shown = [look.statistics[i], statistics[:, i].min(), statistics[:, i].max()]
             value, least, most = (float(np.exp(v)) if log else float(v) for v in shown)
             reasons.append(f"{name} {value:.3g}, training {least:.3g} to {most:.3g}")
         if reasons:
@@ -223,21 +223,21 @@ def _unlike_training(seen: list[tuple[Row, _Seen]], problems: dict[str, list[str
             problems[kind].append(f"{row.path}: {'; '.join(reasons)}")
 
 
-def _gaps(known: NDArray[np.float64]) -> list[str]:
-    found = []
+def _gaps(statistics: NDArray[np.float64]) -> list[str]:
+    sentences = []
     for i, (name, least, log) in enumerate(_STATISTICS):
-        values = np.sort(known[:, i])  # (N,)
+        values = np.sort(statistics[:, i])  # (N,)
         aside = math.ceil(_ASIDE * len(values))
         gaps = np.diff(values)[aside - 1 : len(values) - aside]
-        at = int(gaps.argmax())
-        if gaps[at] < max(least, _GAP * (values[-1] - values[0])):
+        widest = int(gaps.argmax())
+        if gaps[widest] < max(least, _GAP * (values[-1] - values[0])):
             continue
-        below = at + aside
+        below = widest + aside
         low, high = (float(np.exp(v)) if log else float(v) for v in values[below - 1 : below + 1])
-        found.append(
+        sentences.append(
             f"{name} is at most {low:.3g} in {below} training images and at least {high:.3g} in {len(values) - below}"
         )
-    return found
+    return sentences
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Regions of interest: what lies outside them is neither learned nor scored nor counted by any metric."""
+"""A region of interest limits what counts: outside it nothing is learned, scored, or counted by any metric."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["with_pixel_mm", "with_roi"]
 
 
 def with_roi(table: Table, roi: str | os.PathLike[str] | None) -> Table:
-    """The rows with a region of interest: one file for all of them, or a folder with one mask an image.
+    """Give rows a region of interest: one file for all of them, or a folder with one mask an image.
 
     Args:
         table: rows; those in memory take a file only.
@@ -52,5 +52,5 @@ def with_roi(table: Table, roi: str | os.PathLike[str] | None) -> Table:
 
 
 def with_pixel_mm(table: Table, pixel_mm: float | None) -> Table:
-    """The rows with the side of a pixel on the part, in millimetres; None changes nothing."""
+    """Give rows the side of a pixel on the part, in millimetres; None changes nothing."""
     return table if pixel_mm is None else Table([replace(row, pixel_mm=pixel_mm) for row in table])

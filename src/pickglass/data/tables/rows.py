@@ -1,4 +1,4 @@
-"""A data set is a table of rows: path, role, label, defect, mask, group. Nothing is read from the images here.
+"""A data set is a table of rows, and a row is an image: path, role, label, defect, mask, group.
 
 Four roles keep evaluation honest. ``fit`` trains, ``validate`` picks epochs and scales, ``calibrate`` sets
 thresholds and is read last, ``test`` feeds nothing. A layout gives ``train`` (not yet divided) and ``test``;
@@ -43,7 +43,7 @@ _DIGITS = 16  # hexadecimal digits of an image's sha256 by which a model remembe
 
 
 class Saturation(NamedTuple):
-    """How much of a region has to be found for sPRO to count it as found (MVTec LOCO, ``defects_config.json``).
+    """A region counts as found in sPRO once this much of it is (MVTec LOCO, ``defects_config.json``).
 
     ``value`` is the pixel value that stands for ``defect`` in the masks; ``threshold`` is a share of the region's area
     where ``relative``, else a number of pixels.
@@ -57,7 +57,7 @@ class Saturation(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One image and what is known of it.
+    """A row is one image and what is known of it.
 
     Rows are equal if all but their pixels is equal; a mask in memory equals itself only.
 
@@ -107,18 +107,18 @@ class Row:
 
     @property
     def masks(self) -> tuple[str, ...]:
-        """The files of the mask: none to several, none for a mask in memory."""
+        """The mask is in these files: none to several, none for a mask in memory."""
         if self.mask is None or isinstance(self.mask, np.ndarray):
             return ()
         return (self.mask,) if isinstance(self.mask, str) else self.mask
 
     @property
     def unit(self) -> str:
-        """Key of the part or roll that the image shows: its group, or the image itself where it has none."""
+        """The image shows a part or roll with this key: its group, or the image itself where it has none."""
         return self.path if self.group is None else f"group:{self.group}"
 
     def image(self, max_pixels: int = MAX_PIXELS) -> Array:
-        """The image's pixels as :func:`~pickglass.data.read_image` returns them.
+        """Read the image's pixels, as :func:`~pickglass.data.read_image` returns them.
 
         Raises:
             ImageError: the file cannot be read, or has more than ``max_pixels`` pixels.
@@ -126,7 +126,7 @@ class Row:
         return read_image(self.path if self.pixels is None else self.pixels, max_pixels)
 
     def truth(self, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_] | None:
-        """The ground-truth mask, bool (H, W), True on defects; None where the row has none.
+        """Read the ground-truth mask, bool (H, W), True on defects; None where the row has none.
 
         Args:
             size: (H, W) of the image.
@@ -138,7 +138,7 @@ class Row:
         return None if self.mask is None else read_mask(self.mask, size, max_pixels)
 
     def region(self, image: Array) -> NDArray[np.bool_] | None:
-        """The region of interest, bool (H, W), True inside; None: all of the image.
+        """Read the region of interest, bool (H, W), True inside; None: all of the image.
 
         Args:
             image: the row's pixels, as :meth:`image` returns them.
@@ -169,7 +169,7 @@ def _inside_margins(image: Array) -> NDArray[np.bool_] | None:
 
 
 class Table(Sequence[Row]):
-    """An immutable sequence of rows that can be filtered."""
+    """A table is an immutable sequence of rows that can be filtered."""
 
     def __init__(self, rows: Sequence[Row] = ()) -> None:
         self.rows = tuple(rows)
@@ -194,15 +194,15 @@ class Table(Sequence[Row]):
         return f"Table({len(self)} rows)"
 
     def where(self, keep: Callable[[Row], bool]) -> Table:
-        """The rows for which ``keep`` is true, in order."""
+        """Return the rows for which ``keep`` is true, in order."""
         return Table([row for row in self.rows if keep(row)])
 
     def role(self, *roles: Role) -> Table:
-        """The rows of these roles, in order."""
+        """Return the rows of these roles, in order."""
         return self.where(lambda row: row.role in roles)
 
     def unseen_by(self, fitted_images: Iterable[str]) -> Table:
-        """The rows that a model was not fitted on, and whose groups hold no image that it was fitted on.
+        """Return the rows that a model was not fitted on, and whose groups hold no image that it was fitted on.
 
         Args:
             fitted_images: the provenance's ``fitted_images``, the first 16 digits of each :func:`image_digest`.
@@ -218,7 +218,7 @@ class Table(Sequence[Row]):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A table with a name, the folder it came from and the layout that was recognised."""
+    """A data set is a table with a name, the folder it came from and the layout that was recognised."""
 
     name: str
     root: str
@@ -227,12 +227,12 @@ class Dataset:
 
     @property
     def train(self) -> Table:
-        """All rows that may teach or calibrate: everything but ``test``."""
+        """These rows may teach or calibrate: all but those of the role ``test``."""
         return self.table.where(lambda row: row.role != "test")
 
     @property
     def test(self) -> Table:
-        """The rows that feed nothing and are only judged."""
+        """These rows feed nothing and are only judged."""
         return self.table.role("test")
 
 
@@ -280,7 +280,7 @@ def split_roles(table: Table, validate: float, calibrate: float, seed: int) -> T
 
 
 def group_by(table: Table, pattern: str) -> Table:
-    """The rows with their groups read from their file names, so that one part or roll never parts.
+    """Read the rows' groups from their file names, so that the images of one part or roll stay together.
 
     Args:
         table: rows; groups that they have already are replaced.
@@ -298,8 +298,8 @@ def group_by(table: Table, pattern: str) -> Table:
         search = re.compile(pattern).search
     except re.error as error:
         raise InputError(f"{pattern!r} is not a regular expression: {error}") from error
-    found = [search(Path(row.path).name) for row in table]
-    groups = [None if match is None else match[1 if match.re.groups else 0] for match in found]
+    matches = [search(Path(row.path).name) for row in table]
+    groups = [None if match is None else match[1 if match.re.groups else 0] for match in matches]
     missing = [Path(row.path).name for row, group in zip(table, groups, strict=True) if not group]
     if missing:
         raise DataError(
@@ -310,7 +310,7 @@ def group_by(table: Table, pattern: str) -> Table:
 
 
 def fingerprint(table: Table) -> str:
-    """sha256 over the contents of a table's images, their roles and their order."""
+    """Return the sha256 over the contents of a table's images, their roles and their order."""
     whole = hashlib.sha256()
     for row in table:
         parts = (row.role, row.group, image_digest(row))
@@ -319,6 +319,6 @@ def fingerprint(table: Table) -> str:
 
 
 def image_digest(row: Row) -> str:
-    """sha256 of an image's file or pixels: tells images apart whatever their role, group and name."""
+    """Return the sha256 of an image's file or pixels: it tells images apart whatever their role, group and name."""
     content = Path(row.path).read_bytes() if row.pixels is None else np.ascontiguousarray(row.pixels).tobytes()
     return hashlib.sha256(content).hexdigest()

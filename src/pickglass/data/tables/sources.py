@@ -1,4 +1,4 @@
-"""Rows from whatever the user has: data sets, rows, paths, arrays, PIL images, open files."""
+"""Data sets, rows, paths, arrays, tensors, PIL images and open files all become rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DataLike: TypeAlias = (
 
 
 def as_table(data: DataLike, role: Role = "test") -> Table:
-    """Rows from whatever the user has.
+    """Make rows from whatever the user has.
 
     Args:
         data: a Dataset, Table or Row (taken as they are); the path of an image or of a folder, which is searched with
@@ -59,7 +59,7 @@ def as_table(data: DataLike, role: Role = "test") -> Table:
 
 
 def as_numpy(values: Any) -> np.ndarray[Any, Any]:
-    """A numpy array of numbers in an array, a list, or a PyTorch tensor on any device; torch is not imported.
+    """Make a numpy array of an array, a list, or a PyTorch tensor on any device; torch is not imported.
 
     >>> as_numpy([1, 2]).tolist()
     [1, 2]

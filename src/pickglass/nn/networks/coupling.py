@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pickglass.nn.maps import batch_mean, kept_mean
+
 __all__ = ["AffineCoupling", "ConvSubnet", "CouplingFlow", "clamped", "fastflow_steps", "nll", "realnvp_steps"]
 
 Squash = Literal["tanh", "atan"]
@@ -180,7 +182,8 @@ def realnvp_steps(
 def nll(z: Tensor, log_det: Tensor, keep: Tensor | None = None) -> Tensor:
     """Negative log-likelihood under a standard normal z, without its constant, in nats per cell: (P,).
 
-    The mean over the kept cells of an image, then over the images, of 0.5 sum over channels of z^2, less ``log_det``.
+    The mean over the cells of an image that count, then over the images that have such cells, of 0.5 sum over channels
+    of z^2, less ``log_det``; see :func:`pickglass.nn.maps.batch_mean`.
 
     Args:
         z: (B, P, C, h, w).
@@ -190,5 +193,4 @@ def nll(z: Tensor, log_det: Tensor, keep: Tensor | None = None) -> Tensor:
     cells = 0.5 * z.square().sum(2) - log_det  # (B, P, h, w)
     if keep is None:
         return cells.mean((0, 2, 3))
-    own = torch.where(keep, cells, 0).sum((2, 3)) / keep.sum((2, 3))  # (B, P)
-    return own.mean(0)
+    return batch_mean(kept_mean(cells, keep), keep)

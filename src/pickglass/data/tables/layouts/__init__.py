@@ -1,4 +1,4 @@
-"""From a folder or a table to a :class:`Dataset`: which images are good, which are not, where the masks lie.
+"""A folder or a table becomes a :class:`Dataset`: which images are good, which are not, where the masks lie.
 
 A reader takes a path and a pattern for groups, and returns the tables of the categories that it found by their names,
 or None where the path is not of its kind. A new layout is one short file and one line in :data:`LAYOUTS`. Good
@@ -23,7 +23,7 @@ __all__ = ["LAYOUTS", "Layout", "load_dataset", "load_datasets"]
 
 
 class Layout(NamedTuple):
-    """How a kind of data set lies on disk: its tree in one line, and its reader."""
+    """A layout says how a kind of data set lies on disk: its tree in one line, and its reader."""
 
     tree: str
     read: Callable[[Path, str | None], dict[str, Table] | None]
@@ -94,7 +94,7 @@ def load_dataset(root: str | os.PathLike[str], layout: str | None = None, group_
 def load_datasets(
     root: str | os.PathLike[str], layout: str | None = None, group_by: str | None = None
 ) -> dict[str, Dataset]:
-    """All data sets of a root by their names: its categories where it is a data set, else those of its folders.
+    """Load all data sets of a root by their names: its categories where it is a data set, else those of its folders.
 
     Args:
         root: e.g. the folder of MVTec AD, VisA or AITEX, or a folder with one data set.
@@ -127,7 +127,7 @@ def _recognised(path: Path, layout: str | None, group_by: str | None) -> dict[st
 
 
 def _below(path: Path, layout: str | None, group_by: str | None) -> dict[str, Dataset]:
-    """The data sets in the folders of a root; none where these hold nothing but loose images, e.g. types of defects."""
+    """Find the data sets in a root's folders; none where these hold nothing but loose images, e.g. types of defects."""
     found: dict[str, Dataset] = {}
     for at in folders(path):
         sets = _recognised(at, layout, group_by) or {}
@@ -163,7 +163,7 @@ def _found(root: Path) -> str:
 
 @contextmanager
 def _unreadable(path: Path) -> Iterator[None]:
-    """A folder or table that cannot be read, as a DataError with its path."""
+    """Turn the failure to read a folder or table into a DataError with its path."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""AITEX: strips of seven fabrics in one tree, several masks a strip; codes in the names ``nnnn_ddd_ff.png``.
+"""AITEX has strips of seven fabrics in one tree, several masks a strip, and codes in the names ``nnnn_ddd_ff.png``.
 
 ``ddd`` is the defect, ``ff`` the fabric. Every fabric is a data set of its own. The code is not made the group of its
 rows: one group that holds all of them would leave none to calibrate with. It does not guarantee one cloth either, as
@@ -37,24 +37,24 @@ _DEFECTS = {  # from the data base's description
 
 
 def read(root: Path, pattern: str | None = None) -> dict[str, Table] | None:
-    """All fabrics by their code; or those of one folder of ``NODefect_images``, where ``root`` is that folder."""
-    one = root.absolute().parent.name == _GOOD
-    base = root.absolute().parent.parent if one else root
+    """Read all fabrics by their code, or those of one folder of ``NODefect_images``, where ``root`` is that folder."""
+    single = root.absolute().parent.name == _GOOD
+    base = root.absolute().parent.parent if single else root
     if not (base / _GOOD).is_dir() or not (base / _BAD).is_dir():
         return None
     masks: dict[str, list[Path]] = defaultdict(list)
     for path in images(base / _MASKS):
         masks[path.stem.partition("_mask")[0]].append(path)
     rows: dict[str, list[Row]] = defaultdict(list)
-    for folder in [root] if one else [base / _GOOD, *folders(base / _GOOD)]:
+    for folder in [root] if single else [base / _GOOD, *folders(base / _GOOD)]:
         for path in images(folder, deep=False):
             rows[_codes(path)[1]].append(Row(str(path), "train", 0, roi=MARGINS))
-    wanted = set(rows)
+    codes = set(rows)
     for path in images(base / _BAD):
         defect, fabric = _codes(path)
         name = _DEFECTS.get(defect, defect)
         rows[fabric].append(Row(str(path), "test", 1, name, one_or_all(masks.get(path.stem, [])), roi=MARGINS))
-    tables = {fabric: rows[fabric] for fabric in sorted(rows) if not one or fabric in wanted}
+    tables = {fabric: rows[fabric] for fabric in sorted(rows) if not single or fabric in codes}
     return {fabric: held_out(grouped(base, table, pattern)) for fabric, table in tables.items()}
 
 

@@ -1,4 +1,4 @@
-"""Plain folders: only good images, or ``good`` beside folders of bad ones."""
+"""A plain folder holds good images only, or ``good`` beside folders of bad ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["read"]
 
 
 def read(root: Path, pattern: str | None = None) -> dict[str, Table] | None:
-    """Loose images are all good; beside ``good``, every other folder is a defect type and its images are test."""
+    """Read loose images, which are all good; or ``good`` and folders beside it, which are defect types for the test."""
     name = root.resolve().name
     classes = [folder for folder in folders(root) if folder.name not in MASK_FOLDERS and images(folder)]
     loose = images(root, deep=False)

@@ -1,4 +1,4 @@
-"""KolektorSDD and its like: ``PART/IMAGE.jpg`` with ``PART/IMAGE_label.bmp`` beside it; only the label says if good."""
+"""KolektorSDD has ``PART/IMAGE.jpg`` with ``PART/IMAGE_label.bmp`` beside it; only the label says if it is good."""
 
 from __future__ import annotations
 

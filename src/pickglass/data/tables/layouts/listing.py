@@ -1,5 +1,7 @@
-"""A CSV or Parquet table that names the images: columns path, role or split, label, defect, mask, group, roi,
-pixel_mm."""
+"""A CSV or Parquet table names the images.
+
+Its columns are path, role or split, label, defect, mask, group, roi and pixel_mm.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ _BAD = frozenset({"1", "bad", "ko", "defect", "defective", "anomaly", "anomalous
 
 
 def read(root: Path, pattern: str | None = None) -> dict[str, Table] | None:
-    """Rows from a file; paths in it are relative to its folder, several masks are separated by ``;``.
+    """Read rows from a file; paths in it are relative to its folder, several masks are separated by ``;``.
 
     Only ``path`` is needed. ``label`` is 0 or good, 1 or bad, the name of a defect type, or empty for unknown. Without
     ``role`` (or ``split``) the good images train and a fixed share of them is kept for the test, as in plain folders.
@@ -36,8 +38,8 @@ def read(root: Path, pattern: str | None = None) -> dict[str, Table] | None:
         return None
     lines = read_csv(root, ["path"]) if root.suffix.lower() == ".csv" else _read_parquet(root)
     rows = [_row(root.parent, line, f"{root}, row {number}") for number, line in enumerate(lines, start=1)]
-    seen: set[str] = set()
-    twice = [row.path for row in rows if row.path in seen or seen.add(row.path)]  # type: ignore[func-returns-value]
+    paths: set[str] = set()
+    twice = [row.path for row in rows if row.path in paths or paths.add(row.path)]  # type: ignore[func-returns-value]
     if twice:
         raise DataError(f"{root} names {len(twice)} images twice, e.g. {twice[0]}: expected one row an image")
     table = Table(rows) if pattern is None else group_by(Table(rows), pattern)

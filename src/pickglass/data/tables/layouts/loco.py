@@ -1,4 +1,4 @@
-"""MVTec LOCO: several masks an image, whose pixel values name the defects, and a validation split of its own."""
+"""MVTec LOCO has several masks an image, whose pixel values name the defects, and a validation split of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TYPES = ("logical_anomalies", "structural_anomalies")
 
 
 def read(root: Path, pattern: str | None = None) -> dict[str, Table] | None:
-    """``train/good``, ``validation/good``, ``test/{good,logical_anomalies,structural_anomalies}``.
+    """Read ``train/good``, ``validation/good``, ``test/{good,logical_anomalies,structural_anomalies}``.
 
     The masks of an image are ``ground_truth/TYPE/STEM/*.png``. Their union is the binary mask; each file and pixel
     value in it is one region of sPRO, whose saturation ``defects_config.json`` gives.
@@ -36,7 +36,7 @@ def read(root: Path, pattern: str | None = None) -> dict[str, Table] | None:
 
 
 def _saturation(file: Path) -> tuple[Saturation, ...]:
-    """The entries of ``defects_config.json``, none where there is no such file."""
+    """Read the entries of ``defects_config.json``; there are none where there is no such file."""
     if not file.is_file():
         return ()
     try:

@@ -1,4 +1,4 @@
-"""MVTec AD, and what is laid out like it: BTAD (``ok``, ``ko``), MPDD, and VisA after its usual conversion."""
+"""MVTec AD, BTAD (``ok``, ``ko``), MPDD, and VisA after its usual conversion are laid out alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["read"]
 
 
 def read(root: Path, pattern: str | None = None) -> dict[str, Table] | None:
-    """``train/good``, ``test/TYPE``, ``ground_truth/TYPE/STEM_mask.png`` or ``STEM.png``; not every defect has one."""
+    """Read ``train/good``, ``test/TYPE`` and masks, ``ground_truth/TYPE/STEM_mask.png`` or ``STEM.png``, if any."""
     if not (root / "train").is_dir():
         return None
     bad = [folder.name for folder in folders(root / "train") if not is_good(folder) and images(folder)]

@@ -1,4 +1,4 @@
-"""What readers share: folders and images in order, rows of a class folder, groups, CSV files, the held-out share."""
+"""Readers share these: folders and images in order, rows of a class folder, groups, CSV files, the held-out share."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ _HELD_OUT = 0.2  # share of the good images kept for the test where a layout has
 
 
 def is_good(folder: Path) -> bool:
-    """Whether a folder's name says that it holds good parts."""
+    """Say whether a folder's name tells that it holds good parts."""
     return folder.name.lower() in _GOOD
 
 
 def folders(root: Path) -> list[Path]:
-    """Sub-folders, sorted, hidden ones left out; none where there is no such folder."""
+    """List sub-folders, sorted, without hidden ones; there are none where there is no such folder."""
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
 
 
 def images(folder: Path, deep: bool = True) -> list[Path]:
-    """Image files by extension, sorted; with ``deep`` those of sub-folders too, links to folders not followed.
+    """List image files by extension, sorted, with ``deep`` those of sub-folders too; links to folders are not followed.
 
     Raises:
         OSError: a folder that cannot be listed; its images would be missing unseen.
     """
-    found = []
-    for at, below, files in os.walk(folder, onerror=_raise if folder.is_dir() else None):
+    files_found = []
+    for place, below, files in os.walk(folder, onerror=_raise if folder.is_dir() else None):
         below[:] = [name for name in below if deep and not name.startswith(".")]
         names = [name for name in files if not name.startswith(".")]
-        found += [Path(at, name) for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
-    return sorted(found)
+        files_found += [Path(place, name) for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+    return sorted(files_found)
 
 
 def _raise(error: OSError) -> NoReturn:
@@ -62,11 +62,11 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def class_rows(root: Path, folder: Path, role: Role) -> list[Row]:
-    """The rows of one folder of good images or of one defect type; masks lie in ``root/ground_truth/TYPE``."""
+    """Make the rows of one folder of good images or of one defect type; masks lie in ``root/ground_truth/TYPE``."""
     if is_good(folder):
         return [Row(str(path), role, 0) for path in images(folder)]
-    found = images(folder)
-    nested = [path for path in found if any(is_good(above) for above in path.relative_to(folder).parents)]
+    files = images(folder)
+    nested = [path for path in files if any(is_good(above) for above in path.relative_to(folder).parents)]
     if nested:
         raise DataError(f"{folder} counts as a defect type but holds good images: {nested[0]}; move them out of it")
     masks: dict[Path, Path] = {}
@@ -74,7 +74,7 @@ def class_rows(root: Path, folder: Path, role: Role) -> list[Row]:
         beside = root / place / folder.name
         masks.update({path.relative_to(beside).with_suffix(""): path for path in images(beside)})
     rows = []
-    for path in found:
+    for path in files:
         stem = path.relative_to(folder).with_suffix("")
         mask = masks.get(stem.with_name(f"{stem.name}_mask")) or masks.get(stem)
         rows.append(Row(str(path), role, 1, folder.name, None if mask is None else str(mask)))
@@ -82,13 +82,13 @@ def class_rows(root: Path, folder: Path, role: Role) -> list[Row]:
 
 
 def one_or_all(files: Iterable[Path]) -> str | tuple[str, ...] | None:
-    """What a row's mask is: nothing, one file, or several whose union it is."""
+    """Return what a row has as its mask: nothing, one file, or several whose union it is."""
     names = tuple(str(file) for file in files)
     return names if len(names) > 1 else names[0] if names else None
 
 
 def grouped(root: Path, rows: list[Row], pattern: str | None) -> Table:
-    """The rows with their groups: from the file names where there is a pattern, else from ``groups.csv`` if any."""
+    """Give rows their groups: from the file names where there is a pattern, else from ``groups.csv`` if any."""
     if pattern is not None:
         return group_by(Table(rows), pattern)
     file = root / "groups.csv"
@@ -119,7 +119,7 @@ def held_out(table: Table) -> Table:
 
 
 def read_csv(file: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """The lines of a CSV file as dicts of text, absent values empty.
+    """Read the lines of a CSV file as dicts of text, absent values empty.
 
     Raises:
         DataError: not a CSV file in UTF-8, or one of ``columns`` is missing.

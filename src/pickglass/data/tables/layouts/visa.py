@@ -1,4 +1,4 @@
-"""VisA as published: one root with many objects, and the split of its one-class protocol in ``split_csv/1cls.csv``."""
+"""VisA is published as one root with many objects and the split of its one-class protocol in ``split_csv/1cls.csv``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LABELS = {"normal": 0, "anomaly": 1}
 
 
 def read(root: Path, pattern: str | None = None) -> dict[str, Table] | None:
-    """Every object whose folder is there; or one of them, where ``root`` is its folder."""
+    """Read every object whose folder is there, or one of them, where ``root`` is its folder."""
     for base in (root, root.absolute().parent):
         file = base / "split_csv" / "1cls.csv"
         if not file.is_file():

@@ -1,0 +1,38 @@
+"""A teacher's file: the weights of a PDN in half precision, and in the header a card that says how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pickglass.data.files import written_whole
+from pickglass.nn.networks.pdn import PDN
+
+__all__ = ["read_card", "write_teacher"]
+
+_KEY = "pickglass_teacher"
+
+
+def write_teacher(path: Path, pdn: PDN, card: Mapping[str, Any]) -> None:
+    """The teacher and its card are written, whole or not at all; the card gets the time of writing as ``made``."""
+    tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in pdn.state_dict().items()}
+    dated = {**card, "made": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata={_KEY: json.dumps(dated)})
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card of a teacher, as ``pickglass distill`` wrote it; docs/teachers.md describes its fields.
+
+    Raises:
+        KeyError: the file is no teacher of ours.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        card: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
+    return card
