@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pickglass.data import (
     with_pixel_mm,
     with_roi,
 )
+from pickglass.detectors.provenance import Regions
 from pickglass.errors import DataError, ImageError, InputError
 from pickglass.testing import textures
 
@@ -197,7 +199,7 @@ def test_masks_of_a_folder_find_their_images(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save(tmp_path / "masks" / f"{name}.png", np.ones((4, 4), np.uint8))
     table = with_roi(Table([Row("x/a.jpg"), Row("x/b.bmp")]), tmp_path / "masks")
-    assert [Path(row.roi or "").name for row in table] == ["a.png", "b.png"]
+    assert [Path(row.roi_name or "").name for row in table] == ["a.png", "b.png"]
     with pytest.raises(DataError, match=r"no mask for 1 of 2 images, e.g. x/c.png"):
         with_roi(Table([Row("x/a.png"), Row("x/c.png")]), tmp_path / "masks")
     with pytest.raises(DataError, match="1 images share a name"):
@@ -221,6 +223,29 @@ def half(side: int) -> np.ndarray:
     mask = np.zeros((side, side), np.uint8)
     mask[:, : side // 2] = 255
     return mask
+
+
+def test_a_region_in_memory_is_one_from_a_file(tmp_path: Path) -> None:
+    roi = half(64)
+    file = str(save(tmp_path / "roi.png", roi))
+    rows = [Row(f"array:{i}", "train", 0, pixels=image) for i, image in enumerate(textures(8, 64))]
+    settings = {"size": 64, "ratio": 0.1, "backbone": "resnet18", "weights": "random", "layers": ("layer1",)}
+    scores, regions = [], []
+    for region in (file, roi, roi > 0):
+        detector = pg.PatchCore(**settings).fit(Table([replace(row, roi=region) for row in rows]))  # type: ignore[arg-type]
+        scores.append(detector.predict(textures(3, 64, seed=5)).scores)
+        regions.append(detector.provenance.regions)
+    assert np.array_equal(scores[0], scores[1])
+    assert np.array_equal(scores[0], scores[2])
+    assert [r.regions for r in regions] == ["one"] * 3
+    assert regions[1].regions_sha256 == regions[2].regions_sha256
+    each = [replace(row, roi=roi.copy()) for row in rows]
+    assert Regions.of(Table(each)).regions == "each"
+    assert Regions.of(Table([replace(each[0], roi=MARGINS), rows[1]])).regions == "none"
+    with pytest.raises(ImageError, match="region of array:0: the region of interest is empty"):
+        replace(rows[0], roi=0 * roi).region(rows[0].image())
+    assert each[0] != each[1]
+    assert len({each[0], replace(each[0])}) == 1
 
 
 def test_background_changes_no_score_and_no_metric(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_p_values_fall_without_end(n: int) -> None:
     assert at_top and above  # noqa: PT018
     assert at_top.p == pytest.approx(1 / (n + 1))
     assert above.p == pytest.approx(at_top.p)
-    if found._units[1] is not None:
+    if found.tail is not None:
         assert (np.diff(logs[scale > top]) > 0).all()
         assert logs[-1] > 4
 

@@ -221,7 +221,8 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
         held = fitted.role("calibrate")
         stored = judge.header["calibration"]
         kept = None if stored is None else Calibration.from_json(stored).against(settings_digest(judge.configuration))
-        others = any(row.roi not in (None, MARGINS) for row in fitted)  # regions named now, maybe not those of the fit
+        # regions named now, maybe not those of the fit
+        others = any(row.roi_name not in (None, MARGINS) for row in fitted)
         same = not others or Regions.of(fitted).regions_sha256 == provenance.regions.regions_sha256
         if kept is not None and not kept.stale and kept.source == "held back" and same and not judge.curves:
             groups = [row.group for row in held]

@@ -123,13 +123,12 @@ class Calibration:
         """
         if not self.scores:
             return None
-        return p_value(score, *self._units)
+        return p_value(score, group_maxima(self.scores, self.groups), self.tail)
 
     @cached_property
-    def _units(self) -> tuple[npt.NDArray[np.float64], Tail | None]:
-        """The scores of images or groups, rising, and the tail over them."""
-        units = group_maxima(self.scores, self.groups)
-        return units, fit_tail(units)
+    def tail(self) -> Tail | None:
+        """The tail of the scores, for p-values beyond the highest; None where there are too few, or all are equal."""
+        return fit_tail(group_maxima(self.scores, self.groups))
 
     def against(self, settings: str) -> Calibration:
         """Return this calibration, stale if the detector has another digest of its settings by now."""

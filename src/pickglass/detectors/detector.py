@@ -154,7 +154,7 @@ class Detector(Method):
             data_sha256=fingerprint(table),
             fitted_images=tuple(image_digest(row)[:16] for row in table.role("fit", "validate")),
             pixel_mm=pitches.pop() if len(pitches) == 1 else None,
-            regions=Regions.of(table) if any(row.roi for row in table) else Regions(),
+            regions=Regions.of(table) if any(row.roi is not None for row in table) else Regions(),
             backbone_weights=None if weights is None else weights.to_json(),
             versions={"pickglass": version("pickglass"), "torch": torch.__version__},
             fitted=datetime.now(timezone.utc).isoformat(timespec="seconds"),

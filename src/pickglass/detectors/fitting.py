@@ -133,7 +133,7 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
     if method.extractor is None or not method.extractor.is_still(*asked):  # otherwise its engine is ready, too
         method.extractor = FeatureExtractor(*asked)
     method._preprocess = Preprocess.for_images(method.size, method.extractor.interpolation, sizes.values())
-    roi = common_roi(table, sizes, method.preprocess) if any(row.roi for row in table) else None
+    roi = common_roi(table, sizes, method.preprocess) if any(row.roi is not None for row in table) else None
     method.roi = None if roi is None else torch.from_numpy(roi)
     method.tiles = None if method.tiling is None else Tiles(method.tiling, method.input_size)
     method.fusion = None

@@ -26,8 +26,8 @@ class Regions:
 
     Attributes:
         margins: whether all images were looked at inside their margins.
-        regions: of the other images, ``"one"`` file for all, ``"each"`` image a file, ``"some"`` images or ``"none"``.
-        regions_sha256: over the contents of all files, in the order of the rows; empty where there are none.
+        regions: of the other images, ``"one"`` for all, ``"each"`` image its own, ``"some"`` images or ``"none"``.
+        regions_sha256: over the contents of all of them, in the order of the rows; empty where there are none.
     """
 
     margins: bool = False
@@ -37,15 +37,19 @@ class Regions:
     @classmethod
     def of(cls, table: Table) -> Regions:
         """Read the regions of interest of these rows."""
-        kinds = {row.roi for row in table} - {MARGINS}
-        files = {file for file in kinds if file is not None}
-        contents = {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
-        listed = json.dumps([contents.get(row.roi or "", row.roi) for row in table])
+        regions = {row.roi_name: row.roi for row in table}
+        marked = {name: roi for name, roi in regions.items() if roi is not None and name != MARGINS}
+        digests = {name: hashlib.sha256(_content(roi)).hexdigest() for name, roi in marked.items()}
+        listed = json.dumps([digests.get(row.roi_name, row.roi_name) for row in table])
         return cls(
-            margins=all(row.roi == MARGINS for row in table),
-            regions="none" if not files else "some" if None in kinds else "one" if len(files) == 1 else "each",
+            margins=set(regions) == {MARGINS},
+            regions="none" if not marked else "some" if None in regions else "one" if len(marked) == 1 else "each",
             regions_sha256=hashlib.sha256(listed.encode()).hexdigest(),
         )
+
+
+def _content(roi: str | npt.NDArray[Any]) -> bytes:
+    return Path(roi).read_bytes() if isinstance(roi, str) else (roi > 0).tobytes()
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class Provenance:
         Warns of rows without a region of interest where each image that was fitted had one of its own.
         """
         if self.regions.margins:
-            return Table([replace(row, roi=row.roi or MARGINS) for row in table])
+            return Table([replace(row, roi=MARGINS if row.roi is None else row.roi) for row in table])
         lacking = sum(row.roi is None for row in table)
         if lacking and self.regions.regions == "each":
             warnings.warn(
@@ -140,8 +144,8 @@ def common_roi(table: Table, sizes: Mapping[str, Size], preprocess: Preprocess) 
 
     There is one only if all training images share one file and one size: a fixed camera.
     """
-    files, shapes = {row.roi for row in table}, set(sizes.values())
-    if len(files) != 1 or len(shapes) != 1 or files & {None, MARGINS}:
+    names, shapes = {row.roi_name for row in table}, set(sizes.values())
+    if len(names) != 1 or len(shapes) != 1 or names & {None, MARGINS}:
         return None
     (size,) = shapes
     region = table[0].region(np.zeros(size, np.uint8))

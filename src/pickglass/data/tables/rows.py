@@ -59,7 +59,7 @@ class Saturation(NamedTuple):
 class Row:
     """A row is one image and what is known of it.
 
-    Rows are equal if all but their pixels is equal; a mask in memory equals itself only.
+    Rows are equal if all but their pixels is equal; a mask or region in memory equals itself only.
 
     Attributes:
         path: file, or a made-up name such as ``array:3`` when ``pixels`` is given.
@@ -71,8 +71,8 @@ class Row:
         group: rows of one group are the same part or roll and stay together; None: a group of its own.
         pixels: the image itself where it did not come from a file, as the decoder returns it.
         saturation: what each pixel value of the masks means to sPRO, for :func:`pickglass.data.read_regions`.
-        roi: file of the region of interest (any value above 0 is inside), :data:`pickglass.data.MARGINS`, or None:
-            all of the image.
+        roi: the region of interest, any value above 0 is inside: a file, an array (H, W),
+            :data:`pickglass.data.MARGINS`, or None: all of the image.
         pixel_mm: side of a pixel on the part in millimetres, None if unknown.
     """
 
@@ -84,7 +84,7 @@ class Row:
     group: str | None = None
     pixels: np.ndarray[Any, Any] | None = field(default=None, repr=False, compare=False)
     saturation: tuple[Saturation, ...] = field(default=(), repr=False)
-    roi: str | None = None
+    roi: str | NDArray[Any] | None = None
     pixel_mm: float | None = None
 
     def __post_init__(self) -> None:
@@ -117,6 +117,11 @@ class Row:
         """The image shows a part or roll with this key: its group, or the image itself where it has none."""
         return self.path if self.group is None else f"group:{self.group}"
 
+    @property
+    def roi_name(self) -> str | None:
+        """Regions of interest are told apart by this name: the file, or the array in this process; None without one."""
+        return f"<array {id(self.roi)}>" if isinstance(self.roi, np.ndarray) else self.roi
+
     def image(self, max_pixels: int = MAX_PIXELS) -> Array:
         """Read the image's pixels, as :func:`~pickglass.data.read_image` returns them.
 
@@ -144,15 +149,16 @@ class Row:
             image: the row's pixels, as :meth:`image` returns them.
 
         Raises:
-            ImageError: the file cannot be read, has another size than the image, or nothing lies inside.
+            ImageError: the region cannot be read, has another size than the image, or nothing lies inside.
         """
         if self.roi is None:
             return None
-        if self.roi == MARGINS:
+        if self.roi_name == MARGINS:
             return _inside_margins(image)
         inside = read_mask(self.roi, (image.shape[0], image.shape[1]))
         if not inside.any():
-            raise ImageError(self.roi, "the region of interest is empty: mark the part with any value above 0")
+            name = self.roi if isinstance(self.roi, str) else f"region of {self.path}"
+            raise ImageError(name, "the region of interest is empty: mark the part with any value above 0")
         return inside
 
 
