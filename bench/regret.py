@@ -125,18 +125,19 @@ def real_set(train: Table, test: Table, sizes: set[tuple[int, int]], folder: Pat
     fit: dict[tuple[int, int], list[Row]] = {maker.prepare.size: [] for maker in makers}
     tested: dict[tuple[int, int], list[Row]] = {maker.prepare.size: [] for maker in makers}
     for row in taught:
-        pixels = read_image(row.path)
+        pixels = row.image()
         for maker in makers:
             fit[maker.prepare.size].append(maker.row(row, pixels, "fit"))
     rng = np.random.default_rng(seed)
     images = []
     for row in test:
-        pixels = read_image(row.path)
+        pixels = row.image()
         size = (pixels.shape[0], pixels.shape[1])
         mask = None if row.label == 0 else read_mask(row.masks, size)
         keep = rng.random(size) < 16_000 / (size[0] * size[1])
-        group = row.path if row.group is None else f"group {row.group}"
-        images.append(Judged(row.path, group, size, (0, 0, *size), mask, keep if mask is None else keep | mask, pixels))
+        images.append(
+            Judged(row.path, row.unit, size, (0, 0, *size), mask, keep if mask is None else keep | mask, pixels)
+        )
         for maker in makers:
             tested[maker.prepare.size].append(maker.row(replace(row, mask=None), pixels, "test"))
     return PaintedSet(

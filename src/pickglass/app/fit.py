@@ -22,8 +22,6 @@ from pickglass.detectors.contamination import CleanCheck
 from pickglass.detectors.drift_sample import DriftSample
 from pickglass.detectors.tiling import TileOptions
 from pickglass.errors import InputError, UnknownName
-from pickglass.features.research.adaptation import AdaptationOptions
-from pickglass.features.research.fusion import FusionOptions
 from pickglass.methods import Detector, find_method
 
 __all__ = ["FitArguments", "build", "fit", "fit_dataset"]
@@ -47,8 +45,12 @@ def build(
         raise UnknownName(f"preset of {method}", preset, cls.presets)
     detector = cls.configured({**(cls.presets[preset] if preset else {}), **(settings or {})})
     if fusion is not None:
+        from pickglass.features.research.fusion import FusionOptions
+
         detector = detector.fused(**_known("fusion", fusion, Detector.fused, FusionOptions))
     if adaptation is not None:
+        from pickglass.features.research.adaptation import AdaptationOptions
+
         detector = detector.adapted(**_known("adaptation", adaptation, Detector.adapted, AdaptationOptions))
     if tiling is not None:
         detector = detector.tiled(**_known("tiling", tiling, Detector.tiled, TileOptions))

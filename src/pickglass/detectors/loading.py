@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.batch import Batch
 from pickglass.features.engine import BackboneEngine
-from pickglass.features.research.fusion import Fusion
+
+if TYPE_CHECKING:
+    from pickglass.features.research.fusion import Fusion
 
 __all__ = ["FeatureLoader", "LoadedBatch", "Prepared", "canvas_batch", "on_device", "prepared", "silent"]
 

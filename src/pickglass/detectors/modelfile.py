@@ -33,7 +33,6 @@ from pickglass.detectors.tiling import Tiles
 from pickglass.errors import ModelFileError
 from pickglass.features.backbones.weights import WeightsInfo
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.features.research.fusion import Fusion
 
 __all__ = ["read_model", "restore", "save", "write_model"]
 
@@ -90,6 +89,8 @@ def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[
     if detector.tiling is not None:
         detector.tiles = Tiles(detector.tiling, detector.input_size)
     if detector.fusing is not None:
+        from pickglass.features.research.fusion import Fusion
+
         detector.fusion = Fusion(detector.fusing, detector.backbone_shapes())
     detector.build(detector.level_shapes(), detector.tiles.heads if detector.tiles else 1, seed=0)
     missing = [name for name in detector.extractor.state_dict(prefix="backbone.") if name not in tensors]

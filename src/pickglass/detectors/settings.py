@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -27,9 +27,11 @@ from pickglass.detectors.renamed_settings import with_new_names
 from pickglass.detectors.tiling import TileOptions, Tiles, TileSettings
 from pickglass.errors import InputError, NotFitted, UnknownName
 from pickglass.features.extractor import FeatureExtractor, layer_list
-from pickglass.features.research.adaptation import AdaptationOptions, AdaptationSettings
-from pickglass.features.research.fusion import Fusion, FusionKind, FusionOptions, FusionSettings
 from pickglass.nn.maps import smooth
+
+if TYPE_CHECKING:
+    from pickglass.features.research.adaptation import AdaptationOptions, AdaptationSettings
+    from pickglass.features.research.fusion import Fusion, FusionKind, FusionOptions, FusionSettings
 
 __all__ = ["Configured", "settings_digest"]
 
@@ -130,8 +132,12 @@ class Configured(nn.Module):
         if settings.get("tiling") is not None:
             detector.tiling = TileSettings.from_json(settings["tiling"])
         if settings.get("fusion") is not None:
+            from pickglass.features.research.fusion import FusionSettings
+
             detector.fusing = FusionSettings.from_json(settings["fusion"])
         if settings.get("adaptation") is not None:
+            from pickglass.features.research.adaptation import AdaptationSettings
+
             detector.adapting = AdaptationSettings.from_json(settings["adaptation"])
         return detector
 
@@ -188,6 +194,8 @@ class Configured(nn.Module):
         """
         if "features" not in self.reads:
             raise InputError(f"{type(self).__name__} reads images, not features: there is nothing to fuse")
+        from pickglass.features.research.fusion import FusionSettings
+
         fusion = FusionSettings.from_json({"kind": kind, **settings}).to_json()
         return self.configured({**self.configuration(), "fusion": fusion})
 
@@ -210,6 +218,8 @@ class Configured(nn.Module):
         """
         if "features" not in self.reads:
             raise InputError(f"{type(self).__name__} reads images, not features: there is no backbone to adapt")
+        from pickglass.features.research.adaptation import AdaptationSettings
+
         adaptation = AdaptationSettings(layer_list(stages), **settings).to_json()
         return self.configured({**self.configuration(), "adaptation": adaptation})
 
