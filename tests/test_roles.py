@@ -62,9 +62,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
             yield loaded
 
     monkeypatch.setattr(FeatureLoader, "batches", batch)
-    original: Callable[..., Decoded[Any]] = images._decode_row
+    original: Callable[..., Decoded[Any, Any]] = images._decode_row
 
-    def recording(row: Row, prepare: Callable[..., Any], max_pixels: int) -> Decoded[Any]:
+    def recording(row: Row, prepare: Callable[..., Any], max_pixels: int) -> Decoded[Any, Any]:
         seen.append((row.role, False))
         return original(row, prepare, max_pixels)
 

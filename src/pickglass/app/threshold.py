@@ -17,7 +17,6 @@ from pickglass.calibration import (
     Wish,
     flagged_curve,
     promised,
-    settings_digest,
 )
 from pickglass.calibration.promises import Source, best_f1, fixed_value
 from pickglass.data import (
@@ -34,6 +33,7 @@ from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.modelfile import read_model, restore, write_model
 from pickglass.detectors.provenance import Provenance, Regions
+from pickglass.detectors.settings import settings_digest
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.methods import find_method
 from pickglass.result import Found
@@ -215,10 +215,9 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
     if fitted is not None:
         held = fitted.role("calibrate")
         stored = judge.header["calibration"]
-        kept = None if stored is None else Calibration.from_json(stored).against(judge.configuration)
-        others = any(
-            row.roi_name not in (None, MARGINS) for row in fitted
-        )  # regions named now, maybe not those of the fit
+        kept = None if stored is None else Calibration.from_json(stored).against(settings_digest(judge.configuration))
+        # regions named now, maybe not those of the fit
+        others = any(row.roi_name not in (None, MARGINS) for row in fitted)
         same = not others or Regions.of(fitted).regions_sha256 == provenance.regions.regions_sha256
         if kept is not None and not kept.stale and kept.source == "held back" and same and not judge.curves:
             groups = [row.group for row in held]

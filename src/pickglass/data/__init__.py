@@ -3,14 +3,16 @@
 from pickglass.data.images.decoder import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
+    Decoded,
     Header,
+    decode,
+    decode_all,
     read_header,
     read_image,
     read_mask,
 )
 from pickglass.data.images.geometry import Preprocess, parse_size, resize_map
 from pickglass.data.painting.defects import KINDS, Painted, paint
-from pickglass.data.tables.decoding import Decoded, decode, decode_all
 from pickglass.data.tables.ground_truth import Region, read_regions
 from pickglass.data.tables.inspection import describe, find_problems, usual_size
 from pickglass.data.tables.layouts import LAYOUTS, Layout, load_dataset, load_datasets

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pickglass.calibration import Calibration, settings_digest
+from pickglass.calibration import Calibration
 from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess
 from pickglass.data.files import output_path, written_whole
@@ -28,6 +28,7 @@ from pickglass.detectors.method import Method, assign
 from pickglass.detectors.model_header import FORMAT, check_model_file, parse_header
 from pickglass.detectors.naming import Namer
 from pickglass.detectors.provenance import Provenance
+from pickglass.detectors.settings import settings_digest
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import ModelFileError
 from pickglass.features.backbones.weights import WeightsInfo

@@ -17,9 +17,9 @@ from pickglass.data.images.decoder import (
     Array,
     Header,
     check_mask_size,
+    decode,
     read_header,
 )
-from pickglass.data.tables.decoding import decode
 from pickglass.data.tables.layouts.tree import SHOWN
 from pickglass.data.tables.rows import Dataset, Row, Table
 from pickglass.errors import Failure, ImageError
