@@ -31,8 +31,7 @@ from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods import load
 from pickglass.methods.efficientad import EfficientAD, jitter
 from pickglass.methods.patchcore import PatchCore
-from pickglass.nn.gaussian.moments import ChannelMoments
-from pickglass.nn.maps import resampled_to
+from pickglass.nn.maps import ChannelMoments, resampled_to
 from pickglass.nn.networks.pdn import CHANNELS, FRAME, PDN, Autoencoder, Student
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.testing import textures
