@@ -111,7 +111,7 @@ class TrainingImages:
     """
 
     table: Table
-    ready: Mapping[str, Decoded[Prepared]]
+    ready: Mapping[str, Decoded[Row, Prepared]]
 
 
 # -- prepare -----------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def _good_rows(data: Any) -> Table:
 
 def _checked(
     table: Table, method: Method, memory_gb: float, compute: ComputeOptions
-) -> tuple[dict[str, Size], dict[str, Decoded[Prepared]]]:
+) -> tuple[dict[str, Size], dict[str, Decoded[Row, Prepared]]]:
     """Read each image once: its size (H, W) by path, and prepared, by path, as many as the memory holds.
 
     Where the sizes have a say in how images are prepared, none can be prepared yet.
@@ -175,7 +175,7 @@ def _checked(
         return None if preprocess is None else prepared(image, row, preprocess)
 
     sizes: dict[str, Size] = {}
-    ready: dict[str, Decoded[Prepared]] = {}
+    ready: dict[str, Decoded[Row, Prepared]] = {}
     failures: list[Failure] = []
     for item in decode(table, prepare_one, compute.workers, max_pixels=compute.max_pixels):
         sizes[item.row.path] = item.size

@@ -50,11 +50,11 @@ class LoadedBatch(NamedTuple):
         batch: of the sound images, in their order; None where all are broken.
     """
 
-    items: list[Decoded[Prepared]]
+    items: list[Decoded[Row, Prepared]]
     batch: Batch | None
 
     @property
-    def sound(self) -> list[Decoded[Prepared]]:
+    def sound(self) -> list[Decoded[Row, Prepared]]:
         """The items that are in the batch, in its order."""
         return [item for item in self.items if item.error is None]
 
@@ -126,7 +126,7 @@ class FeatureLoader:
         self.compute = compute
         self.tiles = tiles
         self.fusion = fusion
-        self.ready: Mapping[str, Decoded[Prepared]] = {}
+        self.ready: Mapping[str, Decoded[Row, Prepared]] = {}
         self.positions: range | None = None
         self.turn = 0
 
@@ -158,7 +158,7 @@ class FeatureLoader:
     def batches(self, rows: Sequence[Row]) -> Iterator[LoadedBatch]:
         """Read the rows in batches, in order; a broken image is named and leaves the others."""
         compute, size = self.compute, self.batch
-        waiting: list[Decoded[Prepared]] = []
+        waiting: list[Decoded[Row, Prepared]] = []
         unknown = (row for row in rows if row.path not in self.ready)
         ahead = max(2 * size, compute.workers)
         decoded = decode(unknown, self._prepare, compute.workers, ahead, compute.max_pixels)

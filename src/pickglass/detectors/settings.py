@@ -8,14 +8,16 @@ Letters: B images, P positions, C channels, h x w cells of a layer, H x W pixels
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from pickglass.calibration import Calibration, settings_digest
+from pickglass.calibration import Calibration
 from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess, parse_size
 from pickglass.detectors.compute import Shape
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from pickglass.features.research.adaptation import AdaptationOptions, AdaptationSettings
     from pickglass.features.research.fusion import Fusion, FusionKind, FusionOptions, FusionSettings
 
-__all__ = ["Configured"]
+__all__ = ["Configured", "settings_digest"]
 
 Self = TypeVar("Self", bound="Configured")
 
@@ -318,3 +320,8 @@ class Configured(nn.Module):
         stride = [side / cells for side, cells in zip(self.seen_size, maps.shape[2:], strict=True)]
         sigma = min(stride) / 2 if self.smoothing is None else self.smoothing
         return smooth(maps, [sigma / s for s in stride], keep)
+
+
+def settings_digest(configuration: Mapping[str, Any]) -> str:
+    """Return a short digest of a detector's settings; lists and tuples count as the same."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
