@@ -1,17 +1,30 @@
-# Four commands serve developers and CI alike. Everything goes into .venv; nothing is installed outside it.
+# Five commands serve developers and CI alike. Everything goes into .venv; nothing is installed outside it.
+#   make test PYTHON=python3.13   another Python: .venv is made anew where it has another version
+#   make test JOBS=8              tests in eight processes of one thread each
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: setup demo test check
+# A file in .venv names the version that it was made with. Where PYTHON is not named, any version will do.
+ifeq ($(origin PYTHON)-$(words $(wildcard .venv/python-*)),file-1)
+VENV := $(wildcard .venv/python-*)
+else
+VENV := .venv/python-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+endif
+
+.PHONY: setup demo test quick check
+
+$(VENV):
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
 
 # what fits, tests and studies; a line PC needs no extra: pip install .
-.venv/train: pyproject.toml
-	$(PYTHON) -m venv .venv
+.venv/train: pyproject.toml $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train]"
 	@touch $@
 
 # and what developers need on top
-.venv/dev: pyproject.toml | .venv/train
+.venv/dev: pyproject.toml .venv/train
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
@@ -21,7 +34,11 @@ demo: .venv/train
 	$(BIN)/pickglass demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# between edits: under a minute, without the tests that are marked slow, gpu or cluster
+quick: .venv/dev
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not gpu and not cluster"
 
 check: .venv/dev
 	$(BIN)/ruff format --check src tests bench

@@ -204,7 +204,7 @@ def main() -> None:
     rows = dataset.table.where(lambda row: row.label == 1 and row.defect is not None and row.mask is not None)
     kinds = sorted({str(row.defect) for row in rows})
     y = np.array([kinds.index(str(row.defect)) for row in rows])
-    groups = [row.path if row.group is None else row.group for row in rows]
+    groups = [row.unit for row in rows]
     store = None if given.cache is None else given.cache / "label-features.pt"
     if store is not None and store.is_file():
         cached = torch.load(store, weights_only=True)

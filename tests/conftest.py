@@ -45,9 +45,11 @@ def shift_seeds(offset: int) -> None:
             return super().manual_seed(seed + offset)
 
     def shifted(seed: Any = None) -> np.random.Generator:
-        if isinstance(seed, (tuple, list)):
-            return numpy_generator((*seed, offset))
-        return numpy_generator(seed if seed is None else seed + offset)
+        if isinstance(seed, (int, np.integer)):
+            seed = int(seed) + offset
+        elif isinstance(seed, (tuple, list)):
+            seed = (*seed, offset)
+        return numpy_generator(seed)
 
     np.random.default_rng = shifted  # type: ignore[assignment]
     torch.Generator = ShiftedGenerator  # type: ignore[misc, assignment]

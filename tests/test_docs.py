@@ -76,8 +76,6 @@ def test_commands_and_options_exist() -> None:
     options |= {option for param in typer.main.get_command(app).params for option in param.opts} | OTHER_TOOLS
     for script in (ROOT / "bench").glob("*.py"):
         options |= set(re.findall(r'"(--[\w-]+)"', script.read_text()))
-    wrong = [
-        f"{page}: pickglass {name}" for page, name in named(r"(?:`|^|\n)pickglass ([a-z]+)") if name not in commands
-    ]
+    wrong = [f"{page}: pickglass {name}" for page, name in commands_named() if name not in commands]
     wrong += [f"{page}: {name}" for page, name in named(r"(?<![\w-])(--[a-z][\w-]+)") if name not in options]
     assert not wrong, "\n".join(sorted(set(wrong)))

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -47,9 +47,11 @@ from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.batch import Batch
 from pickglass.features.cache import FeatureCache
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.features.research.adaptation import AdaptationSettings, Good, adapt
-from pickglass.features.research.fusion import Fusion
 from pickglass.nn.training.loop import train_all
+
+if TYPE_CHECKING:
+    from pickglass.features.research.adaptation import AdaptationSettings, Good
+    from pickglass.features.research.fusion import Fusion
 
 __all__ = [
     "FitObserver",
@@ -110,7 +112,7 @@ class TrainingImages:
     """
 
     table: Table
-    ready: Mapping[str, Decoded[Prepared]]
+    ready: Mapping[str, Decoded[Row, Prepared]]
 
 
 # -- prepare -----------------------------------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ def _good_rows(data: Any) -> Table:
 
 def _checked(
     table: Table, method: Method, memory_gb: float, compute: ComputeOptions
-) -> tuple[dict[str, Size], dict[str, Decoded[Prepared]]]:
+) -> tuple[dict[str, Size], dict[str, Decoded[Row, Prepared]]]:
     """Read each image once: its size (H, W) by path, and prepared, by path, as many as the memory holds.
 
     Where the sizes have a say in how images are prepared, none can be prepared yet.
@@ -180,7 +182,7 @@ def _checked(
         return None if preprocess is None else prepared(image, row, preprocess)
 
     sizes: dict[str, Size] = {}
-    ready: dict[str, Decoded[Prepared]] = {}
+    ready: dict[str, Decoded[Row, Prepared]] = {}
     failures: list[Failure] = []
     for item in decode(table, prepare_one, compute.workers, max_pixels=compute.max_pixels):
         sizes[item.row.path] = item.size
@@ -261,6 +263,8 @@ def adapt_backbone(settings: AdaptationSettings, loader: FeatureLoader, table: T
     Returns:
         What :func:`pickglass.features.research.adaptation.adapt` tells.
     """
+    from pickglass.features.research.adaptation import adapt
+
     fit, held = (_as_seen(loader, table.role(role), settings.images, plan.seed) for role in ("fit", "validate"))
     return adapt(loader.engine.extractor, settings, fit, held, seed=plan.seed, progress=plan.progress)
 
@@ -283,6 +287,8 @@ def learn_fusion(fusion: Fusion, loader: FeatureLoader, table: Table, progress: 
 
 def _as_seen(loader: FeatureLoader, table: Table, most: int, seed: int) -> Good:
     """At most so many images as the network sees them, evenly spread over the rows; of tiles, drawn from all."""
+    from pickglass.features.research.adaptation import Good
+
     rows = Table([table[i * len(table) // most] for i in range(most)]) if len(table) > most else table
     plain = loader.plain()
     total = len(rows) * (plain.tiles.n if plain.tiles else 1)

@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pickglass.data import MAX_PIXELS, Preprocess, Table, decode
-from pickglass.errors import DataError, Failure
+from pickglass.data import MAX_PIXELS, Preprocess, Table, decode_all
+from pickglass.errors import DataError
 from pickglass.features.engine import BackboneEngine, EngineName
 from pickglass.features.extractor import FeatureExtractor
 
@@ -132,27 +132,21 @@ def find_foreground(
     prepare: Preprocess | None = None
     cells: list[Floats] = []
     sizes: dict[tuple[int, int], None] = {}
-    broken: list[Failure] = []
-    for n, item in enumerate(decode(rows, lambda image, _: image, workers, max_pixels=max_pixels), start=1):
-        if item.value is None:
-            broken.append(Failure(item.row.path, item.error or ""))
-            continue
-        sizes[item.size] = None
+    stage = "looking for the foreground"
+    for _, image in decode_all(rows, lambda image, _: image, workers, max_pixels, progress=progress, stage=stage):
+        height, width = image.shape[:2]
+        sizes[height, width] = None
         if prepare is None or ready is None:
-            prepare = Preprocess(_input_size(item.size), network.interpolation)
+            prepare = Preprocess(_input_size((height, width)), network.interpolation)
             ready = BackboneEngine(network, device, engine)
         if len(sizes) == 1:
-            cells.append(_cells(prepare(item.value), ready))
-        if progress is not None:
-            progress("looking for the foreground", n, len(rows))
-    if broken:
-        raise DataError(f"{len(broken)} of {len(rows)} images cannot be read:", broken)
+            cells.append(_cells(prepare(image), ready))
     if len(sizes) > 1:
         two = " and ".join(f"{h}x{w}" for h, w in list(sizes)[:2])
         says = f"the images have {len(sizes)} sizes, e.g. {two}: one mask needs one size"
         return Foreground(None, 1.0, len(rows), (Check("sizes", len(sizes), False, says),))
     (size,) = sizes
-    return foreground_of(np.stack(cells), [row.group or row.path for row in rows], size, seed)
+    return foreground_of(np.stack(cells), [row.unit for row in rows], size, seed)
 
 
 def _input_size(image: tuple[int, int]) -> tuple[int, int]:

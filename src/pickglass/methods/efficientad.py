@@ -44,8 +44,7 @@ from pickglass.detectors.method import FitContext
 from pickglass.errors import DataError, InputError
 from pickglass.features.batch import Batch
 from pickglass.features.engine import PerPositionEngine
-from pickglass.nn.gaussian.moments import ChannelMoments
-from pickglass.nn.maps import batch_mean, hardest_mean, highest, kept_cells, kept_mean, resampled_to
+from pickglass.nn.maps import ChannelMoments, batch_mean, hardest_mean, highest, kept_cells, kept_mean, resampled_to
 from pickglass.nn.networks.pdn import AE_SIDE, CHANNELS, FRAME, STRIDE, Autoencoder, PDNName, Student
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
@@ -143,7 +142,7 @@ class EfficientAD(Detector):
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
         """The smallest networks and a few steps."""
-        return {"backbone": "pdn_tiny", "steps": 8}
+        return {"backbone": "pdn_tiny", "steps": 4}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
