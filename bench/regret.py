@@ -5,7 +5,7 @@
 
 DATA holds data sets with real defects and masks. For each the advisor chooses from the good training images alone; all
 it is told is how large defects are, here the median longest extent of the real regions unless --defect-px says
-otherwise. Then every candidate that the advisor ranked, and what ``fit`` takes untold, is fitted on the same images and
+otherwise. Then every candidate that the advisor ranked, and the default of ``fit``, is fitted on the same images and
 judged on the real test images by AUPRO@0.05. The oracle chooses by the real defects on half of the test groups;
 all three are judged on the other half, 200 random halves. A set that the file holds already is not done again.
 """
@@ -27,9 +27,11 @@ from scipy.stats import spearmanr
 from pickglass.app.advise.advise import find_advice
 from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.choice import Advice
-from pickglass.app.advise.painted import InputMaker, Judged, PaintedSet, choose_rows, usual_size
+from pickglass.app.advise.painted import InputMaker, Judged, PaintedSet, choose_rows
+from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import LIMIT, Score, judge
-from pickglass.data import Preprocess, Row, Table, load_dataset, read_image, read_mask
+from pickglass.data import Preprocess, Row, Table, load_dataset, read_image, read_mask, usual_size
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.shared import SharedFeatures
 from pickglass.metrics.labelling import connected_regions
@@ -69,7 +71,7 @@ def compare(root: Path, name: str, defect_px: float | None, seed: int) -> dict[s
     extent = real_extent(dataset.test) if defect_px is None else defect_px
     extent = float(np.clip(extent, 4, min(image) / 2))
     with tempfile.TemporaryDirectory() as folder:
-        advice = find_advice(dataset.train, extent, Path(folder), backbones=[BACKBONE], seed=seed)
+        advice = find_advice(dataset.train, AdviseRequest(extent, backbones=[BACKBONE], seed=seed), Path(folder))
         if advice.choice is None:
             raise SystemExit(f"{name}: geometry rules out everything for {extent} px")
         chosen = advice.choice.candidate
@@ -99,8 +101,8 @@ def compare(root: Path, name: str, defect_px: float | None, seed: int) -> dict[s
 def painted_scores(advice: Advice, usual: Candidate) -> dict[str, float]:
     """AUPRO@0.05 of each candidate on the painted defects; the default's at the size nearest to 256 x 256 there."""
     scores = {one.candidate.name: one.score.aupro[0] for one in advice.ranking}
-    if advice.untold is not None:
-        scores.setdefault(usual.name, advice.untold.score.aupro[0])
+    if advice.baseline is not None:
+        scores.setdefault(usual.name, advice.baseline.score.aupro[0])
     return scores
 
 
@@ -154,7 +156,7 @@ def judged(wanted: Sequence[Candidate], data: PaintedSet, seed: int) -> dict[Can
         n = len(data.fit[size]) + len(data.test[size])
         with SharedFeatures(BACKBONE, "default", seed, layers, n, 2.0) as shared:
             for one in own:
-                scores[one] = judge(one, data, None if one.tile else shared, {}, seed=seed)[0]
+                scores[one] = judge(one, data, None if one.tile else shared, ComputeOptions(), seed=seed)[0]
                 print(f"  {one.name}: {scores[one].aupro[0]:.3f}", flush=True)
     return scores
 

@@ -39,7 +39,7 @@ from pickglass.app.fit import build
 from pickglass.app.pages.build import PAGE_ERRORS, environment
 from pickglass.app.pages.side_by_side import SameImage, Seen, draw_same, kind_of
 from pickglass.app.testing.evaluate import evaluate
-from pickglass.data import Row, load_dataset, paint, read_image, read_mask, with_roi
+from pickglass.data import Row, load_dataset, paint, read_mask, with_roi
 from pickglass.data.files import written_whole
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.methods import METHODS
@@ -267,8 +267,8 @@ def page(given: argparse.Namespace) -> None:
 
 def drawn(row: Row, saved: dict[str, Saved], peaks: dict[str, float]) -> SameImage:
     """An image and its maps in all ways."""
-    image = read_image(row.path)
-    mask = None if row.mask is None else read_mask(row.mask, (image.shape[0], image.shape[1]))
+    image = row.image()
+    mask = row.truth((image.shape[0], image.shape[1]))
     seen = [Seen(f"{way}: {peaks[way]:.2f}", own.map(row.path), (0.5, 2.0)) for way, own in saved.items()]
     return draw_same("/".join(Path(row.path).parts[-2:]), kind_of(row.label, row.defect), image, mask, seen)
 

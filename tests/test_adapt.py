@@ -14,8 +14,10 @@ import pickglass as pg
 from pickglass.cli.main import app
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.features.research import adaptation as module
+from pickglass.features.research import adaptation_painting, adaptation_task
 from pickglass.features.research.adaptation import AdaptationSettings, Good, adapt, stage_weights
+from pickglass.features.research.adaptation_painting import PaintedImages, judged_images
+from pickglass.features.research.adaptation_task import AdaptationTask, log_distances, painted_and_good_cells
 from pickglass.metrics import auroc
 from pickglass.testing import textures
 
@@ -37,8 +39,8 @@ def state(of: FeatureExtractor) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_JUDGED", 5)
-    monkeypatch.setattr(module, "_BANK_IMAGES", 4)
+    monkeypatch.setattr(adaptation_painting, "_JUDGED", 5)
+    monkeypatch.setattr(adaptation_task, "_BANK_IMAGES", 4)
 
 
 def test_a_stage_is_what_lies_behind_the_layer_before() -> None:
@@ -63,7 +65,7 @@ def test_names_with_short_forms_and_branches() -> None:
 def says(monkeypatch: pytest.MonkeyPatch, *misses: float) -> None:
     """Let the judge say this, one after the other."""
     left = list(misses)
-    monkeypatch.setattr(module._Task, "misses", lambda task, batch: torch.tensor([left.pop(0)]))
+    monkeypatch.setattr(AdaptationTask, "misses", lambda task, batch: torch.tensor([left.pop(0)]))
 
 
 @pytest.mark.usefixtures("quick")
@@ -71,14 +73,14 @@ def test_only_the_chosen_stage_moves_and_statistics_stay(monkeypatch: pytest.Mon
     network = extractor()
     before = state(network)
     says(monkeypatch, 0.5, 0.3, 0.4)
-    told = adapt(network, AdaptationSettings(("layer2",), epochs=2, lr=1e-3), good(8), good(3, 1), seed=0)
+    record = adapt(network, AdaptationSettings(("layer2",), epochs=2, lr=1e-3), good(8), good(3, 1), seed=0)
     after = state(network)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert told["kept"] == 1
-    assert told["auroc"] == [0.5, 0.7, 0.6]
+    assert record["kept"] == 1
+    assert record["auroc"] == [0.5, 0.7, 0.6]
     assert moved == set(stage_weights(network, ["layer2"]))
-    assert told["weights"] == sum(before[name].numel() for name in moved)
-    assert not set(told["trained_on"]) & set(told["judged_by"])
+    assert record["weights"] == sum(before[name].numel() for name in moved)
+    assert not set(record["trained_on"]) & set(record["judged_by"])
     assert network.weights is not None
     assert network.weights.adapted is not None
     assert len(network.weights.adapted) == 64
@@ -89,8 +91,8 @@ def test_it_stops_when_it_hurts_and_ties_go_to_the_network_as_it_was(monkeypatch
     network = extractor()
     before = state(network)
     says(monkeypatch, 0.4, 0.5, 0.4)
-    told = adapt(network, AdaptationSettings(("layer2",), epochs=2, lr=1e-3), good(8), good(3, 1), seed=0)
-    assert told["kept"] == 0
+    record = adapt(network, AdaptationSettings(("layer2",), epochs=2, lr=1e-3), good(8), good(3, 1), seed=0)
+    assert record["kept"] == 0
     assert all(torch.equal(before[name], tensor) for name, tensor in state(network).items())
     assert network.weights is not None
     assert network.weights.adapted is None
@@ -101,7 +103,7 @@ def test_training_lowers_the_loss_and_the_pull_keeps_features_near() -> None:
     """On one fixed batch, each step with the same cells: gradient descent on one function, on every machine alike."""
     change = []
     for pull in (0.0, 30.0):
-        task = module._Task(extractor(), list(stage_weights(extractor(), ["layer2"])), pull, good(8), seed=0)
+        task = AdaptationTask(extractor(), list(stage_weights(extractor(), ["layer2"])), pull, good(8), seed=0)
         batch = task.painted(range(8))
         optimiser = torch.optim.Adam([p for p in task.stack.parameters() if p.requires_grad], lr=1e-3)
         losses = []
@@ -124,14 +126,14 @@ def test_training_lowers_the_loss_and_the_pull_keeps_features_near() -> None:
 @pytest.mark.usefixtures("quick")
 def test_the_judge_is_the_mean_cell_auroc_of_the_defects() -> None:
     network, images = extractor(), good(8)
-    task = module._Task(network, ["layer2.0.conv1.weight"], 1.0, images, seed=0)
-    judged = module._judged(good(3, 1), seed=0)
+    task = AdaptationTask(network, ["layer2.0.conv1.weight"], 1.0, images, seed=0)
+    judged = judged_images(good(3, 1), seed=0)
     with torch.no_grad():
         found = float(task.misses(judged))
         bank = task.frozen(images.images[:4]).permute(0, 2, 3, 1).flatten(0, 2)  # all 4 x 16 x 16 cells
         vectors = task.frozen(judged.images).permute(0, 2, 3, 1)  # (5, 16, 16, D)
     distances = torch.cdist(vectors.flatten(0, 2), bank).amin(1).view(5, 16, 16).numpy()
-    bad, ok = (cells.numpy() for cells in module._cells(judged, (16, 16)))
+    bad, ok = (cells.numpy() for cells in painted_and_good_cells(judged, (16, 16)))
     each = [
         auroc(np.r_[np.ones(b.sum(), int), np.zeros(ok.sum(), int)], np.r_[d[b], distances[ok]])
         for d, b in zip(distances, bad, strict=True)
@@ -143,7 +145,7 @@ def test_distances_leave_out_the_own_image() -> None:
     vectors = torch.randn(3, 2, 2, 5, generator=torch.Generator().manual_seed(0))
     queries = torch.tensor([[0, 0, 1], [2, 1, 1]])
     bank = torch.tensor([[i, y, x] for i in range(3) for y in range(2) for x in range(2)])
-    found = module._log_distances(vectors, queries, bank)
+    found = log_distances(vectors, queries, bank)
     for at, log in zip(queries, found, strict=True):
         others = torch.cat([vectors[i].flatten(0, 1) for i in range(3) if i != at[0]])
         expected = (others - vectors[tuple(at)]).norm(dim=1).min().log()
@@ -155,7 +157,7 @@ def test_cells_beside_a_painted_one_count_as_neither() -> None:
     painted[0, 9, 9] = True
     keep = torch.ones(1, 32, 32, dtype=torch.bool)
     keep[:, 24:] = False
-    bad, ok = module._cells(module._Painted(torch.zeros(1, 3, 32, 32), painted, keep), (8, 8))
+    bad, ok = painted_and_good_cells(PaintedImages(torch.zeros(1, 3, 32, 32), painted, keep), (8, 8))
     assert bad.nonzero().tolist() == [[0, 2, 2]]
     expected = torch.ones(8, 8, dtype=torch.bool)
     expected[1:4, 1:4] = False
@@ -170,11 +172,11 @@ def test_a_model_carries_its_adapted_weights(tiled: bool, tmp_path: Path, monkey
     images = textures(10, 96)
     detector = pg.PatchCore(**RESNET, ratio=0.05).adapted("layer2", epochs=1, lr=1e-3, images=12)  # type: ignore[arg-type]
     detector = (detector.tiled(tile=48, stride=16, heads=2) if tiled else detector).fit(images, validate=0.2)
-    told = detector.provenance.adaptation
-    assert told["images"] <= 12
+    record = detector.provenance.adaptation
+    assert record["images"] <= 12
     assert detector.provenance.n_validate == 2
     adapted = detector.provenance.backbone_weights["adapted"]
-    assert told["kept"] == 1
+    assert record["kept"] == 1
     assert adapted is not None
     scores = detector.predict(images).scores
     assert np.isfinite(scores).all()
@@ -217,7 +219,7 @@ def test_the_command_line_adapts(small_dataset: Path, tmp_path: Path) -> None:
         app, ["fit", str(small_dataset), "-o", model, *fixed, "--adapt", "layer1", "--set", "adaptation.epochs=1"]
     )
     assert run.exit_code == 0, run.output
-    told = json.loads(run.stdout)["adaptation"]
-    assert told["stages"] == ["layer1"]
-    assert len(told["auroc"]) == 2
+    record = json.loads(run.stdout)["adaptation"]
+    assert record["stages"] == ["layer1"]
+    assert len(record["auroc"]) == 2
     assert pg.load(model).configuration()["adaptation"]["epochs"] == 1

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis.strategies import integers
 
 from pickglass.errors import InputError
+from pickglass.nn.maps import exact_float32, rounding_bound
 from pickglass.nn.search.coreset import greedy_coreset, random_projection
-from pickglass.nn.search.precision import exact_float32, rounding_bound
 
 
 def plain_greedy(points: np.ndarray, size: int, first: int) -> list[int]:

@@ -31,8 +31,7 @@ from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods import load
 from pickglass.methods.efficientad import EfficientAD, jitter
 from pickglass.methods.patchcore import PatchCore
-from pickglass.nn.gaussian.moments import ChannelMoments
-from pickglass.nn.maps import resampled_to
+from pickglass.nn.maps import ChannelMoments, resampled_to
 from pickglass.nn.networks.pdn import CHANNELS, FRAME, PDN, Autoencoder, Student
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.testing import textures
@@ -631,6 +630,7 @@ def test_forward_is_exported_and_answers_alike_elsewhere(size: int) -> None:
     np.testing.assert_allclose(got[1], map_.numpy(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.golden
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
     monkeypatch.setattr("pickglass.nn.training.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -530,3 +532,20 @@ def test_shared_features_leave_several_scales_alone() -> None:
         detector = plain.fused("concat", scales=(1.0, 0.5))
         detector.shared_features = shared
         assert (detector.fit(good, calibrate=0).predict(good).scores == alone).all()
+
+
+def test_a_plain_fit_never_enters_the_research_folder() -> None:
+    """A reader of a fit, a prediction and a model file need not know that there is one."""
+    code = """
+import sys, tempfile
+import pickglass as pg
+from pickglass.testing import textures
+images = textures(8, 64)
+detector = pg.PatchCore(backbone="resnet18", weights="random", layers="layer1", size=64, ratio=0.1)
+detector.fit(images, engine="torch").predict(images[:1], engine="torch")
+with tempfile.TemporaryDirectory() as folder:
+    pg.load(detector.save(f"{folder}/model.safetensors"))
+print(*(name for name in sys.modules if name.startswith("pickglass.features.research")))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pickglass.data.images.decoder import read_header, read_image, read_mask
-from pickglass.data.tables.decoding import decode
+from pickglass.data.images.decoder import decode, read_header, read_image, read_mask
 from pickglass.data.tables.rows import Row
 from pickglass.errors import ImageError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pickglass.nn import maps
 from pickglass.nn.search import neighbours
 from pickglass.nn.search.neighbours import BankIndex, nearest_of_each, nearest_plain
 
@@ -95,7 +96,7 @@ def test_detection_of_bfloat16_reads_the_flags(monkeypatch: pytest.MonkeyPatch, 
         def read_text(self) -> str:
             return f"processor: 0\nflags\t\t: fpu {self.text}\n"
 
-    monkeypatch.setattr(neighbours, "Path", Flags)
+    monkeypatch.setattr(maps, "Path", Flags)
     for text, expected in (("avx512f", False), ("avx512_bf16", True), ("amx_bf16 amx_tile", True)):
         monkeypatch.setattr(Flags, "text", text)
-        assert neighbours.has_fast_bfloat16() is expected
+        assert maps.has_fast_bfloat16() is expected

@@ -248,12 +248,12 @@ def test_records_come_back_from_json() -> None:
 
 
 def test_changed_settings_make_it_stale() -> None:
-    from pickglass.calibration import settings_digest
+    from pickglass.detectors.settings import settings_digest
 
     made = highest_score([1.0], [1.0], settings=settings_digest({"size": (64, 64), "top_k": 3}))
-    assert not made.against({"top_k": 3, "size": [64, 64]}).stale
-    assert made.against({"size": [64, 64], "top_k": 4}).stale
-    assert not highest_score([1.0], [1.0]).against({"top_k": 4}).stale  # of older models nothing is known
+    assert not made.against(settings_digest({"top_k": 3, "size": [64, 64]})).stale
+    assert made.against(settings_digest({"size": [64, 64], "top_k": 4})).stale
+    assert not highest_score([1.0], [1.0]).against("4").stale  # of older models nothing is known
 
 
 @pytest.mark.parametrize(

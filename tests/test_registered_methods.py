@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import pickglass as pg
-from pickglass.calibration import settings_digest
 from pickglass.detectors import plugins
 from pickglass.detectors.modelfile import read_model, write_model
+from pickglass.detectors.settings import settings_digest
 from pickglass.errors import InputError, UnknownName
 from pickglass.methods import METHODS, find_method, method_names
 from pickglass.testing import textures

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis.strategies import integers
 from PIL import Image
 
-from pickglass.data.tables.decoding import decode_all
+from pickglass.data.images.decoder import decode_all
 from pickglass.data.tables.rows import Dataset, Row, Table, fingerprint, group_by, image_digest, split_roles
 from pickglass.errors import DataError, ImageError, InputError
 

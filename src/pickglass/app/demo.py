@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pickglass.app.fit import fit
+from pickglass.app.fit import FitRequest, fit
 from pickglass.app.results import DemoResult, DemoWithCloth
 from pickglass.app.testing.test import test
 from pickglass.data import paint
@@ -51,7 +51,7 @@ def demo(folder: str | Path = "pickglass-demo", *, seed: int = 0, progress: Prog
 
 def _run(root: Path, data: Path, model: str, report: str, seed: int, progress: Progress | None) -> DemoResult:
     written = root / f"{model}.safetensors"
-    fitted = fit(data, written, settings={"size": 2 * PIECE}, seed=seed, progress=progress)
+    fitted = fit(data, written, FitRequest(settings={"size": 2 * PIECE}, seed=seed), progress=progress)
     tested = test(written, data, root / f"{report}.html", progress=progress)
     return {"folder": str(root), "model": str(written), "fit": fitted, "test": tested}
 

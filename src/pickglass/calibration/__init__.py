@@ -5,7 +5,6 @@ from pickglass.calibration.promises import (
     Evidence,
     Verdict,
     highest_score,
-    settings_digest,
 )
 from pickglass.calibration.ranks import flagged_curve
 from pickglass.calibration.scale import PValue
@@ -22,5 +21,4 @@ __all__ = [
     "flagged_curve",
     "highest_score",
     "promised",
-    "settings_digest",
 ]

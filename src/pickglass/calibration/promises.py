@@ -7,10 +7,9 @@ scores of images judged by refitted models) is no promise at all. :mod:`pickglas
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from pickglass.calibration.ranks import group_maxima
 from pickglass.calibration.scale import PValue, Tail, fit_tail, p_value
 
-__all__ = ["Calibration", "Evidence", "Source", "Verdict", "best_f1", "fixed_value", "highest_score", "settings_digest"]
+__all__ = ["Calibration", "Evidence", "Source", "Verdict", "best_f1", "fixed_value", "highest_score"]
 
 Verdict = Literal["good", "bad"]
 
@@ -37,7 +36,7 @@ class Evidence:
         groups: (N,) name of the part or roll, None for an image that stands alone; empty: all do.
         source: where the scores come from.
         curves: (N, K) of :func:`pickglass.calibration.ranks.flagged_curve`, only needed for the promise ``area``.
-        settings: :func:`settings_digest` of the detector.
+        settings: digest of the settings of the detector.
         proviso: a condition that could not be checked; the sentence states it.
     """
 
@@ -56,7 +55,7 @@ class Evidence:
 
     def record(self, promise: str, image: float | None, pixel: float | None, **more: Any) -> Calibration:
         """Make the calibration that rests on these images."""
-        units = group_maxima(self.scores, self.groups)
+        named = [group for group in self.groups if group is not None]
         return Calibration(
             promise=promise,
             image_threshold=image,
@@ -66,8 +65,7 @@ class Evidence:
             groups=tuple(self.groups),
             source=self.source,
             settings=self.settings,
-            n=len(units),
-            tail=fit_tail(units),
+            n=len(self.scores) - len(named) + len(set(named)),
             **more,
         )
 
@@ -92,7 +90,6 @@ class Calibration:
         n: what counts: calibration images, or groups of them where they have groups.
         r: how many of these may exceed the threshold.
         sentence: the promise in words.
-        tail: of the scores, for p-values beyond the highest.
         settings: digest of the detector's settings at the time; empty: not known.
     """
 
@@ -110,7 +107,6 @@ class Calibration:
     n: int = 0
     r: int | None = None
     sentence: str = ""
-    tail: Tail | None = None
     settings: str = ""
 
     def verdict(self, score: float) -> Verdict | None:
@@ -129,10 +125,14 @@ class Calibration:
             return None
         return p_value(score, group_maxima(self.scores, self.groups), self.tail)
 
-    def against(self, configuration: Mapping[str, Any]) -> Calibration:
-        """Return this calibration, stale if the detector's settings are no longer those it was made with."""
-        changed = bool(self.settings) and self.settings != settings_digest(configuration)
-        return replace(self, stale=True) if changed else self
+    @cached_property
+    def tail(self) -> Tail | None:
+        """The tail of the scores, for p-values beyond the highest; None where there are too few, or all are equal."""
+        return fit_tail(group_maxima(self.scores, self.groups))
+
+    def against(self, settings: str) -> Calibration:
+        """Return this calibration, stale if the detector has another digest of its settings by now."""
+        return self if self.settings in ("", settings) else replace(self, stale=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return the calibration as a plain dict."""
@@ -141,14 +141,9 @@ class Calibration:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Calibration:
         """Make the calibration that :meth:`to_json` described."""
-        tail = data.get("tail")
         sequences = {name: tuple(data.get(name, ())) for name in ("scores", "peaks", "groups")}
-        return cls(**{**data, **sequences, "tail": None if tail is None else Tail(*tail)})
-
-
-def settings_digest(configuration: Mapping[str, Any]) -> str:
-    """Return a short digest of a detector's settings; lists and tuples count as the same."""
-    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+        known = {name: value for name, value in data.items() if name != "tail"}  # older files keep what follows
+        return cls(**{**known, **sequences})
 
 
 def highest_score(
@@ -163,7 +158,7 @@ def highest_score(
         scores: (N,) image scores.
         peaks: (N,) highest map value of each image.
         groups: (N,) part or roll of each image, None for its own; empty: all stand alone.
-        settings: :func:`settings_digest` of the detector, by which a later change is noticed.
+        settings: digest of the settings of the detector, by which a later change is noticed.
     """
     evidence = Evidence(scores, peaks, groups, "held back", settings=settings)
     return evidence.record(

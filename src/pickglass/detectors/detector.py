@@ -41,7 +41,6 @@ from pickglass.detectors.tiling import TileParts
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.batch import Batch
 from pickglass.features.engine import BackboneEngine, device_name, has_bfloat16
-from pickglass.features.research.fusion import Fusion
 from pickglass.features.shared import SharedFeatures
 from pickglass.nn.maps import kept_cells
 from pickglass.result import Found, Named, Prediction
@@ -171,6 +170,8 @@ class Detector(Method):
             loader = self.loader(loader.compute)
             loader.ready = ready
         if self.fusing is not None:
+            from pickglass.features.research.fusion import Fusion
+
             fusion = Fusion(self.fusing, self.backbone_shapes(), plan.seed)
             learn_fusion(fusion, loader, table, plan.progress)
             self.fusion = loader.fusion = fusion

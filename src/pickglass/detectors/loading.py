@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.batch import Batch
 from pickglass.features.engine import BackboneEngine
-from pickglass.features.research.fusion import Fusion
+
+if TYPE_CHECKING:
+    from pickglass.features.research.fusion import Fusion
 
 __all__ = ["FeatureLoader", "LoadedBatch", "Prepared", "canvas_batch", "on_device", "prepared", "silent"]
 
@@ -48,11 +50,11 @@ class LoadedBatch(NamedTuple):
         batch: of the sound images, in their order; None where all are broken.
     """
 
-    items: list[Decoded[Prepared]]
+    items: list[Decoded[Row, Prepared]]
     batch: Batch | None
 
     @property
-    def sound(self) -> list[Decoded[Prepared]]:
+    def sound(self) -> list[Decoded[Row, Prepared]]:
         """The items that are in the batch, in its order."""
         return [item for item in self.items if item.error is None]
 
@@ -124,7 +126,7 @@ class FeatureLoader:
         self.compute = compute
         self.tiles = tiles
         self.fusion = fusion
-        self.ready: Mapping[str, Decoded[Prepared]] = {}
+        self.ready: Mapping[str, Decoded[Row, Prepared]] = {}
         self.positions: range | None = None
         self.turn = 0
 
@@ -156,7 +158,7 @@ class FeatureLoader:
     def batches(self, rows: Sequence[Row]) -> Iterator[LoadedBatch]:
         """Read the rows in batches, in order; a broken image is named and leaves the others."""
         compute, size = self.compute, self.batch
-        waiting: list[Decoded[Prepared]] = []
+        waiting: list[Decoded[Row, Prepared]] = []
         unknown = (row for row in rows if row.path not in self.ready)
         ahead = max(2 * size, compute.workers)
         decoded = decode(unknown, self._prepare, compute.workers, ahead, compute.max_pixels)

@@ -20,19 +20,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pickglass.calibration import Calibration, settings_digest
+from pickglass.calibration import Calibration
 from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess
 from pickglass.data.files import output_path, written_whole
 from pickglass.detectors.method import Method, assign
-from pickglass.detectors.model_header import FORMAT, parse_header
+from pickglass.detectors.model_header import FORMAT, check_model_file, parse_header
 from pickglass.detectors.naming import Namer
 from pickglass.detectors.provenance import Provenance
+from pickglass.detectors.settings import settings_digest
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import ModelFileError
 from pickglass.features.backbones.weights import WeightsInfo
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.features.research.fusion import Fusion
 
 __all__ = ["read_model", "restore", "save", "write_model"]
 
@@ -89,6 +89,8 @@ def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[
     if detector.tiling is not None:
         detector.tiles = Tiles(detector.tiling, detector.input_size)
     if detector.fusing is not None:
+        from pickglass.features.research.fusion import Fusion
+
         detector.fusion = Fusion(detector.fusing, detector.backbone_shapes())
     detector.build(detector.level_shapes(), detector.tiles.heads if detector.tiles else 1, seed=0)
     missing = [name for name in detector.extractor.state_dict(prefix="backbone.") if name not in tensors]
@@ -140,8 +142,7 @@ def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ModelFileError: missing, not a pickglass model, of another format version, or damaged.
     """
-    if not Path(path).is_file():
-        raise ModelFileError(f"{path}: no such file; expected a model that 'pickglass fit' wrote")
+    check_model_file(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             header = parse_header(file.metadata() or {}, path)

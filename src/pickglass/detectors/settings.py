@@ -8,14 +8,16 @@ Letters: B images, P positions, C channels, h x w cells of a layer, H x W pixels
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from pickglass.calibration import Calibration, settings_digest
+from pickglass.calibration import Calibration
 from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess, parse_size
 from pickglass.detectors.compute import Shape
@@ -25,11 +27,13 @@ from pickglass.detectors.renamed_settings import with_new_names
 from pickglass.detectors.tiling import TileOptions, Tiles, TileSettings
 from pickglass.errors import InputError, NotFitted, UnknownName
 from pickglass.features.extractor import FeatureExtractor, layer_list
-from pickglass.features.research.adaptation import AdaptationOptions, AdaptationSettings
-from pickglass.features.research.fusion import Fusion, FusionKind, FusionOptions, FusionSettings
 from pickglass.nn.maps import smooth
 
-__all__ = ["Configured"]
+if TYPE_CHECKING:
+    from pickglass.features.research.adaptation import AdaptationOptions, AdaptationSettings
+    from pickglass.features.research.fusion import Fusion, FusionKind, FusionOptions, FusionSettings
+
+__all__ = ["Configured", "settings_digest"]
 
 Self = TypeVar("Self", bound="Configured")
 
@@ -50,6 +54,7 @@ class Configured(nn.Module):
         method: the name by which the command line and model files know the method.
         reads: what a method wants of a batch: ``"features"``, ``"images"`` or both.
         validate_share: share of the training images that the method wants for validation.
+        fewest_images: with fewer images to fit the method learns nothing that means anything.
         presets: settings by name, for :meth:`from_preset`.
         extractor: the frozen backbone; None before the fit.
         roi: (H, W) bool on the canvas, the region of interest of images that have none of their own; None: everything.
@@ -67,6 +72,7 @@ class Configured(nn.Module):
     method: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ("features",)
     validate_share: ClassVar[float] = 0.0
+    fewest_images: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(
@@ -128,8 +134,12 @@ class Configured(nn.Module):
         if settings.get("tiling") is not None:
             detector.tiling = TileSettings.from_json(settings["tiling"])
         if settings.get("fusion") is not None:
+            from pickglass.features.research.fusion import FusionSettings
+
             detector.fusing = FusionSettings.from_json(settings["fusion"])
         if settings.get("adaptation") is not None:
+            from pickglass.features.research.adaptation import AdaptationSettings
+
             detector.adapting = AdaptationSettings.from_json(settings["adaptation"])
         return detector
 
@@ -186,6 +196,8 @@ class Configured(nn.Module):
         """
         if "features" not in self.reads:
             raise InputError(f"{type(self).__name__} reads images, not features: there is nothing to fuse")
+        from pickglass.features.research.fusion import FusionSettings
+
         fusion = FusionSettings.from_json({"kind": kind, **settings}).to_json()
         return self.configured({**self.configuration(), "fusion": fusion})
 
@@ -208,6 +220,8 @@ class Configured(nn.Module):
         """
         if "features" not in self.reads:
             raise InputError(f"{type(self).__name__} reads images, not features: there is no backbone to adapt")
+        from pickglass.features.research.adaptation import AdaptationSettings
+
         adaptation = AdaptationSettings(layer_list(stages), **settings).to_json()
         return self.configured({**self.configuration(), "adaptation": adaptation})
 
@@ -308,3 +322,8 @@ class Configured(nn.Module):
         stride = [side / cells for side, cells in zip(self.seen_size, maps.shape[2:], strict=True)]
         sigma = min(stride) / 2 if self.smoothing is None else self.smoothing
         return smooth(maps, [sigma / s for s in stride], keep)
+
+
+def settings_digest(configuration: Mapping[str, Any]) -> str:
+    """Return a short digest of a detector's settings; lists and tuples count as the same."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]

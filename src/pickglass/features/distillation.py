@@ -36,8 +36,7 @@ from pickglass.errors import DataError, InputError
 from pickglass.features.backbones.weights import read_state
 from pickglass.features.engine import BackboneEngine, EngineName
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.nn.gaussian.moments import ChannelMoments
-from pickglass.nn.maps import neighbourhood_mean, pool_channels, to_grid
+from pickglass.nn.maps import ChannelMoments, neighbourhood_mean, pool_channels, to_grid
 from pickglass.nn.networks.pdn import CHANNELS, FIELD, FRAME, PDN, STRIDE, PDNName
 from pickglass.nn.training.loop import EpochRecord, Phase, Plan, train_all
 

@@ -36,8 +36,7 @@ from pickglass.errors import InputError
 from pickglass.features.batch import Batch
 from pickglass.nn.gaussian.cells import CellGaussians
 from pickglass.nn.gaussian.learners import FewSamples, RunningSums
-from pickglass.nn.maps import highest, kept_cells
-from pickglass.nn.search.precision import exact_float32
+from pickglass.nn.maps import exact_float32, highest, kept_cells
 
 __all__ = ["PaDiM"]
 
@@ -70,6 +69,7 @@ class PaDiM(Detector):
     """
 
     method = "padim"
+    fewest_images = 2  # a covariance
     presets: ClassVar = {
         "paper": {
             "backbone": "wide_resnet50_2",

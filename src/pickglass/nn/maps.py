@@ -1,4 +1,4 @@
-"""Arithmetic on feature grids and anomaly maps, in operations that every exporter knows.
+"""Arithmetic on feature grids and anomaly maps, in operations that every exporter knows, and its precision.
 
 Letters: B images, P positions, C channels, h x w cells.
 """
@@ -6,8 +6,10 @@ Letters: B images, P positions, C channels, h x w cells.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +18,13 @@ from scipy.special import ive
 from torch import Tensor
 
 __all__ = [
+    "ChannelMoments",
     "adaptive_windows",
     "batch_mean",
     "discrete_gaussian",
+    "exact_float32",
     "hardest_mean",
+    "has_fast_bfloat16",
     "highest",
     "kept_cells",
     "kept_mean",
@@ -27,6 +32,7 @@ __all__ = [
     "patch_vectors",
     "pool_channels",
     "resampled_to",
+    "rounding_bound",
     "smooth",
     "to_grid",
 ]
@@ -149,6 +155,36 @@ def highest(maps: Tensor, keep: Tensor | None = None) -> Tensor:
     return maps.flatten(2).max(2).values
 
 
+class ChannelMoments:
+    """Mean and standard deviation of each channel over all cells, as they come, each position by itself.
+
+    Two passes within a batch, batches merged exactly (Chan, Golub, LeVeque 1983): nothing cancels, as it does in the
+    mean of squares minus the square of the mean.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+
+    def add(self, level: Tensor, keep: Tensor | None = None) -> None:
+        """(B, P, C, h, w) and which cells count, (B, P, h, w) bool."""
+        values = level.cpu().double().permute(1, 2, 0, 3, 4).flatten(2)  # (P, C, N)
+        weight = torch.ones(values.shape[0], 1, values.shape[2], dtype=torch.float64)
+        if keep is not None:
+            weight = keep.cpu().double().transpose(0, 1).flatten(1)[:, None]  # (P, 1, N)
+        n = weight.sum(2)  # (P, 1)
+        mean = (values * weight).sum(2) / n.clamp(min=1)  # (P, C)
+        squares = ((values - mean[..., None]).square() * weight).sum(2)
+        total, apart = (self.count + n).clamp(min=1), mean - self.mean
+        self.squares = self.squares + squares + apart.square() * self.count * n / total
+        self.mean = self.mean + apart * n / total
+        self.count = self.count + n
+
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """(P, C) each, float64; the deviation of a channel that never changes is 1."""
+        std = (self.squares / self.count.clamp(min=1)).sqrt()
+        return self.mean, torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, 1.0)
+
+
 # -- means over what counts --------------------------------------------------------------------------------------------
 #
 # A tile outside the region of interest, and the tiles that fill up heads which have fewer tiles than others, have no
@@ -197,3 +233,37 @@ def batch_mean(values: Tensor, keep: Tensor | None) -> Tensor:
         return values.mean(0)
     counting = keep.flatten(2).any(2)  # (B, P)
     return torch.where(counting, values, 0).sum(0) / counting.sum(0).clamp(min=1)
+
+
+# -- precision ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Matrix products inside run in full float32; the caller's setting comes back afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def rounding_bound(terms: int, dtype: torch.dtype = torch.float32) -> float:
+    """Relative error bound of a sum of products of that many terms in any order of summation.
+
+    gamma_n = n u / (1 - n u), u half the machine epsilon (Higham 2002, section 3.1), with three roundings to spare
+    for what surrounds the sum.
+    """
+    u = torch.finfo(dtype).eps / 2
+    n = terms + 3
+    return n * u / (1 - n * u)
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); without it the detour costs time."""
+    flags = Path("/proc/cpuinfo")
+    if not flags.is_file():
+        return False
+    words = next((line.split() for line in flags.read_text().splitlines() if line.startswith("flags")), [])
+    return "avx512_bf16" in words or "amx_bf16" in words

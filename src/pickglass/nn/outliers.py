@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pickglass.nn.search.precision import exact_float32
+from pickglass.nn.maps import exact_float32
 
 __all__ = ["group_distances", "modified_z", "principal", "standing_out"]
 

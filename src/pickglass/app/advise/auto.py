@@ -7,7 +7,7 @@ too that did nothing. Nothing here knows a real defect, and images that are held
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from pickglass.app.advise.advise import find_advice
 from pickglass.app.advise.candidates import Candidate, size_text
 from pickglass.app.advise.choice import Advice, limits_of
 from pickglass.app.advise.painted import PaintedSet
+from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score, difference, judge
 from pickglass.app.advise.within_foreground import judged_within, look_for_part
-from pickglass.app.study.results import AblationRow
+from pickglass.app.results import AblationRow
 from pickglass.data import Table
-from pickglass.data.painting.defects import Kind
-from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import InputError
 from pickglass.features.foreground import Foreground
 from pickglass.features.shared import SharedFeatures
@@ -72,53 +72,39 @@ def usual_defect(image: tuple[int, int]) -> float:
 
 def auto_choice(
     table: Table,
-    defect_px: float,
+    request: AdviseRequest,
     *,
-    latency_ms: float | None = None,
-    backbones: Sequence[str] | None = None,
-    kinds: Sequence[Kind] | None = None,
-    seed: int = 0,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    running: ComputeArguments | None = None,
 ) -> AutoChoice:
-    """The advisor's choice for good images, then part by part.
+    """Choose a detector for good images as the advisor does, then try part by part whether more helps.
 
     Args:
-        table: good images that may be used for choosing: not those for thresholds.
-        defect_px: as of :func:`pickglass.app.advise.advise.advise`, like the rest.
+        table: good images that may be used for choosing, without those for the thresholds.
+        request: the defect to be seen.
+        compute: where to compute.
+        progress: called with (stage, done, total).
 
     Raises:
         InputError: geometry rules out everything.
     """
-    run: ComputeArguments = running or {}
-    asked = {} if kinds is None else {"kinds": kinds}
+    run = compute or ComputeOptions()
     with tempfile.TemporaryDirectory(prefix="pickglass-") as folder:
-        advice = find_advice(
-            table,
-            defect_px,
-            Path(folder),
-            latency_ms=latency_ms,
-            backbones=backbones,
-            seed=seed,
-            progress=progress,
-            running=run,
-            **asked,
-        )
+        advice = find_advice(table, request, Path(folder), compute=run, progress=progress)
         found = None
         if all(row.roi is None for row in table):
-            found = look_for_part(table, seed, run, progress)
-        return _parts_tried(advice, found, defect_px, Path(folder), seed, run, progress)
+            found = look_for_part(table, request.seed, run, progress)
+        return _parts_tried(advice, found, Path(folder), run, progress)
 
 
 def _parts_tried(
     advice: Advice,
     found: Foreground | None,
-    defect_px: float,
     folder: Path,
-    seed: int,
-    running: ComputeArguments,
+    compute: ComputeOptions,
     progress: Progress | None,
 ) -> AutoChoice:
+    seed, defect_px = advice.request.seed, advice.request.defect_px
     best = advice.choice or (advice.ranking[0] if advice.ranking else None)
     if best is None:
         raise InputError(f"preset 'auto' with defects of {defect_px:g} px: {limits_of(advice)[0]}")
@@ -131,7 +117,7 @@ def _parts_tried(
         shared = features if chosen.tile is None else None
 
         def judged(own: Mapping[str, Any], on: PaintedSet) -> Score:
-            return judge(chosen, on, shared, running, changes=own, seed=seed)[0]
+            return judge(chosen, on, shared, compute, changes=own, seed=seed)[0]
 
         rows.append(_features(chosen, best.score, advice))
         rows.append(_resolution(chosen, best.score, advice))
@@ -214,10 +200,10 @@ def _decided(
 
 def _features(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:
     names = [one.candidate.name for one in advice.ranking[:3]]
-    if advice.untold is None:
+    if advice.baseline is None:
         return _row("features", names, chosen.name, "aupro_05", None, True, advice.why)
-    gain = difference(score, advice.untold.score, advice.data.groups)["aupro"]
-    return _row("features", ["what fit takes untold", *names], chosen.name, "aupro_05", gain, True, advice.why)
+    gain = difference(score, advice.baseline.score, advice.data.groups)["aupro"]
+    return _row("features", ["the default of fit", *names], chosen.name, "aupro_05", gain, True, advice.why)
 
 
 def _resolution(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:

@@ -8,35 +8,33 @@ Letters: H x W pixels of the original image, h x w of the window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pickglass.app.advise.request import KINDS_PAINTED
 from pickglass.data import (
     Preprocess,
     Role,
     Row,
     Table,
-    decode,
+    decode_all,
     paint,
-    read_header,
     split_roles,
 )
 from pickglass.data.painting.defects import Kind
 from pickglass.detectors.compute import ComputeOptions, Progress
-from pickglass.errors import DataError, Failure, InputError
+from pickglass.errors import DataError, InputError
 
-__all__ = ["KINDS_PAINTED", "InputMaker", "Judged", "PaintedSet", "choose_rows", "paint_set", "usual_size"]
+__all__ = ["InputMaker", "Judged", "PaintedSet", "choose_rows", "paint_set"]
 
 Size = tuple[int, int]
 
-KINDS_PAINTED: tuple[Kind, ...] = ("scratch", "hole", "stain", "crack", "dent")
 CONTRASTS = (1.0, 0.6, 0.3)
 
 MOST_FIT = 40  # images that teach,
@@ -94,12 +92,6 @@ class PaintedSet:
         object.__setattr__(self, "groups", tuple(one.group for one in self.judged))
 
 
-def usual_size(table: Table) -> Size:
-    """The median height and width of the images, from their headers."""
-    sizes = [row.pixels.shape[:2] if row.pixels is not None else read_header(row.path)[:2] for row in table]
-    return round(median(h for h, _ in sizes)), round(median(w for _, w in sizes))
-
-
 def choose_rows(table: Table, seed: int, fit: int = MOST_FIT, held: int = MOST_HELD) -> tuple[Table, Table]:
     """Good images that teach and good images that are held back, of different groups.
 
@@ -133,7 +125,7 @@ def paint_set(
     contrasts: Sequence[float] = CONTRASTS,
     painted: int = MOST_PAINTED,
     seed: int = 0,
-    running: ComputeOptions | None = None,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> PaintedSet:
     """Decode the images, paint on those held back, and make what the network reads at every size.
@@ -149,7 +141,7 @@ def paint_set(
     Raises:
         DataError: an image cannot be read, or no defect could be painted.
     """
-    run = running or ComputeOptions()
+    run = compute or ComputeOptions()
     taught, held = rows
     makers = [InputMaker(prepare, folder, f"{i}") for i, prepare in enumerate(prepares)]
     fit: dict[Size, list[Row]] = {prepare.size: [] for prepare in prepares}
@@ -210,18 +202,12 @@ class InputMaker:
         return replace(row, path=path or row.path, pixels=canvas, roi=roi, role=role, label=int(path is not None))
 
 
-def _decoded(table: Table, run: ComputeOptions, progress: Progress | None, stage: str) -> Any:
-    """(row, 8-bit pixels) of each image, in order."""
-    broken = []
-    for n, item in enumerate(decode(table, lambda image, _: image, run.workers, max_pixels=run.max_pixels), start=1):
-        if item.value is None:
-            broken.append(Failure(item.row.path, item.error or ""))
-            continue
-        if progress is not None:
-            progress(stage, n, len(table))
-        yield item.row, _eight_bits(item.value)
-    if broken:
-        raise DataError(f"{len(broken)} of {len(table)} images cannot be read:", broken)
+def _decoded(
+    table: Table, run: ComputeOptions, progress: Progress | None, stage: str
+) -> Iterator[tuple[Row, NDArray[np.uint8]]]:
+    """Yield (row, 8-bit pixels) of each image, in order."""
+    pixels = decode_all(table, lambda image, _: image, run.workers, run.max_pixels, progress=progress, stage=stage)
+    return ((row, _eight_bits(image)) for row, image in pixels)
 
 
 def _eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
@@ -267,7 +253,7 @@ def _judged(row: Row, pixels: NDArray[np.uint8], mask: NDArray[np.bool_] | None,
         keep &= region[part]
     return Judged(
         row.path,
-        row.path if row.group is None else f"group {row.group}",
+        row.unit,
         (height, width),
         (top, left, h, w),
         inside,

@@ -18,7 +18,7 @@ from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.jobs.peak import peak_mb, reset_peak
 from pickglass.data import resize_map
-from pickglass.detectors.compute import ComputeArguments
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError
 from pickglass.features.shared import SharedFeatures
 from pickglass.methods import Detector, find_method
@@ -107,7 +107,7 @@ def judge(
     candidate: Candidate,
     data: PaintedSet,
     shared: SharedFeatures | None,
-    running: ComputeArguments,
+    compute: ComputeOptions,
     *,
     changes: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -119,7 +119,7 @@ def judge(
         candidate: what to judge.
         data: made for its size.
         shared: the features of its backbone and size; None: it reads the images itself.
-        running: as of :meth:`pickglass.Detector.fit`.
+        compute: where to compute.
         changes: settings of the method that differ, e.g. ``{"smoothing": 0.0}``.
         seed: of the fit and the bootstrap.
         memory_gb: for the fit.
@@ -128,8 +128,8 @@ def judge(
     detector = detector_of(candidate, len(taught), changes)
     if shared is not None:
         detector.shared_features = shared
-    detector.fit(taught, validate=0.0, calibrate=0.0, seed=seed, memory_gb=memory_gb, **running)
-    prediction = detector.predict(data.test[candidate.size], **running)
+    detector.fit(taught, validate=0.0, calibrate=0.0, seed=seed, memory_gb=memory_gb, **compute.arguments())
+    prediction = detector.predict(data.test[candidate.size], **compute.arguments())
     return scored(prediction, data, seed), detector
 
 
@@ -169,18 +169,18 @@ def difference(new: Score, old: Score, groups: tuple[str, ...], seed: int = 0) -
     }
 
 
-def measure_cost(candidate: Candidate, data: PaintedSet, running: ComputeArguments, repeats: int = 7) -> Cost:
+def measure_cost(candidate: Candidate, data: PaintedSet, compute: ComputeOptions, repeats: int = 7) -> Cost:
     """Fit anew with an engine of its own, and time one image a call."""
     taught = data.fit[candidate.size]
     detector = detector_of(candidate, len(taught))
-    detector.fit(taught, validate=0.0, calibrate=0.0, memory_gb=2.0, **running)
+    detector.fit(taught, validate=0.0, calibrate=0.0, memory_gb=2.0, **compute.arguments())
     one = [data.test[candidate.size][0]]
-    detector.predict(one, **running)  # whatever is set up at the first call
+    detector.predict(one, **compute.arguments())  # whatever is set up at the first call
     reset_peak()
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
-        detector.predict(one, **running)
+        detector.predict(one, **compute.arguments())
         seconds.append(time.perf_counter() - began)
     held = sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
     return Cost(median(seconds), held / 1e6, peak_mb())

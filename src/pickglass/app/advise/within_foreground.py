@@ -11,7 +11,7 @@ from PIL import Image
 
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.data import Preprocess, Table
-from pickglass.detectors.compute import ComputeArguments, ComputeOptions, Progress
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import InputError
 from pickglass.features.engine import device_name
 from pickglass.features.foreground import Foreground, find_foreground
@@ -19,16 +19,15 @@ from pickglass.features.foreground import Foreground, find_foreground
 __all__ = ["judged_within", "look_for_part", "save_mask"]
 
 
-def look_for_part(table: Table, seed: int, running: ComputeArguments, progress: Progress | None = None) -> Foreground:
-    """As :func:`pickglass.features.foreground.find_foreground`, on the good images of a table."""
-    run = ComputeOptions(**running)
+def look_for_part(table: Table, seed: int, compute: ComputeOptions, progress: Progress | None = None) -> Foreground:
+    """Find the foreground on the good images of a table; see :func:`pickglass.features.foreground.find_foreground`."""
     good = table.where(lambda row: row.role != "test" and row.label != 1)
     return find_foreground(
         good,
-        device=device_name(run.device),
-        engine=run.engine,
-        workers=run.workers,
-        max_pixels=run.max_pixels,
+        device=device_name(compute.device),
+        engine=compute.engine,
+        workers=compute.workers,
+        max_pixels=compute.max_pixels,
         seed=seed,
         progress=progress,
     )

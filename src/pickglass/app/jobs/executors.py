@@ -7,6 +7,7 @@ the task it had.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,7 +17,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from pickglass.errors import InputError, MissingExtra
 
-__all__ = ["Event", "Executor", "LocalExecutor", "RayExecutor", "make_executor"]
+__all__ = ["Event", "Executor", "LocalExecutor", "RayExecutor", "Where"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -207,18 +208,41 @@ class RayExecutor:
         return int(min(fits))
 
 
-def make_executor(
-    name: Literal["local", "ray"],
-    *,
-    workers: int = 1,
-    address: str | None = None,
-    cpus: float = 1.0,
-    gpus: float = 0.0,
-    memory_gb: float = 4.0,
-) -> Executor:
-    """An executor by its name; see the classes for the arguments."""
-    if name == "local":
-        return LocalExecutor(workers)
-    if name == "ray":
-        return RayExecutor(address, cpus, gpus, memory_gb)
-    raise InputError(f"executor={name!r}: expected 'local' or 'ray'")
+@dataclass(frozen=True)
+class Where:
+    """Where independent tasks run.
+
+    Attributes:
+        executor: ``"local"``, or ``"ray"`` (extra ``pickglass[cluster]``).
+        parallel: tasks at once on this machine, for ``"local"``.
+        address: address of the Ray cluster, see :class:`RayExecutor`.
+        cpus, gpus: what a Ray task needs.
+        memory_gb: budget in gigabytes of each task at once; a Ray task asks for it.
+    """
+
+    executor: Literal["local", "ray"] = "local"
+    parallel: int = 1
+    address: str | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_gb: float = 4.0
+
+    def make(self) -> Executor:
+        """Make the executor.
+
+        Raises:
+            InputError: no executor has this name, or ``parallel`` is below 1.
+            MissingExtra: Ray is not installed.
+        """
+        if self.executor == "local":
+            return LocalExecutor(self.parallel)
+        if self.executor == "ray":
+            return RayExecutor(self.address, self.cpus, self.gpus, self.memory_gb)
+        raise InputError(f"executor={self.executor!r}: expected 'local' or 'ray'")
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads torch gets in each task, so that tasks do not fight; None: torch's own choice."""
+        if self.parallel == 1 or self.executor != "local":
+            return None
+        return max(1, (os.cpu_count() or 1) // self.parallel)

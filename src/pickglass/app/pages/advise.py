@@ -11,7 +11,7 @@ import numpy as np
 
 from pickglass.app.pages.build import write_page
 from pickglass.app.pages.images import Array, Picture, close_up, display, draw_contours, enlarged, heat, jpeg
-from pickglass.app.study.results import Advised, AdviseResult
+from pickglass.app.results import Advised, AdviseResult
 from pickglass.metrics.catalogue import METRICS
 
 __all__ = ["PaintedImage", "ShownModel", "heat_range", "write_advice"]

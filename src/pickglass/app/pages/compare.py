@@ -9,7 +9,6 @@ from pickglass.app.pages.build import write_page
 from pickglass.app.pages.images import colour_range
 from pickglass.app.pages.side_by_side import SameImage, Seen, draw_same, kind_of, wrong_verdict
 from pickglass.app.results import Failed, ModelMetrics
-from pickglass.data import read_image, read_mask
 from pickglass.metrics.catalogue import METRICS
 from pickglass.result import Prediction
 
@@ -80,7 +79,6 @@ def _images(
             caption = f"{name}: {found.score:.4g}" + (f", {verdict}" if verdict else "")
             wrong = wrong_verdict(row.label, None if verdict is None else verdict == "bad")
             seen.append(Seen(caption, found.full_map(), scale, wrong))
-        image = read_image(row.path if row.pixels is None else row.pixels, max_pixels)
-        mask = None if row.mask is None else read_mask(row.mask, size)
-        images.append(draw_same(row.path, kind_of(row.label, row.defect), image, mask, seen))
+        kind = kind_of(row.label, row.defect)
+        images.append(draw_same(row.path, kind, row.image(max_pixels), row.truth(size), seen))
     return images

@@ -9,12 +9,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pickglass.app.pages.build import write_page
 from pickglass.app.pages.heckler2023 import Figure
 from pickglass.app.pages.side_by_side import SameImage, Seen, draw_same, kind_of, unreadable, wrong_verdict
-from pickglass.data import read_image, read_mask
 from pickglass.errors import PickglassError
 from pickglass.metrics.catalogue import METRICS, Metric
 from pickglass.result import Found
@@ -262,15 +259,12 @@ def _how(row: Row) -> str:
 
 
 def _same(path: str, judged: Mapping[str, JudgedImage | None], max_pixels: int) -> SameImage:
-    first = next(image for image in judged.values() if image is not None)
-    row, size = first.found.row, first.found.size
-    kind = kind_of(row.label, row.defect)
+    first = next(image.found for image in judged.values() if image is not None)
+    kind = kind_of(first.row.label, first.row.defect)
     try:
-        image = read_image(path, max_pixels)
-        masks = [read_mask(mask, size) for mask in row.masks]
+        image, truth = first.row.image(max_pixels), first.row.truth(first.size)
     except PickglassError as error:  # moved since the study; the rest of the page is worth having
         return unreadable(path, kind, str(error))
-    truth = np.any(masks, axis=0) if masks else None
     return draw_same(path, kind, image, truth, [_seen(method, one) for method, one in judged.items()])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pickglass.app.pages.look import Channel, LayerView, Scene, write_look
 from pickglass.app.results import LookLayer, LookResult
+from pickglass.app.see.request import BackboneRequest
 from pickglass.data import MAX_PIXELS, Preprocess, as_table, read_image, read_mask
 from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
@@ -35,15 +36,11 @@ Progress = Callable[[str, int, int], None]
 def look(
     image: str | Path,
     page: str | Path | None = None,
+    request: BackboneRequest | None = None,
     *,
-    backbone: str = "efficientnet_lite0",
-    layers: Sequence[str] | None = None,
-    weights: str = "default",
-    size: int | str | tuple[int, int] | None = None,
     mask: str | Path | None = None,
     box: Sequence[int] | None = None,
     good: str | Path | None = None,
-    seed: int = 0,
     max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> LookResult:
@@ -52,16 +49,11 @@ def look(
     Args:
         image: file.
         page: HTML page to write.
-        backbone: name; see :func:`pickglass.backbone_names`.
-        layers: names; None: those of the preset, or the last node of each grid where there is none.
-        weights: as in :mod:`pickglass.features.backbones.weights`.
-        size: as in :mod:`pickglass.data.images.geometry`; None: 256, or the nearest multiple of a transformer's
-            patches.
+        request: the backbone and its layers; None: EfficientNet-Lite0.
         mask: image file, above 0 where the defect is.
         box: x, y, width, height of the defect in pixels of the image, in place of a mask.
         good: image or folder: what the defect is compared with in place of its surroundings; at most 40 images, evenly
             spread, are read.
-        seed: of random weights.
         max_pixels: images with more are refused.
         progress: called with (stage, done, total).
 
@@ -75,13 +67,14 @@ def look(
     defect = _defect((pixels.shape[0], pixels.shape[1]), mask, box, max_pixels)
     if good is not None and defect is None:
         raise InputError("good images are there to compare a defect with: give its mask or box too")
-    spec = find_backbone(backbone)
-    chosen = list(layers) if layers else [level.name for level in spec.levels] or outline(backbone)
-    extractor = FeatureExtractor(backbone, chosen, weights, seed)
+    asked = request or BackboneRequest()
+    spec = find_backbone(asked.backbone)
+    chosen = list(asked.layers) if asked.layers else [level.name for level in spec.levels] or outline(asked.backbone)
+    extractor = FeatureExtractor(asked.backbone, chosen, asked.weights or "default", asked.seed)
     references = [] if good is None else [read_image(path, max_pixels) for path in _some(good)]
     patch = 1 if extractor.tokens is None else extractor.tokens.patch
     sizes = [(p.shape[0], p.shape[1]) for p in (pixels, *references)]
-    prepare = Preprocess.for_images(size or round(_SIDE / patch) * patch, extractor.interpolation, sizes)
+    prepare = Preprocess.for_images(asked.size or round(_SIDE / patch) * patch, extractor.interpolation, sizes)
     extractor.shapes(prepare.size)  # says what is wrong with the size or a layer
     levels = _read(extractor, prepare, pixels)
     compared = []
@@ -96,7 +89,7 @@ def look(
         if progress is not None:
             progress("looking at layers", i + 1, len(chosen))
     result: LookResult = {
-        "backbone": backbone,
+        "backbone": asked.backbone,
         "weights": str(extractor.weights.name) if extractor.weights else "",
         "size": list(prepare.size),
         "layers": [view.facts for view in views],

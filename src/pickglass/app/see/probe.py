@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from pickglass.app.results import LayerProbe
-from pickglass.data import Preprocess, Row, Table, decode, read_mask
+from pickglass.data import Preprocess, Row, Table, decode_all, read_mask
 from pickglass.data.images.decoder import Array
-from pickglass.errors import DataError, Failure
+from pickglass.errors import DataError
 from pickglass.features.anatomy.probe import Labelled, probe_layers
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.pooling import canvas_shares
@@ -74,27 +74,21 @@ def _batches(rows: Table, prepare: Preprocess, progress: Progress | None) -> Ite
     whole = np.ones(prepare.size, np.float32)
     borrowed: list[np.ndarray] = []
     waiting: list[tuple[Row, np.ndarray, np.ndarray]] = []
-    broken = []
-    for done, item in enumerate(decode(rows, prepared), start=1):
-        if item.value is None:
-            broken.append(Failure(item.row.path, str(item.error)))
-        else:
-            image, own = item.value
-            if item.row.label != 0:
-                borrowed.append(whole if own is None else own)
-            waiting.append((item.row, image, borrowed[-1] if item.row.label != 0 else borrowed[done % len(borrowed)]))
-        if len(waiting) == _BATCH or (waiting and done == len(rows)):
+    decoded = decode_all(rows, prepared, progress=progress, stage="probing the layers")
+    for done, (row, (image, shares)) in enumerate(decoded, start=1):
+        if row.label != 0:
+            borrowed.append(whole if shares is None else shares)
+            waiting.append((row, image, borrowed[-1]))
+        else:  # without any sound defect, an error is on its way
+            waiting.append((row, image, borrowed[done % len(borrowed)] if borrowed else whole))
+        if len(waiting) == _BATCH or done == len(rows):
             yield Labelled(
                 torch.from_numpy(np.stack([image for _, image, _ in waiting])),
                 torch.from_numpy(np.stack([shares for _, _, shares in waiting])),
                 [row.defect if row.label != 0 else None for row, _, _ in waiting],
-                [row.path if row.group is None else f"group:{row.group}" for row, _, _ in waiting],
+                [row.unit for row, _, _ in waiting],
             )
             waiting = []
-        if progress is not None:
-            progress("probing the layers", done, len(rows))
-    if broken:
-        raise DataError(f"{len(broken)} of {len(rows)} images cannot be read:", broken)
 
 
 def _known(value: float) -> float | None:

@@ -6,11 +6,13 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pickglass.data import load_datasets
+from pickglass.app.methods import method_name
+from pickglass.data import DataSource
 from pickglass.errors import InputError, UnknownName, WeightsMissing
 from pickglass.features.backbones.checkpoints import RECIPES
 from pickglass.features.backbones.registry import find_backbone
@@ -61,7 +63,7 @@ class Cell:
         return json.dumps(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """As a plain dict of what JSON knows."""
+        """Return a plain dict that JSON can hold."""
         return asdict(self)
 
     @classmethod
@@ -103,22 +105,19 @@ class Plan:
 
 
 def make_plan(
-    data: Sequence[str | Path],
+    data: Sequence[DataSource | str | Path],
     grids: Sequence[Grid],
     *,
     seeds: int = 1,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    layout: str | None = None,
-    group_by: str | None = None,
 ) -> Plan:
-    """The cells of several grids over several data sets; what occurs twice is done once.
+    """List the cells of several grids over several data sets; what occurs twice is done once.
 
     Args:
-        data: folders or tables; a root with several categories stands for all of them.
+        data: folders or tables, or how to read them; a root with several categories stands for all of them.
         grids: what to combine.
         seeds: 0 to ``seeds - 1``.
         settings: method -> settings of its constructor.
-        layout, group_by: as in :func:`pickglass.load_dataset`.
 
     Raises:
         UnknownName: a method, backbone, layer or setting that does not exist.
@@ -127,36 +126,46 @@ def make_plan(
     """
     if seeds < 1:
         raise InputError(f"seeds={seeds!r}: expected how many, at least 1")
-    own = {method: dict(values) for method, values in (settings or {}).items()}
-    methods = list(dict.fromkeys(method for grid in grids for method in grid.methods))
+    own = {method_name(method): dict(values) for method, values in (settings or {}).items()}
+    methods = list(dict.fromkeys(method_name(method) for grid in grids for method in grid.methods))
     for method in methods:
         find_method(method).configured(own.get(method, {}))
     for method in own:
         if method not in methods:
             raise UnknownName("method of a setting", method, methods)
+    sources = [DataSource.of(root) for root in data]
     sets = {
-        (str(Path(root).resolve()), name): (len(dataset.train), len(dataset.test))
-        for root in data
-        for name, dataset in load_datasets(root, layout, group_by).items()
+        (replace(source, path=str(Path(source.path).resolve())), name): (len(dataset.train), len(dataset.test))
+        for source in sources
+        for name, dataset in source.load_all().items()
     }
     cells: dict[Cell, None] = {}
     absent: dict[tuple[str, str], str] = {}
     left_out: dict[str, None] = {}
     for grid in grids:
         for backbone, weights in _usable(grid, absent, left_out):
-            found = _layers(backbone, grid.layers)
-            for root, name in sets:
-                for size in grid.sizes:
-                    for seed in range(seeds):
-                        for method in grid.methods:
-                            text = json.dumps(own.get(method, {}), sort_keys=True)
-                            rest = (weights, size, seed, text, layout, group_by)
-                            cells |= {Cell(root, name, method, backbone, layers, *rest): None for layers in found}
+            layer_sets = _layers(backbone, grid.layers)
+            for (source, name), size, seed, method in product(sets, grid.sizes, range(seeds), grid.methods):
+                for layers in layer_sets:
+                    cell = Cell(
+                        root=str(source.path),
+                        dataset=name,
+                        method=method_name(method),
+                        backbone=backbone,
+                        layers=layers,
+                        weights=weights,
+                        size=size,
+                        seed=seed,
+                        settings=json.dumps(own.get(method_name(method), {}), sort_keys=True),
+                        layout=source.layout,
+                        group_by=source.group_by,
+                    )
+                    cells[cell] = None
     if not cells:
         raise InputError("a study without cells: " + ("; ".join(left_out) or "name methods, backbones and sizes"))
     grouped = _by_group(cells)
     missing = {c.key: absent[c.backbone, c.weights] for c in grouped if (c.backbone, c.weights) in absent}
-    return Plan(grouped, missing, tuple(left_out), sets)
+    return Plan(grouped, missing, tuple(left_out), {(str(source.path), name): n for (source, name), n in sets.items()})
 
 
 def command_of(cells: Sequence[Cell], file: str | Path) -> str:

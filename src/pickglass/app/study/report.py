@@ -13,7 +13,6 @@ from pickglass.app.study.cells import Cell, Plan, command_of
 from pickglass.app.study.heckler2023 import layers_by_field
 from pickglass.app.study.run import stored_image
 from pickglass.app.study.store import StudyStore
-from pickglass.data import MAX_PIXELS
 
 __all__ = ["write_report"]
 
@@ -23,7 +22,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def write_report(
-    target: Path, store: StudyStore, keys: Collection[str], plan: Plan, preset: str | None, max_pixels: int | None
+    target: Path, store: StudyStore, keys: Collection[str], plan: Plan, preset: str | None, max_pixels: int
 ) -> None:
     """Write the page of these cells, whole or not at all.
 
@@ -33,7 +32,7 @@ def write_report(
         keys: of the cells.
         plan: what was to be done.
         preset: name of the study, for its figures; None: no figures.
-        max_pixels: images with more are not shown; None: the library's limit.
+        max_pixels: images with more are not shown.
     """
     rows = store.rows(keys)
     done = {row["key"] for row in rows if row["state"] == "done"}
@@ -47,7 +46,7 @@ def write_report(
         open=_open(rows, store.path),
         left_out=plan.left_out,
         figures=_figures(store, rows) if preset == "heckler2023" else [],
-        max_pixels=max_pixels or MAX_PIXELS,
+        max_pixels=max_pixels,
     )
     write_study(target, page)
 

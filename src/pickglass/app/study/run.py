@@ -22,10 +22,10 @@ from pickglass.app.pages.images import colour_range
 from pickglass.app.pages.study import JudgedImage
 from pickglass.app.study.cells import Cell
 from pickglass.app.study.store import Outcome, Picture
-from pickglass.app.testing.compare import choose_images
 from pickglass.app.testing.evaluate import Evaluation, evaluate
+from pickglass.app.testing.sampling import choose_images
 from pickglass.data import Dataset, Row, load_datasets
-from pickglass.detectors.compute import ComputeArguments
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError, PickglassError, WeightsMissing
 from pickglass.features.shared import SharedFeatures
 from pickglass.metrics import f1_max
@@ -37,18 +37,18 @@ __all__ = ["GroupTask", "run_group", "stored_image"]
 
 @dataclass(frozen=True)
 class GroupTask:
-    """Cells of one group, and how to do them.
+    """Cells of one group, and how they are done.
 
     Attributes:
-        cells: of one group; see :attr:`pickglass.app.study.cells.Cell.group`.
-        running: as of :meth:`pickglass.Detector.fit`.
+        cells: cells of one group; see :attr:`pickglass.app.study.cells.Cell.group`.
+        compute: where to compute.
         memory_gb: budget; half of it for the shared features, half for what a method holds.
         images: how many test images are kept for the gallery.
-        threads: of torch; None: its own choice.
+        threads: how many torch uses; None: its own choice.
     """
 
     cells: tuple[Cell, ...]
-    running: ComputeArguments = field(default_factory=ComputeArguments)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
     memory_gb: float = 4.0
     images: int = 10
     threads: int | None = None
@@ -109,11 +109,12 @@ def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], 
     own = {"backbone": cell.backbone, "layers": cell.layers, "weights": cell.weights, "size": cell.size}
     detector = build(cell.method, settings={**json.loads(cell.settings), **own})
     detector.shared_features = common.features
+    run = task.compute.arguments()
     spent, began = common.features.seconds, time.perf_counter()
     # thresholds play no part in the metrics of a study, so every good image may teach
-    detector.fit(common.dataset.train, calibrate=0.0, seed=cell.seed, memory_gb=task.memory_gb / 2, **task.running)
+    detector.fit(common.dataset.train, calibrate=0.0, seed=cell.seed, memory_gb=task.memory_gb / 2, **run)
     fitted = time.perf_counter()
-    prediction = detector.predict(common.dataset.test, **task.running)
+    prediction = detector.predict(common.dataset.test, **run)
     judged = time.perf_counter()
     if not len(prediction):
         raise DataError(f"{cell.dataset}: none of the test images can be read:", prediction.failed)
@@ -167,7 +168,7 @@ def stored_image(picture: Picture) -> JudgedImage:
     """Return an image as a cell judged it, its map as shares of the cell's range of colours."""
     about = json.loads(picture.about)
     values = np.frombuffer(zlib.decompress(picture.map), np.float16).reshape(about["shape"]).astype(np.float32)
-    row = Row(picture.path, label=about["label"], defect=about["defect"], mask=tuple(about["masks"]))
+    row = Row(picture.path, label=about["label"], defect=about["defect"], mask=tuple(about["masks"]) or None)
     found = Found(row, about["score"], values, tuple(about["size"]), tuple(about["window"]))
     return JudgedImage(found, about["threshold"])
 

@@ -121,7 +121,7 @@ def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, see
         tables = None if pixels is None else _count_tables(prediction, rows, pixels)
         for kind, members in sets.items():
             found[kind]["intervals"] = _intervals(images, pixels, tables, members, groups, repeats, seed)
-        n = len({row.path if row.group is None else ("group", row.group) for row in judged})
+        n = len({row.unit for row in judged})
         few = f" Under {_FEW_GROUPS} groups such intervals are too narrow." if n < _FEW_GROUPS else ""
         notes.append(f"Intervals: 95 %, percentile bootstrap, {repeats} draws of {n} groups of images.{few}")
     overall = found.pop(None)

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pickglass.data.images.decoder import Array, read_image
+from pickglass.data.images.decoder import Array, decode_all
 from pickglass.data.images.geometry import Preprocess
-from pickglass.data.tables.decoding import decode_all
 from pickglass.data.tables.rows import Row, Table
 from pickglass.data.tables.sources import as_table
 from pickglass.errors import InputError, UnknownName
@@ -98,7 +97,7 @@ def photograph(name: str) -> NDArray[np.uint8]:
     """
     if name not in PHOTOGRAPHS:
         raise UnknownName("photograph", name, PHOTOGRAPHS)
-    return read_image(Path(__file__).with_name("photographs") / f"{name}.png")
+    return np.asarray(Image.open(Path(__file__).with_name("photographs") / f"{name}.png"))
 
 
 def _picture(rng: np.random.Generator, size: tuple[int, int]) -> Picture:

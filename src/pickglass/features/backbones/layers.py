@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["PRESETS", "Level", "levels_of", "preset_names"]
+__all__ = ["PRESETS", "Level", "preset_names"]
 
 
 class Level(NamedTuple):
@@ -26,16 +26,6 @@ class Level(NamedTuple):
     node: str
     channels: int
     stride: int
-
-
-def levels_of(library: str, architecture: str) -> tuple[Level, ...]:
-    """The named layers of an architecture, finest first; none where nobody has chosen any.
-
-    Args:
-        library: ``torchvision``, ``timm`` or ``pickglass``: the same network has other nodes in each.
-        architecture: its name there, without a tag.
-    """
-    return PRESETS.get(f"{library}/{architecture}", ())
 
 
 def preset_names() -> dict[str, tuple[Level, ...]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pickglass.errors import InputError, UnknownName
-from pickglass.features.backbones.layers import Level, levels_of
+from pickglass.features.backbones.layers import PRESETS, Level
 
 if TYPE_CHECKING:
     from torch import nn
@@ -151,7 +151,7 @@ def _lite(name: str) -> Backbone:
         std=(128 / 255, 128 / 255, 128 / 255),
         interpolation="bicubic",
         pretraining="supervised",
-        levels=levels_of("timm", architecture),
+        levels=PRESETS.get(f"timm/{architecture}", ()),
         build=lambda: _module(timm.create_model(architecture, pretrained=False)),
     )
 
@@ -174,7 +174,7 @@ def _pdn(name: str) -> Backbone:
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         interpolation="bilinear",
-        levels=levels_of("pickglass", name),
+        levels=PRESETS.get(f"pickglass/{name}", ()),
         build=lambda: PDN(_PDNS[name], frame=FRAME).eval(),
     )
 
@@ -196,7 +196,7 @@ def _from_torchvision(name: str, plain: str, weights: Any = None) -> Backbone:
         mean=tuple(preset.mean),
         std=tuple(preset.std),
         interpolation="bicubic" if preset.interpolation.value == "bicubic" else "bilinear",
-        levels=levels_of("torchvision", plain),
+        levels=PRESETS.get(f"torchvision/{plain}", ()),
         build=lambda: _module(torchvision.models.get_model(plain, weights=None)),
     )
 
@@ -224,7 +224,7 @@ def _from_timm(name: str, plain: str) -> Backbone:
         mean=config.mean,
         std=config.std,
         interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
-        levels=levels_of("timm", architecture),
+        levels=PRESETS.get(f"timm/{architecture}", ()),
         tokens=tokens,
         build=lambda: _module(timm.create_model(full, pretrained=False, **any_size)),
     )

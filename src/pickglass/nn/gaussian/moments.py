@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pickglass.errors import InputError
 
-__all__ = ["ChannelMoments", "GridMoments", "GridSums"]
+__all__ = ["GridMoments", "GridSums"]
 
 _AT_ONCE = 8  # images whose features are held as doubles at once
 
@@ -91,33 +91,3 @@ class GridSums:
             within.masked_fill(n == cells, torch.nan),
             spread.clamp(min=0).masked_fill(self._n < 2, torch.nan),
         )
-
-
-class ChannelMoments:
-    """Mean and standard deviation of each channel over all cells, as they come, each position by itself.
-
-    Two passes within a batch, batches merged exactly (Chan, Golub, LeVeque 1983): nothing cancels, as it does in the
-    mean of squares minus the square of the mean.
-    """
-
-    def __init__(self) -> None:
-        self.count, self.mean, self.squares = (torch.zeros((), dtype=torch.float64) for _ in range(3))
-
-    def add(self, level: Tensor, keep: Tensor | None = None) -> None:
-        """(B, P, C, h, w) and which cells count, (B, P, h, w) bool."""
-        values = level.cpu().double().permute(1, 2, 0, 3, 4).flatten(2)  # (P, C, N)
-        weight = torch.ones(values.shape[0], 1, values.shape[2], dtype=torch.float64)
-        if keep is not None:
-            weight = keep.cpu().double().transpose(0, 1).flatten(1)[:, None]  # (P, 1, N)
-        n = weight.sum(2)  # (P, 1)
-        mean = (values * weight).sum(2) / n.clamp(min=1)  # (P, C)
-        squares = ((values - mean[..., None]).square() * weight).sum(2)
-        total, apart = (self.count + n).clamp(min=1), mean - self.mean
-        self.squares = self.squares + squares + apart.square() * self.count * n / total
-        self.mean = self.mean + apart * n / total
-        self.count = self.count + n
-
-    def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        """(P, C) each, float64; the deviation of a channel that never changes is 1."""
-        std = (self.squares / self.count.clamp(min=1)).sqrt()
-        return self.mean, torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, 1.0)

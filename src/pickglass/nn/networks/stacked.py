@@ -8,13 +8,13 @@ networks apart, and one model file holds them all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Stacked", "at_position"]
+__all__ = ["Stacked", "at_position", "copy_into", "named_tensors"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -101,6 +101,19 @@ def at_position(network: Network, p: int) -> Network:
         if isinstance(module, Stacked):
             module.positions = 1
     return alone.eval()
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers of a module by name, those that a model file leaves out included."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+@torch.no_grad()
+def copy_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """The module's tensors of these names take these values."""
+    targets = named_tensors(module)
+    for name, tensor in tensors.items():
+        targets[name].copy_(tensor)
 
 
 def _position(value: Any, p: int) -> Any:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pickglass.errors import InputError
-from pickglass.nn.search.precision import exact_float32, rounding_bound
+from pickglass.nn.maps import exact_float32, rounding_bound
 
 __all__ = ["Coreset", "greedy_coreset", "random_projection"]
 

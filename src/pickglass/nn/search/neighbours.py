@@ -10,15 +10,14 @@ Letters: N queries, M bank points, C dimensions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pickglass.nn.search.precision import exact_float32, rounding_bound
+from pickglass.nn.maps import exact_float32, has_fast_bfloat16, rounding_bound
 
-__all__ = ["BankIndex", "Searched", "has_fast_bfloat16", "nearest_of_each", "nearest_plain"]
+__all__ = ["BankIndex", "Searched", "nearest_of_each", "nearest_plain"]
 
 _QUERIES = 1024  # of one block ...
 _POINTS = 2048  # ... times bank points
@@ -62,15 +61,6 @@ def nearest_of_each(queries: Tensor, bank: Tensor) -> Tensor:
             nearest = points.gather(1, index[..., None].expand(-1, -1, points.shape[2]))  # (P, n, C)
             found.append((part - nearest).norm(dim=2))
     return torch.cat(found, dim=1)
-
-
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); without it the detour costs time."""
-    flags = Path("/proc/cpuinfo")
-    if not flags.is_file():
-        return False
-    words = next((line.split() for line in flags.read_text().splitlines() if line.startswith("flags")), [])
-    return "avx512_bf16" in words or "amx_bf16" in words
 
 
 @dataclass

@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pickglass.data.files import output_path, written_whole
 from pickglass.errors import InputError
+from pickglass.nn.networks.stacked import named_tensors
 from pickglass.nn.training.plan import Phase
 
-__all__ = ["Checkpoint", "copy_into", "named_tensors", "training_fingerprint", "under_prefix"]
+__all__ = ["Checkpoint", "training_fingerprint", "under_prefix"]
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,6 @@ def training_fingerprint(phases: Sequence[Phase[Any]], *others: object) -> str:
         for phase in phases
     ]
     return hashlib.sha256(json.dumps([*others, plans]).encode()).hexdigest()
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers of a module by name, those that a model file leaves out included."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-@torch.no_grad()
-def copy_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The module's tensors of these names take these values."""
-    targets = named_tensors(module)
-    for name, tensor in tensors.items():
-        targets[name].copy_(tensor)
 
 
 def under_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -10,9 +10,11 @@ Letters: P positions, B images of a batch.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -21,16 +23,10 @@ import torch
 from torch import Tensor
 
 from pickglass.errors import InputError, TrainingError
-from pickglass.nn.search.neighbours import has_fast_bfloat16
-from pickglass.nn.training.checkpoint import Checkpoint, copy_into, named_tensors, training_fingerprint, under_prefix
+from pickglass.nn.maps import has_fast_bfloat16
+from pickglass.nn.networks.stacked import copy_into, named_tensors
+from pickglass.nn.training.checkpoint import Checkpoint, training_fingerprint, under_prefix
 from pickglass.nn.training.plan import EpochRecord, History, Phase, Plan
-from pickglass.nn.training.random_state import (
-    epoch_order,
-    forked,
-    load_random_state,
-    random_state,
-    seed_generators,
-)
 
 __all__ = ["EpochRecord", "History", "Phase", "Plan", "train_all"]
 
@@ -110,7 +106,7 @@ def train_all(
     where = torch.device(device)
     wanted = autocast == "auto" and _fast_bfloat16(where)
     setting = _Setting(read, n_fit, read_validate, n_validate, seed, where, wanted, progress, callback)
-    with forked(where), torch.enable_grad():
+    with _forked(where), torch.enable_grad():
         if checkpoint is None:
             return _train_all(phases, setting, None)
         hashed = training_fingerprint(phases, fingerprint, seed, n_fit, n_validate, wanted)
@@ -181,7 +177,7 @@ class _Training(Generic[T]):
     def steps(self) -> Iterator[int]:
         """The phase is trained to the end; each step yields its number, and a state from which to go on."""
         if self.step == 0:
-            seed_generators(self.setting.device, self.setting.seed, self.phase.name)
+            _seed_generators(self.setting.device, self.setting.seed, self.phase.name)
             if self.phase.plan.start:
                 self._compete()
 
@@ -190,7 +186,7 @@ class _Training(Generic[T]):
         while self.step < self.total:
             epoch, at = divmod(self.step, self.per_epoch)
             if at == 0 or not order:
-                order = epoch_order(self.setting.n_fit, self.setting.seed, epoch)
+                order = _epoch_order(self.setting.n_fit, self.setting.seed, epoch)
             self._take(order[at * self.batch : (at + 1) * self.batch])
             self.step += 1
             if self.step % self.per_epoch == 0 or self.step == self.total:
@@ -242,7 +238,7 @@ class _Training(Generic[T]):
         before = {name: buffer.clone() for name, buffer in self.phase.module.named_buffers()}
         losses = []
         for autocast in (False, True):
-            with forked(self.setting.device):
+            with _forked(self.setting.device):
                 losses.append(self._losses(batch, autocast))
             copy_into(self.phase.module, before)
         exact, rounded = losses
@@ -288,8 +284,8 @@ class _Training(Generic[T]):
         module, setting = self.phase.module, self.setting
         module.eval()
         sums = torch.zeros((), dtype=torch.float64)
-        with forked(setting.device):
-            seed_generators(setting.device, setting.seed, f"{self.phase.name}, validation")
+        with _forked(setting.device):
+            _seed_generators(setting.device, setting.seed, f"{self.phase.name}, validation")
             for lo in range(0, setting.n_validate, self.batch):
                 indices = range(lo, min(lo + self.batch, setting.n_validate))
                 measure, batch = self.phase.measure, read(indices)
@@ -327,7 +323,7 @@ class _Training(Generic[T]):
         tensors = {f"best.{name}": tensor for name, tensor in self.best.items()}
         for i, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
-        tensors |= random_state(self.setting.device)
+        tensors |= _random_state(self.setting.device)
         history = {**self.history.to_json(), "seconds": self.seconds()}
         return {"step": self.step, "sums": self.sums, "seen": self.seen, "history": history}, tensors
 
@@ -341,7 +337,7 @@ class _Training(Generic[T]):
             i, _, key = name.partition(".")
             moments.setdefault(int(i), {})[key] = tensor
         self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        load_random_state(self.setting.device, tensors)
+        _load_random_state(self.setting.device, tensors)
 
 
 def _optimiser(phase: Phase[T]) -> torch.optim.Optimizer:
@@ -364,3 +360,48 @@ def _optimiser(phase: Phase[T]) -> torch.optim.Optimizer:
 
 def _fast_bfloat16(device: torch.device) -> bool:
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and has_fast_bfloat16()
+
+
+# -- random numbers: only torch's default generators are used, and the caller finds them as they were -----------------
+
+
+@contextmanager
+def _forked(device: torch.device) -> Iterator[None]:
+    """Random numbers drawn inside leave the default generators as they were."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device.index or 0] if on_gpu else [], device_type="cuda"):
+        yield
+
+
+def _seed_generators(device: torch.device, seed: int, name: str) -> None:
+    """The default generators of the CPU and of the device start anew, for this seed and this name."""
+    torch.default_generator.manual_seed(_number(seed, name))  # torch.manual_seed would reach every GPU
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(_number(seed, name))
+
+
+def _epoch_order(n: int, seed: int, epoch: int) -> list[int]:
+    """The n images of an epoch come in this order; seed and epoch alone decide."""
+    order: list[int] = torch.randperm(n, generator=torch.Generator().manual_seed(_number(seed, epoch))).tolist()
+    return order
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the default generators, for :func:`_load_random_state`."""
+    state = {"random.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["random.cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _load_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
+    """The default generators go on from a state that :func:`_random_state` returned."""
+    torch.set_rng_state(state["random.cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["random.cuda"], device)
+
+
+def _number(*parts: object) -> int:
+    """A seed of 56 bits that depends on all parts."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
