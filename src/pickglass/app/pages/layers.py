@@ -103,7 +103,7 @@ def draw_gradient(gradient: Gradient, shown: int) -> Array:
     scale = side * times / shown
     x, y = ((start - cut.start) * scale for start, cut in zip(gradient.box[:2], part[::-1], strict=True))
     width, height = (extent * scale for extent in gradient.box[2:])
-    ImageDraw.Draw(canvas).rectangle((x - 2, y - 2, x + width + 1, y + height + 1), outline=BOX)
+    ImageDraw.Draw(canvas).rectangle((x - 2, y - 2, x + width + 1, y + height + 1), outline=BOX, width=2)
     return np.asarray(canvas)
 
 
