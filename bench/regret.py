@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -70,18 +69,17 @@ def compare(root: Path, name: str, defect_px: float | None, seed: int) -> dict[s
     image = usual_size(dataset.train)
     extent = real_extent(dataset.test) if defect_px is None else defect_px
     extent = float(np.clip(extent, 4, min(image) / 2))
-    with tempfile.TemporaryDirectory() as folder:
-        advice = find_advice(dataset.train, AdviseRequest(extent, backbones=[BACKBONE], seed=seed), Path(folder))
-        if advice.choice is None:
-            raise SystemExit(f"{name}: geometry rules out everything for {extent} px")
-        chosen = advice.choice.candidate
-        print(name, f"{extent:g} px", "->", chosen.name, f"({time.perf_counter() - began:.0f} s)", flush=True)
-        usual = Candidate(BACKBONE, ("stage3", "stage5"), (256, 256), 0.0, 8, 1.0)
-        plain = [one.candidate for one in advice.ranking if one.candidate.tile is None]
-        wanted = [chosen, usual, *(one for one in plain if one.name not in (chosen.name, usual.name))]
-        painted = painted_scores(advice, usual)
-        data = real_set(dataset.train, dataset.test, {one.size for one in wanted}, Path(folder), seed)
-        scores = judged(wanted, data, seed)
+    advice = find_advice(dataset.train, AdviseRequest(extent, backbones=[BACKBONE], seed=seed))
+    if advice.choice is None:
+        raise SystemExit(f"{name}: geometry rules out everything for {extent} px")
+    chosen = advice.choice.candidate
+    print(name, f"{extent:g} px", "->", chosen.name, f"({time.perf_counter() - began:.0f} s)", flush=True)
+    usual = Candidate(BACKBONE, ("stage3", "stage5"), (256, 256), 0.0, 8, 1.0)
+    plain = [one.candidate for one in advice.ranking if one.candidate.tile is None]
+    wanted = [chosen, usual, *(one for one in plain if one.name not in (chosen.name, usual.name))]
+    painted = painted_scores(advice, usual)
+    data = real_set(dataset.train, dataset.test, {one.size for one in wanted}, seed)
+    scores = judged(wanted, data, seed)
     each = {one.name: (painted[one.name], scores[one].aupro[0]) for one in wanted}
     return {
         "set": name,
@@ -119,10 +117,10 @@ def real_extent(test: Table) -> float:
     return float(np.median(sides))
 
 
-def real_set(train: Table, test: Table, sizes: set[tuple[int, int]], folder: Path, seed: int) -> PaintedSet:
+def real_set(train: Table, test: Table, sizes: set[tuple[int, int]], seed: int) -> PaintedSet:
     """The images that taught the advisor, and the real test images in place of the painted ones."""
     interpolation = find_backbone(BACKBONE).interpolation
-    makers = [InputMaker(Preprocess(size, interpolation), folder, f"real{i}") for i, size in enumerate(sorted(sizes))]
+    makers = [InputMaker(Preprocess(size, interpolation)) for size in sorted(sizes)]
     taught, _ = choose_rows(train, seed)
     fit: dict[tuple[int, int], list[Row]] = {maker.prepare.size: [] for maker in makers}
     tested: dict[tuple[int, int], list[Row]] = {maker.prepare.size: [] for maker in makers}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from pickglass.app.advise.auto import auto_choice, usual_defect
 from pickglass.app.advise.request import AdviseRequest
-from pickglass.app.advise.within_foreground import look_for_part, save_mask
+from pickglass.app.advise.within_foreground import look_for_part, within_foreground
 from pickglass.app.methods import method_name
 from pickglass.app.results import FitResult
 from pickglass.data import Dataset, DataSource, split_roles, usual_size
@@ -166,37 +165,35 @@ def fit_dataset(
     # images that fit will hold back for the thresholds, which are drawn first, choose nothing
     usable = split_roles(train, 0.0, wish.calibrate, wish.seed).where(lambda row: row.role != "calibrate")
     provenance: dict[str, Any] = {"data": dataset.name}
-    with tempfile.TemporaryDirectory(prefix="pickglass-") as folder:
-        file, foreground = Path(folder, "foreground.png"), None
-        if seek_part:
-            foreground = look_for_part(usable, wish.seed, run, progress)
-            mask = DataSource(dataset.root, roi=save_mask(foreground, file))
-            usable, train = mask.placed(usable), mask.placed(train)
-        if wish.preset == "auto":
-            extent = usual_defect(usual_size(usable)) if wish.defect_px is None else wish.defect_px
-            choice = auto_choice(usable, AdviseRequest(extent, seed=wish.seed), compute=run, progress=progress)
-            detector = build(choice.method, None, choice.settings, choice.tiling, choice.fusion, wish.adaptation)
-            provenance["auto"] = choice.to_json()
-            if choice.foreground is not None:
-                foreground = choice.foreground
-                train = DataSource(dataset.root, roi=save_mask(foreground, file)).placed(train)
-        else:
-            detector = build(
-                wish.method or "patchcore", wish.preset, wish.settings, wish.tiling, wish.fusion, wish.adaptation
-            )
-        if foreground is not None:
-            provenance["foreground"] = foreground.to_json()
-        detector.fit(
-            train,
-            validate=wish.validate,
-            calibrate=wish.calibrate,
-            seed=wish.seed,
-            memory_gb=wish.memory_gb,
-            checkpoint=checkpoint,
-            observers=[CleanCheck(drop=wish.drop_suspicious), DriftSample()],
-            progress=progress,
-            **run.arguments(),
+    foreground = None
+    if seek_part:
+        foreground = look_for_part(usable, wish.seed, run, progress)
+        usable, train = within_foreground(usable, foreground), within_foreground(train, foreground)
+    if wish.preset == "auto":
+        extent = usual_defect(usual_size(usable)) if wish.defect_px is None else wish.defect_px
+        choice = auto_choice(usable, AdviseRequest(extent, seed=wish.seed), compute=run, progress=progress)
+        detector = build(choice.method, None, choice.settings, choice.tiling, choice.fusion, wish.adaptation)
+        provenance["auto"] = choice.to_json()
+        if choice.foreground is not None:
+            foreground = choice.foreground
+            train = within_foreground(train, foreground)
+    else:
+        detector = build(
+            wish.method or "patchcore", wish.preset, wish.settings, wish.tiling, wish.fusion, wish.adaptation
         )
+    if foreground is not None:
+        provenance["foreground"] = foreground.to_json()
+    detector.fit(
+        train,
+        validate=wish.validate,
+        calibrate=wish.calibrate,
+        seed=wish.seed,
+        memory_gb=wish.memory_gb,
+        checkpoint=checkpoint,
+        observers=[CleanCheck(drop=wish.drop_suspicious), DriftSample()],
+        progress=progress,
+        **run.arguments(),
+    )
     detector.provenance = replace(detector.provenance, **provenance)
     written = detector.save(target)
     checkpoint.unlink(missing_ok=True)

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pickglass.app.advise.request import KINDS_PAINTED
 from pickglass.data import (
@@ -119,7 +117,6 @@ def paint_set(
     rows: tuple[Table, Table],
     defect_px: float,
     prepares: Sequence[Preprocess],
-    folder: Path,
     *,
     kinds: Sequence[Kind] = KINDS_PAINTED,
     contrasts: Sequence[float] = CONTRASTS,
@@ -134,7 +131,6 @@ def paint_set(
         rows: that teach, and that are held back; see :func:`choose_rows`.
         defect_px: longest extent of the defects, in pixels of the original images; at least 4.
         prepares: one a size; they squeeze.
-        folder: for regions of interest on the inputs, in use as long as the set is.
         kinds, contrasts: taken in turn.
         painted: defects in all, at least one an image.
 
@@ -143,7 +139,7 @@ def paint_set(
     """
     run = compute or ComputeOptions()
     taught, held = rows
-    makers = [InputMaker(prepare, folder, f"{i}") for i, prepare in enumerate(prepares)]
+    makers = [InputMaker(prepare) for prepare in prepares]
     fit: dict[Size, list[Row]] = {prepare.size: [] for prepare in prepares}
     for row, pixels in _decoded(taught, run, progress, "reading images"):
         for maker in makers:
@@ -180,25 +176,16 @@ class InputMaker:
 
     Args:
         prepare: squeezes to the size of the input.
-        folder: for regions of interest on the input.
-        name: that no other maker of the folder has.
     """
 
-    def __init__(self, prepare: Preprocess, folder: Path, name: str) -> None:
+    def __init__(self, prepare: Preprocess) -> None:
         self.prepare = prepare
-        self.folder = folder
-        self.name = name
 
     def row(self, row: Row, pixels: NDArray[np.uint8], role: Role, path: str | None = None) -> Row:
         """The row with such pixels, under another path where one is given."""
         canvas = (self.prepare(pixels).transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (H, W, 3)
         region = row.region(pixels)
-        roi = None
-        if region is not None:
-            kept = self.prepare.kept((pixels.shape[0], pixels.shape[1]), region)
-            file = self.folder / f"{self.name}_{len(list(self.folder.iterdir()))}.png"
-            Image.fromarray(np.asarray(kept).astype(np.uint8) * 255).save(file)
-            roi = str(file)
+        roi = None if region is None else self.prepare.kept((pixels.shape[0], pixels.shape[1]), region)
         return replace(row, path=path or row.path, pixels=canvas, roi=roi, role=role, label=int(path is not None))
 
 
