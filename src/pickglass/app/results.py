@@ -242,7 +242,7 @@ class DriftResult(TypedDict):
 
 
 class InfoResult(TypedDict):
-    """The result of ``pickglass info``; ``kind`` says whether ``about`` describes a model (its header) or a data set."""
+    """The result of ``pickglass info``; ``kind`` says whether ``about`` is the header of a model or describes a data set."""
 
     kind: Literal["model", "data"]
     path: str
@@ -520,7 +520,7 @@ class StudyResult(TypedDict):
 
 
 class ThresholdResult(TypedDict):
-    """The result of ``pickglass threshold``; ``n_calibrate`` counts images, or groups of them where the data has groups."""
+    """The result of ``pickglass threshold``; ``n_calibrate`` counts images, or groups where the data has groups."""
 
     promise: str
     image_threshold: float
