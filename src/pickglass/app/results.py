@@ -242,7 +242,7 @@ class DriftResult(TypedDict):
 
 
 class InfoResult(TypedDict):
-    """The result of ``pickglass info``; ``kind`` says whether ``about`` is the header of a model or describes a data set."""
+    """The result of ``pickglass info``; ``about`` is the header of a model or describes a data set, as ``kind`` says."""
 
     kind: Literal["model", "data"]
     path: str
