@@ -242,7 +242,7 @@ class DriftResult(TypedDict):
 
 
 class InfoResult(TypedDict):
-    """The result of ``pickglass info``; ``about`` is the header of a model or describes a data set, as ``kind`` says."""
+    """The result of ``pickglass info``; ``about`` is the header of a model, or the description of a data set."""
 
     kind: Literal["model", "data"]
     path: str
