@@ -64,6 +64,10 @@ __all__ = [
 ]
 
 _DESCRIBED = 16  # images that say which positions look alike
+_LOOK = (
+    "look at the images: they may be black, or all alike (pickglass info DATA). Give images that show the part, "
+    "or another method"
+)
 
 Size = tuple[int, int]
 
@@ -526,27 +530,23 @@ def calibrate(
         if rows:
             for observer in observers:
                 observer.judged(loaded, image_scores)
-    _check_meaning(method, scores, peaks, lowest)
-    if not rows:
+    _check_numbers(method, scores, peaks)
+    if not rows:  # a method that remembers all it saw may give each of these images 0
         scores, peaks = [], []
+    elif max(peaks) == lowest and len(set(scores)) == 1:
+        raise DataError(
+            f"{type(method).__name__} gives each place of {len(scores)} good images one and the same value, "
+            f"{lowest:g}, so it has learned nothing that a part could differ from: {_LOOK}"
+        )
     return highest_score(scores, peaks, [row.group for row in rows], method.settings_digest())
 
 
-def _check_meaning(method: Method, scores: Sequence[float], peaks: Sequence[float], lowest: float) -> None:
-    """Raise where the scores of good images say nothing about the next part."""
+def _check_numbers(method: Method, scores: Sequence[float], peaks: Sequence[float]) -> None:
+    """Raise where a score of a good image is no number."""
     wrong = [score for score in scores if not math.isfinite(score)]
-    remedy = (
-        "look at the images: they may be black, or all alike (pickglass info DATA). Give images that show the part, "
-        "or another method"
-    )
     if wrong or not all(map(math.isfinite, peaks)):
         shown = ", ".join(f"{score:g}" for score in (wrong or peaks)[:3])
         raise DataError(
             f"{type(method).__name__} gives {len(wrong) or 'some'} of {len(scores)} good images scores that are no "
-            f"numbers ({shown}), so it could judge nothing: {remedy}"
-        )
-    if max(peaks) == lowest and len(set(scores)) == 1:
-        raise DataError(
-            f"{type(method).__name__} gives each place of {len(scores)} good images one and the same value, "
-            f"{lowest:g}, so it has learned nothing that a part could differ from: {remedy}"
+            f"numbers ({shown}), so it could judge nothing: {_LOOK}"
         )
