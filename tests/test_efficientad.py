@@ -630,6 +630,7 @@ def test_forward_is_exported_and_answers_alike_elsewhere(size: int) -> None:
     np.testing.assert_allclose(got[1], map_.numpy(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.golden
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
     monkeypatch.setattr("pickglass.nn.training.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere
