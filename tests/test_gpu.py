@@ -1,4 +1,4 @@
-"""What a CUDA device computes is what the CPU computes: searches, the coreset, and every method moved there and back."""
+"""A CUDA device computes what the CPU does: searches, the coreset, and every method moved there and back."""
 
 from __future__ import annotations
 
