@@ -30,9 +30,9 @@ from pickglass.app.advise.auto import AutoChoice, auto_choice
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score, difference, scored
-from pickglass.app.advise.within_foreground import within_foreground
+from pickglass.app.advise.within_foreground import trusted_mask
 from pickglass.app.fit import build
-from pickglass.data import Row, Table, load_dataset, paint, usual_size
+from pickglass.data import Row, Table, load_dataset, paint, usual_size, with_roi
 from pickglass.data.painting.cloth import Cloth, Weave, weave
 from pickglass.data.painting.defects import Kind
 from pickglass.errors import WeightsMissing
@@ -109,7 +109,7 @@ def on_real(root: Path, seed: int) -> dict[str, Any]:
     data = real_set(dataset.train, dataset.test, set(), seed)
     masked = dataset.train
     if choice.foreground is not None:
-        masked = within_foreground(masked, choice.foreground)
+        masked = with_roi(masked, trusted_mask(choice.foreground))
 
     def result(detector: Detector, train: Table = dataset.train) -> Score:
         detector.fit(train, calibrate=0.0, seed=seed)

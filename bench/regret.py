@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from pickglass.app.advise.advise import find_advice
 from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.choice import Advice
-from pickglass.app.advise.painted import InputMaker, Judged, PaintedSet, choose_rows
+from pickglass.app.advise.painted import Judged, PaintedSet, as_input, choose_rows
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import LIMIT, Score, judge
 from pickglass.data import Preprocess, Row, Table, load_dataset, read_image, read_mask, usual_size
@@ -120,14 +120,14 @@ def real_extent(test: Table) -> float:
 def real_set(train: Table, test: Table, sizes: set[tuple[int, int]], seed: int) -> PaintedSet:
     """The images that taught the advisor, and the real test images in place of the painted ones."""
     interpolation = find_backbone(BACKBONE).interpolation
-    makers = [InputMaker(Preprocess(size, interpolation)) for size in sorted(sizes)]
+    prepares = [Preprocess(size, interpolation) for size in sorted(sizes)]
     taught, _ = choose_rows(train, seed)
-    fit: dict[tuple[int, int], list[Row]] = {maker.prepare.size: [] for maker in makers}
-    tested: dict[tuple[int, int], list[Row]] = {maker.prepare.size: [] for maker in makers}
+    fit: dict[tuple[int, int], list[Row]] = {prepare.size: [] for prepare in prepares}
+    tested: dict[tuple[int, int], list[Row]] = {prepare.size: [] for prepare in prepares}
     for row in taught:
         pixels = row.image()
-        for maker in makers:
-            fit[maker.prepare.size].append(maker.row(row, pixels, "fit"))
+        for prepare in prepares:
+            fit[prepare.size].append(as_input(prepare, row, pixels, "fit"))
     rng = np.random.default_rng(seed)
     images = []
     for row in test:
@@ -138,8 +138,8 @@ def real_set(train: Table, test: Table, sizes: set[tuple[int, int]], seed: int) 
         images.append(
             Judged(row.path, row.unit, size, (0, 0, *size), mask, keep if mask is None else keep | mask, pixels)
         )
-        for maker in makers:
-            tested[maker.prepare.size].append(maker.row(replace(row, mask=None), pixels, "test"))
+        for prepare in prepares:
+            tested[prepare.size].append(as_input(prepare, replace(row, mask=None), pixels, "test"))
     return PaintedSet(
         tuple(images), {s: Table(part) for s, part in fit.items()}, {s: Table(part) for s, part in tested.items()}
     )

@@ -19,7 +19,7 @@ from pickglass.app.advise.choice import Advice, Rated
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score
-from pickglass.app.advise.within_foreground import judged_within, within_foreground
+from pickglass.app.advise.within_foreground import judged_within, trusted_mask
 from pickglass.app.fit import FitRequest, fit
 from pickglass.data import DataSource, Row, Table, load_dataset
 from pickglass.data.painting.cloth import Cloth, weave
@@ -288,7 +288,7 @@ def test_the_mask_is_not_tried_without_trust_or_need() -> None:
 
 
 @pytest.mark.parametrize("taken", [True, False])
-def test_auto_judges_later_parts_with_the_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+def test_auto_judges_later_parts_with_the_mask(monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
     """And hands it on, if it is taken."""
     chosen = Candidate("efficientnet_lite0", ("stage1",), (32, 32), 8.0, 2, 0.1)
     score = Score((0.5, 0.4, 0.6), (0.5, 0.4, 0.6), None, np.zeros(0), np.zeros(0), ())  # type: ignore[arg-type]
@@ -330,4 +330,4 @@ def test_fit_uses_the_mask_that_auto_took(trays: Path, tmp_path: Path, monkeypat
 
 def test_a_mask_that_is_not_trusted_is_not_used() -> None:
     with pytest.raises(InputError, match="only 3 images"):
-        within_foreground(Table([Row("0.png")]), foreground(None, "only 3 images"))
+        trusted_mask(foreground(None, "only 3 images"))

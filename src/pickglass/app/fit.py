@@ -10,16 +10,17 @@ from typing import Any
 
 from pickglass.app.advise.auto import auto_choice, usual_defect
 from pickglass.app.advise.request import AdviseRequest
-from pickglass.app.advise.within_foreground import look_for_part, within_foreground
+from pickglass.app.advise.within_foreground import look_for_part, trusted_mask
 from pickglass.app.methods import method_name
 from pickglass.app.results import FitResult
-from pickglass.data import Dataset, DataSource, split_roles, usual_size
+from pickglass.data import Dataset, DataSource, split_roles, usual_size, with_roi
 from pickglass.data.files import output_path
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.contamination import CleanCheck
 from pickglass.detectors.drift_sample import DriftSample
 from pickglass.detectors.tiling import TileOptions
 from pickglass.errors import InputError, UnknownName
+from pickglass.features.foreground import Foreground
 from pickglass.methods import Detector, find_method
 
 __all__ = ["FitRequest", "build", "fit", "fit_dataset"]
@@ -165,10 +166,11 @@ def fit_dataset(
     # images that fit will hold back for the thresholds, which are drawn first, choose nothing
     usable = split_roles(train, 0.0, wish.calibrate, wish.seed).where(lambda row: row.role != "calibrate")
     provenance: dict[str, Any] = {"data": dataset.name}
-    foreground = None
+    foreground: Foreground | None = None
     if seek_part:
         foreground = look_for_part(usable, wish.seed, run, progress)
-        usable, train = within_foreground(usable, foreground), within_foreground(train, foreground)
+        mask = trusted_mask(foreground)
+        usable, train = with_roi(usable, mask), with_roi(train, mask)
     if wish.preset == "auto":
         extent = usual_defect(usual_size(usable)) if wish.defect_px is None else wish.defect_px
         choice = auto_choice(usable, AdviseRequest(extent, seed=wish.seed), compute=run, progress=progress)
@@ -176,7 +178,7 @@ def fit_dataset(
         provenance["auto"] = choice.to_json()
         if choice.foreground is not None:
             foreground = choice.foreground
-            train = within_foreground(train, foreground)
+            train = with_roi(train, trusted_mask(foreground))
     else:
         detector = build(
             wish.method or "patchcore", wish.preset, wish.settings, wish.tiling, wish.fusion, wish.adaptation

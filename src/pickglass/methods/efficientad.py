@@ -41,7 +41,7 @@ from pickglass.data.painting.natural import natural_images, natural_photos
 from pickglass.detectors.compute import Shape
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
-from pickglass.errors import InputError
+from pickglass.errors import DataError, InputError
 from pickglass.features.batch import Batch
 from pickglass.features.engine import PerPositionEngine
 from pickglass.nn.maps import ChannelMoments, batch_mean, hardest_mean, highest, kept_cells, kept_mean, resampled_to
@@ -142,7 +142,7 @@ class EfficientAD(Detector):
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
         """The smallest networks and a few steps."""
-        return {"backbone": "pdn_tiny", "steps": 8}
+        return {"backbone": "pdn_tiny", "steps": 4}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
@@ -246,7 +246,13 @@ class EfficientAD(Detector):
                 chosen = values[:, own] if np.count_nonzero(own) >= _FEWEST else values
                 if chosen.size:
                     low, high = torch.from_numpy(np.quantile(chosen, [_LOW, _HIGH], axis=1)).float()  # (2,) each
-                    self.quantiles[p, :, ring] = torch.stack([low, torch.maximum(high, low + 1e-12)], dim=1)
+                    if not bool((high > low).all()):
+                        raise DataError(
+                            f"EfficientAD cannot scale its maps: on the held-back good images the {_LOW} quantiles of "
+                            f"the local and the global map, {low.tolist()}, are not below the {_HIGH} quantiles, "
+                            f"{high.tolist()}. These images may be blank, or nearly so: give images that show the part"
+                        )
+                    self.quantiles[p, :, ring] = torch.stack([low, high], dim=1)
         pictures = 0 if self._pictures is None else len(self._pictures)
         self._seen, self._pictures, self._moments = [], None, None
         student, autoencoder = (sum(x[0].numel() for x in net.parameters()) for net in self._networks())

@@ -69,6 +69,7 @@ class PaDiM(Detector):
     """
 
     method = "padim"
+    fewest_images = 2  # a covariance
     presets: ClassVar = {
         "paper": {
             "backbone": "wide_resnet50_2",

@@ -40,6 +40,7 @@ from pickglass.nn.search.neighbours import BankIndex, nearest_of_each, nearest_p
 
 __all__ = ["PatchCore"]
 
+_LEAST = 0.1  # patches of the bank, per patch of one image
 _QUICK_BANK = 400  # patches of the bank of a quick fit ...
 _QUICK_REACH = 20_000  # ... and of those that it is chosen from
 
@@ -49,7 +50,8 @@ class PatchCore(Detector):
 
     Args:
         backbone, layers, weights, size, smoothing: see :class:`pickglass.Detector`. The first layer sets the grid.
-        ratio: share of all patches that the bank keeps, above 0 to 1 (paper: 0.25, 0.1 and 0.01).
+        ratio: share of all patches that the bank keeps, above 0 to 1 (paper: 0.25, 0.1 and 0.01); of fewer than ten
+            images as many as 0.01 would keep of ten.
         sample: patches of each image, drawn at random, that the bank is chosen from; 0: all. For quick comparisons.
         patch: side of the neighbourhood that is averaged, in cells, odd (paper: 3).
         projection: dimensions of the random projection that the coreset is chosen in (authors' code: 128); 0 is none,
@@ -161,7 +163,7 @@ class PatchCore(Detector):
                 "use a square size, or rotations=2"
             )
         n = context.n_images * (min(self.sample, h * w) or h * w)
-        self._keep = max(1, math.ceil(self.ratio * n))
+        self._keep = self._bank_size(n, context.n_images)
         bank_mb = context.groups * self.predicted_mb(context)
         if bank_mb > self.max_bank_mb:
             fitting = self.ratio * self.max_bank_mb / bank_mb
@@ -188,7 +190,12 @@ class PatchCore(Detector):
         """What the banks will take."""
         _, h, w = context.shapes[0]
         width = self.dims or sum(c for c, _, _ in context.shapes)
-        return context.positions * max(1, math.ceil(self.ratio * context.n_images * h * w)) * width * 4 / 1e6
+        members = self._bank_size(context.n_images * h * w, context.n_images)
+        return context.positions * members * width * 4 / 1e6
+
+    def _bank_size(self, patches: int, images: int) -> int:
+        """How many of so many patches the bank keeps; from few images no fewer than a tenth of one image's."""
+        return math.ceil(max(self.ratio, min(1.0, _LEAST / images)) * patches)
 
     def _check(self) -> None:
         if not 0 < self.ratio <= 1:
@@ -238,7 +245,7 @@ class PatchCore(Detector):
         if self.standardise or self.position_weight:
             self.scale = self._level_scales().to(self._patches[0])
             self._patches = [self._scaled(p) for p in self._patches]
-        self.bank, chosen = self._select(math.ceil(self.ratio * self._seen), "choosing the bank")
+        self.bank, chosen = self._select(self._bank_size(self._seen, self._context.n_images), "choosing the bank")
         details = {
             "patches": self._seen,
             "bank": self.bank.shape[1],

@@ -14,7 +14,7 @@ from pickglass.errors import InputError
 from pickglass.features.engine import device_name
 from pickglass.features.foreground import Foreground, find_foreground
 
-__all__ = ["judged_within", "look_for_part", "within_foreground"]
+__all__ = ["judged_within", "look_for_part", "trusted_mask"]
 
 
 def look_for_part(table: Table, seed: int, compute: ComputeOptions, progress: Progress | None = None) -> Foreground:
@@ -31,8 +31,8 @@ def look_for_part(table: Table, seed: int, compute: ComputeOptions, progress: Pr
     )
 
 
-def within_foreground(table: Table, found: Foreground) -> Table:
-    """Return the rows with the foreground as their region of interest.
+def trusted_mask(found: Foreground) -> NDArray[np.bool_]:
+    """Return the mask of a foreground as region of interest, (H, W) bool.
 
     Raises:
         InputError: the foreground did not pass its self-check.
@@ -42,11 +42,7 @@ def within_foreground(table: Table, found: Foreground) -> Table:
             f"roi='auto': no foreground to be trusted was found on {found.n_images} good images: {found.why_not}. "
             "Give the file of a mask, or leave the region of interest out"
         )
-    return _within(table, found.mask)
-
-
-def _within(table: Table, mask: NDArray[np.bool_] | None) -> Table:
-    return Table([replace(row, roi=mask) for row in table])
+    return found.mask
 
 
 def judged_within(data: PaintedSet, mask: NDArray[np.bool_]) -> tuple[PaintedSet, PaintedSet]:
@@ -61,9 +57,11 @@ def judged_within(data: PaintedSet, mask: NDArray[np.bool_]) -> tuple[PaintedSet
     kept = [i for i, one in enumerate(data.judged) if _shows(one, mask)]
     test = {size: Table([rows[i] for i in kept]) for size, rows in data.test.items()}
     without = replace(data, judged=tuple(data.judged[i] for i in kept), test=test)
-    inside = {size: Preprocess(size).kept((mask.shape[0], mask.shape[1]), mask) for size in data.fit}
+    size = mask.shape[0], mask.shape[1]
+    inside = {canvas: Preprocess(canvas).kept(size, mask) for canvas in data.fit}
     fit, test = (
-        {size: _within(rows, inside[size]) for size, rows in part.items()} for part in (without.fit, without.test)
+        {canvas: Table([replace(row, roi=inside[canvas]) for row in rows]) for canvas, rows in part.items()}
+        for part in (without.fit, without.test)
     )
     return without, replace(without, fit=fit, test=test)
 
