@@ -286,10 +286,10 @@ def test_good_parts_get_no_name_and_a_new_fit_forgets(examples: Path, model: Pat
     out = tmp_path / "named.safetensors"
     label(model, examples / "known", out, compute=TORCH)
     detector = pg.load(out)
-    good = detector.predict(textures(4, 96, seed=9), engine="torch")
+    good = detector.predict(np.concatenate([textures(4, 96, seed=9), textures(4, 96)]), engine="torch")
     for i, one in enumerate(good):
         assert (one.named is None) == (good.verdict(i) == "good")
-    assert "good" in [good.verdict(i) for i in range(4)]
+    assert "good" in [good.verdict(i) for i in range(4, 8)]  # it was fitted on these
     assert detector.fit(textures(8, 96), engine="torch").namer is None
 
 

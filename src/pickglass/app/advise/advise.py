@@ -8,7 +8,6 @@ by synthetic defects. ``docs/advisor.md`` says how it decides and how well it di
 from __future__ import annotations
 
 import shlex
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,8 +70,7 @@ def advise(
     source = DataSource.of(data)
     dataset = source.load()
     table = source.placed(dataset.train)
-    with tempfile.TemporaryDirectory(prefix="pickglass-") as folder:
-        advice = find_advice(table, request, Path(folder), compute=compute, progress=progress)
+    advice = find_advice(table, request, compute=compute, progress=progress)
     result = _result(advice, source)
     result["seconds"] = time.perf_counter() - began
     if page is not None:
@@ -109,7 +107,6 @@ def usable_backbones(wanted: Sequence[str] | None) -> list[str]:
 def find_advice(
     table: Table,
     request: AdviseRequest,
-    folder: Path,
     *,
     compute: ComputeOptions | None = None,
     progress: Progress | None = None,
@@ -119,7 +116,6 @@ def find_advice(
     Args:
         table: good images.
         request, compute, progress: as in :func:`advise`.
-        folder: holds regions of interest on the inputs, as long as the advice is in use.
     """
     run, defect_px = compute or ComputeOptions(), request.defect_px
     image = usual_size(table)
@@ -149,7 +145,6 @@ def find_advice(
         choose_rows(table, request.seed),
         defect_px,
         prepares,
-        folder,
         kinds=request.kinds,
         seed=request.seed,
         compute=run,

@@ -6,10 +6,8 @@ too that did nothing. Nothing here knows a real defect, and images that are held
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pickglass.app.advise.advise import find_advice
@@ -89,18 +87,14 @@ def auto_choice(
         InputError: geometry rules out everything.
     """
     run = compute or ComputeOptions()
-    with tempfile.TemporaryDirectory(prefix="pickglass-") as folder:
-        advice = find_advice(table, request, Path(folder), compute=run, progress=progress)
-        found = None
-        if all(row.roi is None for row in table):
-            found = look_for_part(table, request.seed, run, progress)
-        return _parts_tried(advice, found, Path(folder), run, progress)
+    advice = find_advice(table, request, compute=run, progress=progress)
+    found = look_for_part(table, request.seed, run, progress) if all(row.roi is None for row in table) else None
+    return _parts_tried(advice, found, run, progress)
 
 
 def _parts_tried(
     advice: Advice,
     found: Foreground | None,
-    folder: Path,
     compute: ComputeOptions,
     progress: Progress | None,
 ) -> AutoChoice:
@@ -121,7 +115,7 @@ def _parts_tried(
 
         rows.append(_features(chosen, best.score, advice))
         rows.append(_resolution(chosen, best.score, advice))
-        row, within = _foreground(found, data, folder, lambda on: judged({}, on), seed)
+        row, within = _foreground(found, data, lambda on: judged({}, on), seed)
         rows.append(row)
         data = within or data
         now = judged({}, data)
@@ -143,7 +137,7 @@ def _parts_tried(
 
 
 def _foreground(
-    found: Foreground | None, data: PaintedSet, folder: Path, judged: Callable[[PaintedSet], Score], seed: int
+    found: Foreground | None, data: PaintedSet, judged: Callable[[PaintedSet], Score], seed: int
 ) -> tuple[AblationRow, PaintedSet | None]:
     """A mask of the foreground, against none; and what to judge by from here on, if it is taken."""
     name, metric = "foreground mask", _METRICS["aupro"]
@@ -151,7 +145,7 @@ def _foreground(
         return _row(name, [], None, metric, None, False, "a region of interest is given"), None
     if found.mask is None:
         return _row(name, [], None, metric, None, False, f"self-check: {found.why_not}"), None
-    without, within = judged_within(data, found.mask, folder)
+    without, within = judged_within(data, found.mask)
     if all(one.mask is None for one in without.judged):
         return _row(name, [], None, metric, None, False, "no painted defect lies on the foreground"), None
     tried = {f"{found.share:.0%} of the image": judged(within)}

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pickglass.app.advise.request import KINDS_PAINTED
 from pickglass.data import (
@@ -31,7 +29,7 @@ from pickglass.data.painting.defects import Kind
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import DataError, InputError
 
-__all__ = ["InputMaker", "Judged", "PaintedSet", "choose_rows", "paint_set"]
+__all__ = ["Judged", "PaintedSet", "as_input", "choose_rows", "paint_set"]
 
 Size = tuple[int, int]
 
@@ -119,7 +117,6 @@ def paint_set(
     rows: tuple[Table, Table],
     defect_px: float,
     prepares: Sequence[Preprocess],
-    folder: Path,
     *,
     kinds: Sequence[Kind] = KINDS_PAINTED,
     contrasts: Sequence[float] = CONTRASTS,
@@ -134,7 +131,6 @@ def paint_set(
         rows: that teach, and that are held back; see :func:`choose_rows`.
         defect_px: longest extent of the defects, in pixels of the original images; at least 4.
         prepares: one a size; they squeeze.
-        folder: for regions of interest on the inputs, in use as long as the set is.
         kinds, contrasts: taken in turn.
         painted: defects in all, at least one an image.
 
@@ -143,18 +139,17 @@ def paint_set(
     """
     run = compute or ComputeOptions()
     taught, held = rows
-    makers = [InputMaker(prepare, folder, f"{i}") for i, prepare in enumerate(prepares)]
     fit: dict[Size, list[Row]] = {prepare.size: [] for prepare in prepares}
     for row, pixels in _decoded(taught, run, progress, "reading images"):
-        for maker in makers:
-            fit[maker.prepare.size].append(maker.row(row, pixels, "fit"))
+        for prepare in prepares:
+            fit[prepare.size].append(as_input(prepare, row, pixels, "fit"))
     good: list[tuple[Judged, list[Row]]] = []
     bad: list[tuple[Judged, list[Row]]] = []
     each = max(1, painted // len(held))
     skipped: dict[str, None] = {}
     for i, (row, pixels) in enumerate(_decoded(held, run, progress, "painting defects")):
         rng = np.random.default_rng([seed, i])
-        good.append((_judged(row, pixels, None, rng), [maker.row(row, pixels, "test") for maker in makers]))
+        good.append((_judged(row, pixels, None, rng), [as_input(prepare, row, pixels, "test") for prepare in prepares]))
         for n in range(each):
             turn = i * each + n
             kind, contrast = kinds[turn % len(kinds)], contrasts[(2 * (turn // len(kinds)) + turn) % len(contrasts)]
@@ -165,41 +160,30 @@ def paint_set(
                 continue
             one = replace(_judged(row, defect[0], defect[1], rng), kind=kind, contrast=contrast)
             name = f"{row.path}#{n}"
-            bad.append((one, [maker.row(row, defect[0], "test", name) for maker in makers]))
+            bad.append((one, [as_input(prepare, row, defect[0], "test", name) for prepare in prepares]))
     if not bad:
         raise DataError(
             f"no defect of {defect_px:g} px could be painted on the {len(held)} images: {', '.join(skipped)}"
         )
     both = [*good, *bad]
-    test = {maker.prepare.size: Table([made[i] for _, made in both]) for i, maker in enumerate(makers)}
+    test = {prepare.size: Table([made[i] for _, made in both]) for i, prepare in enumerate(prepares)}
     return PaintedSet(tuple(one for one, _ in both), {s: Table(part) for s, part in fit.items()}, test, tuple(skipped))
 
 
-class InputMaker:
-    """Makes rows whose pixels are the network's input already, region of interest included.
+def as_input(prepare: Preprocess, row: Row, pixels: NDArray[np.uint8], role: Role, path: str | None = None) -> Row:
+    """Make a row whose pixels are the network's input already, region of interest included.
 
     Args:
         prepare: squeezes to the size of the input.
-        folder: for regions of interest on the input.
-        name: that no other maker of the folder has.
+        row: the image.
+        pixels: its pixels, or its pixels with a defect painted on.
+        role: of the new row.
+        path: name of the new row, if it shows a defect; None: that of the image, which is good.
     """
-
-    def __init__(self, prepare: Preprocess, folder: Path, name: str) -> None:
-        self.prepare = prepare
-        self.folder = folder
-        self.name = name
-
-    def row(self, row: Row, pixels: NDArray[np.uint8], role: Role, path: str | None = None) -> Row:
-        """The row with such pixels, under another path where one is given."""
-        canvas = (self.prepare(pixels).transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (H, W, 3)
-        region = row.region(pixels)
-        roi = None
-        if region is not None:
-            kept = self.prepare.kept((pixels.shape[0], pixels.shape[1]), region)
-            file = self.folder / f"{self.name}_{len(list(self.folder.iterdir()))}.png"
-            Image.fromarray(np.asarray(kept).astype(np.uint8) * 255).save(file)
-            roi = str(file)
-        return replace(row, path=path or row.path, pixels=canvas, roi=roi, role=role, label=int(path is not None))
+    canvas = (prepare(pixels).transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (H, W, 3)
+    region = row.region(pixels)
+    roi = None if region is None else prepare.kept((pixels.shape[0], pixels.shape[1]), region)
+    return replace(row, path=path or row.path, pixels=canvas, roi=roi, role=role, label=int(path is not None))
 
 
 def _decoded(
