@@ -452,8 +452,8 @@ def test_other_files_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_nan_before_the_first_step_is_not_blamed_on_the_learning_rate() -> None:
-    stack, loss = linear(positions=1)
-    message = "training flow: loss is nan before the first step, so the learning rate is not the cause: look for feat"
+    stack, loss = linear(positions=2)
+    message = "training flow: loss is nan, nan before the first step, so the learning rate is not the cause: look for"
     with pytest.raises(TrainingError, match=message):
         train_all(
             [Phase("flow", stack, lambda x: loss(x) * torch.nan, Plan(epochs=1, batch=4))],

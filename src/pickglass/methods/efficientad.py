@@ -252,8 +252,8 @@ class EfficientAD(Detector):
         if not bool((self.quantiles[..., 1] > self.quantiles[..., 0]).all()):
             raise DataError(
                 f"EfficientAD cannot scale its maps: their {_LOW} and {_HIGH} quantiles on the held-back good images, "
-                f"{self.quantiles[0].tolist()}, are not all apart. These images may be blank, or nearly so: give images "
-                "that show the part"
+                f"{self.quantiles[0].tolist()}, are not all apart. These images may be blank, or nearly so: give "
+                "images that show the part"
             )
         pictures = 0 if self._pictures is None else len(self._pictures)
         self._held_back = self._pictures = self._moments = None
