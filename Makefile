@@ -24,7 +24,7 @@ $(VENV):
 	@touch $@
 
 # and what developers need on top
-.venv/dev: pyproject.toml | .venv/train
+.venv/dev: pyproject.toml .venv/train
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Does ``preset="auto"`` find more small defects on generated cloth than what fit takes untold, and by which part?
+"""Does ``preset="auto"`` find more small defects on generated cloth than the default of fit, and by which part?
 
     python -m bench.auto auto.jsonl [--weaves plain twill satin] [--seeds 1] [--defect-px 8]
     python -m bench.auto auto.jsonl --data DATA [--sets magnetic_tile ...]
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,11 +27,12 @@ import numpy as np
 
 from bench.regret import SETS, real_extent, real_set
 from pickglass.app.advise.auto import AutoChoice, auto_choice
-from pickglass.app.advise.painted import Judged, PaintedSet, usual_size
+from pickglass.app.advise.painted import Judged, PaintedSet
+from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score, difference, scored
-from pickglass.app.advise.within_foreground import save_mask
+from pickglass.app.advise.within_foreground import trusted_mask
 from pickglass.app.fit import build
-from pickglass.data import Row, Table, load_dataset, paint, with_roi
+from pickglass.data import Row, Table, load_dataset, paint, usual_size, with_roi
 from pickglass.data.painting.cloth import Cloth, Weave, weave
 from pickglass.data.painting.defects import Kind
 from pickglass.errors import WeightsMissing
@@ -84,7 +84,7 @@ def compare(kind: Weave, seed: int, defect_px: float) -> dict[str, Any]:
     """One cloth."""
     began = time.perf_counter()
     train = Table([Row(f"good:{i}", "train", 0, pixels=image) for i, image in enumerate(pieces(kind, 40, 2 * seed))])
-    choice = auto_choice(train, defect_px, kinds=KINDS, seed=seed)
+    choice = auto_choice(train, AdviseRequest(defect_px, kinds=KINDS, seed=seed))
     print(
         kind, seed, choice.method, choice.settings, choice.fusion, f"({time.perf_counter() - began:.0f} s)", flush=True
     )
@@ -105,19 +105,18 @@ def on_real(root: Path, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
     dataset = load_dataset(root)
     defect_px = float(np.clip(real_extent(dataset.test), 4, min(usual_size(dataset.train)) / 2))
-    choice = auto_choice(dataset.train, defect_px, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
-        data = real_set(dataset.train, dataset.test, set(), Path(folder), seed)
-        masked = dataset.train
-        if choice.foreground is not None:
-            masked = with_roi(masked, save_mask(choice.foreground, Path(folder) / "mask.png"))
+    choice = auto_choice(dataset.train, AdviseRequest(defect_px, seed=seed))
+    data = real_set(dataset.train, dataset.test, set(), seed)
+    masked = dataset.train
+    if choice.foreground is not None:
+        masked = with_roi(masked, trusted_mask(choice.foreground))
 
-        def result(detector: Detector, train: Table = dataset.train) -> Score:
-            detector.fit(train, calibrate=0.0, seed=seed)
-            return scored(detector.predict(dataset.test), data)
+    def result(detector: Detector, train: Table = dataset.train) -> Score:
+        detector.fit(train, calibrate=0.0, seed=seed)
+        return scored(detector.predict(dataset.test), data)
 
-        auto = result(build(choice.method, None, choice.settings, choice.tiling, choice.fusion), masked)
-        return answer(root.name, seed, defect_px, choice, result, auto, result(build()), data, began)
+    auto = result(build(choice.method, None, choice.settings, choice.tiling, choice.fusion), masked)
+    return answer(root.name, seed, defect_px, choice, result, auto, result(build()), data, began)
 
 
 def answer(

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from pickglass.app.study.study import study
+from pickglass.app.jobs.executors import Where
+from pickglass.app.study.study import StudyRequest, study
 from pickglass.features.backbones.registry import find_backbone
 
 BACKBONE = "efficientnet_lite0"
@@ -28,14 +29,18 @@ METRICS = ("image_auroc", "aupro_30")
 
 
 def cells(
-    data: Path, file: Path, methods: list[str], layers: list[str], sizes: list[int], **more: Any
+    data: Path,
+    file: Path,
+    methods: list[str],
+    layers: list[str],
+    sizes: list[int],
+    where: Where | None = None,
 ) -> dict[str, Any]:
     """Run them; (method, layers) -> metrics, and the seconds."""
     began = time.perf_counter()
     settings = {name: {"ratio": 0.003} for name in methods if name == "patchcore"}
-    found = study(
-        [data], file, methods=methods, backbones=[BACKBONE], layers=layers, sizes=sizes, settings=settings, **more
-    )
+    request = StudyRequest(methods, [BACKBONE], layers, sizes, settings=settings)
+    found = study([data], file, request, where=where)
     rows = found["cells"]
     failed = [row["error"] for row in rows if row["state"] != "done"]
     if failed:
@@ -77,9 +82,7 @@ def shared(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def ray(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     methods, layers = given.methods.split(","), [level.name for level in find_backbone(BACKBONE).levels]
     local = cells(given.data, folder / "local.sqlite", methods, layers, given.sizes)
-    there = cells(
-        given.data, folder / "ray.sqlite", methods, layers, given.sizes, executor="ray", parallel=given.workers
-    )
+    there = cells(given.data, folder / "ray.sqlite", methods, layers, given.sizes, Where("ray", given.workers))
     return {
         "cells": len(local["metrics"]),
         "local_s": round(local["seconds"], 1),

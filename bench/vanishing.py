@@ -35,6 +35,7 @@ import torch
 
 from bench.textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pieces
 from pickglass.app.see.layers import layers as layer_table
+from pickglass.app.see.request import BackboneRequest
 from pickglass.data import Preprocess, resize_map
 from pickglass.detectors.loading import silent
 from pickglass.detectors.method import FitContext
@@ -137,7 +138,7 @@ def measure(given: argparse.Namespace) -> None:
         except WeightsMissing as error:
             print(f"{backbone} is left out: {error}", flush=True)
             continue
-        nodes = layer_table(backbone, stages, weights=given.weights)["nodes"]
+        nodes = layer_table(BackboneRequest(backbone, stages, given.weights))["nodes"]
         facts = {node["name"]: (node["stride"], node["rf_gradient"], node["channels"]) for node in nodes}
         for texture, size in itertools.product(given.textures, given.sizes):
             cells = [(m, names) for m in given.methods for names in fusions(backbone)]

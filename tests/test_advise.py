@@ -19,16 +19,20 @@ import pickglass as pg
 from pickglass.app.advise.advise import advise, usable_backbones
 from pickglass.app.advise.candidates import Candidate, Options, candidates, input_sizes
 from pickglass.app.advise.choice import Advice, Baseline, Rated, limits_of
-from pickglass.app.advise.painted import choose_rows, paint_set, usual_size
+from pickglass.app.advise.painted import choose_rows, paint_set
+from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score, detector_of, difference, judge, scored, window_map
-from pickglass.app.fit import fit
+from pickglass.app.fit import FitRequest, fit
 from pickglass.app.fit_many import fit_many
-from pickglass.data import Preprocess, Row, Table, load_dataset
+from pickglass.app.jobs.executors import Where
+from pickglass.data import DataSource, Preprocess, Row, Table, load_dataset, usual_size
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError, InputError, WeightsMissing
 from pickglass.features.shared import SharedFeatures
 
 LITE = "efficientnet_lite0"
-QUICK: Any = {"engine": "torch"}
+QUICK = ComputeOptions(engine="torch")
+TORCH = QUICK.arguments()
 
 
 # -- geometry ----------------------------------------------------------------------------------------------------------
@@ -91,9 +95,9 @@ def test_groups_do_not_part_and_nothing_of_the_test_is_read(good: Table) -> None
 
 
 @pytest.fixture(scope="module")
-def painted(good: Table, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def painted(good: Table) -> Any:
     prepares = [Preprocess((96, 96), "bicubic")]
-    return paint_set(choose_rows(good, 0), 24, prepares, tmp_path_factory.mktemp("roi"), painted=10)
+    return paint_set(choose_rows(good, 0), 24, prepares, painted=10)
 
 
 def test_painted_images_differ_from_their_good_ones_just_there(painted: Any, good: Table) -> None:
@@ -114,13 +118,12 @@ def test_regions_of_interest_hold_the_defects(good: Table, tmp_path: Path) -> No
     mask[:, :50] = 255
     Image.fromarray(mask).save(tmp_path / "roi.png")
     rows = pg.data.with_roi(good, tmp_path / "roi.png")
-    (tmp_path / "inputs").mkdir()
-    made = paint_set(choose_rows(rows, 0), 16, [Preprocess((64, 64), "bicubic")], tmp_path / "inputs", painted=10)
+    made = paint_set(choose_rows(rows, 0), 16, [Preprocess((64, 64), "bicubic")], painted=10)
     for one in made.judged:
         assert not one.keep[:, 50:].any()
         if one.mask is not None:
             assert one.mask[:, :50].sum() > one.mask[:, 50:].sum()
-    roi = np.asarray(Image.open(made.test[64, 64][0].roi))
+    roi = np.asarray(made.test[64, 64][0].roi)
     assert roi[:, :30].all()
     assert not roi[:, 36:].any()
 
@@ -131,8 +134,8 @@ def test_a_score_is_that_of_the_whole_evaluation(painted: Any) -> None:
 
     candidate = candidates(LITE, [((96, 96), 1.0)], 24).kept[0]
     taught = painted.fit[96, 96]
-    detector = detector_of(candidate, len(taught)).fit(taught, calibrate=0.0, **QUICK)
-    prediction = detector.predict(painted.test[96, 96], **QUICK)
+    detector = detector_of(candidate, len(taught)).fit(taught, calibrate=0.0, **TORCH)
+    prediction = detector.predict(painted.test[96, 96], **TORCH)
     score = scored(prediction, painted)
     curves = PixelCurves()
     for values, one in zip(prediction.maps, painted.judged, strict=True):
@@ -172,7 +175,7 @@ def few_candidates() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def advised(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     page = tmp_path_factory.mktemp("advice") / "advice.html"
-    return advise(small_dataset, 16, pixel_mm=0.05, backbones=[LITE], report=page, **QUICK)
+    return advise(DataSource(small_dataset, pixel_mm=0.05), AdviseRequest(16, backbones=[LITE]), page, compute=QUICK)
 
 
 def test_the_answer_is_complete_and_sorted(advised: Any) -> None:
@@ -202,8 +205,8 @@ def test_the_surest_gain_is_chosen_not_the_luckiest() -> None:
     usual = _rated("usual", 0.3)
 
     def chosen(*others: Rated, within_ms: float | None = None) -> tuple[str, str]:
-        untold = Baseline(usual.candidate, usual.score)
-        advice = Advice((usual, *others), (), cast(Any, None), (256, 256), 8.0, within_ms, untold)
+        baseline = Baseline(usual.candidate, usual.score)
+        advice = Advice((usual, *others), (), cast(Any, None), (256, 256), AdviseRequest(8.0, within_ms), baseline)
         assert advice.choice is not None
         return advice.choice.candidate.layers[0], advice.why
 
@@ -211,7 +214,7 @@ def test_the_surest_gain_is_chosen_not_the_luckiest() -> None:
     layer, why = chosen(lucky, sure)
     assert layer == "sure"
     assert "+0.10, 95 % +0.05 to +0.15" in why
-    assert chosen(lucky) == ("usual", f"nothing finds more than what fit takes untold ({usual.candidate.name}, "
+    assert chosen(lucky) == ("usual", f"nothing finds more than the default of fit ({usual.candidate.name}, "
                              "AUPRO@0.05 0.30) beyond doubt")  # fmt: skip
     assert chosen(lucky, sure, within_ms=5.0)[0] == "usual"
 
@@ -222,17 +225,19 @@ def test_a_sure_choice_below_the_best_does_not_hide_the_best(monkeypatch: pytest
     usual, sure = _rated("usual", 0.1), _rated("sure", 0.2, (0.1, 0.05, 0.15))
     for first, said in ((0.25, True), (0.6, False)):
         lucky = _rated("lucky", first, (0.2, -0.1, 0.4))
-        advice = Advice((usual, sure, lucky), (), data, (256, 256), 8.0, None, Baseline(usual.candidate, usual.score))
+        advice = Advice(
+            (usual, sure, lucky), (), data, (256, 256), AdviseRequest(8.0), Baseline(usual.candidate, usual.score)
+        )
         assert advice.choice is sure
         assert any(f"best AUPRO@0.05 {first:.2f}" in limit for limit in limits_of(advice)) == said
 
 
-def test_without_what_fit_takes_untold_the_best_is_chosen() -> None:
+def test_without_a_default_of_fit_the_best_is_chosen() -> None:
     """Geometry rules it out, or the backbone is another one."""
     best, second = _rated("best", 0.5, (0.2, -0.1, 0.4)), _rated("second", 0.4)
     ruled_out = Baseline(_rated("usual", 0.3).candidate, best.score)
-    for untold in (None, ruled_out):
-        advice = Advice((second, best), (), cast(Any, None), (256, 256), 8.0, None, untold)
+    for baseline in (None, ruled_out):
+        advice = Advice((second, best), (), cast(Any, None), (256, 256), AdviseRequest(8.0), baseline)
         assert advice.choice is best
         assert advice.ranking == [best, second]
 
@@ -260,7 +265,7 @@ def test_the_page_shows_what_was_painted_and_found(advised: Any) -> None:
 
 
 def test_what_is_too_slow_is_not_chosen(small_dataset: Path) -> None:
-    result = advise(small_dataset, 16, backbones=[LITE], latency_ms=1e-3, **QUICK)
+    result = advise(small_dataset, AdviseRequest(16, latency_ms=1e-3, backbones=[LITE]), compute=QUICK)
     assert result["command"] is None
     assert all(one["too_slow"] for one in result["ranking"])
     assert "Nothing here judges an image within" in result["limits"][0]
@@ -274,7 +279,7 @@ def test_what_takes_too_much_memory_is_ruled_out(small_dataset: Path, monkeypatc
         return real(candidate, *given, **{**options, "memory_gb": memory})
 
     monkeypatch.setattr("pickglass.app.advise.advise.judge", tight)
-    result = advise(small_dataset, 16, backbones=[LITE], **QUICK)
+    result = advise(small_dataset, AdviseRequest(16, backbones=[LITE]), compute=QUICK)
     assert result["command"] is not None
     assert {one["method"] for one in result["ranking"]} == {"patchcore"}
     refused = [out["why"] for out in result["ruled_out"] if str(out["layers"]).startswith("padim")]
@@ -284,7 +289,7 @@ def test_what_takes_too_much_memory_is_ruled_out(small_dataset: Path, monkeypatc
 
 def test_wrong_requests_are_named(small_dataset: Path) -> None:
     with pytest.raises(InputError, match="expected 4 to 78"):
-        advise(small_dataset, 200)
+        advise(small_dataset, AdviseRequest(200))
     with pytest.raises(WeightsMissing):
         usable_backbones(["wide_resnet50_2"])
     assert usable_backbones(None)[0] == LITE
@@ -305,15 +310,15 @@ def test_rotated_copies_make_turned_images_good() -> None:
     images = (images * (ramp if images.ndim == 3 else ramp[..., None])).astype(np.uint8)  # up and down now differ
     turned = np.ascontiguousarray(np.rot90(images, 2, (1, 2)))
     plain, both = (
-        pg.PatchCore(size=64, weights="random", ratio=0.2, rotations=n).fit(images, calibrate=0.0, **QUICK)
+        pg.PatchCore(size=64, weights="random", ratio=0.2, rotations=n).fit(images, calibrate=0.0, **TORCH)
         for n in (1, 2)
     )
     assert both.provenance.details["patches"] == 2 * plain.provenance.details["patches"]
-    assert both.predict(turned, **QUICK).scores.mean() < 0.8 * plain.predict(turned, **QUICK).scores.mean()
+    assert both.predict(turned, **TORCH).scores.mean() < 0.8 * plain.predict(turned, **TORCH).scores.mean()
     with pytest.raises(InputError, match="square"):
-        pg.PatchCore(size=(64, 96), weights="random", rotations=4).fit(images, calibrate=0.0, **QUICK)
+        pg.PatchCore(size=(64, 96), weights="random", rotations=4).fit(images, calibrate=0.0, **TORCH)
     with pytest.raises(InputError, match="rotations=3"):
-        pg.PatchCore(size=64, weights="random", rotations=3).fit(images, calibrate=0.0, **QUICK)
+        pg.PatchCore(size=64, weights="random", rotations=3).fit(images, calibrate=0.0, **TORCH)
 
 
 def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
@@ -323,31 +328,31 @@ def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
     images = np.clip(images + rng.normal(0, 4, images.shape), 0, 255).astype(np.uint8)
     wrong = np.ascontiguousarray(images[:1, :, ::-1])  # all of it good ground, on the other side
     plain, placed = (
-        pg.PatchCore(size=64, layers=["stage2"], ratio=0.2, position_weight=w).fit(images, calibrate=0.0, **QUICK)
+        pg.PatchCore(size=64, layers=["stage2"], ratio=0.2, position_weight=w).fit(images, calibrate=0.0, **TORCH)
         for w in (0.0, 2.0)
     )
 
     def excess(detector: Any) -> float:
-        found = detector.predict(np.concatenate([images, wrong]), **QUICK)
+        found = detector.predict(np.concatenate([images, wrong]), **TORCH)
         return float(found.maps[-1][:, 2:5].mean() / found.maps[0][:, 2:5].mean())  # away from rim and middle
 
     assert excess(placed) > 1.5 * excess(plain)
     path = placed.save(tmp_path / "m.safetensors")
-    again = pg.load(path).predict(wrong, **QUICK).scores
-    assert np.array_equal(again, placed.predict(wrong, **QUICK).scores)
+    again = pg.load(path).predict(wrong, **TORCH).scores
+    assert np.array_equal(again, placed.predict(wrong, **TORCH).scores)
     with pytest.raises(InputError, match="position_weight=-1"):
-        pg.PatchCore(size=64, weights="random", position_weight=-1).fit(images, calibrate=0.0, **QUICK)
+        pg.PatchCore(size=64, weights="random", position_weight=-1).fit(images, calibrate=0.0, **TORCH)
 
 
 def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:
     detector = pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5)
-    detector.fit(_images(6), calibrate=0.0, **QUICK)
+    detector.fit(_images(6), calibrate=0.0, **TORCH)
     assert detector.provenance.details["patches"] == 60
     assert detector.bank is not None
     assert detector.bank.shape[1] == 30
     torch.testing.assert_close(
         detector.bank,
-        pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5).fit(_images(6), calibrate=0.0, **QUICK).bank,
+        pg.PatchCore(size=64, weights="random", sample=10, ratio=0.5).fit(_images(6), calibrate=0.0, **TORCH).bank,
     )
 
 
@@ -357,7 +362,7 @@ def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:
 def test_auto_keeps_a_row_a_part_in_the_model(small_dataset: Path, tmp_path: Path) -> None:
     from pickglass.app.info import info
 
-    result = fit(small_dataset, tmp_path / "m.safetensors", preset="auto", defect_px=16, **QUICK)
+    result = fit(small_dataset, tmp_path / "m.safetensors", FitRequest(preset="auto", defect_px=16), compute=QUICK)
     about = info(tmp_path / "m.safetensors")["about"]
     rows = about["provenance"]["auto"]["ablation"]
     assert result["auto"]["ablation"] == rows
@@ -389,16 +394,16 @@ def test_auto_reads_no_image_for_thresholds(
 
     monkeypatch.setattr("pickglass.app.fit.auto_choice", spy)
     with pytest.raises(Stop):
-        fit(small_dataset, tmp_path / "m.safetensors", preset="auto", calibrate=0.25)
+        fit(small_dataset, tmp_path / "m.safetensors", FitRequest(preset="auto", calibrate=0.25))
     assert len(seen[0]) == 12
     assert {row.role for row in seen[0]} == {"fit"}
 
 
 def test_auto_chooses_alone(small_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="chooses method"):
-        fit(small_dataset, tmp_path / "m.safetensors", preset="auto", settings={"size": 64})
+        fit(small_dataset, tmp_path / "m.safetensors", FitRequest(preset="auto", settings={"size": 64}))
     with pytest.raises(InputError, match="belongs to preset 'auto'"):
-        fit(small_dataset, tmp_path / "m.safetensors", defect_px=8)
+        fit(small_dataset, tmp_path / "m.safetensors", FitRequest(defect_px=8))
 
 
 # -- many categories ---------------------------------------------------------------------------------------------------
@@ -422,7 +427,7 @@ def test_many_categories_one_fails_and_a_second_call_goes_on(small_dataset: Path
     assert "00.png" in told["categories"][1]["error"]
     stamp = (models / "a.safetensors").stat().st_mtime_ns
     shutil.copy(root / "a" / "train" / "good" / "00.png", broken)
-    second = fit_many(root, models, settings={"size": 64}, **QUICK)
+    second = fit_many(root, models, FitRequest(settings={"size": 64}), compute=QUICK)
     assert [row["state"] for row in second["categories"]] == ["skipped", "done", "skipped"]
     assert (models / "a.safetensors").stat().st_mtime_ns == stamp
     assert pg.load(models / "b.safetensors").configuration()["size"] == 64
@@ -431,6 +436,12 @@ def test_many_categories_one_fails_and_a_second_call_goes_on(small_dataset: Path
 def test_many_categories_in_processes(small_dataset: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copytree(small_dataset, tmp_path / "root" / name)
-    result = fit_many(tmp_path / "root", tmp_path / "models", parallel=2, settings={"size": 64}, **QUICK)
+    result = fit_many(
+        tmp_path / "root",
+        tmp_path / "models",
+        FitRequest(settings={"size": 64}),
+        where=Where(parallel=2),
+        compute=QUICK,
+    )
     assert (result["done"], result["failed"]) == (2, 0)
     assert sorted(p.name for p in (tmp_path / "models").iterdir()) == ["a.safetensors", "b.safetensors"]

@@ -232,6 +232,7 @@ def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str)
         AsymmetricStudentTeacher(**{**TINY, **settings}).fit(textures(12, 64))  # type: ignore[arg-type]
 
 
+@pytest.mark.golden
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
     monkeypatch.setattr("pickglass.nn.training.loop._fast_bfloat16", lambda device: False)  # not every machine has it

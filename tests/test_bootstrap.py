@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from collections.abc import Callable
 from statistics import NormalDist
 
@@ -14,7 +13,6 @@ from sklearn.metrics import f1_score as sk_f1
 
 import pickglass.metrics as pm
 from pickglass.errors import InputError
-from pickglass.metrics import deployed, intervals
 
 # ---- the bootstrap ------------------------------------------------------------------------------------------------
 
@@ -213,10 +211,3 @@ def test_rates_of_one_class_are_nan_where_undefined() -> None:
     bad = pm.rates_at([1, 1], [0.1, 0.9], 0.5)
     assert np.isnan(bad.false_alarm_rate)
     assert (bad.f1, bad.miss_rate) == (pytest.approx(2 / 3), 0.5)
-
-
-@pytest.mark.parametrize("module", [deployed, intervals])
-def test_examples_run(module: object) -> None:
-    outcome = doctest.testmod(module)  # type: ignore[arg-type]
-    assert outcome.attempted > 0
-    assert outcome.failed == 0

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from pickglass.cli.main import main
+from pickglass.cli import console
+from pickglass.cli.command import stdout_reserved
+from pickglass.cli.info import PROBLEMS
+from pickglass.cli.main import COMMANDS, main
+from pickglass.data import find_problems
+from pickglass.methods import METHODS
 from pickglass.metrics import auroc
+from pickglass.metrics.catalogue import WITHOUT_THRESHOLD
 
 Result = tuple[int, str, str]
 
@@ -33,17 +45,17 @@ def pickglass(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def model(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pickglass.app.fit import fit
+    from pickglass.app.fit import FitRequest, fit
 
     target = tmp_path_factory.mktemp("model") / "m.safetensors"
-    fit(small_dataset, target, settings={"size": 96, "ratio": 0.05})
+    fit(small_dataset, target, FitRequest(settings={"size": 96, "ratio": 0.05}))
     return target
 
 
 def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_dataset: Path, tmp_path: Path) -> None:
     target = tmp_path / "m.safetensors"
     code, out, _ = pickglass(
-        "fit", small_dataset, "-o", target, "--size", "64x80", "--layers", "stage2,stage4", "--set", "ratio=0.02",
+        "fit", small_dataset, "-o", target, "--size", "64x80", "--layers", "stage2+stage4", "--set", "ratio=0.02",
         "--set", "top_k=3", "--json",
     )  # fmt: skip
     result = json.loads(out)
@@ -128,7 +140,7 @@ def test_predict_gives_score_verdict_and_boxes_and_writes_only_with_o(
 def test_people_get_tables(pickglass: Any, small_dataset: Path, model: Path, tmp_path: Path) -> None:
     code, out, _ = pickglass("test", model, small_dataset)
     assert code == 0
-    assert "AUPRO@0.05" in out
+    assert "PRO@0.05" in out
     assert "optimistic" in out
     code, out, _ = pickglass("predict", model, small_dataset / "test" / "good")
     assert "verdict" in out
@@ -249,9 +261,221 @@ def test_data_without_good_images(pickglass: Any, small_dataset: Path, tmp_path:
     assert "good" in err
 
 
-def test_help_of_every_command() -> None:
-    for words in ([], ["fit"], ["test"], ["predict"], ["info"], ["demo"]):
-        command = [sys.executable, "-m", "pickglass", *words, "--help"]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert "Usage:" in found.stdout
-        assert found.stderr == ""
+# -- manners -----------------------------------------------------------------------------------------------------------
+
+
+HELP = """
+import sys
+from pickglass.cli.main import COMMANDS, main
+for command in [None, *COMMANDS]:
+    sys.argv = ["pickglass", *([command.__name__] if command else []), "--help"]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code
+heavy = {"torch", "numpy", "scipy", "PIL", "openvino", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_help_of_every_command_needs_nothing_heavy() -> None:
+    found = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.count("Usage: ") == 1 + len(COMMANDS)
+    assert not re.search(r"^ +(-.*  |.*>  )Of ", found.stdout, flags=re.MULTILINE)
+
+
+def test_version(pickglass: Any) -> None:
+    code, out, _ = pickglass("--version")
+    assert (code, out) == (0, f"pickglass {version('pickglass')}\n")
+
+
+def test_unknown_options_and_choices_exit_2(pickglass: Any, small_dataset: Path) -> None:
+    code, out, err = pickglass("info", small_dataset, "--nonsense")
+    assert (code, out) == (2, "")
+    assert "--nonsense" in err
+    code, out, err = pickglass("predict", "m.safetensors", small_dataset, "--engine", "steam")
+    assert (code, out) == (2, "")
+    assert "openvino" in err
+
+
+PRINTING = """
+import ctypes, json, os, sys
+import pickglass.app.info as use_case
+from pickglass.cli.main import main
+kept = sys.stdout
+def noisy(source, **_):
+    print("by print")
+    kept.write("by a stream from before")
+    os.write(1, b"by file descriptor\\n")
+    ctypes.CDLL(None).printf(b"by C\\n")
+    os.system("echo by a child")
+    return {"kind": "data", "path": str(source.path), "about": {}}
+use_case.info = noisy
+sys.argv = ["pickglass", "info", "somewhere", "--json"]
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="printf by its POSIX name")
+def test_json_owns_stdout() -> None:
+    """Whatever prints while a command computes, stdout is one JSON object."""
+    found = subprocess.run([sys.executable, "-c", PRINTING], capture_output=True, text=True, check=False)
+    assert json.loads(found.stdout) == {"kind": "data", "path": "somewhere", "about": {}}
+    for by in ("by print", "by a stream from before", "by file descriptor", "by C", "by a child"):
+        assert by in found.stderr
+    assert found.returncode == 0
+
+
+def test_stdout_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="stop"), stdout_reserved():  # noqa: PT012
+        sys.stdout.write("inside\n")
+        os.write(1, b"also inside\n")
+        raise ValueError("stop")
+    sys.stdout.write("after\n")
+    sys.stdout.flush()
+    os.write(1, b"also after\n")
+    out, err = capfd.readouterr()
+    assert sorted(out.split("\n")) == ["", "after", "also after"]
+    assert sorted(err.split("\n")) == ["", "also inside", "inside"]
+
+
+def test_warnings_are_one_line(pickglass: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warning(source: Any, **_: Any) -> dict[str, Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("mind the gap", UserWarning, stacklevel=2)
+        return {"kind": "data", "path": "", "about": {}}
+
+    monkeypatch.setattr("pickglass.app.info.info", warning)
+    code, out, err = pickglass("info", "somewhere", "--json")
+    assert (code, json.loads(out)["kind"], err) == (0, "data", "warning: mind the gap\n")
+
+
+def test_a_path_that_does_not_exist_is_answered_with_what_is_there(
+    pickglass: Any, small_dataset: Path, model: Path, tmp_path: Path
+) -> None:
+    data = copy_of(small_dataset, tmp_path)
+    wrong = data / "tset" / "hole"
+    code, out, err = pickglass("predict", model, wrong)
+    assert (code, out) == (2, "")
+    assert f"tset in '{data}'" in err
+    assert f"did you mean '{data / 'test'}'?" in err
+    code, out, err = pickglass("predict", model, tmp_path / "nofile.png", tmp_path / "nor.png", "--json")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: 2 of the paths do not exist:")
+    code, out, err = pickglass("fit", tmp_path / "cpoy", "-o", tmp_path / "m.safetensors")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1  # the cause, not seven layouts
+    assert f"did you mean '{tmp_path / 'copy'}'?" in err
+    code, out, err = pickglass("test", tmp_path / "model.safetensors", data)
+    assert (code, out) == (2, "")
+    assert "no such file or folder: model.safetensors" in err
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "threshold", "label", "drift"])
+def test_swapped_arguments_are_recognised(pickglass: Any, small_dataset: Path, model: Path, command: str) -> None:
+    code, out, err = pickglass(command, small_dataset, model)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: the arguments are swapped: {model} is a model, and the model comes first: "
+        f"pickglass {command} {model} {small_dataset}\n"
+    )
+
+
+def test_an_existing_model_is_kept_without_force(pickglass: Any, small_dataset: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.safetensors"
+    target.write_text("precious")
+    words = ["fit", small_dataset, "-o", target, "--size", "64", "--engine", "torch"]
+    code, out, err = pickglass(*words)
+    assert (code, out, target.read_text()) == (2, "", "precious")
+    assert "--force" in err
+    code, _, _ = pickglass(*words, "--force")
+    assert code == 0
+    assert target.stat().st_size > 1000
+    code, _, err = pickglass("distill", tmp_path, "-o", target)
+    assert code == 2
+    assert "exists already" in err
+
+
+def test_methods_and_their_settings(pickglass: Any) -> None:
+    code, out, _ = pickglass("methods")
+    assert code == 0
+    for name, cls in METHODS.items():
+        assert f"{name}: " in out
+        code, text, _ = pickglass("methods", cls.__name__, "--json")
+        (about,) = json.loads(text)["methods"]
+        assert (about["method"], set(about["presets"])) == (name, set(cls.presets))
+        parameters = inspect.signature(cls.__init__).parameters
+        assert [setting["name"] for setting in about["settings"]] == [key for key in parameters if key != "self"]
+        for setting in about["settings"]:
+            assert len(setting["meaning"].split()) > 1, f"{name} does not say what {setting['name']} means"
+            assert "`" not in setting["meaning"]
+    code, out, _ = pickglass("methods", "reverse-distillation")
+    assert code == 0
+    assert "epochs" in out
+    code, _, err = pickglass("methods", "patchcor")
+    assert code == 2
+    assert "patchcore" in err
+
+
+def test_a_method_in_any_case(pickglass: Any, small_dataset: Path, tmp_path: Path) -> None:
+    words = ["-o", tmp_path / "m.safetensors", "--size", "64", "--engine", "torch", "--json"]
+    code, out, _ = pickglass("fit", small_dataset, "--method", "PatchCore", *words)
+    assert (code, json.loads(out)["method"]) == (0, "patchcore")
+
+
+@pytest.mark.parametrize("width", [80, None])
+def test_tables_fit_a_terminal_and_a_pipe_gets_the_whole_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int | None
+) -> None:
+    monkeypatch.setattr(console, "console", lambda: Console(highlight=False, width=width or 100_000))
+    name = "a-rather-long-name-of-a-defect"
+    sets: dict[str, Any] = {name: {"n": 4} | dict.fromkeys(WITHOUT_THRESHOLD, 0.5)}
+    console.print_metrics("defect type", sets, WITHOUT_THRESHOLD)
+    lines = capsys.readouterr().out.splitlines()
+    if width is None:
+        assert len(lines) == 3
+        assert name in lines[2]
+        assert len(set(lines[0].split("  "))) > len(WITHOUT_THRESHOLD)
+    else:
+        assert max(map(len, lines)) <= width
+        letters = "".join(line[: lines[-1].index(" ")] for line in lines)
+        assert "…" not in letters
+        assert sum(line.count("0.500") for line in lines) == len(WITHOUT_THRESHOLD)
+
+
+def test_info_speaks_in_sentences(pickglass: Any, small_dataset: Path, model: Path, tmp_path: Path) -> None:
+    code, out, _ = pickglass("info", model)
+    assert code == 0
+    assert f"{model} is a model of the method patchcore." in out
+    assert "on 14 good images" in out
+    assert "It reads stage3+stage5 of efficientnet_lite0" in out
+    assert "An image is bad above a score of" in out
+    code, out, _ = pickglass("info", small_dataset)
+    assert code == 0
+    assert "is a data set of 24 images in the layout mvtec" in out
+    assert "By role: 16 train, 8 for the test. By type: 20 good, 2 hole, 2 scratch." in out
+    data = copy_of(small_dataset, tmp_path)
+    (data / "train" / "good" / "03.png").write_bytes(b"")
+    _, out, _ = pickglass("info", data)
+    assert "1 cannot be read:\n" in out
+    described = set(re.findall(r"``(\w+)``", (find_problems.__doc__ or "").partition("Returns:")[2]))
+    assert described == set(PROBLEMS)
+
+
+@pytest.mark.parametrize(("command", "needs"), [("fit", "torch"), ("layers", "torch")])
+def test_a_missing_extra_names_the_line_that_installs_it(small_dataset: Path, command: str, needs: str) -> None:
+    words = {"fit": ["fit", str(small_dataset), "-o", "m.safetensors"], "layers": ["layers", "resnet18"]}[command]
+    code = f"""
+import sys
+sys.modules[{needs!r}] = None
+sys.argv = ["pickglass", *{words!r}]
+from pickglass.cli.main import main
+main()
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert f"'pickglass {command}' needs torch" in found.stderr
+    assert 'pip install "pickglass[train]"' in found.stderr
+    assert "Traceback" not in found.stderr

@@ -66,9 +66,9 @@ def test_the_share_of_warp_that_shows_is_the_weave_s() -> None:
     for name in get_args(Weave):
         image = weave(replace(cloth, weave=name), (180, 180)).astype(float)
         share[name] = float((image[..., 0] > image[..., 1]).mean())
-    assert share["plain"] == pytest.approx(1 / 2, abs=0.05)
+    assert share["plain"] == pytest.approx(1 / 2, abs=0.12)
     assert share["twill"] == pytest.approx(2 / 3, abs=0.08)
-    assert share["satin"] == pytest.approx(4 / 5, abs=0.08)
+    assert share["satin"] == pytest.approx(4 / 5, abs=0.06)
 
 
 def test_seeds_are_pieces_of_one_roll() -> None:

@@ -9,10 +9,10 @@ import pytest
 from torch import Tensor
 
 import pickglass as pg
-from pickglass.errors import InputError, UnknownName
+from pickglass.errors import DataError, InputError, UnknownName
 from pickglass.features.batch import Batch
 from pickglass.methods import METHODS
-from pickglass.testing import CHECKS, MODES, check_detector
+from pickglass.testing import CHECKS, MODES, check_detector, textures
 
 SIDE, CELLS, N = 64, 64, 8
 
@@ -92,3 +92,56 @@ def test_quick_settings_and_work_units_are_the_methods_own() -> None:
     assert units["asymmetric_student_teacher"] == 10 * 2 * pg.AsymmetricStudentTeacher().teacher_epochs
     assert units["efficientad"] == pg.EfficientAD().steps
     assert np.isfinite(list(units.values())).all()
+
+
+# -- images from which nothing can be learned --------------------------------------------------------------------------
+
+
+def grey(*values: int) -> np.ndarray:
+    return np.stack([np.full((SIDE, SIDE, 3), value, np.uint8) for value in values])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_images_that_show_nothing_are_refused(method: str) -> None:
+    blank = "good images are blank: within each of the 8 all pixels have one value.*give images that show the part"
+    for images in (grey(*[0] * 8), grey(*[77] * 8), grey(*range(100, 108))):
+        with pytest.raises(DataError, match=blank):
+            quick(method).fit(images, engine="torch")
+    copies = np.repeat(textures(1, SIDE), 8, axis=0)
+    with pytest.raises(DataError, match=r"the 8 good images are one and the same picture.*give images of different"):
+        quick(method).fit(copies, engine="torch")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_to_three_images_make_a_sound_fit_or_one_clear_error(method: str) -> None:
+    images = textures(3, SIDE)
+    needed = {"patchcore": 1}.get(method, 3)
+    for n in (1, 2, 3):
+        detector = quick(method)
+        if n < needed:
+            with pytest.raises(DataError, match=f"needs at least 3 good images .* but the number given is {n} "):
+                detector.fit(images[:n], engine="torch")
+            continue
+        scores = detector.fit(images[:n], engine="torch").predict(images, engine="torch").scores
+        assert np.isfinite(scores).all()
+        assert detector.calibration is not None
+        assert (detector.calibration.image_threshold is None) == (n == 1)
+
+
+def test_two_images_that_differ_in_one_pixel_are_two() -> None:
+    images = np.repeat(textures(1, SIDE), 4, axis=0)
+    images[3, 0, 0] += 1
+    assert np.isfinite(pg.PatchCore(size=SIDE).fit(images, engine="torch").predict(images, engine="torch").scores).all()
+
+
+def test_a_bank_of_all_patches_is_a_fit_though_its_own_images_have_distance_zero() -> None:
+    images = textures(4, SIDE)
+    detector = pg.PatchCore(size=SIDE, ratio=1.0).fit(images, calibrate=0, engine="torch")
+    assert float(detector.predict(images, engine="torch").scores.max()) == pytest.approx(0, abs=1e-3)
+
+
+def test_the_bank_of_few_images_has_a_floor() -> None:
+    for n, kept in ((1, 7), (5, 7), (10, 7), (20, 13)):  # 64 patches an image; 1 % of 10 images are 6.4
+        detector = pg.PatchCore(size=SIDE, layers=["stage3"]).fit(textures(n, SIDE), calibrate=0, engine="torch")
+        assert detector.bank is not None
+        assert detector.bank.shape[1] == kept

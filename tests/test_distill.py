@@ -92,7 +92,7 @@ def test_targets_have_mean_0_and_deviation_1(photos: Path) -> None:
     source = BackboneTeacher(FeatureExtractor("resnet18", ["layer2"], "random"), "cpu", "torch", 64)
     source.learn_statistics(pictures, 0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same crops again
+        torch.default_generator.manual_seed(0)  # the same crops again
         crops = source.random_crops(pictures)
     z = (source.features(crops) - source.mean) / source.std
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(CHANNELS), atol=1e-4, rtol=0)

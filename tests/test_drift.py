@@ -32,6 +32,7 @@ from pickglass.calibration.permutations import (
 from pickglass.cli.main import main
 from pickglass.data import Row, Table
 from pickglass.data.painting.disturbances import disturb
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.drift_sample import describe
 from pickglass.errors import DataError, InputError, ModelFileError, PromiseUnreachable
 from pickglass.testing import textures
@@ -335,7 +336,7 @@ def test_a_sample_survives_the_file_and_damage_is_told() -> None:
 
 # -- with a model -----------------------------------------------------------------------------------------------------
 
-OTHER: dict[str, Any] = {"engine": "torch"}
+OTHER = ComputeOptions(engine="torch")
 
 
 @pytest.fixture(scope="module")
@@ -357,50 +358,50 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_same_is_no_drift_and_blur_is_named(folders: Path) -> None:
     model = pg.load(folders / "m.safetensors")
-    same = drift(model, [folders / "same"], against=[folders / "reference"], **OTHER)
+    same = drift(model, [folders / "same"], against=[folders / "reference"], compute=OTHER)
     assert (same["drift"], same["most"], same["n_reference"], same["n_new"]) == (False, None, 12, 12)
     assert "no drift found (12 new against 12 reference images, level 5 %)" in same["sentence"]
     assert "found four times in five" in same["sentence"]
-    blurred = drift(model, [folders / "blurred"], against=[folders / "reference"], **OTHER)
+    blurred = drift(model, [folders / "blurred"], against=[folders / "reference"], compute=OTHER)
     assert (blurred["drift"], blurred["most"]) == (True, "sharpness")
     sharpness = next(c for c in blurred["changes"] if c["what"] == "sharpness")
     assert (sharpness["how"], sharpness["delta"]) == ("lower", -1)
     assert "sharpness, lower (" in blurred["sentence"]
-    again = drift(model, [folders / "blurred"], against=[folders / "reference"], **OTHER)
+    again = drift(model, [folders / "blurred"], against=[folders / "reference"], compute=OTHER)
     assert again == blurred
 
 
 def test_images_that_the_model_knows_are_left_out(folders: Path) -> None:
     model = pg.load(folders / "m.safetensors")
     every = [folders / name for name in ("same", "train", "reference")]
-    result = drift(model, every, against=[folders / "reference", folders / "train"], **OTHER)
+    result = drift(model, every, against=[folders / "reference", folders / "train"], compute=OTHER)
     assert (result["n_images"], result["left_out"], result["n_reference"], result["n_new"]) == (32, 20, 12, 12)
     with pytest.raises(DataError, match="no new image is left: 8 of 8 were fitted"):
-        drift(model, [folders / "train"], against=[folders / "reference"], **OTHER)
+        drift(model, [folders / "train"], against=[folders / "reference"], compute=OTHER)
     with pytest.raises(DataError, match="fitted on all images to compare with"):
-        drift(model, [folders / "same"], against=[folders / "train"], **OTHER)
+        drift(model, [folders / "same"], against=[folders / "train"], compute=OTHER)
 
 
 def test_broken_images_are_named_or_refused(folders: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     model = pg.load(folders / "m.safetensors")
-    result = drift(model, [folders / "same", broken], against=[folders / "reference"], **OTHER)
+    result = drift(model, [folders / "same", broken], against=[folders / "reference"], compute=OTHER)
     assert [item["path"] for item in result["failed"]] == [str(broken)]
     assert result["n_new"] == 12
     with pytest.raises(DataError, match="1 of 13 images to compare with cannot be read"):
-        drift(model, [folders / "same"], against=[folders / "reference", broken], **OTHER)
+        drift(model, [folders / "same"], against=[folders / "reference", broken], compute=OTHER)
 
 
 def test_the_reference_in_the_model_is_used_and_goes_stale(folders: Path) -> None:
     model = pg.load(folders / "m.safetensors")
     table = Table([Row(str(path)) for path in sorted((folders / "reference").iterdir())])
     model.reference = describe(model, table, engine="torch")[0]
-    found = drift(model, [folders / "blurred"], **OTHER)
-    assert found == drift(model, [folders / "blurred"], against=table, **OTHER)
+    found = drift(model, [folders / "blurred"], compute=OTHER)
+    assert found == drift(model, [folders / "blurred"], against=table, compute=OTHER)
     model.smoothing = 3.0
     with pytest.raises(InputError, match=r"settings of the model were changed after the fit.*--against"):
-        drift(model, [folders / "blurred"], **OTHER)
+        drift(model, [folders / "blurred"], compute=OTHER)
 
 
 def test_tiles_count_alike(folders: Path) -> None:

@@ -194,6 +194,7 @@ def test_a_level_of_one_channel_is_refused() -> None:
         built(shapes=[(1, 4, 4)])
 
 
+@pytest.mark.golden
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
     monkeypatch.setattr("pickglass.nn.training.loop._fast_bfloat16", lambda device: False)  # not every machine has it

@@ -17,16 +17,19 @@ from pickglass.app.advise.auto import AutoChoice
 from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.choice import Advice, Rated
 from pickglass.app.advise.painted import Judged, PaintedSet
+from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score
-from pickglass.app.advise.within_foreground import judged_within, save_mask
-from pickglass.app.fit import fit
-from pickglass.data import Row, Table, load_dataset
+from pickglass.app.advise.within_foreground import judged_within, trusted_mask
+from pickglass.app.fit import FitRequest, fit
+from pickglass.data import DataSource, Row, Table, load_dataset
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.data.painting.trays import Tray, fill
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import InputError
 from pickglass.features.foreground import Check, Foreground, find_foreground, foreground_of
 
-QUICK: Any = {"engine": "torch", "workers": 1}
+QUICK = ComputeOptions(engine="torch", workers=1)
+TORCH = QUICK.arguments()
 TRAY = Tray("pin", part_px=40, pitch_px=90)  # two by two of them on 192 x 256, their right third empty
 
 
@@ -176,14 +179,19 @@ def trays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fit_finds_its_region_and_says_so(trays: Path, tmp_path: Path) -> None:
-    result = fit(trays, tmp_path / "m.safetensors", roi="auto", settings={"size": 64}, **QUICK)
+    result = fit(
+        DataSource(trays, roi="auto"),
+        tmp_path / "m.safetensors",
+        FitRequest(settings={"size": 64}),
+        compute=QUICK,
+    )
     detector = pg.load(tmp_path / "m.safetensors")
     assert detector.roi is not None
     assert result["foreground"] == detector.provenance.foreground
     assert result["foreground"] is not None
     assert result["foreground"]["n_images"] == 10  # one is held back for the threshold and chooses nothing
     assert float(detector.roi.float().mean()) == pytest.approx(result["foreground"]["share"], abs=0.03)
-    heat = detector.predict(load_dataset(trays).train[:1], **QUICK).map(0)
+    heat = detector.predict(load_dataset(trays).train[:1], **TORCH).map(0)
     assert (heat[:, 220:] == heat.min()).all()  # no part ever lies there
     assert heat[:, :160].min() < heat[:, :160].max()
 
@@ -206,7 +214,7 @@ def test_fit_refuses_with_reason_and_remedy(trays: Path, tmp_path: Path) -> None
     folder = CliRunner().invoke(app, [*words, "./auto"])
     assert "roi='./auto': no such file or folder" in str(folder.exception)
     with pytest.raises(InputError, match="no such file or folder"):
-        fit(trays, tmp_path / "m.safetensors", roi=Path("auto"), **QUICK)
+        fit(DataSource(trays, roi=Path("auto")), tmp_path / "m.safetensors", compute=QUICK)
 
 
 # -- preset auto -------------------------------------------------------------------------------------------------------
@@ -235,8 +243,8 @@ def foreground(mask: np.ndarray | None, why: str = "") -> Foreground:
     return Foreground(mask, 0.5, 20, (Check("images", 20.0, mask is not None, why),))
 
 
-def test_defects_on_the_background_are_left_out_of_both_sides(tmp_path: Path) -> None:
-    without, within = judged_within(painted(MASK), MASK, tmp_path)
+def test_defects_on_the_background_are_left_out_of_both_sides() -> None:
+    without, within = judged_within(painted(MASK), MASK)
     for data in (without, within):
         assert [one.path for one in data.judged] == ["0", "1"] == [row.path for row in data.test[32, 32]]
         assert data.judged[0].keep.all()  # good pixels of the background count
@@ -250,20 +258,20 @@ def test_defects_on_the_background_are_left_out_of_both_sides(tmp_path: Path) ->
         assert not region[:, 16:].any()
 
 
-def test_the_mask_is_taken_only_with_an_interval_above_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mask_is_taken_only_with_an_interval_above_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     data = painted(MASK)
     for low, wanted in ((0.01, True), (-0.01, False)):
         seen: list[PaintedSet] = []
         gain = {"aupro": (0.1, low, 0.2), "auroc": (0.0, 0.0, 0.0)}
         monkeypatch.setattr(auto, "difference", lambda *_, gain=gain: gain)
-        row, within = auto._foreground(foreground(MASK), data, tmp_path, lambda on, seen=seen: seen.append(on), 0)
+        row, within = auto._foreground(foreground(MASK), data, lambda on, seen=seen: seen.append(on), 0)
         assert row["taken"] == wanted == (within is not None)
         assert (row["best"], row["interval"]) == ("50% of the image", [low, 0.2])
         assert [len(on.judged) for on in seen] == [2, 2]
         assert [on.fit[32, 32][0].roi is None for on in seen] == [False, True]
 
 
-def test_the_mask_is_not_tried_without_trust_or_need(tmp_path: Path) -> None:
+def test_the_mask_is_not_tried_without_trust_or_need() -> None:
     def never(on: PaintedSet) -> Any:
         raise AssertionError("judged")
 
@@ -274,17 +282,17 @@ def test_the_mask_is_not_tried_without_trust_or_need(tmp_path: Path) -> None:
         (foreground(None, "only 20 images"), painted(MASK), "self-check: only 20 images"),
         (foreground(MASK), outside, "no painted defect lies on the foreground"),
     ):
-        row, within = auto._foreground(found, data, tmp_path, never, 0)
+        row, within = auto._foreground(found, data, never, 0)
         assert within is None
         assert (row["taken"], row["gain"], row["why"]) == (False, None, why)
 
 
 @pytest.mark.parametrize("taken", [True, False])
-def test_auto_judges_later_parts_with_the_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+def test_auto_judges_later_parts_with_the_mask(monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
     """And hands it on, if it is taken."""
     chosen = Candidate("efficientnet_lite0", ("stage1",), (32, 32), 8.0, 2, 0.1)
     score = Score((0.5, 0.4, 0.6), (0.5, 0.4, 0.6), None, np.zeros(0), np.zeros(0), ())  # type: ignore[arg-type]
-    advice = Advice((Rated(chosen, score, 1.0),), (), painted(MASK), MASK.shape, 8.0, None, None)
+    advice = Advice((Rated(chosen, score, 1.0),), (), painted(MASK), MASK.shape, AdviseRequest(8.0), None)
     judged: list[PaintedSet] = []
 
     def judge(candidate: Candidate, data: PaintedSet, *_: Any, **__: Any) -> tuple[object, None]:
@@ -296,13 +304,13 @@ def test_auto_judges_later_parts_with_the_mask(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(auto, "look_for_part", lambda *_: foreground(MASK))
     monkeypatch.setattr(auto, "judge", judge)
     monkeypatch.setattr(auto, "difference", lambda *_: gain)
-    choice = auto.auto_choice(Table([Row("0.png")]), 8, running=QUICK)
+    choice = auto.auto_choice(Table([Row("0.png")]), AdviseRequest(8), compute=QUICK)
     assert [row["part"] for row in choice.ablation][:4] == ["features", "resolution", "foreground mask", "scaling"]
     assert (choice.foreground is not None) == taken
     smoothed = judged[-1]
     assert (smoothed.fit[32, 32][0].roi is not None) == taken
     assert len(smoothed.judged) == (2 if taken else 4)
-    given = auto.auto_choice(Table([Row("0.png", roi="own.png")]), 8, running=QUICK)
+    given = auto.auto_choice(Table([Row("0.png", roi="own.png")]), AdviseRequest(8), compute=QUICK)
     assert given.foreground is None
     assert given.ablation[2]["why"] == "a region of interest is given"
 
@@ -312,7 +320,7 @@ def test_fit_uses_the_mask_that_auto_took(trays: Path, tmp_path: Path, monkeypat
     mask[:, 64:192] = True
     choice = AutoChoice("patchcore", {"size": 64}, None, None, (), 8.0, foreground(mask))
     monkeypatch.setattr("pickglass.app.fit.auto_choice", lambda *_, **__: choice)
-    result = fit(trays, tmp_path / "m.safetensors", preset="auto", **QUICK)
+    result = fit(trays, tmp_path / "m.safetensors", FitRequest(preset="auto"), compute=QUICK)
     kept = pg.load(tmp_path / "m.safetensors").roi
     assert kept is not None
     assert torch.equal(kept.any(0), torch.arange(64).sub(31.5).abs() < 16)
@@ -320,7 +328,6 @@ def test_fit_uses_the_mask_that_auto_took(trays: Path, tmp_path: Path, monkeypat
     assert result["foreground"]["share"] == 0.5
 
 
-def test_a_mask_that_is_not_trusted_is_not_written(tmp_path: Path) -> None:
+def test_a_mask_that_is_not_trusted_is_not_used() -> None:
     with pytest.raises(InputError, match="only 3 images"):
-        save_mask(foreground(None, "only 3 images"), tmp_path / "m.png")
-    assert not (tmp_path / "m.png").exists()
+        trusted_mask(foreground(None, "only 3 images"))

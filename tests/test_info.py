@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pickglass.app.info import info
-from pickglass.data import Dataset, Row, Table, as_table, find_problems, load_dataset
+from pickglass.data import Dataset, DataSource, Row, Table, as_table, find_problems, load_dataset
 from pickglass.errors import DataError
 
 
@@ -53,9 +53,9 @@ def test_several_data_sets_are_each_told(sound: Path) -> None:
     put(sound.parent / "other/train/good/0.png", texture(0))
     about = info(sound.parent)["about"]
     assert {name: entry["images"] for name, entry in about.items()} == {"other": 1, "part": 16}
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="no such file or folder: missing"):
         info(sound / "missing")
-    assert info(sound, group_by=r"\d+")["about"]["groups"] == 14
+    assert info(DataSource(sound, group_by=r"\d+"))["about"]["groups"] == 14
     assert len(info(sound, max_pixels=100)["about"]["problems"]["unreadable"]) == 16
 
 

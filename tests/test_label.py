@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors import safe_open
 
 import pickglass as pg
-from pickglass.app.label import label, labelled
+from pickglass.app.label import LabelRequest, label, labelled
 from pickglass.app.predict import predict
 from pickglass.cli.main import main
-from pickglass.data import Preprocess, Row, Table, paint
+from pickglass.data import DataSource, Preprocess, Row, Table, paint
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.naming import Namer, fit_namer, found_regions, pooled, projections, unfolded
 from pickglass.detectors.naming_fit import cross_validated, probability_threshold, regression
 from pickglass.detectors.tiling import Tiles, TileSettings
@@ -36,6 +37,8 @@ from pickglass.nn.pooling import (
 from pickglass.testing import textures
 
 # -- pooling ----------------------------------------------------------------------------------------------------------
+
+TORCH = ComputeOptions(engine="torch")
 
 
 def test_pooling_agrees_with_literal_loops() -> None:
@@ -249,15 +252,15 @@ def test_a_model_learns_to_name_and_stays_the_detector_it_was(
     examples: Path, model: Path, tmp_path: Path, pooling: Any
 ) -> None:
     out = tmp_path / "named.safetensors"
-    result = label(model, examples / "known", out, pooling=pooling, engine="torch")
+    result = label(model, examples / "known", out, LabelRequest(pooling), compute=TORCH)
     assert result["types"] == {"hole": 7, "scratch": 7}
     assert result["layers"] == ["stage3", "stage5"]
     assert result["groups"] == 14
     assert result["found"] >= 13
     assert result["accuracy"] > 0.8
     assert result["right"] >= 0.8
-    before = predict(model, [examples / "new"], engine="torch")["results"]
-    after = predict(out, [examples / "new"], engine="torch")["results"]
+    before = predict(model, [examples / "new"], compute=TORCH)["results"]
+    after = predict(out, [examples / "new"], compute=TORCH)["results"]
     assert [item["type"] for item in before] == [None] * 4
     own = ("type", "type_probability")
     plain = [[{k: v for k, v in item.items() if k not in own} for item in found] for found in (before, after)]
@@ -281,12 +284,12 @@ def test_a_model_learns_to_name_and_stays_the_detector_it_was(
 
 def test_good_parts_get_no_name_and_a_new_fit_forgets(examples: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "named.safetensors"
-    label(model, examples / "known", out, engine="torch")
+    label(model, examples / "known", out, compute=TORCH)
     detector = pg.load(out)
-    good = detector.predict(textures(4, 96, seed=9), engine="torch")
+    good = detector.predict(np.concatenate([textures(4, 96, seed=9), textures(4, 96)]), engine="torch")
     for i, one in enumerate(good):
         assert (one.named is None) == (good.verdict(i) == "good")
-    assert "good" in [good.verdict(i) for i in range(4)]
+    assert "good" in [good.verdict(i) for i in range(4, 8)]  # it was fitted on these
     assert detector.fit(textures(8, 96), engine="torch").namer is None
 
 
@@ -295,7 +298,7 @@ def test_rows_of_any_role_with_a_type_are_examples(examples: Path, tmp_path: Pat
     assert [row.path for row in labelled(Table(rows))] == ["a", "c"]
     with pytest.raises(DataError, match="none of the 1 images is an example"):
         labelled(Table(rows[1:2]))
-    table = labelled(examples / "known", None, "(part[0-9]+)_")
+    table = labelled(DataSource(examples / "known", group_by="(part[0-9]+)_"))
     assert len(table) == 14
     assert table[0].group == "part01"
     assert str(table[0].mask).endswith("masks/hole/part01_a.png")
@@ -312,10 +315,10 @@ def test_broken_examples_are_all_named_and_the_model_stays(examples: Path, model
     wrong = [Row("no-such.png", "test", 1, "hole"), Row(table[0].path, "test", 1, "hole", str(tmp_path / "empty.png"))]
     before = model.read_bytes()
     with pytest.raises(DataError, match="2 of 16 examples cannot be used") as caught:
-        label(model, Table([*table, *wrong]), engine="torch")
+        label(model, Table([*table, *wrong]), compute=TORCH)
     assert "marks nothing" in str(caught.value)
     with pytest.raises(UnknownName, match="layer of the model 'stage4'"):
-        label(model, table, layers=["stage4"], engine="torch")
+        label(model, table, request=LabelRequest(layers=["stage4"]), compute=TORCH)
     assert model.read_bytes() == before
 
 
@@ -336,7 +339,10 @@ def test_the_command(
     assert code == 0
     assert result["layers"] == ["stage5"]
     assert sum(result["confusion"]["hole"].values()) == 7
-    code, text, _ = run(*words)
+    code, text, err = run(*words)
+    assert (code, text) == (2, "")
+    assert "--force" in err
+    code, text, _ = run(*words, "--force")
     assert "as scratch" in text
     assert "must not judge the names" in " ".join(text.split())
     code, text, _ = run("predict", out, examples / "new", "--engine", "torch")

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import pickglass as pg
-from pickglass.app.fit import fit
+from pickglass.app.fit import FitRequest, fit
 from pickglass.app.testing.test import test as run_test
-from pickglass.cli.show import show_test
+from pickglass.cli.test import show_test
 from pickglass.data import paint
 from pickglass.errors import ImageError
 from pickglass.result import Found, Prediction
@@ -136,7 +136,7 @@ def test_values_without_a_meaning_are_named(loco: Path) -> None:
 
 def test_through_fit_and_test_to_the_report(loco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, report = tmp_path / "m.safetensors", tmp_path / "r.html"
-    fit(loco, model, settings={"size": 64, "ratio": 0.05})
+    fit(loco, model, FitRequest(settings={"size": 64, "ratio": 0.05}))
     result = run_test(model, loco, report)
     assert result["au_spro_05"] is not None
     assert result["by_type"][LOGICAL]["au_spro_05"] is not None
@@ -155,7 +155,7 @@ def test_where_there_is_none_it_is_not_mentioned(
     small_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, report = tmp_path / "m.safetensors", tmp_path / "r.html"
-    fit(small_dataset, model, settings={"size": 64, "ratio": 0.05})
+    fit(small_dataset, model, FitRequest(settings={"size": 64, "ratio": 0.05}))
     result = run_test(model, small_dataset, report)
     assert result["au_spro_05"] is None
     show_test(result)

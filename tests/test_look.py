@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pickglass.app.see.look import colours_of, first_filters, look, strongest_channels
+from pickglass.app.see.request import BackboneRequest
 from pickglass.cli.main import main
 from pickglass.data import paint
 from pickglass.data.painting.cloth import Cloth, weave
@@ -333,14 +334,14 @@ def test_bad_input_is_named(cloth: Path, options: dict[str, Any], message: str) 
     Image.fromarray(np.zeros((128, 128), np.uint8)).save(cloth / "empty.png")
     given = {key: cloth / value if isinstance(value, str) else value for key, value in options.items()}
     with pytest.raises(InputError, match=message):
-        look(cloth / "part.png", weights="random", **given)
+        look(cloth / "part.png", request=BackboneRequest(weights="random"), **given)
 
 
 def test_elongated_images_and_random_weights_and_no_defect(tmp_path: Path) -> None:
     Image.fromarray(weave(Cloth("plain"), (32, 200), 1)).save(tmp_path / "strip.png")
     page = tmp_path / "page.html"
     found = look(
-        tmp_path / "strip.png", page, backbone="resnet18", layers=["layer1", "layer4"], weights="random", size="native"
+        tmp_path / "strip.png", page, BackboneRequest("resnet18", ["layer1", "layer4"], "random", size="native")
     )
     assert found["size"] == [32, 224]
     assert [layer["grid"] for layer in found["layers"]] == [[8, 56], [1, 7]]

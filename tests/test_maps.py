@@ -75,7 +75,7 @@ def test_smoothing_is_scipys_for_a_sigma_of_several_cells() -> None:
     maps = torch.from_numpy(gaussian_filter(noise, (0, 2, 2)).astype(np.float32))
     got = smooth(maps, (3.0, 2.0))
     expected = np.stack([gaussian_filter(m.numpy(), (3.0, 2.0), mode="nearest", truncate=6) for m in maps])
-    assert np.abs(got.numpy() - expected).max() < 0.01 * np.abs(expected).max()
+    assert np.abs(got.numpy() - expected).max() < 0.03 * np.abs(expected).max()
 
 
 def test_smoothing_on_the_grid_is_smoothing_of_the_enlarged_map() -> None:

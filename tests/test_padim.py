@@ -310,6 +310,7 @@ def test_the_paper_preset_runs_on_random_weights() -> None:
     assert bool(np.isfinite(detector.predict(textures(2, 64, seed=1), engine="torch").scores).all())
 
 
+@pytest.mark.golden
 def test_golden_scores() -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
     detector = PaDiM(size=64, dims=20).fit(textures(40, 64), calibrate=0, engine="torch")

@@ -226,6 +226,7 @@ def test_the_paper_preset_runs_on_random_weights() -> None:
     assert detector.bank.shape == (1, math.ceil(0.1 * 3 * 64), 1024)
 
 
+@pytest.mark.golden
 def test_golden_scores() -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
     detector = pg.PatchCore(size=64, ratio=0.1).fit(textures(10, 64), calibrate=0, engine="torch")

@@ -70,6 +70,8 @@ def test_commands_of_the_readme_are_the_commands() -> None:
 MODULES = [name for _, name, _ in pkgutil.walk_packages(pickglass.__path__, "pickglass.") if name[-8:] != "__main__"]
 
 
+@pytest.mark.golden
+@pytest.mark.slow
 def test_docstring_examples() -> None:
     """Doctest prints what it expected and got; the names are those of the modules whose examples do not hold."""
     failed = {}

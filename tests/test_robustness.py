@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import pickglass as pg
-from pickglass.app.fit import fit
+from pickglass.app.fit import FitRequest, fit
 from pickglass.app.results import RobustnessResult
 from pickglass.app.testing.robustness import robustness
 from pickglass.cli.main import main
@@ -32,7 +32,7 @@ NUMBERS = ("image_auroc", "aupro_30", "aupro_05", "false_alarm_rate", "miss_rate
 @pytest.fixture(scope="module")
 def model(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("model") / "m.safetensors"
-    fit(small_dataset, target, settings={"size": 64, "ratio": 0.05})
+    fit(small_dataset, target, FitRequest(settings={"size": 64, "ratio": 0.05}))
     return target
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pickglass.app.fit import fit
-from pickglass.app.threshold import threshold
+from pickglass.app.fit import FitRequest, fit
+from pickglass.app.threshold import ThresholdRequest, threshold
 from pickglass.data import Decoded, Role, Row, Table
 from pickglass.data.images import decoder as images
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch
 from pickglass.methods import PatchCore
 from pickglass.testing import textures
@@ -107,10 +108,10 @@ def test_no_threshold_reads_test_images(small_dataset: Path, tmp_path: Path, rea
         for file in (data / part).rglob("*.png"):
             file.write_bytes(b"poison")
     model = tmp_path / "m.safetensors"
-    torch: dict[str, Any] = {"engine": "torch"}  # starts sooner than the others
-    fit(data, model, settings=QUICK, calibrate=0.25, **torch)
-    threshold(model, data, false_alarm=0.6, **torch)
-    threshold(model, data, false_alarm=0.9, promise="marginal", pixel="area", **torch)
-    threshold(model, data, false_alarm=0.6, promise="estimate", folds=2, **torch)
+    torch = ComputeOptions(engine="torch")  # starts sooner than the others
+    fit(data, model, FitRequest(settings=QUICK, calibrate=0.25), compute=torch)
+    threshold(model, data, ThresholdRequest(false_alarm=0.6), compute=torch)
+    threshold(model, data, ThresholdRequest(false_alarm=0.9, promise="marginal", pixel="area"), compute=torch)
+    threshold(model, data, ThresholdRequest(false_alarm=0.6, promise="estimate", folds=2), compute=torch)
     assert len(read) > 3 * 16
     assert "test" not in {role for role, _ in read}

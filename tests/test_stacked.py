@@ -34,7 +34,7 @@ class Net(nn.Module):
 def stack_and_singles() -> tuple[Stacked, list[Net]]:
     singles = []
     for p in range(P):
-        torch.manual_seed(SEED + p)
+        torch.default_generator.manual_seed(SEED + p)
         singles.append(Net())
     return Stacked(Net, P, SEED), singles
 

@@ -222,6 +222,7 @@ def test_the_paper_preset_runs_on_random_weights() -> None:
     assert (paper.epochs, paper.batch, paper.lr, paper.smoothing) == (100, 32, 0.4, 0.0)
 
 
+@pytest.mark.golden
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
     monkeypatch.setattr("pickglass.nn.training.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere

@@ -25,15 +25,17 @@ from pickglass.app.jobs.executors import LocalExecutor, RayExecutor
 from pickglass.app.study.cells import Cell, Grid, Plan, make_plan, weights_name
 from pickglass.app.study.heckler2023 import HECKLER2023, best_layers, mean_values
 from pickglass.app.study.store import Outcome, StudyStore
-from pickglass.app.study.study import study
+from pickglass.app.study.study import StudyFiles, StudyRequest, list_cells, study
 from pickglass.app.study.time import estimate
 from pickglass.app.study_page import write_study
 from pickglass.data import load_dataset
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.shared import SharedFeatures
 from pickglass.methods import find_method
 
-QUICK = {"engine": "torch"}
+QUICK = ComputeOptions(engine="torch")
+TORCH = QUICK.arguments()
 LITE = "efficientnet_lite0"
 
 
@@ -68,7 +70,7 @@ def test_scores_are_those_of_plain_fits_and_each_image_is_seen_once(small_datase
             own = {**settings, "layers": layers, **changes}
             plain, served = (find_method(method).configured(own) for _ in range(2))
             served.shared_features = shared
-            found = [d.fit(data.train, calibrate=0.0, **QUICK).predict(data.test, **QUICK) for d in (plain, served)]
+            found = [d.fit(data.train, calibrate=0.0, **TORCH).predict(data.test, **TORCH) for d in (plain, served)]
             np.testing.assert_allclose(found[1].scores, found[0].scores, rtol=1e-4)
             np.testing.assert_allclose(found[1].maps, found[0].maps, rtol=1e-3, atol=1e-4)
         assert shared.computed == len(data.table) == 24
@@ -127,11 +129,11 @@ def test_what_cannot_be_is_said_before_anything_runs(small_dataset: Path) -> Non
 
 
 def test_preset_selects(small_dataset: Path, tmp_path: Path) -> None:
-    result = study([small_dataset], tmp_path / "s.sqlite", preset="heckler2023", dry_run=True)
+    result = list_cells([small_dataset], tmp_path / "s.sqlite", StudyRequest(preset="heckler2023"))
     # figure 2: 2 x 4 backbones x 4 layers; figure 3: 2 x 3 sizes x 4, of which FastFlow at 256 px is figure 2's;
     # figures 4 and 5: 2 x 6 initialisations x 4
     assert result["n"] == 32 + 24 - 4 + 48
-    chosen = study([small_dataset], tmp_path / "s.sqlite", preset="heckler2023", weights=["MoCo"], dry_run=True)
+    chosen = list_cells([small_dataset], tmp_path / "s.sqlite", StudyRequest(preset="heckler2023", weights=["MoCo"]))
     assert {(c["method"], c["weights"]) for c in chosen["cells"]} == {
         ("asymmetric_student_teacher", "mocov2"),
         ("patchcore", "mocov2"),
@@ -231,12 +233,13 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 KILLED = """
     import os, signal, sys
-    from pickglass.app.study.study import study
+    from pickglass.app.study.study import StudyRequest, study
+    from pickglass.detectors.compute import ComputeOptions
     def progress(stage, done, total):
         if done == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-    study([sys.argv[1]], sys.argv[2], methods=["padim"], layers=["stage2", "stage3", "stage4"], weights=["random"],
-          sizes=[64], progress=progress, engine="torch")
+    request = StudyRequest(methods=["padim"], layers=["stage2", "stage3", "stage4"], weights=["random"], sizes=[64])
+    study([sys.argv[1]], sys.argv[2], request, compute=ComputeOptions(engine="torch"), progress=progress)
 """
 
 
@@ -247,15 +250,17 @@ def test_a_killed_study_goes_on_where_it_was(small_dataset: Path, tmp_path: Path
     with StudyStore(file) as store:
         before = store.rows()
     assert [row["state"] for row in before] == ["done", "done", "claimed"]
-    plan = {"methods": ["padim"], "layers": ["stage2", "stage3", "stage4"], "weights": ["random"], "sizes": [64]}
+    request = StudyRequest(methods=["padim"], layers=["stage2", "stage3", "stage4"], weights=["random"], sizes=[64])
     calls: list[int] = []
-    result = study([small_dataset], file, **plan, **QUICK, progress=lambda stage, done, total: calls.append(done))
+    result = study(
+        [small_dataset], file, request, compute=QUICK, progress=lambda stage, done, total: calls.append(done)
+    )
     assert (result["done"], result["n"], calls) == (3, 3, [3])
     with StudyStore(file) as store:
         after = store.rows()
     assert before[:2] == after[:2]
     assert after[2]["image_auroc"] is not None
-    study([small_dataset], file, **plan, **QUICK, progress=lambda stage, done, total: calls.append(done))
+    study([small_dataset], file, request, compute=QUICK, progress=lambda stage, done, total: calls.append(done))
     assert calls == [3]  # nothing was left
 
 
@@ -264,14 +269,14 @@ def test_a_failed_cell_does_not_stop_the_rest(small_dataset: Path, tmp_path: Pat
     result = study(
         [small_dataset],
         tmp_path / "s.sqlite",
-        methods=["asymmetric_student_teacher", "padim"],  # the first takes one layer only
-        layers=["stage2+stage3"],
-        weights=["random"],
-        sizes=[64],
-        csv=table,
-        report=page,
-        images=4,
-        **QUICK,
+        StudyRequest(
+            methods=["asymmetric_student_teacher", "padim"],  # the first takes one layer only
+            layers=["stage2+stage3"],
+            weights=["random"],
+            sizes=[64],
+        ),
+        files=StudyFiles(table, page, images=4),
+        compute=QUICK,
     )
     assert [(cell["method"], cell["state"]) for cell in result["cells"]] == [
         ("asymmetric_student_teacher", "failed"),
@@ -312,7 +317,10 @@ def test_missing_weights_stay_empty_and_carry_their_command(
 ) -> None:
     monkeypatch.setenv("PICKGLASS_WEIGHTS", str(tmp_path))
     result = study(
-        [small_dataset], tmp_path / "s.sqlite", backbones=["resnet50"], weights=["swav"], sizes=[64], **QUICK
+        [small_dataset],
+        tmp_path / "s.sqlite",
+        StudyRequest(backbones=["resnet50"], weights=["swav"], sizes=[64]),
+        compute=QUICK,
     )
     assert (result["n"], result["missing"], result["done"]) == (4, 4, 0)
     assert "swav_800ep_pretrain.pth.tar" in str(result["cells"][0]["error"])
@@ -368,6 +376,7 @@ def test_a_worker_that_dies_takes_its_own_task_alone(tmp_path: Path, monkeypatch
     }
 
 
+@pytest.mark.cluster
 def test_the_same_tasks_on_ray() -> None:
     ray = pytest.importorskip("ray", reason="needs the extra 'cluster'")
     own: dict[str, Any] = {"__name__": "__main__"}  # so that Ray sends the function, not its name

@@ -17,22 +17,25 @@ from PIL import Image
 import pickglass as pg
 from pickglass.app import fit as fitting
 from pickglass.app import threshold as use_case
+from pickglass.app.fit import FitRequest
+from pickglass.app.threshold import ThresholdRequest
 from pickglass.cli.main import main
-from pickglass.data import Dataset, Row, Table, image_digest, load_dataset, paint, read_image
+from pickglass.data import Dataset, DataSource, Row, Table, image_digest, load_dataset, paint, read_image
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.model_header import read_model_header
 from pickglass.detectors.modelfile import read_model, write_model
 from pickglass.errors import DataError, InputError, PromiseUnreachable
 from pickglass.testing import textures
 
 QUICK: dict[str, Any] = {"size": 64, "ratio": 0.05}
-fit = partial(fitting.fit, engine="torch")  # starts sooner than the others
-threshold = partial(use_case.threshold, engine="torch")
+fit = partial(fitting.fit, compute=ComputeOptions(engine="torch"))  # starts sooner than the others
+threshold = partial(use_case.threshold, compute=ComputeOptions(engine="torch"))
 
 
 @pytest.fixture(scope="module")
 def fitted(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("threshold") / "m.safetensors"
-    fit(small_dataset, target, settings=QUICK, calibrate=0.25)  # 12 fitted, 4 held back
+    fit(small_dataset, target, FitRequest(settings=QUICK, calibrate=0.25))  # 12 fitted, 4 held back
     return target
 
 
@@ -56,7 +59,7 @@ def scores(model: Path, folder: Path) -> list[float]:
 
 def test_the_same_folder_uses_the_scores_in_the_model(model: Path, small_dataset: Path) -> None:
     before, tensors = read_model(model)
-    result = threshold(model, small_dataset, false_alarm=0.6, shift=100)
+    result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6, shift=100))
     assert list(result) == [
         "promise", "image_threshold", "pixel_threshold", "false_alarm_bound", "confidence", "n_calibrate", "sentence",
     ]  # fmt: skip
@@ -85,7 +88,7 @@ def test_other_images_are_judged_and_the_condition_is_told(model: Path, fresh: P
     known = {key: value for key, value in header["provenance"].items() if key != "fitted_images"}
     write_model(model, {**header, "provenance": known}, tensors)
     judged = scores(model, fresh)
-    result = threshold(model, fresh, false_alarm=0.4, confidence=0.9, pixel="any")
+    result = threshold(model, fresh, ThresholdRequest(false_alarm=0.4, confidence=0.9, pixel="any"))
     r = 2  # P(Binomial(12, 0.4) <= 2) = 0.083 > 0.05; 1: 0.020
     assert result["image_threshold"] == pytest.approx(judged[-r], rel=1e-6)
     assert "and none of them was fitted, which the model does not tell" in result["sentence"]
@@ -97,8 +100,10 @@ def test_other_images_are_judged_and_the_condition_is_told(model: Path, fresh: P
 
 def test_scores_of_other_images_do_not_pass_for_those_held_back(model: Path, small_dataset: Path, fresh: Path) -> None:
     own = read_model_header(model)["calibration"]["scores"]
-    threshold(model, fresh, false_alarm=0.5)
-    assert threshold(model, small_dataset, false_alarm=0.6)["image_threshold"] == pytest.approx(max(own), rel=1e-6)
+    threshold(model, fresh, ThresholdRequest(false_alarm=0.5))
+    assert threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6))["image_threshold"] == pytest.approx(
+        max(own), rel=1e-6
+    )
 
 
 def test_stale_scores_are_not_used(model: Path, small_dataset: Path) -> None:
@@ -106,7 +111,7 @@ def test_stale_scores_are_not_used(model: Path, small_dataset: Path) -> None:
     write_model(
         model, {**header, "calibration": {**header["calibration"], "stale": True, "scores": [1e9] * 4}}, tensors
     )
-    assert threshold(model, small_dataset, false_alarm=0.6)["image_threshold"] < 1e9
+    assert threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6))["image_threshold"] < 1e9
     assert read_model_header(model)["calibration"]["stale"] is False
 
 
@@ -116,22 +121,22 @@ def test_fitted_images_and_their_groups_are_left_out(model: Path, fresh: Path) -
     known = {**header["provenance"], "fitted_images": [image_digest(rows[i])[:16] for i in (0, 5)]}
     write_model(model, {**header, "provenance": known}, tensors)
     mixed = Dataset("mixed", "", "rows", Table(rows))
-    result = threshold(model, mixed, false_alarm=0.6)
+    result = threshold(model, mixed, ThresholdRequest(false_alarm=0.6))
     assert result["n_calibrate"] == 4  # of six parts
     assert "from 4 groups of 8 calibration images" in result["sentence"]
     assert "not tell" not in result["sentence"]
     with pytest.raises(DataError, match="no good image is left"):
-        threshold(model, Dataset("used", "", "rows", Table(rows[:2])), false_alarm=0.6)
+        threshold(model, Dataset("used", "", "rows", Table(rows[:2])), ThresholdRequest(false_alarm=0.6))
 
 
 def test_rows_of_the_role_calibrate_come_first(model: Path, fresh: Path) -> None:
     rows = [replace(row, role="calibrate" if i < 7 else "train") for i, row in enumerate(load_dataset(fresh).table)]
-    result = threshold(model, Dataset("roles", "", "rows", Table(rows)), false_alarm=0.5)
+    result = threshold(model, Dataset("roles", "", "rows", Table(rows)), ThresholdRequest(false_alarm=0.5))
     assert result["n_calibrate"] == 7
 
 
 def test_estimate_judges_by_refits_and_promises_nothing(model: Path, small_dataset: Path) -> None:
-    result = threshold(model, small_dataset, false_alarm=0.2, promise="estimate", folds=2)
+    result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.2, promise="estimate", folds=2))
     train = load_dataset(small_dataset).train
     assert result["n_calibrate"] == len(train)
     assert result["false_alarm_bound"] is None
@@ -157,28 +162,30 @@ def test_a_model_with_a_region_of_interest_knows_the_images_it_was_fitted_on(
     small_dataset: Path, masks: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "m.safetensors"
-    fit(small_dataset, model, settings=QUICK, calibrate=0.25, roi=masks)
+    fit(DataSource(small_dataset, roi=masks), model, FitRequest(settings=QUICK, calibrate=0.25))
     held = read_model_header(model)["calibration"]["scores"]
-    result = threshold(model, small_dataset, false_alarm=0.6)
+    result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6))
     assert (result["n_calibrate"], result["image_threshold"]) == (4, sorted(held)[-1])
     assert "held back" in result["sentence"]
-    threshold(model, small_dataset, false_alarm=0.6, roi=masks)
+    threshold(model, DataSource(small_dataset, roi=masks), ThresholdRequest(false_alarm=0.6))
     assert read_model_header(model)["calibration"]["scores"] == held
     whole_image = tmp_path / "whole.png"
     Image.fromarray(np.full((80, 96), 255, np.uint8)).save(whole_image)
-    threshold(model, small_dataset, false_alarm=0.6, roi=whole_image)
+    threshold(model, DataSource(small_dataset, roi=whole_image), ThresholdRequest(false_alarm=0.6))
     seen = np.array(read_model_header(model)["calibration"]["scores"])
     assert (seen >= np.array(held) - 1e-3).all()  # judged anew, on more of each image
     assert (seen > np.array(held) + 0.1).any()  # what is outside was never learned
-    threshold(model, small_dataset, false_alarm=0.6, roi=masks)
+    threshold(model, DataSource(small_dataset, roi=masks), ThresholdRequest(false_alarm=0.6))
     assert read_model_header(model)["calibration"]["scores"] == pytest.approx(held, rel=1e-5)
     with pytest.raises(InputError, match=r"within a region of interest.*name the mask or the folder of masks"):
-        threshold(model, small_dataset, false_alarm=0.5, promise="estimate", folds=2)
-    threshold(model, small_dataset, false_alarm=0.5, promise="estimate", folds=2, roi=masks)
+        threshold(model, small_dataset, ThresholdRequest(false_alarm=0.5, promise="estimate", folds=2))
+    threshold(
+        model, DataSource(small_dataset, roi=masks), ThresholdRequest(false_alarm=0.5, promise="estimate", folds=2)
+    )
     inside = read_model_header(model)["calibration"]["scores"]
     whole = tmp_path / "whole.safetensors"
-    fit(small_dataset, whole, settings=QUICK, calibrate=0.25)
-    threshold(whole, small_dataset, false_alarm=0.5, promise="estimate", folds=2)
+    fit(small_dataset, whole, FitRequest(settings=QUICK, calibrate=0.25))
+    threshold(whole, small_dataset, ThresholdRequest(false_alarm=0.5, promise="estimate", folds=2))
     assert inside != read_model_header(whole)["calibration"]["scores"]
 
 
@@ -186,14 +193,14 @@ def test_images_without_the_masks_that_a_model_was_fitted_with_are_named(
     small_dataset: Path, fresh: Path, masks: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "m.safetensors"
-    fit(small_dataset, model, settings=QUICK, calibrate=0, roi=masks)
+    fit(DataSource(small_dataset, roi=masks), model, FitRequest(settings=QUICK, calibrate=0))
     with pytest.warns(UserWarning, match="12 of 12 images have no region of interest"):
         pg.load(model).predict(fresh, engine="torch")
     pg.load(model).predict(pg.data.with_roi(load_dataset(small_dataset).train, masks), engine="torch")  # no warning
 
 
 def test_area_reads_the_maps(model: Path, fresh: Path) -> None:
-    result = threshold(model, fresh, false_alarm=0.3, promise="marginal", pixel="area")
+    result = threshold(model, fresh, ThresholdRequest(false_alarm=0.3, promise="marginal", pixel="area"))
     found = pg.load(model).predict(fresh, engine="torch")
     maps = [found.map(i) for i in range(12)]
     shares = [(m > result["pixel_threshold"]).mean() for m in maps]
@@ -210,13 +217,13 @@ def test_best_f1_needs_labelled_validation_images(model: Path, fresh: Path) -> N
         for i, image in enumerate(textures(4, 96, seed=10)[:, :80].copy())
     ]
     rows = [*[replace(row, role="validate") for row in good], *bad]
-    result = threshold(model, Dataset("v", "", "rows", Table(rows)), promise="f1")
+    result = threshold(model, Dataset("v", "", "rows", Table(rows)), ThresholdRequest(promise="f1"))
     assert (result["n_calibrate"], result["false_alarm_bound"]) == (12, None)
     assert max(scores(model, fresh)) < result["image_threshold"]
     assert "F1 is highest, 1.000" in result["sentence"]
     as_test = [replace(row, role="test") for row in bad]
     with pytest.raises(DataError, match=r"found 12 good and 0 defective ones.*test images never"):
-        threshold(model, Dataset("v", "", "rows", Table([*rows[:12], *as_test])), promise="f1")
+        threshold(model, Dataset("v", "", "rows", Table([*rows[:12], *as_test])), ThresholdRequest(promise="f1"))
 
 
 def test_a_broken_image_is_no_calibration_image(model: Path, fresh: Path, tmp_path: Path) -> None:
@@ -224,7 +231,7 @@ def test_a_broken_image_is_no_calibration_image(model: Path, fresh: Path, tmp_pa
     (folder / "03.png").write_bytes(b"no image")
     before = model.read_bytes()
     with pytest.raises(DataError, match="1 of 12 images for the threshold cannot be read"):
-        threshold(model, folder, false_alarm=0.5)
+        threshold(model, folder, ThresholdRequest(false_alarm=0.5))
     assert model.read_bytes() == before
 
 
@@ -241,7 +248,7 @@ def test_a_broken_image_is_no_calibration_image(model: Path, fresh: Path, tmp_pa
 )
 def test_arguments_that_make_no_sense(model: Path, small_dataset: Path, wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        threshold(model, small_dataset, **wrong)
+        threshold(model, small_dataset, ThresholdRequest(**wrong))
 
 
 # -- as a user types it ----------------------------------------------------------------------------------------------
@@ -276,7 +283,7 @@ def test_the_command(
 def test_fifteen_strips_are_too_few(real_data: Path, tmp_path: Path) -> None:
     strips = real_data / "aitex_fabric04"
     target = tmp_path / "f04.safetensors"
-    fit(strips, target, settings={"size": (32, 512), "ratio": 0.02})
+    fit(strips, target, FitRequest(settings={"size": (32, 512), "ratio": 0.02}))
     with pytest.raises(PromiseUnreachable) as error:
         threshold(target, strips)
     assert (error.value.needed, error.value.missing) == (299, 297)

@@ -17,7 +17,7 @@ from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.advise.scoring import window_map
 from pickglass.app.page import PLAIN_TAIL, as_text, head
 from pickglass.app.pictures import display, draw_contours, heat
-from pickglass.app.study.results import Advised, AdviseResult
+from pickglass.app.results import Advised, AdviseResult
 from pickglass.data.files import written_whole
 
 __all__ = ["Shown", "write_advice"]

@@ -1,4 +1,4 @@
-"""Have the images changed since calibration? Asked of a model and a batch of new images."""
+"""Test whether the images have changed since calibration, with a model and a batch of new images."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from typing_extensions import Unpack
 
 from pickglass.app.results import DriftChange, DriftResult, Failed
 from pickglass.calibration.drift import Change, Drift, Sample, already_known, find_drift
 from pickglass.data import Table, as_table, group_by
-from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.data.files import check_exist
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.drift_sample import describe
 from pickglass.errors import DataError, InputError
@@ -28,8 +28,8 @@ def drift(
     level: float = 0.05,
     group_pattern: str | None = None,
     seed: int = 0,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    **running: Unpack[ComputeArguments],
 ) -> DriftResult:
     """Compare new images with the good ones that were held back when the model was fitted.
 
@@ -44,9 +44,9 @@ def drift(
         level: the chance of any alarm where nothing has changed, 0.001 to 0.5.
         group_pattern: regular expression that finds the part or roll in each file name, see
             :func:`pickglass.data.group_by`; of each one image counts.
-        seed: of the permutations, and of which image speaks for its group.
-
-    The others as in :meth:`pickglass.Detector.predict`.
+        seed: decides the permutations, and which image speaks for its group.
+        compute: where to compute.
+        progress: called with (stage, done, total).
 
     Raises:
         PromiseUnreachable: too few images for that level; it says how many more are needed.
@@ -54,6 +54,7 @@ def drift(
         InputError: the model has no reference, or was changed after the fit, and ``against`` is not given.
     """
     detector = model if isinstance(model, Detector) else load(model)
+    run = (compute or ComputeOptions()).arguments()
     new_table = _table(images, group_pattern)
     if against is None:
         reference = _own_reference(detector, str(model) if not isinstance(model, Detector) else "the model")
@@ -61,11 +62,11 @@ def drift(
         table = detector.provenance.unseen(_table(against, group_pattern))
         if not table:
             raise DataError("the model was fitted on all images to compare with: give good ones that it has not seen")
-        reference, broken = describe(detector, table, progress=progress, **running)
+        reference, broken = describe(detector, table, progress=progress, **run)
         if broken:  # leaving them out might leave out the difficult ones
             raise DataError(f"{len(broken)} of {len(table)} images to compare with cannot be read:", broken)
     fresh = detector.provenance.unseen(new_table)
-    new, failures = describe(detector, fresh, progress=progress, **running)
+    new, failures = describe(detector, fresh, progress=progress, **run)
     known = already_known(reference, new)
     new, left_out = new.take(~known), len(new_table) - len(fresh) + int(known.sum())
     if not len(new):
@@ -80,6 +81,8 @@ def drift(
 
 
 def _table(images: Sequence[str | Path] | Table, pattern: str | None) -> Table:
+    if not isinstance(images, Table):
+        check_exist(images)
     table = images if isinstance(images, Table) else as_table([Path(path) for path in images])
     if not table:
         raise InputError("no image was named: expected files or folders of images")
@@ -127,7 +130,7 @@ def _result(found: Drift, n_images: int, left_out: int, failed: list[Failed]) ->
 
 
 def _most(found: Drift) -> Change | None:
-    """The cause rather than its symptoms: of what moved the surest, then the largest; features and score come last."""
+    """Return the change that moved most surely, then by most; features and score, which are symptoms, come last."""
     moved = [change for change in found.changes if change.moved]
     symptoms = ("score", "features")
     return min(

@@ -1,30 +1,71 @@
-"""From a folder of good images to a model file."""
+"""Fit a detector on a folder of good images and write the model file."""
 
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Unpack
-
 from pickglass.app.advise.auto import auto_choice, usual_defect
-from pickglass.app.advise.painted import usual_size
-from pickglass.app.advise.within_foreground import look_for_part, save_mask
+from pickglass.app.advise.request import AdviseRequest
+from pickglass.app.advise.within_foreground import look_for_part, trusted_mask
+from pickglass.app.methods import method_name
 from pickglass.app.results import FitResult
-from pickglass.data import Dataset, load_dataset, split_roles, with_pixel_mm, with_roi
+from pickglass.data import Dataset, DataSource, split_roles, usual_size, with_roi
 from pickglass.data.files import output_path
-from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.contamination import CleanCheck
 from pickglass.detectors.drift_sample import DriftSample
 from pickglass.detectors.tiling import TileOptions
 from pickglass.errors import InputError, UnknownName
+from pickglass.features.foreground import Foreground
 from pickglass.methods import Detector, find_method
 
-__all__ = ["FitArguments", "build", "fit", "fit_dataset"]
+__all__ = ["FitRequest", "build", "fit", "fit_dataset"]
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """The detector to fit, and the shares of the images.
+
+    Attributes:
+        method: name of the method; None: patchcore, or the choice of ``preset="auto"``.
+        preset: ``"paper"``, ``"quick"``, ``"auto"`` (see :mod:`pickglass.app.advise.auto`) or None for the defaults.
+        defect_px: for ``"auto"``: longest extent of the smallest defect in pixels of the images; None: a thirty-second
+            of their shorter side.
+        settings: arguments of the method's constructor, e.g. ``{"size": 320}``; they win over the preset.
+        tiling: arguments of :meth:`pickglass.Detector.tiled`, e.g. ``{"tile": 256}``; None: not tiled.
+        fusion: arguments of :meth:`pickglass.Detector.fused`, e.g. ``{"kind": "pyramid"}``; None: not fused.
+        adaptation: arguments of :meth:`pickglass.Detector.adapted`, e.g. ``{"stages": "stage3"}``; None: not adapted.
+        validate: share of the images for validation, from 0 to below 1; None: the share that the method wants.
+        calibrate: share of the images for the thresholds, from 0 to below 1; 0: the model has no verdicts.
+        seed: decides the split and everything else that is drawn at random.
+        memory_gb: budget in gigabytes for what the method holds.
+        drop_suspicious: leave out training images that look like none of the others.
+    """
+
+    method: str | None = None
+    preset: str | None = None
+    defect_px: float | None = None
+    settings: Mapping[str, Any] | None = None
+    tiling: Mapping[str, Any] | None = None
+    fusion: Mapping[str, Any] | None = None
+    adaptation: Mapping[str, Any] | None = None
+    validate: float | None = None
+    calibrate: float = 0.1
+    seed: int = 0
+    memory_gb: float = 4.0
+    drop_suspicious: bool = False
+
+    def __post_init__(self) -> None:
+        if self.preset != "auto" and self.defect_px is not None:
+            raise InputError(
+                f"defect_px={self.defect_px!r} belongs to preset 'auto': set that, or ask 'pickglass advise'"
+            )
+        if self.preset == "auto" and (self.method is not None or self.settings or self.tiling or self.fusion):
+            raise InputError("preset 'auto' chooses method, features, size, tiling and fusion itself: leave them out")
 
 
 def build(
@@ -35,164 +76,130 @@ def build(
     fusion: Mapping[str, Any] | None = None,
     adaptation: Mapping[str, Any] | None = None,
 ) -> Detector:
-    """An unfitted detector by the method's name, from a preset or the defaults, with changed settings.
+    """Make an unfitted detector by the method's name, from a preset or the defaults, with changed settings.
 
-    ``tiling`` are arguments of :meth:`pickglass.Detector.tiled`, ``fusion`` of :meth:`pickglass.Detector.fused`,
-    ``adaptation`` of :meth:`pickglass.Detector.adapted`; None: not tiled, not fused, not adapted.
+    Args:
+        method, preset, settings, tiling, fusion, adaptation: as in :class:`FitRequest`.
+
+    Raises:
+        UnknownName: a method, preset or setting that does not exist.
     """
-    cls = find_method(method)
+    cls = find_method(method_name(method))
     if preset is not None and preset not in cls.presets:
         raise UnknownName(f"preset of {method}", preset, cls.presets)
     detector = cls.configured({**(cls.presets[preset] if preset else {}), **(settings or {})})
     if fusion is not None:
         from pickglass.features.research.fusion import FusionOptions
 
-        detector = detector.fused(**_known("fusion", fusion, Detector.fused, FusionOptions))
+        detector = detector.fused(**_checked("fusion", fusion, Detector.fused, FusionOptions))
     if adaptation is not None:
         from pickglass.features.research.adaptation import AdaptationOptions
 
-        detector = detector.adapted(**_known("adaptation", adaptation, Detector.adapted, AdaptationOptions))
+        detector = detector.adapted(**_checked("adaptation", adaptation, Detector.adapted, AdaptationOptions))
     if tiling is not None:
-        detector = detector.tiled(**_known("tiling", tiling, Detector.tiled, TileOptions))
+        detector = detector.tiled(**_checked("tiling", tiling, Detector.tiled, TileOptions))
     return detector
 
 
-def _known(what: str, given: Mapping[str, Any], call: Callable[..., Any], options: type) -> Mapping[str, Any]:
-    """The arguments, once all of them are known to the call or to its options."""
-    known = list(inspect.signature(call).parameters)[1:-1] + list(options.__annotations__)
+def _checked(what: str, given: Mapping[str, Any], call: Callable[..., Any], options: type) -> Mapping[str, Any]:
+    """Return the arguments, once all of them are known to the call or to its options."""
+    allowed = list(inspect.signature(call).parameters)[1:-1] + list(options.__annotations__)
     for name in given:
-        if name not in known:
-            raise UnknownName(f"setting of {what}", name, known)
+        if name not in allowed:
+            raise UnknownName(f"setting of {what}", name, allowed)
     return given
 
 
 def fit(
-    data: str | Path,
+    data: DataSource | str | Path,
     model: str | Path,
+    request: FitRequest | None = None,
     *,
-    layout: str | None = None,
-    group_by: str | None = None,
-    **arguments: Unpack[FitArguments],
+    compute: ComputeOptions | None = None,
+    progress: Progress | None = None,
 ) -> FitResult:
     """Fit a detector on the good training images of a folder and write the model file.
 
-    Args:
-        data: folder, in any layout that :func:`pickglass.load_dataset` knows; its test images are not touched.
-        model: file to write, ``.safetensors``.
-        layout: how to read the folder; None: recognised.
-        group_by: regular expression on file names; images with the same match stay together in every split.
-        arguments: see :class:`FitArguments`.
-
     A method that trains writes its checkpoint beside the model, as ``MODEL.checkpoint.safetensors``; the same call goes
     on from it after an interruption.
+
+    Args:
+        data: folder in any layout that :func:`pickglass.load_dataset` knows, or how to read it; its test images are
+            not touched. The region of interest may also be the text ``"auto"``: the place of the part, found on the
+            good images, see :mod:`pickglass.features.foreground` (``Path("auto")`` is a folder of that name).
+        model: file to write, ``.safetensors``; an existing one is replaced.
+        request: which detector; None: PatchCore as it is.
+        compute: where to compute.
+        progress: called with (stage, done, total).
+
+    Raises:
+        InputError: a setting or a name that cannot be used, or no foreground to be trusted.
+        DataError: the folder is no data set, or images are broken or defective.
     """
     output_path(model, ".safetensors")  # what is wrong with it is said before anything is read
-    return fit_dataset(load_dataset(data, layout, group_by), model, **arguments)
-
-
-class FitArguments(ComputeArguments, total=False):
-    """How to fit; also how to run, and as in :meth:`pickglass.Detector.fit` ``validate``, ``calibrate``, ``seed``,
-    ``memory_gb`` and ``drop_suspicious``.
-
-    Attributes:
-        method: name of the method; None: patchcore, or what ``preset="auto"`` chooses.
-        preset: ``"paper"``, ``"quick"``, ``"auto"`` (see :mod:`pickglass.app.advise.auto`) or None for the defaults.
-        defect_px: for ``"auto"``: longest extent of the smallest defect in pixels of the images; None: a thirty-second
-            of their shorter side.
-        settings: of the method's constructor, e.g. ``{"size": 320}``; they win over the preset.
-        tiling: arguments of :meth:`pickglass.Detector.tiled`, e.g. ``{"tile": 256}``; None: not tiled.
-        fusion: arguments of :meth:`pickglass.Detector.fused`, e.g. ``{"kind": "pyramid"}``; None: not fused.
-        adaptation: arguments of :meth:`pickglass.Detector.adapted`, e.g. ``{"stages": "stage3"}``; None: not adapted.
-        roi: region of interest: a mask for all images, or a folder with one an image, see
-            :func:`pickglass.data.with_roi`; or the text ``"auto"``: where the part is, found on the good images, see
-            :mod:`pickglass.features.foreground` (``Path("auto")`` is a folder of that name). What lies outside is not
-            looked at, a part out of its place neither.
-        pixel_mm: side of a pixel on the part in millimetres.
-        progress: called with (stage, done, total).
-    """
-
-    method: str | None
-    preset: str | None
-    defect_px: float | None
-    settings: Mapping[str, Any] | None
-    tiling: Mapping[str, Any] | None
-    fusion: Mapping[str, Any] | None
-    adaptation: Mapping[str, Any] | None
-    roi: str | Path | None
-    pixel_mm: float | None
-    validate: float | None
-    calibrate: float
-    seed: int
-    memory_gb: float
-    drop_suspicious: bool
-    progress: Progress | None
+    source = DataSource.of(data)
+    return fit_dataset(source.load(), model, request, source=source, compute=compute, progress=progress)
 
 
 def fit_dataset(
     dataset: Dataset,
     model: str | Path,
+    request: FitRequest | None = None,
     *,
-    method: str | None = None,
-    preset: str | None = None,
-    defect_px: float | None = None,
-    settings: Mapping[str, Any] | None = None,
-    tiling: Mapping[str, Any] | None = None,
-    fusion: Mapping[str, Any] | None = None,
-    adaptation: Mapping[str, Any] | None = None,
-    roi: str | Path | None = None,
-    pixel_mm: float | None = None,
-    validate: float | None = None,
-    calibrate: float = 0.1,
-    seed: int = 0,
-    memory_gb: float = 4.0,
-    drop_suspicious: bool = False,
+    source: DataSource | None = None,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    **running: Unpack[ComputeArguments],
 ) -> FitResult:
-    """As :func:`fit`, of a data set that was read already."""
+    """Fit a detector on a data set that was read already; see :func:`fit`.
+
+    Args:
+        dataset: its rows of all roles but ``test``.
+        model, request, compute, progress: as in :func:`fit`.
+        source: gives the region of interest and the size of a pixel; None: those of the rows.
+    """
+    wish, run = request or FitRequest(), compute or ComputeOptions()
     target = output_path(model, ".safetensors")
     checkpoint = target.with_name(f"{target.stem}.checkpoint.safetensors")
-    if preset != "auto" and defect_px is not None:
-        raise InputError(f"defect_px={defect_px!r} belongs to preset 'auto': set that, or ask 'pickglass advise'")
-    if preset == "auto" and (method is not None or tiling is not None or fusion is not None or settings):
-        raise InputError("preset 'auto' chooses method, features, size, tiling and fusion itself: leave them out")
-    train = with_pixel_mm(dataset.train if roi == "auto" else with_roi(dataset.train, roi), pixel_mm)
-    # what fit will hold back for the thresholds, which are drawn first, chooses nothing
-    usable = split_roles(train, 0.0, calibrate, seed).where(lambda row: row.role != "calibrate")
-    told: dict[str, Any] = {"data": dataset.name}
-    with tempfile.TemporaryDirectory(prefix="pickglass-") as folder:
-        file, found = Path(folder, "foreground.png"), None
-        if roi == "auto":
-            found = look_for_part(usable, seed, running, progress)
-            mask = save_mask(found, file)
-            usable, train = with_roi(usable, mask), with_roi(train, mask)
-        if preset == "auto":
-            extent = usual_defect(usual_size(usable)) if defect_px is None else defect_px
-            chosen = auto_choice(usable, extent, seed=seed, progress=progress, running=running)
-            detector = build(chosen.method, None, chosen.settings, chosen.tiling, chosen.fusion, adaptation)
-            told["auto"] = chosen.to_json()
-            if chosen.foreground is not None:
-                found = chosen.foreground
-                train = with_roi(train, save_mask(found, file))
-        else:
-            detector = build(method or "patchcore", preset, settings, tiling, fusion, adaptation)
-        if found is not None:
-            told["foreground"] = found.to_json()
-        detector.fit(
-            train,
-            validate=validate,
-            calibrate=calibrate,
-            seed=seed,
-            memory_gb=memory_gb,
-            checkpoint=checkpoint,
-            observers=[CleanCheck(drop=drop_suspicious), DriftSample()],
-            progress=progress,
-            **running,
+    place = source or DataSource(dataset.root)
+    seek_part = place.roi == "auto"
+    train = (replace(place, roi=None) if seek_part else place).placed(dataset.train)
+    # images that fit will hold back for the thresholds, which are drawn first, choose nothing
+    usable = split_roles(train, 0.0, wish.calibrate, wish.seed).where(lambda row: row.role != "calibrate")
+    provenance: dict[str, Any] = {"data": dataset.name}
+    foreground: Foreground | None = None
+    if seek_part:
+        foreground = look_for_part(usable, wish.seed, run, progress)
+        mask = trusted_mask(foreground)
+        usable, train = with_roi(usable, mask), with_roi(train, mask)
+    if wish.preset == "auto":
+        extent = usual_defect(usual_size(usable)) if wish.defect_px is None else wish.defect_px
+        choice = auto_choice(usable, AdviseRequest(extent, seed=wish.seed), compute=run, progress=progress)
+        detector = build(choice.method, None, choice.settings, choice.tiling, choice.fusion, wish.adaptation)
+        provenance["auto"] = choice.to_json()
+        if choice.foreground is not None:
+            foreground = choice.foreground
+            train = with_roi(train, trusted_mask(foreground))
+    else:
+        detector = build(
+            wish.method or "patchcore", wish.preset, wish.settings, wish.tiling, wish.fusion, wish.adaptation
         )
-    detector.provenance = replace(detector.provenance, **told)
+    if foreground is not None:
+        provenance["foreground"] = foreground.to_json()
+    detector.fit(
+        train,
+        validate=wish.validate,
+        calibrate=wish.calibrate,
+        seed=wish.seed,
+        memory_gb=wish.memory_gb,
+        checkpoint=checkpoint,
+        observers=[CleanCheck(drop=wish.drop_suspicious), DriftSample()],
+        progress=progress,
+        **run.arguments(),
+    )
+    detector.provenance = replace(detector.provenance, **provenance)
     written = detector.save(target)
     checkpoint.unlink(missing_ok=True)
-    return _result(detector, written, drop_suspicious)
+    return _result(detector, written, wish.drop_suspicious)
 
 
 def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:

@@ -1,94 +1,70 @@
-"""Many categories, one model file each: a failed one does not stop the rest, and what is there is not done again."""
+"""Fit many categories into one model file each; a failed one does not stop the rest."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal
 
-from pickglass.app.fit import fit_dataset
-from pickglass.app.jobs.executors import make_executor
-from pickglass.app.results import FitResult
-from pickglass.data import load_datasets
-from pickglass.detectors.compute import Progress
+from pickglass.app.fit import FitRequest, fit_dataset
+from pickglass.app.jobs.executors import Where
+from pickglass.app.results import FitManyResult, FitResult, FittedCategory
+from pickglass.data import DataSource
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import InputError, PickglassError
 
-__all__ = ["Category", "FitManyResult", "FittedCategory", "fit_category", "fit_many", "is_root"]
-
-
-class FittedCategory(TypedDict):
-    """One category of ``pickglass fit ROOT``: ``state`` is done, skipped (its file was there) or failed."""
-
-    category: str
-    state: Literal["done", "skipped", "failed"]
-    model: str
-    fit: FitResult | None
-    error: str | None
-
-
-class FitManyResult(TypedDict):
-    """``pickglass fit ROOT -o FOLDER``, and how many categories ended how."""
-
-    folder: str
-    done: int
-    skipped: int
-    failed: int
-    categories: list[FittedCategory]
+__all__ = ["Category", "fit_category", "fit_many", "is_root"]
 
 
 @dataclass(frozen=True)
 class Category:
-    """One fit: what :func:`fit_category` needs, importable anywhere.
+    """One category to fit, as :func:`fit_category` takes it, also in another process.
 
     Attributes:
-        root, name: of the data set; see :func:`pickglass.data.load_datasets`.
+        source: root of the data sets; see :func:`pickglass.load_datasets`.
+        name: name of the data set in it.
         model: file to write.
-        arguments: of :func:`pickglass.app.fit.fit`.
-        threads: of torch; None: its own choice.
+        request: which detector.
+        compute: where to compute.
+        threads: how many torch uses; None: its own choice.
     """
 
-    root: str
+    source: DataSource
     name: str
     model: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    request: FitRequest
+    compute: ComputeOptions
     threads: int | None = None
 
 
-def is_root(root: str | Path, layout: str | None = None, group_by: str | None = None) -> bool:
-    """Whether a folder holds several data sets."""
-    return len(load_datasets(root, layout, group_by)) > 1
+def is_root(source: DataSource) -> bool:
+    """Tell whether a folder holds several data sets."""
+    return len(source.load_all()) > 1
 
 
 def fit_many(
-    root: str | Path,
+    root: DataSource | str | Path,
     folder: str | Path,
+    request: FitRequest | None = None,
     *,
-    executor: Literal["local", "ray"] = "local",
-    parallel: int = 1,
-    address: str | None = None,
-    layout: str | None = None,
-    group_by: str | None = None,
-    memory_gb: float = 4.0,
+    again: bool = False,
+    where: Where | None = None,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    **arguments: Any,
 ) -> FitManyResult:
     """Fit each category of a root, e.g. of MVTec AD, into ``FOLDER/CATEGORY.safetensors``.
 
-    A category whose file exists is skipped, so that a call that was killed goes on where it was; delete a file to have
-    it fitted again.
+    A category whose file exists is skipped, so that a call that was killed goes on where it was.
 
     Args:
-        root: folder that :func:`pickglass.data.load_datasets` knows.
+        root: folder that :func:`pickglass.load_datasets` knows, or how to read it.
         folder: for the models; made if needed.
-        executor: ``"local"``, or ``"ray"`` (extra ``pickglass[cluster]``).
-        parallel: categories at once, local.
-        address: of the Ray cluster.
-        layout, group_by: as in :func:`pickglass.load_dataset`.
-        memory_gb: budget of each fit.
+        request: which detector; its ``memory_gb`` is the budget of each fit.
+        again: fit also the categories whose file exists, and replace it.
+        where: on this machine or on a cluster, and how many at once.
+        compute: where each fit computes.
         progress: called with (stage, done, total) after each category.
-        arguments: of :func:`pickglass.app.fit.fit`.
 
     Raises:
         InputError: the folder is a file.
@@ -97,20 +73,20 @@ def fit_many(
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: a root of many categories needs a folder for their models, -o FOLDER")
-    names = list(load_datasets(root, layout, group_by))
+    source, wish, at = DataSource.of(root), request or FitRequest(), where or Where()
+    names = list(source.load_all())
     target.mkdir(parents=True, exist_ok=True)
-    threads = None if parallel == 1 or executor != "local" else max(1, (os.cpu_count() or 1) // parallel)
-    own = {**arguments, "layout": layout, "group_by": group_by, "memory_gb": memory_gb}
+    run = compute or ComputeOptions()
     rows: dict[str, FittedCategory] = {}
     waiting: list[Category] = []
     for name in names:
         model = target / f"{name.replace('/', '_')}.safetensors"
-        if model.is_file():
+        if model.is_file() and not again:
             rows[name] = _row(name, "skipped", model)
         else:
-            waiting.append(Category(str(root), name, str(model), own, threads))
-    chosen = make_executor(executor, workers=parallel, address=address, memory_gb=memory_gb)
-    for event in chosen.run(fit_category, lambda: waiting.pop(0) if waiting else None):
+            waiting.append(Category(source, name, str(model), wish, run, at.threads))
+    executor = replace(at, memory_gb=wish.memory_gb).make()
+    for event in executor.run(fit_category, lambda: waiting.pop(0) if waiting else None):
         name = event.task.name
         if event.result is not None:
             rows[name] = event.result
@@ -124,15 +100,14 @@ def fit_many(
 
 
 def fit_category(task: Category) -> Iterator[FittedCategory]:
-    """Fit one; an error is its outcome."""
+    """Fit one category; an error is its outcome."""
     if task.threads is not None:
         import torch
 
         torch.set_num_threads(task.threads)
-    own = dict(task.arguments)
     try:
-        dataset = load_datasets(task.root, own.pop("layout"), own.pop("group_by"))[task.name]
-        fitted = fit_dataset(dataset, task.model, **own)
+        dataset = task.source.load_all()[task.name]
+        fitted = fit_dataset(dataset, task.model, task.request, source=task.source, compute=task.compute)
     except PickglassError as error:
         yield _row(task.name, "failed", Path(task.model), error=str(error))
     except Exception as error:  # whatever a library throws: the others go on

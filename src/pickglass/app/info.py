@@ -1,4 +1,4 @@
-"""What is in a model file, or in a folder of images and what is wrong with it: the first thing people type."""
+"""Describe a model file, or a folder of images and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -6,28 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from pickglass.app.results import InfoResult
-from pickglass.data import MAX_PIXELS, Dataset, describe, find_problems, load_datasets
+from pickglass.data import MAX_PIXELS, Dataset, DataSource, describe, find_problems
 from pickglass.detectors.model_header import read_model_header
 
 __all__ = ["info"]
 
 
-def info(
-    path: str | Path,
-    layout: str | None = None,
-    *,
-    group_by: str | None = None,
-    workers: int = 2,
-    max_pixels: int = MAX_PIXELS,
-) -> InfoResult:
-    """The header of a model file; or layout, counts, sizes and problems of a data set. Nothing is trained.
+def info(data: DataSource | str | Path, *, workers: int = 2, max_pixels: int = MAX_PIXELS) -> InfoResult:
+    """Read the header of a model file, or layout, counts, sizes and problems of a data set. Nothing is trained.
 
-    Every image is decoded once, so that damaged and equal ones are found. Of a root with several data sets, ``about``
-    has an entry a data set. Arguments as in :func:`pickglass.load_dataset` and :func:`pickglass.data.find_problems`.
+    Every image is decoded once, so that damaged and equal ones are found.
+
+    Args:
+        data: model file, folder of a data set or of several, or how to read it.
+        workers: threads that decode images.
+        max_pixels: an image with more pixels counts as unreadable.
+
+    Returns:
+        ``about`` is the header of a model; the description of a data set with its ``problems``, see
+        :func:`pickglass.data.describe` and :func:`pickglass.data.find_problems`; or name -> description where the
+        folder holds several data sets.
+
+    Raises:
+        ModelFileError: the model file is missing or damaged.
+        DataError: the folder holds no data set.
     """
+    source = DataSource.of(data)
+    path = source.path
     if Path(path).suffix == ".safetensors":
-        return {"kind": "model", "path": str(path), "about": read_model_header(path)}
-    sets = load_datasets(path, layout, group_by)
+        return {"kind": "model", "path": str(path), "about": read_model_header(Path(path))}
+    sets = source.load_all()
     about = {name: _about(dataset, workers, max_pixels) for name, dataset in sets.items()}
     return {"kind": "data", "path": str(path), "about": about if len(about) > 1 else next(iter(about.values()))}
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from pickglass.app.results import LabelResult
 from pickglass.data import (
     MAX_PIXELS,
     Dataset,
+    DataSource,
     Table,
-    group_by,
     image_digest,
-    load_datasets,
     read_mask,
 )
 from pickglass.data.files import output_path
@@ -30,7 +29,7 @@ from pickglass.data.tables.layouts.tree import (
     images,
     is_good,
 )
-from pickglass.detectors.compute import ComputeArguments, ComputeOptions, Progress
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.loading import LoadedBatch
 from pickglass.detectors.naming import Namer, fit_namer, pooled, projections, unfolded
@@ -39,24 +38,36 @@ from pickglass.features.batch import Batch
 from pickglass.methods import load
 from pickglass.nn.pooling import Pooling, canvas_shares
 
-__all__ = ["Regions", "label", "labelled", "read_regions"]
+__all__ = ["LabelRequest", "Regions", "label", "labelled", "read_regions"]
+
+
+@dataclass(frozen=True)
+class LabelRequest:
+    """The way in which defects are to be named.
+
+    Attributes:
+        pooling: ``"average"`` over a region's features, or ``"bilinear"``, the products of pairs of channels.
+        layers: some of the detector's layers; None: all of them.
+        sure: share of the names that should be right, in (0, 1); the others become "unknown".
+        seed: decides the folds of the cross-validation.
+    """
+
+    pooling: Pooling = "average"
+    layers: Sequence[str] | None = None
+    sure: float = 0.8
+    seed: int = 0
 
 
 def label(
     model: str | Path,
-    data: str | Path | Dataset | Table,
+    data: DataSource | Dataset | Table | str | Path,
     output: str | Path | None = None,
+    request: LabelRequest | None = None,
     *,
-    pooling: Pooling = "average",
-    layers: Sequence[str] | None = None,
-    sure: float = 0.8,
-    layout: str | None = None,
-    group_pattern: str | None = None,
-    seed: int = 0,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    **running: Unpack[ComputeArguments],
 ) -> LabelResult:
-    """Learn the types of defects and write them into the model; ``predict`` then names what it finds.
+    """Learn the types of defects and write them into the model; ``predict`` then names the defects that it finds.
 
     The detector itself stays as it is: scores, maps and thresholds do not change. All images of ``data`` whose type is
     named are learned from, whatever their role, so none of them may be used to judge the names afterwards. Learned
@@ -68,14 +79,9 @@ def label(
             ``masks/TYPE`` or ``ground_truth/TYPE``, if any), any layout that :func:`pickglass.load_dataset` knows, or
             rows. Good images are passed over.
         output: file to write; None: the model's own, replaced whole or not at all.
-        pooling: ``"average"`` over the region, or ``"bilinear"``, pairs of channels.
-        layers: some of the detector's; None: all of them.
-        sure: share of the names that should be right; the others become "unknown".
-        layout: how to read the folder; None: recognised.
-        group_pattern: regular expression that finds the part in each file name, see :func:`pickglass.data.group_by`.
-        seed: of the cross-validation's folds.
-
-    The others as in :meth:`pickglass.Detector.predict`.
+        request: how to name; None: as it comes.
+        compute: where to compute.
+        progress: called with (stage, done, total).
 
     Raises:
         DataError: no example, or broken ones, all listed.
@@ -84,20 +90,22 @@ def label(
     """
     target = output_path(output or model, ".safetensors")
     detector = load(model)
-    levels = _levels(detector, layers)
-    table = labelled(data, layout, group_pattern)
-    regions = read_regions(detector, table, pooling, levels, seed, ComputeOptions(**running), progress)
+    wish = request or LabelRequest()
+    levels = _levels(detector, wish.layers)
+    table = labelled(data)
+    run = compute or ComputeOptions()
+    regions = read_regions(detector, table, wish.pooling, levels, wish.seed, run, progress)
     namer = fit_namer(
         regions.marked,
         regions.seen,
         [row.defect or "" for row in table],
-        [row.path if row.group is None else f"group:{row.group}" for row in table],
+        [row.unit for row in table],
         layers=[detector.level_names()[i] for i in levels],
         levels=levels,
-        pooling=pooling,
+        pooling=wish.pooling,
         signs=regions.signs,
-        sure=sure,
-        seed=seed,
+        sure=wish.sure,
+        seed=wish.seed,
         about={"found": regions.found, "images": [image_digest(row)[:16] for row in table]},
     )
     detector.namer = namer
@@ -105,38 +113,40 @@ def label(
     return _result(namer, str(written))
 
 
-def labelled(data: str | Path | Dataset | Table, layout: str | None = None, group_pattern: str | None = None) -> Table:
-    """The rows whose type of defect is named.
+def labelled(data: DataSource | Dataset | Table | str | Path) -> Table:
+    """List the rows whose type of defect is named.
+
+    Args:
+        data: as in :func:`label`.
 
     Raises:
         DataError: there is none.
     """
     table = data.table if isinstance(data, Dataset) else data
     if not isinstance(table, Table):
-        table = _read(Path(table), layout, group_pattern)
-    elif group_pattern is not None:
-        table = group_by(table, group_pattern)
-    found = table.where(lambda row: row.label != 0 and row.defect is not None)
-    if not found:
+        table = _read(DataSource.of(table))
+    examples = table.where(lambda row: row.label != 0 and row.defect is not None)
+    if not examples:
         raise DataError(
             f"none of the {len(table)} images is an example of a defect: expected a folder with one folder of images a "
             "type, or a table with the column 'defect'"
         )
-    return found
+    return examples
 
 
-def _read(path: Path, layout: str | None, pattern: str | None) -> Table:
-    kinds = [f for f in folders(path) if f.name not in MASK_FOLDERS and images(f)] if layout is None else []
+def _read(source: DataSource) -> Table:
+    path = Path(source.path)
+    kinds = [f for f in folders(path) if f.name not in MASK_FOLDERS and images(f)] if source.layout is None else []
     if kinds and not any(is_good(f) or f.name in ("train", "test") for f in kinds):
         try:
-            found = load_datasets(path, layout, pattern)
+            sets = source.load_all()
         except DataError:  # folders of examples, one a type
-            return grouped(path, [row for f in kinds for row in class_rows(path, f, "test")], pattern)
+            return grouped(path, [row for f in kinds for row in class_rows(path, f, "test")], source.group_by)
     else:
-        found = load_datasets(path, layout, pattern)
-    if len(found) > 1:
-        raise DataError(f"{path} holds {len(found)} data sets, expected one: {', '.join(found)}")
-    (dataset,) = found.values()
+        sets = source.load_all()
+    if len(sets) > 1:
+        raise DataError(f"{path} holds {len(sets)} data sets, expected one: {', '.join(sets)}")
+    (dataset,) = sets.values()
     return dataset.table
 
 
@@ -154,13 +164,13 @@ def _levels(detector: Detector, layers: Sequence[str] | None) -> list[int]:
 
 
 class Regions(NamedTuple):
-    """Pooled features of n examples.
+    """The pooled features of n examples.
 
     Attributes:
-        marked: (n, D), of the regions that the masks mark, or that the detector finds where there is no mask.
-        seen: (n, D), of those that the detector finds.
-        signs: of the projections, a level each.
-        found: how many of the regions that the detector finds touch what is marked, or have no mask.
+        marked: (n, D), features of the regions that the masks mark, or that the detector finds where there is no mask.
+        seen: (n, D), features of the regions that the detector finds.
+        signs: signs of the random projection of each level; None: not projected.
+        found: number of regions that the detector finds and that touch the mask, or have no mask.
     """
 
     marked: Tensor
@@ -211,7 +221,7 @@ def read_regions(
 def _marked(
     loaded: LoadedBatch, detector: Detector, regions: Tensor, max_pixels: int = MAX_PIXELS
 ) -> tuple[Tensor, list[Failure]]:
-    """The regions (B, H, W) that the masks mark; where there is no mask, those found."""
+    """Return the regions (B, H, W) that the masks mark, or that the detector finds where there is no mask."""
     marked, broken = regions.clone(), []
     for i, item in enumerate(loaded.sound):
         if item.row.mask is None:

@@ -1,4 +1,4 @@
-"""Score, verdict and boxes of images; with a folder also pictures, masks and a table."""
+"""Judge images: score, verdict and boxes; with a folder also pictures, masks and a table."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from typing_extensions import Unpack
 
 from pickglass.app.pictures import colour_range, display, heat
 from pickglass.app.results import ImageResult, PredictResult
-from pickglass.data import MAX_PIXELS, as_table, read_image, with_pixel_mm, with_roi
-from pickglass.data.files import written_whole
-from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.data import as_table, with_pixel_mm, with_roi
+from pickglass.data.files import check_exist, written_whole
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.errors import InputError
 from pickglass.methods import load
@@ -30,8 +29,8 @@ def predict(
     *,
     roi: str | Path | None = None,
     pixel_mm: float | None = None,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    **running: Unpack[ComputeArguments],
 ) -> PredictResult:
     """Judge images, files or folders of them.
 
@@ -41,9 +40,17 @@ def predict(
         out: folder for ``NAME.heat.png``, ``NAME.mask.png`` and ``results.csv``; None: nothing is written.
         roi: region of interest, a mask or a folder of masks; None: the model's.
         pixel_mm: side of a pixel on the part in millimetres; None: the model's.
+        compute: where to compute.
+        progress: called with (stage, done, total).
 
-    The others as in :meth:`pickglass.Detector.predict`. A broken image is named under ``failed``, the rest are kept.
+    Returns:
+        One entry an image; a broken image is named under ``failed``, and the rest are kept.
+
+    Raises:
+        InputError: no image, a path that does not exist, or a folder that cannot be made.
     """
+    check_exist(images)
+    run = compute or ComputeOptions()
     detector = model if isinstance(model, Detector) else load(model)
     table = with_pixel_mm(with_roi(as_table([Path(p) for p in images]), roi), pixel_mm)
     if not table:
@@ -52,7 +59,7 @@ def predict(
     results: list[ImageResult] = []
     calibration = detector.current_calibration()
     result: PredictResult = {"results": results, "failed": [], "stale": bool(calibration and calibration.stale)}
-    for item in detector.stream(table, progress=progress, **running):
+    for item in detector.stream(table, progress=progress, **run.arguments()):
         if not isinstance(item, Found):
             result["failed"].append({"path": item.path, "error": item.error})
             continue
@@ -75,14 +82,8 @@ def predict(
             }
         )
         if folder is not None:
-            _pictures(
-                folder,
-                f"{len(results):04d}-{Path(item.row.path).stem}",
-                item,
-                full,
-                limit,
-                running.get("max_pixels", MAX_PIXELS),
-            )
+            name = f"{len(results):04d}-{Path(item.row.path).stem}"
+            _pictures(folder, name, item, full, limit, run.max_pixels)
     if folder is not None:
         _table(folder / "results.csv", results)
     return result
@@ -98,8 +99,8 @@ def _folder(path: str | Path) -> Path:
 
 
 def _pictures(folder: Path, name: str, item: Found, full: FloatArray, threshold: float | None, max_pixels: int) -> None:
-    """Heat map over the image and, with a threshold, the predicted mask, both at the original size."""
-    image = display(read_image(item.row.path if item.row.pixels is None else item.row.pixels, max_pixels))
+    """Write the heat map over the image and, with a threshold, the predicted mask, both at the original size."""
+    image = display(item.row.image(max_pixels))
     pictures = {"heat": heat(image, full, colour_range(threshold, [] if threshold else [item.map]))}
     if threshold is not None:
         pictures["mask"] = (full > threshold).astype(np.uint8) * 255

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 
+from pickglass.app.results import ThresholdResult
 from pickglass.calibration import (
     Calibration,
     Evidence,
@@ -20,60 +21,82 @@ from pickglass.calibration import (
 from pickglass.calibration.promises import Source, best_f1, fixed_value
 from pickglass.data import (
     MARGINS,
-    MAX_PIXELS,
     Dataset,
+    DataSource,
     Role,
     Table,
     fingerprint,
-    load_dataset,
     split_roles,
-    with_roi,
 )
 from pickglass.data.files import output_path
-from pickglass.detectors.compute import Progress
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.modelfile import read_model, restore, write_model
 from pickglass.detectors.provenance import Provenance, Regions
 from pickglass.detectors.settings import settings_digest
 from pickglass.errors import DataError, Failure, InputError
-from pickglass.features.engine import EngineName
 from pickglass.methods import find_method
 from pickglass.result import Found
 
-__all__ = ["ThresholdPromise", "ThresholdResult", "threshold"]
+__all__ = ["ThresholdPromise", "ThresholdRequest", "threshold"]
 
 ThresholdPromise = Literal["tolerance", "marginal", "estimate", "f1", "fixed"]
 
 
-class ThresholdResult(TypedDict):
-    """``pickglass threshold``. ``n_calibrate`` counts images, or groups of them where the data has groups."""
+@dataclass(frozen=True)
+class ThresholdRequest:
+    """The promise that a threshold is to keep.
 
-    promise: str
-    image_threshold: float
-    pixel_threshold: float | None
-    false_alarm_bound: float | None
-    confidence: float | None
-    n_calibrate: int
-    sentence: str
+    Attributes:
+        promise: ``tolerance``, with that confidence; ``marginal``, on average over calibration sets; ``estimate``,
+            from training images judged by models refitted without them, no promise; ``f1``, the best F1 on labelled
+            rows of the role ``validate``; ``fixed``, ``value``.
+        false_alarm: share of good parts that may be flagged, in (0, 1).
+        confidence: that this set of images keeps the promise, in (0, 1).
+        shift: how many good parts a shift sees, to tell how many are flagged at most.
+        pixel: also promise the share of good parts with ``any`` pixel above the pixel threshold, or the flagged
+            ``area`` of a good part; the error is then split. None: the highest map value, without a promise.
+        value: the threshold for ``fixed``.
+        folds: refits for ``estimate``, at least 2.
+    """
+
+    promise: ThresholdPromise = "tolerance"
+    false_alarm: float = 0.01
+    confidence: float = 0.95
+    shift: int | None = None
+    pixel: PixelPromise | None = None
+    value: float | None = None
+    folds: int = 5
+
+    def wish(self) -> Wish | None:
+        """Return what is promised; None for the thresholds that promise nothing.
+
+        Raises:
+            InputError: parts of the request contradict one another.
+        """
+        if (self.promise == "fixed") != (self.value is not None) or (
+            self.value is not None and not np.isfinite(self.value)
+        ):
+            raise InputError(
+                f"promise={self.promise!r} with value={self.value!r}: 'fixed' takes a finite value, e.g. value=12.5; "
+                "others take none"
+            )
+        if self.promise == "f1" or self.promise == "fixed":
+            if self.pixel is not None or self.shift is not None:
+                raise InputError(
+                    f"promise={self.promise!r} promises no false-alarm rate: leave out pixel and shift, or ask for "
+                    "'tolerance'"
+                )
+            return None
+        return Wish(self.promise, self.false_alarm, self.confidence, self.pixel, self.shift)
 
 
 def threshold(
     model: str | Path,
-    data: str | Path | Dataset,
+    data: DataSource | Dataset | str | Path,
+    request: ThresholdRequest | None = None,
     *,
-    false_alarm: float = 0.01,
-    confidence: float = 0.95,
-    promise: ThresholdPromise = "tolerance",
-    shift: int | None = None,
-    pixel: PixelPromise | None = None,
-    value: float | None = None,
-    folds: int = 5,
-    layout: str | None = None,
-    roi: str | Path | None = None,
-    device: str = "auto",
-    engine: EngineName = "auto",
-    workers: int = 2,
-    max_pixels: int = MAX_PIXELS,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> ThresholdResult:
     """Find the threshold that keeps a promise about false alarms, and write it into the model file.
@@ -85,39 +108,29 @@ def threshold(
 
     Args:
         model: model file; replaced, whole or not at all.
-        data: folder of good images in any layout that :func:`pickglass.load_dataset` knows, or a data set.
-        false_alarm: share of good parts that may be flagged, in (0, 1).
-        confidence: that this set of images keeps the promise, in (0, 1).
-        promise: ``tolerance``, with that confidence; ``marginal``, on average over calibration sets; ``estimate``,
-            from training images judged by models refitted without them, no promise; ``f1``, the best F1 on labelled
-            rows of the role ``validate``; ``fixed``, ``value``.
-        shift: how many good parts a shift sees, to tell how many are flagged at most.
-        pixel: also promise the share of good parts with ``any`` pixel above the pixel threshold, or the flagged
-            ``area`` of a good part; the error is then split. None: the highest map value, without a promise.
-        value: the threshold for ``fixed``.
-        folds: of ``estimate``.
-        layout: how to read the folder; None: recognised.
-        roi: region of interest, a mask or a folder of masks; None: the model's.
-
-    The others as in :meth:`pickglass.Detector.predict`.
+        data: folder of good images in any layout that :func:`pickglass.load_dataset` knows, how to read it, or a data
+            set. A region of interest that it gives stands in place of the model's.
+        request: which promise; None: at most 1 % false alarms with 95 % confidence.
+        compute: where to compute.
+        progress: called with (stage, done, total).
 
     Raises:
         PromiseUnreachable: there are too few images; the model stays as it was.
         DataError: a broken image, or no image to use.
-        InputError: ``estimate`` of a model that was fitted within regions of interest, and ``roi`` does not name them.
+        InputError: ``estimate`` of a model that was fitted within regions of interest, and ``data`` does not name them.
     """
-    wish = _wish(promise, false_alarm, confidence, pixel, shift, value)
+    asked, run = request or ThresholdRequest(), compute or ComputeOptions()
+    wish = asked.wish()
     target = output_path(model, ".safetensors")
     header, tensors = read_model(model)
-    table = with_roi((data if isinstance(data, Dataset) else load_dataset(data, layout)).train, roi)
-    options: dict[str, Any] = {"device": device, "engine": engine, "workers": workers, "max_pixels": max_pixels}
-    judge = _Judge(header, tensors, str(model), options, progress, curves=pixel == "area")
-    if wish is None and value is None:
+    table = data.train if isinstance(data, Dataset) else _good_rows(DataSource.of(data))
+    judge = _Judge(header, tensors, str(model), run, progress, curves=asked.pixel == "area")
+    if wish is None and asked.value is None:
         calibration = _f1(table, judge)
     elif wish is None:
-        calibration = fixed_value(_calibrating(table, judge), float(value))  # type: ignore[arg-type]
+        calibration = fixed_value(_calibrating(table, judge), float(asked.value))  # type: ignore[arg-type]
     elif wish.promise == "estimate":
-        calibration = promised(_out_of_fold(table, judge, folds), wish)
+        calibration = promised(_out_of_fold(table, judge, asked.folds), wish)
     else:
         calibration = promised(_calibrating(table, judge), wish)
     write_model(target, {**header, "calibration": calibration.to_json()}, tensors)
@@ -132,36 +145,18 @@ def threshold(
     }
 
 
-def _wish(
-    promise: ThresholdPromise,
-    false_alarm: float,
-    confidence: float,
-    pixel: PixelPromise | None,
-    shift: int | None,
-    value: float | None,
-) -> Wish | None:
-    """None for the thresholds that promise nothing."""
-    if (promise == "fixed") != (value is not None) or (value is not None and not np.isfinite(value)):
-        raise InputError(
-            f"promise={promise!r} with value={value!r}: 'fixed' takes a finite value, e.g. value=12.5; others take none"
-        )
-    if promise == "f1" or promise == "fixed":
-        if pixel is not None or shift is not None:
-            raise InputError(
-                f"promise={promise!r} promises no false-alarm rate: leave out pixel and shift, or ask for 'tolerance'"
-            )
-        return None
-    return Wish(promise, false_alarm, confidence, pixel, shift)
+def _good_rows(source: DataSource) -> Table:
+    return source.placed(source.load().train)
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """What it takes to judge images by the model: its file's content, and how to run."""
+    """The content of a model's file, and how to judge images by it."""
 
     header: Mapping[str, Any]
     tensors: Mapping[str, Any]
     source: str
-    options: Mapping[str, Any]
+    compute: ComputeOptions
     progress: Progress | None
     curves: bool
 
@@ -183,15 +178,15 @@ class _Judge:
                 "otherwise: name the mask or the folder of masks (roi), or make another promise than 'estimate'"
             )
         detector = find_method(self.header["method"]).configured(self.configuration)
-        return detector.fit(table, calibrate=0, seed=self.provenance.seed, **self.options)
+        return detector.fit(table, calibrate=0, seed=self.provenance.seed, **self.compute.arguments())
 
     def evidence(self, detector: Detector, table: Table, source: Source, proviso: str = "") -> Evidence:
-        """Scores, peaks and, if wanted, curves of images; all of them have to be sound."""
+        """Judge images; return their scores, peaks and, if wanted, curves. All of them have to be sound."""
         scores: list[float] = []
         peaks: list[float] = []
         curves: list[Any] = []
         failed: list[Failure] = []
-        for item in detector.stream(table, progress=self.progress, **self.options):
+        for item in detector.stream(table, progress=self.progress, **self.compute.arguments()):
             if not isinstance(item, Found):
                 failed.append(item)
                 continue
@@ -214,7 +209,7 @@ class _Judge:
 
 
 def _calibrating(table: Table, judge: _Judge) -> Evidence:
-    """The good images that set the threshold, judged by the model."""
+    """Judge the good images that set the threshold."""
     provenance = judge.provenance
     fitted = _split_as_fitted(table, provenance)
     if fitted is not None:
@@ -241,7 +236,7 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
 
 
 def _split_as_fitted(table: Table, provenance: Provenance) -> Table | None:
-    """The rows with the roles they had when the model was fitted, if they are the rows it was fitted on."""
+    """Return the rows with the roles they had in the fit; None if the model was fitted on other rows."""
     total = len(table.role("train"))
     held: dict[Role, int] = {"validate": provenance.n_validate, "calibrate": provenance.n_calibrate}
     # The counts that came of the shares give the same split again as the shares did.
@@ -253,11 +248,11 @@ def _split_as_fitted(table: Table, provenance: Provenance) -> Table | None:
 
 
 def _out_of_fold(table: Table, judge: _Judge, folds: int) -> Evidence:
-    """Every good training image, judged by a model that was refitted without its fold; groups never part."""
+    """Judge every good training image by a model that was refitted without its fold; groups never part."""
     good = Table([replace(row, role="train") for row in table.where(lambda row: row.label == 0)])
     members: dict[str, list[int]] = {}
     for i, row in enumerate(good):
-        members.setdefault(row.path if row.group is None else f"group:{row.group}", []).append(i)
+        members.setdefault(row.unit, []).append(i)
     if folds < 2 or len(members) < 2:
         raise InputError(f"folds={folds!r} of {len(members)} images or groups: expected at least two of each")
     keys = list(members)

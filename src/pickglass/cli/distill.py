@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pickglass.cli.options import (
-    MAX_PIXELS,
-    Device,
-    EngineName,
-    EngineOption,
-    Json,
-    MaxPixels,
-    Workers,
-    print_json,
-)
+from pickglass.cli.command import run
+from pickglass.cli.console import say
+from pickglass.cli.options import Compute, Force, Json, Seed, check_new
+from pickglass.cli.types import joined_layers
 
 if TYPE_CHECKING:
     from pickglass.app.results import DistillResult
@@ -25,55 +18,48 @@ if TYPE_CHECKING:
 __all__ = ["distill"]
 
 
-class ModelOption(str, Enum):
-    """The size of a patch description network."""
-
-    tiny = "tiny"
-    small = "small"
-    medium = "medium"
-
-
 def distill(
     photos: Annotated[Path, typer.Argument(help="Folder of photographs of anything.")],
-    teacher: Annotated[Path, typer.Option("-o", "--output", help="Teacher to write, .safetensors.")],
-    backbone: Annotated[str, typer.Option(help="Backbone to learn from.")] = "efficientnet_lite2",
-    layers: Annotated[str, typer.Option(help="Layers of it, finest first, of 4, 8, 16 ... pixels a cell.")] = (
-        "blocks.3.0.bn1+blocks.5.0.bn1"
-    ),
-    weights: Annotated[str, typer.Option(help="default, random, the name of a pretraining, or a file.")] = "default",
-    model: Annotated[ModelOption, typer.Option(help="tiny is ours, small and medium are the paper's.")] = (
-        ModelOption.small
-    ),
-    steps: Annotated[int, typer.Option(min=1, help="Of training (paper: 60000 of 16 images).")] = 2000,
-    batch: Annotated[int, typer.Option(min=1, help="Crops of a step.")] = 8,
+    teacher: Annotated[Path, typer.Option("-o", "--output", help="Write this teacher, .safetensors.")],
+    backbone: Annotated[str, typer.Option(help="Learn from this backbone.")] = "efficientnet_lite2",
+    layers: Annotated[
+        str, typer.Option(help="Layers of the backbone, finest first, with 4, 8, 16 ... pixels a cell, joined by +.")
+    ] = "blocks.3.0.bn1+blocks.5.0.bn1",
+    weights: Annotated[
+        str, typer.Option(help="Weights of the backbone: default, random, a pretraining, or a file.")
+    ] = "default",
+    model: Annotated[
+        Literal["tiny", "small", "medium"],
+        typer.Option(help="Size of the teacher: small and medium are the paper's, tiny is faster."),
+    ] = "small",
+    steps: Annotated[int, typer.Option(min=1, help="Train for so many steps (paper: 60000 of 16 images).")] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Crops in a step.")] = 8,
     crop: Annotated[int, typer.Option(help="Side of a crop as the teacher sees it, in pixels.")] = 128,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
-    start: Annotated[Path | None, typer.Option(help="Teacher to start from, as wide or narrower.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Start from this teacher, as wide or narrower.")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Use so many of the photographs.")] = None,
-    backbone_licence: Annotated[str, typer.Option(help="What the teacher's card says of the backbone's.")] = "",
-    photos_licence: Annotated[str, typer.Option(help="What the teacher's card says of the photographs'.")] = "",
-    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
-    device: Device = "auto",
-    engine: EngineName = EngineOption.auto,
-    workers: Workers = 2,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    backbone_licence: Annotated[str, typer.Option(help="Licence of the backbone, for the teacher's card.")] = "",
+    photos_licence: Annotated[str, typer.Option(help="Licence of the photographs, for the teacher's card.")] = "",
+    seed: Seed = 0,
+    force: Force = False,
+    *,
+    compute: Compute,
     as_json: Json = False,
 ) -> None:
     """Distil a backbone into a small, fast teacher for EfficientAD. A killed run goes on where it was."""
+    check_new(teacher, force, resumes=teacher.with_suffix(".training.safetensors"))
     from pickglass.app.distill import distill as use_case
-    from pickglass.cli.show import progress_bar
-    from pickglass.detectors.compute import ComputeOptions
     from pickglass.features.distillation import DistillSettings
 
-    with progress_bar() as progress:
-        result = use_case(
+    run(
+        lambda progress: use_case(
             photos,
             teacher,
             DistillSettings(
                 backbone=backbone,
-                layers=[name for name in layers.replace(",", "+").split("+") if name],
+                layers=list(joined_layers(layers)),
                 weights=weights,
-                model=model.value,
+                model=model,
                 steps=steps,
                 batch=batch,
                 crop=crop,
@@ -83,21 +69,23 @@ def distill(
             ),
             limit=limit,
             licences=(backbone_licence, photos_licence),
-            compute=ComputeOptions(device=device, engine=engine.value, workers=workers, max_pixels=max_pixels),
+            compute=compute.options(),
             progress=progress,
-        )
-    print_json(result) if as_json else _show(result)
+        ),
+        _show,
+        as_json,
+    )
 
 
 def _show(result: DistillResult) -> None:
     share = result["explained_variance"]
-    typer.echo(f"{result['teacher']}: pdn_{result['model']} after {result['step']} steps, {result['seconds']:.0f} s")
-    typer.echo(
+    say(f"{result['teacher']}: pdn_{result['model']} after {result['step']} steps, {result['seconds']:.0f} s")
+    say(
         f"explains {share['mean']:.0%} of the variance of the channels of {result['backbone']} on "
         f"{result['held_out']} held-out photographs (median {share['median']:.0%}, half of the channels between "
         f"{share['q25']:.0%} and {share['q75']:.0%})"
     )
-    typer.echo(
+    say(
         f"use it: pickglass fit DATA -o MODEL.safetensors --method efficientad --backbone pdn_{result['model']} "
         f"--weights {result['teacher']}"
     )

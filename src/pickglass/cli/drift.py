@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pickglass.cli.options import (
-    MAX_PIXELS,
-    Device,
-    EngineName,
-    EngineOption,
-    GroupBy,
-    Json,
-    MaxPixels,
-    Workers,
-    finish,
-    print_json,
-)
+from pickglass.cli.command import run
+from pickglass.cli.console import print_table, say
+from pickglass.cli.options import Compute, Json, ModelFile, Seed, check_order
 
 if TYPE_CHECKING:
     from pickglass.app.results import DriftChange, DriftResult
@@ -28,68 +18,63 @@ __all__ = ["drift"]
 
 
 def drift(
-    model: Annotated[Path, typer.Argument(help="Model file.")],
-    images: Annotated[list[Path], typer.Argument(help="New images, or folders of them.")],
+    model: ModelFile,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="New images, or folders of them.")],
     against: Annotated[
         list[Path] | None,
-        typer.Option(help="Good images to compare with, or folders of them, in place of those in the model."),
+        typer.Option(help="Compare with these good images or folders, in place of those that the model keeps."),
     ] = None,
-    level: Annotated[float, typer.Option(help="Chance of an alarm where nothing has changed.")] = 0.05,
-    group_by: GroupBy = None,
-    seed: Annotated[int, typer.Option(help="Of the permutations, and of which image speaks for its group.")] = 0,
-    device: Device = "auto",
-    engine: EngineName = EngineOption.auto,
-    workers: Workers = 2,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    level: Annotated[
+        float, typer.Option(help="Chance of a false alarm where nothing has changed, 0.001 to 0.5.")
+    ] = 0.05,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="Regular expression that finds the part or roll in each file name; one image a part counts."),
+    ] = None,
+    seed: Seed = 0,
+    *,
+    compute: Compute,
     as_json: Json = False,
 ) -> None:
-    """Have the images changed since calibration? A test with a stated level, and what moved. Exit code 1: they have."""
-    from pickglass.app import drift as use_case
-    from pickglass.cli.show import progress_bar
+    """Test whether the images have changed since calibration, and say what moved. Exit code 1: they have."""
+    check_order("drift", [model], images)
+    from pickglass.app.drift import drift as use_case
 
-    with progress_bar() as progress:
-        result = use_case.drift(
+    run(
+        lambda progress: use_case(
             model,
             images,
             against=against or None,
             level=level,
             group_pattern=group_by,
             seed=seed,
-            device=device,
-            engine=engine.value,
-            workers=workers,
-            max_pixels=max_pixels,
+            compute=compute.options(),
             progress=progress,
-        )
-    print_json(result) if as_json else _show(result)
-    finish(result["failed"])
-    if result["drift"]:
-        raise typer.Exit(1)
+        ),
+        _show,
+        as_json,
+        wanting=lambda result: result["drift"],
+    )
 
 
 def _show(result: DriftResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
-    table = Table(
-        "what",
-        caption=f"sd: change in standard deviations of the reference; delta: Cliff's delta, -1 to 1; p: adjusted for "
-        f"{len(result['changes'])} questions, drift from {result['level']:g} down",
-        caption_justify="left",
+    changes = result["changes"]
+    print_table(
+        ["what", "reference", "now", "sd", "delta", "p", "moved"],
+        [_cells(change) for change in changes],
+        text=("moved",),
+        bold=[i for i, change in enumerate(changes) if change["moved"]],
     )
-    for name in ("reference", "now", "sd", "delta", "p"):
-        table.add_column(name, justify="right")
-    table.add_column("moved")
-    for change in result["changes"]:
-        table.add_row(*_row(change), style="bold" if change["moved"] else None)
-    console.print(table)
-    console.print(result["sentence"], markup=False, soft_wrap=True)
+    say(
+        "sd: change in standard deviations of the reference; delta: Cliff's delta, -1 to 1; "
+        f"p: adjusted for {len(changes)} questions, drift from {result['level']:g} down"
+    )
+    say(result["sentence"])
     if result["left_out"]:
-        console.print(f"left out: {result['left_out']} images that were fitted or are compared with", soft_wrap=True)
+        say(f"left out: {result['left_out']} images that the model was fitted on or is compared with")
 
 
-def _row(change: DriftChange) -> list[str]:
+def _cells(change: DriftChange) -> list[str]:
     sd = "–" if change["difference"] is None else f"{change['difference']:+.1f}"
     numbers = [f"{change['before']:.3g}", f"{change['now']:.3g}", sd, f"{change['delta']:+.2f}", f"{change['p']:.3g}"]
     return [change["what"], *numbers, change["how"] if change["moved"] else ""]

@@ -2,221 +2,230 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pickglass.cli.options import (
-    MAX_PIXELS,
-    Adapt,
-    Device,
-    DropSuspicious,
-    EngineName,
-    EngineOption,
-    ExecutorOption,
-    GroupBy,
-    Json,
-    Layout,
-    MaxPixels,
-    PixelMm,
-    print_json,
-    running,
-)
+from pickglass.cli.command import run
+from pickglass.cli.console import plain, print_table, say
+from pickglass.cli.options import Compute, Folder, Force, Json, Seed, check_new
+from pickglass.cli.types import input_size, joined_layers, setting, sides
 from pickglass.errors import InputError
 
 if TYPE_CHECKING:
-    from pickglass.app.fit_many import FitManyResult
+    from pickglass.app.results import FitManyResult, FitResult
 
-__all__ = ["fit"]
+__all__ = ["fit", "show_fit"]
 
-Model = Annotated[
-    Path, typer.Option("-o", "--output", help="Model file to write, .safetensors; of a root, a folder for them.")
-]
-Size = Annotated[
-    str | None, typer.Option(help="Input in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, or native.")
-]
-DefectPx = Annotated[
-    float | None,
-    typer.Option("--defect-px", help="With --preset auto: extent of the smallest defect in pixels of your images."),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="key=value, any setting of the method; tiling.heads=1, fusion.normalise=whiten."),
-]
-Validate = Annotated[float | None, typer.Option(help="Share of train for validation; by default the method's.")]
-Region = Annotated[
-    str | None,
-    typer.Option(
-        help="Region of interest: a mask, a folder with one each, or auto: where parts lie on the good images."
-    ),
-]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images; of a root, categories at once.")]
-Where = Annotated[ExecutorOption, typer.Option(help="Of a root: local, or ray (pickglass[cluster]).")]
+
+@dataclass(frozen=True)
+class Choice:
+    """Which detector to fit."""
+
+    method: Annotated[
+        str | None, typer.Option(help="Method, patchcore by default; 'pickglass methods' lists them.")
+    ] = None
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone, e.g. efficientnet_lite0; 'pickglass layers --list' lists them.")
+    ] = None
+    layers: Annotated[
+        str | None, typer.Option(help="Layers that the detector reads, finest first, e.g. stage3+stage5.")
+    ] = None
+    weights: Annotated[
+        str | None, typer.Option(help="Weights of the backbone: default, random, a pretraining, or a file.")
+    ] = None
+    size: Annotated[
+        str | None,
+        typer.Option(help="Input of the network in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, native."),
+    ] = None
+    tile: Annotated[
+        str | None, typer.Option(help="Cut the input into tiles of 256 or HxW pixels, each position judged on its own.")
+    ] = None
+    stride: Annotated[str | None, typer.Option(help="Pixels from one tile to the next, by default half a tile.")] = None
+    fuse: Annotated[str | None, typer.Option(help="Fuse the layers: concat, pyramid, bilinear or attention.")] = None
+    adapt: Annotated[
+        str | None, typer.Option(help="First fine-tune these stages on painted defects, e.g. stage3+stage4.")
+    ] = None
+    preset: Annotated[
+        str | None, typer.Option(help="Settings by name: paper, quick, or auto, which chooses on painted defects.")
+    ] = None
+    defect_px: Annotated[
+        float | None,
+        typer.Option(help="Extent of the smallest defect in pixels of your images, with --preset auto."),
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting that 'pickglass methods NAME' lists, e.g. ratio=0.1; also tiling.heads=1, "
+            "fusion.normalise=whiten.",
+        ),
+    ] = None
 
 
 def fit(
     data: Annotated[Path, typer.Argument(help="Folder with good images, or a root of many categories.")],
-    model: Model,
-    method: Annotated[str | None, typer.Option(help="Method; patchcore unless told.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Backbone, e.g. efficientnet_lite0.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers, finest first, e.g. stage3+stage5.")] = None,
-    weights: Annotated[str | None, typer.Option(help="default, random, or a file.")] = None,
-    size: Size = None,
-    tile: Annotated[str | None, typer.Option(help="Tiles of 256 or HxW pixels, each with its own head.")] = None,
-    stride: Annotated[str | None, typer.Option(help="From one tile to the next; half a tile unless told.")] = None,
-    fuse: Annotated[str | None, typer.Option(help="Fuse the layers: concat, pyramid, bilinear or attention.")] = None,
-    adapt: Adapt = None,
-    preset: Annotated[str | None, typer.Option(help="paper, quick, or auto: chosen on painted defects.")] = None,
-    defect_px: DefectPx = None,
-    settings: Settings = None,
-    validate: Validate = None,
-    calibrate: Annotated[float, typer.Option(help="Share of train for the thresholds; 0: none.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the split and of everything drawn at random.")] = 0,
-    layout: Layout = None,
-    group_by: GroupBy = None,
-    roi: Region = None,
-    pixel_mm: PixelMm = None,
-    drop_suspicious: DropSuspicious = False,
-    device: Device = "auto",
-    engine: EngineName = EngineOption.auto,
-    workers: Workers = 2,
-    executor: Where = ExecutorOption.local,
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster, e.g. auto.")] = None,
-    memory_gb: Annotated[float, typer.Option(help="Budget for what the method holds.")] = 4.0,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    model: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="Write this model file, .safetensors; a folder where DATA is a root."),
+    ],
+    *,
+    choice: Choice,
+    validate: Annotated[
+        float | None, typer.Option(help="Share of the images for validation; by default what the method wants.")
+    ] = None,
+    calibrate: Annotated[
+        float, typer.Option(help="Share of the images for the threshold; 0: no threshold, no verdicts.")
+    ] = 0.1,
+    seed: Seed = 0,
+    folder: Folder,
+    roi: Annotated[
+        str | None,
+        typer.Option(
+            help="Look only here: a mask for all images, a folder with a mask for each image, or auto, which finds "
+            "the part on the good images."
+        ),
+    ] = None,
+    pixel_mm: Annotated[float | None, typer.Option(help="The side of a pixel on the part, in millimetres.")] = None,
+    drop_suspicious: Annotated[
+        bool, typer.Option("--drop-suspicious", help="Leave out training images that look like none of the others.")
+    ] = False,
+    force: Force = False,
+    compute: Compute,
+    executor: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Fit the categories of a root on this machine or on a Ray cluster (pickglass[cluster])."),
+    ] = "local",
+    parallel: Annotated[int | None, typer.Option(min=1, help="Fit so many categories of a root at once.")] = None,
+    address: Annotated[str | None, typer.Option(help="Address of the Ray cluster, e.g. auto.")] = None,
+    memory_gb: Annotated[float, typer.Option(help="Gigabytes that the method may hold.")] = 4.0,
     as_json: Json = False,
 ) -> None:
-    """Learn from good images and write a model file, or of a root of many categories a folder of them."""
-    changes, parts = _chosen(
-        backbone, layers, weights, size, settings or [], {"tile": tile, "stride": stride}, fuse, adapt
-    )
-    arguments: dict[str, Any] = {
-        "method": method,
-        "preset": preset,
-        "defect_px": defect_px,
-        "settings": changes,
+    """Learn from good images and write a model file; from a root of many categories, a folder of models."""
+    check_new(model, force)
+    settings, parts = _settings(choice)
+    from pickglass.app.fit import FitRequest
+    from pickglass.app.fit import fit as use_case
+    from pickglass.app.fit_many import fit_many, is_root
+    from pickglass.app.jobs.executors import Where
+    from pickglass.data.tables.sources import DataSource
+
+    request = FitRequest(
+        method=choice.method,
+        preset=choice.preset,
+        defect_px=choice.defect_px,
+        settings=settings,
         **parts,
-        "layout": layout,
-        "group_by": group_by,
-        "roi": roi,
-        "pixel_mm": pixel_mm,
-        "drop_suspicious": drop_suspicious,
-        "validate": validate,
-        "calibrate": calibrate,
-        "seed": seed,
-        "memory_gb": memory_gb,
-        **running(device, engine, workers, max_pixels),
-    }
-    if model.suffix == ".safetensors":
-        _fit_one(data, model, arguments, as_json)
-    else:
-        _fit_root(data, model, executor, address, arguments, as_json)
-
-
-def _fit_one(data: Path, model: Path, arguments: dict[str, Any], as_json: bool) -> None:
-    from pickglass.app import fit as use_case
-    from pickglass.cli.show import progress_bar, show_fit
-
-    with progress_bar() as progress:
-        result = use_case.fit(data, model, progress=progress, **arguments)
-    print_json(result) if as_json else show_fit(result)
-
-
-def _fit_root(
-    data: Path,
-    folder: Path,
-    executor: ExecutorOption,
-    address: str | None,
-    arguments: dict[str, Any],
-    as_json: bool,
-) -> None:
-    from pickglass.app import fit_many as use_case
-    from pickglass.cli.show import progress_bar
-
-    if not use_case.is_root(data, arguments["layout"], arguments["group_by"]):
-        _fit_one(data, folder, arguments, as_json)  # one data set: says what is wrong with the name of the file
+        validate=validate,
+        calibrate=calibrate,
+        seed=seed,
+        memory_gb=memory_gb,
+        drop_suspicious=drop_suspicious,
+    )
+    source = DataSource(data, folder.layout, folder.group_by, roi, pixel_mm)
+    if model.suffix == ".safetensors" or not is_root(source):
+        run(
+            lambda progress: use_case(source, model, request, compute=compute.options(), progress=progress),
+            show_fit,
+            as_json,
+        )
         return
-    workers = arguments.pop("workers")
-    where = {"executor": executor.value, "parallel": workers, "address": address}
-    with progress_bar() as progress:
-        result = use_case.fit_many(data, folder, progress=progress, **where, **arguments)
-    print_json(result) if as_json else _show_many(result)
-    if result["failed"]:
-        raise typer.Exit(1)
+    where = Where(executor, parallel or compute.workers, address)
+    run(
+        lambda progress: fit_many(
+            source, model, request, again=force, where=where, compute=compute.options(), progress=progress
+        ),
+        _show_many,
+        as_json,
+    )
+
+
+def _settings(choice: Choice) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of the method that were given, and those of its parts, None for a part that is not used."""
+    given: dict[str, Any] = {
+        "backbone": choice.backbone,
+        "layers": None if choice.layers is None else joined_layers(choice.layers),
+        "weights": choice.weights,
+        "size": None if choice.size is None else input_size(choice.size),
+    }
+    settings = {key: value for key, value in given.items() if value is not None}
+    settings.update(setting(text) for text in choice.settings or [])
+    tiling, fusion, adaptation = (_taken(settings, part) for part in ("tiling", "fusion", "adaptation"))
+    for name, text in (("tile", choice.tile), ("stride", choice.stride)):
+        if text is not None:
+            tiling[name] = sides(f"--{name}", text)
+    if fusion and choice.fuse is None:
+        raise InputError(f"--set fusion.{next(iter(fusion))} belongs to --fuse: give that too, e.g. --fuse concat")
+    if adaptation and choice.adapt is None:
+        raise InputError(f"--set adaptation.{next(iter(adaptation))} belongs to --adapt: give that too, e.g. stage3")
+    return settings, {
+        "tiling": tiling or None,
+        "fusion": None if choice.fuse is None else {"kind": choice.fuse, **fusion},
+        "adaptation": None
+        if choice.adapt is None
+        else {"stages": joined_layers(choice.adapt, "--adapt"), **adaptation},
+    }
+
+
+def _taken(settings: dict[str, Any], part: str) -> dict[str, Any]:
+    """Take the settings of a part, e.g. ``tiling.heads``, out of those of the method."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): settings.pop(name) for name in list(settings) if name.startswith(prefix)}
+
+
+def show_fit(result: FitResult) -> None:
+    """Print what was learned, what is odd about the images, and where the model is."""
+    held = f", {result['n_calibrate']} held back for the threshold" if result["n_calibrate"] else ", no threshold"
+    say(f"fitted {result['method']} on {result['n_fit']} good images{held} in {result['fit_s']:.1f} s")
+    say(", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in result["details"].items()))
+    if result["adaptation"]:
+        kept, auroc = result["adaptation"]["kept"], result["adaptation"]["auroc"]
+        what = f"epoch {kept} of {len(auroc) - 1} kept" if kept else "left as it was, no epoch was better"
+        say(f"backbone: {what}; cell AUROC on painted defects {auroc[0]:.4f}, then {max(auroc[1:]):.4f} at best")
+    _show_suspicious(result)
+    if result["auto"] is not None:
+        _show_ablation(result["auto"])
+    if result["foreground"] is not None:
+        share = f"{result['foreground']['share']:.0%}"
+        say(f"region of interest: found on good images, {share} of the image; nothing is seen outside it")
+    say(f"model: {result['model']}")
+
+
+def _show_suspicious(result: FitResult) -> None:
+    odd = result["suspicious"]
+    if odd:
+        named = ", ".join(f"{image['path']} ({image['score']:.1f} sd)" for image in odd[:5])
+        more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
+        verb = "were left out" if result["dropped"] else "were learned from all the same"
+        remedy = "" if result["dropped"] else ": look at them, and use --drop-suspicious if they are defective"
+        say(f"warning: {len(odd)} images look like none of the others and {verb}{remedy}. {named}{more}")
+
+
+def _show_ablation(auto: dict[str, Any]) -> None:
+    from pickglass.metrics.catalogue import METRICS
+
+    rows = []
+    for part, row in auto["ablation"].items():
+        known = row["gain"] is not None
+        gain = f"{row['gain']:+.3f} {METRICS[row['metric']].short}" if known else "–"
+        interval = f"{row['interval'][0]:+.3f} to {row['interval'][1]:+.3f}" if known else "–"
+        rows.append([part, row["best"] or "–", gain, interval, ("yes: " if row["taken"] else "no: ") + row["why"]])
+    title = f"chosen on painted defects of {auto['defect_px']:g} px"
+    print_table(["part", "best tried", "gain", "95 %", "taken"], rows, text=("best tried", "taken"), title=title)
 
 
 def _show_many(result: FitManyResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, width=160)
-    table = Table("category", "state")
-    for name in ("images", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("model, or what went wrong")
+    rows = []
     for row in result["categories"]:
         fit = row["fit"]
         numbers = ["–", "–"] if fit is None else [str(fit["n_fit"]), f"{fit['fit_s']:.1f}"]
-        table.add_row(row["category"], row["state"], *numbers, row["error"] or row["model"])
-    console.print(table, markup=False)
+        rows.append([row["category"], row["state"], *numbers, row["error"] or row["model"]])
+    last = "model, or what went wrong"
+    print_table(["category", "state", "images", "seconds", last], rows, text=("state", last))
     states = ", ".join(f"{result[name]} {name}" for name in ("done", "skipped", "failed"))
-    console.print(f"{len(result['categories'])} categories: {states}", markup=False)
-
-
-def _chosen(
-    backbone: str | None,
-    layers: str | None,
-    weights: str | None,
-    size: str | None,
-    settings: list[str],
-    tiles: dict[str, str | None],
-    fuse: str | None,
-    adapt: str | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of the method that were given, and those of its parts, None where there are none."""
-    given: dict[str, Any] = {
-        "backbone": backbone,
-        "layers": None if layers is None else _names(layers),
-        "weights": weights,
-        "size": None if size is None else int(size) if size.isdecimal() else size,
-    }
-    changes = {key: value for key, value in given.items() if value is not None}
-    changes.update(_setting(text) for text in settings)
-    tiling = {name[7:]: changes.pop(name) for name in list(changes) if name.startswith("tiling.")}
-    tiling |= {key: _sides(key, text) for key, text in tiles.items() if text is not None}
-    fusion = {name[7:]: changes.pop(name) for name in list(changes) if name.startswith("fusion.")}
-    if fusion and fuse is None:
-        raise InputError(f"--set fusion.{next(iter(fusion))} belongs to --fuse: give that too, e.g. --fuse concat")
-    adaptation = {name[11:]: changes.pop(name) for name in list(changes) if name.startswith("adaptation.")}
-    if adaptation and adapt is None:
-        raise InputError(f"--set adaptation.{next(iter(adaptation))} belongs to --adapt: give that too, e.g. stage3")
-    return changes, {
-        "tiling": tiling or None,
-        "fusion": None if fuse is None else {"kind": fuse, **fusion},
-        "adaptation": None if adapt is None else {"stages": _names(adapt), **adaptation},
-    }
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.replace("+", ",").split(",") if name)
-
-
-def _sides(name: str, text: str) -> int | tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise InputError(f"--{name} {text!r}: expected pixels such as 256, or height x width such as 256x512")
-    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """key=value; the value is JSON where it can be read as such, else text."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {text!r}: expected key=value, e.g. --set ratio=0.1")
-    try:
-        parsed = json.loads(value)
-    except json.JSONDecodeError:
-        parsed = value
-    return key.replace("-", "_"), tuple(parsed) if isinstance(parsed, list) else parsed
+    say(f"{len(result['categories'])} categories: {states}")
+    if result["skipped"]:
+        say("skipped: the model was there; --force fits it again")

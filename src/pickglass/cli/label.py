@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pickglass.cli.options import (
-    MAX_PIXELS,
-    Device,
-    EngineName,
-    EngineOption,
-    GroupBy,
-    Json,
-    Layout,
-    MaxPixels,
-    Workers,
-    print_json,
-)
+from pickglass.cli.command import run
+from pickglass.cli.console import print_table, say
+from pickglass.cli.options import Compute, Folder, Force, Json, ModelFile, Seed, check_new, check_order
+from pickglass.cli.types import joined_layers
 
 if TYPE_CHECKING:
     from pickglass.app.results import LabelResult
@@ -27,62 +18,54 @@ if TYPE_CHECKING:
 __all__ = ["label"]
 
 
-class PoolingOption(str, Enum):
-    """How a region becomes one vector."""
-
-    average = "average"
-    bilinear = "bilinear"
-
-
 def label(
-    model: Annotated[Path, typer.Argument(help="Model file; the types are written into it.")],
+    model: ModelFile,
     data: Annotated[Path, typer.Argument(help="Examples: a folder with one folder a type, or any known layout.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write this model file instead.")] = None,
-    pooling: Annotated[PoolingOption, typer.Option(help="Of the features of a region.")] = PoolingOption.average,
-    layers: Annotated[str | None, typer.Option(help="Some of the model's layers, e.g. stage3; by default all.")] = None,
-    sure: Annotated[float, typer.Option(help="Share of names that should be right; the others are unknown.")] = 0.8,
-    seed: Annotated[int, typer.Option(help="Of the folds of the cross-validation.")] = 0,
-    layout: Layout = None,
-    group_by: GroupBy = None,
-    device: Device = "auto",
-    engine: EngineName = EngineOption.auto,
-    workers: Workers = 2,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write this model file; by default the names go into MODEL itself."),
+    ] = None,
+    pooling: Annotated[
+        Literal["average", "bilinear"],
+        typer.Option(help="Describe a defect by the average of its features, or by the products of pairs of them."),
+    ] = "average",
+    layers: Annotated[
+        str | None, typer.Option(help="Use some of the model's layers, e.g. stage3+stage5; by default all.")
+    ] = None,
+    sure: Annotated[
+        float, typer.Option(help="Share of the names that should be right; less sure defects are called unknown.")
+    ] = 0.8,
+    seed: Seed = 0,
+    force: Force = False,
+    *,
+    folder: Folder,
+    compute: Compute,
     as_json: Json = False,
 ) -> None:
-    """Learn to name defects from 5 to 20 examples a type; images used here must not judge the names."""
-    from pickglass.app import label as use_case
-    from pickglass.cli.show import progress_bar
+    """Teach a model to name defects from 5 to 20 examples a type; these images must not judge the names."""
+    check_order("label", [model], [data])
+    if output is not None and output != model:
+        check_new(output, force)
+    from pickglass.app.label import LabelRequest
+    from pickglass.app.label import label as use_case
+    from pickglass.data.tables.sources import DataSource
 
-    with progress_bar() as progress:
-        result = use_case.label(
-            model,
-            data,
-            output,
-            pooling=pooling.value,
-            layers=None if layers is None else [name for name in layers.split(",") if name],
-            sure=sure,
-            layout=layout,
-            group_pattern=group_by,
-            seed=seed,
-            progress=progress,
-            device=device,
-            engine=engine.value,
-            workers=workers,
-            max_pixels=max_pixels,
-        )
-    print_json(result) if as_json else _show(result)
+    request = LabelRequest(pooling, None if layers is None else joined_layers(layers), sure, seed)
+    source = DataSource(data, folder.layout, folder.group_by)
+    run(
+        lambda progress: use_case(model, source, output, request, compute=compute.options(), progress=progress),
+        _show,
+        as_json,
+    )
 
 
 def _show(result: LabelResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, width=160)
-    table = Table("type", "examples", *(f"as {kind}" for kind in result["types"]), title="cross-validation by group")
-    for kind, n in result["types"].items():
-        table.add_row(kind, str(n), *(str(count) for count in result["confusion"][kind].values()))
-    console.print(table, markup=False)
-    console.print(f"named rightly, mean over types, if all were named: {result['accuracy']:.0%}")
-    console.print(result["sentence"], markup=False)
-    console.print(f"model: {result['model']}", markup=False)
+    heads = ["type", "examples", *(f"as {kind}" for kind in result["types"])]
+    rows = [
+        [kind, str(n), *(str(count) for count in result["confusion"][kind].values())]
+        for kind, n in result["types"].items()
+    ]
+    print_table(heads, rows, title="cross-validation by group")
+    say(f"named rightly, mean over types, if all were named: {result['accuracy']:.0%}")
+    say(result["sentence"])
+    say(f"model: {result['model']}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pickglass.cli.command import run
+from pickglass.cli.console import print_table, say
+from pickglass.cli.options import Json, Seed
+from pickglass.cli.types import each_layer, pixel_size
 from pickglass.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pickglass.app.results import LayerResult, LayersListing, LayersResult
 
 __all__ = ["layers"]
@@ -20,102 +21,93 @@ __all__ = ["layers"]
 
 def layers(
     backbone: Annotated[str | None, typer.Argument(help="Backbone, e.g. wide_resnet50_2.")] = None,
-    names: Annotated[str | None, typer.Option("--layers", help="Nodes, e.g. layer2,layer3.0.relu.")] = None,
-    listing: Annotated[bool, typer.Option("--list", help="List the named layers, or all of the backbone.")] = False,
+    names: Annotated[
+        str | None, typer.Option("--layers", help="Measure these layers, e.g. layer2,layer3.0.relu.")
+    ] = None,
+    listing: Annotated[
+        bool, typer.Option("--list", help="List the backbones with their named layers, or all layers of BACKBONE.")
+    ] = False,
     weights: Annotated[
         str | None,
-        typer.Option(help="default, v1, v2, random, mocov2, swav, selav2, simclr, dino, dinov2, or a file."),
+        typer.Option(
+            help="Weights of the backbone: default, v1, v2, random, mocov2, swav, selav2, simclr, dino, dinov2, or a "
+            "file."
+        ),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="Input in pixels: 256 or HxW; for grid, cost and RRF.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Input of the network for grid, cost and RRF, in pixels: 256 or HxW.")
+    ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(help="Own image or folder: effective fields are measured on it.")
+        list[Path] | None, typer.Option(help="Measure effective fields on this image or folder of your own.")
     ] = None,
     probe: Annotated[
         Path | None,
-        typer.Option(help="Labelled data set: how well does each layer tell its defect types apart, and from good?"),
+        typer.Option(help="Labelled data set: say how well each layer tells its defect types apart, and from good."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Page (.html) or picture (.png).")] = None,
-    seed: Annotated[int, typer.Option(help="Of random weights and of the noise image.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write a page (.html) or a picture (.png) of the fields.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
 ) -> None:
-    """Grid, stride, channels, receptive field and cost of each layer; the weights are not needed."""
-    from pickglass.app.see import layers as use_case
-    from pickglass.cli.show import progress_bar
-
-    if listing:
-        found = use_case.list_layers(backbone)
-        typer.echo(json.dumps(found)) if as_json else _show_listing(found)
-        return
-    if backbone is None:
+    """Measure grid, stride, channels, receptive field and cost of each layer; the weights are not needed."""
+    canvas = pixel_size("--size", size)
+    if not listing and backbone is None:
         raise InputError("name a backbone, e.g. 'pickglass layers wide_resnet50_2', or give --list")
-    with progress_bar() as progress:
-        result = use_case.layers(
-            backbone,
-            [name for name in (names or "").split(",") if name],
-            weights=weights,
-            size=_size(size),
-            images=image or [],
-            probe_data=probe,
-            output=output,
-            seed=seed,
-            progress=progress,
-        )
-    typer.echo(json.dumps(result)) if as_json else _show(result)
+    from pickglass.app.see.layers import layers as use_case
+    from pickglass.app.see.layers import list_layers
+    from pickglass.app.see.request import BackboneRequest
 
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--size {text!r}: expected pixels such as 256, or height x width such as 256x512")
-    return int(parts[0]), int(parts[-1])
+    if listing or backbone is None:
+        run(lambda progress: list_layers(backbone), _show_listing, as_json)
+        return
+    request = BackboneRequest(backbone, each_layer(names), weights, canvas, seed)
+    run(
+        lambda progress: use_case(request, images=image or [], probe_data=probe, output=output, progress=progress),
+        _show,
+        as_json,
+    )
 
 
 def _show(result: LayersResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     info = result["weights_info"]
-    console = Console(highlight=False, width=160)
     height, width = result["size"]
     how = f" ({info['strategy']})" if info["strategy"] not in (None, "random") else ""
-    console.print(f"{result['backbone']}, weights: {result['weights']}{how}, input {height}x{width} px", markup=False)
-    table = Table("layer", *(["node"] if _aliased(result) else []))
-    heads = ["grid", "stride", "channels", "RF gradient", "RF theoretical", "RF effective", "RRF", "multiply-adds"]
-    for head in heads:
-        table.add_column(head, justify="right")
-    for node in result["nodes"]:
-        table.add_row(node["name"], *([node["node"]] if _aliased(result) else []), *_cells(node))
-    console.print(table, markup=False)
-    kinds = {node["rf_image"] for node in result["nodes"]}
-    if "noise" in kinds:
-        console.print(
+    say(f"{result['backbone']}, weights: {result['weights']}{how}, input {height}x{width} px")
+    aliased = any(node["name"] != node["node"] for node in result["nodes"])
+    heads = ["grid", "stride", "channels", "RF gradient", "RF theoretical", "RF effective", "RRF", "GMAC"]
+    print_table(
+        ["layer", *(["node"] if aliased else []), *heads],
+        [[node["name"], *([node["node"]] if aliased else []), *_cells(node)] for node in result["nodes"]],
+        text=("node",),
+    )
+    say("RF: receptive field in pixels; RRF: its share of the input; GMAC: billions of multiply-adds up to the layer")
+    if all(node["rf_effective"] is None for node in result["nodes"]):
+        say("RF effective is measured on images of your own: --image FOLDER")
+    if "noise" in {node["rf_image"] for node in result["nodes"]}:
+        say(
             "RF gradient: on a seeded noise image, for on an empty one the gradient of these weights vanishes. "
             "In deep layers, random weights show less than trained ones."
         )
     if result["probed"]:
-        _show_probe(result, console)
+        _show_probe(result)
     if result["output"]:
-        console.print(f"drawn: {result['output']}", markup=False)
+        say(f"drawn: {result['output']}")
 
 
-def _show_probe(result: LayersResult, console: Console) -> None:
-    from rich.table import Table
-
+def _show_probe(result: LayersResult) -> None:
     images = result["probed"] or {}
     types = ", ".join(f"{n} {kind}" for kind, n in images["types"].items())
-    table = Table("layer", title=f"probed on {images['good']} good images and {types}", title_justify="left")
-    for head in ("types apart (balanced accuracy)", "defect from good (AUROC)", "intrinsic dimension of good"):
-        table.add_column(head, justify="right")
+    rows = []
     for node in result["nodes"]:
-        found = node["probe"]
-        if found is not None:
-            dimension = "–" if found["dimension"] is None else f"{found['dimension']:.1f} of {node['channels']}"
-            cells = [_with_interval(found[key], found[f"{key}_interval"]) for key in ("types", "defect")]  # type: ignore[literal-required]
-            table.add_row(node["name"], *cells, dimension)
-    console.print(table, markup=False)
-    console.print(
+        probe = node["probe"]
+        if probe is not None:
+            dimension = "–" if probe["dimension"] is None else f"{probe['dimension']:.1f} of {node['channels']}"
+            cells = [_with_interval(probe[key], probe[f"{key}_interval"]) for key in ("types", "defect")]  # type: ignore[literal-required]
+            rows.append([node["name"], *cells, dimension])
+    heads = ["layer", "types apart (balanced accuracy)", "defect from good (AUROC)", "intrinsic dimension of good"]
+    print_table(heads, rows, title=f"probed on {images['good']} good images and {types}")
+    say(
         f"Chance: {1 / len(images['types']):.2f} and 0.50. Judged by group; in brackets 95 % intervals. "
         "Layers chosen by this must not be judged on these images."
     )
@@ -127,10 +119,6 @@ def _with_interval(value: float | None, ends: list[float] | None) -> str:
     return f"{value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})"
 
 
-def _aliased(result: LayersResult) -> bool:
-    return any(node["name"] != node["node"] for node in result["nodes"])
-
-
 def _cells(node: LayerResult) -> list[str]:
     return [
         f"{node['grid'][0]}x{node['grid'][1]}",
@@ -140,7 +128,7 @@ def _cells(node: LayerResult) -> list[str]:
         "?" if node["rf_theoretical"] is None else str(node["rf_theoretical"]),
         "–" if node["rf_effective"] is None else str(node["rf_effective"]),
         f"{node['rrf']:.3f}",
-        f"{node['macs'] / 1e9:.3f} G",
+        f"{node['macs'] / 1e9:.3f}",
     ]
 
 

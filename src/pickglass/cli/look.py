@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pickglass.cli.options import MAX_PIXELS, Json, MaxPixels, print_json
-from pickglass.errors import InputError
+from pickglass.cli.command import run
+from pickglass.cli.console import print_table, say
+from pickglass.cli.options import Json, MaxPixels, Seed
+from pickglass.cli.types import box as read_box
+from pickglass.cli.types import each_layer, input_size
 
 if TYPE_CHECKING:
     from pickglass.app.results import LookResult
@@ -18,70 +21,67 @@ __all__ = ["look"]
 
 def look(
     image: Annotated[Path, typer.Argument(help="Image file.")],
-    backbone: Annotated[str, typer.Option(help="Backbone, e.g. wide_resnet50_2.")] = "efficientnet_lite0",
-    layers: Annotated[str | None, typer.Option(help="Layers, e.g. stage2,stage5; by default those worth naming.")] = (
-        None
-    ),
-    weights: Annotated[str, typer.Option(help="default, random, the name of a pretraining, or a file.")] = "default",
+    backbone: Annotated[
+        str, typer.Option(help="Backbone, e.g. wide_resnet50_2; 'pickglass layers --list' lists them.")
+    ] = "efficientnet_lite0",
+    layers: Annotated[
+        str | None, typer.Option(help="Look at these layers, e.g. stage2,stage5; by default those with a name.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="Weights of the backbone: default, random, a pretraining, or a file.")
+    ] = "default",
     size: Annotated[
         str | None,
-        typer.Option(help="Input in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, or native."),
+        typer.Option(help="Input of the network in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, native."),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="Image with values above 0 where the defect is.")] = None,
-    box: Annotated[str | None, typer.Option(help="The defect in pixels of the image: x,y,width,height.")] = None,
-    good: Annotated[
-        Path | None, typer.Option(help="Good images to compare the defect with, in place of what surrounds it.")
+    box: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="The defect in pixels of the image, in place of a mask.")
     ] = None,
-    page: Annotated[Path | None, typer.Option("-o", "--output", help="HTML page to write.")] = None,
-    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    good: Annotated[
+        Path | None, typer.Option(help="Compare the defect with these good images, in place of what surrounds it.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option("-o", "--output", help="Write this HTML page.")] = None,
+    seed: Seed = 0,
+    max_pixels: MaxPixels = None,
     as_json: Json = False,
 ) -> None:
-    """What each layer shows of an image; with a mask or box, whether the defect is visible, faint or lost there."""
-    from pickglass.app.see import look as use_case
-    from pickglass.cli.show import progress_bar
+    """Show an image through the layers of a backbone; with a mask or box, say where the defect is still visible."""
+    defect = read_box(box)
+    from pickglass.app.see.look import look as use_case
+    from pickglass.app.see.request import BackboneRequest
+    from pickglass.data import MAX_PIXELS
 
-    with progress_bar() as progress:
-        result = use_case.look(
+    wanted_size = None if size is None else input_size(size)
+    request = BackboneRequest(backbone, each_layer(layers), weights, wanted_size, seed)
+    run(
+        lambda progress: use_case(
             image,
             page,
-            backbone=backbone,
-            layers=[name for name in (layers or "").split(",") if name],
-            weights=weights,
-            size=None if size is None else int(size) if size.isdecimal() else size,
+            request,
             mask=mask,
-            box=None if box is None else _box(box),
+            box=defect,
             good=good,
-            seed=seed,
-            max_pixels=max_pixels,
+            max_pixels=max_pixels or MAX_PIXELS,
             progress=progress,
-        )
-    print_json(result) if as_json else _show(result)
-
-
-def _box(text: str) -> list[int]:
-    parts = text.split(",")
-    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
-        raise InputError(f"--box {text!r}: expected x,y,width,height in pixels, e.g. 120,64,12,8")
-    return [int(part) for part in parts]
+        ),
+        _show,
+        as_json,
+    )
 
 
 def _show(result: LookResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, width=120)
     height, width = result["size"]
-    console.print(f"{result['backbone']}, weights: {result['weights']}, input {height}x{width} px", markup=False)
-    table = Table("layer")
-    for name in ("grid", "stride", "channels", *(["the defect is"] if result["layers"][0]["verdict"] else [])):
-        table.add_column(name, justify="right")
+    say(f"{result['backbone']}, weights: {result['weights']}, input {height}x{width} px")
+    judged = bool(result["layers"][0]["verdict"])
+    rows = []
     for layer in result["layers"]:
-        cells = [f"{layer['grid'][0]}x{layer['grid'][1]}", str(layer["stride"]), str(layer["channels"])]
-        if layer["verdict"]:
-            value = "" if layer["contrast_sd"] is None else f" ({round(layer['contrast_sd'], 1) + 0.0:.1f} sd)"
+        cells = [layer["layer"], f"{layer['grid'][0]}x{layer['grid'][1]}", str(layer["stride"]), str(layer["channels"])]
+        if judged:
+            contrast = layer["contrast_sd"]
+            value = "" if contrast is None else f" ({round(contrast, 1) + 0.0:.1f} sd)"
             cells.append(f"{layer['verdict']}{value}")
-        table.add_row(layer["layer"], *cells)
-    console.print(table, markup=False)
+        rows.append(cells)
+    print_table(["layer", "grid", "stride", "channels", *(["the defect is"] if judged else [])], rows)
     if result["page"]:
-        console.print(f"page: {result['page']}", markup=False)
+        say(f"page: {result['page']}")

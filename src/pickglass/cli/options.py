@@ -1,90 +1,130 @@
-"""Options that several commands share, and how their results leave them."""
+"""Options that several commands share, each written once.
+
+A group is a dataclass; a command takes it as one keyword-only parameter, see
+:func:`pickglass.cli.command.with_groups`. An option that is added to a group is an option of every command that takes
+the group, and reaches the use case without another line.
+"""
 
 from __future__ import annotations
 
-import json
-from enum import Enum
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pickglass.errors import InputError
+
 if TYPE_CHECKING:
-    from pickglass.detectors.compute import ComputeArguments
+    from pickglass.data.tables.sources import DataSource
+    from pickglass.detectors.compute import ComputeOptions
 
 __all__ = [
-    "MAX_PIXELS",
-    "Adapt",
-    "Device",
-    "DropSuspicious",
-    "EngineName",
-    "EngineOption",
-    "ExecutorOption",
-    "GroupBy",
+    "Compute",
+    "Folder",
+    "Force",
     "Json",
-    "Layout",
+    "Machine",
     "MaxPixels",
-    "PixelMm",
-    "Roi",
-    "Workers",
-    "finish",
-    "print_json",
-    "running",
+    "ModelFile",
+    "Place",
+    "Seed",
+    "check_new",
+    "check_order",
 ]
 
-
-class EngineOption(str, Enum):
-    """What runs the frozen networks."""
-
-    auto = "auto"
-    openvino = "openvino"
-    bfloat16 = "bfloat16"
-    torch = "torch"
+Json = Annotated[bool, typer.Option("--json", help="Print the result as exactly one JSON object on stdout.")]
+Seed = Annotated[int, typer.Option(help="Draw everything that is random from this seed.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file if it exists.")]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="Refuse images with more pixels; by default 250 million.")]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that 'pickglass fit' wrote.")]
 
 
-class ExecutorOption(str, Enum):
-    """Where independent tasks run."""
+@dataclass(frozen=True)
+class Folder:
+    """How a data folder is read."""
 
-    local = "local"
-    ray = "ray"
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
-EngineName = Annotated[
-    EngineOption,
-    typer.Option("--engine", help="What runs the networks; bfloat16 is faster where the CPU has it, and less exact."),
-]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images.")]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse images with more pixels.")]
-Layout = Annotated[str | None, typer.Option(help="Layout of the folder; by default recognised.")]
-GroupBy = Annotated[
-    str | None, typer.Option("--group-by", help="Regular expression that finds the part or roll in each file name.")
-]
-
-Adapt = Annotated[str | None, typer.Option(help="First fine-tune these stages on painted defects, e.g. stage3,stage4.")]
-DropSuspicious = Annotated[
-    bool, typer.Option("--drop-suspicious", help="Leave out images that look like none of the others.")
-]
-Roi = Annotated[Path | None, typer.Option(help="Region of interest: a mask for all images, or a folder with one each.")]
-PixelMm = Annotated[float | None, typer.Option("--pixel-mm", help="Side of a pixel on the part in millimetres.")]
-
-MAX_PIXELS = 250_000_000
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Read the folder in this layout, e.g. mvtec. By default the layout is recognised."),
+    ] = None
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression that finds the part or roll in each file name; images of one part stay together."
+        ),
+    ] = None
 
 
-def running(device: str, engine: EngineOption, workers: int, max_pixels: int) -> ComputeArguments:
-    """The options of a use case that say how to run."""
-    return {"device": device, "engine": engine.value, "workers": workers, "max_pixels": max_pixels}
+@dataclass(frozen=True)
+class Place:
+    """Where to look on the images, and how large their pixels are."""
+
+    roi: Annotated[
+        Path | None,
+        typer.Option(help="Look only here: a mask for all images, or a folder with a mask for each image."),
+    ] = None
+    pixel_mm: Annotated[float | None, typer.Option(help="The side of a pixel on the part, in millimetres.")] = None
+
+    def source(self, path: Path, folder: Folder) -> DataSource:
+        """Return the folder as use cases take it."""
+        from pickglass.data.tables.sources import DataSource
+
+        return DataSource(path, **asdict(folder), **asdict(self))
 
 
-def print_json(result: Any) -> None:
-    """Exactly one object on stdout."""
-    typer.echo(json.dumps(result))
+@dataclass(frozen=True)
+class Machine:
+    """Where and how networks run, and how large images may be."""
+
+    device: Annotated[str, typer.Option(help="Run the networks on auto, cpu, cuda, ...")] = "auto"
+    engine: Annotated[
+        Literal["auto", "openvino", "bfloat16", "torch"],
+        typer.Option(help="Run the networks with this; bfloat16 is faster where the CPU has it, and less exact."),
+    ] = "auto"
+    max_pixels: MaxPixels = None
+
+    def options(self) -> ComputeOptions:
+        """Return them as use cases take them."""
+        from pickglass.detectors.compute import ComputeOptions
+
+        return ComputeOptions(**{name: value for name, value in asdict(self).items() if value is not None})
 
 
-def finish(failed: list[Any]) -> None:
-    """Name the images that could not be read; exit code 1 if there are any."""
-    for item in failed:
-        typer.echo(f"failed: {item['path']}: {item['error']}", err=True)
-    if failed:
-        raise typer.Exit(1)
+@dataclass(frozen=True)
+class Compute(Machine):
+    """The same, and how many threads decode images."""
+
+    workers: Annotated[int, typer.Option(min=1, help="Decode images in so many threads.")] = 2
+
+
+_MODEL = ".safetensors"
+
+
+def check_order(command: str, models: Sequence[Path], data: Sequence[Path]) -> None:
+    """Recognise a model and images that were named in the wrong order.
+
+    Raises:
+        InputError: with the command line that was meant.
+    """
+    if any(path.suffix == _MODEL for path in data) and not any(path.suffix == _MODEL for path in models):
+        meant = " ".join(str(path) for path in (*data, *models))
+        raise InputError(
+            f"the arguments are swapped: {data[-1]} is a model, and the model comes first: pickglass {command} {meant}"
+        )
+
+
+def check_new(path: Path, force: bool, resumes: Path | None = None) -> None:
+    """Keep a command from overwriting a file that took long to make.
+
+    Args:
+        path: file to write.
+        force: overwrite it all the same.
+        resumes: where this file exists, the command goes on with ``path`` instead of replacing it.
+
+    Raises:
+        InputError: the file exists.
+    """
+    if path.is_file() and not force and not (resumes is not None and resumes.is_file()):
+        raise InputError(f"{path} exists already: name another file with -o, or overwrite it with --force")

@@ -2,158 +2,170 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pickglass.cli.options import (
-    MAX_PIXELS,
-    Device,
-    EngineName,
-    EngineOption,
-    ExecutorOption,
-    GroupBy,
-    Json,
-    Layout,
-    MaxPixels,
-    print_json,
-)
+from pickglass.cli.command import run
+from pickglass.cli.console import duration, print_table, say
+from pickglass.cli.options import Folder, Json, Machine
+from pickglass.cli.types import input_size, layer_sets, names, setting
 from pickglass.errors import InputError
 
 if TYPE_CHECKING:
-    from pickglass.app.study.results import StudyResult
+    from pickglass.app.results import StudyResult
 
 __all__ = ["study"]
 
 
-File = Annotated[Path, typer.Option("-o", "--output", help="File of the results; an old one is gone on with.")]
-Preset = Annotated[str | None, typer.Option(help="heckler2023; what else is given selects among its cells.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="method.key=value, e.g. fastflow.epochs=20.")]
-Where = Annotated[ExecutorOption, typer.Option(help="local, or ray (pickglass[cluster]).")]
-
-
 def study(
-    data: Annotated[list[Path], typer.Argument(help="Folders; a root with many categories stands for all of them.")],
-    file: File = Path("study.sqlite"),
-    methods: Annotated[str | None, typer.Option(help="E.g. patchcore,fastflow.")] = None,
-    backbones: Annotated[str | None, typer.Option(help="E.g. resnet50,densenet201.")] = None,
-    layers: Annotated[str | None, typer.Option(help="each, or e.g. layer2,layer3,layer2+layer3.")] = None,
-    sizes: Annotated[str | None, typer.Option(help="E.g. 128,256,512.")] = None,
-    weights: Annotated[str | None, typer.Option(help="E.g. supervised,random,moco_v2.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
-    preset: Preset = None,
-    settings: Settings = None,
+    data: Annotated[
+        list[Path],
+        typer.Argument(metavar="DATA...", help="Folders; a root with many categories stands for all of them."),
+    ],
+    file: Annotated[
+        Path, typer.Option("-o", "--output", help="File of the results; cells that it holds are not done again.")
+    ] = Path("study.sqlite"),
+    methods: Annotated[str | None, typer.Option(help="Methods, e.g. patchcore,fastflow.")] = None,
+    backbones: Annotated[str | None, typer.Option(help="Backbones, e.g. resnet50,densenet201.")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers of each detector, e.g. layer2,layer3,layer2+layer3; each: every named layer on its own."
+        ),
+    ] = None,
+    sizes: Annotated[str | None, typer.Option(help="Inputs of the network in pixels, e.g. 128,256,512.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights of the backbones, e.g. supervised,random,moco_v2.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Fit each detector with so many seeds, from 0 on.")] = 1,
+    preset: Annotated[
+        str | None, typer.Option(help="Study by name: heckler2023; the options above then select among its cells.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a setting, e.g. fastflow.epochs=20."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells with an estimate of their time.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Export the cells to this .csv file.")] = None,
-    report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images of each data set on the page.")] = 10,
-    executor: Where = ExecutorOption.local,
-    workers: Annotated[int, typer.Option(min=1, help="Processes, local.")] = 1,
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster, e.g. auto.")] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="CPUs of a Ray task.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of a Ray task.")] = 0.0,
-    memory_gb: Annotated[float, typer.Option(help="Memory of each process or Ray task.")] = 4.0,
-    layout: Layout = None,
-    group_by: GroupBy = None,
-    device: Device = "auto",
-    engine: EngineName = EngineOption.auto,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    report: Annotated[Path | None, typer.Option(help="Write this HTML page.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Show so many images of each data set on the page.")] = 10,
+    executor: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Compute on this machine or on a Ray cluster (pickglass[cluster])."),
+    ] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Run so many processes at once on this machine.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Address of the Ray cluster, e.g. auto.")] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs that a Ray task needs.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that a Ray task needs.")] = 0.0,
+    memory_gb: Annotated[float, typer.Option(help="Gigabytes that each process or Ray task may hold.")] = 4.0,
+    *,
+    folder: Folder,
+    machine: Machine,
     as_json: Json = False,
 ) -> None:
-    """Which method, backbone, layer and size see the defects: every combination once, resumable."""
-    from pickglass.app.study import study as use_case
-    from pickglass.cli.show import progress_bar
+    """Fit and test every combination of methods, backbones, layers and sizes once; a later call goes on."""
+    from pickglass.app.jobs.executors import Where
+    from pickglass.app.study.study import StudyFiles, StudyRequest, list_cells
+    from pickglass.app.study.study import study as use_case
+    from pickglass.data.tables.sources import DataSource
 
-    with progress_bar() as progress:
-        result = use_case.study(
-            data,
+    request = StudyRequest(
+        methods=names(methods),
+        backbones=names(backbones),
+        layers=layer_sets(layers),
+        sizes=None if sizes is None else [input_size(size) for size in names(sizes) or []],
+        weights=names(weights),
+        seeds=seeds,
+        preset=preset,
+        settings=_settings(settings or []),
+    )
+    sources = [DataSource(path, folder.layout, folder.group_by) for path in data]
+    if dry_run:
+        run(lambda progress: list_cells(sources, file, request), _show_cells, as_json)
+        return
+    run(
+        lambda progress: use_case(
+            sources,
             file,
-            methods=_listed(methods),
-            backbones=_listed(backbones),
-            layers=_listed(layers),
-            sizes=None if sizes is None else [int(s) if s.isdecimal() else s for s in _listed(sizes) or []],
-            weights=_listed(weights),
-            seeds=seeds,
-            preset=preset,
-            settings=_settings(settings or []),
-            dry_run=dry_run,
-            csv=csv,
-            report=report,
-            images=images,
-            executor=executor.value,
-            parallel=workers,
-            address=address,
-            cpus=cpus,
-            gpus=gpus,
-            memory_gb=memory_gb,
-            layout=layout,
-            group_by=group_by,
-            device=device,
-            engine=engine.value,
-            max_pixels=max_pixels,
+            request,
+            files=StudyFiles(csv, report, images),
+            where=Where(executor, workers, address, cpus, gpus, memory_gb),
+            compute=machine.options(),
             progress=progress,
-        )
-    print_json(result) if as_json else _show(result, dry_run)
-    if not dry_run and (result["failed"] or result["missing"]):
-        raise typer.Exit(1)
-
-
-def _listed(text: str | None) -> list[str] | None:
-    return None if text is None else [name for name in text.split(",") if name]
+        ),
+        _show,
+        as_json,
+        wanting=lambda result: result["missing"] > 0,
+    )
 
 
 def _settings(texts: list[str]) -> dict[str, dict[str, Any]]:
-    """method.key=value; the value is JSON where it can be read as such, else text."""
+    """Read ``method.key=value`` into the settings of each method."""
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        method, dot, key = name.partition(".")
-        if not equals or not dot or not key:
+        key, value = setting(text, "fastflow.epochs=20")
+        method, dot, name = key.partition(".")
+        if not dot or not name:
             raise InputError(f"--set {text!r}: expected method.key=value, e.g. --set fastflow.epochs=20")
-        try:
-            parsed = json.loads(value)
-        except json.JSONDecodeError:
-            parsed = value
-        found.setdefault(method, {})[key.replace("-", "_")] = parsed
+        found.setdefault(method, {})[name] = value
     return found
 
 
-def _show(result: StudyResult, dry_run: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _show_cells(result: StudyResult) -> None:
+    _table(
+        result,
+        {"estimate": [_known_time(cell["estimate_s"]) for cell in result["cells"]]},
+    )
+    _summary(result)
 
-    console = Console(highlight=False, width=200)
-    columns = ["data set", "method", "backbone", "layers", "weights", "size", "seed", "state"]
-    table = Table(*columns)
-    for name in ["estimate"] if dry_run else ["image AUROC", "AUPRO@0.30", "seconds"]:
-        table.add_column(name, justify="right")
-    for cell in result["cells"]:
-        values = [cell["estimate_s"]] if dry_run else [cell["image_auroc"], cell["aupro_30"], cell["total_s"]]
-        shown = [("–" if value is None else f"{value:.3f}") for value in values]
-        if dry_run or cell["total_s"] is not None:
-            shown[-1] = "–" if values[-1] is None else _time(values[-1])
-        names = [cell["dataset"], cell["method"], cell["backbone"], "+".join(cell["layers"]), cell["weights"]]
-        table.add_row(*names, str(cell["size"]), str(cell["seed"]), cell["state"], *shown)
-    console.print(table, markup=False)
+
+def _show(result: StudyResult) -> None:
+    from pickglass.metrics.catalogue import METRICS
+
+    cells, auroc, aupro = result["cells"], METRICS["image_auroc"], METRICS["aupro_30"]
+    _table(
+        result,
+        {
+            auroc.short: [auroc.text(cell["image_auroc"]) or "–" for cell in cells],
+            aupro.short: [aupro.text(cell["aupro_30"]) or "–" for cell in cells],
+            "time": [_known_time(cell["total_s"]) for cell in cells],
+        },
+    )
+    _summary(result)
+
+
+def _known_time(seconds: float | None) -> str:
+    return "–" if seconds is None else duration(seconds)
+
+
+def _table(result: StudyResult, columns: dict[str, list[str]]) -> None:
+    cells = result["cells"]
+    named = {
+        "data set": [cell["dataset"] for cell in cells],
+        "method": [cell["method"] for cell in cells],
+        "backbone": [cell["backbone"] for cell in cells],
+        "layers": ["+".join(cell["layers"]) for cell in cells],
+        "weights": [cell["weights"] for cell in cells],
+        "size": [str(cell["size"]) for cell in cells],
+        "seed": [str(cell["seed"]) for cell in cells],
+        "state": [cell["state"] for cell in cells],
+    }
+    heads = [*named, *columns]
+    print_table(heads, list(zip(*named.values(), *columns.values(), strict=True)), text=[*list(named)[:5], "state"])
+
+
+def _summary(result: StudyResult) -> None:
     for line in result["left_out"]:
-        console.print(f"left out: {line}", markup=False)
+        say(f"left out: {line}")
     causes = {cell["error"]: cell for cell in reversed(result["cells"]) if cell["error"]}
     for error, cell in causes.items():
-        console.print(f"{cell['state']}: {str(error).strip()}\n  then: {cell['command']}", markup=False, soft_wrap=True)
+        say(f"{cell['state']}: {str(error).strip()}\n  then: {cell['command']}")
     states = ", ".join(f"{result[name]} {name}" for name in ("done", "failed", "missing", "waiting"))
-    console.print(f"{result['n']} cells: {states}", markup=False)
+    say(f"{result['n']} cells: {states}")
     if result["estimate_s"] is not None:
-        console.print(
-            f"about {_time(result['estimate_s'])}, one after the other; a guess until cells like these are done"
-        )
+        say(f"about {duration(result['estimate_s'])}, one after the other; a guess until cells like these are done")
     for path in (result["csv"], result["report"]):
         if path:
-            console.print(f"written: {path}", markup=False)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+            say(f"written: {path}")

@@ -3,93 +3,126 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pickglass.cli.options import (
-    MAX_PIXELS,
-    Device,
-    EngineName,
-    EngineOption,
-    GroupBy,
-    Json,
-    Layout,
-    MaxPixels,
-    PixelMm,
-    Roi,
-    Workers,
-    finish,
-    print_json,
-)
+from pickglass.cli.command import run
+from pickglass.cli.console import print_metrics, print_table, say
+from pickglass.cli.options import Compute, Folder, Json, Place, check_order
 from pickglass.errors import InputError
 
-__all__ = ["test"]
+if TYPE_CHECKING:
+    from pickglass.app.results import CompareResult, RobustnessResult, TestResult
+
+__all__ = ["show_test", "test"]
 
 
 def test(
-    models: Annotated[list[Path], typer.Argument(help="Model file, or several to compare.")],
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Model file, or several to compare.")],
     data: Annotated[Path, typer.Argument(help="Folder with test images.")],
-    report: Annotated[Path | None, typer.Option("-o", "--output", help="HTML report to write.")] = None,
+    report: Annotated[Path | None, typer.Option("-o", "--output", help="Write this HTML report.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write scores, maps and paths to this .npz file.")] = None,
-    intervals: Annotated[int, typer.Option(min=0, help="Bootstrap replicates for 95 % intervals, e.g. 1000.")] = 0,
+    intervals: Annotated[
+        int, typer.Option(min=0, help="Bootstrap so many times for 95 % intervals, e.g. 1000; 0: no intervals.")
+    ] = 0,
     robustness: Annotated[
-        Path | None, typer.Option(help="HTML page to write on the metrics under light, blur, noise, JPEG, shift, turn.")
+        Path | None,
+        typer.Option(
+            help="Write an HTML page on the metrics under light, blur, noise, JPEG, shift and turn; takes 29 times as "
+            "long."
+        ),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images on the page that compares several models.")] = 10,
-    layout: Layout = None,
-    group_by: GroupBy = None,
-    roi: Roi = None,
-    pixel_mm: PixelMm = None,
-    device: Device = "auto",
-    engine: EngineName = EngineOption.auto,
-    workers: Workers = 2,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    images: Annotated[
+        int, typer.Option(min=1, help="Show so many images on the page that compares several models.")
+    ] = 10,
+    *,
+    folder: Folder,
+    place: Place,
+    compute: Compute,
     as_json: Json = False,
 ) -> None:
     """Judge a model on test images: metrics and a report. Several models: the same images side by side."""
-    from pickglass.app.testing import compare, test
-    from pickglass.cli.show import progress_bar, show_compare, show_test
-    from pickglass.detectors.compute import ComputeArguments
-
-    running: ComputeArguments = {
-        "device": device,
-        "engine": engine.value,
-        "workers": workers,
-        "max_pixels": max_pixels,
-    }
+    check_order("test", models, [data])
     if len(models) > 1:
         if save is not None or intervals or robustness is not None:
             raise InputError("--save, --intervals and --robustness judge one model: leave them out, or name one model")
-        with progress_bar() as progress:
-            compared = compare.compare(
+        from pickglass.app.testing.compare import compare
+
+        run(
+            lambda progress: compare(
                 models,
-                data,
+                place.source(data, folder),
                 report,
                 images=images,
-                layout=layout,
-                group_by=group_by,
-                roi=roi,
+                compute=compute.options(),
                 progress=progress,
-                **running,
-            )
-        print_json(compared) if as_json else show_compare(compared)
-        finish(compared["failed"])
+            ),
+            _show_compare,
+            as_json,
+        )
         return
-    with progress_bar() as progress:
-        result = test.test(
+    from pickglass.app.testing.test import test as use_case
+
+    run(
+        lambda progress: use_case(
             models[0],
-            data,
+            place.source(data, folder),
             report,
             save=save,
             intervals=intervals,
             robustness=robustness,
-            layout=layout,
-            group_by=group_by,
-            roi=roi,
-            pixel_mm=pixel_mm,
+            compute=compute.options(),
             progress=progress,
-            **running,
-        )
-    print_json(result) if as_json else show_test(result)
-    finish(result["failed"])
+        ),
+        show_test,
+        as_json,
+    )
+
+
+def show_test(result: TestResult) -> None:
+    """Print the metrics overall and by defect type, what the threshold does, and where the report is."""
+    from pickglass.metrics.catalogue import METRICS, WITH_THRESHOLD, WITHOUT_THRESHOLD
+
+    sets = {**result["by_type"], "all": result}
+    print_metrics("defect type", sets, WITHOUT_THRESHOLD)
+    say(f"F1-max: {METRICS['f1_max'].remark}")
+    each = [metrics["au_spro_05"] for metrics in result["by_type"].values() if metrics["au_spro_05"] is not None]
+    if len(each) > 1:
+        label = METRICS["au_spro_05"].label
+        say(f"{label} as MVTec LOCO's tables give it, the mean of the types: {sum(each) / len(each):.3f}")
+    if result["intervals"]:
+        for key, (low, high) in result["intervals"].items():
+            if key in METRICS:
+                say(f"{METRICS[key].label}: 95 % interval {low:.3f} to {high:.3f}")
+    texts = {key: METRICS[key].text(result[key]) for key in WITH_THRESHOLD}  # type: ignore[literal-required]
+    known = [f"{METRICS[key].label} {text}" for key, text in texts.items() if text is not None]
+    if known:
+        say(f"at the model's own thresholds: {', '.join(known)}")
+    say(f"{result['images_per_s']:.1f} images/s")
+    if result["report"] is not None:
+        say(f"report: {result['report']}")
+    if result["robustness"]:
+        _show_robustness(result["robustness"])
+
+
+def _show_robustness(result: RobustnessResult) -> None:
+    from pickglass.metrics.catalogue import METRICS
+
+    keys = ("image_auroc", "aupro_30", "aupro_05", "false_alarm_rate", "miss_rate")
+    rows = []
+    for condition in (result["undisturbed"], *result["disturbed"]):
+        kind = "as they are" if condition["kind"] == "none" else condition["kind"]
+        metrics = [METRICS[key].text(condition[key]) or "–" for key in keys]  # type: ignore[literal-required]
+        rows.append([kind, condition["unit"], f"{condition['strength']:g}", *metrics])
+    heads = ["disturbance", "strength in", "strength", *(METRICS[key].short for key in keys)]
+    print_table(heads, rows, text=("strength in",), title="under disturbances, at the model's own threshold")
+    if result["page"]:
+        say(f"robustness: {result['page']}")
+
+
+def _show_compare(result: CompareResult) -> None:
+    keys = ("image_auroc", "aupro_30", "aupro_05", "pixel_auroc", "false_alarm_rate", "miss_rate", "images_per_s")
+    print_metrics("model", {item["name"]: item for item in result["models"]}, keys)
+    if result["report"] is not None:
+        say(f"report: {result['report']}")

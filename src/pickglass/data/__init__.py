@@ -14,7 +14,7 @@ from pickglass.data.images.decoder import (
 from pickglass.data.images.geometry import Preprocess, parse_size, resize_map
 from pickglass.data.painting.defects import KINDS, Painted, paint
 from pickglass.data.tables.ground_truth import Region, read_regions
-from pickglass.data.tables.inspection import describe, find_problems
+from pickglass.data.tables.inspection import describe, find_problems, usual_size
 from pickglass.data.tables.layouts import LAYOUTS, Layout, load_dataset, load_datasets
 from pickglass.data.tables.roi import with_pixel_mm, with_roi
 from pickglass.data.tables.rows import (
@@ -29,7 +29,7 @@ from pickglass.data.tables.rows import (
     image_digest,
     split_roles,
 )
-from pickglass.data.tables.sources import as_table
+from pickglass.data.tables.sources import DataSource, as_table
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -37,6 +37,7 @@ __all__ = [
     "LAYOUTS",
     "MARGINS",
     "MAX_PIXELS",
+    "DataSource",
     "Dataset",
     "Decoded",
     "Header",
@@ -66,6 +67,7 @@ __all__ = [
     "read_regions",
     "resize_map",
     "split_roles",
+    "usual_size",
     "with_pixel_mm",
     "with_roi",
 ]

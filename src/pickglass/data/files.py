@@ -1,16 +1,19 @@
-"""Every file that pickglass writes is written whole or not at all."""
+"""Every file is written whole or not at all, and a path that does not exist is answered with what is there."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pickglass.errors import InputError
+from pickglass.errors import DataError, Failure, InputError
 
-__all__ = ["output_path", "written_whole"]
+__all__ = ["check_exist", "missing", "output_path", "written_whole"]
+
+_LISTED = 6  # names of what is there
 
 
 @contextmanager
@@ -45,3 +48,39 @@ def output_path(path: str | Path, suffix: str) -> Path:
     if target.suffix != suffix or not target.parent.is_dir():
         raise InputError(f"output file {str(path)!r}: expected a name that ends in {suffix}, in an existing folder")
     return target
+
+
+def missing(path: str | os.PathLike[str]) -> str:
+    """Say that a path does not exist, which part of it does, what is there, and what may have been meant.
+
+    >>> missing("/nowhere/images").startswith("no such file or folder: nowhere in '/'")
+    True
+    """
+    wanted = Path(path)
+    there = wanted.parent
+    name = wanted.name
+    while not there.is_dir() and there != there.parent:
+        there, name = there.parent, there.name
+    try:
+        names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in there.iterdir())
+    except OSError:
+        return f"no such file or folder: {name} in {str(there)!r}, which cannot be read"
+    names = [entry for entry in names if not entry.startswith(".")]
+    near = difflib.get_close_matches(name, [entry.rstrip("/") for entry in names], n=1, cutoff=0.6)
+    listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    where = f"'{there}'" if str(there) != "." else "the current folder"
+    meant = f"; did you mean '{there / near[0]}'?" if near else ""
+    return f"no such file or folder: {name} in {where}, which holds {listed or 'nothing'}{meant}"
+
+
+def check_exist(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Check that all paths that a user named exist.
+
+    Raises:
+        DataError: naming each that does not.
+    """
+    absent = [Failure(str(path), missing(path)) for path in paths if not Path(path).exists()]
+    if len(absent) == 1:
+        raise DataError(f"{absent[0].path}: {absent[0].error}")
+    if absent:
+        raise DataError(f"{len(absent)} of the paths do not exist:", absent)

@@ -48,3 +48,13 @@ class ComputeOptions:
     batch: int = 8
     workers: int = 2
     max_pixels: int = MAX_PIXELS
+
+    def arguments(self) -> ComputeArguments:
+        """Return them as keyword arguments of :meth:`pickglass.Detector.fit` and ``predict``."""
+        return {
+            "device": self.device,
+            "engine": self.engine,
+            "batch": self.batch,
+            "workers": self.workers,
+            "max_pixels": self.max_pixels,
+        }

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,7 +128,8 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
         compute: how many images are decoded at once.
 
     Raises:
-        DataError: broken images (all are listed), a defective image among them, or none at all.
+        DataError: broken images (all are listed), a defective image among them, too few, blank images, or many copies
+            of one.
     """
     table = _good_rows(data)
     sizes, ready = _checked(table, method, plan.memory_gb / 4, compute)
@@ -139,7 +141,9 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
     method.roi = None if roi is None else torch.from_numpy(roi)
     method.tiles = None if method.tiling is None else Tiles(method.tiling, method.input_size)
     method.fusion = None
-    return TrainingImages(split_roles(table, plan.validate, plan.calibrate, plan.seed), ready)
+    table = split_roles(table, plan.validate, plan.calibrate, plan.seed)
+    _check_number(method, table, plan)
+    return TrainingImages(table, ready)
 
 
 def _good_rows(data: Any) -> Table:
@@ -171,7 +175,10 @@ def _checked(
         preprocess = Preprocess.for_images(method.size, find_backbone(method.backbone).interpolation, [])
         room = int(memory_gb * 1e9 / (12 * math.prod(preprocess.size)))
 
+    variety = _Variety()
+
     def prepare_one(image: Array, row: Row) -> Prepared | None:
+        variety.see(image)
         return None if preprocess is None else prepared(image, row, preprocess)
 
     sizes: dict[str, Size] = {}
@@ -185,7 +192,60 @@ def _checked(
             ready[item.row.path] = Decoded(item.row, item.value, item.size)
     if failures:
         raise DataError(f"{len(failures)} of {len(table)} training images cannot be read:", failures)
+    variety.check(len(table))
     return sizes, ready
+
+
+class _Variety:
+    """Whether the images that a fit is given show anything, and whether any two of them differ.
+
+    No more images are compared than it takes to know. The threads that decode call :meth:`see`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._first: Array | None = None
+        self._shows = self._differs = False
+
+    def see(self, image: Array) -> None:
+        """Compare an image (H, W) or (H, W, 3) with itself and with the first one."""
+        if self._shows and self._differs:
+            return
+        with self._lock:
+            self._shows = self._shows or bool((image != image[0, 0]).any())
+            if self._first is None:
+                self._first = image
+            elif not self._differs:
+                self._differs = not np.array_equal(image, self._first)
+
+    def check(self, n_images: int) -> None:
+        """Raise where nothing can be learned from these images."""
+        if not self._shows:
+            raise DataError(
+                f"the good images are blank: within each of the {n_images} all pixels have one value. The lens may "
+                "have been covered, the exposure too short or too long: give images that show the part"
+            )
+        if n_images > 1 and not self._differs:
+            raise DataError(
+                f"the {n_images} good images are one and the same picture, so nothing tells how good parts differ: "
+                "give images of different parts"
+            )
+
+
+def _check_number(method: Method, table: Table, plan: FitPlan) -> None:
+    """Raise where there are too few images for the roles that the method and the plan need."""
+    validates = plan.validate > 0 and method.uses_validation
+    if len(table.role("fit")) >= method.fewest_images and (table.role("validate") or not validates):
+        return
+    parts = [f"{method.fewest_images} to fit"]
+    parts += ["1 to validate"] if validates else []
+    parts += ["1 for the thresholds"] if plan.calibrate > 0 else []
+    needed = method.fewest_images + len(parts) - 1
+    have = len({row.unit for row in table})
+    raise DataError(
+        f"{type(method).__name__} needs at least {needed} good images ({', '.join(parts)}), but the number given is "
+        f"{have} (images of one group count as one): give more"
+    )
 
 
 # -- research: a backbone that is fine-tuned, layers that are fused ----------------------------------------------------
@@ -526,14 +586,19 @@ def calibrate(
         if rows:
             for observer in observers:
                 observer.judged(loaded, image_scores)
-    _check_meaning(method, scores, peaks, lowest)
+    _check_meaning(method, scores, peaks, lowest, held_back=bool(rows))
     if not rows:
         scores, peaks = [], []
     return highest_score(scores, peaks, [row.group for row in rows], method.settings_digest())
 
 
-def _check_meaning(method: Method, scores: Sequence[float], peaks: Sequence[float], lowest: float) -> None:
-    """Raise where the scores of good images say nothing about the next part."""
+def _check_meaning(
+    method: Method, scores: Sequence[float], peaks: Sequence[float], lowest: float, held_back: bool
+) -> None:
+    """Raise where the scores of good images say nothing about the next part.
+
+    Images that were fitted may well have the score 0 everywhere, where a memory bank holds all their patches.
+    """
     wrong = [score for score in scores if not math.isfinite(score)]
     remedy = (
         "look at the images: they may be black, or all alike (pickglass info DATA). Give images that show the part, "
@@ -545,7 +610,7 @@ def _check_meaning(method: Method, scores: Sequence[float], peaks: Sequence[floa
             f"{type(method).__name__} gives {len(wrong) or 'some'} of {len(scores)} good images scores that are no "
             f"numbers ({shown}), so it could judge nothing: {remedy}"
         )
-    if max(peaks) == lowest and len(set(scores)) == 1:
+    if held_back and max(peaks) == lowest and len(set(scores)) == 1:
         raise DataError(
             f"{type(method).__name__} gives each place of {len(scores)} good images one and the same value, "
             f"{lowest:g}, so it has learned nothing that a part could differ from: {remedy}"

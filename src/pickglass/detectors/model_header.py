@@ -11,15 +11,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pickglass.data.files import missing
 from pickglass.errors import ModelFileError
 
-__all__ = ["FORMAT", "parse_header", "read_model_header"]
+__all__ = ["FORMAT", "check_model_file", "parse_header", "read_model_header"]
 
 FORMAT = 2
 """Version of the model file's layout; files of another version are refused."""
 
 _KEYS = {"format", "method", "configuration", "preprocess", "calibration", "provenance"}
 _LONGEST = 100_000_000  # bytes of JSON; safetensors itself refuses more
+
+
+def check_model_file(path: str | Path) -> None:
+    """Check that a model file is there.
+
+    Raises:
+        ModelFileError: nothing is there, or a folder.
+    """
+    if not Path(path).exists():
+        raise ModelFileError(f"{path}: {missing(path)}. Expected a model that 'pickglass fit' wrote")
+    if not Path(path).is_file():
+        raise ModelFileError(f"{path} is a folder; expected a model file that 'pickglass fit' wrote")
 
 
 def read_model_header(path: str | Path) -> dict[str, Any]:
@@ -32,8 +45,7 @@ def read_model_header(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError: missing, not a pickglass model, of another format version, or damaged.
     """
-    if not Path(path).is_file():
-        raise ModelFileError(f"{path}: no such file; expected a model that 'pickglass fit' wrote")
+    check_model_file(path)
     try:
         with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -25,7 +25,7 @@ from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess
 from pickglass.data.files import output_path, written_whole
 from pickglass.detectors.method import Method, assign
-from pickglass.detectors.model_header import FORMAT, parse_header
+from pickglass.detectors.model_header import FORMAT, check_model_file, parse_header
 from pickglass.detectors.naming import Namer
 from pickglass.detectors.provenance import Provenance
 from pickglass.detectors.settings import settings_digest
@@ -142,8 +142,7 @@ def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ModelFileError: missing, not a pickglass model, of another format version, or damaged.
     """
-    if not Path(path).is_file():
-        raise ModelFileError(f"{path}: no such file; expected a model that 'pickglass fit' wrote")
+    check_model_file(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             header = parse_header(file.metadata() or {}, path)

@@ -54,6 +54,7 @@ class Configured(nn.Module):
         method: the name by which the command line and model files know the method.
         reads: what a method wants of a batch: ``"features"``, ``"images"`` or both.
         validate_share: share of the training images that the method wants for validation.
+        fewest_images: with fewer images to fit the method learns nothing that means anything.
         presets: settings by name, for :meth:`from_preset`.
         extractor: the frozen backbone; None before the fit.
         roi: (H, W) bool on the canvas, the region of interest of images that have none of their own; None: everything.
@@ -71,6 +72,7 @@ class Configured(nn.Module):
     method: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ("features",)
     validate_share: ClassVar[float] = 0.0
+    fewest_images: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(

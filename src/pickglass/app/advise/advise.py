@@ -1,4 +1,4 @@
-"""From good images alone: which backbone, layers, size, tiling and method see a defect of a stated size, and why.
+"""The advisor finds from good images alone which backbone, layers, size, tiling and method see a small defect.
 
 Geometry first, then painted defects on images that are held back, then the clock; after Heckler and König, "Feature
 Selection for Unsupervised Anomaly Detection and Localization Using Synthetic Defects" (VISAPP 2024), who choose layers
@@ -8,26 +8,23 @@ by synthetic defects. ``docs/advisor.md`` says how it decides and how well it di
 from __future__ import annotations
 
 import shlex
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from typing_extensions import Unpack
 
 from pickglass.app.advise.candidates import Candidate, candidates, input_sizes, size_text
 from pickglass.app.advise.choice import Advice, Baseline, Rated, by_contrast, limits_of, slow
-from pickglass.app.advise.painted import KINDS_PAINTED, PaintedSet, choose_rows, paint_set, usual_size
+from pickglass.app.advise.painted import PaintedSet, choose_rows, paint_set
+from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import difference, judge, measure_cost
 from pickglass.app.advise_page import Shown, write_advice
-from pickglass.app.study.results import Advised, AdviseResult, RuledOut
-from pickglass.data import Preprocess, Table, load_dataset, with_pixel_mm, with_roi
+from pickglass.app.results import Advised, AdviseResult, RuledOut
+from pickglass.data import DataSource, Preprocess, Table, usual_size
 from pickglass.data.files import output_path
-from pickglass.data.painting.defects import Kind
-from pickglass.detectors.compute import ComputeArguments, ComputeOptions, Progress
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import InputError, WeightsMissing
 from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.backbones.weights import find_weights
@@ -40,65 +37,41 @@ LITES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 _CONTENDERS = 6  # of the first backbone, that the others are tried on
 _SHORT_LIST = 3  # whose cost is measured, and that other methods and tiles are tried on
 _ENLARGED = 2.0
-_UNTOLD = ("stage3", "stage5")  # of an EfficientNet-Lite at about 256 px: what fit takes without being told
+_DEFAULT_LAYERS = ("stage3", "stage5")  # of an EfficientNet-Lite, as PatchCore reads it by default
 
 
 def advise(
-    data: str | Path,
-    defect_px: float,
-    *,
-    latency_ms: float | None = None,
-    pixel_mm: float | None = None,
-    backbones: Sequence[str] | None = None,
-    kinds: Sequence[Kind] = KINDS_PAINTED,
+    data: DataSource | str | Path,
+    request: AdviseRequest,
     report: str | Path | None = None,
-    layout: str | None = None,
-    group_by: str | None = None,
-    roi: str | Path | None = None,
-    seed: int = 0,
+    *,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    **running: Unpack[ComputeArguments],
 ) -> AdviseResult:
-    """Which features, size, tiling and method can see such a defect; no defective image is read.
+    """Find which features, size, tiling and method can see a defect; no defective image is read.
 
     At most 40 good images teach, and at most 16 others, of other groups, are painted on, 32 defects in all.
 
     Args:
-        data: folder, in any layout that :func:`pickglass.load_dataset` knows; its test images are not touched.
-        defect_px: longest extent of the smallest defect to be found, in pixels of the original images; at least 4.
-        latency_ms: what one image may take on this machine; None: whatever it takes.
-        pixel_mm: side of a pixel on the part in millimetres, to be said in the answer.
-        backbones: names; None: EfficientNet-Lite0, and Lite1 and Lite2 where their weights are found.
-        kinds: of the painted defects; see :data:`pickglass.data.KINDS`.
+        data: folder in any layout that :func:`pickglass.load_dataset` knows, or how to read it; its test images are
+            not touched.
+        request: the defect to be seen.
         report: HTML page to write.
-        layout, group_by, roi: as in :func:`pickglass.app.fit.fit`.
-        seed: of everything drawn at random.
+        compute: where to compute.
         progress: called with (stage, done, total).
-        running: as in :meth:`pickglass.Detector.fit`.
 
     Raises:
         InputError: a defect that cannot be painted, unknown names.
-        WeightsMissing: a backbone that was asked for has none.
+        WeightsMissing: a backbone of the request has none.
         DataError: too few good images.
     """
     began = time.perf_counter()
     page = None if report is None else output_path(report, ".html")
-    dataset = load_dataset(data, layout, group_by)
-    table = with_pixel_mm(with_roi(dataset.train, roi), pixel_mm)
-    with tempfile.TemporaryDirectory(prefix="pickglass-") as folder:
-        advice = find_advice(
-            table,
-            defect_px,
-            Path(folder),
-            latency_ms=latency_ms,
-            backbones=backbones,
-            kinds=kinds,
-            seed=seed,
-            progress=progress,
-            running=running,
-        )
-    extras = {"--layout": layout, "--group-by": group_by, "--roi": roi, "--pixel-mm": pixel_mm}
-    result = _result(advice, data, defect_px, pixel_mm, extras)
+    source = DataSource.of(data)
+    dataset = source.load()
+    table = source.placed(dataset.train)
+    advice = find_advice(table, request, compute=compute, progress=progress)
+    result = _result(advice, source)
     result["seconds"] = time.perf_counter() - began
     if page is not None:
         result["report"] = str(page)
@@ -110,10 +83,10 @@ def advise(
 
 
 def usable_backbones(wanted: Sequence[str] | None) -> list[str]:
-    """The backbones to try: those that were asked for, or the EfficientNet-Lites whose weights are here.
+    """List the backbones to try: those of the request, or the EfficientNet-Lites whose weights are here.
 
     Raises:
-        WeightsMissing: one that was asked for has no weights here, or none of the Lites has.
+        WeightsMissing: one of the request has no weights here, or none of the Lites has.
     """
     if wanted is not None:
         for name in wanted:
@@ -133,24 +106,25 @@ def usable_backbones(wanted: Sequence[str] | None) -> list[str]:
 
 def find_advice(
     table: Table,
-    defect_px: float,
-    folder: Path,
+    request: AdviseRequest,
     *,
-    latency_ms: float | None = None,
-    backbones: Sequence[str] | None = None,
-    kinds: Sequence[Kind] = KINDS_PAINTED,
-    seed: int = 0,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    running: ComputeArguments | None = None,
 ) -> Advice:
-    """As :func:`advise`, from rows; ``folder`` holds regions of interest as long as the advice is in use."""
+    """Find the advice for rows; see :func:`advise`.
+
+    Args:
+        table: good images.
+        request, compute, progress: as in :func:`advise`.
+    """
+    run, defect_px = compute or ComputeOptions(), request.defect_px
     image = usual_size(table)
     if not 4 <= defect_px <= min(image) - 2:
         raise InputError(
             f"defect_px={defect_px!r} on images of {image[0]}x{image[1]} pixels: expected 4 to {min(image) - 2}, the "
             "longest extent of the smallest defect in pixels of the original image"
         )
-    names = usable_backbones(backbones)
+    names = usable_backbones(request.backbones)
     sizes, small = input_sizes(image, defect_px)
     ruled_out: list[RuledOut] = [{"layers": None, "size": list(size), "why": why} for size, why in small]
     kept: dict[str, tuple[Candidate, ...]] = {}
@@ -167,58 +141,58 @@ def find_advice(
         ruled_out.append({"layers": None, "size": list(doubled), "why": why})
     inputs = [*used, doubled] if tiled else used
     prepares = [Preprocess(size, find_backbone(names[0]).interpolation) for size in inputs]
-    run: ComputeArguments = running or {}
     data = paint_set(
-        choose_rows(table, seed),
+        choose_rows(table, request.seed),
         defect_px,
         prepares,
-        folder,
-        kinds=kinds,
-        seed=seed,
-        running=ComputeOptions(**run),
+        kinds=request.kinds,
+        seed=request.seed,
+        compute=run,
         progress=progress,
     )
-    judging = _Judging(data, seed, run, progress)
+    judging = _Judging(data, request, run, progress)
     for i, name in enumerate(names):
         judging.backbone(kept[name] if i == 0 else judging.contenders(kept[name]))
-    judging.short_list(doubled if tiled else None, latency_ms)
-    return judging.advice(names[0], ruled_out, image, defect_px, latency_ms)
+    judging.short_list(doubled if tiled else None)
+    return judging.advice(names[0], ruled_out, image)
 
 
 class _Judging:
-    """Judges candidates, one backbone pass a backbone and size."""
+    """Judges candidates; all of one backbone and size share one pass over the images."""
 
-    def __init__(self, data: PaintedSet, seed: int, running: ComputeArguments, progress: Progress | None) -> None:
+    def __init__(
+        self, data: PaintedSet, request: AdviseRequest, compute: ComputeOptions, progress: Progress | None
+    ) -> None:
         self.data = data
-        self.seed = seed
-        self.running = running
+        self.request = request
+        self.compute = compute
         self.progress = progress
         self.rated: list[Rated] = []
         self.refused: list[RuledOut] = []
 
     def backbone(self, chosen: Sequence[Candidate]) -> None:
-        """All of one backbone."""
+        """Judge all candidates of one backbone."""
         for size in sorted({one.size for one in chosen}):
             own = [one for one in chosen if one.size == size]
             layers = [layer for one in own for layer in one.layers]
             images = len(self.data.fit[size]) + len(self.data.test[size])
-            with SharedFeatures(own[0].backbone, "default", self.seed, layers, images, 2.0) as shared:
+            with SharedFeatures(own[0].backbone, "default", self.request.seed, layers, images, 2.0) as shared:
                 for n, candidate in enumerate(own, start=1):
-                    score, _ = judge(candidate, self.data, shared, self.running, seed=self.seed)
+                    score, _ = judge(candidate, self.data, shared, self.compute, seed=self.request.seed)
                     each = 1000 * shared.seconds / max(shared.computed, 1)
                     self.rated.append(Rated(candidate, score, each * candidate.share))
                     if self.progress is not None:
                         self.progress(f"judging {candidate.backbone} at {size_text(size)}", n, len(own))
 
     def contenders(self, chosen: Sequence[Candidate]) -> list[Candidate]:
-        """Of another backbone, the layers and sizes that did best so far."""
+        """Select the candidates of another backbone that read the layers and sizes which did best so far."""
         best = sorted(self.rated, key=lambda one: -one.score.aupro[0])[:_CONTENDERS]
         wanted = {(one.candidate.layers, one.candidate.size) for one in best}
         return [one for one in chosen if (one.layers, one.size) in wanted]
 
-    def short_list(self, doubled: tuple[int, int] | None, latency_ms: float | None) -> None:
-        """PaDiM and tiles for the best, and what these and the best cost."""
-        fast = [one for one in self.rated if not slow(one, latency_ms)] or self.rated
+    def short_list(self, doubled: tuple[int, int] | None) -> None:
+        """Try PaDiM and tiles on the best candidates, and measure what all of these cost."""
+        fast = [one for one in self.rated if not slow(one, self.request.latency_ms)] or self.rated
         best = sorted(fast, key=lambda one: -one.score.aupro[0])[:_SHORT_LIST]
         tried = [replace(one.candidate, method="padim") for one in best]
         if best and doubled is not None:
@@ -228,7 +202,7 @@ class _Judging:
         names = [one.candidate for one in best]
         for n, candidate in enumerate(tried, start=1):
             try:
-                score, _ = judge(candidate, self.data, None, self.running, seed=self.seed)
+                score, _ = judge(candidate, self.data, None, self.compute, seed=self.request.seed)
             except InputError as error:  # it would take more memory than it may
                 self.refused.append({"layers": candidate.name, "size": list(candidate.size), "why": str(error)})
             else:
@@ -243,41 +217,33 @@ class _Judging:
 
     def _measure(self, candidate: Candidate) -> None:
         at = next(i for i, one in enumerate(self.rated) if one.candidate == candidate)
-        cost = measure_cost(candidate, self.data, self.running)
+        cost = measure_cost(candidate, self.data, self.compute)
         self.rated[at] = replace(self.rated[at], cost=cost, latency_ms=1000 * cost.seconds)
 
-    def advice(
-        self,
-        backbone: str,
-        ruled_out: Sequence[RuledOut],
-        image: tuple[int, int],
-        defect_px: float,
-        latency_ms: float | None,
-    ) -> Advice:
-        """The ranking, and how sure each of the best is to beat what fit takes untold."""
-        untold = self._untold(backbone)
+    def advice(self, backbone: str, ruled_out: Sequence[RuledOut], image: tuple[int, int]) -> Advice:
+        """Rank the candidates, and say of each how surely it beats the default of ``fit``."""
+        baseline = self._baseline(backbone)
         for i, one in enumerate(self.rated):
-            if untold is not None and one.score.aupro[0] > untold.score.aupro[0]:
-                gain = difference(one.score, untold.score, self.data.groups, self.seed)["aupro"]
+            if baseline is not None and one.score.aupro[0] > baseline.score.aupro[0]:
+                gain = difference(one.score, baseline.score, self.data.groups, self.request.seed)["aupro"]
                 self.rated[i] = replace(one, gain=gain)
         while True:
-            advice = Advice(
-                tuple(self.rated), (*ruled_out, *self.refused), self.data, image, defect_px, latency_ms, untold
-            )
+            refused = (*ruled_out, *self.refused)
+            advice = Advice(tuple(self.rated), refused, self.data, image, self.request, baseline)
             if advice.choice is None or advice.choice.cost is not None:
                 return advice
             self._measure(advice.choice.candidate)
 
-    def _untold(self, backbone: str) -> Baseline | None:
-        """What fit takes untold, at the size nearest to 256 x 256 that was made ready; None: no EfficientNet-Lite."""
+    def _baseline(self, backbone: str) -> Baseline | None:
+        """Judge the default of ``fit`` at the size nearest to 256 x 256; None where it is no EfficientNet-Lite."""
         if backbone not in LITES:
             return None
         size = min(self.data.fit, key=lambda size: abs(size[0] * size[1] - 256 * 256))
-        wanted = Candidate(backbone, _UNTOLD, size, 0.0, 8, 1.0)
+        wanted = Candidate(backbone, _DEFAULT_LAYERS, size, 0.0, 8, 1.0)
         for one in self.rated:
             if replace(one.candidate, defect=0.0, share=1.0) == wanted:
                 return Baseline(one.candidate, one.score)
-        return Baseline(wanted, judge(wanted, self.data, None, self.running, seed=self.seed)[0])
+        return Baseline(wanted, judge(wanted, self.data, None, self.compute, seed=self.request.seed)[0])
 
 
 def _half(size: tuple[int, int]) -> tuple[int, int]:
@@ -287,21 +253,26 @@ def _half(size: tuple[int, int]) -> tuple[int, int]:
 # -- the answer --------------------------------------------------------------------------------------------------------
 
 
-def _command(candidate: Candidate, data: str | Path, extras: Mapping[str, Any]) -> str:
-    parts = ["pickglass", "fit", str(data), "-o", "model.safetensors", "--method", candidate.method]
+def _command(candidate: Candidate, source: DataSource) -> str:
+    parts = ["pickglass", "fit", str(source.path), "-o", "model.safetensors", "--method", candidate.method]
     parts += ["--backbone", candidate.backbone, "--layers", "+".join(candidate.layers)]
     parts += ["--size", size_text(candidate.size)]
     if candidate.tile is not None:
         tile = size_text(candidate.tile)
         parts += ["--tile", tile, "--stride", tile]
+    extras = {
+        "--layout": source.layout,
+        "--group-by": source.group_by,
+        "--roi": source.roi,
+        "--pixel-mm": source.pixel_mm,
+    }
     for option, value in extras.items():
         parts += [] if value is None else [option, str(value)]
     return shlex.join(parts)
 
 
-def _result(
-    advice: Advice, data: str | Path, defect_px: float, pixel_mm: float | None, extras: Mapping[str, Any]
-) -> AdviseResult:
+def _result(advice: Advice, source: DataSource) -> AdviseResult:
+    request, pixel_mm = advice.request, source.pixel_mm
     ranking: list[Advised] = [
         {
             "method": one.candidate.method,
@@ -320,8 +291,8 @@ def _result(
             "measured": one.cost is not None,
             "model_mb": None if one.cost is None else one.cost.model_mb,
             "peak_mb": None if one.cost is None else one.cost.peak_mb,
-            "too_slow": slow(one, advice.latency_ms),
-            "command": _command(one.candidate, data, extras),
+            "too_slow": slow(one, request.latency_ms),
+            "command": _command(one.candidate, source),
         }
         for one in advice.ranking
     ]
@@ -329,13 +300,13 @@ def _result(
     (fit, *_) = advice.data.fit.values()
     painted = sum(one.mask is not None for one in advice.data.judged)
     return {
-        "command": None if choice is None else _command(choice.candidate, data, extras),
+        "command": None if choice is None else _command(choice.candidate, source),
         "why": advice.why,
         "ranking": ranking,
         "ruled_out": list(advice.ruled_out),
         "limits": list(limits_of(advice)),
-        "defect_px": defect_px,
-        "defect_mm": None if pixel_mm is None else defect_px * pixel_mm,
+        "defect_px": request.defect_px,
+        "defect_mm": None if pixel_mm is None else request.defect_px * pixel_mm,
         "image": list(advice.image),
         "n_fit": len(fit),
         "n_held": len(advice.data.judged) - painted,

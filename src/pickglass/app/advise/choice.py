@@ -1,8 +1,8 @@
-"""What an advice says: the ranking, which of it to take and why, and what it cannot promise.
+"""An advice ranks the candidates, says which to take and why, and what it cannot promise.
 
 The best of many on few images owes part of its figure to luck. So the first of the ranking is not simply taken, but
-the candidate whose gain over what ``fit`` takes untold is surest: the one with the highest lower end of the gain's
-95 % interval, paired by group. Where none of them lies above 0, ``fit`` is left to what it takes untold.
+the candidate whose gain over the default of ``fit`` is surest: the one with the highest lower end of the gain's
+95 % interval, paired by group. Where none of them lies above 0, the default of ``fit`` is the choice.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 
 from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.painted import PaintedSet
+from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import LIMIT, Cost, Score, difference
-from pickglass.app.study.results import RuledOut
+from pickglass.app.results import RuledOut
 
 __all__ = ["Advice", "Baseline", "Rated", "by_contrast", "limits_of", "slow"]
 
@@ -26,13 +27,13 @@ _NEXT = 5  # of the ranking that are compared with the choice
 
 @dataclass(frozen=True)
 class Rated:
-    """A candidate with what was measured of it.
+    """A candidate with its score, its latency and its gain over the default of ``fit``.
 
     Attributes:
         candidate, score: what, and how well it finds painted defects.
         latency_ms: of an image; without a ``cost`` an estimate.
         cost: None: not measured.
-        gain: in AUPRO@0.05 over what fit takes untold, with its interval; None: there is none, or no comparison.
+        gain: in AUPRO@0.05 over the default of fit, with its interval; None: there is none, or no comparison.
     """
 
     candidate: Candidate
@@ -43,7 +44,10 @@ class Rated:
 
 
 class Baseline(NamedTuple):
-    """What fit takes without being told, whether geometry allows it or not."""
+    """The configuration that ``fit`` uses by default.
+
+    Candidates are compared with it, even where the geometric rules would exclude it.
+    """
 
     candidate: Candidate
     score: Score
@@ -51,60 +55,58 @@ class Baseline(NamedTuple):
 
 @dataclass(frozen=True)
 class Advice:
-    """All that was found out.
+    """Everything that the advisor found out.
 
     Attributes:
         rated: all candidates that geometry leaves.
         ruled_out: what it does not leave.
         data: what they were judged by.
         image: (H, W) of the images.
-        defect_px: extent of the defects in pixels of them.
-        latency_ms: what one image may take; None: whatever it takes.
-        untold: what the candidates are compared with; None: nothing.
+        request: the defect to be seen.
+        baseline: the candidates are compared with it; None: with nothing.
     """
 
     rated: tuple[Rated, ...]
     ruled_out: tuple[RuledOut, ...]
     data: PaintedSet
     image: tuple[int, int]
-    defect_px: float
-    latency_ms: float | None
-    untold: Baseline | None
+    request: AdviseRequest
+    baseline: Baseline | None
 
     @property
     def ranking(self) -> list[Rated]:
-        """By AUPRO@0.05, those that are too slow last."""
-        return sorted(self.rated, key=lambda one: (slow(one, self.latency_ms), -one.score.aupro[0]))
+        """The candidates by AUPRO@0.05, those that are too slow last."""
+        return sorted(self.rated, key=lambda one: (slow(one, self.request.latency_ms), -one.score.aupro[0]))
 
     @property
     def choice(self) -> Rated | None:
-        """What to take, of those that are fast enough."""
-        fast = [one for one in self.ranking if not slow(one, self.latency_ms)]
+        """The candidate to take, among those that are fast enough; None where none is."""
+        fast = [one for one in self.ranking if not slow(one, self.request.latency_ms)]
         surest = max((one for one in fast if one.gain), key=_surely, default=None)
         if surest is not None and _surely(surest) > 0:
             return surest
-        usual = [one for one in fast if self.untold is not None and one.candidate == self.untold.candidate]
+        usual = [one for one in fast if self.baseline is not None and one.candidate == self.baseline.candidate]
         return next(iter(usual or fast), None)
 
     @property
     def why(self) -> str:
-        """A sentence on the choice."""
+        """The reason for the choice, in a sentence."""
         choice = self.choice
         if choice is None:
             return "nothing here is fast enough" if self.rated else "geometry rules out everything"
-        if self.untold is None:
+        if self.baseline is None:
             return "the best on painted defects"
-        usual = f"{self.untold.candidate.name}, AUPRO@0.05 {self.untold.score.aupro[0]:.2f}"
-        if choice.candidate == self.untold.candidate:
-            return f"nothing finds more than what fit takes untold ({usual}) beyond doubt"
+        usual = f"{self.baseline.candidate.name}, AUPRO@0.05 {self.baseline.score.aupro[0]:.2f}"
+        if choice.candidate == self.baseline.candidate:
+            return f"nothing finds more than the default of fit ({usual}) beyond doubt"
         if choice.gain is None or choice.gain[1] <= 0:
-            return f"the best that can see the defect, not surely better than what fit takes untold ({usual})"
+            return f"the best that can see the defect, not surely better than the default of fit ({usual})"
         gain = "{:+.2f}, 95 % {:+.2f} to {:+.2f}".format(*choice.gain)
-        return f"the surest gain over what fit takes untold ({usual}): {gain}"
+        return f"the surest gain over the default of fit ({usual}): {gain}"
 
 
 def slow(one: Rated, latency_ms: float | None) -> bool:
-    """Whether it takes longer than it may."""
+    """Tell whether a candidate takes longer than an image may."""
     return latency_ms is not None and one.latency_ms > latency_ms
 
 
@@ -113,7 +115,7 @@ def _surely(one: Rated) -> float:
 
 
 def by_contrast(score: Score, data: PaintedSet) -> dict[str, float]:
-    """AUPRO@0.05 of the defects of each contrast, with all good images."""
+    """Return contrast -> AUPRO@0.05 of the defects of that contrast, with all good images."""
     return {
         f"{contrast:g}": score.tables.aupro(
             np.array([int(one.contrast in (None, contrast)) for one in data.judged]), LIMIT
@@ -123,8 +125,8 @@ def by_contrast(score: Score, data: PaintedSet) -> dict[str, float]:
 
 
 def limits_of(advice: Advice) -> tuple[str, ...]:
-    """What the advice cannot promise."""
-    ranking, data, defect_px = advice.ranking, advice.data, advice.defect_px
+    """Say in sentences what the advice cannot promise."""
+    ranking, data, defect_px = advice.ranking, advice.data, advice.request.defect_px
     say = [
         f"Defects were painted; real ones may be fainter or of other kinds ({', '.join(_kinds(data))} were painted)."
     ]
@@ -145,8 +147,8 @@ def limits_of(advice: Advice) -> tuple[str, ...]:
                 say.append(
                     f"Faint defects are missed: at contrast {contrast} AUPRO@0.05 is {own:.2f}, over all {value:.2f}."
                 )
-    if slow(best, advice.latency_ms):
-        say.insert(0, f"Nothing here judges an image within {advice.latency_ms:g} ms; the fastest takes "
+    if slow(best, advice.request.latency_ms):
+        say.insert(0, f"Nothing here judges an image within {advice.request.latency_ms:g} ms; the fastest takes "
                       f"{min(one.latency_ms for one in ranking):.0f} ms.")  # fmt: skip
     others = [one for one in ranking if one is not best][:_NEXT]
     close = [one for one in others if difference(best.score, one.score, data.groups)["aupro"][1] <= 0]

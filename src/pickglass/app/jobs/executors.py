@@ -1,4 +1,4 @@
-"""Where independent tasks run: here, in processes of this machine, or on a Ray cluster.
+"""Independent tasks run here, in processes of this machine, or on a Ray cluster.
 
 A task is done by a function that yields a result at a time, so that what is done already is not lost when the rest is.
 The executor asks for the next task only when there is room for it, and a worker that dies takes nothing with it but
@@ -7,6 +7,7 @@ the task it had.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,7 +17,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from pickglass.errors import InputError, MissingExtra
 
-__all__ = ["Event", "Executor", "LocalExecutor", "RayExecutor", "make_executor"]
+__all__ = ["Event", "Executor", "LocalExecutor", "RayExecutor", "Where"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -24,10 +25,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)  # a generic NamedTuple needs Python 3.11
 class Event(Generic[Task, Result]):
-    """Something came from a task: a result, or its end.
+    """A task yielded a result, or ended.
 
     Attributes:
-        task: which.
+        task: the task.
         result: None at the end.
         ended: whether nothing more will come.
         error: why it ended early; None if it did not.
@@ -40,12 +41,12 @@ class Event(Generic[Task, Result]):
 
 
 class Executor(Protocol):
-    """What runs tasks."""
+    """An executor runs tasks and reports their events."""
 
     def run(
         self, function: Callable[[Task], Iterator[Result]], take: Callable[[], Task | None]
     ) -> Iterator[Event[Task, Result]]:
-        """The events of all tasks as they come.
+        """Run all tasks, and yield their events as they come.
 
         Args:
             function: importable by name; yields the results of a task.
@@ -55,7 +56,7 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """This machine.
+    """Runs tasks on this machine.
 
     Args:
         workers: tasks at once; 1 runs them in this process, more of them each in a process of its own.
@@ -69,7 +70,7 @@ class LocalExecutor:
     def run(
         self, function: Callable[[Task], Iterator[Result]], take: Callable[[], Task | None]
     ) -> Iterator[Event[Task, Result]]:
-        """See :class:`Executor`. In this process an error of the function is raised."""
+        """Run all tasks; see :class:`Executor`. In this process an error of the function is raised."""
         return self._here(function, take) if self.workers == 1 else self._apart(function, take)
 
     def _here(
@@ -115,7 +116,7 @@ class LocalExecutor:
 
 
 def _work(pipe: Connection, function: Callable[[Any], Iterator[Any]], task: Any) -> None:
-    """In the child."""
+    """Run one task in a child process, and send its results."""
     try:
         for result in function(task):
             pipe.send(("result", result))
@@ -128,16 +129,16 @@ def _work(pipe: Connection, function: Callable[[Any], Iterator[Any]], task: Any)
 
 
 class RayExecutor:
-    """A Ray cluster (extra ``pickglass[cluster]``): the same tasks as Ray tasks.
+    """Runs tasks on a Ray cluster (extra ``pickglass[cluster]``).
 
     Its machines need pickglass, and the data and weights under the same paths. Files that results go into are written
     by the asking process alone.
 
     Args:
-        address: of the cluster, ``"auto"`` for the one that this machine belongs to; None: a Ray that runs already in
-            this process, else a new one on this machine.
-        cpus, gpus: that a task needs.
-        memory_gb: that a task needs.
+        address: address of the cluster, ``"auto"`` for the one that this machine belongs to; None: a Ray that runs
+            already in this process, or a new one on this machine.
+        cpus, gpus: number that a task needs.
+        memory_gb: gigabytes that a task needs.
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -158,7 +159,7 @@ class RayExecutor:
     def run(
         self, function: Callable[[Task], Iterator[Result]], take: Callable[[], Task | None]
     ) -> Iterator[Event[Task, Result]]:
-        """See :class:`Executor`."""
+        """Run all tasks; see :class:`Executor`."""
         ray = self.ray
         ours = not ray.is_initialized()
         if ours:
@@ -197,7 +198,7 @@ class RayExecutor:
             return Event(running.pop(stream), ended=True, error=text)
 
     def _room(self) -> int:
-        """Tasks that the whole cluster has room for at once; tasks beyond would only be kept from others."""
+        """Count the tasks that the whole cluster has room for; tasks beyond would only be kept from other users."""
         total = self.ray.cluster_resources()
         needs = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_gb * 1e9}
         fits = [total.get(name, 0.0) / need for name, need in needs.items() if need > 0]
@@ -207,18 +208,41 @@ class RayExecutor:
         return int(min(fits))
 
 
-def make_executor(
-    name: Literal["local", "ray"],
-    *,
-    workers: int = 1,
-    address: str | None = None,
-    cpus: float = 1.0,
-    gpus: float = 0.0,
-    memory_gb: float = 4.0,
-) -> Executor:
-    """An executor by its name; see the classes for the arguments."""
-    if name == "local":
-        return LocalExecutor(workers)
-    if name == "ray":
-        return RayExecutor(address, cpus, gpus, memory_gb)
-    raise InputError(f"executor={name!r}: expected 'local' or 'ray'")
+@dataclass(frozen=True)
+class Where:
+    """The place where independent tasks run.
+
+    Attributes:
+        executor: ``"local"``, or ``"ray"`` (extra ``pickglass[cluster]``).
+        parallel: tasks at once on this machine, for ``"local"``.
+        address: address of the Ray cluster, see :class:`RayExecutor`.
+        cpus, gpus: what a Ray task needs.
+        memory_gb: budget in gigabytes of each task at once; a Ray task asks for it.
+    """
+
+    executor: Literal["local", "ray"] = "local"
+    parallel: int = 1
+    address: str | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_gb: float = 4.0
+
+    def make(self) -> Executor:
+        """Make the executor.
+
+        Raises:
+            InputError: no executor has this name, or ``parallel`` is below 1.
+            MissingExtra: Ray is not installed.
+        """
+        if self.executor == "local":
+            return LocalExecutor(self.parallel)
+        if self.executor == "ray":
+            return RayExecutor(self.address, self.cpus, self.gpus, self.memory_gb)
+        raise InputError(f"executor={self.executor!r}: expected 'local' or 'ray'")
+
+    @property
+    def threads(self) -> int | None:
+        """The number of torch's threads in each task, so that tasks do not fight; None: torch's own choice."""
+        if self.parallel == 1 or self.executor != "local":
+            return None
+        return max(1, (os.cpu_count() or 1) // self.parallel)

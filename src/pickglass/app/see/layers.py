@@ -1,4 +1,4 @@
-"""What the layers of a backbone see and cost: the table to read before choosing any."""
+"""Measure what the layers of a backbone see and cost."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from pickglass.app.layers_page import write_fields
 from pickglass.app.results import LayerProbe, LayerResult, LayersListing, LayersResult
 from pickglass.app.see.probe import probe, summary
+from pickglass.app.see.request import BackboneRequest
 from pickglass.data import Preprocess, as_table, load_dataset, read_image
 from pickglass.data.files import output_path
 from pickglass.errors import InputError, WeightsMissing
@@ -34,30 +35,22 @@ Progress = Callable[[str, int, int], None]
 
 
 def layers(
-    backbone: str,
-    names: Sequence[str] | None = None,
+    request: BackboneRequest,
     *,
-    weights: str | None = None,
-    size: int | tuple[int, int] | None = None,
     images: Sequence[str | Path] = (),
     probe_data: str | Path | None = None,
     output: str | Path | None = None,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> LayersResult:
-    """Grid, stride, channels, receptive fields and cost of a backbone's layers.
+    """Measure grid, stride, channels, receptive fields and cost of a backbone's layers.
 
     Args:
-        backbone: name; see :func:`pickglass.backbone_names`.
-        names: of layers; None: those of the preset, or the last node of each grid where there is none.
-        weights: as in :mod:`pickglass.features.backbones.weights`; None: the published ones where they are found,
-            else random.
-        size: of the network's input in pixels, for grid, cost and RRF; None: 256, or the nearest multiple of patches.
+        request: the backbone; weights that are not named and not found are random, which the result says. The size is
+            that for grid, cost and RRF. The seed also decides the noise image and the folds and draws of the probe.
         images: files or folders, to measure the effective receptive fields on; the first one is drawn on.
         probe_data: folder of labelled images, to measure how well each layer tells defect types apart and defects from
             good surface; all its images are used, so it must not judge the model whose layers are chosen by it.
-        output: page (.html) or picture (.png) of the fields to write.
-        seed: of random weights, noise, and the folds and draws of the probe.
+        output: page (.html) or picture (.png) of the receptive fields to write.
         progress: called with (stage, done, total).
 
     Raises:
@@ -68,11 +61,12 @@ def layers(
         if Path(output).suffix not in (".html", ".png"):
             raise InputError(f"output file {str(output)!r}: expected a name that ends in .html or .png")
         output_path(output, Path(output).suffix)
+    backbone, seed = request.backbone, request.seed
     spec = find_backbone(backbone)
-    chosen = list(names) if names else [level.name for level in spec.levels] or outline(backbone)
-    extractor = _extractor(backbone, chosen, weights, seed)
+    chosen = list(request.layers) if request.layers else [level.name for level in spec.levels] or outline(backbone)
+    extractor = _extractor(backbone, chosen, request.weights, seed)
     patch = 1 if spec.tokens is None else spec.tokens.patch
-    canvas = _canvas(size, patch)
+    canvas = _canvas(request.size, patch)
     facts = layer_facts(extractor, canvas)
     fields = gradient_fields(extractor, SIDE if patch == 1 else min(SIDE, _PATCHES * patch), seed, progress)
     pictures = [row.path for row in as_table([Path(image) for image in images])]
@@ -101,7 +95,7 @@ def layers(
 
 
 def list_layers(backbone: str | None = None) -> LayersListing:
-    """The backbones whose layers are named, with these; or all layers of one backbone that can be asked for."""
+    """List the backbones whose layers are named, with these; or all layers of one backbone."""
     if backbone is not None:
         return {"backbones": {backbone: layer_names(backbone)}}
     return {"backbones": {name: [level.name for level in levels] for name, levels in preset_names().items()}}
@@ -116,7 +110,9 @@ def _extractor(backbone: str, names: list[str], weights: str | None, seed: int) 
         return FeatureExtractor(backbone, names, "random", seed)  # the result says so
 
 
-def _canvas(size: int | tuple[int, int] | None, patch: int) -> tuple[int, int]:
+def _canvas(size: int | str | tuple[int, int] | None, patch: int) -> tuple[int, int]:
+    if isinstance(size, str):
+        raise InputError(f"size={size!r}: layers are measured at a size in pixels, e.g. 256 or (256, 512)")
     if size is None:
         side = round(256 / patch) * patch
         return side, side

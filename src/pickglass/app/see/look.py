@@ -1,4 +1,4 @@
-"""What each layer of a backbone shows of an image, and whether a defect can still be seen there."""
+"""Show an image through the layers of a backbone, and whether a defect can still be seen there."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pickglass.app.look_page import Channel, LayerView, Scene, write_page
 from pickglass.app.results import LookLayer, LookResult
+from pickglass.app.see.request import BackboneRequest
 from pickglass.data import MAX_PIXELS, Preprocess, as_table, read_image, read_mask
 from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
@@ -35,33 +36,24 @@ Progress = Callable[[str, int, int], None]
 def look(
     image: str | Path,
     page: str | Path | None = None,
+    request: BackboneRequest | None = None,
     *,
-    backbone: str = "efficientnet_lite0",
-    layers: Sequence[str] | None = None,
-    weights: str = "default",
-    size: int | str | tuple[int, int] | None = None,
     mask: str | Path | None = None,
     box: Sequence[int] | None = None,
     good: str | Path | None = None,
-    seed: int = 0,
     max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> LookResult:
-    """Look at an image through the layers of a backbone.
+    """Show an image through the layers of a backbone, and judge where its defect is still visible.
 
     Args:
         image: file.
         page: HTML page to write.
-        backbone: name; see :func:`pickglass.backbone_names`.
-        layers: names; None: those of the preset, or the last node of each grid where there is none.
-        weights: as in :mod:`pickglass.features.backbones.weights`.
-        size: as in :mod:`pickglass.data.images.geometry`; None: 256, or the nearest multiple of a transformer's
-            patches.
+        request: the backbone and its layers; None: EfficientNet-Lite0.
         mask: image file, above 0 where the defect is.
         box: x, y, width, height of the defect in pixels of the image, in place of a mask.
         good: image or folder: what the defect is compared with in place of its surroundings; at most 40 images, evenly
             spread, are read.
-        seed: of random weights.
         max_pixels: images with more are refused.
         progress: called with (stage, done, total).
 
@@ -75,13 +67,14 @@ def look(
     defect = _defect((pixels.shape[0], pixels.shape[1]), mask, box, max_pixels)
     if good is not None and defect is None:
         raise InputError("good images are there to compare a defect with: give its mask or box too")
-    spec = find_backbone(backbone)
-    chosen = list(layers) if layers else [level.name for level in spec.levels] or outline(backbone)
-    extractor = FeatureExtractor(backbone, chosen, weights, seed)
+    asked = request or BackboneRequest()
+    spec = find_backbone(asked.backbone)
+    chosen = list(asked.layers) if asked.layers else [level.name for level in spec.levels] or outline(asked.backbone)
+    extractor = FeatureExtractor(asked.backbone, chosen, asked.weights or "default", asked.seed)
     references = [] if good is None else [read_image(path, max_pixels) for path in _some(good)]
     patch = 1 if extractor.tokens is None else extractor.tokens.patch
     sizes = [(p.shape[0], p.shape[1]) for p in (pixels, *references)]
-    prepare = Preprocess.for_images(size or round(_SIDE / patch) * patch, extractor.interpolation, sizes)
+    prepare = Preprocess.for_images(asked.size or round(_SIDE / patch) * patch, extractor.interpolation, sizes)
     extractor.shapes(prepare.size)  # says what is wrong with the size or a layer
     levels = _read(extractor, prepare, pixels)
     compared = []
@@ -96,7 +89,7 @@ def look(
         if progress is not None:
             progress("looking at layers", i + 1, len(chosen))
     result: LookResult = {
-        "backbone": backbone,
+        "backbone": asked.backbone,
         "weights": str(extractor.weights.name) if extractor.weights else "",
         "size": list(prepare.size),
         "layers": [view.facts for view in views],
@@ -110,12 +103,12 @@ def look(
 
 
 def strongest_channels(features: Tensor, defect: Tensor | None, counts: Tensor, n: int) -> list[Channel]:
-    """The channels of a layer (C, h, w) that respond most, strongest first.
+    """Find the channels of a layer (C, h, w) that respond most, strongest first.
 
     Args:
-        features: of one image.
-        defect: (h, w) bool; then those whose value there is farthest from their mean elsewhere, in their standard
-            deviations elsewhere. None: those of the highest variance.
+        features: features of one image.
+        defect: (h, w) bool; the channels then are those whose value on the defect is farthest from their mean
+            elsewhere, in their standard deviations elsewhere. None: those of the highest variance.
         counts: (h, w) bool, the cells that count.
         n: how many at most.
     """
@@ -134,7 +127,7 @@ def strongest_channels(features: Tensor, defect: Tensor | None, counts: Tensor, 
 
 
 def colours_of(features: Tensor, counts: Tensor) -> NDArray[np.uint8]:
-    """The first three principal components of the cells (C, h, w) as red, green and blue: (h, w, 3) uint8.
+    """Paint the first three principal components of the cells (C, h, w) as red, green and blue: (h, w, 3) uint8.
 
     Each from the 1 % to the 99 % quantile of the cells that count, (h, w) bool, the largest weight of each positive.
     """
@@ -157,7 +150,7 @@ def colours_of(features: Tensor, counts: Tensor) -> NDArray[np.uint8]:
 
 
 def first_filters(extractor: FeatureExtractor) -> list[NDArray[np.uint8]]:
-    """The filters (k, k, 3) uint8 of the first convolution, strongest first, 64 at most; grey is weight 0.
+    """Paint the filters (k, k, 3) uint8 of the first convolution, strongest first, 64 at most; grey is weight 0.
 
     All share one scale, so that a faint one looks faint. None where the network does not begin with a convolution of
     colours.
@@ -213,7 +206,7 @@ def _read(extractor: FeatureExtractor, prepare: Preprocess, pixels: Array) -> li
 def _defect(
     size: tuple[int, int], mask: str | Path | None, box: Sequence[int] | None, max_pixels: int
 ) -> NDArray[np.bool_] | None:
-    """The defect's pixels (H, W); None if no mask and no box was given."""
+    """Return the defect's pixels (H, W); None if neither a mask nor a box was given."""
     if mask is not None and box is not None:
         raise InputError("a mask and a box were given: give one of them")
     if mask is not None:
@@ -235,7 +228,7 @@ def _defect(
 
 
 def _some(good: str | Path) -> list[str]:
-    """At most 40 of the images, evenly spread."""
+    """List at most 40 of the good images, evenly spread."""
     paths = [row.path for row in as_table(Path(good))]
     n = min(len(paths), _GOOD)
     return [paths[i * len(paths) // n] for i in range(n)]

@@ -1,4 +1,4 @@
-"""Labelled images for :mod:`pickglass.features.anatomy.probe`: which, on which region, and what is reported."""
+"""Probe the layers of a backbone on labelled images; see :mod:`pickglass.features.anatomy.probe`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from pickglass.app.results import LayerProbe
-from pickglass.data import Preprocess, Row, Table, decode, read_mask
+from pickglass.data import Preprocess, Row, Table, decode_all, read_mask
 from pickglass.data.images.decoder import Array
-from pickglass.errors import DataError, Failure
+from pickglass.errors import DataError
 from pickglass.features.anatomy.probe import Labelled, probe_layers
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.pooling import canvas_shares
@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 def probe(
     extractor: FeatureExtractor, table: Table, prepare: Preprocess, seed: int = 0, progress: Progress | None = None
 ) -> list[LayerProbe]:
-    """What each layer tells of the good images and of the defects whose type is known.
+    """Measure how well each layer tells defect types apart, and defects from good surface.
 
     A defect without a mask counts with its whole image. On good images the masks of the defects are laid in turn.
 
@@ -51,13 +51,13 @@ def probe(
 
 
 def summary(table: Table) -> dict[str, Any]:
-    """How many good images and how many of each type."""
+    """Count the good images and the images of each type."""
     types = Counter(row.defect for row in _probed(table) if row.label != 0)
     return {"good": sum(row.label == 0 for row in table), "types": dict(sorted(types.items()))}
 
 
 def _probed(table: Table) -> Table:
-    """Defects of known types first, then the good images."""
+    """List the defects of known types first, then the good images."""
     bad = table.where(lambda row: row.label != 0 and row.defect is not None)
     if not bad:
         raise DataError(
@@ -74,27 +74,21 @@ def _batches(rows: Table, prepare: Preprocess, progress: Progress | None) -> Ite
     whole = np.ones(prepare.size, np.float32)
     borrowed: list[np.ndarray] = []
     waiting: list[tuple[Row, np.ndarray, np.ndarray]] = []
-    broken = []
-    for done, item in enumerate(decode(rows, prepared), start=1):
-        if item.value is None:
-            broken.append(Failure(item.row.path, str(item.error)))
-        else:
-            image, own = item.value
-            if item.row.label != 0:
-                borrowed.append(whole if own is None else own)
-            waiting.append((item.row, image, borrowed[-1] if item.row.label != 0 else borrowed[done % len(borrowed)]))
-        if len(waiting) == _BATCH or (waiting and done == len(rows)):
+    decoded = decode_all(rows, prepared, progress=progress, stage="probing the layers")
+    for done, (row, (image, shares)) in enumerate(decoded, start=1):
+        if row.label != 0:
+            borrowed.append(whole if shares is None else shares)
+            waiting.append((row, image, borrowed[-1]))
+        else:  # without any sound defect, an error is on its way
+            waiting.append((row, image, borrowed[done % len(borrowed)] if borrowed else whole))
+        if len(waiting) == _BATCH or done == len(rows):
             yield Labelled(
                 torch.from_numpy(np.stack([image for _, image, _ in waiting])),
                 torch.from_numpy(np.stack([shares for _, _, shares in waiting])),
                 [row.defect if row.label != 0 else None for row, _, _ in waiting],
-                [row.path if row.group is None else f"group:{row.group}" for row, _, _ in waiting],
+                [row.unit for row, _, _ in waiting],
             )
             waiting = []
-        if progress is not None:
-            progress("probing the layers", done, len(rows))
-    if broken:
-        raise DataError(f"{len(broken)} of {len(rows)} images cannot be read:", broken)
 
 
 def _known(value: float) -> float | None:

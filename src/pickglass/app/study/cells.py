@@ -1,4 +1,4 @@
-"""What a study has to do: its cells, one fit and one test each, and in which groups they share a backbone pass."""
+"""A study is a list of cells, one fit and one test each; cells of one group share a backbone pass."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pickglass.data import load_datasets
+from pickglass.app.methods import method_name
+from pickglass.data import DataSource
 from pickglass.errors import InputError, UnknownName, WeightsMissing
 from pickglass.features.backbones.checkpoints import RECIPES
 from pickglass.features.backbones.registry import find_backbone
@@ -21,7 +23,7 @@ from pickglass.methods import find_method
 __all__ = ["EACH", "Cell", "Grid", "Plan", "command_of", "make_plan", "weights_name"]
 
 EACH = "each"
-"""As ``layers``: every named layer of the backbone on its own."""
+"""The value of ``layers`` that stands for every named layer of the backbone on its own."""
 
 
 @dataclass(frozen=True)
@@ -50,33 +52,33 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Name of the cell: the start of the SHA-256 of its fields."""
+        """The name of the cell: the start of the SHA-256 of its fields."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def group(self) -> str:
-        """Cells of one group read the same backbone pass; random weights are drawn anew for each seed."""
+        """The name of the group; its cells read the same backbone pass. Random weights are drawn anew for each seed."""
         seed = self.seed if self.weights == "random" else None
         parts = (self.root, self.dataset, self.layout, self.group_by, self.backbone, self.weights, self.size, seed)
         return json.dumps(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """As a plain dict of what JSON knows."""
+        """Return a plain dict that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Cell:
-        """What :meth:`to_json` gave, after a way through JSON."""
+        """Make a cell of the dict that :meth:`to_json` returned."""
         return cls(**{**stored, "layers": tuple(stored["layers"])})
 
     def command(self, file: str | Path) -> str:
-        """The command line that does this cell; other seeds below its own come along."""
+        """Write the command line that does this cell, and the smaller seeds."""
         return command_of([self], file)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All combinations of these; ``layers``: :data:`EACH`, or the layers of one detector joined by ``+``."""
+    """All combinations of some lists; ``layers`` holds :data:`EACH`, or the layers of one detector joined by ``+``."""
 
     methods: Sequence[str]
     backbones: Sequence[str]
@@ -87,7 +89,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells, group by group.
+    """The cells of a study, group by group.
 
     Attributes:
         cells: in the order in which they are done.
@@ -103,22 +105,19 @@ class Plan:
 
 
 def make_plan(
-    data: Sequence[str | Path],
+    data: Sequence[DataSource | str | Path],
     grids: Sequence[Grid],
     *,
     seeds: int = 1,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    layout: str | None = None,
-    group_by: str | None = None,
 ) -> Plan:
-    """The cells of several grids over several data sets; what occurs twice is done once.
+    """List the cells of several grids over several data sets; what occurs twice is done once.
 
     Args:
-        data: folders or tables; a root with several categories stands for all of them.
+        data: folders or tables, or how to read them; a root with several categories stands for all of them.
         grids: what to combine.
         seeds: 0 to ``seeds - 1``.
         settings: method -> settings of its constructor.
-        layout, group_by: as in :func:`pickglass.load_dataset`.
 
     Raises:
         UnknownName: a method, backbone, layer or setting that does not exist.
@@ -127,40 +126,50 @@ def make_plan(
     """
     if seeds < 1:
         raise InputError(f"seeds={seeds!r}: expected how many, at least 1")
-    own = {method: dict(values) for method, values in (settings or {}).items()}
-    methods = list(dict.fromkeys(method for grid in grids for method in grid.methods))
+    own = {method_name(method): dict(values) for method, values in (settings or {}).items()}
+    methods = list(dict.fromkeys(method_name(method) for grid in grids for method in grid.methods))
     for method in methods:
         find_method(method).configured(own.get(method, {}))
     for method in own:
         if method not in methods:
             raise UnknownName("method of a setting", method, methods)
+    sources = [DataSource.of(root) for root in data]
     sets = {
-        (str(Path(root).resolve()), name): (len(dataset.train), len(dataset.test))
-        for root in data
-        for name, dataset in load_datasets(root, layout, group_by).items()
+        (replace(source, path=str(Path(source.path).resolve())), name): (len(dataset.train), len(dataset.test))
+        for source in sources
+        for name, dataset in source.load_all().items()
     }
     cells: dict[Cell, None] = {}
     absent: dict[tuple[str, str], str] = {}
     left_out: dict[str, None] = {}
     for grid in grids:
         for backbone, weights in _usable(grid, absent, left_out):
-            found = _layers(backbone, grid.layers)
-            for root, name in sets:
-                for size in grid.sizes:
-                    for seed in range(seeds):
-                        for method in grid.methods:
-                            text = json.dumps(own.get(method, {}), sort_keys=True)
-                            rest = (weights, size, seed, text, layout, group_by)
-                            cells |= {Cell(root, name, method, backbone, layers, *rest): None for layers in found}
+            layer_sets = _layers(backbone, grid.layers)
+            for (source, name), size, seed, method in product(sets, grid.sizes, range(seeds), grid.methods):
+                for layers in layer_sets:
+                    cell = Cell(
+                        root=str(source.path),
+                        dataset=name,
+                        method=method_name(method),
+                        backbone=backbone,
+                        layers=layers,
+                        weights=weights,
+                        size=size,
+                        seed=seed,
+                        settings=json.dumps(own.get(method_name(method), {}), sort_keys=True),
+                        layout=source.layout,
+                        group_by=source.group_by,
+                    )
+                    cells[cell] = None
     if not cells:
         raise InputError("a study without cells: " + ("; ".join(left_out) or "name methods, backbones and sizes"))
     grouped = _by_group(cells)
     missing = {c.key: absent[c.backbone, c.weights] for c in grouped if (c.backbone, c.weights) in absent}
-    return Plan(grouped, missing, tuple(left_out), sets)
+    return Plan(grouped, missing, tuple(left_out), {(str(source.path), name): n for (source, name), n in sets.items()})
 
 
 def command_of(cells: Sequence[Cell], file: str | Path) -> str:
-    """The command line that does these cells, which share layout and groups, and all combinations of what they name."""
+    """Write the command line that does cells of one layout; it does all combinations of what they name."""
 
     def listed(values: Iterable[object]) -> str:
         return ",".join(dict.fromkeys(map(str, values)))
@@ -181,7 +190,7 @@ def command_of(cells: Sequence[Cell], file: str | Path) -> str:
 
 
 def weights_name(name: str) -> str:
-    """A pretraining strategy as the papers write it, e.g. ``supervised`` or ``MoCo_v2`` -> the name of its weights."""
+    """Return the name of the weights for a pretraining as papers write it, e.g. ``supervised`` or ``MoCo_v2``."""
     plain = name.lower().replace("_", "").replace("-", "")
     if plain == "supervised":
         return "default"
@@ -189,7 +198,7 @@ def weights_name(name: str) -> str:
 
 
 def _usable(grid: Grid, absent: dict[tuple[str, str], str], left_out: dict[str, None]) -> Iterable[tuple[str, str]]:
-    """Backbones with weights that exist, here or with their authors."""
+    """Yield the backbones with those weights that exist, here or with their authors."""
     for backbone in grid.backbones:
         spec = find_backbone(backbone)
         for weights in map(weights_name, grid.weights):
@@ -205,7 +214,7 @@ def _usable(grid: Grid, absent: dict[tuple[str, str], str], left_out: dict[str, 
 
 
 def _layers(backbone: str, wanted: Sequence[str]) -> list[tuple[str, ...]]:
-    """The layers of each detector; those that the user wrote are looked up now, not in the middle of the study."""
+    """List the layers of each detector; names are looked up now, not in the middle of the study."""
     found: dict[tuple[str, ...], None] = {}
     for text in wanted:
         if text == EACH:

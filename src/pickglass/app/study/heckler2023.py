@@ -21,6 +21,7 @@ import numpy as np
 from pickglass.app.charts import Axis, Line, draw_chart
 from pickglass.app.page import as_text
 from pickglass.app.see.layers import layers as measure_layers
+from pickglass.app.see.request import BackboneRequest
 from pickglass.app.study.cells import Grid
 from pickglass.app.study.store import StudyStore
 from pickglass.features.backbones.registry import find_backbone
@@ -71,7 +72,7 @@ def layers_by_field(store: StudyStore, backbone: str) -> dict[str, int]:
     names = [level.name for level in find_backbone(backbone).levels]
     known = store.fields(backbone)
     if not set(names) <= set(known):
-        found = measure_layers(backbone, names)
+        found = measure_layers(BackboneRequest(backbone, names))
         known = {node["name"]: node["rf_gradient"] for node in found["nodes"]}
         store.keep_fields(backbone, found["weights"], known)
     return {name: known[name] for name in sorted(names, key=lambda name: (known[name], names.index(name)))}

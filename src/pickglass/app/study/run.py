@@ -1,4 +1,4 @@
-"""Doing the cells of one group of a study: each a fit and a test, all on one backbone pass."""
+"""Do the cells of one group of a study: each is a fit and a test, all on one backbone pass."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pickglass.app.jobs.peak import peak_mb, reset_peak
 from pickglass.app.pictures import colour_range
 from pickglass.app.study.cells import Cell
 from pickglass.app.study.store import METRICS, Outcome, Picture
-from pickglass.app.testing.compare import choose_images
 from pickglass.app.testing.evaluate import Evaluation, evaluate
+from pickglass.app.testing.sampling import choose_images
 from pickglass.data import Dataset, Row, load_datasets
-from pickglass.detectors.compute import ComputeArguments
+from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError, PickglassError, WeightsMissing
 from pickglass.features.shared import SharedFeatures
 from pickglass.metrics import f1_max
@@ -35,25 +35,25 @@ __all__ = ["GroupTask", "run_group", "stored_map"]
 
 @dataclass(frozen=True)
 class GroupTask:
-    """Cells of one group, and how to do them.
+    """Cells of one group, and how they are done.
 
     Attributes:
-        cells: of one group; see :attr:`pickglass.app.study.cells.Cell.group`.
-        running: as of :meth:`pickglass.Detector.fit`.
+        cells: cells of one group; see :attr:`pickglass.app.study.cells.Cell.group`.
+        compute: where to compute.
         memory_gb: budget; half of it for the shared features, half for what a method holds.
         images: how many test images are kept for the gallery.
-        threads: of torch; None: its own choice.
+        threads: how many torch uses; None: its own choice.
     """
 
     cells: tuple[Cell, ...]
-    running: ComputeArguments = field(default_factory=ComputeArguments)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
     memory_gb: float = 4.0
     images: int = 10
     threads: int | None = None
 
 
 def run_group(task: GroupTask) -> Iterator[Outcome]:
-    """The outcome of each cell, in order, as soon as it is done; an error ends its own cell alone."""
+    """Yield the outcome of each cell, in order, as soon as it is done; an error ends its own cell alone."""
     if task.threads is not None:
         torch.set_num_threads(task.threads)
     with ExitStack() as stack:
@@ -82,7 +82,7 @@ def run_group(task: GroupTask) -> Iterator[Outcome]:
 
 
 class _Common:
-    """What the cells of a group share: the data set and its features."""
+    """The data set and its features, which the cells of a group share."""
 
     def __init__(self, task: GroupTask) -> None:
         first = task.cells[0]
@@ -107,11 +107,12 @@ def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], 
     own = {"backbone": cell.backbone, "layers": cell.layers, "weights": cell.weights, "size": cell.size}
     detector = build(cell.method, settings={**json.loads(cell.settings), **own})
     detector.shared_features = common.features
+    run = task.compute.arguments()
     spent, began = common.features.seconds, time.perf_counter()
     # thresholds play no part in the metrics of a study, so every good image may teach
-    detector.fit(common.dataset.train, calibrate=0.0, seed=cell.seed, memory_gb=task.memory_gb / 2, **task.running)
+    detector.fit(common.dataset.train, calibrate=0.0, seed=cell.seed, memory_gb=task.memory_gb / 2, **run)
     fitted = time.perf_counter()
-    prediction = detector.predict(common.dataset.test, **task.running)
+    prediction = detector.predict(common.dataset.test, **run)
     judged = time.perf_counter()
     if not len(prediction):
         raise DataError(f"{cell.dataset}: none of the test images can be read:", prediction.failed)
@@ -130,7 +131,7 @@ def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], 
 
 
 def _pictures(prediction: Prediction, evaluation: Evaluation, dataset: Dataset, images: int) -> tuple[Picture, ...]:
-    """The images of the gallery, the same ones whatever the detector."""
+    """Keep the images of the gallery, the same ones whatever the detector."""
     chosen = {dataset.test[i].path for i in choose_images(dataset.test, images)}
     low, high = colour_range(None, prediction.maps)
     labels = np.array([-1 if row.label is None else row.label for row in prediction.rows])
@@ -162,7 +163,7 @@ def _pictures(prediction: Prediction, evaluation: Evaluation, dataset: Dataset, 
 
 
 def stored_map(picture: Picture) -> np.ndarray[Any, Any]:
-    """The map of a picture at the original size, (H, W) float32, as shares of the cell's range of colours."""
+    """Restore the map of a picture at the original size, (H, W) float32, as shares of the cell's range of colours."""
     about = json.loads(picture.about)
     values = np.frombuffer(zlib.decompress(picture.map), np.float16).reshape(about["shape"]).astype(np.float32)
     return Found(Row(picture.path), 0.0, values, tuple(about["size"]), tuple(about["window"])).full_map()

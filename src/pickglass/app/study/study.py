@@ -1,58 +1,117 @@
-"""Every method on every backbone, layer, size and weights: which features can see the defects of these data sets."""
+"""A study runs every method on every backbone, layer, size and weights of some lists."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from typing_extensions import Unpack
-
-from pickglass.app.jobs.executors import Executor, make_executor
+from pickglass.app.jobs.executors import Executor, Where
+from pickglass.app.results import StudyCell, StudyResult
 from pickglass.app.study.cells import EACH, Cell, Grid, Plan, make_plan, weights_name
 from pickglass.app.study.heckler2023 import HECKLER2023
-from pickglass.app.study.results import StudyCell, StudyResult
 from pickglass.app.study.run import GroupTask, run_group
 from pickglass.app.study.store import Outcome, StudyStore
 from pickglass.app.study.time import estimate
 from pickglass.app.study_page import write_study
+from pickglass.data import DataSource
 from pickglass.data.files import output_path
-from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import InputError, UnknownName
 
-__all__ = ["STUDY_PRESETS", "study"]
+__all__ = ["STUDY_PRESETS", "StudyFiles", "StudyRequest", "list_cells", "study"]
 
 STUDY_PRESETS: dict[str, Sequence[Grid]] = {"heckler2023": HECKLER2023}
-"""Studies with a name: their grids."""
+"""Name of a study -> its grids."""
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """The detectors that a study combines.
+
+    Attributes:
+        methods: names; None: patchcore.
+        backbones: names; None: efficientnet_lite0.
+        layers: ``"each"`` named layer of the backbone on its own (None), or layers of one detector joined by ``+``.
+        sizes: sizes of the network's input, as the methods take them; None: 256.
+        weights: names as in :mod:`pickglass.features.backbones.weights`; also ``"supervised"``; None: that.
+        seeds: how many, from 0 on.
+        preset: a name in :data:`STUDY_PRESETS`, whose combinations are taken instead; the lists above then only select
+            among them.
+        settings: method -> settings of its constructor.
+    """
+
+    methods: Sequence[str] | None = None
+    backbones: Sequence[str] | None = None
+    layers: Sequence[str] | None = None
+    sizes: Sequence[int | str] | None = None
+    weights: Sequence[str] | None = None
+    seeds: int = 1
+    preset: str | None = None
+    settings: Mapping[str, Mapping[str, Any]] | None = None
+
+    def plan(self, data: Sequence[DataSource | str | Path]) -> Plan:
+        """List the cells over these data sets; see :func:`pickglass.app.study.cells.make_plan` for the errors."""
+        return make_plan(data, self._grids(), seeds=self.seeds, settings=self.settings)
+
+    def _grids(self) -> list[Grid]:
+        """Make one grid of the lists; with a preset, select from its grids."""
+        if self.preset is None:
+            return [
+                Grid(
+                    self.methods or ["patchcore"],
+                    self.backbones or ["efficientnet_lite0"],
+                    self.layers or [EACH],
+                    self.weights or ["default"],
+                    self.sizes or [256],
+                )
+            ]
+        if self.preset not in STUDY_PRESETS:
+            raise UnknownName("study", self.preset, STUDY_PRESETS)
+        if self.layers is not None:
+            raise InputError(f"the study {self.preset!r} names its layers itself: leave layers out")
+
+        def selected(values: Sequence[Any], wanted: Sequence[Any] | None) -> list[Any]:
+            return [value for value in values if wanted is None or value in wanted]
+
+        weights = None if self.weights is None else list(map(weights_name, self.weights))
+        return [
+            Grid(
+                selected(grid.methods, self.methods),
+                selected(grid.backbones, self.backbones),
+                grid.layers,
+                selected(grid.weights, weights),
+                selected(grid.sizes, self.sizes),
+            )
+            for grid in STUDY_PRESETS[self.preset]
+        ]
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """The files that a study writes beside its results.
+
+    Attributes:
+        csv: file to export the cells to, ``.csv``; None: none.
+        report: page to write, ``.html``; None: none.
+        images: how many images of each data set the page shows.
+    """
+
+    csv: str | Path | None = None
+    report: str | Path | None = None
+    images: int = 10
 
 
 def study(
-    data: Sequence[str | Path],
+    data: Sequence[DataSource | str | Path],
     file: str | Path,
+    request: StudyRequest | None = None,
     *,
-    methods: Sequence[str] | None = None,
-    backbones: Sequence[str] | None = None,
-    layers: Sequence[str] | None = None,
-    sizes: Sequence[int | str] | None = None,
-    weights: Sequence[str] | None = None,
-    seeds: int = 1,
-    preset: str | None = None,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-    layout: str | None = None,
-    group_by: str | None = None,
-    dry_run: bool = False,
-    csv: str | Path | None = None,
-    report: str | Path | None = None,
-    images: int = 10,
-    executor: Literal["local", "ray"] = "local",
-    parallel: int = 1,
-    address: str | None = None,
-    cpus: float = 1.0,
-    gpus: float = 0.0,
-    memory_gb: float = 4.0,
+    files: StudyFiles | None = None,
+    where: Where | None = None,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    **running: Unpack[ComputeArguments],
 ) -> StudyResult:
     """Fit and test all combinations, each once: what the file holds already is not done again.
 
@@ -61,91 +120,59 @@ def study(
     good images teach, apart from those on which a method picks its epoch.
 
     Args:
-        data: folders or tables; a root with several categories stands for all of them.
+        data: folders or tables, or how to read them; a root with several categories stands for all of them.
         file: SQLite file of the results; made if it is not there.
-        methods: names; None: patchcore.
-        backbones: names; None: efficientnet_lite0.
-        layers: ``"each"`` named layer of the backbone on its own (None), or layers of one detector joined by ``+``.
-        sizes: of the network's input, as the methods take it; None: 256.
-        weights: as :mod:`pickglass.features.backbones.weights` describes; also ``"supervised"``; None: that.
-        seeds: how many, from 0 on.
-        preset: a name in :data:`STUDY_PRESETS`, whose combinations are taken instead; what is given of the five
-            above then only selects among them.
-        settings: method -> settings of its constructor.
-        layout, group_by: as in :func:`pickglass.load_dataset`.
-        dry_run: only list the cells, with an estimate of their time; nothing is written.
-        csv: file to export the cells to, ``.csv``.
-        report: page to write, ``.html``.
-        images: how many images of each data set the page shows.
-        executor: ``"local"``, or ``"ray"`` (extra ``pickglass[cluster]``).
-        parallel: groups of cells at once, local. Cells of one data set, backbone, weights and size are one group.
-        address: of the Ray cluster; see :class:`pickglass.app.jobs.executors.RayExecutor`.
-        cpus, gpus: of a Ray task.
-        memory_gb: budget of each group at once.
+        request: which detectors.
+        files: what else to write.
+        where: on this machine or on a cluster. Cells of one data set, backbone, weights and size are one task.
+        compute: where each cell computes.
         progress: called with (stage, done, total).
-        running: as in :meth:`pickglass.Detector.fit`.
 
     Raises:
         InputError, DataError: nothing to do, a name that does not exist, or a file that cannot be used.
         MissingExtra: Ray is not installed.
     """
-    table = None if csv is None else output_path(csv, ".csv")
-    page = None if report is None else output_path(report, ".html")
-    grids = _grids(preset, methods, backbones, layers, sizes, weights)
-    plan = make_plan(data, grids, seeds=seeds, settings=settings, layout=layout, group_by=group_by)
-    if dry_run:
-        return _listed(plan, file)
-    chosen = make_executor(executor, workers=parallel, address=address, cpus=cpus, gpus=gpus, memory_gb=memory_gb)
-    threads = None if parallel == 1 or executor != "local" else max(1, (os.cpu_count() or 1) // parallel)
+    asked, out, at, run = (
+        request or StudyRequest(),
+        files or StudyFiles(),
+        where or Where(),
+        compute or ComputeOptions(),
+    )
+    table = None if out.csv is None else output_path(out.csv, ".csv")
+    page = None if out.report is None else output_path(out.report, ".html")
+    plan = asked.plan(data)
+    executor = at.make()
     with StudyStore(file) as store:
         store.enter(plan)
-        _work(store, plan, chosen, lambda cells: GroupTask(cells, running, memory_gb, images, threads), progress)
+        _work(
+            store,
+            plan,
+            executor,
+            lambda cells: GroupTask(cells, run, at.memory_gb, out.images, at.threads),
+            progress,
+        )
         keys = {cell.key for cell in plan.cells}
         if table is not None:
             store.export(table, keys)
         if page is not None:
-            write_study(page, store, keys, plan, preset, running.get("max_pixels"))
+            write_study(page, store, keys, plan, asked.preset, run.max_pixels)
         return _result(plan, file, store.rows(keys), {}, table, page)
 
 
-def _grids(
-    preset: str | None,
-    methods: Sequence[str] | None,
-    backbones: Sequence[str] | None,
-    layers: Sequence[str] | None,
-    sizes: Sequence[int | str] | None,
-    weights: Sequence[str] | None,
-) -> list[Grid]:
-    """One grid of what was given; of a preset, its grids as far as they were asked for."""
-    if preset is None:
-        return [
-            Grid(
-                methods or ["patchcore"],
-                backbones or ["efficientnet_lite0"],
-                layers or [EACH],
-                weights or ["default"],
-                sizes or [256],
-            )
-        ]
-    if preset not in STUDY_PRESETS:
-        raise UnknownName("study", preset, STUDY_PRESETS)
-    if layers is not None:
-        raise InputError(f"the study {preset!r} names its layers itself: leave layers out")
+def list_cells(
+    data: Sequence[DataSource | str | Path], file: str | Path, request: StudyRequest | None = None
+) -> StudyResult:
+    """List the cells of a study with an estimate of their time; nothing is computed or written.
 
-    def asked(own: Sequence[Any], given: Sequence[Any] | None) -> list[Any]:
-        return [value for value in own if given is None or value in given]
-
-    named = None if weights is None else list(map(weights_name, weights))
-    return [
-        Grid(
-            asked(grid.methods, methods),
-            asked(grid.backbones, backbones),
-            grid.layers,
-            asked(grid.weights, named),
-            asked(grid.sizes, sizes),
-        )
-        for grid in STUDY_PRESETS[preset]
-    ]
+    Args:
+        data, file, request: as in :func:`study`; cells that the file holds make the estimate better.
+    """
+    plan = (request or StudyRequest()).plan(data)
+    rows: list[dict[str, Any]] = []
+    if Path(file).is_file():
+        with StudyStore(file, create=False) as store:
+            rows = store.rows()
+    return _result(plan, file, rows, estimate(plan, rows), None, None)
 
 
 def _work(
@@ -181,14 +208,6 @@ def _work(
                 if open_cells and event.error is not None:  # the worker died in the first of them
                     store.write(Outcome(open_cells[0], "failed", {"error": event.error}))
                 store.release(open_cells)
-
-
-def _listed(plan: Plan, file: str | Path) -> StudyResult:
-    rows: list[dict[str, Any]] = []
-    if Path(file).is_file():
-        with StudyStore(file, create=False) as store:
-            rows = store.rows()
-    return _result(plan, file, rows, estimate(plan, rows), None, None)
 
 
 def _result(

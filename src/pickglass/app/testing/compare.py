@@ -1,4 +1,4 @@
-"""Several models on the same test images: their metrics in one table, and the same images side by side."""
+"""Compare several models on the same test images: their metrics, and the same images side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from typing_extensions import Unpack
 
 from pickglass.app.page import PLAIN_TAIL, as_text, head
 from pickglass.app.pictures import (
@@ -24,14 +23,15 @@ from pickglass.app.pictures import (
 )
 from pickglass.app.results import CompareResult, ModelMetrics
 from pickglass.app.testing.evaluate import evaluate
-from pickglass.data import MAX_PIXELS, Row, Table, load_dataset, read_image, read_mask, with_roi
+from pickglass.app.testing.sampling import choose_images
+from pickglass.data import DataSource, Row, Table, read_image, read_mask
 from pickglass.data.files import output_path, written_whole
-from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.methods import Detector, load
 from pickglass.result import Prediction
 
-__all__ = ["choose_images", "compare"]
+__all__ = ["compare"]
 
 _COLUMNS = {
     "image_auroc": "image AUROC",
@@ -53,25 +53,25 @@ _SIDE = 256  # px, longest side of a picture
 
 def compare(
     models: Sequence[str | Path],
-    data: str | Path,
+    data: DataSource | str | Path,
     report: str | Path | None = None,
     *,
     images: int = 10,
-    layout: str | None = None,
-    group_by: str | None = None,
-    roi: str | Path | None = None,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    **running: Unpack[ComputeArguments],
 ) -> CompareResult:
     """Judge several models on the test images of one folder.
 
     Args:
         models: model files, in the order of the columns.
-        data: folder in any layout that :func:`pickglass.load_dataset` knows.
+        data: folder in any layout that :func:`pickglass.load_dataset` knows, or how to read it.
         report: HTML file to write: a table of metrics, and the same images side by side.
-        images: how many images the page shows; see :func:`choose_images`.
+        images: how many images the page shows; see
+            :func:`pickglass.app.testing.sampling.choose_images`.
+        compute: where to compute.
+        progress: called with (stage, done, total).
 
-    The others as in :func:`pickglass.app.testing.test.test`. An image that one model cannot take is left out for all.
+    An image that one model cannot take is left out for all.
 
     Raises:
         InputError: a model is named twice.
@@ -81,22 +81,23 @@ def compare(
     if len(set(paths)) < len(paths):
         raise InputError(f"models {[str(path) for path in paths]} name one twice: name each once")
     page = None if report is None else output_path(report, ".html")
-    dataset = load_dataset(data, layout, group_by)
-    test = with_roi(dataset.test, roi)
+    source, run = DataSource.of(data), compute or ComputeOptions()
+    dataset = source.load()
+    test = source.placed(dataset.test)
     predictions: list[Prediction] = []
     names: list[str] = []
     speeds: list[float] = []
     for path in paths:
         detector = load(path)
         names.append(_name(detector, path, names))
-        detector.predict(test[:1], **running)  # sets the engine up, which images_per_s does not count
+        detector.predict(test[:1], **run.arguments())  # sets the engine up, which images_per_s does not count
         began = time.perf_counter()
-        predictions.append(detector.predict(test, progress=progress, **running))
+        predictions.append(detector.predict(test, progress=progress, **run.arguments()))
         speeds.append(len(predictions[-1]) / (time.perf_counter() - began))
     failures = {f.path: f for prediction in predictions for f in prediction.failed}
     predictions = [_without(prediction, failures) for prediction in predictions]
     if not len(predictions[0]):
-        raise DataError(f"{data}: there is no test image that all models can take:", list(failures.values()))
+        raise DataError(f"{source.path}: there is no test image that all models can take:", list(failures.values()))
     judged: list[ModelMetrics] = [
         {"model": str(path), "name": name, "images_per_s": speed, **evaluate(prediction).overall}
         for path, name, speed, prediction in zip(paths, names, speeds, predictions, strict=True)
@@ -114,28 +115,13 @@ def compare(
                 f"<p>{len(predictions[0])} test images. The best of a column is bold; differences within a few points "
                 "may be chance. Each model's colours run over its own range of values.</p>",
                 _table(judged),
-                _gallery(predictions, names, chosen, running.get("max_pixels", MAX_PIXELS)),
+                _gallery(predictions, names, chosen, run.max_pixels),
                 PLAIN_TAIL,
             ]
         )
         with written_whole(page) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return result
-
-
-def choose_images(table: Table, n: int) -> list[int]:
-    """Which images to look at: the types of defects in turn, and every fifth one a good image; in a fixed order."""
-    kinds: dict[tuple[int | None, str | None], list[int]] = {}
-    for i, row in enumerate(table):
-        kinds.setdefault((row.label, row.defect), []).append(i)
-    good = kinds.pop((0, None), [])
-    turns = [[own[round(k * (len(own) - 1) / max(1, n))] for own in kinds.values()] for k in range(n)]
-    seen = dict.fromkeys(i for turn in turns for i in turn)
-    rest = dict.fromkeys(i for own in kinds.values() for i in own)
-    defective = [*seen, *(i for i in rest if i not in seen)]
-    n_good = min(len(good), max(n // 5, n - len(defective)))
-    step = max(1, len(good) // max(1, n_good))
-    return [*defective[: n - n_good], *good[::step][:n_good]]
 
 
 def _name(detector: Detector, path: Path, taken: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What happens to a model's metrics as light, focus, noise, compression and the place of the part change."""
+"""Test how a model's metrics change with light, focus, noise, compression and the place of the part."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from typing_extensions import Unpack
 
 from pickglass.app.results import Disturbed, RobustnessResult
 from pickglass.app.robustness_page import draw_samples, write_page
 from pickglass.app.testing.truth import LIMITS, read_truth
-from pickglass.data import MAX_PIXELS, Dataset, Row, Table, decode, load_dataset, read_image
+from pickglass.data import Dataset, DataSource, Row, Table, decode
 from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
 from pickglass.data.painting.disturbances import DISTURBANCES, UNITS, disturb, disturb_mask
-from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.errors import DataError, Failure
 from pickglass.methods import load
@@ -33,14 +32,12 @@ _BATCH = 8  # disturbed images held at once
 
 def robustness(
     model: str | Path | Detector,
-    data: str | Path | Dataset,
+    data: DataSource | Dataset | str | Path,
     page: str | Path | None = None,
     *,
     seed: int = 0,
-    layout: str | None = None,
-    group_by: str | None = None,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    **running: Unpack[ComputeArguments],
 ) -> RobustnessResult:
     """Judge a model on test images that are disturbed ever more strongly, with the threshold it has.
 
@@ -51,11 +48,11 @@ def robustness(
 
     Args:
         model: model file, or a fitted detector.
-        data: folder in any layout that :func:`pickglass.load_dataset` knows, or a data set.
+        data: folder in any layout that :func:`pickglass.load_dataset` knows, how to read it, or a data set.
         page: HTML file to write: a plot for each metric, a table, and what the disturbances look like.
-        seed: of the noise and of the directions.
-
-    The others as in :meth:`pickglass.Detector.predict`.
+        seed: decides the noise and the directions of shifts and turns.
+        compute: where to compute; ``batch`` has no effect.
+        progress: called with (stage, done, total).
 
     Returns:
         Image AUROC, AUPRO, false-alarm and miss rate for each kind and strength; images that could not be read or
@@ -66,12 +63,12 @@ def robustness(
     """
     target = None if page is None else output_path(page, ".html")
     detector = model if isinstance(model, Detector) else load(model)
-    dataset = data if isinstance(data, Dataset) else load_dataset(data, layout, group_by)
+    dataset = data if isinstance(data, Dataset) else DataSource.of(data).load()
     rows = dataset.test.where(lambda row: row.label is not None)
     if not rows:
         raise DataError(f"{dataset.root}: no test image is known to be good or defective, which the metrics need")
-    options: ComputeArguments = {"workers": 2, "max_pixels": MAX_PIXELS, **running, "batch": _BATCH}
-    run = _Run(detector, rows, seed, options, {}, progress)
+    options = replace(compute or ComputeOptions(), batch=_BATCH)
+    run = _Disturber(detector, rows, seed, options, {}, progress)
     calibration = detector.current_calibration()
     threshold = None if calibration is None else calibration.image_threshold
     undisturbed = run.judged("none", (0.0,), threshold)[0]
@@ -86,46 +83,45 @@ def robustness(
     }
     if target is not None:
         place = next(i for i, row in enumerate(rows) if row.path not in run.failed)
-        pixels = rows[place].pixels
-        shown = read_image(rows[place].path if pixels is None else pixels, options["max_pixels"])
+        shown = rows[place].image(options.max_pixels)
         pictures = draw_samples(lambda kind, strength: run.image(shown, place, kind, strength))
         title = f"{dataset.name}: {type(detector).__name__} under disturbances"
         write_page(target, title, result, threshold, pictures)
     return result
 
 
-class _One(NamedTuple):
-    """A disturbed image on its way: its place among the rows, which strength, and the row with its pixels."""
+class _Disturbed(NamedTuple):
+    """A disturbed image: its place among the rows, the number of its strength, and the row with its pixels."""
 
     place: int
     step: int
     row: Row
 
 
-class _Run(NamedTuple):
-    """What is disturbed, and by what it is judged. ``failed``: path -> reason, filled on the way."""
+class _Disturber(NamedTuple):
+    """Disturbs the test images and judges them. ``failed`` holds path -> reason of what could not be judged."""
 
     detector: Detector
     rows: Table
     seed: int
-    options: ComputeArguments
+    options: ComputeOptions
     failed: dict[str, str]
     progress: Progress | None
 
     def rng(self, place: int, kind: str) -> np.random.Generator:
-        """The same for all strengths of a kind, so that an image goes ever farther in one direction."""
+        """Return a generator that is the same for all strengths of a kind, so that an image keeps its direction."""
         return np.random.default_rng([self.seed, place, *kind.encode()])
 
     def image(self, image: Array, place: int, kind: str, strength: float) -> Array:
-        """An image as it is (``"none"``) or disturbed."""
+        """Return an image as it is (``"none"``) or disturbed."""
         return image if kind == "none" else disturb(image, kind, strength, self.rng(place, kind))
 
     def judged(self, kind: str, strengths: Sequence[float], threshold: float | None) -> list[Disturbed]:
-        """The metrics of all images at each strength of one kind; each image is read once."""
+        """Compute the metrics of all images at each strength of one kind; each image is read once."""
         found: list[list[tuple[int, Found]]] = [[] for _ in strengths]
         source = self._disturbed(kind, strengths)
         while batch := list(islice(source, _BATCH)):
-            judged = self.detector.stream(Table([one.row for one in batch]), **self.options)
+            judged = self.detector.stream(Table([one.row for one in batch]), **self.options.arguments())
             for one, item in zip(batch, judged, strict=True):
                 if isinstance(item, Failure):
                     self.failed[item.path] = item.error
@@ -135,15 +131,17 @@ class _Run(NamedTuple):
             raise DataError("none of the test images can be judged:", [Failure(*item) for item in self.failed.items()])
         return [self._metrics(kind, *item, threshold) for item in zip(strengths, found, strict=True)]
 
-    def _disturbed(self, kind: str, strengths: Sequence[float]) -> Iterator[_One]:
-        workers, max_pixels = self.options["workers"], self.options["max_pixels"]
-        images = decode(self.rows, _as_it_is, workers, ahead=workers + 1, max_pixels=max_pixels)
+    def _disturbed(self, kind: str, strengths: Sequence[float]) -> Iterator[_Disturbed]:
+        workers, limit = self.options.workers, self.options.max_pixels
+        images = decode(self.rows, _as_it_is, workers, ahead=workers + 1, max_pixels=limit)
         for place, item in enumerate(images):
             if item.value is None:
                 self.failed[item.row.path] = str(item.error)
             else:
                 for step, strength in enumerate(strengths):
-                    yield _One(place, step, replace(item.row, pixels=self.image(item.value, place, kind, strength)))
+                    yield _Disturbed(
+                        place, step, replace(item.row, pixels=self.image(item.value, place, kind, strength))
+                    )
             if self.progress is not None:
                 self.progress(f"disturbing: {kind}", place + 1, len(self.rows))
 

@@ -9,7 +9,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from typing_extensions import Unpack
 
 from pickglass.app.charts import Curves
 from pickglass.app.pictures import Panel, ReportImage, colour_range
@@ -19,9 +18,9 @@ from pickglass.app.testing.evaluate import Evaluation, evaluate
 from pickglass.app.testing.robustness import robustness as judge_robustness
 from pickglass.app.testing.truth import LOCO_LIMIT
 from pickglass.app.tile_pictures import tile_panels
-from pickglass.data import Table, load_dataset, read_image, read_mask, with_pixel_mm, with_roi
+from pickglass.data import DataSource, Table, read_mask
 from pickglass.data.files import output_path, written_whole
-from pickglass.detectors.compute import ComputeArguments, Progress
+from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.errors import DataError
 from pickglass.methods import load
@@ -33,49 +32,50 @@ __all__ = ["test", "write_report"]
 
 def test(
     model: str | Path | Detector,
-    data: str | Path,
+    data: DataSource | str | Path,
     report: str | Path | None = None,
     *,
     save: str | Path | None = None,
     intervals: int = 0,
     robustness: str | Path | None = None,
-    layout: str | None = None,
-    group_by: str | None = None,
-    roi: str | Path | None = None,
-    pixel_mm: float | None = None,
+    compute: ComputeOptions | None = None,
     progress: Progress | None = None,
-    **running: Unpack[ComputeArguments],
 ) -> TestResult:
-    """Predict the test images of a folder and compute the metrics.
+    """Judge the test images of a folder and compute the metrics.
 
     Args:
         model: model file, or a fitted detector.
-        data: folder in any layout that :func:`pickglass.load_dataset` knows.
+        data: folder in any layout that :func:`pickglass.load_dataset` knows, or how to read it; a region of interest
+            and a size of a pixel that it gives stand in place of the model's own.
         report: HTML file to write.
+        save: ``.npz`` to write: ``scores (N,)``, ``maps (N, h, w)`` float32 on the model's grid, ``paths (N,)``.
         intervals: bootstrap replicates by group for 95 % intervals, e.g. 1000; 0: no intervals.
         robustness: HTML file to write about the metrics under light, blur, noise, JPEG, shift and rotation; takes 29
             times as long. None: not judged.
-        save: ``.npz`` to write: ``scores (N,)``, ``maps (N, h, w)`` float32 on the model's grid, ``paths (N,)``.
-        roi: region of interest, a mask or a folder of masks; None: the model's.
-        pixel_mm: side of a pixel on the part in millimetres; None: the model's.
+        compute: where to compute.
+        progress: called with (stage, done, total).
 
-    The others as in :meth:`pickglass.Detector.predict`.
+    Raises:
+        DataError: there is no test image, or none can be read.
     """
     page = None if report is None else output_path(report, ".html")
     robustness_page = None if robustness is None else output_path(robustness, ".html")
     archive = None if save is None else output_path(save, ".npz")
     detector = model if isinstance(model, Detector) else load(model)
-    dataset = load_dataset(data, layout, group_by)
-    if roi is not None or pixel_mm is not None:
-        dataset = replace(dataset, table=dataset.train + with_pixel_mm(with_roi(dataset.test, roi), pixel_mm))
+    source, run = DataSource.of(data), compute or ComputeOptions()
+    dataset = source.load()
+    if source.roi is not None or source.pixel_mm is not None:
+        dataset = replace(dataset, table=dataset.train + source.placed(dataset.test))
     if not dataset.test:
-        raise DataError(f"{data}: the data set has no test images: expected a folder 'test', or good and bad images")
-    detector.predict(dataset.test[:1], **running)  # sets the engine up, which images_per_s does not count
+        raise DataError(
+            f"{source.path}: the data set has no test images: expected a folder 'test', or good and bad images"
+        )
+    detector.predict(dataset.test[:1], **run.arguments())  # sets the engine up, which images_per_s does not count
     began = time.perf_counter()
-    prediction = detector.predict(dataset.test, progress=progress, **running)
+    prediction = detector.predict(dataset.test, progress=progress, **run.arguments())
     seconds = time.perf_counter() - began
     if not len(prediction):
-        raise DataError(f"{data}: none of the test images can be read:", prediction.failed)
+        raise DataError(f"{source.path}: none of the test images can be read:", prediction.failed)
     evaluation = evaluate(prediction, repeats=intervals)
     result: TestResult = {
         **evaluation.overall,
@@ -90,7 +90,7 @@ def test(
     if page is not None:
         write_report(page, detector, prediction, evaluation, result, dataset.name, progress)
     if robustness_page is not None:
-        result["robustness"] = judge_robustness(detector, dataset, robustness_page, progress=progress, **running)
+        result["robustness"] = judge_robustness(detector, dataset, robustness_page, compute=run, progress=progress)
     return result
 
 
@@ -103,7 +103,7 @@ def write_report(
     name: str,
     progress: Progress | None = None,
 ) -> Path:
-    """The HTML page of a test; images are read again one by one."""
+    """Write the HTML page of a test; images are read again one by one."""
     threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
     scale = colour_range(threshold, prediction.maps)
     with ReportWriter(target, f"{name}: {type(detector).__name__}", scale) as writer:
@@ -117,7 +117,7 @@ def write_report(
                     label=row.label,
                     score=found.score,
                     verdict=prediction.verdict(i),
-                    image=read_image(row.path if row.pixels is None else row.pixels),
+                    image=row.image(),
                     map=full,
                     mask=None if row.mask is None else read_mask(row.mask, found.size),
                     predicted=None if threshold is None else full > threshold,
@@ -143,7 +143,7 @@ def write_report(
 
 
 def _tiles(detector: Detector, prediction: Prediction, scale: tuple[float, float]) -> list[tuple[str, list[Panel]]]:
-    """How the maps of a few images were put together: the highest scores, and the defect that was seen the least."""
+    """Show how the maps of the highest scores, and of the defect seen least, were put together from tiles."""
     tiles = detector.tiles
     if tiles is None or tiles.n == 1:
         return []

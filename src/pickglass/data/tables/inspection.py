@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from pickglass.data.tables.layouts.tree import SHOWN
 from pickglass.data.tables.rows import Dataset, Row, Table
 from pickglass.errors import Failure, ImageError
 
-__all__ = ["describe", "find_problems"]
+__all__ = ["describe", "find_problems", "usual_size"]
 
 _FEWEST = 8  # training images below which nothing is said of what looks unlike them
 _REACH = 3.0  # interquartile ranges beyond the quartiles: Tukey's "far out"
@@ -238,6 +239,16 @@ def _gaps(statistics: NDArray[np.float64]) -> list[str]:
             f"{name} is at most {low:.3g} in {below} training images and at least {high:.3g} in {len(values) - below}"
         )
     return sentences
+
+
+def usual_size(table: Iterable[Row]) -> tuple[int, int]:
+    """Return the median height and width of the images in pixels, from their headers.
+
+    Raises:
+        ImageError: a header cannot be read.
+    """
+    headers = [_row_header(row) for row in table]
+    return round(median(h.height for h in headers)), round(median(h.width for h in headers))
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

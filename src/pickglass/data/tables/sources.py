@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,16 +12,62 @@ import numpy as np
 from PIL import Image
 
 from pickglass.data.images.decoder import IMAGE_SUFFIXES, Array, read_image
-from pickglass.data.tables.layouts import LAYOUTS
+from pickglass.data.tables.layouts import LAYOUTS, load_dataset, load_datasets
 from pickglass.data.tables.layouts.tree import MASK_FOLDERS, images
+from pickglass.data.tables.roi import with_pixel_mm, with_roi
 from pickglass.data.tables.rows import Dataset, Role, Row, Table
 from pickglass.errors import DataError, InputError
 
-__all__ = ["DataLike", "as_numpy", "as_table"]
+__all__ = ["DataLike", "DataSource", "as_numpy", "as_table"]
 
 DataLike: TypeAlias = (
     "Dataset | Table | Row | str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image | Iterable[Any]"
 )
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A folder or table of images, how it is read, and what is known of all its images.
+
+    Attributes:
+        path: folder of a data set or of several, or the file of a table.
+        layout: a name in :data:`pickglass.data.LAYOUTS`; None: recognised.
+        group_by: regular expression that finds the part or roll in each file name, see
+            :func:`pickglass.data.group_by`; images of one group stay together in every split.
+        roi: region of interest, a mask for all images or a folder with a mask for each, see
+            :func:`pickglass.data.with_roi`; None: all of each image.
+        pixel_mm: side of a pixel on the part in millimetres; None: unknown.
+
+    >>> DataSource.of("datasets/bottle")
+    DataSource(path='datasets/bottle', layout=None, group_by=None, roi=None, pixel_mm=None)
+    """
+
+    path: str | os.PathLike[str]
+    layout: str | None = None
+    group_by: str | None = None
+    roi: str | os.PathLike[str] | None = None
+    pixel_mm: float | None = None
+
+    @classmethod
+    def of(cls, data: DataSource | str | os.PathLike[str]) -> DataSource:
+        """Return the source itself, or a source with this path."""
+        return data if isinstance(data, DataSource) else cls(data)
+
+    def load(self) -> Dataset:
+        """Read the table of the one data set; see :func:`pickglass.load_dataset` for the errors."""
+        return load_dataset(self.path, self.layout, self.group_by)
+
+    def load_all(self) -> dict[str, Dataset]:
+        """Read the tables of all data sets of a root; see :func:`pickglass.load_datasets` for the errors."""
+        return load_datasets(self.path, self.layout, self.group_by)
+
+    def placed(self, table: Table) -> Table:
+        """Return the rows with the region of interest and the size of a pixel that all images have.
+
+        Raises:
+            InputError, DataError: as :func:`pickglass.data.with_roi`.
+        """
+        return with_pixel_mm(with_roi(table, self.roi), self.pixel_mm)
 
 
 def as_table(data: DataLike, role: Role = "test") -> Table:

@@ -38,7 +38,7 @@ _Int = npt.NDArray[np.int64]
 
 _CELLS = 2000  # that the dimension is taken from
 _FOLDS = 5
-_RIDGE = 0.1  # of the mean squared norm of an image's features
+_RIDGE = 0.1  # a channel: a share of the mean squared norm of an image's standardised features
 _DRAWS = 500  # of the bootstrap
 
 
@@ -135,54 +135,40 @@ def balanced_accuracy(right: npt.NDArray[np.bool_], y: _Int, weight: _Int | None
 
 
 def held_out_scores(features: _Float, y: _Int, groups: Sequence[str], seed: int = 0) -> _Float | None:
-    """Scores (N, K) of each image for each class, by ridge regression fitted without its group.
+    """Each image is scored for each class by a ridge classifier that was fitted without the image's group.
+
+    Features are standardised on what is fitted; classes weigh the same.
 
     Args:
         features: (N, C).
-        y: (N,) classes, 0 to K - 1; each weighs the same.
+        y: (N,) classes, 0 to K - 1.
         groups: N parts.
         seed: of the folds, at most five.
 
     Returns:
-        None where a class has fewer than two groups, so that nothing would be left to learn it from.
+        Scores (N, K), the higher the likelier; None where a class has fewer than two groups, so that nothing would be
+        left to learn it from.
     """
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     kinds = int(y.max()) + 1
-    fold = _folds(y, groups, kinds, seed)
-    if fold is None:
-        return None
-    scores = np.zeros((len(y), kinds))
-    for number in range(int(fold.max()) + 1):
-        train, test = fold != number, fold == number
-        mean, spread = features[train].mean(axis=0), features[train].std(axis=0)
-        scale = np.where(spread > 1e-12, spread, 1.0)
-        x, new = (features[train] - mean) / scale, (features[test] - mean) / scale
-        root = 1 / np.sqrt(np.bincount(y[train], minlength=kinds)[y[train]])  # (n,), so that classes weigh the same
-        x, target = x * root[:, None], np.eye(kinds)[y[train]] * root[:, None]
-        products = x @ x.T  # (n, n)
-        ridge = _RIDGE * np.trace(products) / len(products)
-        scores[test] = new @ (x.T @ np.linalg.solve(products + ridge * np.eye(len(products)), target))
-    return scores
-
-
-def _folds(y: _Int, groups: Sequence[str], kinds: int, seed: int) -> _Int | None:
-    """A fold for each image, groups whole, each class in all folds where it has the groups; None: some class in one."""
-    members: dict[str, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    order = list(members)
-    np.random.default_rng(seed).shuffle(order)
-    of_kind = [sum(any(y[i] == kind for i in members[group]) for group in order) for kind in range(kinds)]
-    folds = min(_FOLDS, *of_kind)
+    parts = [len({group for group, kind in zip(groups, y.tolist(), strict=True) if kind == k}) for k in range(kinds)]
+    folds = min(_FOLDS, *parts)
     if folds < 2:
         return None
-    held = np.zeros((folds, kinds))
-    fold = np.zeros(len(y), np.int64)
-    for group in order:
-        counts = np.bincount(y[members[group]], minlength=kinds)
-        best = int(np.argmin(held @ counts + 1e-6 * held.sum(axis=1)))  # the fold that has least of these classes
-        held[best] += counts
-        fold[members[group]] = best
-    return fold
+    scores = np.full((len(y), kinds), -1.0)  # of a class that the other folds lack
+    for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(features, y, groups):
+        if len(set(y[train].tolist())) < 2:
+            continue
+        classifier = RidgeClassifier(_RIDGE * features.shape[1], class_weight="balanced")
+        pipeline = make_pipeline(StandardScaler(), classifier).fit(features[train], y[train])
+        decision = pipeline.decision_function(features[test])  # (n,) for two classes, else (n, K)
+        columns = np.stack([-decision, decision], axis=1) if decision.ndim == 1 else decision
+        scores[np.ix_(test, classifier.classes_)] = columns
+    return scores
 
 
 def intrinsic_dimension(points: Tensor) -> float:

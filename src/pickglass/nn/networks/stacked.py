@@ -1,4 +1,4 @@
-"""Any network, once per position: parameters and buffers lead with the position axis P.
+"""Any network is held once per position: its parameters and buffers lead with the position axis P.
 
 A method writes its student, flow or decoder as an ordinary module for one position; :class:`Stacked` holds P of them
 as one tree of tensors with a leading axis P. Optimisers work element by element, so training the stack is training P
@@ -49,7 +49,7 @@ class ProcessLock:
 
 
 class Stacked(nn.Module):
-    """P networks of one architecture in one tree.
+    """P networks of one architecture are held in one tree of tensors.
 
     Args:
         make: builds the network of one position, with random weights from torch's default generator.
@@ -89,7 +89,7 @@ class Stacked(nn.Module):
                     getattr(alike[0], kind)[leaf] = stacks[first]
 
     def forward(self, *inputs: Any) -> Any:
-        """Inputs (B, P, ...), or nested tuples of such -> what the network returns, likewise (B, P, ...).
+        """Run each position's network on its inputs (B, P, ...), or nested tuples of such; outputs are (B, P, ...) too.
 
         Anything else among the inputs goes to each network as it is.
         """
@@ -121,7 +121,7 @@ class Stacked(nn.Module):
 
 
 def at_position(network: Network, p: int) -> Network:
-    """The network of position p alone, P = 1, frozen, in eval mode and in the same memory.
+    """Return the network of position p alone, P = 1, frozen, in eval mode and in the same memory.
 
     Args:
         network: whose tensors all lead with P, such as a :class:`Stacked` or a module of several.
@@ -138,13 +138,13 @@ def at_position(network: Network, p: int) -> Network:
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers of a module by name, those that a model file leaves out included."""
+    """Return all parameters and buffers of a module by name, also those that a model file leaves out."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 @torch.no_grad()
 def copy_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The module's tensors of these names take these values."""
+    """Copy tensors into those of a module with the same names."""
     targets = named_tensors(module)
     for name, tensor in tensors.items():
         targets[name].copy_(tensor)

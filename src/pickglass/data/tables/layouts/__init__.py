@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from pickglass.data.files import missing
 from pickglass.data.tables.layouts import aitex, folder, kolektor, listing, loco, mvtec, visa
 from pickglass.data.tables.layouts.tree import SHOWN, folders
 from pickglass.data.tables.rows import Dataset, Table
@@ -145,8 +146,10 @@ def _several(path: Path, found: Iterable[str]) -> DataError:
 
 def _nothing(path: Path, layout: str | None) -> DataError:
     expected = _expected(LAYOUTS if layout is None else [layout])
+    if not path.exists():
+        return DataError(f"{path}: {missing(path)}")
     if not path.is_dir():
-        return DataError(f"{path} {'is a file' if path.exists() else 'does not exist'}, {expected}")
+        return DataError(f"{path} is a file, {expected}")
     return DataError(f"{path} is not a data set, {expected}\n{_found(path)}")
 
 

@@ -1,0 +1,185 @@
+"""How every command runs: a use case under a progress bar, its result as a table or as JSON, and an exit code.
+
+While a use case runs, stdout belongs to its result alone: whatever pickglass or a library prints meanwhile, also from
+C and C++, goes to stderr. Exit codes: 0 done, 1 found wanting or partly failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from typing import Any, TextIO, TypeVar, get_type_hints
+
+import typer
+
+__all__ = ["Progress", "run", "stdout_reserved", "with_groups"]
+
+Progress = Callable[[str, int, int], None]
+"""A use case calls it with (stage, done, total)."""
+
+Result = TypeVar("Result", bound=Mapping[str, Any])
+
+
+def run(
+    use_case: Callable[[Progress | None], Result],
+    show: Callable[[Result], None],
+    as_json: bool,
+    *,
+    wanting: Callable[[Result], bool] | None = None,
+    notes: Callable[[Result], Sequence[str]] | None = None,
+) -> None:
+    """Run a use case, print its result, and end the command with exit code 1 where the result asks for it.
+
+    Args:
+        use_case: is called with the progress to report to, None where stderr is no terminal.
+        show: prints the result for people.
+        as_json: print the result as one JSON object instead.
+        wanting: whether the result is a finding that exit code 1 stands for. Entries under the result's key
+            ``failed`` always are; images that are listed there are named on stderr.
+        notes: sentences about the result, for stderr.
+    """
+    with stdout_reserved(), progress_bar() as progress:
+        result = use_case(progress)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        show(result)
+    for note in notes(result) if notes else ():
+        typer.echo(note, err=True)
+    failed = result.get("failed")
+    for item in failed if isinstance(failed, list) else ():
+        typer.echo(f"failed: {item['path']}: {item['error']}", err=True)
+    if failed or (wanting is not None and wanting(result)):
+        raise typer.Exit(1)
+
+
+# -- stdout, warnings, progress ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stdout_reserved() -> Iterator[None]:
+    """Send to stderr whatever is written to stdout meanwhile, by Python or to file descriptor 1."""
+    original = sys.stdout
+    original.flush()
+    sys.stdout = sys.stderr
+    saved = _point_stdout_at_stderr()
+    try:
+        yield
+    finally:
+        original.flush()  # of a library that kept the stream from before
+        sys.stdout = original
+        if saved is not None:
+            _flush_c_streams()
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
+def _point_stdout_at_stderr() -> int | None:
+    """Return a duplicate of file descriptor 1, which is then the same as 2; None where a process has no stdout."""
+    try:
+        saved = os.dup(1)
+    except OSError:
+        return None
+    os.dup2(2, 1)
+    return saved
+
+
+def _flush_c_streams() -> None:
+    """What C code printed may still wait in its buffer, and would come out after the result."""
+    library = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
+    library.fflush(None)
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Print each warning for users as one line, without the place in the code it comes from."""
+    original = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning:
+            typer.echo(f"warning: {message}", err=True)
+        else:
+            original(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = original
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress | None]:
+    """Show a bar with the time left for each stage on stderr; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+
+# -- groups of options -------------------------------------------------------------------------------------------------
+
+
+def with_groups(function: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter of a command that is a group of options by the options of the group.
+
+    Args:
+        function: a command; a group is a dataclass whose fields are annotated as typer's options are.
+
+    Returns:
+        What typer takes: it has the single options as parameters and calls the command with the groups.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in groups:
+            options = get_type_hints(groups[name], include_extras=True)
+            parameters += [
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=options[field.name]
+                )
+                for field in fields(groups[name])
+            ]
+        else:
+            parameters.append(parameter.replace(annotation=hints[name]))
+
+    @wraps(function)
+    def command(**given: Any) -> None:
+        made = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})  # type: ignore[operator]
+            for name, group in groups.items()
+        }
+        with short_warnings():
+            function(**given, **made)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command

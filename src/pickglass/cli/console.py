@@ -1,0 +1,123 @@
+"""Tables and sentences on the terminal: as wide as it is, and whole where the output goes to a file or a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["duration", "percent", "plain", "print_metrics", "print_table", "say"]
+
+_ENDLESS = 100_000  # columns: nothing wraps
+
+
+def console() -> Console:
+    """Return a console for stdout."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _ENDLESS)
+
+
+def say(text: str = "") -> None:
+    """Print a line as it is; terminals wrap it, pipes get it whole."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
+def print_table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    text: Collection[str] = (),
+    title: str | None = None,
+    bold: Collection[int] = (),
+) -> None:
+    """Print a table that fits the terminal: cells that are too wide go on in the next line.
+
+    Args:
+        heads: names of the columns; on a narrow terminal they break at spaces.
+        rows: the cells of each row.
+        text: the columns that hold text and stand left; numbers stand right. The first column is always text.
+        title: a line above the table.
+        bold: numbers of rows in bold.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    for i, head in enumerate(heads):
+        left = i == 0 or head in text
+        table.add_column(Text(head), justify="left" if left else "right", overflow="fold", vertical="bottom")
+    for i, row in enumerate(rows):
+        table.add_row(*map(Text, row), style="bold" if i in bold else None)
+    if title is not None:
+        say(title)
+    printer = console()
+    with printer.capture() as printed:
+        printer.print(table)
+    typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
+
+def print_metrics(
+    name: str, sets: Mapping[str, Mapping[str, Any]], keys: Sequence[str], *, title: str | None = None
+) -> None:
+    """Print a row of metrics for each of some sets of images or models, with a dash where a metric is missing.
+
+    Args:
+        name: head of the first column.
+        sets: first cell -> its metrics; ``n``, the number of images, becomes the second column where it is there.
+        keys: the metrics to show, as in :data:`pickglass.metrics.catalogue.METRICS`.
+        title: a line above the table.
+    """
+    from pickglass.metrics.catalogue import shown
+
+    metrics = shown(keys, sets.values())
+    counted = ["n"] if any("n" in values for values in sets.values()) else []
+    rows = [
+        [
+            row,
+            *(str(values["n"]) for _ in counted),
+            *(metric.text(values.get(metric.key)) or "–" for metric in metrics),
+        ]
+        for row, values in sets.items()
+    ]
+    print_table([name, *counted, *(metric.short for metric in metrics)], rows, title=title)
+
+
+def plain(value: Any) -> str:
+    """Write a value of a result for people: few digits, at most six entries of a list.
+
+    >>> plain(0.123456), plain(None), plain([1, 2, 3, 4, 5, 6, 7])
+    ('0.1235', '–', '1, 2, 3, 4, 5, 6, ... (7)')
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        listed = ", ".join(plain(entry) for entry in value[:6])
+        return listed if len(value) <= 6 else f"{listed}, ... ({len(value)})"
+    return "–" if value is None else str(value)
+
+
+def percent(share: float) -> str:
+    """Write a share in per cent.
+
+    >>> percent(0.125), percent(0.01)
+    ('12.5 %', '1 %')
+    """
+    return f"{100 * share:.3g} %"
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that fits.
+
+    >>> duration(12), duration(600), duration(7200)
+    ('12.0 s', '10 min', '2.0 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

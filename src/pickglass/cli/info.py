@@ -1,0 +1,168 @@
+"""``pickglass info``: a model file or a folder of images, described in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pickglass.cli.command import run
+from pickglass.cli.console import plain, say
+from pickglass.cli.options import Folder, Json, MaxPixels
+
+if TYPE_CHECKING:
+    from pickglass.app.results import InfoResult
+
+__all__ = ["PROBLEMS", "info"]
+
+_EXAMPLES = 5
+
+PROBLEMS = {
+    "unreadable": "cannot be read",
+    "masks_unusable": "masks cannot be used",
+    "masks_empty": "defective images have a mask that marks nothing",
+    "good_with_mask": "good images have a mask that marks a defect",
+    "no_mask": "defective images have no mask, while others have one",
+    "defective_equals_good": "defective images are the same as a good one, pixel by pixel",
+    "in_two_roles": "test images are the same as a training image, pixel by pixel",
+    "duplicates": "images occur twice",
+    "group_in_two_roles": "parts or rolls are both in training and in the test",
+    "training_in_two_kinds": "properties divide the training images into two kinds",
+    "unlike_training": "test images look like another product or set-up",
+    "defective_unlike_training": "defective images look unlike the training images, as a large defect does too",
+}
+"""Problem, as :func:`pickglass.data.find_problems` names it -> the words after its number."""
+
+
+def info(
+    path: Annotated[Path, typer.Argument(help="Model file, or folder of images.")],
+    *,
+    folder: Folder,
+    workers: Annotated[int, typer.Option(min=1, help="Decode images in so many threads.")] = 2,
+    max_pixels: MaxPixels = None,
+    as_json: Json = False,
+) -> None:
+    """Describe a model file, or a folder of images and what is wrong with it."""
+    from pickglass.app.info import info as use_case
+    from pickglass.data import MAX_PIXELS, DataSource
+
+    source = DataSource(path, folder.layout, folder.group_by)
+    run(lambda progress: use_case(source, workers=workers, max_pixels=max_pixels or MAX_PIXELS), _show, as_json)
+
+
+def _show(result: InfoResult) -> None:
+    about = result["about"]
+    if result["kind"] == "model":
+        lines = [*_model(result["path"], about)]
+    elif "layout" in about and "images" in about:
+        lines = [*_data(about)]
+    else:
+        lines = [f"{result['path']} holds {len(about)} data sets."]
+        for described in about.values():
+            lines += ["", *_data(described)]
+    for line in lines:
+        say(line)
+
+
+# -- a model -----------------------------------------------------------------------------------------------------------
+
+
+def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
+    settings, provenance = dict(header["configuration"]), header["provenance"]
+    fitted = str(provenance.get("fitted", ""))[:10]
+    data = f" of {provenance['data']!r}" if provenance.get("data") else ""
+    yield f"{path} is a model of the method {header['method']}."
+    yield (
+        f"It was fitted{f' on {fitted}' if fitted else ''} on {provenance.get('n_fit', '?')} good images{data}, in "
+        f"{plain(provenance.get('fit_s'))} s; {provenance.get('n_calibrate', 0)} others set its threshold, "
+        f"{provenance.get('n_validate', 0)} validated it."
+    )
+    weights = provenance.get("backbone_weights") or {}
+    named = f", weights {weights['name']}" if weights.get("name") else ""
+    read = f"{'+'.join(settings.pop('layers'))} of {settings.pop('backbone')}{named}"
+    yield f"It reads {read}, at an input of {plain(settings.pop('size'))} pixels."
+    settings.pop("weights", None)
+    for part in ("tiling", "fusion", "adaptation"):
+        values = settings.pop(part, None)
+        if values:
+            yield f"With {part}: {_listed(values)}."
+    yield f"Settings: {_listed(settings)}."
+    yield from _threshold(header["calibration"])
+    if provenance.get("regions", "none") != "none" or provenance.get("margins"):
+        yield "It looks only inside a region of interest."
+    if provenance.get("pixel_mm"):
+        yield f"A pixel is {provenance['pixel_mm']:g} mm wide on the part."
+    odd = provenance.get("suspicious") or []
+    if odd:
+        yield f"{len(odd)} training images look like none of the others: {_some([image['path'] for image in odd])}."
+    if header.get("naming"):
+        yield "It names defects: 'pickglass predict' shows their types."
+    versions = provenance.get("versions") or {}
+    if versions:
+        yield f"It was made with {', '.join(f'{name} {version}' for name, version in versions.items())}."
+    yield "Everything else: --json."
+
+
+def _threshold(calibration: Mapping[str, Any] | None) -> Iterator[str]:
+    limit = None if calibration is None else calibration["image_threshold"]
+    if calibration is None or limit is None:
+        yield "It has no threshold and gives no verdicts: 'pickglass threshold MODEL DATA' sets one."
+        return
+    pixel = calibration["pixel_threshold"]
+    beside = "" if pixel is None else f", and a pixel is defective above {pixel:.6g}"
+    yield f"An image is bad above a score of {limit:.6g}{beside}."
+    if calibration.get("sentence"):
+        yield f"About the threshold: {calibration['sentence']}"
+    else:
+        yield "The threshold is the highest score of images that were held back; no false-alarm rate is promised."
+    if calibration.get("stale"):
+        yield "Settings were changed since: run 'pickglass threshold MODEL DATA' again."
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in values.items())
+
+
+# -- a data set --------------------------------------------------------------------------------------------------------
+
+
+def _data(about: Mapping[str, Any]) -> Iterator[str]:
+    n = about["images"]
+    yield f"{about['name']} is a data set of {n} images in the layout {about['layout']} ({about['root']})."
+    roles = ", ".join(f"{count} {'for the test' if role == 'test' else role}" for role, count in about["roles"].items())
+    types = ", ".join(f"{count} {kind}" for kind, count in about["types"].items())
+    yield f"By role: {roles}. By type: {types}."
+    groups = f"The images belong to {about['groups']} groups" if about["groups"] else "The images have no groups"
+    yield f"{groups}; {about['masks'] or 'none'} of them {'has' if about['masks'] == 1 else 'have'} a mask."
+    yield from _sizes(about)
+    for failure in about["failed"][:_EXAMPLES]:
+        yield f"Cannot be read: {failure['path']}: {failure['error']}"
+    problems = about["problems"]
+    if not problems:
+        yield "Nothing looks wrong with it."
+    for key, examples in problems.items():
+        yield f"{len(examples)} {PROBLEMS[key]}:"
+        yield from (f"  {example}" for example in examples[:_EXAMPLES])
+        if len(examples) > _EXAMPLES:
+            yield f"  and {len(examples) - _EXAMPLES} more, see --json"
+
+
+def _sizes(about: Mapping[str, Any]) -> Iterator[str]:
+    sizes, modes = about["sizes"], " and ".join(about["modes"])
+    smallest, largest = sizes["smallest"], sizes["largest"]
+    if smallest is None:
+        return
+    if smallest == largest:
+        yield f"All are {smallest[0]}x{smallest[1]} pixels (height x width), {modes}."
+        return
+    (commonest, count), *_ = sizes["commonest"].items()
+    yield (
+        f"They are from {smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]} pixels (height x width), most often "
+        f"{commonest} ({count}), {modes}."
+    )
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:_EXAMPLES]) + (f" and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else "")

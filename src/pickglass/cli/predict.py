@@ -1,0 +1,80 @@
+"""``pickglass predict``: score, verdict and boxes of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pickglass.cli.command import run
+from pickglass.cli.console import percent, print_table
+from pickglass.cli.options import Compute, Json, ModelFile, Place, check_order
+
+if TYPE_CHECKING:
+    from pickglass.app.results import ImageResult, PredictResult
+
+__all__ = ["predict"]
+
+
+def predict(
+    model: ModelFile,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Images, or folders of them.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write heat maps, masks and results.csv to this folder."),
+    ] = None,
+    *,
+    place: Place,
+    compute: Compute,
+    as_json: Json = False,
+) -> None:
+    """Judge images: score, verdict and boxes of the defects. Nothing is written without -o."""
+    check_order("predict", [model], images)
+    from pickglass.app.predict import predict as use_case
+
+    run(
+        lambda progress: use_case(
+            model,
+            images,
+            out,
+            roi=place.roi,
+            pixel_mm=place.pixel_mm,
+            compute=compute.options(),
+            progress=progress,
+        ),
+        _show,
+        as_json,
+        notes=lambda result: [_STALE] if result["stale"] else [],
+    )
+
+
+_STALE = "the settings were changed after the threshold was set: run 'pickglass threshold MODEL DATA' again"
+
+
+def _show(result: PredictResult) -> None:
+    if not result["results"]:
+        return
+    typed = any(item["type"] is not None for item in result["results"])
+    heads = ["image", "score", "verdict", *(["type"] if typed else []), "p", "boxes (x y w h)"]
+    rows = [_cells(item, typed) for item in result["results"]]
+    print_table(heads, rows, text=("verdict", "type", "boxes (x y w h)"))
+    if any(item["p_value"] is not None for item in result["results"]):
+        typer.echo("p: share of good images with such a score or a higher one; ~: beyond all calibration images")
+
+
+def _cells(item: ImageResult, typed: bool) -> list[str]:
+    p = item["p_value"]
+    rarity = "–" if p is None else f"{'~' if item['p_value_extrapolated'] else ''}{p:.2g}"
+    areas = [f" = {area:.3g} mm2" for area in item["areas_mm2"] or []] or [""] * len(item["boxes"])
+    boxes = "; ".join(" ".join(map(str, box)) + area for box, area in zip(item["boxes"], areas, strict=True))
+    probability = item["type_probability"]
+    kind = "–" if probability is None else f"{item['type']} ({percent(round(probability, 2))})"
+    return [
+        item["path"],
+        f"{item['score']:.4g}",
+        item["verdict"] or "–",
+        *([kind] if typed else []),
+        rarity,
+        boxes,
+    ]

@@ -1,0 +1,75 @@
+"""``pickglass threshold``: set a model's threshold with a promise about false alarms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pickglass.cli.command import run
+from pickglass.cli.console import say
+from pickglass.cli.options import Compute, Folder, Json, ModelFile, Place, check_order
+from pickglass.errors import PromiseUnreachable
+
+if TYPE_CHECKING:
+    from pickglass.app.results import ThresholdResult
+
+__all__ = ["threshold"]
+
+
+def threshold(
+    model: ModelFile,
+    data: Annotated[Path, typer.Argument(help="Folder with good images, e.g. the one the model was fitted on.")],
+    false_alarm: Annotated[float, typer.Option(help="Share of good parts that may be flagged, e.g. 0.01.")] = 0.01,
+    confidence: Annotated[float, typer.Option(help="Keep the promise with this confidence, e.g. 0.95.")] = 0.95,
+    promise: Annotated[
+        Literal["tolerance", "marginal", "estimate", "f1", "fixed"],
+        typer.Option(
+            help="tolerance: with the confidence above; marginal: on average over sets of images; estimate: from "
+            "refits, no guarantee; f1: the best F1 on labelled validation images; fixed: the number of --value."
+        ),
+    ] = "tolerance",
+    shift: Annotated[
+        int | None, typer.Option(help="Say how many of so many good parts, e.g. of a shift, are flagged at most.")
+    ] = None,
+    pixel: Annotated[
+        Literal["any", "area"] | None,
+        typer.Option(
+            help="Promise pixels too. any: share of good parts with any pixel above the pixel threshold; area: share "
+            "of a good part's pixels."
+        ),
+    ] = None,
+    value: Annotated[float | None, typer.Option(help="Set this number as threshold, with --promise fixed.")] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Refit so many times for --promise estimate.")] = 5,
+    *,
+    folder: Folder,
+    place: Place,
+    compute: Compute,
+    as_json: Json = False,
+) -> None:
+    """Set the threshold for a stated false-alarm rate from good images, and write it into the model file."""
+    check_order("threshold", [model], [data])
+    from pickglass.app.threshold import ThresholdRequest
+    from pickglass.app.threshold import threshold as use_case
+
+    request = ThresholdRequest(promise, false_alarm, confidence, shift, pixel, value, folds)
+    try:
+        run(
+            lambda progress: use_case(
+                model, place.source(data, folder), request, compute=compute.options(), progress=progress
+            ),
+            _show,
+            as_json,
+        )
+    except PromiseUnreachable as error:  # a finding about the images, no mistake in the command
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _show(result: ThresholdResult) -> None:
+    pixel = (
+        "no pixel threshold" if result["pixel_threshold"] is None else f"pixels above {result['pixel_threshold']:.6g}"
+    )
+    say(f"bad above {result['image_threshold']:.6g}, {pixel} ({result['promise']})")
+    say(result["sentence"])

@@ -1,0 +1,37 @@
+"""requirements/oldest.txt: the oldest version of each dependency that pyproject.toml admits, and no other."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+ROOT = Path(__file__).parents[1]
+NOT_PINNED = {"pickglass", "ruff", "mypy", "ray"}  # itself, tools of `make check`, and what no test installs
+
+
+def by_name(lines: list[str], sign: str) -> dict[str, tuple[int, ...]]:
+    """Versions by name of the lines that hold ``sign``, without zeros at their end: 1.4.0 is 1.4."""
+    found = {}
+    for line in lines:
+        if match := re.match(rf"([\w.-]+) *{sign} *([\d.]+)", line):
+            version = [int(part) for part in match[2].split(".")]
+            while version[-1] == 0:
+                version.pop()
+            found[match[1].lower()] = tuple(version)
+    return found
+
+
+def test_the_oldest_versions_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    admitted = {name: version for name, version in by_name(lines, ">=").items() if name not in NOT_PINNED}
+    pinned = by_name((ROOT / "requirements" / "oldest.txt").read_text().splitlines(), "==")
+    assert pinned.keys() == admitted.keys()
+    for name, version in admitted.items():  # the first release of that version that can be installed
+        assert pinned[name][: len(version)] == version, f"{name}: {pinned[name]} in requirements/oldest.txt"
