@@ -166,7 +166,7 @@ class ChannelMoments:
         self.count, self.mean, self.squares = (torch.zeros((), dtype=torch.float64) for _ in range(3))
 
     def add(self, level: Tensor, keep: Tensor | None = None) -> None:
-        """(B, P, C, h, w) and which cells count, (B, P, h, w) bool."""
+        """Take in the features (B, P, C, h, w) of a layer, of the cells that count, (B, P, h, w) bool; None: all."""
         values = level.cpu().double().permute(1, 2, 0, 3, 4).flatten(2)  # (P, C, N)
         weight = torch.ones(values.shape[0], 1, values.shape[2], dtype=torch.float64)
         if keep is not None:
@@ -180,7 +180,7 @@ class ChannelMoments:
         self.count = self.count + n
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        """(P, C) each, float64; the deviation of a channel that never changes is 1."""
+        """The mean and the standard deviation, (P, C) float64 each; that of a channel that never changes is 1."""
         std = (self.squares / self.count.clamp(min=1)).sqrt()
         return self.mean, torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, 1.0)
 
