@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from pickglass.app.advise.auto import AutoChoice, auto_choice
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score, difference, scored
-from pickglass.app.advise.within_foreground import save_mask
+from pickglass.app.advise.within_foreground import trusted_mask
 from pickglass.app.fit import build
 from pickglass.data import Row, Table, load_dataset, paint, usual_size, with_roi
 from pickglass.data.painting.cloth import Cloth, Weave, weave
@@ -107,18 +106,17 @@ def on_real(root: Path, seed: int) -> dict[str, Any]:
     dataset = load_dataset(root)
     defect_px = float(np.clip(real_extent(dataset.test), 4, min(usual_size(dataset.train)) / 2))
     choice = auto_choice(dataset.train, AdviseRequest(defect_px, seed=seed))
-    with tempfile.TemporaryDirectory() as folder:
-        data = real_set(dataset.train, dataset.test, set(), Path(folder), seed)
-        masked = dataset.train
-        if choice.foreground is not None:
-            masked = with_roi(masked, save_mask(choice.foreground, Path(folder) / "mask.png"))
+    data = real_set(dataset.train, dataset.test, set(), seed)
+    masked = dataset.train
+    if choice.foreground is not None:
+        masked = with_roi(masked, trusted_mask(choice.foreground))
 
-        def result(detector: Detector, train: Table = dataset.train) -> Score:
-            detector.fit(train, calibrate=0.0, seed=seed)
-            return scored(detector.predict(dataset.test), data)
+    def result(detector: Detector, train: Table = dataset.train) -> Score:
+        detector.fit(train, calibrate=0.0, seed=seed)
+        return scored(detector.predict(dataset.test), data)
 
-        auto = result(build(choice.method, None, choice.settings, choice.tiling, choice.fusion), masked)
-        return answer(root.name, seed, defect_px, choice, result, auto, result(build()), data, began)
+    auto = result(build(choice.method, None, choice.settings, choice.tiling, choice.fusion), masked)
+    return answer(root.name, seed, defect_px, choice, result, auto, result(build()), data, began)
 
 
 def answer(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from scipy.stats import spearmanr
 from pickglass.app.advise.advise import find_advice
 from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.choice import Advice
-from pickglass.app.advise.painted import InputMaker, Judged, PaintedSet, choose_rows
+from pickglass.app.advise.painted import Judged, PaintedSet, as_input, choose_rows
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import LIMIT, Score, judge
 from pickglass.data import Preprocess, Row, Table, load_dataset, read_image, read_mask, usual_size
@@ -70,18 +69,17 @@ def compare(root: Path, name: str, defect_px: float | None, seed: int) -> dict[s
     image = usual_size(dataset.train)
     extent = real_extent(dataset.test) if defect_px is None else defect_px
     extent = float(np.clip(extent, 4, min(image) / 2))
-    with tempfile.TemporaryDirectory() as folder:
-        advice = find_advice(dataset.train, AdviseRequest(extent, backbones=[BACKBONE], seed=seed), Path(folder))
-        if advice.choice is None:
-            raise SystemExit(f"{name}: geometry rules out everything for {extent} px")
-        chosen = advice.choice.candidate
-        print(name, f"{extent:g} px", "->", chosen.name, f"({time.perf_counter() - began:.0f} s)", flush=True)
-        usual = Candidate(BACKBONE, ("stage3", "stage5"), (256, 256), 0.0, 8, 1.0)
-        plain = [one.candidate for one in advice.ranking if one.candidate.tile is None]
-        wanted = [chosen, usual, *(one for one in plain if one.name not in (chosen.name, usual.name))]
-        painted = painted_scores(advice, usual)
-        data = real_set(dataset.train, dataset.test, {one.size for one in wanted}, Path(folder), seed)
-        scores = judged(wanted, data, seed)
+    advice = find_advice(dataset.train, AdviseRequest(extent, backbones=[BACKBONE], seed=seed))
+    if advice.choice is None:
+        raise SystemExit(f"{name}: geometry rules out everything for {extent} px")
+    chosen = advice.choice.candidate
+    print(name, f"{extent:g} px", "->", chosen.name, f"({time.perf_counter() - began:.0f} s)", flush=True)
+    usual = Candidate(BACKBONE, ("stage3", "stage5"), (256, 256), 0.0, 8, 1.0)
+    plain = [one.candidate for one in advice.ranking if one.candidate.tile is None]
+    wanted = [chosen, usual, *(one for one in plain if one.name not in (chosen.name, usual.name))]
+    painted = painted_scores(advice, usual)
+    data = real_set(dataset.train, dataset.test, {one.size for one in wanted}, seed)
+    scores = judged(wanted, data, seed)
     each = {one.name: (painted[one.name], scores[one].aupro[0]) for one in wanted}
     return {
         "set": name,
@@ -119,17 +117,17 @@ def real_extent(test: Table) -> float:
     return float(np.median(sides))
 
 
-def real_set(train: Table, test: Table, sizes: set[tuple[int, int]], folder: Path, seed: int) -> PaintedSet:
+def real_set(train: Table, test: Table, sizes: set[tuple[int, int]], seed: int) -> PaintedSet:
     """The images that taught the advisor, and the real test images in place of the painted ones."""
     interpolation = find_backbone(BACKBONE).interpolation
-    makers = [InputMaker(Preprocess(size, interpolation), folder, f"real{i}") for i, size in enumerate(sorted(sizes))]
+    prepares = [Preprocess(size, interpolation) for size in sorted(sizes)]
     taught, _ = choose_rows(train, seed)
-    fit: dict[tuple[int, int], list[Row]] = {maker.prepare.size: [] for maker in makers}
-    tested: dict[tuple[int, int], list[Row]] = {maker.prepare.size: [] for maker in makers}
+    fit: dict[tuple[int, int], list[Row]] = {prepare.size: [] for prepare in prepares}
+    tested: dict[tuple[int, int], list[Row]] = {prepare.size: [] for prepare in prepares}
     for row in taught:
         pixels = row.image()
-        for maker in makers:
-            fit[maker.prepare.size].append(maker.row(row, pixels, "fit"))
+        for prepare in prepares:
+            fit[prepare.size].append(as_input(prepare, row, pixels, "fit"))
     rng = np.random.default_rng(seed)
     images = []
     for row in test:
@@ -140,8 +138,8 @@ def real_set(train: Table, test: Table, sizes: set[tuple[int, int]], folder: Pat
         images.append(
             Judged(row.path, row.unit, size, (0, 0, *size), mask, keep if mask is None else keep | mask, pixels)
         )
-        for maker in makers:
-            tested[maker.prepare.size].append(maker.row(replace(row, mask=None), pixels, "test"))
+        for prepare in prepares:
+            tested[prepare.size].append(as_input(prepare, replace(row, mask=None), pixels, "test"))
     return PaintedSet(
         tuple(images), {s: Table(part) for s, part in fit.items()}, {s: Table(part) for s, part in tested.items()}
     )

@@ -95,9 +95,9 @@ def test_groups_do_not_part_and_nothing_of_the_test_is_read(good: Table) -> None
 
 
 @pytest.fixture(scope="module")
-def painted(good: Table, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def painted(good: Table) -> Any:
     prepares = [Preprocess((96, 96), "bicubic")]
-    return paint_set(choose_rows(good, 0), 24, prepares, tmp_path_factory.mktemp("roi"), painted=10)
+    return paint_set(choose_rows(good, 0), 24, prepares, painted=10)
 
 
 def test_painted_images_differ_from_their_good_ones_just_there(painted: Any, good: Table) -> None:
@@ -118,13 +118,12 @@ def test_regions_of_interest_hold_the_defects(good: Table, tmp_path: Path) -> No
     mask[:, :50] = 255
     Image.fromarray(mask).save(tmp_path / "roi.png")
     rows = pg.data.with_roi(good, tmp_path / "roi.png")
-    (tmp_path / "inputs").mkdir()
-    made = paint_set(choose_rows(rows, 0), 16, [Preprocess((64, 64), "bicubic")], tmp_path / "inputs", painted=10)
+    made = paint_set(choose_rows(rows, 0), 16, [Preprocess((64, 64), "bicubic")], painted=10)
     for one in made.judged:
         assert not one.keep[:, 50:].any()
         if one.mask is not None:
             assert one.mask[:, :50].sum() > one.mask[:, 50:].sum()
-    roi = np.asarray(Image.open(made.test[64, 64][0].roi))
+    roi = np.asarray(made.test[64, 64][0].roi)
     assert roi[:, :30].all()
     assert not roi[:, 36:].any()
 

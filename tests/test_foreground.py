@@ -19,7 +19,7 @@ from pickglass.app.advise.choice import Advice, Rated
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score
-from pickglass.app.advise.within_foreground import judged_within, save_mask
+from pickglass.app.advise.within_foreground import judged_within, trusted_mask
 from pickglass.app.fit import FitRequest, fit
 from pickglass.data import DataSource, Row, Table, load_dataset
 from pickglass.data.painting.cloth import Cloth, weave
@@ -243,8 +243,8 @@ def foreground(mask: np.ndarray | None, why: str = "") -> Foreground:
     return Foreground(mask, 0.5, 20, (Check("images", 20.0, mask is not None, why),))
 
 
-def test_defects_on_the_background_are_left_out_of_both_sides(tmp_path: Path) -> None:
-    without, within = judged_within(painted(MASK), MASK, tmp_path)
+def test_defects_on_the_background_are_left_out_of_both_sides() -> None:
+    without, within = judged_within(painted(MASK), MASK)
     for data in (without, within):
         assert [one.path for one in data.judged] == ["0", "1"] == [row.path for row in data.test[32, 32]]
         assert data.judged[0].keep.all()  # good pixels of the background count
@@ -258,20 +258,20 @@ def test_defects_on_the_background_are_left_out_of_both_sides(tmp_path: Path) ->
         assert not region[:, 16:].any()
 
 
-def test_the_mask_is_taken_only_with_an_interval_above_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mask_is_taken_only_with_an_interval_above_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     data = painted(MASK)
     for low, wanted in ((0.01, True), (-0.01, False)):
         seen: list[PaintedSet] = []
         gain = {"aupro": (0.1, low, 0.2), "auroc": (0.0, 0.0, 0.0)}
         monkeypatch.setattr(auto, "difference", lambda *_, gain=gain: gain)
-        row, within = auto._foreground(foreground(MASK), data, tmp_path, lambda on, seen=seen: seen.append(on), 0)
+        row, within = auto._foreground(foreground(MASK), data, lambda on, seen=seen: seen.append(on), 0)
         assert row["taken"] == wanted == (within is not None)
         assert (row["best"], row["interval"]) == ("50% of the image", [low, 0.2])
         assert [len(on.judged) for on in seen] == [2, 2]
         assert [on.fit[32, 32][0].roi is None for on in seen] == [False, True]
 
 
-def test_the_mask_is_not_tried_without_trust_or_need(tmp_path: Path) -> None:
+def test_the_mask_is_not_tried_without_trust_or_need() -> None:
     def never(on: PaintedSet) -> Any:
         raise AssertionError("judged")
 
@@ -282,13 +282,13 @@ def test_the_mask_is_not_tried_without_trust_or_need(tmp_path: Path) -> None:
         (foreground(None, "only 20 images"), painted(MASK), "self-check: only 20 images"),
         (foreground(MASK), outside, "no painted defect lies on the foreground"),
     ):
-        row, within = auto._foreground(found, data, tmp_path, never, 0)
+        row, within = auto._foreground(found, data, never, 0)
         assert within is None
         assert (row["taken"], row["gain"], row["why"]) == (False, None, why)
 
 
 @pytest.mark.parametrize("taken", [True, False])
-def test_auto_judges_later_parts_with_the_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+def test_auto_judges_later_parts_with_the_mask(monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
     """And hands it on, if it is taken."""
     chosen = Candidate("efficientnet_lite0", ("stage1",), (32, 32), 8.0, 2, 0.1)
     score = Score((0.5, 0.4, 0.6), (0.5, 0.4, 0.6), None, np.zeros(0), np.zeros(0), ())  # type: ignore[arg-type]
@@ -328,7 +328,6 @@ def test_fit_uses_the_mask_that_auto_took(trays: Path, tmp_path: Path, monkeypat
     assert result["foreground"]["share"] == 0.5
 
 
-def test_a_mask_that_is_not_trusted_is_not_written(tmp_path: Path) -> None:
+def test_a_mask_that_is_not_trusted_is_not_used() -> None:
     with pytest.raises(InputError, match="only 3 images"):
-        save_mask(foreground(None, "only 3 images"), tmp_path / "m.png")
-    assert not (tmp_path / "m.png").exists()
+        trusted_mask(foreground(None, "only 3 images"))

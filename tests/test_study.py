@@ -376,6 +376,7 @@ def test_a_worker_that_dies_takes_its_own_task_alone(tmp_path: Path, monkeypatch
     }
 
 
+@pytest.mark.cluster
 def test_the_same_tasks_on_ray() -> None:
     ray = pytest.importorskip("ray", reason="needs the extra 'cluster'")
     own: dict[str, Any] = {"__name__": "__main__"}  # so that Ray sends the function, not its name

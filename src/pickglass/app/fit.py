@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +10,17 @@ from typing import Any
 
 from pickglass.app.advise.auto import auto_choice, usual_defect
 from pickglass.app.advise.request import AdviseRequest
-from pickglass.app.advise.within_foreground import look_for_part, save_mask
+from pickglass.app.advise.within_foreground import look_for_part, trusted_mask
 from pickglass.app.methods import method_name
 from pickglass.app.results import FitResult
-from pickglass.data import Dataset, DataSource, split_roles, usual_size
+from pickglass.data import Dataset, DataSource, split_roles, usual_size, with_roi
 from pickglass.data.files import output_path
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.contamination import CleanCheck
 from pickglass.detectors.drift_sample import DriftSample
 from pickglass.detectors.tiling import TileOptions
 from pickglass.errors import InputError, UnknownName
+from pickglass.features.foreground import Foreground
 from pickglass.methods import Detector, find_method
 
 __all__ = ["FitRequest", "build", "fit", "fit_dataset"]
@@ -28,7 +28,7 @@ __all__ = ["FitRequest", "build", "fit", "fit_dataset"]
 
 @dataclass(frozen=True)
 class FitRequest:
-    """Which detector to fit, and on which share of the images.
+    """The detector to fit, and the shares of the images.
 
     Attributes:
         method: name of the method; None: patchcore, or the choice of ``preset="auto"``.
@@ -166,37 +166,36 @@ def fit_dataset(
     # images that fit will hold back for the thresholds, which are drawn first, choose nothing
     usable = split_roles(train, 0.0, wish.calibrate, wish.seed).where(lambda row: row.role != "calibrate")
     provenance: dict[str, Any] = {"data": dataset.name}
-    with tempfile.TemporaryDirectory(prefix="pickglass-") as folder:
-        file, foreground = Path(folder, "foreground.png"), None
-        if seek_part:
-            foreground = look_for_part(usable, wish.seed, run, progress)
-            mask = DataSource(dataset.root, roi=save_mask(foreground, file))
-            usable, train = mask.placed(usable), mask.placed(train)
-        if wish.preset == "auto":
-            extent = usual_defect(usual_size(usable)) if wish.defect_px is None else wish.defect_px
-            choice = auto_choice(usable, AdviseRequest(extent, seed=wish.seed), compute=run, progress=progress)
-            detector = build(choice.method, None, choice.settings, choice.tiling, choice.fusion, wish.adaptation)
-            provenance["auto"] = choice.to_json()
-            if choice.foreground is not None:
-                foreground = choice.foreground
-                train = DataSource(dataset.root, roi=save_mask(foreground, file)).placed(train)
-        else:
-            detector = build(
-                wish.method or "patchcore", wish.preset, wish.settings, wish.tiling, wish.fusion, wish.adaptation
-            )
-        if foreground is not None:
-            provenance["foreground"] = foreground.to_json()
-        detector.fit(
-            train,
-            validate=wish.validate,
-            calibrate=wish.calibrate,
-            seed=wish.seed,
-            memory_gb=wish.memory_gb,
-            checkpoint=checkpoint,
-            observers=[CleanCheck(drop=wish.drop_suspicious), DriftSample()],
-            progress=progress,
-            **run.arguments(),
+    foreground: Foreground | None = None
+    if seek_part:
+        foreground = look_for_part(usable, wish.seed, run, progress)
+        mask = trusted_mask(foreground)
+        usable, train = with_roi(usable, mask), with_roi(train, mask)
+    if wish.preset == "auto":
+        extent = usual_defect(usual_size(usable)) if wish.defect_px is None else wish.defect_px
+        choice = auto_choice(usable, AdviseRequest(extent, seed=wish.seed), compute=run, progress=progress)
+        detector = build(choice.method, None, choice.settings, choice.tiling, choice.fusion, wish.adaptation)
+        provenance["auto"] = choice.to_json()
+        if choice.foreground is not None:
+            foreground = choice.foreground
+            train = with_roi(train, trusted_mask(foreground))
+    else:
+        detector = build(
+            wish.method or "patchcore", wish.preset, wish.settings, wish.tiling, wish.fusion, wish.adaptation
         )
+    if foreground is not None:
+        provenance["foreground"] = foreground.to_json()
+    detector.fit(
+        train,
+        validate=wish.validate,
+        calibrate=wish.calibrate,
+        seed=wish.seed,
+        memory_gb=wish.memory_gb,
+        checkpoint=checkpoint,
+        observers=[CleanCheck(drop=wish.drop_suspicious), DriftSample()],
+        progress=progress,
+        **run.arguments(),
+    )
     detector.provenance = replace(detector.provenance, **provenance)
     written = detector.save(target)
     checkpoint.unlink(missing_ok=True)

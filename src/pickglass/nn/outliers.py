@@ -1,4 +1,4 @@
-"""Which images of a set look like none of the others: distances between groups, what stands out, and how far.
+"""Images that look like none of the others of their set stand out by their distance from other groups.
 
 Pure arithmetic on features that were read already. A cell of an image is strange if nothing like it occurs in images
 of *other* groups, so that five pictures of one dented part do not vouch for each other. How strange cells are depends
@@ -42,7 +42,7 @@ def principal(cells: Tensor, dims: int, seed: int) -> Tensor:
 def group_distances(
     cells: Tensor, groups: Tensor, keep: Tensor | None, nearest: int, seed: int, references: int = 16_384
 ) -> Tensor:
-    """How far each cell is from images of other groups: mean distance to the ``nearest`` nearest groups, (N, S).
+    """Measure how far each cell is from images of other groups: the mean over the nearest groups, (N, S).
 
     Several groups rather than one, because a defect that occurs twice must not vouch for itself.
 
@@ -64,14 +64,14 @@ def group_distances(
     counts = torch.bincount(owner, minlength=number).tolist()
     few = min(nearest, sum(count > 0 for count in counts) - 1)
     queries = cells.flatten(0, 1) - middle  # (N S, C)
-    own = groups.repeat_interleave(s)  # (N S,)
+    group_of_cell = groups.repeat_interleave(s)  # (N S,)
     result = torch.empty(n * s, dtype=cells.dtype, device=cells.device)
     with exact_float32():
         for lo in range(0, n * s, _QUERIES):
             x = queries[lo : lo + _QUERIES]
             squared = torch.addmm(norms, x, reference.T, alpha=-2)  # (Q, M), |y|^2 - 2 x.y
             closest = _group_minima(squared, counts)  # (Q, G)
-            closest.scatter_(1, own[lo : lo + _QUERIES, None], torch.inf)
+            closest.scatter_(1, group_of_cell[lo : lo + _QUERIES, None], torch.inf)
             closest = closest.topk(few, dim=1, largest=False).values + x.square().sum(1, keepdim=True)
             result[lo : lo + _QUERIES] = closest.clamp(min=0).sqrt().mean(1)
     distances = result.view(n, s)
@@ -81,7 +81,7 @@ def group_distances(
 
 
 def _references(cells: Tensor, groups: Tensor, keep: Tensor | None, seed: int, most: int) -> tuple[Tensor, Tensor]:
-    """Cells to compare with (M, C), drawn evenly from all images, in the order of their groups (M,)."""
+    """Draw the cells to compare with (M, C), evenly from all images, in the order of their groups (M,)."""
     n, s, _ = cells.shape
     share = min(s, max(1, most // n))
     order = torch.rand(n, s, generator=torch.Generator().manual_seed(seed))
@@ -98,7 +98,7 @@ def _references(cells: Tensor, groups: Tensor, keep: Tensor | None, seed: int, m
 
 
 def _group_minima(values: Tensor, counts: list[int]) -> Tensor:
-    """Smallest of each run of columns, (Q, M) -> (Q, G); infinite where a run is empty."""
+    """Take the smallest of each run of columns, (Q, M) -> (Q, G); infinite where a run is empty."""
     if len(set(counts)) == 1:
         return values.view(len(values), len(counts), counts[0]).amin(2)
     empty = values.new_full((len(values),), torch.inf)
@@ -106,7 +106,7 @@ def _group_minima(values: Tensor, counts: list[int]) -> Tensor:
 
 
 def standing_out(distances: Tensor) -> tuple[Tensor, Tensor]:
-    """What stands out in each image, from distances (N, S) of its cells: its strangest spot, and the whole of it.
+    """Measure how far each image stands out, by its strangest spot and as a whole, from distances (N, S) of its cells.
 
     The spot: what is usual at a cell's place, the median over all images, is taken off, then the median of the image
     (two steps of Tukey's median polish, 1977); the largest rest is divided by the root of the image's median absolute
@@ -125,7 +125,7 @@ def standing_out(distances: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def modified_z(values: Tensor) -> Tensor:
-    """Standard deviations above the median, (N,), read from the median absolute deviation (Iglewicz, Hoaglin 1993).
+    """Count the standard deviations above the median, (N,), by the median absolute deviation (Iglewicz, Hoaglin 1993).
 
     The authors recommend to look at values beyond 3.5; a fifth of outliers moves it little. Taken of the logarithms
     of values (N,) that are 0 or more, for such values are skewed. Where they scarcely differ, the standard deviation

@@ -1,4 +1,4 @@
-"""From a region of a feature map to one vector: averages, and pairs of channels (bilinear pooling).
+"""A region of a feature map becomes one vector, by averages or by pairs of channels (bilinear pooling).
 
 Bilinear pooling: Lin, RoyChowdhury, Maji, "Bilinear CNN Models for Fine-Grained Visual Recognition", ICCV 2015: the sum
 of outer products x x^T, then signed square root, then L2 norm. Its projection to fewer dimensions: Gao, Beijbom, Zhang,
@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 Pooling = Literal["average", "bilinear"]
-"""How a region becomes one vector."""
+"""A region becomes one vector in one of these ways."""
 
 
 def canvas_shares(mask: npt.NDArray[np.bool_], preprocess: Preprocess) -> npt.NDArray[np.float32]:
-    """How much of each pixel of the canvas a mask (H0, W0) of the image covers: (H, W) in 0..1.
+    """Compute how much of each pixel of the canvas a mask (H0, W0) of the image covers: (H, W) in 0..1.
 
     Shares rather than yes or no, so that a defect of one pixel does not vanish from a small canvas.
     """
@@ -50,7 +50,7 @@ def canvas_shares(mask: npt.NDArray[np.bool_], preprocess: Preprocess) -> npt.ND
 
 
 def peak_region(map_: npt.NDArray[np.float32], threshold: float | None) -> npt.NDArray[np.bool_]:
-    """The region (8 neighbours) of an anomaly map (h, w) that holds its highest cell, bool (h, w).
+    """Cut out the region (8 neighbours) of an anomaly map (h, w) that holds its highest cell, bool (h, w).
 
     It is what lies above the threshold; where nothing does, or there is none, what lies above the middle between the
     map's median and its peak.
@@ -67,7 +67,7 @@ def peak_region(map_: npt.NDArray[np.float32], threshold: float | None) -> npt.N
 
 
 def cell_weights(shares: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Shares (B, T, H, W) of a region on the cells of a level, (B, T, h, w), with sum 1 an image.
+    """Bring the shares (B, T, H, W) of a region to the cells of a level, (B, T, h, w), with sum 1 an image.
 
     Raises:
         ValueError: a region is empty.
@@ -80,13 +80,13 @@ def cell_weights(shares: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def region_mean(level: Tensor, weights: Tensor) -> Tensor:
-    """Mean of a level (B, T, C, h, w) under weights (B, T, h, w): (B, C)."""
+    """Average a level (B, T, C, h, w) under weights (B, T, h, w): (B, C)."""
     mean: Tensor = torch.einsum("btchw,bthw->bc", level, weights)
     return mean
 
 
 def region_pairs(level: Tensor, weights: Tensor, signs: Tensor | None = None) -> Tensor:
-    """Weighted sum of x x^T over a region (Lin et al. 2015, eq. 1-2).
+    """Sum x x^T over a region, weighted (Lin et al. 2015, eq. 1-2).
 
     Args:
         level: (B, T, C, h, w).
@@ -97,25 +97,25 @@ def region_pairs(level: Tensor, weights: Tensor, signs: Tensor | None = None) ->
         (B, C (C + 1) / 2), pairs of different channels times sqrt 2 so that products of vectors are those of the
         whole matrix; or (B, D).
     """
-    found = []
+    vectors = []
     for image, weight in zip(level.permute(0, 1, 3, 4, 2).flatten(1, 3), weights.flatten(1), strict=True):
         cells, share = image[weight > 0], weight[weight > 0, None]  # (N, C), (N, 1)
         if signs is None:
             row, column = torch.triu_indices(level.shape[2], level.shape[2])
             outer = cells.T @ (cells * share)  # (C, C)
-            found.append(outer[row, column] * torch.where(row == column, 1.0, 2**0.5).to(outer))
+            vectors.append(outer[row, column] * torch.where(row == column, 1.0, 2**0.5).to(outer))
         else:
             first, second = (cells @ s.to(cells) for s in signs)  # (N, D)
-            found.append((first * second * share).sum(0) / signs.shape[2] ** 0.5)
-    return torch.stack(found)
+            vectors.append((first * second * share).sum(0) / signs.shape[2] ** 0.5)
+    return torch.stack(vectors)
 
 
 def random_signs(channels: int, dims: int, seed: int) -> Tensor:
-    """Two matrices of random signs, (2, C, D) int8: the mean of (s1 x)(s2 x)(s1 y)(s2 y) is (x y)^2."""
+    """Draw two matrices of random signs, (2, C, D) int8: the mean of (s1 x)(s2 x)(s1 y)(s2 y) is (x y)^2."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randint(2, (2, channels, dims), generator=generator) * 2 - 1).to(torch.int8)
 
 
 def signed_root(vectors: Tensor) -> Tensor:
-    """sign(x) sqrt|x|, then L2 norm 1 (Lin et al. 2015, section 3): (B, D)."""
+    """Take sign(x) sqrt|x| of vectors (B, D), then bring them to L2 norm 1 (Lin et al. 2015, section 3)."""
     return F.normalize(vectors.sign() * vectors.abs().sqrt(), dim=1)

@@ -1,4 +1,4 @@
-"""Good images that are held back and painted with defects: what the advisor judges by, where no real defect is known.
+"""The advisor judges by good images that were held back and painted with defects, since no real defect is known.
 
 Each image is decoded once. What the network reads is made at once for every size of the input; of the original pixels
 only a window stays, in which maps are judged, so that images of any size fit into the memory.
@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pickglass.app.advise.request import KINDS_PAINTED
 from pickglass.data import (
@@ -31,7 +29,7 @@ from pickglass.data.painting.defects import Kind
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import DataError, InputError
 
-__all__ = ["InputMaker", "Judged", "PaintedSet", "choose_rows", "paint_set"]
+__all__ = ["Judged", "PaintedSet", "as_input", "choose_rows", "paint_set"]
 
 Size = tuple[int, int]
 
@@ -47,7 +45,7 @@ _HELD_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class Judged:
-    """One image to judge by.
+    """One image that candidates are judged by, good or with a painted defect.
 
     Attributes:
         path: of the image it was made from.
@@ -73,7 +71,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class PaintedSet:
-    """What teaches and what is judged, ready for inputs of several sizes.
+    """The images that teach and those to judge by, ready for inputs of several sizes.
 
     Attributes:
         judged: the images to judge by: each held back as it is, then painted ones.
@@ -93,7 +91,7 @@ class PaintedSet:
 
 
 def choose_rows(table: Table, seed: int, fit: int = MOST_FIT, held: int = MOST_HELD) -> tuple[Table, Table]:
-    """Good images that teach and good images that are held back, of different groups.
+    """Choose good images that teach and good images that are held back, of different groups.
 
     Raises:
         DataError: fewer than four images, or all of one group.
@@ -119,7 +117,6 @@ def paint_set(
     rows: tuple[Table, Table],
     defect_px: float,
     prepares: Sequence[Preprocess],
-    folder: Path,
     *,
     kinds: Sequence[Kind] = KINDS_PAINTED,
     contrasts: Sequence[float] = CONTRASTS,
@@ -128,13 +125,12 @@ def paint_set(
     compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> PaintedSet:
-    """Decode the images, paint on those held back, and make what the network reads at every size.
+    """Decode the images, paint on those that are held back, and prepare all of them for every size of the input.
 
     Args:
         rows: that teach, and that are held back; see :func:`choose_rows`.
         defect_px: longest extent of the defects, in pixels of the original images; at least 4.
         prepares: one a size; they squeeze.
-        folder: for regions of interest on the inputs, in use as long as the set is.
         kinds, contrasts: taken in turn.
         painted: defects in all, at least one an image.
 
@@ -143,18 +139,17 @@ def paint_set(
     """
     run = compute or ComputeOptions()
     taught, held = rows
-    makers = [InputMaker(prepare, folder, f"{i}") for i, prepare in enumerate(prepares)]
     fit: dict[Size, list[Row]] = {prepare.size: [] for prepare in prepares}
     for row, pixels in _decoded(taught, run, progress, "reading images"):
-        for maker in makers:
-            fit[maker.prepare.size].append(maker.row(row, pixels, "fit"))
+        for prepare in prepares:
+            fit[prepare.size].append(as_input(prepare, row, pixels, "fit"))
     good: list[tuple[Judged, list[Row]]] = []
     bad: list[tuple[Judged, list[Row]]] = []
     each = max(1, painted // len(held))
     skipped: dict[str, None] = {}
     for i, (row, pixels) in enumerate(_decoded(held, run, progress, "painting defects")):
         rng = np.random.default_rng([seed, i])
-        good.append((_judged(row, pixels, None, rng), [maker.row(row, pixels, "test") for maker in makers]))
+        good.append((_judged(row, pixels, None, rng), [as_input(prepare, row, pixels, "test") for prepare in prepares]))
         for n in range(each):
             turn = i * each + n
             kind, contrast = kinds[turn % len(kinds)], contrasts[(2 * (turn // len(kinds)) + turn) % len(contrasts)]
@@ -165,41 +160,30 @@ def paint_set(
                 continue
             one = replace(_judged(row, defect[0], defect[1], rng), kind=kind, contrast=contrast)
             name = f"{row.path}#{n}"
-            bad.append((one, [maker.row(row, defect[0], "test", name) for maker in makers]))
+            bad.append((one, [as_input(prepare, row, defect[0], "test", name) for prepare in prepares]))
     if not bad:
         raise DataError(
             f"no defect of {defect_px:g} px could be painted on the {len(held)} images: {', '.join(skipped)}"
         )
     both = [*good, *bad]
-    test = {maker.prepare.size: Table([made[i] for _, made in both]) for i, maker in enumerate(makers)}
+    test = {prepare.size: Table([made[i] for _, made in both]) for i, prepare in enumerate(prepares)}
     return PaintedSet(tuple(one for one, _ in both), {s: Table(part) for s, part in fit.items()}, test, tuple(skipped))
 
 
-class InputMaker:
-    """Makes rows whose pixels are the network's input already, region of interest included.
+def as_input(prepare: Preprocess, row: Row, pixels: NDArray[np.uint8], role: Role, path: str | None = None) -> Row:
+    """Make a row whose pixels are the network's input already, region of interest included.
 
     Args:
         prepare: squeezes to the size of the input.
-        folder: for regions of interest on the input.
-        name: that no other maker of the folder has.
+        row: the image.
+        pixels: its pixels, or its pixels with a defect painted on.
+        role: of the new row.
+        path: name of the new row, if it shows a defect; None: that of the image, which is good.
     """
-
-    def __init__(self, prepare: Preprocess, folder: Path, name: str) -> None:
-        self.prepare = prepare
-        self.folder = folder
-        self.name = name
-
-    def row(self, row: Row, pixels: NDArray[np.uint8], role: Role, path: str | None = None) -> Row:
-        """The row with such pixels, under another path where one is given."""
-        canvas = (self.prepare(pixels).transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (H, W, 3)
-        region = row.region(pixels)
-        roi = None
-        if region is not None:
-            kept = self.prepare.kept((pixels.shape[0], pixels.shape[1]), region)
-            file = self.folder / f"{self.name}_{len(list(self.folder.iterdir()))}.png"
-            Image.fromarray(np.asarray(kept).astype(np.uint8) * 255).save(file)
-            roi = str(file)
-        return replace(row, path=path or row.path, pixels=canvas, roi=roi, role=role, label=int(path is not None))
+    canvas = (prepare(pixels).transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (H, W, 3)
+    region = row.region(pixels)
+    roi = None if region is None else prepare.kept((pixels.shape[0], pixels.shape[1]), region)
+    return replace(row, path=path or row.path, pixels=canvas, roi=roi, role=role, label=int(path is not None))
 
 
 def _decoded(
@@ -211,7 +195,7 @@ def _decoded(
 
 
 def _eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """As the network sees them, in steps of a grey level: painting knows 8 bits only."""
+    """Convert an image to 8 bits, the only depth that painting knows."""
     if image.dtype == np.uint8:
         return image
     unit = image if image.dtype == np.float32 else image.astype(np.float32) / 65535
@@ -222,7 +206,7 @@ def _eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
 def _painted_inside(
     row: Row, pixels: NDArray[np.uint8], kind: Kind, defect_px: float, contrast: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Image and mask; on images with a region of interest the defect lies inside it."""
+    """Paint a defect, inside the region of interest where there is one; return image and mask."""
     region = row.region(pixels)
     for _ in range(12):
         done = paint(pixels, kind, defect_px, rng, contrast)
@@ -232,7 +216,7 @@ def _painted_inside(
 
 
 def _judged(row: Row, pixels: NDArray[np.uint8], mask: NDArray[np.bool_] | None, rng: np.random.Generator) -> Judged:
-    """The window of an image: around the defect, moved at random, else anywhere."""
+    """Cut the window to judge in out of an image: around its defect, moved at random, or anywhere on a good one."""
     height, width = pixels.shape[:2]
     ys, xs = np.nonzero(np.zeros((1, 1)) if mask is None else mask)
     extent = max(int(np.ptp(ys)), int(np.ptp(xs))) + 1 if len(ys) else 0

@@ -1,13 +1,11 @@
-"""A mask that was found on good images as region of interest: of a fit, and of what the advisor judges by."""
+"""The foreground that was found on good images, as the region of interest of a fit and of the advisor's images."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.data import Preprocess, Table
@@ -16,7 +14,7 @@ from pickglass.errors import InputError
 from pickglass.features.engine import device_name
 from pickglass.features.foreground import Foreground, find_foreground
 
-__all__ = ["judged_within", "look_for_part", "save_mask"]
+__all__ = ["judged_within", "look_for_part", "trusted_mask"]
 
 
 def look_for_part(table: Table, seed: int, compute: ComputeOptions, progress: Progress | None = None) -> Foreground:
@@ -33,51 +31,43 @@ def look_for_part(table: Table, seed: int, compute: ComputeOptions, progress: Pr
     )
 
 
-def save_mask(found: Foreground, file: Path) -> Path:
-    """A file that :func:`pickglass.data.with_roi` takes.
+def trusted_mask(found: Foreground) -> NDArray[np.bool_]:
+    """Return the mask of a foreground as region of interest, (H, W) bool.
 
     Raises:
-        InputError: the self-check failed.
+        InputError: the foreground did not pass its self-check.
     """
     if found.mask is None:
         raise InputError(
             f"roi='auto': no foreground to be trusted was found on {found.n_images} good images: {found.why_not}. "
             "Give the file of a mask, or leave the region of interest out"
         )
-    return _write(found.mask, file)
+    return found.mask
 
 
-def _write(mask: NDArray[np.bool_], file: Path) -> Path:
-    Image.fromarray(mask.astype(np.uint8) * 255).save(file)
-    return file
-
-
-def judged_within(data: PaintedSet, mask: NDArray[np.bool_], folder: Path) -> tuple[PaintedSet, PaintedSet]:
-    """The same images without those whose defect lies mostly outside the mask: without, and with the mask.
+def judged_within(data: PaintedSet, mask: NDArray[np.bool_]) -> tuple[PaintedSet, PaintedSet]:
+    """Leave out the images whose defect lies mostly outside a mask; return the others without, and with the mask.
 
     Pixels outside the mask count in both.
 
     Args:
         data: of images of the mask's size, without regions of interest.
         mask: (H, W) bool, in pixels of the original images.
-        folder: for the mask on the inputs, in use as long as the second set is.
     """
-    kept = [i for i, one in enumerate(data.judged) if _within(one, mask)]
+    kept = [i for i, one in enumerate(data.judged) if _shows(one, mask)]
     test = {size: Table([rows[i] for i in kept]) for size, rows in data.test.items()}
     without = replace(data, judged=tuple(data.judged[i] for i in kept), test=test)
-    files = {}
-    for height, width in data.fit:
-        inside = Preprocess((height, width)).kept((mask.shape[0], mask.shape[1]), mask)
-        files[height, width] = str(_write(np.asarray(inside), folder / f"foreground_{height}x{width}.png"))
+    size = mask.shape[0], mask.shape[1]
+    inside = {canvas: Preprocess(canvas).kept(size, mask) for canvas in data.fit}
     fit, test = (
-        {size: Table([replace(row, roi=files[size]) for row in rows]) for size, rows in part.items()}
+        {canvas: Table([replace(row, roi=inside[canvas]) for row in rows]) for canvas, rows in part.items()}
         for part in (without.fit, without.test)
     )
     return without, replace(without, fit=fit, test=test)
 
 
-def _within(one: Judged, mask: NDArray[np.bool_]) -> bool:
-    """Whether it is good, or at least half of its defect lies on the foreground."""
+def _shows(one: Judged, mask: NDArray[np.bool_]) -> bool:
+    """Tell whether an image is good, or at least half of its defect lies on the foreground."""
     top, left, height, width = one.window
     inside = mask[top : top + height, left : left + width]
     return one.mask is None or bool(inside[one.mask].mean() >= 0.5)

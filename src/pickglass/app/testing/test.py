@@ -103,7 +103,7 @@ def write_report(
     name: str,
     progress: Progress | None = None,
 ) -> Path:
-    """The HTML page of a test; images are read again one by one."""
+    """Write the HTML page of a test; images are read again one by one."""
     threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
     scale = colour_range(threshold, prediction.maps)
     with ReportWriter(target, f"{name}: {type(detector).__name__}", scale) as writer:

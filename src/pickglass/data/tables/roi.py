@@ -6,6 +6,10 @@ import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pickglass.data.images.decoder import IMAGE_SUFFIXES
 from pickglass.data.tables.rows import Table
@@ -14,13 +18,13 @@ from pickglass.errors import DataError, InputError
 __all__ = ["with_pixel_mm", "with_roi"]
 
 
-def with_roi(table: Table, roi: str | os.PathLike[str] | None) -> Table:
-    """Give rows a region of interest: one file for all of them, or a folder with one mask an image.
+def with_roi(table: Table, roi: str | os.PathLike[str] | NDArray[Any] | None) -> Table:
+    """Give rows a region of interest: one mask for all of them, or a folder with one mask an image.
 
     Args:
-        table: rows; those in memory take a file only.
-        roi: an image file whose values above 0 are inside; or a folder whose files are named as the images are, with
-            any image suffix; None changes nothing.
+        table: rows; those in memory take a file or an array.
+        roi: an image file or an array (H, W) whose values above 0 are inside, for all rows; a folder whose files are
+            named as the images are, with any image suffix; None changes nothing.
 
     Raises:
         InputError: no such file or folder.
@@ -28,6 +32,8 @@ def with_roi(table: Table, roi: str | os.PathLike[str] | None) -> Table:
     """
     if roi is None:
         return table
+    if isinstance(roi, np.ndarray):
+        return Table([replace(row, roi=roi) for row in table])
     path = Path(roi)
     if path.is_file():
         return Table([replace(row, roi=str(path)) for row in table])

@@ -1,1 +1,1 @@
-"""Gaussians of features: one a cell of a grid (cells, learners, algebra), and moments of whole levels (moments)."""
+"""Gaussians describe features: one for each cell (cells, learners, algebra), or one for a whole level (moments)."""

@@ -1,4 +1,4 @@
-"""Block algebra over units and the coarser units they lie under, and the Cholesky factor of a shrunk covariance.
+"""Matrix products go over units and the coarser units they lie under; a covariance gives its inverse Cholesky factor.
 
 Letters: P positions, U units of a level, V units of the level before it (coarser), d channels of a level, c channels of
 all coarser ones, B images.
@@ -15,7 +15,7 @@ __all__ = ["inverse_factor", "stack_channels", "times_parent"]
 
 
 def times_parent(rows: Tensor, coarser: Tensor, parent: Tensor, siblings: int) -> Tensor:
-    """Each unit's rows are multiplied by the matrix of the coarser unit it lies under.
+    """Multiply each unit's rows by the matrix of the coarser unit it lies under.
 
     Args:
         rows: (P, U, m, c).
@@ -36,7 +36,7 @@ def times_parent(rows: Tensor, coarser: Tensor, parent: Tensor, siblings: int) -
 
 
 def stack_channels(coarser: Tensor, own: Tensor, parent: Tensor) -> Tensor:
-    """A level's channels are put below those of all coarser levels.
+    """Put a level's channels below those of all coarser levels.
 
     Args:
         coarser: (..., V, c, B).
@@ -50,7 +50,7 @@ def stack_channels(coarser: Tensor, own: Tensor, parent: Tensor) -> Tensor:
 
 
 def inverse_factor(covariance: Tensor, eps: float) -> Tensor:
-    """The inverse L^-1 of the Cholesky factor of covariance + eps I = L L^T, (..., d, d).
+    """Invert the Cholesky factor L of covariance + eps I = L L^T, (..., d, d).
 
     Raises:
         InputError: eps is too small for the rounding of the covariance, or the features are not finite.

@@ -28,7 +28,7 @@ Grid = tuple[int, int]
 
 
 class Level(nn.Module):
-    """One level of a network's features: its units, where they lie, and their Gaussians.
+    """A level of a network's features has units, each with its place and its Gaussian.
 
     Args:
         source: (U,) cell of the level's own grid that each unit reads.
@@ -55,7 +55,7 @@ class Level(nn.Module):
         self.register_buffer("rows", None)
 
     def columns(self, features: Tensor) -> Tensor:
-        """The features (B, P, d, h, w) of the level's own grid become one column per image: (P, U, d, B)."""
+        """Arrange features (B, P, d, h, w) on the level's own grid as one column per image: (P, U, d, B)."""
         return features.flatten(3).permute(1, 3, 2, 0)[:, self.source]
 
 
@@ -102,28 +102,28 @@ class CellGaussians(nn.Module):
 
     @property
     def levels(self) -> list[Level]:
-        """The levels come coarsest first."""
+        """Return the levels, coarsest first."""
         return [stage for stage in self.stages if isinstance(stage, Level)]
 
     @property
     def channels(self) -> list[int]:
-        """The number of channels of each level comes in the caller's order."""
+        """Return the number of channels of each level, in the caller's order."""
         width = dict(zip(self.order, (level.mean.shape[2] for level in self.levels), strict=True))
         return [width[i] for i in range(len(width))]
 
     @property
     def learned(self) -> bool:
-        """True once the Gaussians were learned, so that a distance can be measured."""
+        """The Gaussians are learned once a learner has filled them; only then is there a distance."""
         return self.factor is not None or self.levels[0].rows is not None
 
     def sizes(self) -> list[tuple[int, int, int]]:
-        """The sizes (U, d, c) of each level come coarsest first."""
+        """Return the sizes (U, d, c) of each level, coarsest first."""
         wide = [level.mean.shape[2] for level in self.levels]
         units = [len(level.source) for level in self.levels]
         return list(zip(units, wide, itertools.accumulate(wide, initial=0), strict=False))
 
     def floats(self, images: int | None = None) -> int:
-        """The Gaussians hold this many numbers: in rows of L^-1, or in the low-rank form of that many images."""
+        """Count the numbers that the Gaussians hold: in rows of L^-1, or in the low-rank form of that many images."""
         sizes = self.sizes()
         means = sum(u * d for u, d, _ in sizes)
         if images is not None:
@@ -131,7 +131,7 @@ class CellGaussians(nn.Module):
         return self.positions * (means + sum(u * d * (c + d) for u, d, c in sizes))
 
     def distance(self, features: Sequence[Tensor]) -> Tensor:
-        """The Mahalanobis distance of each cell is M(x) = sqrt((x - mu)^T Sigma^-1 (x - mu)), PaDiM eq. 2.
+        """Measure the Mahalanobis distance of each cell, M(x) = sqrt((x - mu)^T Sigma^-1 (x - mu)) (PaDiM eq. 2).
 
         Args:
             features: (B, P, d, h_l, w_l) of each level, in the caller's order.

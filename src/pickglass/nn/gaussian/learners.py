@@ -1,4 +1,4 @@
-"""The two ways to learn the Gaussians of :mod:`pickglass.nn.gaussian.cells`: from running sums, or from few samples.
+"""Gaussians are learned from running sums, or from few samples held in memory.
 
 Sums are float64 around the mean of the first images, so memory does not grow with the images. An image in which a
 unit is left out enters none of its sums. Where siblings counted in different images, each keeps the variances of its
@@ -34,7 +34,7 @@ class _Learner:
         self._held: list[tuple[list[Tensor], Tensor | None]] = []
 
     def add(self, features: Sequence[Tensor], keep: Tensor | None = None) -> None:
-        """Good images are added to what is learned.
+        """Learn from further good images.
 
         Args:
             features: (B, P, d, h_l, w_l) of each level, in the caller's order; they are held for a while.
@@ -43,7 +43,7 @@ class _Learner:
         self._held.append((list(features), keep))
 
     def _columns(self, positions: slice) -> tuple[list[Tensor], list[Tensor] | None]:
-        """The held images of some positions, one column per image.
+        """Arrange the held images of some positions, one column per image.
 
         Returns:
             Columns (P, U, d, B) of each level, coarsest first, and which of them count, (P, U, 1, B) bool; None: all.
@@ -73,7 +73,7 @@ class _Learner:
 
 
 class RunningSums(_Learner):
-    """Sums of x and x x^T per unit, in memory that does not depend on the number of images.
+    """Running sums of x and x x^T per unit take memory that does not depend on the number of images.
 
     Args:
         gaussians: to be filled.
@@ -94,7 +94,7 @@ class RunningSums(_Learner):
 
     @staticmethod
     def bytes(gaussians: CellGaussians) -> int:
-        """The sums take at most this many bytes while they are filled and turned into rows of L^-1."""
+        """Estimate the most bytes that the sums take while they are filled and turned into rows of L^-1."""
         sums = sum(u * (d + 1) * (c + d + 1) for u, d, c in gaussians.sizes())
         held = _AT_ONCE * sum(u * d for u, d, _ in gaussians.sizes())
         in_work = _AT_ONCE * sum(u * (c + 4 * (d + 1)) for u, d, c in gaussians.sizes())  # of the position being added
@@ -111,7 +111,7 @@ class RunningSums(_Learner):
         self._held = []
 
     def _absorb_position(self, p: int) -> None:
-        """One position alone: its deviations are small enough to stay in memory that the process has already."""
+        """Add one position alone: its deviations are small enough to stay in memory that the process has already."""
         columns, kept = self._columns(slice(p, p + 1))
         levels = self.gaussians.levels
         coarser = self._shift[0].new_zeros(1, 0, columns[0].shape[3])  # (V, c, B)
@@ -132,7 +132,7 @@ class RunningSums(_Learner):
                 coarser = stack_channels(coarser, z, level.parent)
 
     def _absorb_cross(self, level: Level, cross: Tensor, z1: Tensor, coarser: Tensor) -> None:
-        """The products with all coarser levels are added to their sums (U, d + 1, c)."""
+        """Add the products with all coarser levels to their sums (U, d + 1, c)."""
         if not level.siblings:
             cross.baddbmm_(z1, coarser[level.parent].transpose(1, 2))
             return
@@ -142,7 +142,7 @@ class RunningSums(_Learner):
         cross.view(v, m, c).baddbmm_(z1.view(v, m, -1), coarser.transpose(1, 2))
 
     def finish(self) -> None:
-        """The Gaussians are filled.
+        """Fill the Gaussians with what was learned.
 
         Raises:
             InputError: eps is too small for the rounding of the covariances, or the features are not finite.
@@ -165,7 +165,7 @@ class RunningSums(_Learner):
         self._shift, self._sums, self._cross = [], [], []
 
     def _factorise(self, lo: int, hi: int) -> None:
-        """The rows of L^-1 are computed for the units lo..hi of the coarsest level and all that lie under them."""
+        """Compute the rows of L^-1 for the units lo..hi of the coarsest level and all that lie under them."""
         levels, before = self.gaussians.levels, 0
         whole = self._shift[0].new_zeros(self.gaussians.positions, 1, 0, 0)  # (P, V, c, c), L^-1 of all coarser levels
         dof = whole.sum(3)  # (P, V, c), n - 1 of each of their channels
@@ -191,7 +191,7 @@ class RunningSums(_Learner):
                 dof = torch.cat([dof[:, parent], level_dof[..., None].expand(mean.shape)], dim=2)
 
     def _moments(self, k: int, lo: int, hi: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The sums give mean (P, U, d), covariance with n - 1 (P, U, d, d), and n - 1, at least 1, (P, U)."""
+        """Compute mean (P, U, d), covariance with n - 1 (P, U, d, d), and n - 1, at least 1, (P, U), from the sums."""
         sums = self._sums[k][:, lo:hi]
         n = sums[..., -1, -1]  # (P, U)
         dof = (n - 1).clamp(min=1)
@@ -201,14 +201,14 @@ class RunningSums(_Learner):
         return self._shift[k][:, lo:hi] + mean, scatter / dof[..., None, None], dof
 
     def _joint(self, k: int, lo: int, hi: int) -> Tensor:
-        """The sums of (x - mean) y^T over the images in which a unit counts, y of all coarser levels: (P, U, d, c)."""
+        """Sum (x - mean) y^T over the images in which a unit counts, y of all coarser levels: (P, U, d, c)."""
         cross, sums = self._cross[k][:, lo:hi], self._sums[k][:, lo:hi]
         mean = sums[..., :-1, -1] / sums[..., -1, -1].clamp(min=1)[..., None]  # (P, U, d)
         return cross[..., :-1, :] - mean[..., None] * cross[..., -1:, :]
 
 
 class FewSamples(_Learner):
-    """For fewer images than channels, the same Gaussians are kept in a low-rank form, made of the samples themselves.
+    """With fewer images than channels, the same Gaussians are kept in a low-rank form, made of the samples themselves.
 
     With Z the N deviations over sqrt(n - 1), Sigma = Z^T Z + eps I. From Z Z^T = U diag(lambda) U^T, a small matrix,
     sqrt(eps) Sigma^-1/2 = I - F^T F with F = (lambda + eps + sqrt(eps (lambda + eps)))^-1/2 U^T Z: no division by an
@@ -217,12 +217,12 @@ class FewSamples(_Learner):
 
     @staticmethod
     def bytes(gaussians: CellGaussians, images: int) -> int:
-        """The samples take at most this many bytes while they are held and turned into factors."""
+        """Estimate the most bytes that the samples take while they are held and turned into factors."""
         samples = gaussians.positions * images * sum(u * d for u, d, _ in gaussians.sizes())
         return 4 * gaussians.floats(images) + (4 + 4 + 3 * 8) * samples
 
     def finish(self) -> None:
-        """The Gaussians are filled.
+        """Fill the Gaussians with what was learned.
 
         Raises:
             InputError: the features are not finite.
@@ -254,7 +254,7 @@ class FewSamples(_Learner):
         model.factor = factor
 
     def _factor(self, z: Tensor) -> Tensor:
-        """The factor F is computed from the deviations Z, both (P, U, N, D)."""
+        """Compute the factor F from the deviations Z, both (P, U, N, D)."""
         eps = self.gaussians.eps
         eigenvalues, vectors = torch.linalg.eigh(z @ z.transpose(2, 3))
         raised = eigenvalues.clamp(min=0) + eps  # (P, U, N)
@@ -264,7 +264,7 @@ class FewSamples(_Learner):
 
 
 def _choose_shift(shift: Tensor, unseen: Tensor, x: Tensor, mask: Tensor | None) -> None:
-    """The shift of a unit becomes the mean of its first images; any is right, one close to the mean loses no digits.
+    """Shift each unit by the mean of its first images; any shift is right, one close to the mean loses no digits.
 
     Args:
         shift: (U, d), written to where ``unseen`` (U,) is.

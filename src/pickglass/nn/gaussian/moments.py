@@ -1,4 +1,4 @@
-"""Mean, covariance and variance per cell of the levels of good images, from a stream.
+"""Mean, covariance and variance of features are computed from a stream of good images.
 
 Letters: N images, C channels, h x w cells.
 """
@@ -19,7 +19,7 @@ _AT_ONCE = 8  # images whose features are held as doubles at once
 
 @dataclass(frozen=True)
 class GridMoments:
-    """What is known of one level, in double precision; variances with n - 1.
+    """The moments of one level are in double precision; variances are divided by n - 1.
 
     Attributes:
         mean: (C,) over cells and images.
@@ -35,7 +35,7 @@ class GridMoments:
 
 
 class GridSums:
-    """Sums over the cells that count, in double precision around the mean of the first images: no digits are lost.
+    """Sums over the cells that count are kept as doubles around the mean of the first images: no digits are lost.
 
     Args:
         shape: (C, h, w) of the level.
@@ -46,11 +46,16 @@ class GridSums:
         self._shift: Tensor | None = None  # (C,)
 
     def add(self, level: Tensor, keep: Tensor | None) -> None:
-        """(N, C, h, w) with (N, h, w) bool, which cells count; None: all."""
+        """Add images to the sums.
+
+        Args:
+            level: (N, C, h, w).
+            keep: (N, h, w) bool, which cells count; None: all.
+        """
         if keep is None:
             keep = torch.ones_like(level[:, 0], dtype=torch.bool)
-        for part, own in zip(level.split(_AT_ONCE), keep.split(_AT_ONCE), strict=True):
-            self._add(part.double(), own[:, None])
+        for images, counted in zip(level.split(_AT_ONCE), keep.split(_AT_ONCE), strict=True):
+            self._add(images.double(), counted[:, None])
 
     def _add(self, x: Tensor, keep: Tensor) -> None:
         if self._shift is None:
@@ -70,7 +75,7 @@ class GridSums:
         self._products += flat @ flat.T
 
     def moments(self) -> GridMoments:
-        """Of everything added.
+        """Compute the moments of all images added.
 
         Raises:
             InputError: no cell counted, or the features are not finite.

@@ -1,4 +1,4 @@
-"""Normalising flows over feature grids: affine coupling steps, which can be undone and know their volume change.
+"""Normalising flows over feature grids are made of affine coupling steps, which know by how much they change volumes.
 
 An affine coupling step (Dinh, Sohl-Dickstein, Bengio: "Density estimation using Real NVP", ICLR 2017, eq. 7-8) leaves
 the channels x_a as they are and scales and shifts the others, cell by cell, by what a sub-network reads in x_a:
@@ -28,7 +28,7 @@ _GAIN = 0.1  # of a FastFlow sub-network's output, so that a new step is close t
 
 
 def clamped(raw: Tensor, limit: float, squash: Squash) -> Tensor:
-    """A smooth function of ``raw`` that stays within -limit..limit.
+    """Squeeze ``raw`` smoothly into -limit..limit.
 
     ``"tanh"``: limit tanh(raw), slope ``limit`` at 0; ``"atan"``: limit 2/pi atan(raw / limit), slope 2/pi.
     """
@@ -38,7 +38,7 @@ def clamped(raw: Tensor, limit: float, squash: Squash) -> Tensor:
 
 
 class ConvSubnet(nn.Module):
-    """Convolution, ReLU, convolution, times a gain: (B, inputs, h, w) -> (B, outputs, h, w).
+    """The sub-network is convolution, ReLU, convolution, times a gain: (B, inputs, h, w) -> (B, outputs, h, w).
 
     Args:
         inputs, hidden, outputs: channels.
@@ -63,14 +63,14 @@ class ConvSubnet(nn.Module):
         self.gain: float | Tensor = nn.Parameter(torch.zeros(1)) if gain is None else gain
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raw log-scales and shifts."""
+        """Compute raw log-scales and shifts."""
         out = self.second(torch.relu(self.first(x)))
         raw: Tensor = out.to(x.dtype) * self.gain  # what is added up or exponentiated stays float32 under autocast
         return raw
 
 
 class AffineCoupling(nn.Module):
-    """One step: permute the channels, keep the first K, scale and shift the others by what the sub-network reads.
+    """A step permutes the channels, keeps the first K, and scales and shifts the others by what the sub-network reads.
 
     Args:
         permutation: (C,) int64; output channel i is input channel ``permutation[i]``. Saved with the weights.
@@ -90,7 +90,15 @@ class AffineCoupling(nn.Module):
         self.register_buffer("permutation", permutation)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, h, w), condition (B, D, h, w) -> y (B, C, h, w) and log |det dy/dx| by cell (B, h, w)."""
+        """Run the step.
+
+        Args:
+            x: (B, C, h, w).
+            condition: (B, D, h, w), read by the sub-network; None: nothing.
+
+        Returns:
+            y (B, C, h, w), and log |det dy/dx| by cell, (B, h, w).
+        """
         x = x.index_select(1, self.permutation)
         x_a, x_b = x[:, : self.kept], x[:, self.kept :]  # (B, K, h, w), (B, C - K, h, w)
         s, t = self._scale_and_shift(x_a, condition)
@@ -103,7 +111,7 @@ class AffineCoupling(nn.Module):
 
 
 class CouplingFlow(nn.Module):
-    """Steps one after the other.
+    """A flow runs its steps one after the other.
 
     The log-determinant is kept by cell, as each step's is a sum over cells; only its sum over all cells is the change
     of volume, and the cells' shares of it serve to leave cells out.
@@ -114,18 +122,26 @@ class CouplingFlow(nn.Module):
         self.steps = nn.ModuleList(steps)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, h, w), condition (B, D, h, w) -> z (B, C, h, w) and log |det dz/dx| by cell (B, h, w)."""
+        """Run all steps.
+
+        Args:
+            x: (B, C, h, w).
+            condition: (B, D, h, w), read by every sub-network; None: nothing.
+
+        Returns:
+            z (B, C, h, w), and log |det dz/dx| by cell, (B, h, w).
+        """
         log_det = x.new_zeros(x.shape[0], *x.shape[2:])  # (B, h, w)
         for step in self.steps:
-            x, own = step(x, condition)
-            log_det = log_det + own
+            x, step_log_det = step(x, condition)
+            log_det = log_det + step_log_det
         return x, log_det
 
 
 def fastflow_steps(
     channels: int, kernels: Sequence[int], hidden_ratio: float = 1.0, clamp: float = 2.0
 ) -> list[AffineCoupling]:
-    """Steps of FastFlow: a random permutation each; half of the channels condition the other half.
+    """Make the steps of FastFlow: each has a random permutation, and half of the channels condition the other half.
 
     Args:
         channels: C, at least 2.
@@ -152,7 +168,7 @@ def fastflow_steps(
 def realnvp_steps(
     channels: int, condition: int, kernels: Sequence[int], hidden: int = 64, clamp: float = 1.9
 ) -> list[AffineCoupling]:
-    """Blocks of the conditional RealNVP of AST: per block, both halves are moved, each conditioned on the other.
+    """Make the steps of AST's conditional RealNVP: in each block both halves are moved, each conditioned on the other.
 
     A block is two steps: the first brings the channels into a random order (x_2, x_1) and moves x_1; the second swaps
     the halves and moves x_2 by what the first made of x_1.
@@ -169,18 +185,18 @@ def realnvp_steps(
     half, rest = channels // 2, channels - channels // 2
     steps = []
     for kernel in kernels:
-        turns = [
+        halves = [
             (torch.randperm(channels), rest),  # (x_2, x_1): x_2 stays
             (torch.arange(channels).roll(half), half),  # (y_1, x_2): y_1 stays
         ]
-        for permutation, kept in turns:
+        for permutation, kept in halves:
             subnet = ConvSubnet(kept + condition, hidden, 2 * (channels - kept), kernel, None, "replicate")
             steps.append(AffineCoupling(permutation, kept, subnet, clamp, "atan"))
     return steps
 
 
 def nll(z: Tensor, log_det: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Negative log-likelihood under a standard normal z, without its constant, in nats per cell: (P,).
+    """Compute the negative log-likelihood under a standard normal z, without its constant, in nats per cell: (P,).
 
     The mean over the cells of an image that count, then over the images that have such cells, of 0.5 sum over channels
     of z^2, less ``log_det``; see :func:`pickglass.nn.maps.batch_mean`.

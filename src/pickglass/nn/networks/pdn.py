@@ -1,4 +1,4 @@
-"""The two networks of EfficientAD: the patch description network (PDN) and the autoencoder.
+"""EfficientAD has two networks, the patch description network (PDN) and the autoencoder.
 
 Batzner, Heckler, König: "EfficientAD: Accurate Visual Anomaly Detection at Millisecond-Level Latencies", WACV 2024,
 section 3.1 and 3.3 and the tables of its appendix. A PDN is four convolutions (M: six) and two poolings: stride 4, and
@@ -33,7 +33,7 @@ _GROWTH = (3, 8, 15, 32, 63, 127)  # sides of the decoder's maps before each of 
 
 
 class _Conv(NamedTuple):
-    """A convolution, and whether a pooling by two follows; between all of them is a ReLU."""
+    """A convolution has a pooling by two behind it or not; between all of them is a ReLU."""
 
     into: int
     out: int
@@ -42,7 +42,7 @@ class _Conv(NamedTuple):
 
 
 def pdn_layers(model: PDNName, out: int = CHANNELS) -> list[_Conv]:
-    """The convolutions of a PDN, first to last.
+    """List the convolutions of a PDN, first to last.
 
     ``small`` and ``medium`` are the paper's. ``tiny`` is ours, for lines without a GPU: ``small`` with half the inner
     channels, so a quarter of the work between them, and the same outputs.
@@ -72,7 +72,7 @@ def pdn_layers(model: PDNName, out: int = CHANNELS) -> list[_Conv]:
 
 
 class PDN(nn.Module):
-    """A patch description network; its convolutions are ``conv1``, ``conv2``, ...
+    """A patch description network (PDN) has the convolutions ``conv1``, ``conv2``, ...
 
     Args:
         model: ``"tiny"``, ``"small"`` or ``"medium"``.
@@ -95,13 +95,13 @@ class PDN(nn.Module):
 
     @property
     def last(self) -> nn.Conv2d:
-        """The last convolution."""
+        """Return the last convolution."""
         conv = self.get_submodule(f"conv{len(self.plan)}")
         assert isinstance(conv, nn.Conv2d)
         return conv
 
     def inner(self, x: Tensor) -> Tensor:
-        """What the last convolution reads."""
+        """Run the network up to what the last convolution reads."""
         if self.frame:
             x = F.pad(x, (self.frame,) * 4, mode="reflect")  # (B, 3, H + 2 frame, W + 2 frame)
         x = x.contiguous(memory_format=torch.channels_last)  # a step takes three quarters of the time on a CPU
@@ -111,13 +111,13 @@ class PDN(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W), normalised -> (B, C, h, w)."""
+        """Describe images (B, 3, H, W), normalised, by features (B, C, h, w)."""
         out: Tensor = self.last(self.inner(x))
         return out
 
 
 class Student(PDN):
-    """A PDN of twice the channels, of which it is asked for a part: the rest of the last convolution is not computed.
+    """The student is a PDN of twice the channels; where only some are asked for, the others are not computed.
 
     Its first 384 channels answer to the teacher, the others to the autoencoder.
     """
@@ -126,12 +126,12 @@ class Student(PDN):
         super().__init__(model, 2 * CHANNELS, frame)
 
     def forward(self, x: Tensor, part: slice = slice(None)) -> Tensor:
-        """(B, 3, H, W), normalised -> the channels of ``part``, (B, C, h, w)."""
+        """Describe images (B, 3, H, W), normalised, by the channels of ``part``, (B, C, h, w)."""
         return F.conv2d(self.inner(x), self.last.weight[part], None if self.last.bias is None else self.last.bias[part])
 
 
 class Autoencoder(nn.Module):
-    """The image at large: (B, 3, 256, 256), normalised -> (B, 384, h, w) on any grid.
+    """The autoencoder describes the image at large: (B, 3, 256, 256), normalised -> (B, 384, h, w) on any grid.
 
     Args:
         grid: (h, w) of the output, the student's.
@@ -149,7 +149,7 @@ class Autoencoder(nn.Module):
         self.last = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, CHANNELS, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, 256, 256) -> (B, 384, h, w)."""
+        """Describe images (B, 3, 256, 256) by features (B, 384, h, w)."""
         x = self.encoder(x)  # (B, 64, 1, 1)
         for side, conv in zip(_GROWTH, self.decoder, strict=True):
             x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)  # (B, 64, side, side)

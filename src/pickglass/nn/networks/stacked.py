@@ -1,4 +1,4 @@
-"""Any network, once per position: parameters and buffers lead with the position axis P.
+"""Any network is held once per position: its parameters and buffers lead with the position axis P.
 
 A method writes its student, flow or decoder as an ordinary module for one position; :class:`Stacked` holds P of them
 as one tree of tensors with a leading axis P. Optimisers work element by element, so training the stack is training P
@@ -8,19 +8,48 @@ networks apart, and one model file holds them all.
 from __future__ import annotations
 
 import copy
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Stacked", "at_position", "copy_into", "named_tensors"]
+__all__ = ["ProcessLock", "Stacked", "at_position", "copy_into", "named_tensors"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
+class ProcessLock:
+    """A lock lets one thread of a process at a time go on; in a forked child it is free, whoever held it before.
+
+    Entering returns True where the process is another than the one that last entered it, for whatever was compiled
+    there cannot be used here.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> bool:
+        process = os.getpid()
+        forked = process != self._process
+        if forked:
+            self._lock, self._process = threading.RLock(), process
+        self._lock.acquire()
+        return forked
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[ProcessLock], tuple[()]]:
+        """Copies and pickles are locks of their own."""
+        return ProcessLock, ()
+
+
 class Stacked(nn.Module):
-    """P networks of one architecture in one tree.
+    """P networks of one architecture are held in one tree of tensors.
 
     Args:
         make: builds the network of one position, with random weights from torch's default generator.
@@ -46,6 +75,7 @@ class Stacked(nn.Module):
                 members.append(make())
         self.positions = positions
         self.tree = members[0]
+        self._turn = ProcessLock()
         stacks: dict[Tensor, Tensor] = {}  # a tensor that stands in two places stays one
         for alike in zip(*(member.modules() for member in members), strict=True):
             for kind in ("_parameters", "_buffers"):
@@ -59,10 +89,14 @@ class Stacked(nn.Module):
                     getattr(alike[0], kind)[leaf] = stacks[first]
 
     def forward(self, *inputs: Any) -> Any:
-        """Inputs (B, P, ...), or nested tuples of such -> what the network returns, likewise (B, P, ...).
+        """Run each position's network on its inputs (B, P, ...), or nested tuples of such; outputs are (B, P, ...) too.
 
         Anything else among the inputs goes to each network as it is.
         """
+        with self._turn:  # the tree holds the tensors of one position while it runs, so threads take turns
+            return self._each_position(*inputs)
+
+    def _each_position(self, *inputs: Any) -> Any:
         places: list[tuple[dict[str, Any], str, Tensor, Sequence[Tensor]]] = []
         for module in self.tree.modules():
             # unbind: the backward of P single selections would write P gradients of the whole stack
@@ -87,7 +121,7 @@ class Stacked(nn.Module):
 
 
 def at_position(network: Network, p: int) -> Network:
-    """The network of position p alone, P = 1, frozen, in eval mode and in the same memory.
+    """Return the network of position p alone, P = 1, frozen, in eval mode and in the same memory.
 
     Args:
         network: whose tensors all lead with P, such as a :class:`Stacked` or a module of several.
@@ -104,13 +138,13 @@ def at_position(network: Network, p: int) -> Network:
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers of a module by name, those that a model file leaves out included."""
+    """Return all parameters and buffers of a module by name, also those that a model file leaves out."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 @torch.no_grad()
 def copy_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The module's tensors of these names take these values."""
+    """Copy tensors into those of a module with the same names."""
     targets = named_tensors(module)
     for name, tensor in tensors.items():
         targets[name].copy_(tensor)

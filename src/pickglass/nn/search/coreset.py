@@ -1,4 +1,4 @@
-"""Greedy k-centre selection, exact and in blocks: the same points as one by one, in a fraction of the passes.
+"""A coreset is chosen greedily, exactly and in blocks: the same points as one by one, in a fraction of the passes.
 
 The greedy choice (Gonzalez 1985; PatchCore, Roth et al. 2022, algorithm 1) takes again and again the point that is
 farthest from all points taken so far. Done literally, each of the M picks reads all N points, and memory traffic,
@@ -34,7 +34,7 @@ _BUFFER = 1 << 19  # floats of one update block: small enough to stay in a core'
 
 @dataclass(frozen=True)
 class Coreset:
-    """What :func:`greedy_coreset` chose.
+    """A coreset is what :func:`greedy_coreset` chose, and how.
 
     Attributes:
         indices: (M',) rows of the points in the order of choice, int64 on the CPU. M' < M only if all that was left
@@ -145,7 +145,7 @@ def _select(
 
 
 def _farthest(distance: Tensor, k: int) -> tuple[Tensor, float]:
-    """Indices of the k largest distances, ties by lowest index, in index order; and the largest of the others."""
+    """Find the k largest distances, ties by lowest index: their indices in order, and the largest of the others."""
     least = distance.topk(k, sorted=False).values.min()
     above = distance > least
     inside = above.nonzero()[:, 0]
@@ -161,7 +161,7 @@ def _farthest(distance: Tensor, k: int) -> tuple[Tensor, float]:
 def _greedy_inside(
     distance: Tensor, x: Tensor, norms: Tensor, outside: float, bound: float, most: int
 ) -> tuple[list[int], int]:
-    """Greedy steps among the candidates; on the CPU, for each step needs its result at once."""
+    """Take greedy steps among the candidates; on the CPU, for each step needs its result at once."""
     mutual = torch.addmm(norms[:, None] + norms[None, :], x, x.T, alpha=-2)  # (K, K)
     table: np.ndarray = mutual.clamp_(min=0).cpu().numpy()
     d: np.ndarray = distance.cpu().numpy().copy()

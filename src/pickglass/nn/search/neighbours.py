@@ -1,4 +1,4 @@
-"""Exact nearest neighbours in a bank that fits in memory: blocked float32, or certified bfloat16 where that is faster.
+"""Nearest neighbours in a bank are found exactly: in blocked float32, or certified bfloat16 where that is faster.
 
 Both return the true nearest distance. The bfloat16 search computes coarse distances from rounded vectors, knows by
 how much each can be wrong, and looks again, in float32, at every bank point that could still be the nearest. Where
@@ -29,7 +29,7 @@ _MOST_SHARE = 0.02  # of the bank a query may have as possible nearest points be
 
 
 def nearest_plain(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition, in operations that every exporter knows: distance (..., N) and index (..., N) of the nearest.
+    """Find the nearest by definition, in operations that every exporter knows: distance (..., N) and index (..., N).
 
     Args:
         queries: (..., N, C).
@@ -45,7 +45,7 @@ def nearest_plain(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_of_each(queries: Tensor, bank: Tensor) -> Tensor:
-    """Distance (P, N) of the queries (P, N, C) to the nearest point of their own bank (P, M, C), all in one product.
+    """Measure queries (P, N, C) against the nearest point of their own bank (P, M, C), all in one product: (P, N).
 
     For a GPU, which would wait between the banks. On a CPU one :class:`BankIndex` after the other is as fast with
     banks of 460 points, and a fifth faster with 4,000: their products stay in the cache.
@@ -54,18 +54,18 @@ def nearest_of_each(queries: Tensor, bank: Tensor) -> Tensor:
     points, x = bank - middle, queries - middle
     norms = points.square().sum(2)[:, None]  # (P, 1, M)
     block = max(1, _PRODUCTS // (bank.shape[0] * bank.shape[1]))
-    found = []
+    distances = []
     with exact_float32():
         for part in x.split(block, dim=1):
             index = torch.baddbmm(norms, part, points.transpose(1, 2), alpha=-2).argmin(2)  # (P, n)
             nearest = points.gather(1, index[..., None].expand(-1, -1, points.shape[2]))  # (P, n, C)
-            found.append((part - nearest).norm(dim=2))
-    return torch.cat(found, dim=1)
+            distances.append((part - nearest).norm(dim=2))
+    return torch.cat(distances, dim=1)
 
 
 @dataclass
 class Searched:
-    """Distances (N,), float32; indices (N,), int64; and how many queries fell back from bfloat16 to float32."""
+    """A search gives distances (N,), float32, indices (N,), int64, and how many queries fell back to float32."""
 
     distances: Tensor
     indices: Tensor
@@ -73,7 +73,7 @@ class Searched:
 
 
 class BankIndex:
-    """One bank made ready for many searches.
+    """A bank is made ready once for many searches.
 
     Args:
         bank: (M, C) float32, CPU or GPU.
@@ -100,7 +100,7 @@ class BankIndex:
             self.reach = float(rounded.float().norm(dim=1).max())  # max |y'|
 
     def distances(self, queries: Tensor) -> Tensor:
-        """Distance (N,) of each of the (N, C) queries to its nearest bank point; faster than :meth:`search`.
+        """Measure the distance (N,) of the (N, C) queries to their nearest bank points; faster than :meth:`search`.
 
         The minimum of |x|^2 + |y|^2 - 2 x.y needs no index; only close pairs, where it cancels, are measured again.
         """
@@ -120,7 +120,7 @@ class BankIndex:
         return squared.sqrt_()
 
     def _least(self, x: Tensor, buffer: Tensor) -> Tensor:
-        """Smallest |y|^2 - 2 x.y of each query, bank block by bank block."""
+        """Find the smallest |y|^2 - 2 x.y of each query, bank block by bank block."""
         least = x.new_full((len(x),), torch.inf)
         for lo in range(0, len(self.centred), _POINTS):
             points = self.centred[lo : lo + _POINTS]
@@ -130,7 +130,7 @@ class BankIndex:
         return least
 
     def search(self, queries: Tensor) -> Searched:
-        """Nearest bank point of each of the (N, C) queries; ties go to the lowest index of equal computed values."""
+        """Find the nearest bank point of each query (N, C); of equal computed values the lowest index counts."""
         x = queries.float() - self.middle
         index = torch.empty(len(x), dtype=torch.int64, device=x.device)
         before = self.fallbacks
@@ -138,19 +138,19 @@ class BankIndex:
             for lo in range(0, len(x), _QUERIES):
                 block = x[lo : lo + _QUERIES]
                 if self.coarse:
-                    found, missed = self._certified(block)
+                    nearest, missed = self._certified(block)
                     self.fallbacks += missed
                     self.queries += len(block)
                     self.coarse = self.queries < _PATIENCE or self.fallbacks < _MOST_FALLBACKS * self.queries
                 else:
-                    found = self._blocked(block)
-                index[lo : lo + _QUERIES] = found
+                    nearest = self._blocked(block)
+                index[lo : lo + _QUERIES] = nearest
         # the expanded square cancels for close points: measure the winner again, directly
         distance = (x - self.centred[index]).norm(dim=1)
         return Searched(distance, index, self.fallbacks - before)
 
     def _blocked(self, x: Tensor) -> Tensor:
-        """Index of the nearest by |y|^2 - 2 x.y, bank block by bank block."""
+        """Find the index of the nearest by |y|^2 - 2 x.y, bank block by bank block."""
         if x.device.type != "cpu":
             return torch.addmm(self.norms, x, self.centred.T, alpha=-2).argmin(1)
         rows = np.arange(len(x))
@@ -170,7 +170,7 @@ class BankIndex:
         return torch.from_numpy(index)
 
     def _certified(self, x: Tensor) -> tuple[Tensor, int]:
-        """Nearest by coarse products and a bound on their error; the second value counts the fallbacks.
+        """Find the nearest by coarse products and a bound on their error; the second value counts the fallbacks.
 
         x.y - x'.y' = (x - x').y' + x.(y - y'), so by Cauchy-Schwarz |x.y - x'.y'| <= |x - x'| |y'| + |x| |y - y'|.
         The bfloat16 product rounds its result once more, by at most 2^-8 of it, after accumulating in float32.

@@ -1,4 +1,4 @@
-"""The file from which a killed training goes on: safetensors with a JSON header, written whole or not at all."""
+"""A killed training goes on from a file: safetensors with a JSON header, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Checkpoint", "training_fingerprint", "under_prefix"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The place where a training leaves its state, and how often.
+    """A training leaves its state in this place, this often.
 
     Args:
         path: name of a .safetensors file in an existing folder.
@@ -36,7 +36,7 @@ class Checkpoint:
     every_s: float
 
     def save(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """The state is written; until that is done the one before stays.
+        """Write the state; until that is done the one before stays.
 
         Raises:
             InputError: the name does not end in .safetensors, or the place cannot be written or is full.
@@ -54,7 +54,7 @@ class Checkpoint:
                 ) from error
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The header and tensors of an earlier run are read; None if there is none.
+        """Read the header and tensors of an earlier run; None if there is none.
 
         Raises:
             InputError: the file belongs to another fit, is no checkpoint, or is damaged; or the place cannot be used.
@@ -80,7 +80,7 @@ class Checkpoint:
 
 
 def training_fingerprint(phases: Sequence[Phase[Any]], *others: object) -> str:
-    """A training goes on only from a checkpoint with this hash of its phases, their tensors' shapes, and the others."""
+    """Hash all that a training depends on: phases, their tensors' shapes, and the others."""
     plans = [
         (phase.name, asdict(phase.plan), [(name, list(t.shape)) for name, t in named_tensors(phase.module).items()])
         for phase in phases
@@ -89,5 +89,5 @@ def training_fingerprint(phases: Sequence[Phase[Any]], *others: object) -> str:
 
 
 def under_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, under the rest of their names."""
+    """Pick the tensors whose names begin with a prefix, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""THE training loop: every learned method trains through it.
+"""Every learned method trains through this one loop.
 
 A method says what is trained, by which loss and how long (:class:`Phase`, :class:`Plan`); the loop orders the images,
 steps, validates, keeps the best weights, and leaves checkpoints from which a killed training goes on bit-equal. The
@@ -66,7 +66,7 @@ def train_all(
     fingerprint: str = "",
     checkpoint_s: float = 120.0,
 ) -> list[History]:
-    """The phases are trained one after the other; their modules are changed in place and left in eval mode.
+    """Train the phases one after the other; their modules are changed in place and left in eval mode.
 
     Args:
         phases: what to train; no two have the same name.
@@ -147,7 +147,7 @@ def _save(
     histories: Sequence[History],
     training: _Training[T] | None,
 ) -> None:
-    """The modules of all phases begun so far are written, and the whole state of the one on its way."""
+    """Write the modules of all phases begun so far, and the whole state of the one on its way."""
     state, tensors = training.state() if training else (None, {})
     tensors = {f"training.{name}": tensor for name, tensor in tensors.items()}
     for i, phase in enumerate(phases[: len(histories) + (training is not None)]):
@@ -156,7 +156,7 @@ def _save(
 
 
 class _Training(Generic[T]):
-    """One phase on its way: its steps, its validations, and the state from which it goes on after a kill."""
+    """A phase on its way takes steps, validates, and has a state from which it goes on after a kill."""
 
     def __init__(self, phase: Phase[T], setting: _Setting[T]) -> None:
         plan = phase.plan
@@ -175,7 +175,7 @@ class _Training(Generic[T]):
         self.began = time.monotonic()
 
     def steps(self) -> Iterator[int]:
-        """The phase is trained to the end; each step yields its number, and a state from which to go on."""
+        """Train to the end; each step yields its number, and a state from which to go on."""
         if self.step == 0:
             _seed_generators(self.setting.device, self.setting.seed, self.phase.name)
             if self.phase.plan.start:
@@ -221,7 +221,13 @@ class _Training(Generic[T]):
     def _finite(self, losses: Tensor, what: str, step: int) -> list[float]:
         values: list[float] = losses.detach().tolist()
         if not all(map(math.isfinite, values)):
-            raise self._astray(f"{what} is {', '.join(f'{v:.4g}' for v in values)}", step)
+            shown = f"{what} is {', '.join(f'{v:.4g}' for v in values)}"
+            if self.step == 0:  # before the first step no learning rate can have done it
+                raise TrainingError(
+                    f"training {self.phase.name}: {shown} before the first step, so the learning rate is not the "
+                    "cause: look for features or settings that are no finite numbers"
+                )
+            raise self._astray(shown, step)
         return values
 
     def _astray(self, what: str, step: int) -> TrainingError:
@@ -234,7 +240,7 @@ class _Training(Generic[T]):
 
     @torch.no_grad()
     def _holds_in_bfloat16(self, batch: T) -> bool:
-        """The loss of this batch is compared with the one in bfloat16, which leaves no trace."""
+        """Compare the loss of this batch with the one in bfloat16; leaves no trace."""
         before = {name: buffer.clone() for name, buffer in self.phase.module.named_buffers()}
         losses = []
         for autocast in (False, True):
@@ -267,7 +273,7 @@ class _Training(Generic[T]):
             self.setting.callback(record)
 
     def _compete(self) -> list[float]:
-        """The weights are validated as they are, and kept where none before were better."""
+        """Validate the weights as they are, and keep them where none before were better."""
         history, plan = self.history, self.phase.plan
         if self.setting.read_validate is None:
             raise RuntimeError("nothing to validate on")
@@ -280,7 +286,7 @@ class _Training(Generic[T]):
 
     @torch.no_grad()
     def _validate(self, read: Callable[[Sequence[int]], T]) -> list[float]:
-        """The mean loss (P,) of the validation images, with the same random numbers after each epoch."""
+        """Compute the mean loss (P,) of the validation images, with the same random numbers after each epoch."""
         module, setting = self.phase.module, self.setting
         module.eval()
         sums = torch.zeros((), dtype=torch.float64)
@@ -295,7 +301,7 @@ class _Training(Generic[T]):
         return self._finite(sums / setting.n_validate, "validation loss", self.step - 1)
 
     def _keep_best(self, epoch: int) -> None:
-        """The tensors of the positions whose best epoch this is are copied."""
+        """Copy the tensors of the positions whose best epoch this is."""
         tensors = named_tensors(self.phase.module)
         if not self.best:
             self.best = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
@@ -304,7 +310,7 @@ class _Training(Generic[T]):
                 self.best[name][p] = tensor[p]
 
     def finish(self) -> History:
-        """The phase ends after its last step: the best weights come back, and all are checked to be finite."""
+        """End the phase after its last step: bring the best weights back, and check that all are finite."""
         if self.best:
             copy_into(self.phase.module, self.best)
         self.phase.module.eval()
@@ -315,11 +321,11 @@ class _Training(Generic[T]):
         return self.history
 
     def seconds(self) -> float:
-        """The phase has taken this long, earlier runs included."""
+        """Count the seconds since the phase began, earlier runs included."""
         return self.history.seconds + time.monotonic() - self.began
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The header and tensors that :meth:`restore` needs beside the module."""
+        """Return the header and tensors that :meth:`restore` needs beside the module."""
         tensors = {f"best.{name}": tensor for name, tensor in self.best.items()}
         for i, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
@@ -328,7 +334,7 @@ class _Training(Generic[T]):
         return {"step": self.step, "sums": self.sums, "seen": self.seen, "history": history}, tensors
 
     def restore(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """The training goes back to a saved state; the module is the caller's business."""
+        """Go back to a saved state; the module is the caller's business."""
         self.step, self.sums, self.seen = header["step"], header["sums"], header["seen"]
         self.history = History(**header["history"])
         self.best = {name: tensor.to(self.setting.device) for name, tensor in under_prefix(tensors, "best.").items()}
@@ -341,7 +347,7 @@ class _Training(Generic[T]):
 
 
 def _optimiser(phase: Phase[T]) -> torch.optim.Optimizer:
-    """The optimiser of a phase; parameters with a learning rate of their own are groups of their own."""
+    """Make the optimiser of a phase; parameters with a learning rate of their own are groups of their own."""
     plan = phase.plan
     names = [name for name, _ in phase.module.named_parameters()]
     for start in plan.lr_factors:
@@ -374,7 +380,7 @@ def _forked(device: torch.device) -> Iterator[None]:
 
 
 def _seed_generators(device: torch.device, seed: int, name: str) -> None:
-    """The default generators of the CPU and of the device start anew, for this seed and this name."""
+    """Start the default generators of the CPU and of the device anew, for this seed and this name."""
     torch.default_generator.manual_seed(_number(seed, name))  # torch.manual_seed would reach every GPU
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -382,13 +388,13 @@ def _seed_generators(device: torch.device, seed: int, name: str) -> None:
 
 
 def _epoch_order(n: int, seed: int, epoch: int) -> list[int]:
-    """The n images of an epoch come in this order; seed and epoch alone decide."""
+    """Order the n images of an epoch; seed and epoch alone decide."""
     order: list[int] = torch.randperm(n, generator=torch.Generator().manual_seed(_number(seed, epoch))).tolist()
     return order
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the default generators, for :func:`_load_random_state`."""
+    """Return the state of the default generators, for :func:`_load_random_state`."""
     state = {"random.cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["random.cuda"] = torch.cuda.get_rng_state(device)
@@ -396,12 +402,12 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def _load_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
-    """The default generators go on from a state that :func:`_random_state` returned."""
+    """Let the default generators go on from a state that :func:`_random_state` returned."""
     torch.set_rng_state(state["random.cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["random.cuda"], device)
 
 
 def _number(*parts: object) -> int:
-    """A seed of 56 bits that depends on all parts."""
+    """Make a seed of 56 bits that depends on all parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")

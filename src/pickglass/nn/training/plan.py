@@ -21,7 +21,7 @@ T = TypeVar("T")  # a batch as the loss reads it
 
 @dataclass(frozen=True)
 class Plan:
-    """A phase trains for this long and with these steps.
+    """A plan says for how long and with which steps a phase trains.
 
     Args:
         epochs, steps: exactly one of them; steps go on over as many epochs as they take.
@@ -85,7 +85,7 @@ class Plan:
             raise InputError(f"milestone={self.milestone!r}: expected a share of the steps, 0 to 1")
 
     def rate(self, step: int, total: int) -> float:
-        """The learning rate of a step, counted from 0, of ``total``."""
+        """Compute the learning rate of a step, counted from 0, of ``total``."""
         if self.cosine:
             rise = min(1.0, (step + 1) / max(1.0, 0.02 * total))
             return self.lr * rise * (1 + math.cos(math.pi * step / total)) / 2
@@ -116,7 +116,7 @@ class Phase(Generic[T]):
 
 @dataclass
 class History:
-    """The history of a phase that was trained.
+    """The history of a phase says how its training went.
 
     Attributes:
         phase: name of the phase.
@@ -136,7 +136,7 @@ class History:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """The history as a plain dict."""
+        """Return the history as a plain dict."""
         return asdict(self)
 
 
