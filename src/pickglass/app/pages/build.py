@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from pickglass.data.files import written_whole
 
-__all__ = ["PAGE_ERRORS", "environment", "render", "write_page"]
+__all__ = ["PAGE_ERRORS", "environment", "render", "rendered", "write_page"]
 
 _FOLDER = Path(__file__).parent
 
@@ -54,6 +54,11 @@ def render(template: str, values: Mapping[str, object]) -> str:
         values: what the template asks for.
     """
     return environment().get_template(template).render(values)
+
+
+def rendered(text: str) -> str:
+    """Return text that :func:`render` made before as markup, so that a page that holds it does not escape it again."""
+    return Markup(text)
 
 
 def write_page(target: Path, template: str, values: Mapping[str, object]) -> Path:

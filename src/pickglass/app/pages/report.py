@@ -18,9 +18,8 @@ from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 
-from pickglass.app.pages.build import PAGE_ERRORS, render, write_page
+from pickglass.app.pages.build import PAGE_ERRORS, render, rendered, write_page
 from pickglass.app.pages.charts import Curves, histogram, pro_chart, roc_chart, spro_chart
 from pickglass.app.pages.images import (
     PREDICTED,
@@ -279,11 +278,11 @@ class ReportWriter:
         outcomes = [record.outcome for record in self._records if record.kind == kind and record.outcome]
         return _TypeRow(kind, values.get("n", "–"), len(outcomes), outcomes.count("missed"), values)
 
-    def _sorted_cards(self, threshold: float | None) -> Iterator[Markup]:
+    def _sorted_cards(self, threshold: float | None) -> Iterator[str]:
         """Read the cards back one by one, so that the page is written without ever being held as a whole."""
         for record in _worst_first(self._records, threshold):
             self._cards.seek(record.start)
-            yield Markup(self._cards.read(record.length).decode("utf-8"))  # rendered by a template that escapes
+            yield rendered(self._cards.read(record.length).decode("utf-8"))
 
 
 def draw_panels(item: ReportImage, scale: tuple[float, float]) -> list[Picture]:
