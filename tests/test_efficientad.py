@@ -268,6 +268,15 @@ def test_a_ring_of_too_few_cells_is_scaled_as_all() -> None:
             torch.testing.assert_close(maps, expected[name])
 
 
+def test_maps_that_never_vary_cannot_be_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, batch = ready()
+    flat = torch.full((3, 2, 16, 16), 0.5)
+    monkeypatch.setattr(detector, "_branches", lambda _: (flat, flat))
+    detector.observe_validation(batch)
+    with pytest.raises(DataError, match=r"cannot scale its maps: .*0\.5.* are not all apart.*give images that show"):
+        detector.end_fit()
+
+
 def test_the_zero_frame_judges_no_pixel_within_16_of_the_border() -> None:
     detector, batch = ready(frame="zero")
     with torch.no_grad():
