@@ -73,7 +73,6 @@ PENDING = {
     "detectors",
     "features",
     "methods",
-    "nn",
 }  # rooms still being rewritten
 
 
