@@ -256,6 +256,7 @@ class PatchCore(Detector):
             "reductions": self._reductions,
         }
         self._patches = []
+        del self._context, self._generator  # neither can be copied to another process
         return details
 
     def _select(self, size: int, stage: str) -> tuple[Tensor, list[Coreset]]:
@@ -312,7 +313,7 @@ class PatchCore(Detector):
         features = self._patch_features(batch.levels)  # (B, P, C, h, w)
         b, p, _, h, w = features.shape
         queries = self._scaled(features.permute(1, 0, 3, 4, 2).flatten(1, 3))  # (P, B h w, C)
-        distance = self._distances(queries)  # (P, B h w)
+        distance = self._distances(queries, batch.engine is None)  # (P, B h w)
         maps = distance.view(p, b, h, w).transpose(0, 1)  # (B, P, h, w)
         keep = kept_cells(batch.keep, (h, w))
         counting = maps if keep is None else maps.masked_fill(~keep, 0)  # no distance is below 0
@@ -344,16 +345,20 @@ class PatchCore(Detector):
             features = torch.cat([features, both.expand(len(features), -1, -1, -1)], dim=1)  # (B P, C, h, w)
         return features.view(b, p, *features.shape[1:])
 
-    def _distances(self, queries: Tensor) -> Tensor:
-        """Compute the distance of each query to its nearest bank member: (P, n, C) -> (P, n)."""
+    def _distances(self, queries: Tensor, exported: bool) -> Tensor:
+        """Compute the distance of each query to its nearest bank member, (P, n, C) -> (P, n).
+
+        ``exported``: this may be the exported graph.
+        """
         bank = self._bank()
-        if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+        if exported and (torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()):
             return nearest_plain(queries, bank)[0]
         if len(bank) > 1 and bank.device.type != "cpu":
             return nearest_of_each(queries, bank)
-        if not self._indices or self._indices[0].source is not bank:
-            self._indices = [BankIndex(own, bank) for own in bank]
-        return torch.stack([index.distances(own) for index, own in zip(self._indices, queries, strict=True)])
+        indices = self._indices  # other threads may put equal ones in their place
+        if not indices or indices[0].source is not bank:
+            indices = self._indices = [BankIndex(own, bank) for own in bank]
+        return torch.stack([index.distances(own) for index, own in zip(indices, queries, strict=True)])
 
     def _reweighted(self, queries: Tensor, distance: Tensor) -> Tensor:
         """Eq. 7: s = (1 - exp |m_test - m*| / sum over m in N_b(m*) of exp |m_test - m|) s*; (B, P)."""

@@ -8,6 +8,7 @@ Letters: B images, P positions, C channels, h x w cells.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -294,12 +295,26 @@ class RingQuantiles:
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Compute matrix products inside in full float32; the caller's setting comes back afterwards."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    with _Precision.lock:  # the setting is one for all threads: the first changes it, the last brings it back
+        if not _Precision.inside:
+            _Precision.before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+        _Precision.inside += 1
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with _Precision.lock:
+            _Precision.inside -= 1
+            if not _Precision.inside:
+                torch.set_float32_matmul_precision(_Precision.before)
+
+
+class _Precision:
+    """How many threads are inside :func:`exact_float32`, and the setting that they found."""
+
+    lock = threading.Lock()
+    inside = 0
+    before = "highest"
 
 
 def rounding_bound(terms: int, dtype: torch.dtype = torch.float32) -> float:
