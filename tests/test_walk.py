@@ -17,6 +17,8 @@ from types import FrameType
 import pickglass as pg
 from pickglass.testing import textures
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(pg.__file__).parent
 
 MOST = {"PatchCore.fit": 16, "PatchCore.predict": 10, "a tiled fit": 18, "EfficientAD.fit": 20}
