@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--visa", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--weights", default="default")
-    parser.add_argument("--epochs", type=int, help="of the methods that train; by default their own")
+    parser.add_argument("--epochs", type=int, help="epochs of the methods that train; by default their own")
     parser.add_argument("--memory-gb", type=float, default=8.0)
     given = parser.parse_args()
     if given.what == "source" and given.mvtec is None and given.visa is None:

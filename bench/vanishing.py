@@ -279,7 +279,7 @@ def main() -> None:
     )
     parser.add_argument("--weights", default="default")
     parser.add_argument("--textures", nargs="+", default=TEXTURES, choices=TEXTURES)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 192, 256], help="of the network's input, px")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 192, 256], help="side of the network's input, px")
     parser.add_argument("--methods", nargs="+", default=["patchcore", "padim"], choices=["patchcore", "padim"])
     parser.add_argument("--n", type=int, default=24, help="good pieces to learn from, and to judge, and of each size")
     parser.add_argument("--repeats", type=int, default=200)

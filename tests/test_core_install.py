@@ -117,13 +117,30 @@ def test_the_command_line_says_what_is_in_a_data_set_and_in_a_model(
 
 
 def test_what_needs_more_names_the_extra(python: Path, small_dataset: Path, tmp_path: Path) -> None:
-    line = 'pip install "pickglass[train]"'
-    done = run(python, "-m", "pickglass", "fit", str(small_dataset), "-o", str(tmp_path / "m.safetensors"))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines() == [f"error: this command needs torch, which is not installed: {line}"]
+    line = 'needs torch, which is not installed: pip install "pickglass[train]"'
+    data, model, out = str(small_dataset), str(tmp_path / "m.safetensors"), str(tmp_path / "out")
+    Path(model).touch()
+    commands = {
+        "fit": [data, "-o", str(tmp_path / "new.safetensors")],
+        "test": [model, data],
+        "predict": [model, data],
+        "threshold": [model, data],
+        "label": [model, data],
+        "drift": [model, data],
+        "advise": [data, "--defect-px", "8"],
+        "study": [data, "-o", str(tmp_path / "study.sqlite")],
+        "layers": ["--list"],
+        "look": [f"{data}/train/good/00.png", "-o", str(tmp_path / "look.html")],
+        "distill": [data, "-o", str(tmp_path / "teacher.safetensors")],
+        "demo": [out],
+    }
+    for command, arguments in commands.items():
+        done = run(python, "-m", "pickglass", command, *arguments)
+        assert (done.returncode, done.stdout) == (2, ""), f"{command}: {done.stdout}{done.stderr}"
+        assert done.stderr.splitlines() == [f"error: 'pickglass {command}' {line}"]
     done = run(python, "-c", "import pickglass\npickglass.PatchCore")
     assert done.returncode == 1
-    assert f"MissingExtra: pickglass.PatchCore needs torch, which is not installed: {line}" in done.stderr
+    assert f"MissingExtra: pickglass.PatchCore {line}" in done.stderr
 
 
 def test_saved_scores_and_maps_are_evaluated(python: Path, tmp_path: Path) -> None:

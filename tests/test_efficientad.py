@@ -268,6 +268,15 @@ def test_a_ring_of_too_few_cells_is_scaled_as_all() -> None:
             torch.testing.assert_close(maps, expected[name])
 
 
+def test_maps_that_never_vary_cannot_be_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, batch = ready()
+    flat = torch.full((3, 2, 16, 16), 0.5)
+    monkeypatch.setattr(detector, "_branches", lambda _: (flat, flat))
+    detector.observe_validation(batch)
+    with pytest.raises(DataError, match=r"cannot scale its maps: .*0\.5.* are not all apart.*give images that show"):
+        detector.end_fit()
+
+
 def test_the_zero_frame_judges_no_pixel_within_16_of_the_border() -> None:
     detector, batch = ready(frame="zero")
     with torch.no_grad():
@@ -410,13 +419,8 @@ def test_unchanged_networks_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_head_that_the_engine_gets_wrong_runs_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, batch = ready(positions=1, images=1)
-    real = engine_module._compile
-
-    def wrong(*given: object) -> object:
-        compiled = real(*given)  # type: ignore[arg-type]
-        return lambda x: {i: 1.01 * value for i, value in enumerate(compiled(x).values())}
-
-    monkeypatch.setattr(engine_module, "_compile", wrong)
+    real = engine_module._Graph.run
+    monkeypatch.setattr(engine_module._Graph, "run", lambda *given: [1.01 * output for output in real(*given)])
     with torch.no_grad():
         wanted = detector._branches(batch)
     for name in ("auto", "openvino"):  # by name too: this comes after a training

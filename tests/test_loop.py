@@ -451,6 +451,19 @@ def test_other_files_are_not_overwritten(tmp_path: Path) -> None:
 # -- gone astray -------------------------------------------------------------------------------------------------------
 
 
+def test_a_loss_that_is_nan_before_the_first_step_is_not_blamed_on_the_learning_rate() -> None:
+    stack, loss = linear(positions=2)
+    message = "training flow: loss is nan, nan before the first step, so the learning rate is not the cause: look for"
+    with pytest.raises(TrainingError, match=message):
+        train_all(
+            [Phase("flow", stack, lambda x: loss(x) * torch.nan, Plan(epochs=1, batch=4))],
+            Images(),
+            N,
+            seed=0,
+            autocast="off",
+        )
+
+
 def test_a_loss_that_is_not_finite_is_named() -> None:
     stack, loss = linear(positions=2)
     steps = 0

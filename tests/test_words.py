@@ -71,9 +71,7 @@ PUZZLES = re.compile(r"\b(untold|unasked)\b", re.IGNORECASE)  # participles that
 PENDING = {
     "app",
     "detectors",
-    "features",
     "methods",
-    "nn",
 }  # rooms still being rewritten
 
 

@@ -1,4 +1,4 @@
-"""The public conformance suite: what every detector must do, whoever wrote it.
+"""The public conformance suite checks what every detector must do, whoever wrote it.
 
 ``check_detector(MyMethod(size=64))`` runs all checks, and raises AssertionError with the mode and the name of the check
 that failed.
@@ -83,7 +83,7 @@ def check_detector(
 
 
 def textures(n: int, side: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """Good images of a made-up rough surface: (n, side, side, 3) uint8, reproducible."""
+    """Make good images of a rough surface: (n, side, side, 3) uint8, reproducible."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(n, side, side))
     fine, coarse = gaussian_filter(noise, (0, 1, 1)), gaussian_filter(noise, (0, 4, 4))
@@ -92,7 +92,7 @@ def textures(n: int, side: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 
 
 class _Suite:
-    """The images, detectors fitted on them when first asked for, and what these say: all that the checks share."""
+    """The images, the detectors fitted on them when first asked for, and their scores: all that the checks share."""
 
     def __init__(self, detector: Detector, tolerance: float, n_images: int, folder: Path) -> None:
         self.settings = detector.configuration()
@@ -126,7 +126,7 @@ class _Suite:
 
     @cached_property
     def again(self) -> Detector:
-        """Fitted with the same seed on rows, among which is a test row that cannot be read."""
+        """The detector fitted with the same seed on rows, among which is a test row that cannot be read."""
         rows = [Row(f"array:{i}", role="train", label=0, pixels=image) for i, image in enumerate(self.good)]
         return self.new().fit(Table([*rows, Row("no-such-file.png", role="test", label=1)]))
 
@@ -139,7 +139,7 @@ class _Suite:
         return self.fitted.predict(self.painted)
 
     def in_tiles(self, tiles: int, **settings: Any) -> Detector:
-        """An unfitted detector that looks at so many tiles side by side, each as large as the network's input."""
+        """Make an unfitted detector of so many tiles side by side, each as large as the network's input."""
         h, w = self.input_size
         return self.new().tiled(size=(h, tiles * w), tile=(h, w), stride=(h, w), **settings)
 
@@ -156,7 +156,7 @@ class _Suite:
         return self.in_tiles(2).fit(self.with_roi(_wide(self.few, 2), "train"), engine="torch")
 
     def with_roi(self, images: Images, role: Literal["train", "test"]) -> Table:
-        """Rows whose region of interest is their left three eighths."""
+        """Make rows whose region of interest is their left three eighths."""
         region = np.zeros(images.shape[1:3], np.uint8)
         region[:, : 3 * images.shape[2] // 8] = 255
         path = self.folder / "roi.png"
@@ -175,12 +175,12 @@ class _Suite:
 
 
 def _wide(images: Images, tiles: int) -> Images:
-    """Images so many times as wide, their parts turned over so that no two tiles look the same."""
+    """Put images beside turned-over copies of themselves, so that no two tiles look the same."""
     return np.concatenate([images, images[:, ::-1], images[:, :, ::-1]][:tiles], axis=2)
 
 
 def _in_16_bit(images: Images) -> Images:
-    """The same images in 16 bits: 255 becomes 65535."""
+    """Return the same images in 16 bits: 255 becomes 65535."""
     return images.astype(np.uint16) * 257
 
 
@@ -203,7 +203,7 @@ def _expect_alike(a: Prediction, b: Prediction, tolerance: float, what: str) -> 
 
 
 def _expect_sound(found: Prediction, images: Images) -> None:
-    """Finite scores and maps of the promised types and shapes."""
+    """Scores and maps are finite, of the promised types and shapes."""
     _expect(not found.failed, f"images could not be judged: {found.failed}")
     _expect(found.scores.shape == (len(images),) and found.scores.dtype == np.float32, "scores are not (N,) float32")
     _expect(bool(np.isfinite(found.scores).all()), f"scores are not finite: {found.scores}")
@@ -214,7 +214,7 @@ def _expect_sound(found: Prediction, images: Images) -> None:
 
 
 def _expect_saved_whole(suite: _Suite, detector: Detector, images: Images) -> None:
-    """A saved and loaded detector says bit for bit the same."""
+    """A saved and loaded detector gives bit for bit the same scores."""
     loaded = load(detector.save(suite.folder / "model.safetensors"))
     _expect(type(loaded) is type(detector), f"a {type(loaded).__name__} came back from the file")
     engine: Literal["torch", "auto"] = "torch" if detector.provenance.engine == "torch" else "auto"
@@ -224,7 +224,7 @@ def _expect_saved_whole(suite: _Suite, detector: Detector, images: Images) -> No
 
 
 def _plain(settings: dict[str, Any]) -> Any:
-    """Settings as JSON gives them back, which knows no tuples."""
+    """Return settings as JSON gives them back, which knows no tuples."""
     import json
 
     return json.loads(json.dumps(settings))

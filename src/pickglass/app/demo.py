@@ -1,5 +1,7 @@
-"""The whole way in a minute, twice: photographs of rough surfaces and woven cloth, with defects painted on pieces that
-were held out; fit, test, report."""
+"""The demo goes the whole way in a minute, twice: it fits, tests and reports on photographs and on woven cloth.
+
+The defects are painted on pieces that were held out.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def demo(folder: str | Path = "pickglass-demo", *, seed: int = 0, progress: Prog
     Args:
         folder: made if needed; ``textures/``, ``model.safetensors`` and ``report.html`` in it are replaced, and so are
             ``cloth/``, ``cloth.safetensors`` and ``cloth.html``.
-        seed: of the cloth, the painted defects and the split.
+        seed: decides the cloth, the painted defects and the split.
     """
     root = Path(folder)
     if root.exists() and not root.is_dir():
@@ -61,7 +63,7 @@ def write_textures(root: Path, seed: int = 0) -> Path:
 
     Args:
         root: folder to write, in MVTec AD layout; images of an earlier run have the same names.
-        seed: of the painted defects.
+        seed: decides the painted defects.
     """
     rng = np.random.default_rng(seed)
     for name in TEXTURES:
@@ -74,7 +76,7 @@ def write_cloth(root: Path, seed: int = 0) -> Path:
 
     Args:
         root: folder to write, in MVTec AD layout; images of an earlier run have the same names.
-        seed: of the cloth and the painted defects.
+        seed: decides the cloth and the painted defects.
     """
     piece = weave(CLOTH, (512, 1024), seed)
     _write_surface(root, CLOTH.weave, piece, ON_CLOTH, 3, np.random.default_rng(seed))
@@ -89,7 +91,7 @@ def _write_surface(
     n_each: int,
     rng: np.random.Generator,
 ) -> None:
-    """Train and test images of one surface; ``n_each`` defects of each kind and size."""
+    """Write train and test images of one surface; ``n_each`` defects of each kind and size."""
     for place, piece in _pieces(picture[:BAND], PIECE):
         _write(root / "train" / "good" / f"{name}_{place}.png", piece)
     for place, piece in _pieces(picture[BAND + 16 : BAND + 16 + PIECE], PIECE):
@@ -103,7 +105,7 @@ def _write_surface(
 
 
 def _pieces(photo: npt.NDArray[np.uint8], step: int) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
-    """Square pieces of a photograph in reading order, with their place as text."""
+    """Cut square pieces out of a photograph in reading order, with their place as text."""
     height, width = photo.shape
     for y in range(0, height - PIECE + 1, step):
         for x in range(0, width - PIECE + 1, step):

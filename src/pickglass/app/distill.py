@@ -1,4 +1,4 @@
-"""Use case: any backbone is distilled into a patch description network, the teacher of EfficientAD, on any photographs.
+"""Use case: a backbone is distilled into a patch description network, the teacher of EfficientAD, on any photographs.
 
 How it learns is in :mod:`pickglass.features.distillation`.
 """
@@ -49,7 +49,7 @@ def distill(
     progress: Progress | None = None,
     callback: Callable[[EpochRecord, DistillResult], object] | None = None,
 ) -> DistillResult:
-    """A teacher is trained, and written after each pass over the photographs anew.
+    """Train a teacher, and write it after each pass over the photographs anew.
 
     A killed run goes on where it was when it is started again: its state is in ``NAME.training.safetensors`` beside
     the teacher, every two minutes, and is deleted at the end.

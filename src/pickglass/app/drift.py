@@ -1,4 +1,4 @@
-"""Have the images changed since calibration? Asked of a model and a batch of new images."""
+"""Test whether the images have changed since calibration, with a model and a batch of new images."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _result(found: Drift, n_images: int, left_out: int, failed: list[Failed]) ->
 
 
 def _most(found: Drift) -> Change | None:
-    """The cause rather than its symptoms: of what moved the surest, then the largest; features and score come last."""
+    """Return the change that moved most surely, then by most; features and score, which are symptoms, come last."""
     moved = [change for change in found.changes if change.moved]
     symptoms = ("score", "features")
     return min(

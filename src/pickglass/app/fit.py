@@ -28,7 +28,7 @@ __all__ = ["FitRequest", "build", "fit", "fit_dataset"]
 
 @dataclass(frozen=True)
 class FitRequest:
-    """Which detector to fit, and on which share of the images.
+    """The detector to fit, and the shares of the images.
 
     Attributes:
         method: name of the method; None: patchcore, or the choice of ``preset="auto"``.

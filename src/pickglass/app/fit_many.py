@@ -1,4 +1,4 @@
-"""Many categories, one model file each: a failed one does not stop the rest, and what is there is not done again."""
+"""Fit many categories into one model file each; a failed one does not stop the rest."""
 
 from __future__ import annotations
 

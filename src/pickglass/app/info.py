@@ -1,4 +1,4 @@
-"""Describe a model file, or a folder of images and what is wrong with it: the first thing people type."""
+"""Describe a model file, or a folder of images and what is wrong with it."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ __all__ = ["LabelRequest", "Regions", "label", "labelled", "read_regions"]
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """How defects are to be named.
+    """The way in which defects are to be named.
 
     Attributes:
         pooling: ``"average"`` over a region's features, or ``"bilinear"``, the products of pairs of channels.
@@ -164,13 +164,13 @@ def _levels(detector: Detector, layers: Sequence[str] | None) -> list[int]:
 
 
 class Regions(NamedTuple):
-    """Pooled features of n examples.
+    """The pooled features of n examples.
 
     Attributes:
-        marked: (n, D), of the regions that the masks mark, or that the detector finds where there is no mask.
-        seen: (n, D), of those that the detector finds.
-        signs: of the projections, a level each.
-        found: how many of the regions that the detector finds touch what is marked, or have no mask.
+        marked: (n, D), features of the regions that the masks mark, or that the detector finds where there is no mask.
+        seen: (n, D), features of the regions that the detector finds.
+        signs: signs of the random projection of each level; None: not projected.
+        found: number of regions that the detector finds and that touch the mask, or have no mask.
     """
 
     marked: Tensor
@@ -221,7 +221,7 @@ def read_regions(
 def _marked(
     loaded: LoadedBatch, detector: Detector, regions: Tensor, max_pixels: int = MAX_PIXELS
 ) -> tuple[Tensor, list[Failure]]:
-    """The regions (B, H, W) that the masks mark; where there is no mask, those found."""
+    """Return the regions (B, H, W) that the masks mark, or that the detector finds where there is no mask."""
     marked, broken = regions.clone(), []
     for i, item in enumerate(loaded.sound):
         if item.row.mask is None:

@@ -1,4 +1,4 @@
-"""Score, verdict and boxes of images; with a folder also pictures, masks and a table."""
+"""Judge images: score, verdict and boxes; with a folder also pictures, masks and a table."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _folder(path: str | Path) -> Path:
 
 
 def _pictures(folder: Path, name: str, item: Found, full: FloatArray, threshold: float | None, max_pixels: int) -> None:
-    """Heat map over the image and, with a threshold, the predicted mask, both at the original size."""
+    """Write the heat map over the image and, with a threshold, the predicted mask, both at the original size."""
     image = display(item.row.image(max_pixels))
     pictures = {"heat": heat(image, full, colour_range(threshold, [] if threshold else [item.map]))}
     if threshold is not None:

@@ -1,5 +1,7 @@
-"""What each command prints with ``--json``: one TypedDict a command. Metrics in 0..1, boxes [x, y, w, h] in pixels of
-the original image, absent = null."""
+"""Each command prints one of these dicts with ``--json``.
+
+Metrics lie in 0..1, boxes are [x, y, w, h] in pixels of the original image, and what is absent is null.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ class Failed(TypedDict):
 
 
 class Suspicious(TypedDict):
-    """A training image that looks like none of the others: by so many standard deviations, as a whole or in a spot."""
+    """A training image that looks like none of the others, as a ``whole`` or in a spot.
+
+    ``score`` counts standard deviations.
+    """
 
     path: str
     score: float
@@ -61,11 +66,13 @@ class Suspicious(TypedDict):
 
 
 class FitResult(TypedDict):
-    """``pickglass fit``; ``dropped``: whether the suspicious images were left out. ``adaptation``: null unless asked
-    for, else ``stages``, ``kept`` (epoch, 0 where none was better), ``auroc`` (per epoch from 0 on) and more. ``auto``:
-    how ``--preset auto`` chose, null without it; its ``ablation`` holds an :class:`AblationRow` a part. ``foreground``:
-    null unless a mask of it was found and is the region of interest, else its ``share`` of the image, ``n_images`` and
-    the numbers of its ``checks``.
+    """The result of ``pickglass fit``.
+
+    ``dropped``: whether the suspicious images were left out. ``adaptation``: null unless asked for, otherwise
+    ``stages``, ``kept`` (epoch, 0 where none was better), ``auroc`` (per epoch from 0 on) and more. ``auto``: how
+    ``--preset auto`` chose, null without it; its ``ablation`` holds an :class:`AblationRow` a part. ``foreground``:
+    null unless a mask of it was found and is the region of interest, else its ``share`` of the image, ``n_images``
+    and the numbers of its ``checks``.
     """
 
     model: str
@@ -85,10 +92,10 @@ class FitResult(TypedDict):
 class Metrics(TypedDict):
     """The metrics of a set of images; null where they are undefined, e.g. without defective images or masks.
 
-    ``f1``, ``false_alarm_rate``, ``miss_rate`` and ``pixel_f1`` are those at the model's own thresholds, null without
-    a calibration. ``aupimo`` is the mean over the defective images. ``au_spro_05`` is null unless the data set gives
-    saturation areas (MVTec LOCO AD). ``intervals``: metric -> [low, high], the 95 % bootstrap interval; null if none
-    were asked for.
+    ``f1``, ``false_alarm_rate``, ``miss_rate`` and ``pixel_f1`` are those at the model's own thresholds, null
+    without a calibration. ``aupimo`` is the mean over the defective images. ``au_spro_05`` is null unless the data
+    set gives saturation areas (MVTec LOCO AD). ``intervals``: metric -> [low, high], the 95 % bootstrap interval;
+    null if none were asked for.
     """
 
     n: int
@@ -108,7 +115,10 @@ class Metrics(TypedDict):
 
 
 class TestResult(Metrics):
-    """``pickglass test``. ``by_type``: each defect type with all good images. ``robustness``: null unless asked for."""
+    """The result of ``pickglass test``.
+
+    ``by_type``: metrics of each defect type with all good images. ``robustness``: null unless asked for.
+    """
 
     images_per_s: float
     report: str | None
@@ -118,7 +128,7 @@ class TestResult(Metrics):
 
 
 class Disturbed(TypedDict):
-    """A model on test images that were all disturbed alike, with the threshold it has; null where undefined.
+    """The metrics of a model on test images that were all disturbed alike, at its own threshold; null where undefined.
 
     ``kind`` is ``"none"`` for the images as they are; ``unit`` says what ``strength`` counts.
     """
@@ -134,7 +144,7 @@ class Disturbed(TypedDict):
 
 
 class RobustnessResult(TypedDict):
-    """``pickglass test --robustness``. ``seed``: of the noise and of the directions."""
+    """The result of ``pickglass test --robustness``; ``seed`` decided the noise and the directions."""
 
     page: str | None
     n: int
@@ -145,7 +155,7 @@ class RobustnessResult(TypedDict):
 
 
 class ModelMetrics(Metrics):
-    """One model of ``pickglass test MODEL MODEL ... DATA``."""
+    """The metrics of one model of ``pickglass test MODEL MODEL ... DATA``."""
 
     model: str
     name: str
@@ -153,7 +163,7 @@ class ModelMetrics(Metrics):
 
 
 class CompareResult(TypedDict):
-    """``pickglass test`` with several models, in the order they were named."""
+    """The result of ``pickglass test`` with several models, in the order they were named."""
 
     models: list[ModelMetrics]
     report: str | None
@@ -161,10 +171,11 @@ class CompareResult(TypedDict):
 
 
 class ImageResult(TypedDict):
-    """One image of ``pickglass predict``; ``areas_mm2`` of the boxes' regions, null without a pixel pitch.
+    """The verdict on one image of ``pickglass predict``.
 
-    ``type`` of the region with the highest peak, or ``"unknown"``; ``type_probability`` of the most likely type, even
-    of one that is not sure enough to be named. Both are null where the model has no examples (``pickglass label``) and
+    ``areas_mm2``: areas of the boxes' regions, null without a pixel pitch. ``type``: that of the region with the
+    highest peak, or ``"unknown"``; ``type_probability``: that of the most likely type, even of one that is not sure
+    enough to be named. Both are null where the model has no examples (``pickglass label``) and
     for images judged good.
     """
 
@@ -181,7 +192,7 @@ class ImageResult(TypedDict):
 
 
 class PredictResult(TypedDict):
-    """``pickglass predict``."""
+    """The result of ``pickglass predict``; ``stale``: settings were changed after the threshold was set."""
 
     results: list[ImageResult]
     failed: list[Failed]
@@ -189,8 +200,11 @@ class PredictResult(TypedDict):
 
 
 class DriftChange(TypedDict):
-    """One property of the images: ``before`` and ``now`` are medians, ``delta`` Cliff's delta (-1 to 1), ``difference``
-    in standard deviations of the reference, ``p`` adjusted for their number. See :mod:`pickglass.calibration.drift`.
+    """The change of one property of the images.
+
+    ``before`` and ``now`` are medians, ``delta`` is Cliff's delta (-1 to 1), ``difference`` is in standard
+    deviations of the reference, ``p`` is adjusted for the number of properties. See
+    :mod:`pickglass.calibration.drift`.
     """
 
     what: str
@@ -204,10 +218,12 @@ class DriftChange(TypedDict):
 
 
 class DriftResult(TypedDict):
-    """``pickglass drift``. ``displacement``: [down, right] in shares of the image, null unless the position moved.
+    """The result of ``pickglass drift``.
 
-    ``left_out``: images that were fitted or are reference images. ``smallest_p``: the least that ``p`` can be with so
-    many images. ``detectable``: the change, in standard deviations, that is found four times in five.
+    ``displacement``: [down, right] in shares of the image, null unless the position moved.
+
+    ``left_out``: images that were fitted or are reference images. ``smallest_p``: the least that ``p`` can be with
+    so many images. ``detectable``: the change, in standard deviations, that is found four times in five.
     """
 
     drift: bool
@@ -226,7 +242,7 @@ class DriftResult(TypedDict):
 
 
 class InfoResult(TypedDict):
-    """``pickglass info``: ``kind`` says whether ``about`` describes a model (its header) or a data set."""
+    """The result of ``pickglass info``; ``about`` is the header of a model, or the description of a data set."""
 
     kind: Literal["model", "data"]
     path: str
@@ -234,12 +250,13 @@ class InfoResult(TypedDict):
 
 
 class LabelResult(TypedDict):
-    """``pickglass label``: ``types``, how many examples of each; ``groups``, of how many parts.
+    """The result of ``pickglass label``.
 
-    From cross-validation by group: ``accuracy``, mean over types of the share named rightly, were all named;
-    ``named``, the share that is sure enough; ``right``, of these; ``confusion``, true type -> most likely type ->
-    number. ``threshold``: the least probability of a name. ``found``: examples whose region the detector sees where
-    it is marked.
+    ``types``: number of examples of each type. ``groups``: number of parts that they show. Cross-validation by
+    group gives ``accuracy``, the mean over types of the share that is named rightly if all are named; ``named``,
+    the share of examples that is sure enough to get a name; ``right``, the share of these names that is right;
+    ``confusion``, true type -> most likely type -> number. ``threshold``: the least probability of a name.
+    ``found``: number of examples whose region the detector sees where it is marked.
     """
 
     model: str
@@ -257,10 +274,11 @@ class LabelResult(TypedDict):
 
 
 class LayerProbe(TypedDict):
-    """What a layer tells of labelled images, ``pickglass layers --probe``; see :mod:`pickglass.features.anatomy.probe`.
+    """How well a layer tells labelled images apart, by ``pickglass layers --probe``.
 
     ``types``: balanced accuracy of telling defect types apart, chance 1 / their number; ``defect``: AUROC of defect
-    against good; both by group, null where undefined, with 95 % intervals. ``dimension``: intrinsic, of good cells.
+    against good; both by group, null where undefined, with 95 % intervals. ``dimension``: intrinsic dimension of
+    good cells. See :mod:`pickglass.features.anatomy.probe`.
     """
 
     types: float | None
@@ -271,12 +289,12 @@ class LayerProbe(TypedDict):
 
 
 class LayerResult(TypedDict):
-    """One layer of ``pickglass layers``, at the size of the whole; fields in pixels of the network's input.
+    """One layer of ``pickglass layers``; receptive fields are in pixels of the network's input.
 
     ``grid`` is [h, w]. ``rf_gradient`` is a lower bound where ``rf_at_least``, since its box touches the image's
-    border; ``rf_image`` is what it was measured on. ``rf_theoretical`` is null where an operation is not understood.
-    ``rf_effective`` is null without images. ``rrf`` is ``rf_gradient`` over the input's longer side. ``macs``:
-    multiply-adds an image from the pixels to this layer.
+    border; ``rf_image`` is what it was measured on. ``rf_theoretical`` is null where an operation is not
+    understood. ``rf_effective`` is null without images. ``rrf`` is ``rf_gradient`` over the input's longer side.
+    ``macs``: multiply-adds an image from the pixels to this layer.
     """
 
     node: str
@@ -295,9 +313,10 @@ class LayerResult(TypedDict):
 
 
 class LayersResult(TypedDict):
-    """``pickglass layers``. ``weights`` names what was used and ``weights_info`` says the rest; ``size`` is [H, W].
+    """The result of ``pickglass layers``.
 
-    ``probed``: null without ``--probe``, else the images: ``good``, how many; ``types``, how many of each.
+    ``weights``: name of the weights, with more in ``weights_info``. ``size``: [H, W] of the input. ``probed``: null
+    without ``--probe``, otherwise the number of ``good`` images and of images of each of the ``types``.
     """
 
     backbone: str
@@ -310,13 +329,13 @@ class LayersResult(TypedDict):
 
 
 class LayersListing(TypedDict):
-    """``pickglass layers --list``: backbone -> the layers named there; of one backbone, all that can be asked for."""
+    """The result of ``pickglass layers --list``: backbone -> its named layers; for one backbone, all its layers."""
 
     backbones: dict[str, list[str]]
 
 
 class LookLayer(TypedDict):
-    """One layer of ``pickglass look``; ``grid`` is [h, w].
+    """One layer of ``pickglass look``; ``grid`` is [h, w] in cells.
 
     ``contrast_sd`` is how much the defect stands out, in standard deviations of what other places show; see
     :mod:`pickglass.features.anatomy.visibility`. Null where there are too few other places; without a defect the
@@ -332,7 +351,7 @@ class LookLayer(TypedDict):
 
 
 class LookResult(TypedDict):
-    """``pickglass look``; ``size`` is [H, W] of the network's input."""
+    """The result of ``pickglass look``; ``size`` is [H, W] of the network's input."""
 
     backbone: str
     weights: str
@@ -342,7 +361,9 @@ class LookResult(TypedDict):
 
 
 class DistillResult(TypedDict):
-    """``pickglass distill``. ``explained_variance``: the share of each channel's variance on the held-out photographs
+    """The result of ``pickglass distill``.
+
+    ``explained_variance``: the share of each channel's variance on the held-out photographs
     that the teacher explains, as ``mean``, ``min``, ``q25``, ``median``, ``q75``, ``max`` over the channels.
     """
 
@@ -359,7 +380,7 @@ class DistillResult(TypedDict):
 
 
 class DemoResult(TypedDict):
-    """``pickglass demo``."""
+    """One half of the result of ``pickglass demo``."""
 
     folder: str
     model: str
@@ -368,7 +389,7 @@ class DemoResult(TypedDict):
 
 
 class DemoWithCloth(DemoResult):
-    """``pickglass demo``: the photographs, and the same four for the cloth."""
+    """The result of ``pickglass demo``: that of the photographs, and in ``cloth`` that of the cloth."""
 
     cloth: DemoResult
 
@@ -376,11 +397,11 @@ class DemoWithCloth(DemoResult):
 class Advised(TypedDict):
     """One way to look at the images that ``pickglass advise`` judged, the highest AUPRO@0.05 first.
 
-    ``size`` is [H, W] of the network's input, of the canvas where there is a ``tile``. ``aupro_05`` and ``image_auroc``
-    are those of the painted defects, with [low, high] of their 95 % intervals. ``gain``: in AUPRO@0.05 over the
-    default of ``fit``, null where there is none. ``by_contrast``: contrast of the defects -> AUPRO@0.05.
-    ``latency_ms`` and ``model_mb`` were measured on this machine where ``measured``, else the
-    latency is estimated from the backbone's and the memory null. ``peak_mb``: of the whole process. ``too_slow``:
+    ``size`` is [H, W] of the network's input, of the canvas where there is a ``tile``. ``aupro_05`` and
+    ``image_auroc`` are those of the painted defects, with [low, high] of their 95 % intervals. ``gain``: difference
+    in AUPRO@0.05 to the default of ``fit``, null where there is none. ``by_contrast``: contrast of the defects ->
+    AUPRO@0.05. ``latency_ms`` and ``model_mb`` were measured on this machine where ``measured``, else the latency
+    is estimated from the backbone's and the memory null. ``peak_mb``: peak of the whole process. ``too_slow``:
     beyond ``--latency-ms``. ``command`` fits it.
     """
 
@@ -405,7 +426,7 @@ class Advised(TypedDict):
 
 
 class RuledOut(TypedDict):
-    """What geometry alone excludes; ``layers`` names the backbone too, null where the size itself is out."""
+    """Layers or a size that geometry alone excludes; ``layers`` names the backbone too, null for a size."""
 
     layers: str | None
     size: list[int]
@@ -413,10 +434,11 @@ class RuledOut(TypedDict):
 
 
 class AdviseResult(TypedDict):
-    """``pickglass advise``. ``command``: of the choice, one of the ranking, null if there is none; ``why`` it is that.
+    """The result of ``pickglass advise``.
 
-    ``limits``: what this advice cannot promise, a sentence each. ``n_fit`` images taught, on ``n_held`` others
-    ``n_painted`` defects were painted.
+    ``command``: fits the choice, which is one of the ranking; null if there is none. ``why``: reason for the
+    choice. ``limits``: what this advice cannot promise, a sentence each. ``n_fit`` images taught, and ``n_painted``
+    defects were painted on ``n_held`` others.
     """
 
     command: str | None
@@ -435,10 +457,10 @@ class AdviseResult(TypedDict):
 
 
 class AblationRow(TypedDict):
-    """One part of ``preset="auto"``: what was ``tried``, the ``best`` of it and whether it was ``taken``.
+    """One part of ``preset="auto"``: the variants that were ``tried``, the ``best`` one and whether it was ``taken``.
 
-    ``gain``: of ``metric`` on painted defects against going without it, with the 95 % ``interval`` paired by image;
-    null where nothing could be tried.
+    ``gain``: in ``metric`` on painted defects against going without the part, with its 95 % ``interval``, paired by
+    image; null where nothing could be tried.
     """
 
     part: str
@@ -452,8 +474,10 @@ class AblationRow(TypedDict):
 
 
 class StudyCell(TypedDict):
-    """One cell of ``pickglass study``: ``state`` is waiting, claimed (another process has it), done, failed or missing
-    (its weights were not found). ``command`` does this cell again; null unless it failed or lacks its weights.
+    """One cell of ``pickglass study``.
+
+    ``state`` is waiting, claimed (another process has it), done, failed or missing (its weights were not found).
+    ``command`` does this cell again; null unless it failed or lacks its weights.
     """
 
     key: str
@@ -475,9 +499,11 @@ class StudyCell(TypedDict):
 
 
 class StudyResult(TypedDict):
-    """``pickglass study``. ``n`` cells, and how many are in which state; ``waiting`` counts those that another process
-    has. ``estimate_s``: seconds of what is to be done, null unless ``--dry-run``. ``left_out``: combinations without
-    published weights.
+    """The result of ``pickglass study``.
+
+    ``n`` counts the cells, ``done`` and the others those in each state; ``waiting`` includes those that another
+    process has. ``estimate_s``: seconds that the rest will take, null unless ``--dry-run``. ``left_out``:
+    combinations without published weights.
     """
 
     file: str
@@ -494,7 +520,7 @@ class StudyResult(TypedDict):
 
 
 class ThresholdResult(TypedDict):
-    """``pickglass threshold``. ``n_calibrate`` counts images, or groups of them where the data has groups."""
+    """The result of ``pickglass threshold``; ``n_calibrate`` counts images, or groups where the data has groups."""
 
     promise: str
     image_threshold: float
@@ -516,7 +542,7 @@ class FittedCategory(TypedDict):
 
 
 class FitManyResult(TypedDict):
-    """``pickglass fit ROOT -o FOLDER``, and how many categories ended how."""
+    """The result of ``pickglass fit ROOT -o FOLDER``, with the number of categories in each state."""
 
     folder: str
     done: int
@@ -526,7 +552,7 @@ class FitManyResult(TypedDict):
 
 
 class SettingListing(TypedDict):
-    """One setting of a method, of ``pickglass methods NAME``."""
+    """One setting of a method in ``pickglass methods NAME``."""
 
     name: str
     type: str
@@ -549,6 +575,6 @@ MethodListing = TypedDict(
 
 
 class MethodsResult(TypedDict):
-    """``pickglass methods``."""
+    """The result of ``pickglass methods``."""
 
     methods: list[MethodListing]

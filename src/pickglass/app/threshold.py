@@ -45,7 +45,7 @@ ThresholdPromise = Literal["tolerance", "marginal", "estimate", "f1", "fixed"]
 
 @dataclass(frozen=True)
 class ThresholdRequest:
-    """Which promise a threshold is to keep.
+    """The promise that a threshold is to keep.
 
     Attributes:
         promise: ``tolerance``, with that confidence; ``marginal``, on average over calibration sets; ``estimate``,
@@ -151,7 +151,7 @@ def _good_rows(source: DataSource) -> Table:
 
 @dataclass(frozen=True)
 class _Judge:
-    """What it takes to judge images by the model: its file's content, and how to run."""
+    """The content of a model's file, and how to judge images by it."""
 
     header: Mapping[str, Any]
     tensors: Mapping[str, Any]
@@ -181,7 +181,7 @@ class _Judge:
         return detector.fit(table, calibrate=0, seed=self.provenance.seed, **self.compute.arguments())
 
     def evidence(self, detector: Detector, table: Table, source: Source, proviso: str = "") -> Evidence:
-        """Scores, peaks and, if wanted, curves of images; all of them have to be sound."""
+        """Judge images; return their scores, peaks and, if wanted, curves. All of them have to be sound."""
         scores: list[float] = []
         peaks: list[float] = []
         curves: list[Any] = []
@@ -209,7 +209,7 @@ class _Judge:
 
 
 def _calibrating(table: Table, judge: _Judge) -> Evidence:
-    """The good images that set the threshold, judged by the model."""
+    """Judge the good images that set the threshold."""
     provenance = judge.provenance
     fitted = _split_as_fitted(table, provenance)
     if fitted is not None:
@@ -236,7 +236,7 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
 
 
 def _split_as_fitted(table: Table, provenance: Provenance) -> Table | None:
-    """The rows with the roles they had when the model was fitted, if they are the rows it was fitted on."""
+    """Return the rows with the roles they had in the fit; None if the model was fitted on other rows."""
     total = len(table.role("train"))
     held: dict[Role, int] = {"validate": provenance.n_validate, "calibrate": provenance.n_calibrate}
     # The counts that came of the shares give the same split again as the shares did.
@@ -248,7 +248,7 @@ def _split_as_fitted(table: Table, provenance: Provenance) -> Table | None:
 
 
 def _out_of_fold(table: Table, judge: _Judge, folds: int) -> Evidence:
-    """Every good training image, judged by a model that was refitted without its fold; groups never part."""
+    """Judge every good training image by a model that was refitted without its fold; groups never part."""
     good = Table([replace(row, role="train") for row in table.where(lambda row: row.label == 0)])
     members: dict[str, list[int]] = {}
     for i, row in enumerate(good):

@@ -142,8 +142,9 @@ class Calibration:
     def from_json(cls, data: Mapping[str, Any]) -> Calibration:
         """Make the calibration that :meth:`to_json` described."""
         sequences = {name: tuple(data.get(name, ())) for name in ("scores", "peaks", "groups")}
-        known = {name: value for name, value in data.items() if name != "tail"}  # older files keep what follows
-        return cls(**{**known, **sequences})
+        # older files also hold the tail, which follows from the scores
+        stored = {name: value for name, value in data.items() if name != "tail"}
+        return cls(**{**stored, **sequences})
 
 
 def highest_score(

@@ -40,9 +40,15 @@ from pickglass.detectors.provenance import Provenance, Regions
 from pickglass.detectors.tiling import TileParts
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.batch import Batch
-from pickglass.features.engine import BackboneEngine, device_name, has_bfloat16
+from pickglass.features.engine import (
+    BackboneEngine,
+    device_name,
+    has_bfloat16,
+    settle_after_fork,
+)
 from pickglass.features.shared import SharedFeatures
 from pickglass.nn.maps import kept_cells
+from pickglass.nn.networks.stacked import ProcessLock
 from pickglass.result import Found, Named, Prediction
 
 __all__ = ["Detector"]
@@ -55,6 +61,14 @@ class Detector(Method):
 
     The arguments are those of :class:`pickglass.detectors.settings.Configured` and of the method; the hooks that a
     method of your own fills in are those of :class:`pickglass.detectors.method.Method`.
+
+    **Callers.** A fitted detector may be called from any number of threads at once, e.g. one a camera: they get the
+    scores that one thread gets, and share one compiled network, which the first of them makes. Only ``fit``, ``to`` and
+    changes of attributes need the detector for themselves. ``copy.copy``, ``copy.deepcopy`` and ``pickle`` (so also
+    spawned processes, joblib and Ray) take everything along but what was compiled, which is made anew at the first
+    call. A process that was forked after pickglass was imported works, too: it compiles anew, and torch computes with
+    one thread there, because torch's thread pool does not survive a fork; start processes by spawn, or load the model
+    in each, where that is too slow. A detector on a GPU cannot be used after a fork: CUDA refuses it.
 
     Attributes:
         shared_features: features of one backbone pass that many detectors read, as a study does; None: the detector
@@ -73,6 +87,16 @@ class Detector(Method):
         super().__init__(backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing)
         self.shared_features: SharedFeatures | None = None
         self._engine: BackboneEngine | None = None
+        self._lock = ProcessLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take along: everything but the engine; tensors can be replaced in either."""
+        own = {name: dict(self.__dict__[name]) for name in ("_parameters", "_buffers", "_modules")}
+        return {**self.__dict__, **own, "_engine": None, "shared_features": None, "_lock": ProcessLock()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.train(self.training)  # a deep copy of a graph forgets that it judges, and would normalise each batch
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
@@ -184,8 +208,15 @@ class Detector(Method):
             NotFitted: there is no backbone yet.
             InputError: the device or the engine cannot be used on this machine.
         """
+        settle_after_fork()
+        with self._lock:
+            return self._loader(compute)
+
+    def _loader(self, compute: ComputeOptions) -> FeatureLoader:
         device = device_name(compute.device)
-        self.to(device)
+        where = torch.empty(0, device=device).device
+        if any(tensor.device != where for tensor in self.state_dict().values()):
+            self.to(device)
         name = compute.engine
         if name == "auto" and self.provenance.engine == "bfloat16" and device == "cpu" and has_bfloat16():
             name = "bfloat16"  # its scores and thresholds are of features in that precision

@@ -67,17 +67,17 @@ class FeatureCache:
 
     @property
     def filled(self) -> bool:
-        """The cache is filled once all images are in."""
+        """Tell whether all images are in."""
         return self.added == self.n_images
 
     def close(self) -> None:
-        """The cache forgets everything; a file is gone once its last page is released."""
+        """Forget everything; a file is gone once its last page is released."""
         self._numbers = self._bits = None
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def add(self, batch: Batch) -> None:
-        """The next images are copied into the cache.
+        """Copy the next images into the cache.
 
         Args:
             batch: levels (B, P, C, h, w), images (B, P, 3, H, W) or both, float32; of the same shapes each time.
@@ -108,7 +108,7 @@ class FeatureCache:
         self.added = end
 
     def _begin(self, batch: Batch) -> None:
-        """The first batch shows what all images take, and so where they go."""
+        """See from the first batch what all images take, and so where they go."""
         self._levels = [list(level.shape[1:]) for level in batch.levels]
         self._images = None if batch.images is None else list(batch.images.shape[1:])
         width = 4 * sum(map(math.prod, self._shapes()))
@@ -156,7 +156,7 @@ class FeatureCache:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def read(self, indices: Sequence[int]) -> Batch:
-        """The images of these indices come back in this order, on the CPU; the tensors are the caller's own.
+        """Return the images of these indices in this order, on the CPU; the tensors are the caller's own.
 
         ``keep`` is None where everything counts.
 
@@ -204,7 +204,7 @@ class _Rows:
             self.data = torch.frombuffer(self.mapping, dtype=torch.uint8).view(n, width)  # (n, width)
 
     def used(self, rows: int) -> None:
-        """Some rows were read or written; beyond the budget the system may have their pages back."""
+        """Count rows that were read or written; beyond the budget the system may have their pages back."""
         self.resident += rows * self.width
         if self.mapping is not None and self.resident > self.most and hasattr(mmap, "MADV_DONTNEED"):
             self.mapping.madvise(mmap.MADV_DONTNEED)  # of a shared file: what was written stays written
@@ -212,7 +212,7 @@ class _Rows:
 
 
 def _packed_bytes(pixels: Sequence[int]) -> int:
-    """One bit a pixel takes this many bytes."""
+    """Count the bytes that one bit a pixel takes."""
     return -(-math.prod(pixels) // 8)
 
 
@@ -221,7 +221,7 @@ def _free_bytes() -> int:
 
 
 def _reserve(file: IO[bytes], size: int) -> None:
-    """The room is claimed now: a write into a mapping that finds the disk full kills the process."""
+    """Claim the room now: a write into a mapping that finds the disk full kills the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
     else:

@@ -65,7 +65,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """The backbone to learn from, the size of the PDN, and the training.
+    """A distillation is set by the backbone to learn from, the size of the PDN, and the training.
 
     Attributes:
         backbone, layers, weights: the backbone's features that are learned; layers with cells of 4, 8, 16 ... pixels,
@@ -96,7 +96,7 @@ class DistillSettings:
 
 
 def read_photographs(table: Table, workers: int, max_pixels: int, progress: Progress | None = None) -> list[Photo]:
-    """All photographs are decoded at once: to decode them at each pass would cost more than the training.
+    """Decode all photographs at once: to decode them at each pass would cost more than the training.
 
     Args:
         table: rows with the photographs.
@@ -122,7 +122,7 @@ def read_photographs(table: Table, workers: int, max_pixels: int, progress: Prog
 
 
 def eight_bit_rgb(image: Array) -> Photo:
-    """A grey or 16-bit image becomes 8-bit colour, (H, W, 3)."""
+    """Turn an image, grey or 16 bit as well, into 8-bit colour (H, W, 3)."""
     if image.dtype != np.uint8:
         top = 65535 if image.dtype == np.uint16 else 1
         image = (image.astype(np.float32) * (255 / top)).round().astype(np.uint8)
@@ -130,7 +130,7 @@ def eight_bit_rgb(image: Array) -> Photo:
 
 
 def hold_out(photos: Sequence[Photo], seed: int) -> tuple[list[Photo], list[Photo]]:
-    """One photograph in twenty, drawn at random, is held out; the others are learned from.
+    """Hold out one photograph in twenty, drawn at random; the others are learned from.
 
     Returns:
         The held-out photographs, and the others.
@@ -149,7 +149,7 @@ def hold_out(photos: Sequence[Photo], seed: int) -> tuple[list[Photo], list[Phot
 
 
 class Pair(NamedTuple):
-    """What the PDN sees of some crops, and what it should answer.
+    """A pair is what the PDN sees of some crops, and what it should answer.
 
     Attributes:
         seen: (B, 3, S', S') normalised, the PDN's input.
@@ -202,14 +202,14 @@ class BackboneTeacher:
             raise InputError(f"{extractor.layers[0]!r} sees {moved} pixels beside its cell: choose another layer")
 
     def features(self, crops: Tensor) -> Tensor:
-        """Crops as the backbone sees them, (B, 3, zoom S, zoom S) in [0, 1], give (B, 384, S / 4, S / 4)."""
+        """Describe crops as the backbone sees them, (B, 3, zoom S, zoom S) in [0, 1], by (B, 384, S / 4, S / 4)."""
         levels = self.run(crops)
         grid = (self.crop // STRIDE,) * 2
         alike = [to_grid(pool_channels(neighbourhood_mean(level, 3), CHANNELS), grid) for level in levels]
         return pool_channels(torch.cat(alike, dim=1), CHANNELS)
 
     def learn_statistics(self, photos: Sequence[Photo], seed: int, progress: Progress | None = None) -> None:
-        """The mean and deviation of each channel are measured over one crop of each of some photographs."""
+        """Measure the mean and deviation of each channel over one crop of each of some photographs."""
         moments = ChannelMoments()
         photos = photos[:_STATISTICS]
         with torch.random.fork_rng(devices=[]):
@@ -222,16 +222,16 @@ class BackboneTeacher:
         self.mean, self.std = (m.float().view(1, -1, 1, 1).to(self.device) for m in moments.mean_and_std())
 
     def random_crops(self, photos: Sequence[Photo]) -> Tensor:
-        """One random crop of each photograph, drawn from torch's default generator: (B, 3, zoom S, zoom S)."""
+        """Cut one crop of each photograph, drawn from torch's default generator: (B, 3, zoom S, zoom S)."""
         return torch.stack([self._random_crop(photo) for photo in photos])
 
     def central_crops(self, photos: Sequence[Photo]) -> Tensor:
-        """The middle of each photograph, half its shorter side, nothing drawn: (B, 3, zoom S, zoom S)."""
+        """Cut the middle of each photograph, half its shorter side, nothing drawn: (B, 3, zoom S, zoom S)."""
         return torch.stack([self._region(photo, min(photo.shape[:2]) // 2, 0.5, 0.5) for photo in photos])
 
     @torch.no_grad()
     def pair(self, crops: Tensor) -> Pair:
-        """Crops as the backbone sees them, (B, 3, zoom S, zoom S) in [0, 1], become a pair to learn from."""
+        """Make a pair to learn from of crops as the backbone sees them, (B, 3, zoom S, zoom S) in [0, 1]."""
         wanted = (self.features(crops) - self.mean) / self.std
         begin, end = self.first, self.first + self.cells
         small = (F.avg_pool2d(crops, self.zoom) - self.pdn_mean) / self.pdn_std  # (B, 3, S, S)
@@ -241,7 +241,7 @@ class BackboneTeacher:
         return Pair(seen, wanted[:, :, begin:end, begin:end])
 
     def _random_crop(self, photo: Photo) -> Tensor:
-        """A square at a random scale and place, at times flipped or grey: (3, zoom S, zoom S) in [0, 1]."""
+        """Cut a square at a random scale and place, at times flipped or grey: (3, zoom S, zoom S) in [0, 1]."""
         scale, top, left, flip, grey = torch.rand(5).tolist()
         small, large = (min(s * self.crop, *photo.shape[:2]) for s in _SCALES)
         part = self._region(photo, round(small * (large / small) ** scale), top, left)
@@ -250,7 +250,7 @@ class BackboneTeacher:
         return (part * luma).sum(0, keepdim=True).expand(3, -1, -1) if grey < _GREY else part
 
     def _region(self, photo: Photo, side: int, top: float, left: float) -> Tensor:
-        """A square of ``side`` pixels, at shares of the free room, at the backbone's size: (3, zoom S, zoom S)."""
+        """Cut a square of ``side`` pixels, at shares of the free room, and resize it: (3, zoom S, zoom S)."""
         y, x = (int(share * (n - side + 1) * 0.999999) for share, n in zip((top, left), photo.shape[:2], strict=True))
         part = torch.from_numpy(photo[y : y + side, x : x + side]).permute(2, 0, 1)[None].float() / 255  # (1, 3, n, n)
         wanted = self.zoom * self.crop
@@ -259,7 +259,7 @@ class BackboneTeacher:
 
 
 def pixel_offset(extractor: FeatureExtractor, side: int, stride: int) -> float:
-    """The finest layer looks this many pixels further down and right than the first pixel of its cell.
+    """Measure how many pixels further down and right than the first pixel of its cell the finest layer looks.
 
     The centre of mass of the squared gradient of the middle cell on noise, mean of the two axes. With symmetric
     padding it is 0; the PDN's own is 0 as well.
@@ -285,7 +285,7 @@ def pixel_offset(extractor: FeatureExtractor, side: int, stride: int) -> float:
 
 
 def new_pdn(model: PDNName, seed: int, start: Path | None = None) -> PDN:
-    """A PDN of random weights, or with the answers of a narrower one.
+    """Make a PDN of random weights, or with the answers of a narrower one.
 
     Args:
         model: ``"tiny"``, ``"small"`` or ``"medium"``.
@@ -308,7 +308,7 @@ def new_pdn(model: PDNName, seed: int, start: Path | None = None) -> PDN:
 
 @torch.no_grad()
 def _widen(pdn: PDN, state: Mapping[str, Tensor], source: Path) -> None:
-    """The PDN gets the answers of a narrower one, whose channels come first and hear nothing of the new ones."""
+    """Give the PDN the answers of a narrower one, whose channels come first and hear nothing of the new ones."""
     targets = pdn.state_dict()
     fits = targets.keys() == state.keys() and all(
         s.ndim == t.ndim and all(a <= b for a, b in zip(s.shape, t.shape, strict=True)) and s.shape[2:] == t.shape[2:]
@@ -336,7 +336,7 @@ def train_pdn(
     progress: Progress | None = None,
     callback: Callable[[EpochRecord], object] | None = None,
 ) -> float:
-    """The PDN is trained in place; a killed training goes on bit-equal from its checkpoint.
+    """Train the PDN in place; a killed training goes on bit-equal from its checkpoint.
 
     Args:
         pdn: on the teacher's device.
@@ -367,7 +367,7 @@ def train_pdn(
 
 @torch.no_grad()
 def explained_variance(pdn: PDN, teacher: BackboneTeacher, photos: Sequence[Photo]) -> dict[str, float]:
-    """The PDN explains this share of each channel's variance on photographs that it did not learn from.
+    """Measure the share of each channel's variance that the PDN explains on photographs it did not learn from.
 
     Returns:
         ``mean``, ``min``, ``q25``, ``median``, ``q75`` and ``max`` over the channels; 1 is all of it.

@@ -1,17 +1,23 @@
-"""Runs frozen networks: in OpenVINO on a CPU, several times faster than torch, or in torch.
+"""An engine runs a frozen network: in OpenVINO on a CPU, several times faster than torch, or in torch.
 
-These are the backbone and, while images are judged, what a head has learned. The graph goes through ONNX in memory,
-which takes a second where the direct conversion takes four. Before the engine is trusted, its answer to the first batch
-is compared with torch's.
+The networks are the backbone and, while images are judged, what a method has learned. The graph goes through ONNX in
+memory, which takes a second where the direct conversion takes four. Before the engine is trusted, its answer to the
+first batch is compared with torch's.
 
 OpenVINO computes in float32, or where it is told so in bfloat16, which the CPU must have: faster again, with features
 that are off by about a hundredth. That is never chosen unasked.
+
+**Callers.** Any number of threads may call one engine: they share the compiled graph, and each takes an infer request
+of its own while it computes. A compiled graph belongs to its process: copies and pickles leave it behind, and after a
+fork the child compiles its own.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import warnings
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -21,9 +27,17 @@ from torch import Tensor, nn
 
 from pickglass.errors import InputError
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.nn.networks.stacked import at_position
+from pickglass.nn.networks.stacked import ProcessLock, at_position
 
-__all__ = ["BackboneEngine", "CompiledNetwork", "EngineName", "PerPositionEngine", "device_name", "has_bfloat16"]
+__all__ = [
+    "BackboneEngine",
+    "CompiledNetwork",
+    "EngineName",
+    "PerPositionEngine",
+    "device_name",
+    "has_bfloat16",
+    "settle_after_fork",
+]
 
 EngineName = Literal["auto", "openvino", "bfloat16", "torch"]
 
@@ -39,7 +53,7 @@ class _Watch:
         self._state: list[tuple[int, int]] | None = None
 
     def changed(self, network: nn.Module) -> bool:
-        """Whether the network is another than when this was asked before; True at first."""
+        """Say whether the network is another than when this was asked before; True at first."""
         tensors = [*network.parameters(), *network.buffers()]
         state = [(id(t), t._version) for t in tensors]
         changed = state != self._state
@@ -47,12 +61,40 @@ class _Watch:
         return changed
 
 
+class _Graph:
+    """A compiled graph with the infer requests that no thread is using just now."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._idle: deque[Any] = deque()
+
+    def run(self, inputs: Sequence[Tensor], at_once: int) -> list[np.ndarray]:
+        """Run (B, ...) inputs, a few images at a time; each answer is copied once, to its place among all."""
+        try:
+            request = self._idle.pop()  # a request answers one thread at a time
+        except IndexError:
+            request = self._model.create_infer_request()
+        outputs: list[np.ndarray] = []
+        n = len(inputs[0])
+        for i in range(0, n, at_once):
+            part = _arrays(x[i : i + at_once] for x in inputs)
+            answers = request.infer(part, share_inputs=True, share_outputs=True).values()
+            outputs = outputs or [np.empty((n, *answer.shape[1:]), answer.dtype) for answer in answers]
+            for output, answer in zip(outputs, answers, strict=True):
+                output[i : i + at_once] = answer
+        self._idle.append(request)
+        return outputs
+
+
 class CompiledNetwork:
-    """A frozen network made ready to run; anew once its weights were written to, for a graph holds them as they were.
+    """Runs a frozen network. It is compiled once for each input size, and again after its weights change.
+
+    A compiled graph keeps a copy of the weights, which is why a change of them makes a new one. Threads may call it at
+    once; the first of them compiles, and the others wait for it.
 
     Args:
-        network: of one or several tensors to a tuple of such, all (B, ...); moved to ``device``.
-        what: it is, for messages.
+        network: takes one or several tensors (B, ...) and returns a tuple of such; it is moved to ``device``.
+        what: names the network in messages.
         device: e.g. ``"cpu"`` or ``"cuda"``.
         name: ``"auto"`` is OpenVINO on a CPU and torch elsewhere, and falls back to torch, with a warning, where
             OpenVINO cannot convert the network or answers differently; ``"openvino"`` raises instead.
@@ -80,55 +122,61 @@ class CompiledNetwork:
         self.name: Literal["openvino", "bfloat16", "torch"] = (
             "torch" if name == "torch" or device != "cpu" else "bfloat16" if name == "bfloat16" else "openvino"
         )
-        self._compiled: dict[tuple[torch.Size, ...], Any] = {}  # shapes of one image's inputs -> model
+        self._lock = ProcessLock()
+        self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}  # shapes of one image's inputs -> graph
         self._watch = _Watch()
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Inputs (B, ...) on the CPU -> outputs (B, ...) on ``device``."""
-        if self.name != "torch":
-            if self._watch.changed(self.network):
-                self._compiled.clear()
-            size = _size(inputs)
-            if size not in self._compiled and not self._prepare(inputs):
-                return self(*inputs)  # torch from here on
-            return self._run(self._compiled[size], inputs)
+        """Run inputs (B, ...) on the CPU: outputs (B, ...) on ``device``."""
+        name = self.name
+        if name != "torch":
+            graph = self._graph(inputs)
+            if graph is not None:
+                return tuple(torch.from_numpy(output) for output in graph.run(inputs, _AT_ONCE[name]))
         outputs: tuple[Tensor, ...] = self.network(*(x.to(self.device) for x in inputs))
         return outputs
 
-    def _run(self, compiled: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """A few images at a time, each answer copied once, to its place among all."""
-        n, few = len(inputs[0]), _AT_ONCE[self.name]
-        outputs: list[np.ndarray] = []
-        for i in range(0, n, few):
-            found = compiled(_arrays(x[i : i + few] for x in inputs), share_outputs=True).values()
-            outputs = outputs or [np.empty((n, *own.shape[1:]), own.dtype) for own in found]
-            for output, own in zip(outputs, found, strict=True):
-                output[i : i + few] = own
-        return tuple(torch.from_numpy(output) for output in outputs)
+    def _graph(self, inputs: Sequence[Tensor]) -> _Graph | None:
+        """The graph for inputs of this size; None: from now on torch."""
+        with self._lock as forked:
+            if forked:
+                _of_parents.append(self._graphs)
+            if forked or self._watch.changed(self.network):
+                self._graphs = {}
+            size = _size(inputs)
+            if size not in self._graphs and self.name != "torch":
+                problem = self._prepare(inputs)
+                if problem is not None:
+                    self._fall_back(problem)
+            return self._graphs.get(size)
 
-    def _prepare(self, inputs: Sequence[Tensor]) -> bool:
-        """Compile for this size and compare with torch; False: from now on torch."""
-        problem = None
+    def _prepare(self, inputs: Sequence[Tensor]) -> str | None:
+        """Compile for this size and compare with torch; what is wrong, None if nothing is."""
         first = [x[:1] for x in inputs]
         try:
-            compiled = _compile(self.network, first, self.name)
+            graph = _Graph(_compile(self.network, first, self.name))
         except (RuntimeError, ImportError, AttributeError) as error:
-            problem = f"cannot convert it ({type(error).__name__}: {str(error).splitlines()[0]})"
-        else:
-            worst = _difference(self.network(*first), compiled(_arrays(first)).values())
-            allowed = TOLERANCE[self.name]
-            if worst > allowed:
-                problem = f"answers differently from torch (by {worst:.1e} of an output's range, allowed {allowed:.0e})"
-        if problem is None:
-            self._compiled[_size(inputs)] = compiled
-            return True
+            return f"cannot convert it ({type(error).__name__}: {str(error).splitlines()[0]})"
+        worst, allowed = _difference(self.network(*first), graph.run(first, 1)), TOLERANCE[self.name]
+        if worst > allowed:
+            return f"answers differently from torch (by {worst:.1e} of an output's range, allowed {allowed:.0e})"
+        self._graphs[_size(inputs)] = graph
+        return None
+
+    def _fall_back(self, problem: str) -> None:
         message = f"OpenVINO {problem}: {self.what}"
         if not self.falls_back:
             raise InputError(f"{message}. Use engine={'auto' if self.wanted == 'bfloat16' else 'torch'!r}.")
-        warnings.warn(f"{message}; running in torch, which is slower.", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{message}; running in torch, which is slower.", RuntimeWarning, stacklevel=5)
         self.name = "torch"
-        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take along: everything but the compiled graphs, which are made anew."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_graphs", "_watch")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _graphs={}, _watch=_Watch())
 
 
 class BackboneEngine(CompiledNetwork):
@@ -145,25 +193,26 @@ class BackboneEngine(CompiledNetwork):
 
 
 class PerPositionEngine:
-    """Runs a network that a head has learned as an engine runs the backbone, while images are judged.
+    """Runs a network that a method has learned as an engine runs the backbone, while images are judged.
 
     Each position is a graph of its own, compiled when it is first needed: one of all would hold the weights of
     hundreds of tiles at once, more than ONNX can. All are made anew once a tensor of the network was written to or
     replaced: those of a position are views of the old ones. Where the engine cannot be used it falls back to torch with
-    a warning, even where it was asked for by name: a training is not to be lost for it.
+    a warning, even where it was asked for by name: a training is not to be lost for it. Threads may call it at once.
 
     Args:
-        what: the network is, for messages.
+        what: names the network in messages.
     """
 
     def __init__(self, what: str) -> None:
         self.what = what
+        self._lock = ProcessLock()
         self._watch = _Watch()
         self._engine: tuple[str, EngineName] | None = None  # its device and name
         self._runners: list[CompiledNetwork] = []
 
     def __call__(self, engine: BackboneEngine, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Inputs (B, P, ...) -> outputs (B, P, ...), run as ``engine`` runs the backbone.
+        """Run inputs (B, P, ...) as ``engine`` runs the backbone: outputs (B, P, ...).
 
         Args:
             engine: in torch it runs this network in torch.
@@ -175,14 +224,35 @@ class PerPositionEngine:
                 outputs: tuple[Tensor, ...] = network(*inputs)
             return outputs
         wanted = (engine.device, engine.wanted)
-        if self._watch.changed(network) or wanted != self._engine:
-            self._engine = wanted
-            alone = (at_position(network, p) for p in range(inputs[0].shape[1]))
-            self._runners = [
-                CompiledNetwork(own, self.what, engine.device, engine.wanted, falls_back=True) for own in alone
-            ]
-        found = [run(*(x[:, p : p + 1] for x in inputs)) for p, run in enumerate(self._runners)]
-        return tuple(torch.cat(output, dim=1) for output in zip(*found, strict=True))  # (B, P, ...)
+        with self._lock:
+            if self._watch.changed(network) or wanted != self._engine:
+                self._engine = wanted
+                alone = (at_position(network, p) for p in range(inputs[0].shape[1]))
+                self._runners = [CompiledNetwork(own, self.what, *wanted, falls_back=True) for own in alone]
+            runners = self._runners
+        answers = [run(*(x[:, p : p + 1] for x in inputs)) for p, run in enumerate(runners)]
+        return tuple(torch.cat(output, dim=1) for output in zip(*answers, strict=True))  # (B, P, ...)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take along: no graph, they are made anew."""
+        return {"what": self.what}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+_of_parents: list[Any] = []  # graphs that came with a fork: to delete one would wait for threads that are not there
+_compiling = ProcessLock()  # torch's exporter keeps its state for the whole process
+_torch_ready_in = os.getpid()  # the process that torch's thread pool belongs to
+
+
+def settle_after_fork() -> None:
+    """Let torch compute with one thread in a forked child: its thread pool stayed in the parent, and it would wait
+    for that without end. Does nothing in other processes."""
+    global _torch_ready_in
+    if os.getpid() != _torch_ready_in:
+        torch.set_num_threads(1)
+        _torch_ready_in = os.getpid()
 
 
 def device_name(name: str) -> str:
@@ -220,7 +290,7 @@ def _compile(network: nn.Module, example: Sequence[Tensor], name: str) -> Any:
 
     names = [f"input{i}" for i in range(len(example))]
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with _compiling, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes become constants, which is what one compilation per size wants
         torch.onnx.export(
             network,
@@ -237,7 +307,7 @@ def _compile(network: nn.Module, example: Sequence[Tensor], name: str) -> Any:
     return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if name == "bfloat16" else "f32"})
 
 
-def _difference(expected: tuple[Tensor, ...], got: Any) -> float:
+def _difference(expected: tuple[Tensor, ...], got: Sequence[np.ndarray]) -> float:
     """Largest difference over the outputs, each relative to the output's largest value."""
     shares = []
     for e, g in zip(expected, got, strict=True):

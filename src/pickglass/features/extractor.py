@@ -1,4 +1,4 @@
-"""The frozen backbone: images in, the maps of the chosen layers out; the forward stops after the deepest of them.
+"""The frozen backbone turns images into the maps of the chosen layers, and stops after the deepest of them.
 
 Letters: B images, H x W pixels, C channels and h x w cells of a layer.
 """
@@ -23,7 +23,7 @@ __all__ = ["FeatureExtractor", "layer_list", "layer_names", "untrained"]
 
 
 class FeatureExtractor(nn.Module):
-    """A network cut off after the deepest layer asked for; normalisation included, always in eval mode.
+    """An extractor is a network cut off after the deepest layer asked for; it normalises, and is always in eval mode.
 
     Args:
         backbone: name; see :func:`pickglass.backbone_names`.
@@ -31,8 +31,8 @@ class FeatureExtractor(nn.Module):
             ``"layer1+layer2"`` names two.
         weights: as :mod:`pickglass.features.backbones.weights` describes: ``"default"``, ``"v2"``, ``"random"``, the
             name of a pretraining strategy or a file; None leaves them unset, to be loaded from a model file.
-        seed: of random weights.
-        scales: of the image, at each of which the network runs; the levels of one scale after those of the other.
+        seed: decides random weights.
+        scales: sizes of the image, 1 as it is, at each of which the network runs; levels come scale after scale.
 
     Raises:
         UnknownName: no such backbone or layer.
@@ -73,13 +73,13 @@ class FeatureExtractor(nn.Module):
             self.expect(self.weights)
 
     def is_still(self, backbone: str, layers: Sequence[str], weights: str, seed: int, scales: Sequence[float]) -> bool:
-        """Whether a new one of these arguments would be the same: not adapted, its weights no file of the user's."""
+        """Tell whether a new extractor of these arguments would be the same: not adapted, no weights of the user's."""
         own_file = Path(weights.rpartition(":")[2]).exists()  # also of "simclr:FILE"
         untouched = self.weights is not None and self.weights.adapted is None and not own_file
         return untouched and self._asked == (backbone, layer_list(layers), weights, seed, tuple(scales))
 
     def expect(self, weights: WeightsInfo) -> None:
-        """Prepare images as these weights were trained on them: after loading them from a model file."""
+        """Normalise and resize images as these weights expect it; for weights that come from a model file."""
         self.weights = weights
         if weights.mean is not None and weights.std is not None:
             self.mean.copy_(torch.tensor(weights.mean).view(1, 3, 1, 1))
@@ -92,20 +92,27 @@ class FeatureExtractor(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) RGB in [0, 1] -> per scale and layer (B, C, h, w), in the order of ``scales`` and ``layers``."""
+        """Read images.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1].
+
+        Returns:
+            (B, C, h, w) of each scale and layer, in the order of ``scales`` and ``layers``.
+        """
         return self.read((images - self.mean) / self.std)
 
-    def arranged(self, found: Mapping[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """What the body found on images of ``size`` (H, W), in the order of ``layers``, tokens laid out as maps."""
-        return _arranged(found, self.nodes, self.tokens, size)
+    def arranged(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Order what the body gave for images of ``size`` (H, W) by ``layers``, and lay tokens out as maps."""
+        return _arranged(outputs, self.nodes, self.tokens, size)
 
     def read(self, normalised: Tensor) -> tuple[Tensor, ...]:
-        """As :meth:`forward`, of images that are normalised already."""
+        """Read images as :meth:`forward` does, which are normalised already."""
         return _read(self.body, self.nodes, self.tokens, normalised, self.scales)
 
     @torch.no_grad()
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """(C, h, w) of each scale and layer for images of ``size`` (H, W).
+        """Tell (C, h, w) of each scale and layer for images of ``size`` (H, W).
 
         Raises:
             InputError: a layer's output is not (B, C, h, w), or the image is too small for the network.
@@ -133,7 +140,7 @@ class FeatureExtractor(nn.Module):
 
 
 def untrained(backbone: str, layers: Sequence[str], scales: Sequence[float] = (1.0,)) -> nn.Module:
-    """A backbone of random weights to be trained, cut off and fed like :class:`FeatureExtractor`.
+    """Build a backbone of random weights to be trained, cut off and fed like :class:`FeatureExtractor`.
 
     The weights are each layer's own initialisation, drawn from torch's default generator. All parameters require
     gradients; batch normalisation follows ``train()`` and ``eval()``, and the network starts in eval mode.
@@ -172,12 +179,12 @@ class _Untrained(nn.Module):
 
 
 def layer_list(layers: Sequence[str]) -> tuple[str, ...]:
-    """The names of layers, also of those written in one, ``"layer1+layer2"``."""
+    """List the names of layers, also of those written as one, ``"layer1+layer2"``."""
     return tuple(name for name in layers.split("+") if name) if isinstance(layers, str) else tuple(layers)
 
 
 def layer_names(backbone: str) -> list[str]:
-    """All layers of a backbone that can be asked for: its short names, then every node of its graph in order.
+    """List all layers of a backbone that can be asked for: its short names, then every node of its graph in order.
 
     Example:
         >>> from pickglass.features import layer_names
@@ -199,16 +206,16 @@ def _read(
 
 
 def _scaled(images: Tensor, scale: float, tokens: Tokens | None) -> tuple[int, int]:
-    """Their size at this scale, in whole patches where there are any."""
+    """Compute the size of the images at this scale, in whole patches where there are any."""
     patch = 1 if tokens is None else tokens.patch
     height, width = (max(1, round(int(side) * scale / patch)) * patch for side in images.shape[2:])
     return height, width
 
 
 def _arranged(
-    found: Mapping[str, Tensor], nodes: Sequence[str], tokens: Tokens | None, size: tuple[int, int]
+    outputs: Mapping[str, Tensor], nodes: Sequence[str], tokens: Tokens | None, size: tuple[int, int]
 ) -> tuple[Tensor, ...]:
-    levels = tuple(found[node] for node in nodes)
+    levels = tuple(outputs[node] for node in nodes)
     if tokens is None:
         return levels
     grid = (size[0] // tokens.patch, size[1] // tokens.patch)
@@ -216,7 +223,7 @@ def _arranged(
 
 
 def _token_map(level: Tensor, tokens: Tokens, grid: tuple[int, int]) -> Tensor:
-    """Tokens of a vision transformer as a map; whatever is no sequence of tokens stays as it is."""
+    """Lay tokens of a vision transformer out as a map; whatever is no sequence of tokens stays as it is."""
     if level.ndim != 3 or level.shape[1] != tokens.prefix + grid[0] * grid[1]:
         return level
     patches = level[:, tokens.prefix :].transpose(1, 2)  # (B, C, h * w)
@@ -224,13 +231,13 @@ def _token_map(level: Tensor, tokens: Tokens, grid: tuple[int, int]) -> Tensor:
 
 
 def _built(spec: Backbone) -> nn.Module:
-    """The network, without the random numbers it draws for weights that are replaced anyway leaving a trace."""
+    """Build the network; the random numbers that it draws, for weights that are replaced, leave no trace."""
     with torch.random.fork_rng(devices=[]):
         return spec.build()
 
 
 def _tracing() -> dict[str, Any]:
-    """Parts of timm that must stay whole while the graph is drawn, such as its size-dependent padding."""
+    """Name the parts of timm that must stay whole while the graph is drawn, such as its size-dependent padding."""
     if "timm" not in sys.modules:
         return {}  # the network has none of them, and the import takes half a second
     from timm.models._features_fx import get_notrace_functions, get_notrace_modules
@@ -253,13 +260,13 @@ def _cut(spec: Backbone, network: nn.Module, layers: tuple[str, ...]) -> tuple[n
     if not layers:
         raise InputError(f"no layer was named; for instance layers={list(spec.aliases)[2:5:2] or ['layer2', 'layer3']}")
     wanted = [spec.aliases.get(layer, layer) for layer in layers]
-    known = _nodes(network)
+    nodes = _nodes(network)
     for layer, node in zip(layers, wanted, strict=True):
-        if not any(n == node or n.startswith(f"{node}.") for n in known):
+        if not any(n == node or n.startswith(f"{node}.") for n in nodes):
             raise UnknownName(
                 f"layer of {spec.name}",
                 layer,
-                [*spec.aliases, *known, *{n.rsplit(".", i)[0] for n in known for i in (1, 2) if n.count(".") >= i}],
+                [*spec.aliases, *nodes, *{n.rsplit(".", i)[0] for n in nodes for i in (1, 2) if n.count(".") >= i}],
                 f"python -c \"import pickglass; print(*pickglass.layer_names('{spec.name}'))\"",
             )
     with warnings.catch_warnings():
@@ -269,10 +276,10 @@ def _cut(spec: Backbone, network: nn.Module, layers: tuple[str, ...]) -> tuple[n
 
 
 def _load(target: nn.Module, network: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load strictly: everything the target needs, and nothing the whole network does not know."""
-    needed, known = target.state_dict(), network.state_dict()
+    """Load strictly: everything the target needs, and nothing the whole network does not have."""
+    needed, whole = target.state_dict(), network.state_dict()
     missing = [k for k in needed if k not in state and not k.endswith("num_batches_tracked")]
-    foreign = [k for k in state if k not in known]
+    foreign = [k for k in state if k not in whole]
     if missing or foreign:
         raise InputError(
             f"{what} do not fit: {len(missing)} tensors are missing, e.g. {missing[:8]}, and "

@@ -1,6 +1,6 @@
-"""One backbone pass for many detectors: all layers that any of them reads, computed once an image and kept.
+"""One backbone pass serves many detectors: all layers that any of them reads are computed once an image and kept.
 
-An image is known by the pixels that reach the network, so whoever asks with other pixels (another size, another
+An image is identified by the pixels that reach the network, so whoever asks with other pixels (another size, another
 cut) gets features of its own, and nothing has to be said about rows, roles or batches.
 
 Letters: B images, C channels, h x w cells of a layer.
@@ -24,18 +24,18 @@ __all__ = ["SharedFeatures"]
 
 
 class SharedFeatures:
-    """The features of a set of images for detectors with the same backbone, weights and size.
+    """The features of a set of images are shared by detectors with the same backbone, weights and size.
 
     Args:
         backbone, weights, seed: as of :class:`pickglass.features.extractor.FeatureExtractor`; ``seed`` matters to
             random weights alone.
-        layers: all that will be asked for.
-        n_images: how many are kept; further ones are computed anew each time.
+        layers: all layers that will be asked for.
+        n_images: how many images are kept; further ones are computed anew each time.
         memory_gb: what may be held in memory; beyond it, in a temporary file.
 
     Attributes:
-        computed: images that went through the backbone.
-        seconds: that it took.
+        computed: number of images that went through the backbone.
+        seconds: time that this took.
 
     Use it as a context manager, and a detector reads from it after ``detector.shared_features = shared``.
     """
@@ -67,44 +67,58 @@ class SharedFeatures:
         self._caches, self._places = {}, {}
 
     def engine(self, extractor: FeatureExtractor, device: str, name: EngineName) -> BackboneEngine:
-        """Stands in for ``BackboneEngine(...)``, which several scales and adapted weights still get."""
-        own = self.extractor
-        if extractor.scales != own.scales or (extractor.weights is not None and extractor.weights.adapted is not None):
+        """Make an engine that reads from here, in place of ``BackboneEngine(...)``.
+
+        Several scales and adapted weights get an engine of their own.
+        """
+        shared = self.extractor
+        if extractor.scales != shared.scales or (
+            extractor.weights is not None and extractor.weights.adapted is not None
+        ):
             return BackboneEngine(extractor, device, name)
-        if (extractor.backbone, extractor.weights) != (own.backbone, own.weights) or set(extractor.layers) - set(
+        if (extractor.backbone, extractor.weights) != (shared.backbone, shared.weights) or set(extractor.layers) - set(
             self.layers
         ):
             raise RuntimeError(
-                f"shared features of {own.backbone} ({own.weights}), layers {self.layers}: asked for layers "
+                f"shared features of {shared.backbone} ({shared.weights}), layers {self.layers}: asked for layers "
                 f"{extractor.layers} of {extractor.backbone} ({extractor.weights})"
             )
         if (device, name) not in self.engines:
-            self.engines[device, name] = BackboneEngine(own, device, name)
+            self.engines[device, name] = BackboneEngine(shared, device, name)
             self._caches[device, name], self._places[device, name] = {}, {}
         return _Served(self, extractor, device, name)
 
     @torch.no_grad()
     def levels(self, images: Tensor, layers: Sequence[str], device: str, name: EngineName) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) on the CPU -> per layer (B, C, h, w) on the device."""
+        """Read images, from what was kept where they came before.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1] on the CPU.
+            layers: names, in the order wanted.
+            device, name: of the engine, as of :meth:`engine`.
+
+        Returns:
+            (B, C, h, w) of each layer, on the device.
+        """
         caches, places = self._caches[device, name], self._places[device, name]
         keys = [hashlib.blake2b(image.contiguous().numpy().data, digest_size=20).digest() for image in images]
         fresh = {key: i for i, key in enumerate(keys) if key not in places}
-        found: dict[str, Tensor] = {}
+        computed: dict[str, Tensor] = {}
         if fresh:
             began = time.perf_counter()
             outputs = self.engines[device, name](images[list(fresh.values())])
-            found = {layer: level.cpu() for layer, level in zip(self.layers, outputs, strict=True)}  # (b, C, h, w)
+            computed = {layer: level.cpu() for layer, level in zip(self.layers, outputs, strict=True)}  # (b, C, h, w)
             self.seconds += time.perf_counter() - began
             self.computed += len(fresh)
-            kept = min(len(fresh), self.n_images - len(places))
-            if kept > 0:
-                self._keep(caches, {layer: level[:kept] for layer, level in found.items()})
-                places.update({key: len(places) + n for n, key in enumerate(list(fresh)[:kept])})
+            room = min(len(fresh), self.n_images - len(places))
+            if room > 0:
+                self._keep(caches, {layer: level[:room] for layer, level in computed.items()})
+                places.update({key: len(places) + n for n, key in enumerate(list(fresh)[:room])})
         at = {key: n for n, key in enumerate(fresh)}
         return tuple(
             torch.cat(
                 [
-                    found[layer][at[key]][None] if key in at else caches[layer].read([places[key]]).levels[0]
+                    computed[layer][at[key]][None] if key in at else caches[layer].read([places[key]]).levels[0]
                     for key in keys
                 ]
             ).to(device)
@@ -121,7 +135,7 @@ class SharedFeatures:
 
 
 class _Served(BackboneEngine):
-    """An engine that asks the shared features."""
+    """An engine that reads from the shared features."""
 
     def __init__(self, shared: SharedFeatures, extractor: FeatureExtractor, device: str, name: EngineName) -> None:
         super().__init__(extractor, device, name)

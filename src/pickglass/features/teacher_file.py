@@ -1,4 +1,4 @@
-"""A teacher's file: the weights of a PDN in half precision, and in the header a card that says how it was made."""
+"""A teacher's file holds a PDN in half precision and, in its header, a card that says how it was made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEY = "pickglass_teacher"
 
 
 def write_teacher(path: Path, pdn: PDN, card: Mapping[str, Any]) -> None:
-    """The teacher and its card are written, whole or not at all; the card gets the time of writing as ``made``."""
+    """Write the teacher and its card, whole or not at all; the card gets the time of writing as ``made``."""
     tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in pdn.state_dict().items()}
     dated = {**card, "made": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     with written_whole(path) as temporary:
@@ -28,7 +28,7 @@ def write_teacher(path: Path, pdn: PDN, card: Mapping[str, Any]) -> None:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card of a teacher, as ``pickglass distill`` wrote it; docs/teachers.md describes its fields.
+    """Read the card of a teacher, as ``pickglass distill`` wrote it; docs/teachers.md describes its fields.
 
     Raises:
         KeyError: the file is no teacher of ours.

@@ -1,4 +1,4 @@
-"""The methods, one file each, and METHODS, the registry of all of them.
+"""This package has the methods, one file each, and METHODS, the registry of all of them.
 
 A new method of ours takes its file, its line in :data:`METHODS`, and a test file with golden scores. A method of
 another package is registered by :func:`register_method`, or found by its entry point; see
@@ -79,7 +79,7 @@ def register_method(method: AnyMethod) -> AnyMethod:
 
 
 def find_method(name: str) -> type[Detector]:
-    """The class of a method by its name, e.g. ``"patchcore"``; a method of another package is imported now.
+    """Return the class of a method by its name, e.g. ``"patchcore"``; another package's is imported now.
 
     Raises:
         UnknownName: no method has that name; the nearest are named.
@@ -94,7 +94,7 @@ def find_method(name: str) -> type[Detector]:
 
 
 def method_names() -> list[str]:
-    """The names of all methods: those of this package, registered ones and those that installed packages offer."""
+    """Return the names of all methods: of this package, registered, or offered by installed packages."""
     return [*METHODS, *(name for name in plugin_names() if name not in METHODS)]
 
 

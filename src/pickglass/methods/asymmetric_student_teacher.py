@@ -137,18 +137,18 @@ class AsymmetricStudentTeacher(Detector):
         return self.pick == "best"
 
     def work_units(self, n_images: int) -> float:
-        """Every epoch of either phase looks at each image once."""
+        """Each epoch of either phase looks at each image once."""
         return float((self.teacher_epochs + self.student_epochs) * n_images)
 
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
-        """A narrow student and a few epochs of small batches."""
+        """Take a narrow student and a few epochs of small batches."""
         return {"student_hidden": 32, "teacher_epochs": 8, "student_epochs": 8, "batch": 4}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
-        """The two networks."""
+        """Make the teacher and the student."""
         self._check(shapes)
         c, d = shapes[0][0], self.code
         self.teacher = Stacked(lambda: CouplingFlow(realnvp_steps(c, d, _KERNELS, _HIDDEN, _CLAMP)), positions, seed)
@@ -172,10 +172,10 @@ class AsymmetricStudentTeacher(Detector):
             raise InputError(f"image_score={self.image_score!r}: expected 'max' or 'mean'")
 
     def begin_fit(self, context: FitContext) -> None:
-        """Nothing to gather: everything is learned in the two phases."""
+        """Gather nothing: everything is learned in the two phases."""
 
     def phases(self) -> Sequence[Phase[Batch]]:
-        """The teacher, then, with the teacher as it is, the student."""
+        """Return two phases: the teacher is trained first, then the student learns to follow it."""
         teacher, student = self._networks()
         return [
             Phase("teacher", teacher, self.teacher_loss, self._plan(self.teacher_epochs)),
@@ -193,28 +193,28 @@ class AsymmetricStudentTeacher(Detector):
         )
 
     def teacher_loss(self, batch: Batch) -> Tensor:
-        """Negative log-likelihood of the batch in nats per cell, without its constant: (P,)."""
+        """Compute the negative log-likelihood of the batch in nats per cell, without its constant: (P,)."""
         teacher, _ = self._networks()
         x = batch.levels[0]
         z, log_det = teacher(*self._inputs(x))
         return nll(z, log_det, kept_cells(batch.keep, (x.shape[3], x.shape[4])))
 
     def student_loss(self, batch: Batch) -> Tensor:
-        """Mean squared distance to the teacher over channels, kept cells and images: (P,)."""
+        """Compute the mean squared distance to the teacher over channels, kept cells and images: (P,)."""
         x = batch.levels[0]
         distance = self._distance(x)  # (B, P, h, w)
         keep = kept_cells(batch.keep, (x.shape[3], x.shape[4]))
         return batch_mean(kept_mean(distance, keep), keep)
 
     def end_fit(self) -> dict[str, Any]:
-        """Count what was learned."""
+        """Count the learned parameters."""
         teacher, student = (sum(p[0].numel() for p in net.parameters()) for net in self._networks())
         return {"teacher_parameters": teacher, "student_parameters": student}
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Squared distance of student and teacher: scores (B, P), maps (B, P, h, w)."""
+        """Score by the squared distance of student and teacher: scores (B, P), maps (B, P, h, w)."""
         x = batch.levels[0]
         maps = self._distance(x)
         keep = kept_cells(batch.keep, (x.shape[3], x.shape[4]))
@@ -222,7 +222,7 @@ class AsymmetricStudentTeacher(Detector):
         return scores, self.smoothed(maps, keep)
 
     def _distance(self, x: Tensor) -> Tensor:
-        """Mean over the channels of (z_teacher - z_student)^2: (B, P, C, h, w) -> (B, P, h, w)."""
+        """Compute the mean over the channels of (z_teacher - z_student)^2: (B, P, C, h, w) -> (B, P, h, w)."""
         teacher, student = self._networks()
         inputs = self._inputs(x)
         with torch.no_grad():  # the teacher is as it is, also while the student learns
@@ -231,7 +231,7 @@ class AsymmetricStudentTeacher(Detector):
         return (z_t - z_s).square().mean(2)
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, P, C, h, w) and, unless there is none, its position code (B, P, D, h, w)."""
+        """Return the features (B, P, C, h, w) and, unless there is none, their position code (B, P, D, h, w)."""
         if not self.code:
             return (x,)
         code = position_code(self.code, x.shape[3], x.shape[4]).to(x)
@@ -244,10 +244,11 @@ class AsymmetricStudentTeacher(Detector):
 
 
 def position_code(channels: int, h: int, w: int) -> Tensor:
-    """Sines and cosines of column and row, (channels, h, w): the first half tells columns, the second half rows.
+    """Return sines and cosines of the column and the row of each cell, (channels, h, w).
 
-    Wavelengths run geometrically from 2 pi cells towards 10,000 times that, sine and cosine in turn (Vaswani et al.
-    2017, section 3.5, once per axis). ``channels`` is a multiple of 4.
+    The first half of the channels tells columns, the second half rows. Wavelengths run geometrically from 2 pi
+    cells towards 10,000 times that, sine and cosine in turn (Vaswani et al. 2017, section 3.5, once per axis).
+    ``channels`` is a multiple of 4.
     """
     rates = 10_000.0 ** -(torch.arange(0, channels // 2, 2) / (channels // 2))  # (channels / 4,)
 
@@ -264,7 +265,10 @@ def position_code(channels: int, h: int, w: int) -> Tensor:
 
 
 class _Student(nn.Module):
-    """3x3 convolution, residual blocks, 3x3 convolution: (B, C + D, h, w) -> (B, C, h, w)."""
+    """The student of one position: (B, C + D, h, w) -> (B, C, h, w).
+
+    A 3x3 convolution, residual blocks, and another 3x3 convolution.
+    """
 
     def __init__(self, channels: int, code: int, hidden: int) -> None:
         super().__init__()
@@ -281,7 +285,7 @@ class _Student(nn.Module):
 
 
 class _Residual(nn.Module):
-    """x plus what two convolutions, each with batch norm and leaky ReLU, make of it."""
+    """A residual block adds to x what two convolutions, each with batch norm and leaky ReLU, make of it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

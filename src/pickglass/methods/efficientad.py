@@ -32,7 +32,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,7 +43,17 @@ from pickglass.detectors.method import FitContext
 from pickglass.errors import DataError, InputError
 from pickglass.features.batch import Batch
 from pickglass.features.engine import PerPositionEngine
-from pickglass.nn.maps import ChannelMoments, batch_mean, hardest_mean, highest, kept_cells, kept_mean, resampled_to
+from pickglass.nn.maps import (
+    ChannelMoments,
+    RingQuantiles,
+    batch_mean,
+    hardest_mean,
+    highest,
+    kept_cells,
+    kept_mean,
+    resampled_to,
+    rings,
+)
 from pickglass.nn.networks.pdn import AE_SIDE, CHANNELS, FRAME, STRIDE, Autoencoder, PDNName, Student
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
@@ -130,10 +139,10 @@ class EfficientAD(Detector):
         self.mean: Tensor
         self.std: Tensor
         self.quantiles: Tensor
-        self._runner: PerPositionEngine
+        self._engine_of_positions: PerPositionEngine
         self._moments: ChannelMoments | None = None
         self._pictures: Tensor | None = None  # (N, 3, H, W) uint8
-        self._seen: list[list[tuple[Tensor, Tensor]]] = []  # per position, of held-back images: maps (2, N), rings (N,)
+        self._held_back: RingQuantiles | None = None
 
     def work_units(self, n_images: int) -> float:
         """Each step looks at a batch of images, however many there are."""
@@ -141,20 +150,20 @@ class EfficientAD(Detector):
 
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
-        """The smallest networks and a few steps."""
+        """Take the smallest networks and a few steps."""
         return {"backbone": "pdn_tiny", "steps": 4}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
-        """Student and autoencoder."""
+        """Make the student and the autoencoder."""
         model = self._check(shapes)
         lost = 0 if self.frame == "reflect" else 2 * _LOST
         grid = (shapes[0][1] - lost, shapes[0][2] - lost)
         own_frame = FRAME if self.frame == "reflect" else 0
         self.student = Stacked(lambda: Student(model, own_frame), positions, seed)
         self.autoencoder = Stacked(lambda: Autoencoder(grid), positions, seed)
-        self._runner = PerPositionEngine("EfficientAD's student and autoencoder")
+        self._engine_of_positions = PerPositionEngine("EfficientAD's student and autoencoder")
         self.mean, self.std = torch.zeros(positions, CHANNELS), torch.ones(positions, CHANNELS)
         rings = _LOST + 1 if self.frame == "reflect" else 1
         self.quantiles = torch.tensor([0.0, 1.0]).repeat(positions, 2, rings, 1)  # low and high of local and global
@@ -165,9 +174,9 @@ class EfficientAD(Detector):
                 f"backbone={self.backbone!r}, layers={self.level_names()!r}: EfficientAD's teacher is the output of "
                 f"a patch description network: backbone one of {', '.join(_MODELS)}, layers=['teacher'], not fused"
             )
-        seen = self.tiling.tile if self.tiling else self.input_size
-        if min(seen) < _SMALLEST:
-            raise InputError(f"images of {seen[0]}x{seen[1]} pixels: EfficientAD needs at least {_SMALLEST} a side")
+        h, w = self.seen_size
+        if min(h, w) < _SMALLEST:
+            raise InputError(f"images of {h}x{w} pixels: EfficientAD needs at least {_SMALLEST} a side")
         if self.frame not in ("reflect", "zero"):
             raise InputError(f"frame={self.frame!r}: expected 'reflect' or 'zero'")
         if not 0 <= self.hard < 1:
@@ -175,30 +184,32 @@ class EfficientAD(Detector):
         return _MODELS[self.backbone]
 
     def begin_fit(self, context: FitContext) -> None:
-        """Get the penalty images."""
+        """Make or read the natural images of the penalty."""
         if not context.n_validate:
             raise InputError(
                 "EfficientAD scales its maps on good images that are held back: give validate, e.g. 0.1, or more images"
             )
-        seen = self.tiling.tile if self.tiling else self.input_size
-        self._moments, self._pictures, self._seen = ChannelMoments(), None, [[] for _ in range(context.positions)]
+        self._moments, self._pictures = ChannelMoments(), None
+        self._held_back = RingQuantiles(context.positions, self.quantiles.shape[2], _FEWEST)
         if self.natural == "generated":
             n = max(1, min(_NATURAL, self.steps * self.batch))
-            self._pictures = torch.from_numpy(natural_images(n, seen, context.seed)).permute(0, 3, 1, 2)  # (N, 3, H, W)
+            self._pictures = torch.from_numpy(natural_images(n, self.seen_size, context.seed)).permute(
+                0, 3, 1, 2
+            )  # (N, 3, H, W)
         elif self.natural != "none":
-            photos = natural_photos(self.natural, seen, _PHOTOS, context.seed)  # (N, H, W, 3)
+            photos = natural_photos(self.natural, self.seen_size, _PHOTOS, context.seed)  # (N, H, W, 3)
             self._pictures = torch.from_numpy(photos).permute(0, 3, 1, 2)
 
     def observe(self, batch: Batch) -> None:
-        """Add to the mean and deviation of the teacher's channels."""
+        """Add a batch to the mean and deviation of the teacher's channels."""
         if self._moments is None:
-            raise RuntimeError("update before start")
+            raise RuntimeError("observe before begin_fit")
         teacher = self._inside(batch.levels[0])
         self._moments.add(teacher, self._kept(batch))
         self.mean, self.std = (m.to(self.mean) for m in self._moments.mean_and_std())
 
     def phases(self) -> Sequence[Phase[Batch]]:
-        """Student and autoencoder together."""
+        """Return one phase: student and autoencoder are trained together."""
         student, autoencoder = self._networks()
         both = nn.ModuleDict({"student": student, "autoencoder": autoencoder})
         plan = Plan(
@@ -207,7 +218,7 @@ class EfficientAD(Detector):
         return [Phase("student and autoencoder", both, self.loss, plan)]
 
     def loss(self, batch: Batch) -> Tensor:
-        """L_hard + penalty + L_AE + L_STAE: (P,)."""
+        """Compute L_hard + penalty + L_AE + L_STAE: (P,)."""
         student, autoencoder = self._networks()
         images, keep = self._images(batch), self._kept(batch)
         t = _normalised(self._inside(batch.levels[0]), self.mean, self.std)  # (B, P, C, h, w)
@@ -229,32 +240,23 @@ class EfficientAD(Detector):
 
     def observe_validation(self, batch: Batch) -> None:
         """Keep the maps of held-back images for their quantiles."""
-        keep = self._kept(batch)
-        both = torch.stack(self._branches(batch))  # (2, B, P, h, w)
-        rings = _rings(both, self.quantiles.shape[2]).expand(both.shape[1], -1, -1)  # (B, h, w)
-        for p, seen in enumerate(self._seen):
-            own = rings >= 0 if keep is None else keep[:, p]  # (B, h, w)
-            seen.append((both[:, :, p][:, own].cpu(), rings[own].cpu()))
+        if self._held_back is None:
+            raise RuntimeError("observe_validation before begin_fit")
+        self._held_back.add(torch.stack(self._branches(batch)), self._kept(batch))
 
     def end_fit(self) -> dict[str, Any]:
-        """The quantiles that scale the maps: over the cells of all held-back images, each position's and ring's own."""
-        for p, seen in enumerate(self._seen):
-            values = torch.cat([maps for maps, _ in seen], dim=1).double().numpy()  # (2, N)
-            rings = torch.cat([own for _, own in seen]).numpy()  # (N,)
-            for ring in range(self.quantiles.shape[2]):
-                own = rings == ring
-                chosen = values[:, own] if np.count_nonzero(own) >= _FEWEST else values
-                if chosen.size:
-                    low, high = torch.from_numpy(np.quantile(chosen, [_LOW, _HIGH], axis=1)).float()  # (2,) each
-                    if not bool((high > low).all()):
-                        raise DataError(
-                            f"EfficientAD cannot scale its maps: on the held-back good images the {_LOW} quantiles of "
-                            f"the local and the global map, {low.tolist()}, are not below the {_HIGH} quantiles, "
-                            f"{high.tolist()}. These images may be blank, or nearly so: give images that show the part"
-                        )
-                    self.quantiles[p, :, ring] = torch.stack([low, high], dim=1)
+        """Set the quantiles that scale the maps, and tell what was learned."""
+        if self._held_back is None:
+            raise RuntimeError("end_fit before begin_fit")
+        self._held_back.fill(self.quantiles, (_LOW, _HIGH))
+        if not bool((self.quantiles[..., 1] > self.quantiles[..., 0]).all()):
+            raise DataError(
+                f"EfficientAD cannot scale its maps: their {_LOW} and {_HIGH} quantiles on the held-back good images, "
+                f"{self.quantiles[0].tolist()}, are not all apart. These images may be blank, or nearly so: give "
+                "images that show the part"
+            )
         pictures = 0 if self._pictures is None else len(self._pictures)
-        self._seen, self._pictures, self._moments = [], None, None
+        self._held_back = self._pictures = self._moments = None
         student, autoencoder = (sum(x[0].numel() for x in net.parameters()) for net in self._networks())
         return {
             "student_parameters": student,
@@ -267,29 +269,32 @@ class EfficientAD(Detector):
     # -- judging -------------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The mean of both maps: scores (B, P), maps (B, P, h, w)."""
+        """Score by the mean of both maps: scores (B, P), maps (B, P, h, w)."""
         parts = self.component_maps(batch)
         maps = (parts["local"] + parts["global"]) / 2
         keep = kept_cells(batch.keep, (maps.shape[2], maps.shape[3]))
         return highest(maps, keep), self.smoothed(maps, keep)
 
     def component_maps(self, batch: Batch) -> dict[str, Tensor]:
-        """The local and the global map, scaled, (B, P, h, w) each."""
+        """Return the local and the global map, scaled, (B, P, h, w) each."""
         named = dict(zip(("local", "global"), self._branches(batch), strict=True))
-        quantiles = self.quantiles.reshape(len(self.quantiles), 2, -1, 2)  # R = 1 in files from before there were rings
-        rings = _rings(named["local"], quantiles.shape[2])
+        quantiles = self.quantiles.reshape(len(self.quantiles), 2, -1, 2)  # older files have (P, 2, 2): no rings
+        ring = rings(named["local"], quantiles.shape[2])  # (h, w)
         for i, name in enumerate(named):
-            low, high = quantiles[:, i, rings].unbind(3)  # (P, h, w) each
+            low, high = quantiles[:, i, ring].unbind(3)  # (P, h, w) each
             named[name] = _SCALE * (named[name] - low) / (high - low)
             if self.frame == "zero":
                 named[name] = F.pad(named[name], (_LOST,) * 4)
         return named
 
     def _branches(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean over channels of (T - S)^2 and of (A - S')^2, (B, P, h, w) each."""
+        """Compute the mean over channels of (T - S)^2 and of (A - S')^2, (B, P, h, w) each."""
         network = _Distances(*self._networks(), self.mean, self.std)
         inputs = self._prepared(self._images(batch)), self._inside(batch.levels[0])
-        local, whole = network(*inputs) if batch.engine is None else self._runner(batch.engine, network, *inputs)
+        if batch.engine is None:
+            local, whole = network(*inputs)
+        else:
+            local, whole = self._engine_of_positions(batch.engine, network, *inputs)
         return local, whole
 
     def _images(self, batch: Batch) -> Tensor:
@@ -298,21 +303,21 @@ class EfficientAD(Detector):
         return batch.images
 
     def _prepared(self, images: Tensor) -> Tensor:
-        """As the teacher's backbone normalises them, (B, P, 3, H, W)."""
+        """Normalise images (B, P, 3, H, W) as the teacher's backbone does."""
         extractor = self.network
         return (images - extractor.mean) / extractor.std
 
     def _teacher(self, images: Tensor) -> Tensor:
-        """(B, P, 3, H, W) in [0, 1] -> (B, P, C, h, w)."""
+        """Run the teacher on images in [0, 1]: (B, P, 3, H, W) -> (B, P, C, h, w)."""
         level: Tensor = self.network(images.flatten(0, 1))[0].unflatten(0, images.shape[:2])
         return level
 
     def _inside(self, cells: Tensor) -> Tensor:
-        """Without the cells whose field leaves the image, if these are not judged."""
+        """Leave out the cells whose field leaves the image, where these are not judged."""
         return cells if self.frame == "reflect" else cells[..., _LOST:-_LOST, _LOST:-_LOST]
 
     def _kept(self, batch: Batch) -> Tensor | None:
-        """(B, P, h, w) bool: which cells count."""
+        """Return which cells count, (B, P, h, w) bool; None: all."""
         level = batch.levels[0]
         keep = kept_cells(batch.keep, (level.shape[3], level.shape[4]))
         return None if keep is None else self._inside(keep)
@@ -324,7 +329,7 @@ class EfficientAD(Detector):
 
 
 class _Distances(nn.Module):
-    """All that judges beside the teacher, as one graph.
+    """Everything that judges beside the teacher, as one graph.
 
     Args:
         student, autoencoder: of P positions.
@@ -352,7 +357,7 @@ class _Distances(nn.Module):
 
 
 def jitter(images: Tensor) -> Tensor:
-    """Brightness, contrast or saturation of each image times 0.8 to 1.2: (B, P, 3, H, W) in [0, 1].
+    """Multiply brightness, contrast or saturation of each image by 0.8 to 1.2: (B, P, 3, H, W) in [0, 1].
 
     Drawn from torch's default generator.
     """
@@ -366,12 +371,6 @@ def jitter(images: Tensor) -> Tensor:
     return (factor * images + (1 - factor) * towards).clamp(0, 1)
 
 
-def _rings(maps: Tensor, most: int) -> Tensor:
-    """Cells between each cell and the border, below ``most``: (..., h, w) -> (h, w)."""
-    down, right = ((n - 1 - (2 * torch.arange(n, device=maps.device) - n + 1).abs()) // 2 for n in maps.shape[-2:])
-    return torch.minimum(down[:, None], right).clamp(max=most - 1)
-
-
 def _normalised(teacher: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B, P, C, h, w) by the statistics of its channels, (P, C) each."""
+    """Normalise the teacher's channels (B, P, C, h, w) by their statistics, (P, C) each."""
     return (teacher - mean[..., None, None]) / std[..., None, None]

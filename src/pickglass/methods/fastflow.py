@@ -126,18 +126,18 @@ class FastFlow(Detector):
         return self.pick == "best"
 
     def work_units(self, n_images: int) -> float:
-        """Every epoch looks at each image once."""
+        """Each epoch looks at each image once."""
         return float(self.epochs * n_images)
 
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
-        """Fewer coupling steps and a few epochs of small batches."""
+        """Take fewer coupling steps and a few epochs of small batches."""
         return {"steps": 4, "epochs": 10, "batch": 4}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
-        """A layer norm and a flow per level."""
+        """Make a layer norm and a flow for each level."""
         self._check(shapes)
         self.flows = Stacked(lambda: self._network(shapes), positions, seed)
 
@@ -158,15 +158,15 @@ class FastFlow(Detector):
                 raise InputError(f"layer {layer!r} has {channels} channel; a flow needs 2 to split: choose another")
 
     def begin_fit(self, context: FitContext) -> None:
-        """Nothing to gather: everything is learned in the one phase."""
+        """Gather nothing: everything is learned in the one phase."""
 
     def phases(self) -> Sequence[Phase[Batch]]:
-        """One phase: the flows of all levels at once."""
+        """Return one phase: the flows of all levels are trained together."""
         plan = Plan(epochs=self.epochs, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay, pick=self.pick)
         return [Phase("flow", self._flows(), self.loss, plan)]
 
     def loss(self, batch: Batch) -> Tensor:
-        """Negative log-likelihood of the batch in nats per image, without its constant, levels summed: (P,)."""
+        """Compute the negative log-likelihood in nats per image, without its constant, levels summed: (P,)."""
         total = batch.levels[0].new_zeros(())
         for z, log_det in self._flows()(*batch.levels):
             grid = (z.shape[3], z.shape[4])
@@ -174,14 +174,14 @@ class FastFlow(Detector):
         return total
 
     def end_fit(self) -> dict[str, Any]:
-        """Count what was learned."""
+        """Count the learned parameters."""
         learned = [p[0].numel() for p in self._flows().parameters()]  # of one position
         return {"parameters": sum(learned)}
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """0.5 mean z^2 over the channels, mean over the levels: scores (B, P), maps (B, P, h, w)."""
+        """Score by 0.5 z^2, its mean over the channels, then the levels: scores (B, P), maps (B, P, h, w)."""
         grid = (batch.levels[0].shape[3], batch.levels[0].shape[4])
         parts = [to_grid(0.5 * z.square().mean(2), grid) for z, _ in self._flows()(*batch.levels)]  # (B, P, h, w)
         maps = torch.stack(parts).mean(0)  # (B, P, h, w)
@@ -198,7 +198,7 @@ class FastFlow(Detector):
 
 
 class _Flows(nn.Module):
-    """One flow per level."""
+    """The network of one position: a flow for each level."""
 
     def __init__(self, shapes: list[Shape], kernels: Sequence[int], hidden_ratio: float, clamp: float) -> None:
         super().__init__()

@@ -108,7 +108,7 @@ class PaDiM(Detector):
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
-        """Draw the channels or the projection, lay out the Gaussians."""
+        """Draw the channels or the projection, and lay out the Gaussians."""
         self._check()
         sizes = [c for c, _, _ in shapes]
         seeds = range(seed, seed + positions)
@@ -123,7 +123,7 @@ class PaDiM(Detector):
         return self.reduce == "orthogonal" and dims < sum(c for c, _, _ in shapes)
 
     def _laid_out(self, shapes: list[Shape], positions: int, dims: int) -> CellGaussians:
-        """Empty Gaussians for that many channels."""
+        """Lay out empty Gaussians for so many channels."""
         grids = [(h, w) for _, h, w in shapes]
         if self._projects(shapes, dims):
             return CellGaussians(grids[:1], grids[0], [dims], positions, self.eps)
@@ -140,7 +140,7 @@ class PaDiM(Detector):
             raise InputError(f"max_statistics_mb={self.max_statistics_mb!r}: expected megabytes above 0, e.g. 2000")
 
     def begin_fit(self, context: FitContext) -> None:
-        """Choose the smaller form, predict what it takes, set up the sums."""
+        """Choose the smaller form, predict what it takes, and set up the sums."""
         gaussians = self._gaussians()
         few = _few(gaussians, context.n_images)
         size = context.groups * _megabytes(gaussians, context.n_images)  # the model holds those of all groups
@@ -163,11 +163,11 @@ class PaDiM(Detector):
         self._images = 0
 
     def predicted_mb(self, context: FitContext) -> float:
-        """What the statistics will take."""
+        """Predict the megabytes of the statistics."""
         return _megabytes(self._laid_out(context.shapes, context.positions, self.dims), context.n_images)
 
     def _remedy(self, context: FitContext, fits: Callable[[CellGaussians], bool]) -> str:
-        """The largest dims that fits: more channels always take more."""
+        """Name the largest ``dims`` that fits; more channels always take more."""
         low, high = 0, sum(self._gaussians().channels)
         while high - low > 1:
             middle = (low + high) // 2
@@ -185,7 +185,7 @@ class PaDiM(Detector):
         self._images += len(batch.levels[0])
 
     def end_fit(self) -> dict[str, Any]:
-        """Sums -> whitening (eq. 1)."""
+        """Turn the sums into the whitening of each cell (eq. 1)."""
         if self._learner is None:
             raise self.unfitted()
         self._learner.finish()
@@ -202,7 +202,7 @@ class PaDiM(Detector):
     # -- judging -------------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Maximum of the smoothed map (B, P), and that map (B, P, h, w)."""
+        """Score by the maximum of the smoothed map: scores (B, P), that map (B, P, h, w)."""
         gaussians = self._gaussians()
         if not gaussians.learned:
             raise self.unfitted()
@@ -213,7 +213,7 @@ class PaDiM(Detector):
         return highest(maps, keep), maps
 
     def _reduced(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """The channels that are modelled, before anything is enlarged: per level (B, P, d, h_l, w_l)."""
+        """Pick the channels that are modelled, before anything is enlarged: per level (B, P, d, h_l, w_l)."""
         if self.projection is not None:
             return [_projected(levels, self.projection)]
         if self.channels is None:
@@ -235,7 +235,10 @@ class PaDiM(Detector):
 
 
 def _shares(sizes: Sequence[int], dims: int) -> list[int]:
-    """Channels of each level in a subset of ``dims``: in proportion (Sainte-Lague), never fewer for larger dims."""
+    """Return how many channels of each level a subset of ``dims`` takes.
+
+    The shares are in proportion to the levels' channels (Sainte-Lague), and never smaller for larger ``dims``.
+    """
     shares = [0] * len(sizes)
     for _ in range(min(dims, sum(sizes))):
         shares[max(range(len(sizes)), key=lambda i: sizes[i] / (2 * shares[i] + 1))] += 1
@@ -243,7 +246,7 @@ def _shares(sizes: Sequence[int], dims: int) -> list[int]:
 
 
 def _subset(sizes: Sequence[int], shares: Sequence[int], seed: int) -> Tensor:
-    """Random channels of each level as indices into all, rising: (D,)."""
+    """Draw channels of each level; return their indices into all channels, rising: (D,)."""
     generator = torch.Generator().manual_seed(seed)
     offsets = accumulate(sizes, initial=0)
     drawn = [
@@ -253,7 +256,7 @@ def _subset(sizes: Sequence[int], shares: Sequence[int], seed: int) -> Tensor:
 
 
 def _semi_orthogonal(total: int, dims: int, seed: int) -> Tensor:
-    """Uniform among matrices (total, dims) with orthonormal columns: QR of a Gaussian one, its signs undone."""
+    """Draw uniformly among matrices (total, dims) with orthonormal columns: QR of a Gaussian one, its signs undone."""
     drawn = torch.randn(total, dims, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     q, r = torch.linalg.qr(drawn)
     signed: Tensor = q * r.diagonal().sign()
@@ -261,7 +264,10 @@ def _semi_orthogonal(total: int, dims: int, seed: int) -> Tensor:
 
 
 def _projected(levels: Sequence[Tensor], projection: Tensor) -> Tensor:
-    """Levels (B, P, c, h_l, w_l) by (P, C, D), enlarged to nearest after it, which is the same: (B, P, D, h, w)."""
+    """Project levels (B, P, c, h_l, w_l) by (P, C, D), then enlarge them to nearest: (B, P, D, h, w).
+
+    Enlarging first would give the same from larger products.
+    """
     b, p, _, h, w = levels[0].shape
     total: Tensor | None = None
     parts = projection.split([level.shape[2] for level in levels], dim=1)

@@ -130,18 +130,18 @@ class PatchCore(Detector):
 
     @property
     def quarter_turns(self) -> tuple[int, ...]:
-        """Quarter turns in which each image is learned."""
+        """The quarter turns in which each image is learned."""
         return tuple(range(0, 4, 4 // self.rotations)) if self.rotations in (2, 4) else (0,)
 
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
-        """A small bank, chosen from a sample of each image's patches."""
+        """Take a small bank, chosen from a sample of each image's patches."""
         sample = max(1, min(cells, _QUICK_REACH // n_images))
         return {"sample": sample, "ratio": min(1.0, _QUICK_BANK / (n_images * sample))}
 
     @classmethod
     def tunable(cls) -> Mapping[str, Sequence[Any]]:
-        """Turned copies of the images, the weight of the place, and how many patches make the image score."""
+        """Offer turned copies, the weight of the place, and how many patches make the image score."""
         return {"rotations": (2, 4), "position_weight": (0.5, 2.0), "top_k": (3, 10)}
 
     # -- learning ------------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class PatchCore(Detector):
         self._indices = []
 
     def begin_fit(self, context: FitContext) -> None:
-        """Check the settings, predict the bank's size, set up the working set."""
+        """Check the settings, predict the bank's size, and set up the working set."""
         self._check()
         channels = [self.dims or c for c, _, _ in context.shapes]
         self._width = (self.dims or sum(channels)) + (2 if self.position_weight else 0)
@@ -187,14 +187,14 @@ class PatchCore(Detector):
         self._sums = torch.zeros(2, context.positions, self._width, dtype=torch.float64)  # of x and of x^2
 
     def predicted_mb(self, context: FitContext) -> float:
-        """What the banks will take."""
+        """Predict the megabytes of the banks."""
         _, h, w = context.shapes[0]
         width = self.dims or sum(c for c, _, _ in context.shapes)
         members = self._bank_size(context.n_images * h * w, context.n_images)
         return context.positions * members * width * 4 / 1e6
 
     def _bank_size(self, patches: int, images: int) -> int:
-        """How many of so many patches the bank keeps; from few images no fewer than a tenth of one image's."""
+        """Return how many of so many patches the bank keeps; a tenth of one image's patches at least."""
         return math.ceil(max(self.ratio, min(1.0, _LEAST / images)) * patches)
 
     def _check(self) -> None:
@@ -219,7 +219,7 @@ class PatchCore(Detector):
             raise InputError(f"top_k={self.top_k!r}, dims={self.dims!r}: expected at least 1")
 
     def observe(self, batch: Batch) -> None:
-        """Collect the patch features of a batch; past the memory budget, keep a coreset of what is held."""
+        """Collect the patch features of a batch; past the memory budget, keep a coreset of them."""
         features = self._patch_features(batch.levels)  # (B, P, C, h, w)
         b = len(features)
         patches = features.permute(1, 0, 3, 4, 2).flatten(1, 3)  # (P, B h w, C)
@@ -256,10 +256,11 @@ class PatchCore(Detector):
             "reductions": self._reductions,
         }
         self._patches = []
+        del self._context, self._generator  # neither can be copied to another process
         return details
 
     def _select(self, size: int, stage: str) -> tuple[Tensor, list[Coreset]]:
-        """Greedy coreset of what is held, each position on its own: (P, M, C)."""
+        """Choose a greedy coreset of the collected patches, each position on its own: (P, M, C)."""
         points = torch.cat(self._patches, dim=1)  # (P, n, C)
         banks, chosen = [], []
         for position, own in enumerate(points):
@@ -277,15 +278,18 @@ class PatchCore(Detector):
         return self.stacked("bank", [bank[None] for bank in banks]), chosen
 
     def stacked(self, name: str, parts: Sequence[Tensor]) -> Tensor:
-        """Also banks of different lengths: a member repeated changes no distance."""
+        """Join banks of different lengths, too: a member repeated changes no distance."""
         if name != "bank":
             return super().stacked(name, parts)
         longest = max(part.shape[1] for part in parts)
         return torch.cat([torch.cat([p, p[:, -1:].expand(-1, longest - p.shape[1], -1)], dim=1) for p in parts])
 
     def _level_scales(self) -> Tensor:
-        """What each channel is multiplied by, (P, C): 1 / standard deviation of its level, all its channels together,
-        where levels are standardised; for the place, its weight in units of the features'."""
+        """Return the factor of each channel, (P, C).
+
+        Where levels are standardised it is 1 / standard deviation of the level, all its channels together; for the
+        place it is the weight in units of the features' standard deviation.
+        """
         mean, square = (self._sums / self._seen).split(1)
         variance = (square - mean * mean)[0].clamp(min=0)[:, : sum(self._splits)]  # (P, C of the levels)
         tiny = torch.finfo(torch.float32).tiny
@@ -299,17 +303,17 @@ class PatchCore(Detector):
         return scales.float()
 
     def _scaled(self, patches: Tensor) -> Tensor:
-        """Apply the scales to (P, n, C)."""
+        """Apply the scales to patches (P, n, C)."""
         return patches if self.scale is None else patches * self.scale[:, None]
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Distance of each patch to the bank (eq. 6): scores (B, P), maps (B, P, h, w)."""
+        """Score by the distance of each patch to the bank (eq. 6): scores (B, P), maps (B, P, h, w)."""
         features = self._patch_features(batch.levels)  # (B, P, C, h, w)
         b, p, _, h, w = features.shape
         queries = self._scaled(features.permute(1, 0, 3, 4, 2).flatten(1, 3))  # (P, B h w, C)
-        distance = self._distances(queries)  # (P, B h w)
+        distance = self._distances(queries, batch.engine is None)  # (P, B h w)
         maps = distance.view(p, b, h, w).transpose(0, 1)  # (B, P, h, w)
         keep = kept_cells(batch.keep, (h, w))
         counting = maps if keep is None else maps.masked_fill(~keep, 0)  # no distance is below 0
@@ -320,7 +324,7 @@ class PatchCore(Detector):
         return scores, self.smoothed(maps, keep)
 
     def _patch_features(self, levels: Sequence[Tensor]) -> Tensor:
-        """Locally aware patch features (eq. 1-3): per level (B, P, c, h_l, w_l) -> (B, P, C, h, w), the first grid."""
+        """Compute locally aware patch features (eq. 1-3) on the first level's grid."""
         b, p = levels[0].shape[:2]
         grid = (levels[0].shape[3], levels[0].shape[4])
         parts = []
@@ -341,16 +345,20 @@ class PatchCore(Detector):
             features = torch.cat([features, both.expand(len(features), -1, -1, -1)], dim=1)  # (B P, C, h, w)
         return features.view(b, p, *features.shape[1:])
 
-    def _distances(self, queries: Tensor) -> Tensor:
-        """Distance to the nearest bank member: (P, n, C) -> (P, n)."""
+    def _distances(self, queries: Tensor, exported: bool) -> Tensor:
+        """Compute the distance of each query to its nearest bank member, (P, n, C) -> (P, n).
+
+        ``exported``: this may be the exported graph.
+        """
         bank = self._bank()
-        if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+        if exported and (torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()):
             return nearest_plain(queries, bank)[0]
         if len(bank) > 1 and bank.device.type != "cpu":
             return nearest_of_each(queries, bank)
-        if not self._indices or self._indices[0].source is not bank:
-            self._indices = [BankIndex(own, bank) for own in bank]
-        return torch.stack([index.distances(own) for index, own in zip(self._indices, queries, strict=True)])
+        indices = self._indices  # other threads may put equal ones in their place
+        if not indices or indices[0].source is not bank:
+            indices = self._indices = [BankIndex(own, bank) for own in bank]
+        return torch.stack([index.distances(own) for index, own in zip(indices, queries, strict=True)])
 
     def _reweighted(self, queries: Tensor, distance: Tensor) -> Tensor:
         """Eq. 7: s = (1 - exp |m_test - m*| / sum over m in N_b(m*) of exp |m_test - m|) s*; (B, P)."""
@@ -374,9 +382,10 @@ class PatchCore(Detector):
 
 
 def _only(patches: Tensor, keep: Tensor) -> Tensor:
-    """The patches (P, n, C) that count, by (P, n) bool. Positions with fewer repeat one: that changes no distance.
+    """Pick the patches (P, n, C) that count, by (P, n) bool.
 
-    A position of which nothing counts keeps one patch; it is never asked for a score.
+    Positions with fewer of them repeat one, which changes no distance. A position of which nothing counts keeps one
+    patch; it is never asked for a score.
     """
     own = [p[k] if bool(k.any()) else p[:1] for p, k in zip(patches, keep, strict=True)]
     longest = max(len(p) for p in own)

@@ -127,23 +127,23 @@ class ReverseDistillation(Detector):
         return self.pick == "best"
 
     def work_units(self, n_images: int) -> float:
-        """Every epoch looks at each image once."""
+        """Each epoch looks at each image once."""
         return float(self.epochs * n_images)
 
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
-        """A few epochs of small batches."""
+        """Take a few epochs of small batches."""
         return {"epochs": 8, "batch": 4}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
-        """Embedding and decoder, made to measure for the levels."""
+        """Make embedding and decoder to measure for the levels."""
         blocks = self._check(shapes)
         self.student = Stacked(lambda: _Student(shapes, blocks, self.block, self.width), positions, seed)
 
     def _check(self, shapes: list[Shape]) -> list[int]:
-        """Raise for settings that cannot be; the number of blocks of each stage."""
+        """Raise for settings that cannot be; return the number of blocks of each stage."""
         blocks = [self.blocks] * (len(shapes) + 1) if isinstance(self.blocks, int) else list(self.blocks)
         if len(blocks) != len(shapes) + 1 or min(blocks) < 1:
             raise InputError(
@@ -163,17 +163,17 @@ class ReverseDistillation(Detector):
         return blocks
 
     def begin_fit(self, context: FitContext) -> None:
-        """Nothing to allocate: the networks were built for these levels."""
+        """Allocate nothing: the networks were built for these levels."""
 
     def phases(self) -> Sequence[Phase[Batch]]:
-        """One: embedding and decoder together."""
+        """Return one phase: embedding and decoder are trained together."""
         plan = Plan(
             epochs=self.epochs, batch=self.batch, lr=self.lr, betas=(self.betas[0], self.betas[1]), pick=self.pick
         )
         return [Phase("decoder", self._student(), self._loss, plan)]
 
     def _loss(self, batch: Batch) -> Tensor:
-        """Cosine distance of the flattened levels, summed, mean over the images: (P,)."""
+        """Compute the cosine distance of the flattened levels, summed, and its mean over the images: (P,)."""
         total = batch.levels[0].new_zeros(batch.levels[0].shape[:2])  # (B, P)
         for f_e, f_d in self._pairs(batch):
             kept = kept_cells(batch.keep, (f_e.shape[3], f_e.shape[4]))
@@ -185,7 +185,7 @@ class ReverseDistillation(Detector):
     # -- judging -------------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Eq. 1 and 3, 0 to 2 from each level: scores (B, P), the maxima of the smoothed maps (B, P, h, w)."""
+        """Score by eq. 1 and 3, 0 to 2 from each level: maps (B, P, h, w) are smoothed, scores (B, P) their maxima."""
         grid = (batch.levels[0].shape[3], batch.levels[0].shape[4])
         distances = [
             1 - F.cosine_similarity(f_e, f_d, dim=2) for f_e, f_d in self._pairs(batch)
@@ -195,7 +195,7 @@ class ReverseDistillation(Detector):
         return highest(maps, kept), maps
 
     def _pairs(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """f_E and f_D of each level, both (B, P, C, h, w)."""
+        """Return f_E and f_D of each level, both (B, P, C, h, w)."""
         restored = self._student()(batch.levels)
         # half precision would leave little of the difference of two numbers near 1
         return [(f_e.float(), f_d.float()) for f_e, f_d in zip(batch.levels, restored, strict=True)]
@@ -210,7 +210,7 @@ class ReverseDistillation(Detector):
 
 
 class _Student(nn.Module):
-    """One-class embedding and mirrored decoder: K levels (B, C, h, w) -> as many of the same shapes."""
+    """The network of one position, embedding and mirrored decoder: K levels (B, C, h, w) -> K levels."""
 
     def __init__(self, shapes: list[Shape], blocks: Sequence[int], block: BlockName, width: float | None) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ class _Student(nn.Module):
 
 
 def _fusion(channels: Sequence[int], grids: Sequence[tuple[int, int]]) -> nn.Sequential:
-    """From a level's grid to the deepest one's: 3x3 convolutions of stride 2, widened at each level on the way."""
+    """Bring a level to the deepest one's grid by 3x3 convolutions of stride 2, widened at each level on the way."""
     parts: list[nn.Module] = []
     for k, (fine, coarse) in enumerate(pairwise(grids)):
         c_in, c = channels[k], channels[k + 1]
@@ -262,18 +262,18 @@ def _fusion(channels: Sequence[int], grids: Sequence[tuple[int, int]]) -> nn.Seq
 
 
 def _steps(fine: tuple[int, int], coarse: tuple[int, int]) -> int:
-    """How many halvings lie nearest between two grids."""
+    """Return how many halvings come nearest between two grids."""
     return round(math.log2(max(f / c for f, c in zip(fine, coarse, strict=True))))
 
 
 def _stage(block: BlockName, blocks: int, c_in: int, c: int, changes: Sequence[Change]) -> nn.Sequential:
-    """Residual blocks, the first of which change the grid; at least ``blocks`` of them."""
+    """Make residual blocks, at least ``blocks`` of them; the first ones change the grid."""
     todo: list[Change] = [*changes, *["keep"] * (blocks - len(changes))]  # type: ignore[list-item]
     return nn.Sequential(*(_Block(block, c if i else c_in, c, change) for i, change in enumerate(todo)))
 
 
 class _Block(nn.Module):
-    """A residual block of ResNet, which halves, keeps or doubles the grid."""
+    """A residual block of ResNet that halves, keeps or doubles the grid."""
 
     def __init__(self, block: BlockName, c_in: int, c: int, change: Change) -> None:
         super().__init__()
@@ -304,7 +304,7 @@ def _conv(c_in: int, c: int, kernel: int, stride: int = 1) -> nn.Module:
 
 
 def _resizing(c_in: int, c: int, change: Change) -> nn.Module:
-    """3x3 convolution, at stride 2 to halve; 2x2 transposed convolution to double."""
+    """Make a 3x3 convolution, at stride 2 to halve, or a 2x2 transposed convolution to double."""
     if change == "double":
         return nn.ConvTranspose2d(c_in, c, 2, 2, bias=False)
     return _conv(c_in, c, 3, 2 if change == "halve" else 1)

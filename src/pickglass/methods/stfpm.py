@@ -109,25 +109,25 @@ class STFPM(Detector):
         return self.pick == "best"
 
     def work_units(self, n_images: int) -> float:
-        """Every epoch looks at each image once."""
+        """Each epoch looks at each image once."""
         return float(self.epochs * n_images)
 
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
-        """A few epochs of small batches."""
+        """Take a few epochs of small batches."""
         return {"epochs": 12, "batch": 2}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
-        """The student, of the teacher's architecture."""
+        """Make the student, of the teacher's architecture."""
         self.student = Stacked(lambda: untrained(self.backbone, self.layers, self.scales), positions, seed)
 
     def begin_fit(self, context: FitContext) -> None:
-        """Nothing to allocate."""
+        """Allocate nothing: the student was built for these levels."""
 
     def phases(self) -> Sequence[Phase[Batch]]:
-        """One: the student follows the teacher."""
+        """Return one phase: the student follows the teacher."""
         plan = Plan(
             epochs=self.epochs,
             batch=self.batch,
@@ -140,7 +140,7 @@ class STFPM(Detector):
         return [Phase("student", self._student(), self._loss, plan)]
 
     def _loss(self, batch: Batch) -> Tensor:
-        """Eq. 2 and 3, the mean over the images: (P,)."""
+        """Compute eq. 2 and 3, the mean over the images: (P,)."""
         means = []
         for d in self._distances(batch):  # (B, P, h, w)
             means.append(kept_mean(d, kept_cells(batch.keep, (d.shape[2], d.shape[3]))))  # (B, P)
@@ -149,7 +149,7 @@ class STFPM(Detector):
     # -- judging -------------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The product of the levels' maps (eq. 4), each from 0 to 2: scores (B, P), smoothed maps (B, P, h, w)."""
+        """Score by the product of the levels' maps (eq. 4): scores (B, P), smoothed maps (B, P, h, w)."""
         first, *others = self._distances(batch)
         grid = (first.shape[2], first.shape[3])
         product = first  # (B, P, h, w)
@@ -159,7 +159,7 @@ class STFPM(Detector):
         return highest(product, kept), self.smoothed(product, kept)
 
     def _distances(self, batch: Batch) -> list[Tensor]:
-        """Eq. 1 per level, 1/2 |F_t - F_s|^2 of features of unit length: (B, P, h, w)."""
+        """Compute eq. 1 per level, 1/2 |F_t - F_s|^2 of features of unit length, from 0 to 2: (B, P, h, w)."""
         found = self._student()(batch.images)  # per level (B, P, C, h, w)
         if self.fusion is not None:  # the teacher's were fused while they were read
             found = self.fusion.of_positions(found)

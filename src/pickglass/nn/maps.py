@@ -1,4 +1,6 @@
-"""Arithmetic on feature grids and anomaly maps, in operations that every exporter knows, and its precision.
+"""Arithmetic on feature grids and anomaly maps: grids, smoothing, means over what counts, statistics, precision.
+
+What a method's ``score`` needs is in operations that every exporter knows.
 
 Letters: B images, P positions, C channels, h x w cells.
 """
@@ -6,6 +8,7 @@ Letters: B images, P positions, C channels, h x w cells.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +22,7 @@ from torch import Tensor
 
 __all__ = [
     "ChannelMoments",
+    "RingQuantiles",
     "adaptive_windows",
     "batch_mean",
     "discrete_gaussian",
@@ -32,6 +36,7 @@ __all__ = [
     "patch_vectors",
     "pool_channels",
     "resampled_to",
+    "rings",
     "rounding_bound",
     "smooth",
     "to_grid",
@@ -39,12 +44,12 @@ __all__ = [
 
 
 def neighbourhood_mean(levels: Tensor, patch: int) -> Tensor:
-    """Mean over patch x patch cells around each cell, zeros beyond the border (Roth et al. 2022, eq. 1-2)."""
+    """Average over patch x patch cells around each cell, zeros beyond the border (Roth et al. 2022, eq. 1-2)."""
     return F.avg_pool2d(levels, patch, stride=1, padding=patch // 2) if patch > 1 else levels
 
 
 def patch_vectors(levels: Tensor, patch: int) -> Tensor:
-    """All features of the p x p cells around each cell, channel by channel: (N, C, h, w) -> (N, C p p, h, w)."""
+    """Gather all features of the p x p cells around each cell: (N, C, h, w) -> (N, C p p, h, w)."""
     n, _, h, w = levels.shape
     return F.unfold(levels, patch, padding=patch // 2).view(n, -1, h, w)
 
@@ -71,7 +76,7 @@ def resampled_to(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 @cache
 def _triangles(n: int, m: int) -> np.ndarray:
-    """Weights (m, n) by which n pixels become m: triangles around half-pixel centres, as wide as a new pixel."""
+    """Return the weights (m, n) by which n pixels become m: triangles around half-pixel centres."""
     width = max(1.0, n / m)
     centres = (np.arange(m)[:, None] + 0.5) * n / m - 0.5
     weights = np.maximum(0.0, 1 - np.abs(np.arange(n) - centres) / width)
@@ -80,7 +85,7 @@ def _triangles(n: int, m: int) -> np.ndarray:
 
 
 def adaptive_windows(length: int, dims: int) -> tuple[Tensor, Tensor]:
-    """Windows of adaptive average pooling as indices and weights, both (dims, k), padded with weight 0."""
+    """Return the windows of adaptive average pooling as indices and weights, both (dims, k)."""
     bounds = [(i * length // dims, -(-(i + 1) * length // dims)) for i in range(dims)]
     k = max(hi - lo for lo, hi in bounds)
     index = torch.tensor([[min(lo + j, length - 1) for j in range(k)] for lo, _ in bounds])
@@ -89,7 +94,7 @@ def adaptive_windows(length: int, dims: int) -> tuple[Tensor, Tensor]:
 
 
 def pool_channels(level: Tensor, dims: int) -> Tensor:
-    """Adaptive average pooling along the channels: (N, C, h, w) -> (N, dims, h, w)."""
+    """Average-pool the channels adaptively: (N, C, h, w) -> (N, dims, h, w)."""
     if level.shape[1] == dims:
         return level
     index, weight = adaptive_windows(level.shape[1], dims)
@@ -98,7 +103,7 @@ def pool_channels(level: Tensor, dims: int) -> Tensor:
 
 
 def discrete_gaussian(sigma: float) -> Tensor:
-    """Kernel (2 r + 1,) of the discrete Gaussian e^-t I_n(t), t = sigma^2 (Lindeberg 1990).
+    """Return the kernel (2 r + 1,) of the discrete Gaussian e^-t I_n(t), t = sigma^2 (Lindeberg 1990).
 
     Unlike a sampled Gaussian its variance is exactly sigma^2, also below one cell, where most maps here live.
     """
@@ -108,7 +113,7 @@ def discrete_gaussian(sigma: float) -> Tensor:
 
 
 def smooth(maps: Tensor, sigma: Sequence[float], keep: Tensor | None = None) -> Tensor:
-    """Gaussian smoothing with sigma = (down, right) in cells, edges replicated.
+    """Smooth maps by a Gaussian with sigma = (down, right) in cells, edges replicated.
 
     Args:
         maps: (..., h, w).
@@ -137,9 +142,10 @@ def _blurred(maps: Tensor, sigma: Sequence[float]) -> Tensor:
 
 
 def kept_cells(keep: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
-    """Which cells of a grid count, (..., h, w) bool: those at least half inside ``keep`` (..., H, W) bool.
+    """Return which cells of a grid count, (..., h, w) bool: those at least half inside ``keep``.
 
-    If no cell of an image is half inside, its fullest cells count, so that whatever lies inside gives it a score.
+    ``keep`` is (..., H, W) bool; None: all cells count, which is returned as None. If no cell of an image is half
+    inside, its fullest cells count, so that whatever lies inside gives it a score.
     """
     if keep is None:
         return None
@@ -149,14 +155,14 @@ def kept_cells(keep: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
 
 
 def highest(maps: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Largest value of each map (B, P, h, w) over the cells that count: (B, P)."""
+    """Return the largest value of each map (B, P, h, w) over the cells that count: (B, P)."""
     if keep is not None:
         maps = maps.masked_fill(~keep, -torch.inf)
     return maps.flatten(2).max(2).values
 
 
 class ChannelMoments:
-    """Mean and standard deviation of each channel over all cells, as they come, each position by itself.
+    """The mean and standard deviation of each channel over all cells, each position by itself, from a stream.
 
     Two passes within a batch, batches merged exactly (Chan, Golub, LeVeque 1983): nothing cancels, as it does in the
     mean of squares minus the square of the mean.
@@ -166,7 +172,7 @@ class ChannelMoments:
         self.count, self.mean, self.squares = (torch.zeros((), dtype=torch.float64) for _ in range(3))
 
     def add(self, level: Tensor, keep: Tensor | None = None) -> None:
-        """(B, P, C, h, w) and which cells count, (B, P, h, w) bool."""
+        """Add a batch (B, P, C, h, w); the cells that count are (B, P, h, w) bool."""
         values = level.cpu().double().permute(1, 2, 0, 3, 4).flatten(2)  # (P, C, N)
         weight = torch.ones(values.shape[0], 1, values.shape[2], dtype=torch.float64)
         if keep is not None:
@@ -180,7 +186,7 @@ class ChannelMoments:
         self.count = self.count + n
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        """(P, C) each, float64; the deviation of a channel that never changes is 1."""
+        """Return both, (P, C) each, float64; the deviation of a channel that never changes is 1."""
         std = (self.squares / self.count.clamp(min=1)).sqrt()
         return self.mean, torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, 1.0)
 
@@ -193,7 +199,7 @@ class ChannelMoments:
 
 
 def kept_mean(values: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean of each map (B, P, h, w) over the cells that count: (B, P).
+    """Average each map (B, P, h, w) over the cells that count: (B, P).
 
     ``keep`` is (B, P, h, w) bool; None: all cells count. A map of which no cell counts has mean 0 and gets gradient 0;
     :func:`batch_mean` leaves it out.
@@ -204,7 +210,7 @@ def kept_mean(values: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def hardest_mean(values: Tensor, order: float, keep: Tensor | None = None) -> Tensor:
-    """Mean of the elements at or above their quantile, each image and position by itself: (B, P).
+    """Average the elements at or above their quantile, each image and position by itself: (B, P).
 
     Args:
         values: (B, P, C, h, w).
@@ -225,9 +231,10 @@ def hardest_mean(values: Tensor, order: float, keep: Tensor | None = None) -> Te
 
 
 def batch_mean(values: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean over the images of which any cell counts: (B, P) -> (P,); 0 for a position where no image has one.
+    """Average over the images of which any cell counts: (B, P) -> (P,).
 
-    ``keep`` is (B, P, h, w) bool, on any grid; None: all images count.
+    ``keep`` is (B, P, h, w) bool, on any grid; None: all images count. A position where no image counts gets 0, with
+    gradient 0.
     """
     if keep is None:
         return values.mean(0)
@@ -235,22 +242,83 @@ def batch_mean(values: Tensor, keep: Tensor | None) -> Tensor:
     return torch.where(counting, values, 0).sum(0) / counting.sum(0).clamp(min=1)
 
 
+# -- rings of cells ----------------------------------------------------------------------------------------------------
+
+
+def rings(maps: Tensor, most: int) -> Tensor:
+    """Return how many cells lie between each cell and the border, below ``most``: (..., h, w) -> (h, w)."""
+    down, right = ((n - 1 - (2 * torch.arange(n, device=maps.device) - n + 1).abs()) // 2 for n in maps.shape[-2:])
+    return torch.minimum(down[:, None], right).clamp(max=most - 1)
+
+
+class RingQuantiles:
+    """The quantiles of several maps of each position, ring by ring, from a stream of images.
+
+    A cell near the border may see something else than the others do, such as mirrored pixels; so each ring of cells at
+    one distance from the border can be scaled on its own.
+
+    Args:
+        positions: P.
+        rings: R, how many rings are told apart; the last one has all cells further inside.
+        fewest: cells that a ring needs for quantiles of its own; with fewer it gets those of all cells.
+    """
+
+    def __init__(self, positions: int, rings: int, fewest: int) -> None:
+        self.rings = rings
+        self.fewest = fewest
+        self._seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(positions)]  # maps (K, N), rings (N,)
+
+    def add(self, maps: Tensor, keep: Tensor | None) -> None:
+        """Add K maps of a batch, (K, B, P, h, w); the cells that count are (B, P, h, w) bool, None: all."""
+        places = rings(maps, self.rings).expand(maps.shape[1], -1, -1)  # (B, h, w)
+        for p, seen in enumerate(self._seen):
+            counting = places >= 0 if keep is None else keep[:, p]  # (B, h, w)
+            seen.append((maps[:, :, p][:, counting].cpu(), places[counting].cpu()))
+
+    def fill(self, quantiles: Tensor, orders: Sequence[float]) -> None:
+        """Write the quantiles of these orders in place, (P, K, R, orders); a position without cells is left alone."""
+        for p, seen in enumerate(self._seen):
+            values = torch.cat([maps for maps, _ in seen], dim=1).double().numpy()  # (K, N)
+            places = torch.cat([place for _, place in seen]).numpy()  # (N,)
+            for ring in range(self.rings):
+                inside = places == ring
+                chosen = values[:, inside] if np.count_nonzero(inside) >= self.fewest else values
+                if chosen.size:
+                    quantiles[p, :, ring] = torch.from_numpy(
+                        np.quantile(chosen, orders, axis=1).T
+                    ).float()  # (K, orders)
+
+
 # -- precision ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Matrix products inside run in full float32; the caller's setting comes back afterwards."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Compute matrix products inside in full float32; the caller's setting comes back afterwards."""
+    with _Precision.lock:  # the setting is one for all threads: the first changes it, the last brings it back
+        if not _Precision.inside:
+            _Precision.before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+        _Precision.inside += 1
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with _Precision.lock:
+            _Precision.inside -= 1
+            if not _Precision.inside:
+                torch.set_float32_matmul_precision(_Precision.before)
+
+
+class _Precision:
+    """How many threads are inside :func:`exact_float32`, and the setting that they found."""
+
+    lock = threading.Lock()
+    inside = 0
+    before = "highest"
 
 
 def rounding_bound(terms: int, dtype: torch.dtype = torch.float32) -> float:
-    """Relative error bound of a sum of products of that many terms in any order of summation.
+    """Bound the relative error of a sum of so many products in any order of summation.
 
     gamma_n = n u / (1 - n u), u half the machine epsilon (Higham 2002, section 3.1), with three roundings to spare
     for what surrounds the sum.

@@ -1,4 +1,4 @@
-"""From good images alone: which backbone, layers, size, tiling and method see a defect of a stated size, and why.
+"""The advisor finds from good images alone which backbone, layers, size, tiling and method see a small defect.
 
 Geometry first, then painted defects on images that are held back, then the clock; after Heckler and König, "Feature
 Selection for Unsupervised Anomaly Detection and Localization Using Synthetic Defects" (VISAPP 2024), who choose layers
@@ -158,7 +158,7 @@ def find_advice(
 
 
 class _Judging:
-    """Judges candidates, one backbone pass a backbone and size."""
+    """Judges candidates; all of one backbone and size share one pass over the images."""
 
     def __init__(
         self, data: PaintedSet, request: AdviseRequest, compute: ComputeOptions, progress: Progress | None
@@ -171,7 +171,7 @@ class _Judging:
         self.refused: list[RuledOut] = []
 
     def backbone(self, chosen: Sequence[Candidate]) -> None:
-        """All of one backbone."""
+        """Judge all candidates of one backbone."""
         for size in sorted({one.size for one in chosen}):
             own = [one for one in chosen if one.size == size]
             layers = [layer for one in own for layer in one.layers]
@@ -185,13 +185,13 @@ class _Judging:
                         self.progress(f"judging {candidate.backbone} at {size_text(size)}", n, len(own))
 
     def contenders(self, chosen: Sequence[Candidate]) -> list[Candidate]:
-        """Of another backbone, the layers and sizes that did best so far."""
+        """Select the candidates of another backbone that read the layers and sizes which did best so far."""
         best = sorted(self.rated, key=lambda one: -one.score.aupro[0])[:_CONTENDERS]
         wanted = {(one.candidate.layers, one.candidate.size) for one in best}
         return [one for one in chosen if (one.layers, one.size) in wanted]
 
     def short_list(self, doubled: tuple[int, int] | None) -> None:
-        """PaDiM and tiles for the best, and what these and the best cost."""
+        """Try PaDiM and tiles on the best candidates, and measure what all of these cost."""
         fast = [one for one in self.rated if not slow(one, self.request.latency_ms)] or self.rated
         best = sorted(fast, key=lambda one: -one.score.aupro[0])[:_SHORT_LIST]
         tried = [replace(one.candidate, method="padim") for one in best]

@@ -1,4 +1,4 @@
-"""``preset="auto"``: the advisor's choice, and whatever else helps on painted defects, each part on its own evidence.
+"""``preset="auto"`` takes the advisor's choice, and then each other part that helps on painted defects.
 
 A part is taken only where the 95 % interval of its gain, paired by image, lies above 0; every part leaves a row, those
 too that did nothing. Nothing here knows a real defect, and images that are held back for the thresholds are not read.
@@ -34,7 +34,7 @@ _METRICS = {"aupro": "aupro_05", "auroc": "image_auroc"}
 
 @dataclass(frozen=True)
 class AutoChoice:
-    """What to fit: arguments of :func:`pickglass.app.fit.build`, where on the images, and how each part came about.
+    """The detector that ``preset="auto"`` chose, as arguments of :func:`pickglass.app.fit.build`, and why.
 
     ``foreground`` is None where all of the image is looked at, or the region of interest that it had already.
     """
@@ -48,14 +48,14 @@ class AutoChoice:
     foreground: Foreground | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For the provenance of a model."""
+        """Return what the provenance of a model keeps of the choice."""
         rows = {row["part"]: {k: v for k, v in row.items() if k != "part"} for row in self.ablation}
         return {"defect_px": self.defect_px, "ablation": rows}
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One thing to vary: name -> changes of the settings; ``why_not`` where it cannot be tried."""
+    """One part of a detector to vary: name -> changes of the settings; ``why_not`` says why it cannot be tried."""
 
     name: str
     variants: Mapping[str, Mapping[str, Any]]
@@ -64,7 +64,7 @@ class _Part:
 
 
 def usual_defect(image: tuple[int, int]) -> float:
-    """The extent to assume where nobody says one: a thirty-second of the shorter side, at least 4 pixels."""
+    """Return the extent of a defect where nobody states one: a thirty-second of the shorter side, at least 4 pixels."""
     return float(max(4, round(min(image) * _USUAL_SHARE)))
 
 
@@ -139,7 +139,7 @@ def _parts_tried(
 def _foreground(
     found: Foreground | None, data: PaintedSet, judged: Callable[[PaintedSet], Score], seed: int
 ) -> tuple[AblationRow, PaintedSet | None]:
-    """A mask of the foreground, against none; and what to judge by from here on, if it is taken."""
+    """Try the foreground as region of interest; return its row and, if it is taken, the images within it."""
     name, metric = "foreground mask", _METRICS["aupro"]
     if found is None:
         return _row(name, [], None, metric, None, False, "a region of interest is given"), None
@@ -154,7 +154,7 @@ def _foreground(
 
 
 def _parts(chosen: Candidate) -> list[_Part]:
-    """What else is tried, in this order; each on top of what was taken before."""
+    """List the other parts to try, in this order; each adds to the parts that were taken before."""
     tunable = find_method(chosen.method).tunable()
 
     def part(name: str, setting: str, labels: Callable[[Any], str], metric: str = "aupro") -> _Part:
@@ -175,14 +175,14 @@ def _parts(chosen: Candidate) -> list[_Part]:
 
 
 def _sigmas(chosen: Candidate) -> list[float]:
-    """Sigmas in pixels of the input to set against the default, half a stride: none, a stride, two."""
+    """List the sigmas to try, in pixels of the input: none, a stride, two strides; the default is half a stride."""
     return [0.0, float(chosen.stride), 2.0 * chosen.stride]
 
 
 def _decided(
     part: _Part, tried: Mapping[str, Score], now: Score, groups: tuple[str, ...], seed: int
 ) -> tuple[AblationRow, str | None]:
-    """The best variant, taken if it is better beyond doubt."""
+    """Return the row of a part and its best variant, None unless it is better beyond doubt."""
     if not tried:
         return _row(part.name, [], None, _METRICS[part.metric], None, False, part.why_not or "nothing to try"), None
     gains = {name: difference(score, now, groups, seed)[part.metric] for name, score in tried.items()}
@@ -201,7 +201,7 @@ def _features(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:
 
 
 def _resolution(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:
-    """The same layers at other sizes; the advisor took the best of all already."""
+    """Compare the choice with the same layers at other sizes, of which the advisor took the best already."""
     others = [
         one
         for one in advice.ranking

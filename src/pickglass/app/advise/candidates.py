@@ -1,4 +1,4 @@
-"""What the advisor may recommend, and what geometry alone rules out: layers too coarse, too short-sighted, too small.
+"""Geometry alone rules out layers that are too coarse, too short-sighted or too small to see a defect.
 
 The rules are about the defect as the network sees it, in pixels of its input. Their numbers come from
 ``docs/vanishing.md``, where painted defects were followed through every layer:
@@ -40,7 +40,7 @@ _MANY_CELLS = 20_000
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to look at an image.
+    """One way to look at an image: backbone, layers, size, method and tiles.
 
     Attributes:
         backbone, layers: of the detector; the layers finest first.
@@ -63,28 +63,28 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """For tables and messages."""
+        """The candidate in words, for tables and messages."""
         tiled = "" if self.tile is None else f", tiles of {size_text(self.tile)}"
         return f"{self.method}, {self.backbone} {'+'.join(self.layers)} at {size_text(self.size)}{tiled}"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is left of a backbone, and what is not: (layers, size, why) each."""
+    """The candidates of a backbone that geometry leaves, and those that it rules out as (layers, size, why)."""
 
     kept: tuple[Candidate, ...]
     ruled_out: tuple[tuple[str, Size, str], ...]
 
 
 def size_text(size: Size) -> str:
-    """As ``--size`` takes it: ``256`` or ``128x1024``."""
+    """Write a size as ``--size`` takes it: ``256`` or ``128x1024``."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
 def input_sizes(
     image: Size, defect_px: float, most: int = 3
 ) -> tuple[list[tuple[Size, float]], list[tuple[Size, str]]]:
-    """Sizes of the input worth trying for images of (H, W): those that show the defect at about 24 pixels, and 256.
+    """List the sizes of the input that show the defect at about 24 pixels, and 256, for images of (H, W).
 
     The aspect of the images is kept to multiples of 32 pixels. Returns (size, enlargement) of each, smallest first,
     and those ruled out, with the sentence why.
@@ -110,7 +110,7 @@ def input_sizes(
 
 
 def _fitting(image: Size, side: int) -> tuple[Size, float]:
-    """A size of about side x side pixels with the aspect of the image, and by how much that enlarges it."""
+    """Return a size of about side x side pixels with the aspect of the image, and by how much that enlarges it."""
     aspect = image[0] / image[1]
     if 0.8 <= aspect <= 1.25:  # nearly square images are squeezed, as everybody does
         size = (side, side)
@@ -121,7 +121,7 @@ def _fitting(image: Size, side: int) -> tuple[Size, float]:
 
 
 def candidates(backbone: str, sizes: Sequence[tuple[Size, float]], defect_px: float) -> Options:
-    """Every named layer and every fusion of two that lie one or two apart, at every size, sorted by geometry.
+    """Sort by geometry every named layer and every fusion of two that lie one or two apart, at every size.
 
     Args:
         backbone: name; its weights are not read.
@@ -148,7 +148,7 @@ def candidates(backbone: str, sizes: Sequence[tuple[Size, float]], defect_px: fl
 
 @lru_cache(maxsize=32)
 def _facts(backbone: str) -> tuple[LayerFacts, ...]:
-    """Of the named layers; strides and fields hold at any size."""
+    """Return the facts about the named layers; strides and fields hold at any size."""
     names = [level.name for level in find_backbone(backbone).levels] or outline(backbone)
     return tuple(layer_facts(FeatureExtractor(backbone, names, weights=None), (_DEFAULT, _DEFAULT)))
 
@@ -168,7 +168,7 @@ def _sets(facts: Sequence[LayerFacts]) -> list[tuple[LayerFacts, ...]]:
 
 
 def _why_not(chosen: Sequence[LayerFacts], seen: float, scale: float) -> str | None:
-    """The sentence that rules a set of layers out for a defect of ``seen`` pixels of the input; None: nothing does."""
+    """Say why layers cannot see a defect of ``seen`` pixels of the input; None where nothing rules them out."""
     fine, coarse = chosen[0], chosen[-1]
     stride = max(fine.stride)
     here: Literal["", " there"] = "" if scale == 1 else " there"

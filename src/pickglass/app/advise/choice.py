@@ -1,4 +1,4 @@
-"""What an advice says: the ranking, which of it to take and why, and what it cannot promise.
+"""An advice ranks the candidates, says which to take and why, and what it cannot promise.
 
 The best of many on few images owes part of its figure to luck. So the first of the ranking is not simply taken, but
 the candidate whose gain over the default of ``fit`` is surest: the one with the highest lower end of the gain's
@@ -27,7 +27,7 @@ _NEXT = 5  # of the ranking that are compared with the choice
 
 @dataclass(frozen=True)
 class Rated:
-    """A candidate with what was measured of it.
+    """A candidate with its score, its latency and its gain over the default of ``fit``.
 
     Attributes:
         candidate, score: what, and how well it finds painted defects.
@@ -44,7 +44,10 @@ class Rated:
 
 
 class Baseline(NamedTuple):
-    """What fit takes without being told, whether geometry allows it or not."""
+    """The configuration that ``fit`` uses by default.
+
+    Candidates are compared with it, even where the geometric rules would exclude it.
+    """
 
     candidate: Candidate
     score: Score
@@ -52,7 +55,7 @@ class Baseline(NamedTuple):
 
 @dataclass(frozen=True)
 class Advice:
-    """All that was found out.
+    """Everything that the advisor found out.
 
     Attributes:
         rated: all candidates that geometry leaves.
@@ -72,12 +75,12 @@ class Advice:
 
     @property
     def ranking(self) -> list[Rated]:
-        """By AUPRO@0.05, those that are too slow last."""
+        """The candidates by AUPRO@0.05, those that are too slow last."""
         return sorted(self.rated, key=lambda one: (slow(one, self.request.latency_ms), -one.score.aupro[0]))
 
     @property
     def choice(self) -> Rated | None:
-        """What to take, of those that are fast enough."""
+        """The candidate to take, among those that are fast enough; None where none is."""
         fast = [one for one in self.ranking if not slow(one, self.request.latency_ms)]
         surest = max((one for one in fast if one.gain), key=_surely, default=None)
         if surest is not None and _surely(surest) > 0:
@@ -87,7 +90,7 @@ class Advice:
 
     @property
     def why(self) -> str:
-        """A sentence on the choice."""
+        """The reason for the choice, in a sentence."""
         choice = self.choice
         if choice is None:
             return "nothing here is fast enough" if self.rated else "geometry rules out everything"
@@ -103,7 +106,7 @@ class Advice:
 
 
 def slow(one: Rated, latency_ms: float | None) -> bool:
-    """Whether it takes longer than it may."""
+    """Tell whether a candidate takes longer than an image may."""
     return latency_ms is not None and one.latency_ms > latency_ms
 
 
@@ -112,7 +115,7 @@ def _surely(one: Rated) -> float:
 
 
 def by_contrast(score: Score, data: PaintedSet) -> dict[str, float]:
-    """AUPRO@0.05 of the defects of each contrast, with all good images."""
+    """Return contrast -> AUPRO@0.05 of the defects of that contrast, with all good images."""
     return {
         f"{contrast:g}": score.tables.aupro(
             np.array([int(one.contrast in (None, contrast)) for one in data.judged]), LIMIT
@@ -122,7 +125,7 @@ def by_contrast(score: Score, data: PaintedSet) -> dict[str, float]:
 
 
 def limits_of(advice: Advice) -> tuple[str, ...]:
-    """What the advice cannot promise."""
+    """Say in sentences what the advice cannot promise."""
     ranking, data, defect_px = advice.ranking, advice.data, advice.request.defect_px
     say = [
         f"Defects were painted; real ones may be fainter or of other kinds ({', '.join(_kinds(data))} were painted)."

@@ -1,4 +1,4 @@
-"""Good images that are held back and painted with defects: what the advisor judges by, where no real defect is known.
+"""The advisor judges by good images that were held back and painted with defects, since no real defect is known.
 
 Each image is decoded once. What the network reads is made at once for every size of the input; of the original pixels
 only a window stays, in which maps are judged, so that images of any size fit into the memory.
@@ -45,7 +45,7 @@ _HELD_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class Judged:
-    """One image to judge by.
+    """One image that candidates are judged by, good or with a painted defect.
 
     Attributes:
         path: of the image it was made from.
@@ -71,7 +71,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class PaintedSet:
-    """What teaches and what is judged, ready for inputs of several sizes.
+    """The images that teach and those to judge by, ready for inputs of several sizes.
 
     Attributes:
         judged: the images to judge by: each held back as it is, then painted ones.
@@ -91,7 +91,7 @@ class PaintedSet:
 
 
 def choose_rows(table: Table, seed: int, fit: int = MOST_FIT, held: int = MOST_HELD) -> tuple[Table, Table]:
-    """Good images that teach and good images that are held back, of different groups.
+    """Choose good images that teach and good images that are held back, of different groups.
 
     Raises:
         DataError: fewer than four images, or all of one group.
@@ -125,7 +125,7 @@ def paint_set(
     compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> PaintedSet:
-    """Decode the images, paint on those held back, and make what the network reads at every size.
+    """Decode the images, paint on those that are held back, and prepare all of them for every size of the input.
 
     Args:
         rows: that teach, and that are held back; see :func:`choose_rows`.
@@ -195,7 +195,7 @@ def _decoded(
 
 
 def _eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """As the network sees them, in steps of a grey level: painting knows 8 bits only."""
+    """Convert an image to 8 bits, the only depth that painting knows."""
     if image.dtype == np.uint8:
         return image
     unit = image if image.dtype == np.float32 else image.astype(np.float32) / 65535
@@ -206,7 +206,7 @@ def _eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
 def _painted_inside(
     row: Row, pixels: NDArray[np.uint8], kind: Kind, defect_px: float, contrast: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Image and mask; on images with a region of interest the defect lies inside it."""
+    """Paint a defect, inside the region of interest where there is one; return image and mask."""
     region = row.region(pixels)
     for _ in range(12):
         done = paint(pixels, kind, defect_px, rng, contrast)
@@ -216,7 +216,7 @@ def _painted_inside(
 
 
 def _judged(row: Row, pixels: NDArray[np.uint8], mask: NDArray[np.bool_] | None, rng: np.random.Generator) -> Judged:
-    """The window of an image: around the defect, moved at random, else anywhere."""
+    """Cut the window to judge in out of an image: around its defect, moved at random, or anywhere on a good one."""
     height, width = pixels.shape[:2]
     ys, xs = np.nonzero(np.zeros((1, 1)) if mask is None else mask)
     extent = max(int(np.ptp(ys)), int(np.ptp(xs))) + 1 if len(ys) else 0

@@ -1,4 +1,4 @@
-"""The question that the advisor answers."""
+"""The advisor answers a question about a defect of a stated size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS_PAINTED: tuple[Kind, ...] = ("scratch", "hole", "stain", "crack", "dent")
 
 @dataclass(frozen=True)
 class AdviseRequest:
-    """Which defect a detector has to see, and within which bounds.
+    """The defect that a detector has to see, and the bounds within which.
 
     Attributes:
         defect_px: longest extent of the smallest defect in pixels of the original images; at least 4.

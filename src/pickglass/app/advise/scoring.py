@@ -1,4 +1,4 @@
-"""How well a way to look at images finds painted defects, how sure that is, and what it costs on this machine.
+"""A candidate is judged by how well it finds painted defects, how sure that is, and what it costs on this machine.
 
 Letters: N images judged, T thresholds.
 """
@@ -49,7 +49,7 @@ Found = dict[str, tuple[float, float, float]]
 
 @dataclass(frozen=True)
 class Score:
-    """One candidate, judged.
+    """The score of one candidate on the painted defects.
 
     Attributes:
         aupro, auroc: value, and the ends of its 95 % interval.
@@ -66,7 +66,7 @@ class Score:
     maps: tuple[NDArray[np.float32], ...] = field(repr=False)
 
     def of_weights(self, weight: NDArray[np.int64]) -> NDArray[np.float64]:
-        """AUPRO and image AUROC if image i counted ``weight[i]`` times."""
+        """Compute AUPRO and image AUROC as if image i counted ``weight[i]`` times."""
         index = np.repeat(np.arange(len(weight)), weight)
         return np.array(
             [self.tables.aupro(weight, LIMIT), auroc(self.labels[index], self.scores[index])], dtype=np.float64
@@ -75,8 +75,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image on this machine: median seconds from the pixels in memory to score and map, what the model holds
-    and the peak of the process, both in MB."""
+    """The cost of judging one image on this machine.
+
+    Attributes:
+        seconds: median time from the pixels in memory to score and map.
+        model_mb: size of the model in memory, in MB.
+        peak_mb: peak memory of the whole process, in MB; None where the system does not say.
+    """
 
     seconds: float
     model_mb: float
@@ -84,7 +89,7 @@ class Cost:
 
 
 def settings_of(candidate: Candidate, n_images: int) -> dict[str, Any]:
-    """The method's settings for the comparison, sub-sampled so that no candidate takes long."""
+    """Return the method's settings for the comparison; PatchCore is sub-sampled so that no candidate takes long."""
     h, w = (n / candidate.stride for n in (candidate.tile or candidate.size))
     return {
         **find_method(candidate.method).quick_settings(n_images, round(h * w)),
@@ -95,7 +100,7 @@ def settings_of(candidate: Candidate, n_images: int) -> dict[str, Any]:
 
 
 def detector_of(candidate: Candidate, n_images: int, changes: Mapping[str, Any] | None = None) -> Detector:
-    """The candidate, unfitted; ``changes`` may hold ``fusion``."""
+    """Make the unfitted detector of a candidate; ``changes`` may hold ``fusion``."""
     method = find_method(candidate.method)
     detector = method.configured({**settings_of(candidate, n_images), **(changes or {})})
     if candidate.tile is None:
@@ -134,7 +139,7 @@ def judge(
 
 
 def scored(prediction: Prediction, data: PaintedSet, seed: int = 0) -> Score:
-    """AUPRO@0.05 in the windows and image AUROC, with bootstrap intervals by group."""
+    """Compute AUPRO@0.05 in the windows and image AUROC, with bootstrap intervals by group."""
     if len(prediction) != len(data.judged):
         raise DataError(f"only {len(prediction)} of {len(data.judged)} images could be judged:", prediction.failed)
     windows = [window_map(m, one) for m, one in zip(prediction.maps, data.judged, strict=True)]
@@ -155,13 +160,17 @@ def scored(prediction: Prediction, data: PaintedSet, seed: int = 0) -> Score:
 
 
 def window_map(values: NDArray[np.float32], one: Judged) -> NDArray[np.float32]:
-    """A map of the whole canvas -> its part in the window, at the original pixels, (h, w)."""
+    """Cut a map of the whole canvas to the window of an image, at the original pixels, (h, w)."""
     (height, width), (top, left, h, w) = one.image, one.window
     return resize_map(values, (h, w), (top / height, left / width, (top + h) / height, (left + w) / width))
 
 
 def difference(new: Score, old: Score, groups: tuple[str, ...], seed: int = 0) -> Found:
-    """``aupro`` and ``auroc`` of the new minus those of the old: value and 95 % interval, paired by image."""
+    """Compute how much better a score is than another, paired by image.
+
+    Returns:
+        ``aupro`` and ``auroc`` -> difference and the two ends of its 95 % interval.
+    """
     found = bootstrap(lambda w: new.of_weights(w) - old.of_weights(w), groups, repeats=_REPEATS, seed=seed)
     return {
         name: (float(found.value[i]), float(found.low[i]), float(found.high[i]))
@@ -170,7 +179,7 @@ def difference(new: Score, old: Score, groups: tuple[str, ...], seed: int = 0) -
 
 
 def measure_cost(candidate: Candidate, data: PaintedSet, compute: ComputeOptions, repeats: int = 7) -> Cost:
-    """Fit anew with an engine of its own, and time one image a call."""
+    """Fit a candidate with an engine of its own, and time it on one image a call."""
     taught = data.fit[candidate.size]
     detector = detector_of(candidate, len(taught))
     detector.fit(taught, validate=0.0, calibrate=0.0, memory_gb=2.0, **compute.arguments())

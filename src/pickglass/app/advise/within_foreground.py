@@ -1,4 +1,4 @@
-"""A mask that was found on good images as region of interest: of a fit, and of what the advisor judges by."""
+"""The foreground that was found on good images, as the region of interest of a fit and of the advisor's images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trusted_mask(found: Foreground) -> NDArray[np.bool_]:
     """Return the mask of a foreground as region of interest, (H, W) bool.
 
     Raises:
-        InputError: the self-check failed.
+        InputError: the foreground did not pass its self-check.
     """
     if found.mask is None:
         raise InputError(
@@ -46,7 +46,7 @@ def trusted_mask(found: Foreground) -> NDArray[np.bool_]:
 
 
 def judged_within(data: PaintedSet, mask: NDArray[np.bool_]) -> tuple[PaintedSet, PaintedSet]:
-    """The same images without those whose defect lies mostly outside the mask: without, and with the mask.
+    """Leave out the images whose defect lies mostly outside a mask; return the others without, and with the mask.
 
     Pixels outside the mask count in both.
 
@@ -54,7 +54,7 @@ def judged_within(data: PaintedSet, mask: NDArray[np.bool_]) -> tuple[PaintedSet
         data: of images of the mask's size, without regions of interest.
         mask: (H, W) bool, in pixels of the original images.
     """
-    kept = [i for i, one in enumerate(data.judged) if _within(one, mask)]
+    kept = [i for i, one in enumerate(data.judged) if _shows(one, mask)]
     test = {size: Table([rows[i] for i in kept]) for size, rows in data.test.items()}
     without = replace(data, judged=tuple(data.judged[i] for i in kept), test=test)
     size = mask.shape[0], mask.shape[1]
@@ -66,8 +66,8 @@ def judged_within(data: PaintedSet, mask: NDArray[np.bool_]) -> tuple[PaintedSet
     return without, replace(without, fit=fit, test=test)
 
 
-def _within(one: Judged, mask: NDArray[np.bool_]) -> bool:
-    """Whether it is good, or at least half of its defect lies on the foreground."""
+def _shows(one: Judged, mask: NDArray[np.bool_]) -> bool:
+    """Tell whether an image is good, or at least half of its defect lies on the foreground."""
     top, left, height, width = one.window
     inside = mask[top : top + height, left : left + width]
     return one.mask is None or bool(inside[one.mask].mean() >= 0.5)

@@ -1,4 +1,4 @@
-"""Where independent tasks run: here, in processes of this machine, or on a Ray cluster.
+"""Independent tasks run here, in processes of this machine, or on a Ray cluster.
 
 A task is done by a function that yields a result at a time, so that what is done already is not lost when the rest is.
 The executor asks for the next task only when there is room for it, and a worker that dies takes nothing with it but
@@ -25,10 +25,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)  # a generic NamedTuple needs Python 3.11
 class Event(Generic[Task, Result]):
-    """Something came from a task: a result, or its end.
+    """A task yielded a result, or ended.
 
     Attributes:
-        task: which.
+        task: the task.
         result: None at the end.
         ended: whether nothing more will come.
         error: why it ended early; None if it did not.
@@ -41,12 +41,12 @@ class Event(Generic[Task, Result]):
 
 
 class Executor(Protocol):
-    """What runs tasks."""
+    """An executor runs tasks and reports their events."""
 
     def run(
         self, function: Callable[[Task], Iterator[Result]], take: Callable[[], Task | None]
     ) -> Iterator[Event[Task, Result]]:
-        """The events of all tasks as they come.
+        """Run all tasks, and yield their events as they come.
 
         Args:
             function: importable by name; yields the results of a task.
@@ -56,7 +56,7 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """This machine.
+    """Runs tasks on this machine.
 
     Args:
         workers: tasks at once; 1 runs them in this process, more of them each in a process of its own.
@@ -70,7 +70,7 @@ class LocalExecutor:
     def run(
         self, function: Callable[[Task], Iterator[Result]], take: Callable[[], Task | None]
     ) -> Iterator[Event[Task, Result]]:
-        """See :class:`Executor`. In this process an error of the function is raised."""
+        """Run all tasks; see :class:`Executor`. In this process an error of the function is raised."""
         return self._here(function, take) if self.workers == 1 else self._apart(function, take)
 
     def _here(
@@ -116,7 +116,7 @@ class LocalExecutor:
 
 
 def _work(pipe: Connection, function: Callable[[Any], Iterator[Any]], task: Any) -> None:
-    """In the child."""
+    """Run one task in a child process, and send its results."""
     try:
         for result in function(task):
             pipe.send(("result", result))
@@ -129,16 +129,16 @@ def _work(pipe: Connection, function: Callable[[Any], Iterator[Any]], task: Any)
 
 
 class RayExecutor:
-    """A Ray cluster (extra ``pickglass[cluster]``): the same tasks as Ray tasks.
+    """Runs tasks on a Ray cluster (extra ``pickglass[cluster]``).
 
     Its machines need pickglass, and the data and weights under the same paths. Files that results go into are written
     by the asking process alone.
 
     Args:
-        address: of the cluster, ``"auto"`` for the one that this machine belongs to; None: a Ray that runs already in
-            this process, else a new one on this machine.
-        cpus, gpus: that a task needs.
-        memory_gb: that a task needs.
+        address: address of the cluster, ``"auto"`` for the one that this machine belongs to; None: a Ray that runs
+            already in this process, or a new one on this machine.
+        cpus, gpus: number that a task needs.
+        memory_gb: gigabytes that a task needs.
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -159,7 +159,7 @@ class RayExecutor:
     def run(
         self, function: Callable[[Task], Iterator[Result]], take: Callable[[], Task | None]
     ) -> Iterator[Event[Task, Result]]:
-        """See :class:`Executor`."""
+        """Run all tasks; see :class:`Executor`."""
         ray = self.ray
         ours = not ray.is_initialized()
         if ours:
@@ -198,7 +198,7 @@ class RayExecutor:
             return Event(running.pop(stream), ended=True, error=text)
 
     def _room(self) -> int:
-        """Tasks that the whole cluster has room for at once; tasks beyond would only be kept from others."""
+        """Count the tasks that the whole cluster has room for; tasks beyond would only be kept from other users."""
         total = self.ray.cluster_resources()
         needs = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_gb * 1e9}
         fits = [total.get(name, 0.0) / need for name, need in needs.items() if need > 0]
@@ -210,7 +210,7 @@ class RayExecutor:
 
 @dataclass(frozen=True)
 class Where:
-    """Where independent tasks run.
+    """The place where independent tasks run.
 
     Attributes:
         executor: ``"local"``, or ``"ray"`` (extra ``pickglass[cluster]``).
@@ -242,7 +242,7 @@ class Where:
 
     @property
     def threads(self) -> int | None:
-        """How many threads torch gets in each task, so that tasks do not fight; None: torch's own choice."""
+        """The number of torch's threads in each task, so that tasks do not fight; None: torch's own choice."""
         if self.parallel == 1 or self.executor != "local":
             return None
         return max(1, (os.cpu_count() or 1) // self.parallel)

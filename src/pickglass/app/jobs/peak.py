@@ -1,4 +1,4 @@
-"""The peak of memory since a moment, of this process and of the GPU where one is used."""
+"""Measure the peak memory of this process, and of the GPU where one is used, since a moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["peak_mb", "reset_peak"]
 
 
 def reset_peak() -> None:
-    """Begin to count anew where the system can: Linux, and a GPU."""
+    """Begin to count anew where the system can, which is on Linux and on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -20,7 +20,7 @@ def reset_peak() -> None:
 
 
 def peak_mb() -> float | None:
-    """Peak of the process, and of the GPU where one is used, in MB; None where the system does not say."""
+    """Return the peak of the process, and of the GPU where one is used, in MB; None where the system does not say."""
     gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What the layers of a backbone see and cost: the table to read before choosing any."""
+"""Measure what the layers of a backbone see and cost."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def layers(
         images: files or folders, to measure the effective receptive fields on; the first one is drawn on.
         probe_data: folder of labelled images, to measure how well each layer tells defect types apart and defects from
             good surface; all its images are used, so it must not judge the model whose layers are chosen by it.
-        output: page (.html) or picture (.png) of the fields to write.
+        output: page (.html) or picture (.png) of the receptive fields to write.
         progress: called with (stage, done, total).
 
     Raises:

@@ -1,4 +1,4 @@
-"""What each layer of a backbone shows of an image, and whether a defect can still be seen there."""
+"""Show an image through the layers of a backbone, and whether a defect can still be seen there."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def look(
     max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> LookResult:
-    """Look at an image through the layers of a backbone.
+    """Show an image through the layers of a backbone, and judge where its defect is still visible.
 
     Args:
         image: file.
@@ -103,12 +103,12 @@ def look(
 
 
 def strongest_channels(features: Tensor, defect: Tensor | None, counts: Tensor, n: int) -> list[Channel]:
-    """The channels of a layer (C, h, w) that respond most, strongest first.
+    """Find the channels of a layer (C, h, w) that respond most, strongest first.
 
     Args:
-        features: of one image.
-        defect: (h, w) bool; then those whose value there is farthest from their mean elsewhere, in their standard
-            deviations elsewhere. None: those of the highest variance.
+        features: features of one image.
+        defect: (h, w) bool; the channels then are those whose value on the defect is farthest from their mean
+            elsewhere, in their standard deviations elsewhere. None: those of the highest variance.
         counts: (h, w) bool, the cells that count.
         n: how many at most.
     """
@@ -127,7 +127,7 @@ def strongest_channels(features: Tensor, defect: Tensor | None, counts: Tensor, 
 
 
 def colours_of(features: Tensor, counts: Tensor) -> NDArray[np.uint8]:
-    """The first three principal components of the cells (C, h, w) as red, green and blue: (h, w, 3) uint8.
+    """Paint the first three principal components of the cells (C, h, w) as red, green and blue: (h, w, 3) uint8.
 
     Each from the 1 % to the 99 % quantile of the cells that count, (h, w) bool, the largest weight of each positive.
     """
@@ -150,7 +150,7 @@ def colours_of(features: Tensor, counts: Tensor) -> NDArray[np.uint8]:
 
 
 def first_filters(extractor: FeatureExtractor) -> list[NDArray[np.uint8]]:
-    """The filters (k, k, 3) uint8 of the first convolution, strongest first, 64 at most; grey is weight 0.
+    """Paint the filters (k, k, 3) uint8 of the first convolution, strongest first, 64 at most; grey is weight 0.
 
     All share one scale, so that a faint one looks faint. None where the network does not begin with a convolution of
     colours.
@@ -206,7 +206,7 @@ def _read(extractor: FeatureExtractor, prepare: Preprocess, pixels: Array) -> li
 def _defect(
     size: tuple[int, int], mask: str | Path | None, box: Sequence[int] | None, max_pixels: int
 ) -> NDArray[np.bool_] | None:
-    """The defect's pixels (H, W); None if no mask and no box was given."""
+    """Return the defect's pixels (H, W); None if neither a mask nor a box was given."""
     if mask is not None and box is not None:
         raise InputError("a mask and a box were given: give one of them")
     if mask is not None:
@@ -228,7 +228,7 @@ def _defect(
 
 
 def _some(good: str | Path) -> list[str]:
-    """At most 40 of the images, evenly spread."""
+    """List at most 40 of the good images, evenly spread."""
     paths = [row.path for row in as_table(Path(good))]
     n = min(len(paths), _GOOD)
     return [paths[i * len(paths) // n] for i in range(n)]

@@ -1,4 +1,4 @@
-"""Labelled images for :mod:`pickglass.features.anatomy.probe`: which, on which region, and what is reported."""
+"""Probe the layers of a backbone on labelled images; see :mod:`pickglass.features.anatomy.probe`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 def probe(
     extractor: FeatureExtractor, table: Table, prepare: Preprocess, seed: int = 0, progress: Progress | None = None
 ) -> list[LayerProbe]:
-    """What each layer tells of the good images and of the defects whose type is known.
+    """Measure how well each layer tells defect types apart, and defects from good surface.
 
     A defect without a mask counts with its whole image. On good images the masks of the defects are laid in turn.
 
@@ -51,13 +51,13 @@ def probe(
 
 
 def summary(table: Table) -> dict[str, Any]:
-    """How many good images and how many of each type."""
+    """Count the good images and the images of each type."""
     types = Counter(row.defect for row in _probed(table) if row.label != 0)
     return {"good": sum(row.label == 0 for row in table), "types": dict(sorted(types.items()))}
 
 
 def _probed(table: Table) -> Table:
-    """Defects of known types first, then the good images."""
+    """List the defects of known types first, then the good images."""
     bad = table.where(lambda row: row.label != 0 and row.defect is not None)
     if not bad:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Which backbone, layers and weights are looked at."""
+"""The backbone, layers and weights that are looked at."""
 
 from __future__ import annotations
 

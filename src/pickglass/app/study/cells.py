@@ -1,4 +1,4 @@
-"""What a study has to do: its cells, one fit and one test each, and in which groups they share a backbone pass."""
+"""A study is a list of cells, one fit and one test each; cells of one group share a backbone pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pickglass.methods import find_method
 __all__ = ["EACH", "Cell", "Grid", "Plan", "command_of", "make_plan", "weights_name"]
 
 EACH = "each"
-"""As ``layers``: every named layer of the backbone on its own."""
+"""The value of ``layers`` that stands for every named layer of the backbone on its own."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Name of the cell: the start of the SHA-256 of its fields."""
+        """The name of the cell: the start of the SHA-256 of its fields."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def group(self) -> str:
-        """Cells of one group read the same backbone pass; random weights are drawn anew for each seed."""
+        """The name of the group; its cells read the same backbone pass. Random weights are drawn anew for each seed."""
         seed = self.seed if self.weights == "random" else None
         parts = (self.root, self.dataset, self.layout, self.group_by, self.backbone, self.weights, self.size, seed)
         return json.dumps(parts)
@@ -68,17 +68,17 @@ class Cell:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Cell:
-        """What :meth:`to_json` gave, after a way through JSON."""
+        """Make a cell of the dict that :meth:`to_json` returned."""
         return cls(**{**stored, "layers": tuple(stored["layers"])})
 
     def command(self, file: str | Path) -> str:
-        """The command line that does this cell; other seeds below its own come along."""
+        """Write the command line that does this cell, and the smaller seeds."""
         return command_of([self], file)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All combinations of these; ``layers``: :data:`EACH`, or the layers of one detector joined by ``+``."""
+    """All combinations of some lists; ``layers`` holds :data:`EACH`, or the layers of one detector joined by ``+``."""
 
     methods: Sequence[str]
     backbones: Sequence[str]
@@ -89,7 +89,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells, group by group.
+    """The cells of a study, group by group.
 
     Attributes:
         cells: in the order in which they are done.
@@ -169,7 +169,7 @@ def make_plan(
 
 
 def command_of(cells: Sequence[Cell], file: str | Path) -> str:
-    """The command line that does these cells, which share layout and groups, and all combinations of what they name."""
+    """Write the command line that does cells of one layout; it does all combinations of what they name."""
 
     def listed(values: Iterable[object]) -> str:
         return ",".join(dict.fromkeys(map(str, values)))
@@ -190,7 +190,7 @@ def command_of(cells: Sequence[Cell], file: str | Path) -> str:
 
 
 def weights_name(name: str) -> str:
-    """A pretraining strategy as the papers write it, e.g. ``supervised`` or ``MoCo_v2`` -> the name of its weights."""
+    """Return the name of the weights for a pretraining as papers write it, e.g. ``supervised`` or ``MoCo_v2``."""
     plain = name.lower().replace("_", "").replace("-", "")
     if plain == "supervised":
         return "default"
@@ -198,7 +198,7 @@ def weights_name(name: str) -> str:
 
 
 def _usable(grid: Grid, absent: dict[tuple[str, str], str], left_out: dict[str, None]) -> Iterable[tuple[str, str]]:
-    """Backbones with weights that exist, here or with their authors."""
+    """Yield the backbones with those weights that exist, here or with their authors."""
     for backbone in grid.backbones:
         spec = find_backbone(backbone)
         for weights in map(weights_name, grid.weights):
@@ -214,7 +214,7 @@ def _usable(grid: Grid, absent: dict[tuple[str, str], str], left_out: dict[str, 
 
 
 def _layers(backbone: str, wanted: Sequence[str]) -> list[tuple[str, ...]]:
-    """The layers of each detector; those that the user wrote are looked up now, not in the middle of the study."""
+    """List the layers of each detector; names are looked up now, not in the middle of the study."""
     found: dict[tuple[str, ...], None] = {}
     for text in wanted:
         if text == EACH:

@@ -1,4 +1,4 @@
-"""Doing the cells of one group of a study: each a fit and a test, all on one backbone pass."""
+"""Do the cells of one group of a study: each is a fit and a test, all on one backbone pass."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class GroupTask:
 
 
 def run_group(task: GroupTask) -> Iterator[Outcome]:
-    """The outcome of each cell, in order, as soon as it is done; an error ends its own cell alone."""
+    """Yield the outcome of each cell, in order, as soon as it is done; an error ends its own cell alone."""
     if task.threads is not None:
         torch.set_num_threads(task.threads)
     with ExitStack() as stack:
@@ -82,7 +82,7 @@ def run_group(task: GroupTask) -> Iterator[Outcome]:
 
 
 class _Common:
-    """What the cells of a group share: the data set and its features."""
+    """The data set and its features, which the cells of a group share."""
 
     def __init__(self, task: GroupTask) -> None:
         first = task.cells[0]
@@ -131,7 +131,7 @@ def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], 
 
 
 def _pictures(prediction: Prediction, evaluation: Evaluation, dataset: Dataset, images: int) -> tuple[Picture, ...]:
-    """The images of the gallery, the same ones whatever the detector."""
+    """Keep the images of the gallery, the same ones whatever the detector."""
     chosen = {dataset.test[i].path for i in choose_images(dataset.test, images)}
     low, high = colour_range(None, prediction.maps)
     labels = np.array([-1 if row.label is None else row.label for row in prediction.rows])
@@ -163,7 +163,7 @@ def _pictures(prediction: Prediction, evaluation: Evaluation, dataset: Dataset, 
 
 
 def stored_map(picture: Picture) -> np.ndarray[Any, Any]:
-    """The map of a picture at the original size, (H, W) float32, as shares of the cell's range of colours."""
+    """Restore the map of a picture at the original size, (H, W) float32, as shares of the cell's range of colours."""
     about = json.loads(picture.about)
     values = np.frombuffer(zlib.decompress(picture.map), np.float16).reshape(about["shape"]).astype(np.float32)
     return Found(Row(picture.path), 0.0, values, tuple(about["size"]), tuple(about["window"])).full_map()

@@ -1,4 +1,4 @@
-"""The one file of a study: SQLite, a row a cell. Several processes may work from it at once.
+"""A study has one SQLite file with a row for each cell; several processes may work from it at once.
 
 A process claims the waiting cells of one group in one transaction and renews its claim while it lives. A claim is
 void when its process is gone (same machine) or was not renewed for two minutes (any machine); whoever comes next
@@ -67,7 +67,7 @@ _COLUMNS = ("dataset", "method", "backbone", "layers", "weights", "size", "seed"
 
 
 class Picture(NamedTuple):
-    """One image as a cell judged it.
+    """One test image as a cell judged it.
 
     Attributes:
         path: of the image.
@@ -82,7 +82,7 @@ class Picture(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a cell; ``values`` are columns of the file."""
+    """The outcome of a cell; ``values`` are columns of the file."""
 
     key: str
     state: State
@@ -91,7 +91,7 @@ class Outcome(NamedTuple):
 
 
 class StudyStore:
-    """A study's file.
+    """The file of a study.
 
     Args:
         path: made if it is not there, unless ``create`` is false.
@@ -179,7 +179,7 @@ class StudyStore:
                 )
 
     def claim(self, keys: Collection[str]) -> tuple[Cell, ...]:
-        """The waiting cells of the first group that has any among ``keys``, claimed; empty if there are none."""
+        """Claim the waiting cells of the first group that has any among ``keys``, and return them; () if none waits."""
         wanted = set(keys)
         with self._transaction():
             self._take_over()
@@ -204,7 +204,7 @@ class StudyStore:
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Renew the claims of this process meanwhile; at the end give back what was not done."""
+        """Renew the claims of this process meanwhile; at the end give back the cells that were not done."""
         stop = threading.Event()
         thread = threading.Thread(target=self._beat, args=(stop,), daemon=True)
         thread.start()
@@ -233,7 +233,7 @@ class StudyStore:
             )
 
     def write(self, outcome: Outcome) -> bool:
-        """Write what became of a cell; False if another process has taken the cell over."""
+        """Write the outcome of a cell; return False if another process has taken the cell over."""
         values = {**dict.fromkeys((*_RESULTS, "provenance", "error")), **outcome.values}
         names = list(values)
         with self._transaction():
@@ -253,17 +253,17 @@ class StudyStore:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def rows(self, keys: Collection[str] | None = None) -> list[dict[str, Any]]:
-        """All columns of the cells in their order; None: of all cells of the file."""
+        """Return all columns of some cells in their order; None: of all cells of the file."""
         found = [dict(row) for row in self.connection.execute("SELECT * FROM cells ORDER BY place")]
         return found if keys is None else [row for row in found if row["key"] in set(keys)]
 
     def pictures(self, key: str) -> list[Picture]:
-        """The images of a cell, in the order in which they were written."""
+        """Return the images of a cell, in the order in which they were written."""
         rows = self.connection.execute("SELECT path, about, map FROM pictures WHERE key = ? ORDER BY rowid", (key,))
         return [Picture(*row) for row in rows]
 
     def fields(self, backbone: str) -> dict[str, int]:
-        """Receptive fields by layer in pixels that :meth:`keep_fields` wrote; empty if it did not."""
+        """Return layer -> receptive field in pixels, as :meth:`keep_fields` wrote them; empty if it did not."""
         rows = self.connection.execute("SELECT layer, field FROM fields WHERE backbone = ?", (backbone,))
         return {row["layer"]: row["field"] for row in rows}
 
@@ -291,7 +291,7 @@ def _unusable(path: Path, error: sqlite3.Error) -> InputError:
 
 
 def _gone(owner: str) -> bool:
-    """Whether the process of a claim ran on this machine and runs no longer."""
+    """Tell whether the process of a claim ran on this machine and runs no longer."""
     host, pid, _ = owner.split("|")
     if host != socket.gethostname() or os.name != "posix":
         return False

@@ -1,4 +1,4 @@
-"""Every method on every backbone, layer, size and weights: which features can see the defects of these data sets."""
+"""A study runs every method on every backbone, layer, size and weights of some lists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STUDY_PRESETS: dict[str, Sequence[Grid]] = {"heckler2023": HECKLER2023}
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """Which detectors a study combines.
+    """The detectors that a study combines.
 
     Attributes:
         methods: names; None: patchcore.
@@ -90,7 +90,7 @@ class StudyRequest:
 
 @dataclass(frozen=True)
 class StudyFiles:
-    """What a study writes beside its file of results.
+    """The files that a study writes beside its results.
 
     Attributes:
         csv: file to export the cells to, ``.csv``; None: none.

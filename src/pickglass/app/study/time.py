@@ -1,4 +1,4 @@
-"""How long the cells of a study will take, before they are begun: by the cells that are done, else by rule of thumb."""
+"""Estimate how long the cells of a study will take, by the cells that are done or by rule of thumb."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _STEP = 0.4  # training on it once
 
 
 def estimate(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of each cell that is not done and has its weights.
+    """Estimate the seconds of each cell that is not done and has its weights.
 
     Cells that are done tell the time a unit of work of their method on their backbone, else of their method; a unit is
     a megapixel read, weighed with the passes over it.
 
     Args:
         plan: the cells.
-        rows: of the study's file; see :meth:`pickglass.app.study.store.StudyStore.rows`.
+        rows: rows of the study's file; see :meth:`pickglass.app.study.store.StudyStore.rows`.
     """
     done = {row["key"] for row in rows if row["state"] == "done"}
     rates: dict[tuple[str, str | None], list[float]] = {}
@@ -45,7 +45,7 @@ def estimate(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _work(cell: Cell, plan: Plan) -> float:
-    """Seconds by rule of thumb."""
+    """Return the seconds of a cell by rule of thumb."""
     detector = find_method(cell.method).configured({**json.loads(cell.settings), "size": cell.size})
     _, size, side = parse_size(cell.size)
     height, width = size or (side or 1024,) * 2

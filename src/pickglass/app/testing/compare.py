@@ -1,4 +1,4 @@
-"""Several models on the same test images: their metrics in one table, and the same images side by side."""
+"""Compare several models on the same test images: their metrics, and the same images side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judge a prediction: join it to the truth by row, and compute every metric at the original resolution."""
+"""Evaluate a prediction: join it to the truth by row, and compute every metric at the original resolution."""
 
 from __future__ import annotations
 
@@ -65,8 +65,10 @@ class Evaluation(Mapping[str, Any]):
 
 
 def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, seed: int = 0) -> Evaluation:
-    """Image AUROC, average precision, F1-max, pixel AUROC, AUPRO at FPR limits 0.3 and 0.05, AUPIMO, AU-sPRO at 0.05
-    where rows have ``saturation``, and what the thresholds of the prediction's calibration do.
+    """Compute all metrics of a prediction, on images and on pixels.
+
+    These are image AUROC, average precision, F1-max, pixel AUROC, AUPRO at FPR limits 0.3 and 0.05, AUPIMO, AU-sPRO at
+    0.05 where rows have ``saturation``, and the rates at the thresholds of the prediction's calibration.
 
     Pixel metrics follow MVTec AD's definition: regions of 8-connected defect pixels, the false-positive rate over all
     good pixels of all images (good images count), masks and maps at the original size, linear interpolation at the
@@ -80,7 +82,7 @@ def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, see
         repeats: replicates of the bootstrap over groups, e.g. 1000, which gives each metric its 95 % interval
             (AUPIMO and AU-sPRO excepted, whose pixels would have to be sorted anew); 0: no intervals. Maps are then
             enlarged twice.
-        seed: of the bootstrap.
+        seed: decides the draws of the bootstrap.
 
     Returns:
         The :class:`Evaluation`; images without a label are left out, and so are defective images without a mask from
@@ -145,7 +147,7 @@ class _Images(NamedTuple):
     threshold: float | None
 
     def figures(self, weight: npt.NDArray[np.int64]) -> dict[str, float]:
-        """The image metrics if image i counted ``weight[i]`` times."""
+        """Compute the image metrics as if image i counted ``weight[i]`` times."""
         drawn = np.repeat(np.arange(len(self.labels)), weight)
         labels, scores = self.labels[drawn], self.scores[drawn]
         figures = image_summary(labels, scores)
@@ -207,7 +209,7 @@ def _metrics(
 
 
 def _count_tables(prediction: Prediction, rows: Sequence[Row], pixels: Pixels) -> CountTables:
-    """A second pass: the grid of thresholds has to be known before pixels can be counted on it."""
+    """Count pixels in a second pass, since the grid of thresholds comes from the first."""
     tables = CountTables(pixels.curves.ok_quantiles(OK_LEVELS))
     for i in pixels.source.tolist():
         mask = read_truth(rows[i], prediction.sizes[i]).mask
@@ -224,7 +226,7 @@ def _intervals(
     repeats: int,
     seed: int,
 ) -> dict[str, list[float]]:
-    """95 % intervals of one set of images; a metric that no replicate defines is left out."""
+    """Compute the 95 % intervals of one set of images; a metric that no replicate defines is left out."""
 
     def figures(weight: npt.NDArray[np.int64]) -> dict[str, float]:
         weight = weight * members

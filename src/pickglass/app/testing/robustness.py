@@ -1,4 +1,4 @@
-"""What happens to a model's metrics as light, focus, noise, compression and the place of the part change."""
+"""Test how a model's metrics change with light, focus, noise, compression and the place of the part."""
 
 from __future__ import annotations
 
@@ -109,15 +109,15 @@ class _Disturber(NamedTuple):
     progress: Progress | None
 
     def rng(self, place: int, kind: str) -> np.random.Generator:
-        """The same for all strengths of a kind, so that an image goes ever farther in one direction."""
+        """Return a generator that is the same for all strengths of a kind, so that an image keeps its direction."""
         return np.random.default_rng([self.seed, place, *kind.encode()])
 
     def image(self, image: Array, place: int, kind: str, strength: float) -> Array:
-        """An image as it is (``"none"``) or disturbed."""
+        """Return an image as it is (``"none"``) or disturbed."""
         return image if kind == "none" else disturb(image, kind, strength, self.rng(place, kind))
 
     def judged(self, kind: str, strengths: Sequence[float], threshold: float | None) -> list[Disturbed]:
-        """The metrics of all images at each strength of one kind; each image is read once."""
+        """Compute the metrics of all images at each strength of one kind; each image is read once."""
         found: list[list[tuple[int, Found]]] = [[] for _ in strengths]
         source = self._disturbed(kind, strengths)
         while batch := list(islice(source, _BATCH)):

@@ -1,4 +1,4 @@
-"""Which images of a data set people are shown."""
+"""Choose the images of a data set that people are shown."""
 
 from __future__ import annotations
 

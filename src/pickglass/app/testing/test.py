@@ -103,7 +103,7 @@ def write_report(
     name: str,
     progress: Progress | None = None,
 ) -> Path:
-    """The HTML page of a test; images are read again one by one."""
+    """Write the HTML page of a test; images are read again one by one."""
     threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
     scale = colour_range(threshold, prediction.maps)
     with ReportWriter(target, f"{name}: {type(detector).__name__}", scale) as writer:
@@ -143,7 +143,7 @@ def write_report(
 
 
 def _tiles(detector: Detector, prediction: Prediction, scale: tuple[float, float]) -> list[tuple[str, list[Panel]]]:
-    """How the maps of a few images were put together: the highest scores, and the defect that was seen the least."""
+    """Show how the maps of the highest scores, and of the defect seen least, were put together from tiles."""
     tiles = detector.tiles
     if tiles is None or tiles.n == 1:
         return []

@@ -1,4 +1,4 @@
-"""Maps against masks at the original resolution, in one pass: all that the pixel metrics are computed from."""
+"""One pass over maps and masks, at the original resolution, gathers all that the pixel metrics need."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LOCO_LIMIT = 0.05
 
 
 class Truth(NamedTuple):
-    """What is known of the pixels of an image; None where it has no mask.
+    """The ground truth of the pixels of an image; None where it has no mask.
 
     Attributes:
         mask: (H, W) bool, True on defects.
@@ -44,7 +44,7 @@ class Truth(NamedTuple):
 
 
 def read_truth(row: Row, size: tuple[int, int]) -> Truth:
-    """The mask of an image of ``size`` (H, W), each of its files read once.
+    """Read the mask of an image of ``size`` (H, W), each of its files once.
 
     Raises:
         ImageError: a mask cannot be read or does not fit, or that of a good image marks defects.
@@ -67,7 +67,7 @@ def read_truth(row: Row, size: tuple[int, int]) -> Truth:
 
 
 class Pixels(NamedTuple):
-    """What one pass over the maps leaves. (M,): the images that take part, as places among the labelled ones."""
+    """The counts that one pass over the maps leaves, for the M images of N labelled ones that take part."""
 
     curves: PixelCurves
     saturated: SaturatedCurves
@@ -80,31 +80,31 @@ class Pixels(NamedTuple):
     with_areas: frozenset[str | None]  # types of which at least one image has saturation areas
 
     def trace(self, kind: str | None) -> PixelResult | None:
-        """The curve of all images (None), or of one type and the good ones; None if that type has no mask."""
+        """Compute the curve of all images (None), or of one type and the good ones; None if that type has no mask."""
         if kind is None:
             return self.curves.compute(LIMITS)
         return self.curves.compute(LIMITS, {_tag(kind), "good"}) if kind in self.kinds else None
 
     def trace_saturated(self, kind: str | None) -> SaturatedResult | None:
-        """The same for sPRO; None without saturation areas."""
+        """Compute the same curve for sPRO; None without saturation areas."""
         if kind is None:
             return self.saturated.compute((LOCO_LIMIT,)) if self.with_areas else None
         return self.saturated.compute((LOCO_LIMIT,), {_tag(kind), "good"}) if kind in self.with_areas else None
 
     def f1(self, weight: npt.NDArray[np.int64]) -> float:
-        """F1 of the pixels if labelled image i counted ``weight[i]`` times, (N,)."""
+        """Compute the F1 of the pixels as if labelled image i counted ``weight[i]`` times, (N,)."""
         return float("nan") if self.counts is None else f1_score(*(weight[self.place] @ self.counts).tolist())
 
 
 def read_pixels(
     prediction: Prediction, rows: Sequence[Row], labelled: Sequence[int]
 ) -> tuple[Pixels | None, list[str]]:
-    """One pass over maps and masks; None without a mask. And what there is to note.
+    """Read all maps and masks once; return the counts, None without a mask, and notes for the reader.
 
     Args:
         prediction: N images.
         rows: their truth, in the same order.
-        labelled: places of the images to read.
+        labelled: places in the prediction of the images to read.
     """
     curves, pimo = PixelCurves(), PimoCurves(n_good=sum(rows[i].label == 0 for i in labelled))
     saturated = SaturatedCurves(beside=curves)
@@ -155,5 +155,5 @@ def read_pixels(
 
 
 def _tag(defect: str | None) -> str:
-    """A type may be called anything, also "good"."""
+    """Name a type for the curves, apart from "good", which a type may be called too."""
     return f"type:{defect}"

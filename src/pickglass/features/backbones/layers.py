@@ -1,4 +1,4 @@
-"""The layers to choose from, by name: which nodes of a backbone are worth reading, with their channels and strides.
+"""A table of the layers of each backbone that are worth reading, with their short names, channels and strides.
 
 The first four backbones carry exactly the nodes of table 2 of Heckler, König and Bergmann, "Exploring the Importance of
 Pretrained Feature Extractors for Unsupervised Anomaly Detection and Localization" (CVPR workshops 2023),
@@ -13,12 +13,12 @@ __all__ = ["PRESETS", "Level", "preset_names"]
 
 
 class Level(NamedTuple):
-    """One layer of a backbone.
+    """A layer of a backbone, with what is known of it before the network is built.
 
     Attributes:
         name: as the user writes it.
         node: node of the graph; the name itself where that is one.
-        channels: of its maps.
+        channels: number of channels of its maps.
         stride: pixels of the input a cell, in both directions.
     """
 
@@ -29,7 +29,7 @@ class Level(NamedTuple):
 
 
 def preset_names() -> dict[str, tuple[Level, ...]]:
-    """The backbones whose layers are named here, under the names that users write; transformers with DINO's weights."""
+    """List the backbones of the table under the names that users write; transformers with DINO's weights."""
     names = {}
     for key, levels in PRESETS.items():
         name = key.partition("/")[2].replace("tf_efficientnet_lite", "efficientnet_lite")

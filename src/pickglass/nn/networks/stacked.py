@@ -8,15 +8,44 @@ networks apart, and one model file holds them all.
 from __future__ import annotations
 
 import copy
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Stacked", "at_position", "copy_into", "named_tensors"]
+__all__ = ["ProcessLock", "Stacked", "at_position", "copy_into", "named_tensors"]
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class ProcessLock:
+    """A lock lets one thread of a process at a time go on; in a forked child it is free, whoever held it before.
+
+    Entering returns True where the process is another than the one that last entered it, for whatever was compiled
+    there cannot be used here.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> bool:
+        process = os.getpid()
+        forked = process != self._process
+        if forked:
+            self._lock, self._process = threading.RLock(), process
+        self._lock.acquire()
+        return forked
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[ProcessLock], tuple[()]]:
+        """Copies and pickles are locks of their own."""
+        return ProcessLock, ()
 
 
 class Stacked(nn.Module):
@@ -46,6 +75,7 @@ class Stacked(nn.Module):
                 members.append(make())
         self.positions = positions
         self.tree = members[0]
+        self._turn = ProcessLock()
         stacks: dict[Tensor, Tensor] = {}  # a tensor that stands in two places stays one
         for alike in zip(*(member.modules() for member in members), strict=True):
             for kind in ("_parameters", "_buffers"):
@@ -63,6 +93,10 @@ class Stacked(nn.Module):
 
         Anything else among the inputs goes to each network as it is.
         """
+        with self._turn:  # the tree holds the tensors of one position while it runs, so threads take turns
+            return self._each_position(*inputs)
+
+    def _each_position(self, *inputs: Any) -> Any:
         places: list[tuple[dict[str, Any], str, Tensor, Sequence[Tensor]]] = []
         for module in self.tree.modules():
             # unbind: the backward of P single selections would write P gradients of the whole stack

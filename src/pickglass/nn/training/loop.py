@@ -221,7 +221,13 @@ class _Training(Generic[T]):
     def _finite(self, losses: Tensor, what: str, step: int) -> list[float]:
         values: list[float] = losses.detach().tolist()
         if not all(map(math.isfinite, values)):
-            raise self._astray(f"{what} is {', '.join(f'{v:.4g}' for v in values)}", step)
+            shown = f"{what} is {', '.join(f'{v:.4g}' for v in values)}"
+            if self.step == 0:  # before the first step no learning rate can have done it
+                raise TrainingError(
+                    f"training {self.phase.name}: {shown} before the first step, so the learning rate is not the "
+                    "cause: look for features or settings that are no finite numbers"
+                )
+            raise self._astray(shown, step)
         return values
 
     def _astray(self, what: str, step: int) -> TrainingError:
