@@ -71,7 +71,6 @@ PUZZLES = re.compile(r"\b(untold|unasked)\b", re.IGNORECASE)  # participles that
 PENDING = {
     "app",
     "detectors",
-    "features",
     "methods",
 }  # rooms still being rewritten
 

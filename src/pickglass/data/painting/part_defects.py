@@ -229,8 +229,8 @@ def _piece(rng: np.random.Generator, scene: Scene, turn: float, within: Floats |
         shadow = np.clip(1 + depth / (1.3 * lip), 0, 1) * (1 - inside)
         light = (0.12 + 0.45 * rim * towards) * inside - 0.7 * shadow * (0.6 - 0.4 * towards)
         if within is not None:
-            kept = _sampled(within, grid, scene.middle)
-            light, inside = light * kept, inside * kept
+            share = _sampled(within, grid, scene.middle)
+            light, inside = light * share, inside * share
         if turn:
             y, x = ((grid.y * a + grid.x * b) / grid.pixel for a, b in turned_by)
             down, right = shift * math.sin(light_from), shift * math.cos(light_from)

@@ -153,7 +153,7 @@ def _images_in(path: Path, role: Role) -> list[Path]:
         tables = [table for layout in LAYOUTS.values() for table in (layout.read(path, None) or {}).values()]
         if any(len(table.role("test")) for table in tables):
             raise DataError(f"{path} is a data set with test images: pass load_dataset({str(path)!r}).train instead")
-    found = [image for image in images(path) if not set(image.relative_to(path).parts) & set(MASK_FOLDERS)]
-    if not found:
+    files = [image for image in images(path) if not set(image.relative_to(path).parts) & set(MASK_FOLDERS)]
+    if not files:
         raise DataError(f"{path} holds no image, expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return found
+    return files
