@@ -70,9 +70,7 @@ OLD_HOOKS = {
 PUZZLES = re.compile(r"\b(untold|unasked)\b", re.IGNORECASE)  # participles that stand for a noun that nobody names
 PENDING = {
     "app",
-    "detectors",
     "features",
-    "methods",
 }  # rooms still being rewritten
 
 
