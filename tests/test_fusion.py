@@ -430,7 +430,7 @@ def test_fusing_on_the_command_line(tmp_path: Path) -> None:
     loaded = pg.load(model)
     assert loaded.fusing == FusionSettings("pyramid", dims=8)
     assert list(loaded.layers) == ["layer1", "layer2"]
-    result = CliRunner().invoke(app, [*said, "--set", "fusion.dims=8"])
+    result = CliRunner().invoke(app, [*said, "--force", "--set", "fusion.dims=8"])
     assert isinstance(result.exception, InputError)
     assert "--fuse" in str(result.exception)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import pickglass as pg
+from pickglass.app.methods import list_methods
 from pickglass.detectors import plugins
 from pickglass.detectors.modelfile import read_model, write_model
 from pickglass.detectors.settings import settings_digest
@@ -78,11 +79,12 @@ def run(*words):
     return result.output
 
 model = folder + "/model.safetensors"
-run("fit", data, "-o", model, "--method", "mean_distance", "--set", "size=64", "--engine", "torch", "--json")
+run("fit", data, "-o", model, "--method", "MeanDistance", "--set", "size=64", "--engine", "torch", "--json")
 loaded = pg.load(model)
 assert type(loaded) is find_method("mean_distance")
 assert np.isfinite(loaded.predict(textures(2, 64), engine="torch").scores).all()
 passed = check_detector(type(loaded)(size=64), n_images=8)
+assert "mean_distance" in run("methods")
 study = json.loads(run("study", data, "-o", folder + "/study.sqlite", "--methods", "mean_distance", "--sizes", "64",
                        "--layers", "stage3", "--backbones", "efficientnet_lite0", "--engine", "torch", "--json"))
 print(json.dumps({"passed": len(passed), "cells": [[c["method"], c["state"]] for c in study["cells"]]}))
@@ -130,6 +132,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_package_that_is_broken_is_named_when_it_is_asked_for(site: Path) -> None:
     install(site, "broken-package", "import no_such_module_anywhere", "broken = broken_package:Broken")
     assert "broken" in method_names()  # listing imports nothing
+    listed = {about["method"]: about for about in list_methods()["methods"]}
+    assert listed["broken"]["idea"].startswith("cannot be used: the method 'broken' of the package broken-package 1.0 ")
+    assert listed["patchcore"]["class"] == "PatchCore"
     with pytest.raises(
         InputError, match=r"'broken' of the package broken-package 1\.0 .*no_such_module_anywhere.*unin"
     ):

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pickglass.app.results import MethodListing, MethodsResult, SettingListing
-from pickglass.methods import METHODS, Detector, find_method
+from pickglass.errors import InputError
+from pickglass.methods import Detector, find_method, method_names
 
 __all__ = ["list_methods", "method_name"]
 
@@ -22,7 +23,7 @@ def method_name(text: str) -> str:
     A text that means no method stays as it is, for :func:`pickglass.methods.find_method` to answer.
     """
     plain = _letters(text)
-    return next((name for name in METHODS if plain == _letters(name)), text)
+    return next((name for name in method_names() if plain == _letters(name)), text)
 
 
 def _letters(text: str) -> str:
@@ -39,9 +40,18 @@ def list_methods(name: str | None = None) -> MethodsResult:
         UnknownName: no method has this name.
     """
     if name is None:
-        return {"methods": [_about(method, {}) for method in METHODS.values()]}
+        return {"methods": [_in_short(known) for known in method_names()]}
     cls = find_method(method_name(name))
     return {"methods": [_about(cls, _meanings(cls))]}
+
+
+def _in_short(name: str) -> MethodListing:
+    """A method without its settings; of a package that is broken, what is wrong with it."""
+    try:
+        return _about(find_method(name), {})
+    except InputError as error:
+        problem = f"cannot be used: {error}"
+        return {"method": name, "class": "", "paper": "", "idea": problem, "presets": {}, "settings": []}
 
 
 def _about(cls: type[Detector], meanings: Mapping[str, str]) -> MethodListing:

@@ -247,8 +247,10 @@ _torch_ready_in = os.getpid()  # the process that torch's thread pool belongs to
 
 
 def settle_after_fork() -> None:
-    """Let torch compute with one thread in a forked child: its thread pool stayed in the parent, and it would wait
-    for that without end. Does nothing in other processes."""
+    """Let torch compute with one thread in a forked child; in any other process this does nothing.
+
+    Torch's thread pool stayed in the parent, and torch would wait for it without end.
+    """
     global _torch_ready_in
     if os.getpid() != _torch_ready_in:
         torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Where the part is, and where there is only background, from good images alone: one mask for a fixed camera.
+"""Good images of a fixed camera show where the part is, and where there is only background: one mask for all.
 
 The border of the images says what background looks like, the "boundary prior" of saliency detection (Wei, Wen, Zhu and
 Sun, "Geodesic Saliency Using Background Priors", ECCV 2012; templates from the border: Li, Lu, Zhang, Ruan and Yang,
@@ -55,12 +55,12 @@ _MAX_OUTSIDE = 0.02
 
 
 class Check(NamedTuple):
-    """One thing that must hold before a mask can be trusted.
+    """A check must hold before a mask can be trusted.
 
     Attributes:
-        name: of the check.
-        value: what was measured; None: it could not be.
-        passed: whether it holds.
+        name: what is checked.
+        value: what was measured; None: nothing could be.
+        passed: whether the check holds.
         says: number and limit in a sentence.
     """
 
@@ -72,12 +72,12 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Foreground:
-    """What was found.
+    """The foreground of a set of images is a mask, or the reason why there is none.
 
     Attributes:
         mask: (H, W) bool, True where the part may be, margin included; None where a check failed.
-        share: of the image inside what would be the mask.
-        n_images: that were looked at.
+        share: part of the image inside what would be the mask, 0 to 1.
+        n_images: how many images were looked at.
         checks: the self-check, in the order in which it is made.
     """
 
@@ -88,11 +88,11 @@ class Foreground:
 
     @property
     def why_not(self) -> str:
-        """What failed, with its numbers; empty where nothing did."""
+        """Say which checks failed, with their numbers; empty where none did."""
         return "; ".join(check.says for check in self.checks if not check.passed)
 
     def to_json(self) -> dict[str, Any]:
-        """For the provenance of a model."""
+        """Return what the provenance of a model keeps."""
         numbers = {check.name: check.value for check in self.checks}
         return {"share": self.share, "n_images": self.n_images, "checks": numbers}
 
@@ -113,7 +113,7 @@ def find_foreground(
         table: good images of a fixed camera, all of one size.
         device, engine: what runs the network, as of :class:`pickglass.features.engine.BackboneEngine`.
         workers, max_pixels: as of :func:`pickglass.data.decode`.
-        seed: of what is drawn at random.
+        seed: seeds what is drawn at random.
         progress: called with (stage, done, total).
 
     Raises:
@@ -150,14 +150,14 @@ def find_foreground(
 
 
 def _input_size(image: tuple[int, int]) -> tuple[int, int]:
-    """About 256 x 256 pixels at the images' aspect, in steps of 32."""
+    """Choose about 256 x 256 pixels at the images' aspect, in steps of 32."""
     scale = math.sqrt(_AREA / (image[0] * image[1]))
     height, width = (max(64, 32 * round(side * scale / 32)) for side in image)
     return height, width
 
 
 def _cells(image: Floats, engine: BackboneEngine) -> Floats:
-    """(3, H, W) in [0, 1] -> (C, h, w), as if the image went on beyond its border."""
+    """Describe an image (3, H, W) in [0, 1] by (C, h, w), as if it went on beyond its border."""
     wide = np.pad(image, ((0, 0), (_AROUND, _AROUND), (_AROUND, _AROUND)), mode="reflect")
     level = engine(torch.from_numpy(wide)[None].to(engine.device))[0][0]  # (C, h, w) with what lies around
     n = _AROUND // _STRIDE
@@ -166,13 +166,13 @@ def _cells(image: Floats, engine: BackboneEngine) -> Floats:
 
 
 def foreground_of(cells: Floats, groups: list[str], image: tuple[int, int], seed: int = 0) -> Foreground:
-    """The mask from features.
+    """Find the mask from features.
 
     Args:
         cells: (N, C, h, w) of good images; no zero padding may have touched those at the border.
-        groups: of the images, N; those of one group are never measured against each other.
+        groups: group of each image; those of one group are never measured against each other.
         image: (H, W) of the images.
-        seed: of the halves and of the cells drawn.
+        seed: draws the halves and the cells.
     """
     rng = np.random.default_rng(seed)
     names = list(dict.fromkeys(groups))
@@ -185,8 +185,8 @@ def foreground_of(cells: Floats, groups: list[str], image: tuple[int, int], seed
     if not enough.passed:
         return Foreground(None, 1.0, n, (enough,))
     distance, border = _distances(cells, second, rng)
-    own = distance[:, border]
-    usual = max(float(np.quantile(own, _USUAL)), _LEAST)
+    at_border = distance[:, border]
+    usual = max(float(np.quantile(at_border, _USUAL)), _LEAST)
     other = distance > usual
     for shown in other:  # what is one cell wide is noise: a line of one pixel already fills more
         shown[:] = ndimage.binary_opening(shown, np.ones((2, 2)))
@@ -195,7 +195,7 @@ def foreground_of(cells: Floats, groups: list[str], image: tuple[int, int], seed
     share = float(place.mean())
     checks = [
         enough,
-        _one_ground(usual / max(float(np.median(own)), _LEAST)),
+        _one_ground(usual / max(float(np.median(at_border)), _LEAST)),
         _apart(float(np.median(distance[other])) / usual if other.any() else None),
     ]
     if other.any():
@@ -205,24 +205,24 @@ def foreground_of(cells: Floats, groups: list[str], image: tuple[int, int], seed
 
 
 def _distances(cells: Floats, second: Bools, rng: np.random.Generator) -> tuple[Floats, Bools]:
-    """(N, h, w), how far each cell is from a good share of the border of the other half; and the border, (h, w)."""
+    """Measure how far each cell (N, h, w) is from much of the other half's border; also return the border, (h, w)."""
     scaled = cells.transpose(0, 2, 3, 1)  # (N, h, w, C)
     scaled = (scaled - scaled.mean((0, 1, 2))) / (scaled.std((0, 1, 2)) + 1e-6)
     border = np.ones(scaled.shape[1:3], np.bool_)
     border[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
     distance = np.empty(scaled.shape[:3], np.float32)
-    for own in (second, ~second):
-        ground = scaled[~own][:, border].reshape(-1, scaled.shape[3])
+    for half in (second, ~second):
+        ground = scaled[~half][:, border].reshape(-1, scaled.shape[3])
         ground = ground[rng.permutation(len(ground))[:_BANK]]
         nth = max(1, round(_COMMON * len(ground)))
-        for i in np.flatnonzero(own):
+        for i in np.flatnonzero(half):
             to_all = torch.cdist(torch.from_numpy(scaled[i].reshape(-1, scaled.shape[3])), torch.from_numpy(ground))
             distance[i] = to_all.kthvalue(nth, dim=1).values.numpy().reshape(border.shape)  # (h w) -> (h, w)
     return distance, border
 
 
 def _place(other: Bools) -> Bools:
-    """(N, h, w) -> (h, w), where any image shows something else than ground, or what that surrounds."""
+    """Mark where any image (N, h, w) shows something else than ground, or what that surrounds: (h, w)."""
     filled: Bools = ndimage.binary_fill_holes(other.any(axis=0))
     return filled
 
@@ -259,7 +259,7 @@ def _room(share: float) -> Check:
 
 
 def _agreement(one: Bools, two: Bools) -> tuple[Check, Check]:
-    """What each half of the images says of the other's part."""
+    """Compare what each half of the images says of the other's part."""
     union = int((one | two).sum())
     iou = float((one & two).sum() / union) if union else 0.0
     lost = max(float((a & ~_grown(b)).sum() / max(1, a.sum())) for a, b in ((one, two), (two, one)))
@@ -281,7 +281,7 @@ def _agreement(one: Bools, two: Bools) -> tuple[Check, Check]:
 
 
 def _in_pixels(place: Bools, image: tuple[int, int]) -> Bools:
-    """(h, w) cells -> (H, W) pixels."""
+    """Enlarge cells (h, w) to pixels (H, W)."""
     rows, columns = (np.arange(n) * cells // n for n, cells in zip(image, place.shape, strict=True))
     pixels: Bools = place[np.ix_(rows, columns)]
     return pixels

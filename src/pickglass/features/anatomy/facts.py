@@ -1,4 +1,4 @@
-"""What the layers of a network are: grid, stride, channels, cost and theoretical receptive field.
+"""The layers of a network have a grid, a stride, channels, a cost and a theoretical receptive field.
 
 The graph is run once, node by node, and each node's shape and multiply-adds are noted; the weights do not matter.
 """
@@ -20,13 +20,13 @@ __all__ = ["LayerFacts", "layer_facts", "needed", "outline"]
 
 
 class LayerFacts(NamedTuple):
-    """One layer at one size of the input.
+    """The facts about one layer, for one size of the input.
 
     Attributes:
-        layer: as the user writes it.
-        node: of the graph.
-        channels: of its maps.
-        grid: cells (h, w).
+        layer: name as the user writes it.
+        node: name of the node of the graph.
+        channels: number of channels of its maps.
+        grid: number of cells (h, w).
         stride: pixels of the input a cell (rows, columns).
         macs: multiply-adds an image, from the pixels to this layer.
         theoretical: side of the theoretical receptive field in pixels; see
@@ -43,7 +43,7 @@ class LayerFacts(NamedTuple):
 
 
 def layer_facts(extractor: FeatureExtractor, size: tuple[int, int]) -> list[LayerFacts]:
-    """The facts about each layer of an extractor for images of ``size`` (H, W), in the order of its layers.
+    """Collect the facts about each layer of an extractor for images of ``size`` (H, W), in the order of its layers.
 
     Raises:
         InputError: a layer gives no map, or the image is too small or no multiple of the patches.
@@ -54,8 +54,8 @@ def layer_facts(extractor: FeatureExtractor, size: tuple[int, int]) -> list[Laye
     record = _Record(body)
     try:
         with torch.no_grad(), record.counter:
-            found = record.run(torch.zeros(1, 3, *size, device=extractor.mean.device))
-        levels = extractor.arranged(found, size)
+            outputs = record.run(torch.zeros(1, 3, *size, device=extractor.mean.device))
+        levels = extractor.arranged(outputs, size)
         shapes = [(level.shape[1], level.shape[2], level.shape[3]) for level in levels]
     except Exception:
         extractor.shapes(size)  # says what is wrong
@@ -79,14 +79,14 @@ def layer_facts(extractor: FeatureExtractor, size: tuple[int, int]) -> list[Laye
 
 
 def outline(backbone: str, side: int = 256) -> list[str]:
-    """Layers of a backbone for which none are named: the last node of each grid, finest first.
+    """Choose layers of a backbone for which the table has none: the last node of each grid, finest first.
 
     Args:
         backbone: name; see :func:`pickglass.backbone_names`.
-        side: of a square image in pixels; square maps of more than one cell count.
+        side: side of a square image in pixels; square maps of more than one cell count.
 
     Raises:
-        InputError: it has none.
+        InputError: no node gives such maps.
     """
     names = layer_names(backbone)
     extractor = FeatureExtractor(backbone, names, weights=None)
@@ -105,7 +105,7 @@ def outline(backbone: str, side: int = 256) -> list[str]:
 
 
 class _Record(fx.Interpreter):
-    """Runs a graph and notes what each node gives and costs."""
+    """An interpreter that runs a graph and notes what each node gives and costs."""
 
     def __init__(self, body: fx.GraphModule) -> None:
         super().__init__(body)
@@ -115,22 +115,22 @@ class _Record(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counter.get_total_flops()
-        given = super().run_node(n)
+        output = super().run_node(n)
         self.macs[n.name] = (self.counter.get_total_flops() - before) // 2
-        if isinstance(given, Tensor):
-            self.shapes[n.name] = tuple(given.shape)
-        elif isinstance(given, (tuple, list)) and given and all(isinstance(part, Tensor) for part in given):
-            self.shapes[n.name] = [tuple(part.shape) for part in given]
-        return given
+        if isinstance(output, Tensor):
+            self.shapes[n.name] = tuple(output.shape)
+        elif isinstance(output, (tuple, list)) and output and all(isinstance(part, Tensor) for part in output):
+            self.shapes[n.name] = [tuple(part.shape) for part in output]
+        return output
 
 
 def needed(node: fx.Node) -> set[fx.Node]:
-    """A node of a graph and all that it depends on."""
-    found: set[fx.Node] = set()
+    """Collect a node of a graph and all that it depends on."""
+    nodes: set[fx.Node] = set()
     waiting = [node]
     while waiting:
         current = waiting.pop()
-        if current not in found:
-            found.add(current)
+        if current not in nodes:
+            nodes.add(current)
             waiting.extend(current.all_input_nodes)
-    return found
+    return nodes

@@ -1,4 +1,4 @@
-"""What a cell of a layer sees: the receptive field, measured on gradients.
+"""The receptive field of a layer, what one of its cells sees, is measured on gradients.
 
 By gradient, as the supplementary material of Heckler, König and Bergmann, "Exploring the Importance of Pretrained
 Feature Extractors for Unsupervised Anomaly Detection and Localization" (CVPR workshops 2023), section 1, has it: the
@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class GradientField:
-    """The receptive field of one layer by gradient.
+    """A gradient field is the receptive field of one layer, measured on its gradient.
 
     Attributes:
         size: longer side of the box around the pixels that count, in pixels.
@@ -57,15 +57,15 @@ class GradientField:
 def gradient_fields(
     extractor: FeatureExtractor, side: int = SIDE, seed: int = 0, progress: Progress | None = None
 ) -> list[GradientField]:
-    """The receptive field of each layer by gradient, in the order of the extractor's layers.
+    """Measure the receptive field of each layer by its gradient, in the order of the extractor's layers.
 
     The image is zero after normalisation. Random weights without biases pass no gradient there, for every value sits
     at the kink of its ReLU; then it is drawn from a standard normal distribution.
 
     Args:
         extractor: with its weights.
-        side: of the image in pixels, more than 64, and than the field; for patches, a multiple of theirs.
-        seed: of the noise.
+        side: side of the image in pixels, more than 64, and than the field; for patches, a multiple of theirs.
+        seed: decides the noise.
         progress: called with (stage, done, total).
 
     Raises:
@@ -79,28 +79,28 @@ def gradient_fields(
     facts = layer_facts(extractor, (128 // patch * patch,) * 2)  # whatever gives no map is refused at once
     device = next(extractor.buffers()).device
     noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(seed))
-    found: dict[int, GradientField] = {}
+    fields: dict[int, GradientField] = {}  # of each layer, by its place
     windows = [_window(fact.theoretical, side) for fact in facts]
     for window in sorted(set(windows)):
         for kind in ("zero", "noise"):
-            missing = [i for i, own in enumerate(windows) if own == window and i not in found]
+            missing = [i for i, w in enumerate(windows) if w == window and i not in fields]
             start = (side - window) // 2
             image = noise[:, :, start : start + window, start : start + window]
             image = image if kind == "noise" else torch.zeros_like(image)
             for i, gradient in _centre_gradients(extractor, image.to(device), missing):
                 norm = gradient[0].norm(dim=0).cpu()  # (window, window)
                 if float(norm.max()) > 0 and bool(torch.isfinite(norm).all()):
-                    found[i] = _field(pad(norm, (start,) * 4), "zero" if kind == "zero" else "noise")
+                    fields[i] = _field(pad(norm, (start,) * 4), "zero" if kind == "zero" else "noise")
                 if progress is not None:
-                    progress("measuring receptive fields", len(found), len(facts))
-    if len(found) < len(facts):
-        dead = [fact.layer for i, fact in enumerate(facts) if i not in found]
+                    progress("measuring receptive fields", len(fields), len(facts))
+    if len(fields) < len(facts):
+        dead = [fact.layer for i, fact in enumerate(facts) if i not in fields]
         raise InputError(f"{', '.join(dead)} of {extractor.backbone} pass no gradient: do the weights belong to it?")
-    return [found[i] for i in range(len(facts))]
+    return [fields[i] for i in range(len(facts))]
 
 
 def _window(theoretical: int | Literal["global"] | None, side: int) -> int:
-    """Side of the middle of the image that decides the gradient: no pixel outside the theoretical field has any.
+    """Choose the side of the middle of the image that decides the gradient: outside the theoretical field is none.
 
     A multiple of twice the largest stride in use, 64, so that the cells of window and image lie alike, and so much
     larger than the field that no cell it is made of touches the window's border.
@@ -111,7 +111,7 @@ def _window(theoretical: int | Literal["global"] | None, side: int) -> int:
 
 
 def effective_fields(extractor: FeatureExtractor, images: Iterable[Tensor]) -> list[int]:
-    """Side in pixels of the effective receptive field of each layer on the user's own images.
+    """Measure the side in pixels of each layer's effective receptive field on the user's own images.
 
     The smallest square around the centre cell that holds 95 % of its channel mean's squared gradient, summed over
     colours and images. It cannot exceed the images.
@@ -146,7 +146,12 @@ def effective_fields(extractor: FeatureExtractor, images: Iterable[Tensor]) -> l
 
 
 def centred_box(energy: Tensor, centre: tuple[float, float], share: float) -> int:
-    """Side in pixels of the smallest square around ``centre`` (row, column) with ``share`` of the ``energy`` (H, W).
+    """Find the side in pixels of the smallest square around ``centre`` with a ``share`` of the ``energy``.
+
+    Args:
+        energy: (H, W), 0 or more.
+        centre: row and column.
+        share: 0 to 1.
 
     >>> import torch
     >>> centred_box(torch.tensor([[1.0, 1, 1], [1, 92, 1], [1, 1, 1]]), (1, 1), 0.9)
@@ -155,20 +160,20 @@ def centred_box(energy: Tensor, centre: tuple[float, float], share: float) -> in
     rows, columns = (torch.arange(n, dtype=torch.float64) for n in energy.shape)
     distance = torch.maximum((rows[:, None] - centre[0]).abs(), (columns - centre[1]).abs()).flatten()  # (H * W,)
     order = distance.argsort(stable=True)
-    held = energy.double().flatten()[order].cumsum(0)
-    needed = int(torch.searchsorted(held, share * float(held[-1])))
+    inside = energy.double().flatten()[order].cumsum(0)
+    needed = int(torch.searchsorted(inside, share * float(inside[-1])))
     return math.ceil(2 * float(distance[order[min(needed, len(order) - 1)]]) + 1)
 
 
 def relative_field(field: float, size: tuple[int, int]) -> float:
-    """The relative receptive field (RRF): a field in pixels over the longer side of the network's input."""
+    """Divide a field in pixels by the longer side of the network's input: the relative receptive field (RRF)."""
     return field / max(size)
 
 
 def _centre_gradients(
     extractor: FeatureExtractor, normalised: Tensor, layers: list[int]
 ) -> Iterable[tuple[int, Tensor]]:
-    """Of each layer: its place, and the gradient (B, 3, H, W) of its centre cell's channel mean, image by image."""
+    """Yield each layer's place, and the gradient (B, 3, H, W) of its centre cell's channel mean, image by image."""
     if not layers:
         return
     image = normalised.clone().requires_grad_(True)

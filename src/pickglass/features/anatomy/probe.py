@@ -1,4 +1,4 @@
-"""What each layer of a backbone tells of labelled images, measured.
+"""Labelled images show what each layer of a backbone tells.
 
 A layer is said to be abstract or generic, fit for fine distinctions or not. Three numbers say how far that holds here:
 
@@ -43,13 +43,13 @@ _DRAWS = 500  # of the bootstrap
 
 
 class Labelled(NamedTuple):
-    """A batch of labelled images.
+    """A batch of labelled images, with the region of each that counts.
 
     Attributes:
         images: (B, 3, H, W) RGB in [0, 1].
         shares: (B, H, W), where the defect is, and on good images where one of another image would be; 0..1.
-        types: the defect types, None for good.
-        groups: parts.
+        types: the defect type of each image, None for good.
+        groups: the part that each image shows.
     """
 
     images: Tensor
@@ -59,7 +59,7 @@ class Labelled(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """A layer's numbers; nan where they are undefined: fewer than two types, no good image, no two groups of each.
+    """A layer was probed with these numbers; nan where fewer than two types, no good image, or no two groups of each.
 
     ``types`` and ``defect`` are (value, low, high), the ends of the 95 % bootstrap interval over groups.
     """
@@ -74,10 +74,13 @@ def probe_layers(extractor: FeatureExtractor, batches: Iterable[Labelled], n_goo
     """Measure each layer of an extractor.
 
     Args:
-        extractor: with the layers.
+        extractor: the network with its layers.
         batches: all images.
         n_good: how many of them are good, so that cells can be drawn from all of them.
-        seed: of folds, cells and bootstrap.
+        seed: decides folds, cells and bootstrap.
+
+    Returns:
+        The numbers of each layer, in the order of the extractor's.
     """
     generator = torch.Generator().manual_seed(seed)
     pooled: list[list[Tensor]] = [[] for _ in extractor.layers]
@@ -107,18 +110,18 @@ def _grid(level: Tensor) -> tuple[int, int]:
 def _probed(features: _Float, cells: Tensor, types: Sequence[str | None], groups: Sequence[str], seed: int) -> Probed:
     bad = np.array([kind is not None for kind in types])
     names = sorted({kind for kind in types if kind is not None})
-    chosen = np.flatnonzero(bad)
+    defects = np.flatnonzero(bad)
     y = np.array([names.index(kind) for kind in types if kind is not None], np.int64)
-    own = [groups[i] for i in chosen.tolist()]
-    found = undefined = (float("nan"),) * 3
-    scores = held_out_scores(features[chosen], y, own, seed) if len(names) > 1 else None
+    groups_of_defects = [groups[i] for i in defects.tolist()]
+    told_apart = undefined = (float("nan"),) * 3
+    scores = held_out_scores(features[defects], y, groups_of_defects, seed) if len(names) > 1 else None
     if scores is not None:
         right = scores.argmax(axis=1) == y
-        found = _interval(lambda weight: balanced_accuracy(right, y, weight), own, seed)
+        told_apart = _interval(lambda weight: balanced_accuracy(right, y, weight), groups_of_defects, seed)
     labels = bad.astype(np.int64)
     both = held_out_scores(features, labels, groups, seed) if 0 < labels.sum() < len(labels) else None
     defect = undefined if both is None else _interval(resampled(auroc, labels, both[:, 1] - both[:, 0]), groups, seed)
-    return Probed(found, defect, intrinsic_dimension(cells))
+    return Probed(told_apart, defect, intrinsic_dimension(cells))
 
 
 def _interval(metric: Any, groups: Sequence[str], seed: int) -> tuple[float, float, float]:
@@ -127,7 +130,7 @@ def _interval(metric: Any, groups: Sequence[str], seed: int) -> tuple[float, flo
 
 
 def balanced_accuracy(right: npt.NDArray[np.bool_], y: _Int, weight: _Int | None = None) -> float:
-    """Mean over the classes that occur of the share that is right; image i counts ``weight[i]`` times."""
+    """Average the share that is right over the classes that occur; image i counts ``weight[i]`` times."""
     counts = np.ones(len(y)) if weight is None else weight.astype(np.float64)
     total = np.bincount(y, counts)
     good = np.bincount(y, counts * right, minlength=len(total))
@@ -135,15 +138,15 @@ def balanced_accuracy(right: npt.NDArray[np.bool_], y: _Int, weight: _Int | None
 
 
 def held_out_scores(features: _Float, y: _Int, groups: Sequence[str], seed: int = 0) -> _Float | None:
-    """Each image is scored for each class by a ridge classifier that was fitted without the image's group.
+    """Score each image for each class by a ridge classifier that was fitted without the image's group.
 
     Features are standardised on what is fitted; classes weigh the same.
 
     Args:
         features: (N, C).
         y: (N,) classes, 0 to K - 1.
-        groups: N parts.
-        seed: of the folds, at most five.
+        groups: the part that each image shows.
+        seed: decides the folds, at most five.
 
     Returns:
         Scores (N, K), the higher the likelier; None where a class has fewer than two groups, so that nothing would be
@@ -172,10 +175,10 @@ def held_out_scores(features: _Float, y: _Int, groups: Sequence[str], seed: int 
 
 
 def intrinsic_dimension(points: Tensor) -> float:
-    """Of points (N, C), by the ratio of their distances to the second and the first neighbour (Facco et al. 2017).
+    """Estimate the intrinsic dimension of points (N, C) by their two nearest neighbours (Facco et al. 2017).
 
-    The slope of -log(1 - F) over log(ratio) through the origin, the tenth with the largest ratios left out; points
-    that occur twice count once. nan for fewer than ten.
+    It is the slope of -log(1 - F) over the log of the ratio of both distances, through the origin; the tenth with the
+    largest ratios is left out. Points that occur twice count once. nan for fewer than ten.
     """
     points = torch.unique(points.double(), dim=0)
     if len(points) < 10:

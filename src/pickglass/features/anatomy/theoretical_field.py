@@ -1,4 +1,4 @@
-"""The theoretical receptive field of a node: which input pixels its centre cell depends on, through the graph.
+"""The theoretical receptive field of a layer is the side of the pixels that its centre cell depends on by the graph.
 
 From the cell backwards, each operation turns the rows and columns of its output that are asked for into those of its
 inputs that it reads; where paths meet, the union counts. Nothing is cut at the border, and a window of one pixel counts
@@ -21,20 +21,20 @@ Span = tuple[int, int]  # first and last cell, both included
 
 
 class _Demand(NamedTuple):
-    """What is asked of a tensor: along two of its axes (rows, columns) a span of cells each."""
+    """A demand asks a tensor for a span of cells along each of two axes (rows, columns)."""
 
     axes: tuple[int, int]
     spans: tuple[Span, Span]
 
 
 class _Everything(Exception):
-    """The whole map is read."""
+    """An operation reads the whole map, so the field is global."""
 
 
 def theoretical_field(
     graph: fx.GraphModule, shapes: dict[str, Shape | list[Shape]], node: fx.Node
 ) -> int | Literal["global"] | None:
-    """Side of the theoretical receptive field in pixels, the longer one.
+    """Compute the longer side of the theoretical receptive field, in pixels.
 
     Args:
         graph: the network.
@@ -57,8 +57,8 @@ def theoretical_field(
             if current.op == "placeholder":
                 return None if demand is None else max(last - first + 1 for first, last in demand.spans)
             for source, wanted in walk.sources(current, demand):
-                known = demands.get(source.name, wanted)
-                demands[source.name] = _union(known, wanted) if source.name in demands else wanted
+                before = demands.get(source.name, wanted)
+                demands[source.name] = _union(before, wanted) if source.name in demands else wanted
     except _Everything:
         return "global"
     return None
@@ -72,7 +72,7 @@ def _union(a: _Demand | None, b: _Demand | None) -> _Demand | None:
 
 
 class _Window(NamedTuple):
-    """A sliding window along one axis."""
+    """A window slides along one axis."""
 
     kernel: int
     stride: int
@@ -85,17 +85,22 @@ class _Window(NamedTuple):
         return first, last
 
 
-# each value of the output depends on the value at the same place, once the shapes are brought in line
+# Each value of the output depends on the value at the same place, once the shapes are brought in line.
 _POINTWISE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.Identity)
 _POINTWISE_NAMES = {
-    *("DropPath", "StochasticDepth", "DropBlock2d", "FrozenBatchNorm2d", "LayerNorm2d", "batch_norm"),
-    *("dropout", "dropout_", "dropout2d", "dropout3d", "stochastic_depth", "drop_path", "contiguous", "clone"),
+    # norms with fixed statistics or over channels, and dropout
+    *("FrozenBatchNorm2d", "LayerNorm2d", "batch_norm", "DropPath", "StochasticDepth", "DropBlock2d"),
+    *("dropout", "dropout_", "dropout2d", "dropout3d", "stochastic_depth", "drop_path"),
+    # copies
+    *("contiguous", "clone", "to", "float", "type_as", "detach"),
+    # arithmetic
     *("add", "add_", "iadd", "sub", "isub", "mul", "mul_", "imul", "truediv", "div", "neg", "pow", "abs", "exp"),
-    *("log", "sqrt", "rsqrt", "maximum", "minimum", "where", "clamp", "to", "float", "type_as", "detach"),
+    *("log", "sqrt", "rsqrt", "maximum", "minimum", "where", "clamp"),
+    # activations
     *("relu", "relu_", "relu6", "hardtanh", "silu", "hardswish", "hardsigmoid", "sigmoid", "sigmoid_", "gelu", "elu"),
     *("leaky_relu", "mish", "tanh", "softplus", "prelu"),
 }
-_WHOLE = {"group_norm", "instance_norm"}
+_WHOLE = {"group_norm", "instance_norm"}  # every cell enters the statistics
 _REDUCING = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp"}
 _ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 _PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}
@@ -103,14 +108,17 @@ _RESHAPING = {"reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze",
 
 
 class _Walk:
-    """The rules: what an operation asks of its inputs when this is asked of its output."""
+    """The walk knows, for each operation, what it asks of its inputs when something is asked of its output.
+
+    Each rule returns a demand; None where it is not understood which cells are read. It raises where all are.
+    """
 
     def __init__(self, graph: fx.GraphModule, shapes: dict[str, Shape | list[Shape]]) -> None:
         self.graph = graph
         self.shapes = shapes
 
     def sources(self, node: fx.Node, demand: _Demand | None) -> Iterator[tuple[fx.Node, _Demand | None]]:
-        """Each input that holds tensors of the image, and what is asked of it."""
+        """Yield each input that holds tensors of the image, and what is asked of it."""
         inputs = [n for n in node.all_input_nodes if n.op != "get_attr" and n.name in self.shapes]
         if node.op == "call_module":
             module = self.graph.get_submodule(str(node.target))
@@ -285,13 +293,13 @@ class _Walk:
         return _Demand(demand.axes, (spans[0], spans[1]))
 
     def _broadcast(self, node: fx.Node, source: fx.Node, demand: _Demand) -> _Demand | None:
-        out, own = self._shape(node), self._shape(source)
-        shift = len(out) - len(own)
+        out, into = self._shape(node), self._shape(source)
+        shift = len(out) - len(into)
         axes, spans = [], []
         for axis, span in zip(demand.axes, demand.spans, strict=True):
             if axis < shift:
                 return None
-            stretched = own[axis - shift] == 1 and out[axis] > 1
+            stretched = into[axis - shift] == 1 and out[axis] > 1
             axes.append(axis - shift)
             spans.append((0, 0) if stretched else span)
         return _Demand((axes[0], axes[1]), (spans[0], spans[1]))
@@ -313,19 +321,19 @@ class _Walk:
         return _Demand(demand.axes, (spans[0], spans[1]))
 
     def _reduced(self, node: fx.Node, source: fx.Node, demand: _Demand | None) -> _Demand | None:
-        own = self._shape(source)
-        given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else tuple(range(len(own))))
-        dims = {int(d) % len(own) for d in (given if isinstance(given, (tuple, list)) else (given,))}
+        into = self._shape(source)
+        given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else tuple(range(len(into))))
+        dims = {int(d) % len(into) for d in (given if isinstance(given, (tuple, list)) else (given,))}
         if demand is None:
-            if len(own) == 4 and len(dims) >= 2:
+            if len(into) == 4 and len(dims) >= 2:
                 raise _Everything
             return None
         if dims & set(demand.axes):
             raise _Everything
-        return demand if len(self._shape(node)) == len(own) else None
+        return demand if len(self._shape(node)) == len(into) else None
 
     def _attention(self, source: fx.Node) -> None:
-        """Over all of the one image's tokens; windows of it would lie along the first axis."""
+        """Attention reads all tokens of the one image; windows of it would lie along the first axis."""
         if self._shape(source)[0] == 1:
             raise _Everything
 
@@ -359,13 +367,13 @@ class _Walk:
 
     def _reshaped(self, node: fx.Node, source: fx.Node, demand: _Demand) -> _Demand | None:
         """An axis survives where its size and the number of values before it stay the same."""
-        out, own = self._shape(node), self._shape(source)
-        if math.prod(out) != math.prod(own):
+        out, into = self._shape(node), self._shape(source)
+        if math.prod(out) != math.prod(into):
             return self._broadcast(node, source, demand)
         axes = []
         for axis in demand.axes:
             before = math.prod(out[:axis])
-            same = [a for a, side in enumerate(own) if side == out[axis] > 1 and math.prod(own[:a]) == before]
+            same = [a for a, side in enumerate(into) if side == out[axis] > 1 and math.prod(into[:a]) == before]
             if not same:
                 return None
             axes.append(same[0])

@@ -1,4 +1,4 @@
-"""Is a defect still there in a layer? Its contrast against what surrounds it, in standard deviations.
+"""A defect is still there in a layer if it stands out from what surrounds it; the contrast says by how much.
 
 How strange a cell is: its Mahalanobis distance from the cells of the surroundings, those outside a guard band around
 the defect. Mean and covariance are theirs; the covariance is shrunk towards its diagonal, as if C more cells without
@@ -64,7 +64,7 @@ _CEILING = 999.0  # sd, for surroundings that are all alike
 
 
 class Seen(NamedTuple):
-    """One image in one layer: features (C, h, w), and which cells (h, w) bool count; None: all."""
+    """One image in one layer has features (C, h, w), and cells (h, w) bool that count; None: all."""
 
     features: Tensor
     keep: Tensor | None = None
@@ -72,7 +72,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Contrast:
-    """What is left of a defect in a layer.
+    """The contrast is what is left of a defect in a layer.
 
     Attributes:
         sd: contrast in standard deviations; None where fewer than ten other places have different strangest cells.
@@ -93,10 +93,10 @@ class Contrast:
 def touched_cells(
     mask: NDArray[np.bool_], grid: tuple[int, int], window: tuple[float, float, float, float] = (0, 0, 1, 1)
 ) -> Tensor:
-    """Cells (h, w) bool that share any area with a pixel of a mask (H, W); a pixel may be larger than a cell.
+    """Find the cells (h, w) bool that share any area with a pixel of a mask (H, W).
 
     Args:
-        mask: of the image.
+        mask: (H, W) bool of the image; a pixel may be larger than a cell.
         grid: h and w.
         window: top, left, bottom, right of the image on the network's input, as shares of it.
 
@@ -109,7 +109,7 @@ def touched_cells(
 
 
 def verdict_of(sd: float | None, beaten: float | None) -> Verdict:
-    """What a contrast means.
+    """Say in a word what a contrast means.
 
     Args:
         sd: contrast in standard deviations.
@@ -125,7 +125,7 @@ def verdict_of(sd: float | None, beaten: float | None) -> Verdict:
 
 
 def contrast(image: Seen, defect: Tensor, good: Sequence[Seen] = ()) -> Contrast:
-    """How much a defect stands out in a layer.
+    """Measure how much a defect stands out in a layer.
 
     Args:
         image: the image with the defect.
@@ -149,14 +149,14 @@ def contrast(image: Seen, defect: Tensor, good: Sequence[Seen] = ()) -> Contrast
     picture = torch.zeros(defect.shape, dtype=torch.float64)
     value, values, different = None, picture[:0, 0], 0
     for zone in _zones((defect.shape[0], defect.shape[1])):
-        own, others = _compared(_within(image, zone), defect, [_within(one, zone) for one in good])
-        picture[zone] = _standardised(own, torch.cat([map[counts] for map, counts in others]))[zone]
+        distances, others = _compared(_within(image, zone), defect, [_within(seen, zone) for seen in good])
+        picture[zone] = _standardised(distances, torch.cat([map[counts] for map, counts in others]))[zone]
         if value is None and bool((defect & zone).any()):
-            value = own[defect & zone].max()
-            found = [_elsewhere(map, counts, defect & zone) for map, counts in others]
-            values = torch.cat([one for one, _ in found])
+            value = distances[defect & zone].max()
+            elsewhere = [_elsewhere(map, counts, defect & zone) for map, counts in others]
+            values = torch.cat([highest for highest, _ in elsewhere])
             # where the outline covers most of the grid, every shift finds the same cell
-            different = sum(len(at.unique()) for _, at in found)
+            different = sum(len(at.unique()) for _, at in elsewhere)
     if value is None or different < _FEWEST:
         return Contrast(None, "unclear", different, None, picture.float())
     sd, beaten = float(_standardised(value, values)), float((values < value).double().mean())
@@ -164,17 +164,17 @@ def contrast(image: Seen, defect: Tensor, good: Sequence[Seen] = ()) -> Contrast
 
 
 def stand_out(image: Seen) -> Tensor:
-    """How much each cell (h, w) of an image stands out from the others, as :attr:`Contrast.map` without a defect."""
+    """Measure how much each cell of an image stands out from the others, as :attr:`Contrast.map` does: (h, w)."""
     _, h, w = image.features.shape
     picture = torch.zeros(h, w, dtype=torch.float64)
     for zone in _zones((h, w)):
-        own = strangeness(_within(image, zone))
-        picture[zone] = _standardised(own, own[_kept(_within(image, zone))])[zone]
+        distances = strangeness(_within(image, zone))
+        picture[zone] = _standardised(distances, distances[_kept(_within(image, zone))])[zone]
     return picture.float()
 
 
 def strangeness(image: Seen, defect: Tensor | None = None) -> Tensor:
-    """Mahalanobis distance (h, w) of every cell from the others; see the head of this file.
+    """Measure the Mahalanobis distance (h, w) of every cell from the others; see the head of this file.
 
     Args:
         image: features and the cells that count.
@@ -214,18 +214,18 @@ def strangeness(image: Seen, defect: Tensor | None = None) -> Tensor:
 
 
 def _compared(image: Seen, defect: Tensor, good: Sequence[Seen]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The strangeness (h, w) of an image, and that of what it is compared with, with the cells that count in it."""
+    """Measure the strangeness (h, w) of an image, and of what it is compared with, with the cells that count there."""
     if not good:
-        own = strangeness(image, defect)
-        return own, [(own, _surroundings(image, defect))]
-    reference = _Sums.of(torch.cat([_cells(one)[_kept(one).flatten()] for one in good[::2]]))
-    own, *others = (reference.distances(_cells(one)).view(defect.shape) for one in (image, *good[1::2]))
-    return own, [(map, _kept(one)) for map, one in zip(others, good[1::2], strict=True)]
+        distances = strangeness(image, defect)
+        return distances, [(distances, _surroundings(image, defect))]
+    reference = _Sums.of(torch.cat([_cells(seen)[_kept(seen).flatten()] for seen in good[::2]]))
+    distances, *others = (reference.distances(_cells(seen)).view(defect.shape) for seen in (image, *good[1::2]))
+    return distances, [(map, _kept(seen)) for map, seen in zip(others, good[1::2], strict=True)]
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """What mean and shrunk covariance of cells are made of; ``cells`` themselves where they are fewer than channels."""
+    """The sums give mean and shrunk covariance of cells; the cells are kept where they are fewer than channels."""
 
     count: int
     total: Tensor  # (C,)
@@ -234,39 +234,40 @@ class _Sums:
 
     @classmethod
     def of(cls, cells: Tensor) -> _Sums:
-        """Of cells (n, C)."""
+        """Sum cells (n, C)."""
         few = len(cells) < cells.shape[1]
         return cls(len(cells), cells.sum(dim=0), None if few else cells.T @ cells, cells if few else None)
 
     def without(self, cells: Tensor) -> _Sums:
-        """The same without some cells (k, C) of it; only where the scatter is there."""
+        """Take some of the cells (k, C) out again; only where the scatter is there."""
         scatter = None if self.scatter is None else self.scatter - cells.T @ cells
         return _Sums(self.count - len(cells), self.total - cells.sum(dim=0), scatter, None)
 
-    def distances(self, asked: Tensor) -> Tensor:
-        """Mahalanobis distances (m,) of cells (m, C) that are no part of it; 0 if nothing is left to compare with."""
+    def distances(self, queries: Tensor) -> Tensor:
+        """Measure the distances (m,) of other cells (m, C); 0 if nothing is left to compare with."""
         if self.count < 1:
-            return torch.zeros(len(asked), dtype=asked.dtype)
-        channels = asked.shape[1]
+            return torch.zeros(len(queries), dtype=queries.dtype)
+        channels = queries.shape[1]
         mean = self.total / self.count
-        moved = asked - mean  # (m, C)
+        moved = queries - mean  # (m, C)
         if self.scatter is not None:
             scatter = self.scatter - self.count * mean[:, None] * mean
             ridge = channels * _floored(scatter.diagonal() / self.count, mean)
             factor = torch.linalg.cholesky(scatter + torch.diag(ridge))
             square = _solved(factor, moved.T).square().sum(dim=0)
         else:
-            centred = asked[:0] if self.cells is None else self.cells - mean  # (n, C)
+            centred = queries[:0] if self.cells is None else self.cells - mean  # (n, C)
             root = (channels * _floored(centred.square().mean(dim=0), mean)).sqrt()
-            scaled, own = centred / root, moved / root
+            scaled, scaled_queries = centred / root, moved / root
             # (R + Z^T Z)^-1 by Woodbury's identity, through the smaller matrix
-            factor = torch.linalg.cholesky(torch.eye(len(scaled), dtype=asked.dtype) + scaled @ scaled.T)
-            square = own.square().sum(dim=1) - _solved(factor, scaled @ own.T).square().sum(dim=0)
+            factor = torch.linalg.cholesky(torch.eye(len(scaled), dtype=queries.dtype) + scaled @ scaled.T)
+            explained = _solved(factor, scaled @ scaled_queries.T).square().sum(dim=0)
+            square = scaled_queries.square().sum(dim=1) - explained
         return ((self.count + channels) * square.clamp(min=0)).sqrt()
 
 
 def _floored(variance: Tensor, mean: Tensor) -> Tensor:
-    """Variances (C,), none so small that a channel silent elsewhere, or rounding, counts without end."""
+    """Raise variances (C,) that are so small that a channel silent elsewhere, or rounding, would count without end."""
     return variance.clamp(min=max(0.01 * float(variance.mean()), 1e-10 * float(mean.square().mean()), 1e-20))
 
 
@@ -276,7 +277,7 @@ def _solved(factor: Tensor, right: Tensor) -> Tensor:
 
 
 def _elsewhere(map: Tensor, counts: Tensor, defect: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest value of a map (h, w) under the defect's outline at every other place, and its cell: (places,) each.
+    """Read a map (h, w) under the defect's outline at every other place: the highest values and their cells.
 
     The outline is shifted around the rims of the grid; where some of it falls on cells that do not count, the rest
     stands for it if that is at least half.
@@ -309,7 +310,7 @@ def _surroundings(image: Seen, defect: Tensor | None) -> Tensor:
 
 
 def _zones(grid: tuple[int, int]) -> list[Tensor]:
-    """The middle and the rim of a grid, (h, w) bool each; all of a small one."""
+    """Divide a grid into middle and rim, (h, w) bool each; a small one stays whole."""
     middle = torch.zeros(grid, dtype=torch.bool)
     rim = _guard(grid)
     middle[rim:-rim, rim:-rim] = True
@@ -325,7 +326,7 @@ def _guard(grid: tuple[int, int]) -> int:
 
 
 def _reach(grid: tuple[int, int], touched: int, step: int) -> int:
-    """Cells around a block that are left out with it: as many as around the defect, at most half of the grid."""
+    """Count the cells around a block that are left out with it: as many as around the defect, at most half the grid."""
     reach = _guard(grid) + round((math.sqrt(touched) - 1) / 2)
     return max(1, min(reach, int((math.sqrt(grid[0] * grid[1] / 2) - step) / 2)))
 
@@ -339,7 +340,7 @@ def _cells(image: Seen) -> Tensor:
 
 
 def _overlap(pixels: int, cells: int, start: float, end: float) -> NDArray[np.float32]:
-    """Whether cell i and pixel j overlap, (cells, pixels) of 0 and 1."""
+    """Tell whether cell i and pixel j overlap, (cells, pixels) of 0 and 1."""
     edges = (start + (end - start) * np.arange(pixels + 1) / pixels) * cells
     i: NDArray[Any] = np.arange(cells)[:, None]
     # rounding must not let a pixel that ends where a cell begins touch it

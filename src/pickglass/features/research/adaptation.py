@@ -61,7 +61,7 @@ class AdaptationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class AdaptationSettings:
-    """A backbone is adapted like this; see :mod:`pickglass.features.research.adaptation`.
+    """A backbone is adapted by these settings; see :mod:`pickglass.features.research.adaptation`.
 
     Attributes:
         stages: layers by name; the weights between the layer before and this one are trained.
@@ -91,12 +91,12 @@ class AdaptationSettings:
             raise InputError(f"lr={self.lr!r}, pull={self.pull!r} of adaptation: expected above 0, and 0 or more")
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as a plain dict, from which :meth:`from_json` makes equal ones."""
+        """Return a plain dict from which :meth:`from_json` makes equal settings."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> AdaptationSettings:
-        """Settings are made from what :meth:`to_json` returned."""
+        """Make settings of what :meth:`to_json` returned."""
         return cls(**{**data, "stages": layer_list(data["stages"])})
 
 
@@ -109,14 +109,14 @@ def adapt(
     seed: int,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """The extractor is fine-tuned in place; it stays as it was where no epoch was better.
+    """Fine-tune an extractor in place; it stays as it was where no epoch was better.
 
     Args:
         extractor: on its device.
         settings: which stages, and how long.
         fit: good images to train on.
         validate: other good images, to judge by.
-        seed: of the painted defects and of everything else drawn at random.
+        seed: seeds the painted defects and everything else that is drawn at random.
         progress: called with (stage, done, total).
 
     Returns:
@@ -171,7 +171,7 @@ def adapt(
 
 
 def stage_weights(extractor: FeatureExtractor, stages: Sequence[str]) -> list[str]:
-    """The parameters of a stage lie between the layer before it and the layer itself.
+    """Name the parameters of stages, which lie between the layer before each and the layer itself.
 
     Args:
         extractor: the network; its parameters are named as in its body.
@@ -210,7 +210,7 @@ def stage_weights(extractor: FeatureExtractor, stages: Sequence[str]) -> list[st
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of tensors and their names."""
+    """Hash tensors and their names (SHA-256)."""
     sha256 = hashlib.sha256()
     for name, tensor in tensors.items():
         sha256.update(name.encode())

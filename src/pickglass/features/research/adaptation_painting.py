@@ -46,12 +46,12 @@ class PaintedImages(NamedTuple):
     keep: Tensor | None
 
     def to(self, device: str) -> PaintedImages:
-        """The images are copied to another device."""
+        """Copy the images to another device."""
         return PaintedImages(*(None if t is None else t.to(device) for t in self))  # type: ignore[arg-type]
 
 
 def judged_images(good: Good, seed: int) -> PaintedImages:
-    """Images to judge by: each good image is painted as often as needed, with the kinds in turn.
+    """Paint images to judge by: each good image as often as needed, with the kinds in turn.
 
     Raises:
         InputError: no defect can be painted on any of them.
@@ -67,7 +67,7 @@ def judged_images(good: Good, seed: int) -> PaintedImages:
 
 
 def paint_image(good: Good, i: int, kind: Kind, rng: np.random.Generator) -> PaintedImages:
-    """A defect of random size and contrast is painted on image i; where none can be, the image stays good.
+    """Paint a defect of random size and contrast on image i; where none can be painted, the image stays good.
 
     Returns:
         One image, N = 1.
@@ -91,6 +91,6 @@ def paint_image(good: Good, i: int, kind: Kind, rng: np.random.Generator) -> Pai
 
 
 def stack_images(parts: Sequence[PaintedImages]) -> PaintedImages:
-    """Several sets of painted images become one."""
+    """Join several sets of painted images."""
     images, masks, keeps = zip(*parts, strict=True)
     return PaintedImages(torch.cat(images), torch.cat(masks), None if keeps[0] is None else torch.cat(keeps))

@@ -1,4 +1,4 @@
-"""The task by which a backbone is adapted: painted cells are to lie farther from good cells than good ones do.
+"""A backbone is adapted by a task: painted cells are to lie farther from good cells than good ones do.
 
 The formulas and their sources are in :mod:`pickglass.features.research.adaptation`.
 
@@ -55,14 +55,14 @@ class _CellFeatures(nn.Module):
 
 
 class AdaptationTask:
-    """The loss that is trained, and the measure by which the best epoch is chosen.
+    """A task has the loss that is trained, and the measure by which the best epoch is chosen.
 
     Args:
         extractor: the network as it is, on its device.
         names: parameters that are trained.
         pull: weight of the penalty for moving away from the network as it is.
         fit: good images to train on.
-        seed: of the painted defects and of the bank's cells.
+        seed: draws the painted defects and the bank's cells.
 
     Attributes:
         stack: the network that is trained, P = 1.
@@ -86,7 +86,7 @@ class AdaptationTask:
         self.stack = Stacked(lambda: _CellFeatures(trained, scales), positions=1, seed=seed)
 
     def painted(self, indices: Sequence[int]) -> PaintedImages:
-        """Training images are painted, each time with another defect."""
+        """Paint training images, each time with another defect."""
         painted = []
         for i in indices:
             rng = np.random.default_rng((self.seed, 0, i, self.visits[i]))
@@ -96,7 +96,7 @@ class AdaptationTask:
         return stack_images(painted)
 
     def loss(self, batch: PaintedImages) -> Tensor:
-        """The mean over pairs of softplus(log d_g - log d_p), and the pull: (1,)."""
+        """Compute the mean over pairs of softplus(log d_g - log d_p), plus the pull: (1,)."""
         now = self.stack(batch.images[:, None])[:, 0]  # (N, D, h, w)
         with torch.no_grad():
             before = self.frozen(batch.images)
@@ -112,7 +112,7 @@ class AdaptationTask:
         return total.reshape(1)
 
     def misses(self, batch: PaintedImages) -> Tensor:
-        """1 - the mean over the defects of the cell AUROC: (1,)."""
+        """Compute 1 - the mean over the defects of the cell AUROC: (1,)."""
         index = self._bank_index(batch.images.device)
         of_defects, of_good = [], []  # distances
         for lo in range(0, len(batch.images), BATCH):
@@ -130,7 +130,7 @@ class AdaptationTask:
         return torch.tensor([1 - float(np.mean(each))], dtype=torch.float64)
 
     def _bank_index(self, device: torch.device) -> BankIndex:
-        """Good cells of the training images, as the network that is trained sees them now."""
+        """Index good cells of the training images, as the network that is trained sees them now."""
         vectors = _vectors(self.stack, self.bank.images.to(device))  # (N, h, w, D)
         keep = kept_cells(self.bank.keep, (vectors.shape[1], vectors.shape[2]))
         cells = vectors.flatten(0, 2) if keep is None else vectors[keep.to(device)]
@@ -139,13 +139,13 @@ class AdaptationTask:
 
 
 def _vectors(stack: Stacked, images: Tensor) -> Tensor:
-    """(N, 3, H, W) -> (N, h, w, D), a few images at once."""
+    """Describe the cells of images (N, 3, H, W) by vectors (N, h, w, D), a few images at once."""
     parts = [stack(images[lo : lo + BATCH, None])[:, 0] for lo in range(0, len(images), BATCH)]
     return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
 
 def painted_and_good_cells(batch: PaintedImages, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Cells with painted pixels, and good cells, both (N, h, w) bool; those beside a painted one are neither."""
+    """Mark painted and good cells, both (N, h, w) bool; those beside a painted one are neither."""
     bad = F.adaptive_max_pool2d(batch.painted[:, None].float(), grid)  # (N, 1, h, w)
     good = F.max_pool2d(bad, 3, stride=1, padding=1)[:, 0] == 0
     keep = kept_cells(batch.keep, grid)
@@ -153,13 +153,13 @@ def painted_and_good_cells(batch: PaintedImages, grid: tuple[int, int]) -> tuple
 
 
 def _draw(cells: Tensor) -> Tensor:
-    """At most 1,024 cells, drawn from torch's default generator: (n, 3) image, row and column."""
+    """Draw at most 1,024 cells by torch's default generator: (n, 3) image, row and column."""
     places = cells.nonzero()
     return places[torch.randperm(len(places))[:_CELLS].to(places.device)]
 
 
 def log_distances(vectors: Tensor, queries: Tensor, bank: Tensor) -> Tensor:
-    """The log of the distance (n,) of the cells (n, 3) to the nearest of the cells (m, 3) of other images."""
+    """Take the log of the distance (n,) of cells (n, 3) to the nearest of the cells (m, 3) of other images."""
     x, y = (vectors[at[:, 0], at[:, 1], at[:, 2]] for at in (queries, bank))  # (n, D), (m, D)
     squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T  # (n, m)
     nearest = squared.masked_fill(queries[:, :1] == bank[:, 0], torch.inf).amin(1) if len(x) and len(y) else x.sum(1)

@@ -1,6 +1,8 @@
-"""Fusion: the levels of the backbone made into what a head reads, one level or as many, whatever the method.
+"""Fusion joins the levels of the backbone before a method reads them, to one level or as many, whatever the method.
 
-What is learned here is learned from good images before the head sees any, and then frozen; all positions share it.
+Measured: no clear gain on real defects, and a loss with some kinds (docs/fusion.md).
+
+What is learned here is learned from good images before the method sees any, and then frozen; all positions share it.
 Every level can first be put on one footing (``normalise``): ``"standardise"`` takes its mean off and divides each
 channel by its standard deviation; ``"whiten"`` takes its mean off and multiplies by Sigma^-1/2 of its channels (ZCA,
 Bell and Sejnowski 1997). Variances and Sigma are shrunk first, (1 - a) Sigma + a tr(Sigma) / C I, so that a channel
@@ -31,7 +33,7 @@ The kinds:
 image pyramids came before feature pyramids (Lin et al. 2017, fig. 1a): what is large becomes small enough for the
 layers that are fine. ``"pyramid"`` sums them from the coarsest grid down whatever scale they come from.
 
-``levels="all"`` gives a head of many levels as many: each step of the pyramid, each weighted level.
+``levels="all"`` gives the method as many levels as it gets: each step of the pyramid, each weighted level.
 
 Letters: N images times positions, C channels of a level, D of all levels, h x w cells, d ``dims``, K = d // 2 + 1.
 """
@@ -62,7 +64,7 @@ _ROOT_EPS = 1e-6  # of the largest possible value: below it the signed square ro
 
 
 class FusionOptions(TypedDict, total=False):
-    """The fields of :class:`FusionSettings` that have defaults, as keyword arguments."""
+    """The fields of :class:`FusionSettings` that have defaults can be given as keyword arguments."""
 
     normalise: Normalise
     dims: int
@@ -74,18 +76,18 @@ class FusionOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class FusionSettings:
-    """How the levels of a detector are fused.
+    """The levels of a detector are fused like this.
 
     Attributes:
         kind: ``"concat"``, ``"pyramid"``, ``"bilinear"`` or ``"attention"``; see
             :mod:`pickglass.features.research.fusion`.
-        normalise: of each level first: ``"none"``, ``"standardise"`` or ``"whiten"``.
+        normalise: what is done to each level first: ``"none"``, ``"standardise"`` or ``"whiten"``.
         dims: channels after ``"pyramid"`` and ``"bilinear"``.
         patch: side of the neighbourhood that ``"bilinear"`` pools over, in cells of the finest level, odd.
-        levels: what ``"pyramid"`` and ``"attention"`` give the head: ``"one"`` level on the finest grid, or ``"all"``
+        levels: what ``"pyramid"`` and ``"attention"`` give the method: ``"one"`` level on the finest grid, or ``"all"``
             in the order of the detector's layers, scale after scale.
         shrinkage: a, of variances and covariances; from 0 to 1, above 0 to whiten.
-        scales: of the input, at each of which the backbone runs, e.g. (1.0, 0.5).
+        scales: scales of the input at which the backbone runs, e.g. (1.0, 0.5).
     """
 
     kind: FusionKind
@@ -98,9 +100,9 @@ class FusionSettings:
 
     def __post_init__(self) -> None:
         choices = {"kind": get_args(FusionKind), "normalise": get_args(Normalise), "levels": ("one", "all")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name}={getattr(self, name)!r} of fusion: expected one of {', '.join(known)}")
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}={getattr(self, name)!r} of fusion: expected one of {', '.join(allowed)}")
         if self.dims < 2:
             raise InputError(f"dims={self.dims!r} of fusion: expected at least 2 channels, e.g. 256")
         if self.patch < 1 or self.patch % 2 == 0:
@@ -116,23 +118,23 @@ class FusionSettings:
             raise InputError(f"levels='all' has no meaning for {self.kind!r}: use 'pyramid' or 'attention'")
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict from which :meth:`from_json` makes equal settings."""
+        """Return a plain dict from which :meth:`from_json` makes equal settings."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FusionSettings:
-        """The settings that :meth:`to_json` described."""
+        """Make settings of what :meth:`to_json` returned."""
         given = data.get("scales", 1.0)
         return cls(**{**data, "scales": tuple(given) if isinstance(given, (list, tuple)) else (given,)})
 
 
 class Fusion(nn.Module):
-    """The levels of one backbone, fused; with ``wants_images`` it has to see good images first.
+    """A fusion joins the levels of one backbone; with ``wants_images`` it has to see good images first.
 
     Args:
-        settings: of the fusion.
+        settings: which kind, and how.
         shapes: (C, h, w) of each level, of all scales.
-        seed: of what is drawn at random.
+        seed: decides what is drawn at random.
 
     Attributes:
         shapes: (C, h, w) of each level that it gives.
@@ -153,17 +155,17 @@ class Fusion(nn.Module):
 
     @property
     def wants_images(self) -> bool:
-        """Whether it learns anything."""
+        """Tell whether the fusion learns anything from images."""
         return self.settings.normalise != "none" or self.settings.kind in ("pyramid", "attention")
 
     def observe(self, batch: Batch) -> None:
-        """Take in a batch of good images as the backbone gives them; each image comes once."""
+        """Learn from a batch of good images as the backbone gives them; each image comes once."""
         for level, sums in zip(batch.levels, self._sums, strict=True):
             keep = kept_cells(batch.keep, (level.shape[3], level.shape[4]))  # (B, P, h, w)
             sums.add(level.flatten(0, 1), None if keep is None else keep.flatten(0, 1))
 
     def settle(self) -> None:
-        """Learn from what was observed; from here on nothing changes.
+        """End the learning; from here on nothing changes.
 
         Raises:
             InputError: no cell counted, or the features are not finite.
@@ -176,11 +178,11 @@ class Fusion(nn.Module):
         self._sums = []
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Per level (N, C, h, w) -> what ``shapes`` says."""
+        """Fuse levels (N, C, h, w) into those of ``shapes``."""
         return self.mix([self._normaliser(i)(level) for i, level in enumerate(levels)])  # type: ignore[no-any-return]
 
     def of_positions(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The same for levels (B, P, C, h, w)."""
+        """Fuse levels (B, P, C, h, w), each position like the others."""
         images = len(levels[0])
         return tuple(x.unflatten(0, (images, -1)) for x in self([level.flatten(0, 1) for level in levels]))
 
@@ -192,7 +194,7 @@ class Fusion(nn.Module):
 
 
 class _Normaliser(nn.Module):
-    """Mean and scale of one level: ``scale`` (C,) to standardise, (C, C) to whiten."""
+    """A normaliser has mean and scale of one level: ``scale`` is (C,) to standardise, (C, C) to whiten."""
 
     def __init__(self, settings: FusionSettings) -> None:
         super().__init__()
@@ -203,7 +205,7 @@ class _Normaliser(nn.Module):
         self.register_buffer("scale", None)
 
     def learn(self, moments: GridMoments) -> Tensor:
-        """Returns the scale as a matrix of doubles (C, C)."""
+        """Learn mean and scale; return the scale as a matrix of doubles (C, C)."""
         c = len(moments.mean)
         shrunk = _shrunk(moments.covariance, self.settings.shrinkage)
         if self.settings.normalise == "none":
@@ -229,14 +231,14 @@ class _Normaliser(nn.Module):
 
 
 def _shrunk(covariance: Tensor, share: float) -> Tensor:
-    """(1 - a) Sigma + a tr(Sigma) / C I; the identity where nothing varies at all."""
+    """Shrink a covariance to (1 - a) Sigma + a tr(Sigma) / C I; the identity where nothing varies at all."""
     mean = covariance.diagonal().mean()
     identity = torch.eye(len(covariance)).to(covariance)
     return (1 - share) * covariance + share * mean * identity if float(mean) > 0 else identity
 
 
 def _mixed(level: Tensor, matrix: Tensor) -> Tensor:
-    """(N, C, h, w) by (c, C): (N, c, h, w)."""
+    """Multiply the channels of a level (N, C, h, w) by a matrix (c, C): (N, c, h, w)."""
     return F.conv2d(level, matrix[:, :, None, None])
 
 
@@ -244,7 +246,7 @@ def _mixed(level: Tensor, matrix: Tensor) -> Tensor:
 
 
 class _Concat(nn.Module):
-    """All levels on the finest grid, channels one after the other."""
+    """Concatenation brings all levels to the finest grid, their channels one after the other."""
 
     def __init__(self, settings: FusionSettings, shapes: list[Shape], seed: int) -> None:
         super().__init__()
@@ -254,11 +256,11 @@ class _Concat(nn.Module):
 
     @property
     def shapes(self) -> list[Shape]:
-        """(C, h, w) of what comes out."""
+        """Tell (C, h, w) of each level that comes out."""
         return self.given if self.settings.levels == "all" else [(sum(c for c, _, _ in self.given), *self.grid)]
 
     def learn(self, i: int, moments: GridMoments, matrix: Tensor) -> None:
-        """Learn of level i as the backbone gives it; ``matrix`` (C, C) is what it is then multiplied by."""
+        """Learn from the moments of level i, which is then multiplied by ``matrix`` (C, C); nothing is learned here."""
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if self.settings.levels == "all":
@@ -267,7 +269,7 @@ class _Concat(nn.Module):
 
 
 class _Attention(_Concat):
-    """Weights on channels and on cells; both (C, 1, 1) and (1, h, w)."""
+    """Attention puts weights on channels (C, 1, 1) and on cells (1, h, w)."""
 
     def __init__(self, settings: FusionSettings, shapes: list[Shape], seed: int) -> None:
         super().__init__(settings, shapes, seed)
@@ -291,7 +293,7 @@ class _Attention(_Concat):
 
 
 def _ratio(above: Tensor, below: Tensor, floor: Tensor) -> Tensor:
-    """A ratio of variances that is 1 where both are nothing, and NaN where one is."""
+    """Divide variances; the ratio is 1 where both are nothing, and NaN where one is."""
     floor = floor.clamp(min=torch.finfo(torch.float32).tiny)
     return (above.clamp(min=0) + floor) / (below.clamp(min=0) + floor)
 
@@ -301,7 +303,7 @@ def _limited(weights: Tensor) -> Tensor:
 
 
 class _Pyramid(_Concat):
-    """Lateral projections (d, C) and the sum from the coarsest level down."""
+    """The pyramid projects each level by (d, C) and sums from the coarsest level down."""
 
     def __init__(self, settings: FusionSettings, shapes: list[Shape], seed: int) -> None:
         super().__init__(settings, shapes, seed)
@@ -327,14 +329,14 @@ class _Pyramid(_Concat):
         steps: dict[int, Tensor] = {}
         total: Tensor | None = None
         for i in self.order:
-            own = _mixed(levels[i], getattr(self, f"lateral{i}"))  # (N, d, h, w)
-            total = own if total is None else own + to_grid(total, self.given[i][1:])
+            lateral = _mixed(levels[i], getattr(self, f"lateral{i}"))  # (N, d, h, w)
+            total = lateral if total is None else lateral + to_grid(total, self.given[i][1:])
             steps[i] = total
         return (steps[self.order[-1]],) if self.settings.levels == "one" else tuple(steps[i] for i in range(len(steps)))
 
 
 class _Bilinear(_Concat):
-    """Compact bilinear pooling of the concatenation."""
+    """Bilinear fusion is compact bilinear pooling of the concatenation."""
 
     def __init__(self, settings: FusionSettings, shapes: list[Shape], seed: int) -> None:
         super().__init__(settings, shapes, seed)
@@ -365,7 +367,7 @@ class _Bilinear(_Concat):
         return (F.normalize(pooled / (pooled.abs() + _ROOT_EPS).sqrt(), dim=1),)
 
     def sketch(self, x: Tensor) -> Tensor:
-        """Tensor Sketch of x x^T at each cell: (N, D, h, w) -> (N, d, h, w)."""
+        """Compute the Tensor Sketch of x x^T at each cell: (N, D, h, w) -> (N, d, h, w)."""
         (real, imaginary), (other_real, other_imaginary) = (
             (_mixed(x, spectrum[0]), _mixed(x, spectrum[1])) for spectrum in self.spectra
         )  # each (N, K, h, w)
@@ -377,7 +379,7 @@ class _Bilinear(_Concat):
 
 
 def _generator(seed: int, i: int) -> torch.Generator:
-    """Random numbers of a fusion's part i."""
+    """Make the random numbers of a fusion's part i."""
     return torch.Generator().manual_seed(1000 * seed + i)
 
 
