@@ -7,6 +7,7 @@ scores of images judged by refitted models) is no promise at all. :mod:`pickglas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -110,10 +111,13 @@ class Calibration:
     settings: str = ""
 
     def verdict(self, score: float) -> Verdict | None:
-        """Return ``bad`` if the score exceeds the image threshold, else ``good``; None without a threshold."""
+        """Return ``good`` for a score up to the image threshold, otherwise ``bad``; None without a threshold.
+
+        A score that is not finite (NaN, infinity) measured nothing, so it never says that a part is good.
+        """
         if self.image_threshold is None:
             return None
-        return "bad" if score > self.image_threshold else "good"
+        return "good" if math.isfinite(score) and score <= self.image_threshold else "bad"
 
     def p_value(self, score: float) -> PValue | None:
         """Say how rare the score is among good parts; None without calibration images.

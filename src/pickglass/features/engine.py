@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from pickglass.errors import InputError
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.nn.networks.stacked import ProcessLock, at_position
+from pickglass.nn.maps import ProcessLock
+from pickglass.nn.networks.stacked import at_position
 
 __all__ = [
     "BackboneEngine",
