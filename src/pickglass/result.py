@@ -45,7 +45,7 @@ class Named(NamedTuple):
 
     Attributes:
         type: one of the types of the examples, or :data:`UNKNOWN`.
-        probability: of the most likely type, also where that is not sure enough to be named.
+        probability: how likely the most likely type is, also where that is not sure enough to be named.
     """
 
     type: str
@@ -158,15 +158,15 @@ class Prediction:
                 raise InputError(f"{len(listed[name])} {name} for {len(values)} scores: expected one an image")
         images = []
         for i, score in enumerate(values.tolist()):
-            given = {name: column[i] for name, column in listed.items()}
-            map = _plane("map", i, [[score]] if given["maps"] is None else given["maps"]).astype(np.float32)
-            mask = None if given["masks"] is None else _plane("mask", i, given["masks"]) > 0
+            of_image = {name: column[i] for name, column in listed.items()}
+            map = _plane("map", i, [[score]] if of_image["maps"] is None else of_image["maps"]).astype(np.float32)
+            mask = None if of_image["masks"] is None else _plane("mask", i, of_image["masks"]) > 0
             row = Row(
-                f"array:{i}" if given["paths"] is None else str(given["paths"]),
-                label=None if given["labels"] is None else int(given["labels"]),
-                defect=str(given["defects"]) if given["defects"] else None,
+                f"array:{i}" if of_image["paths"] is None else str(of_image["paths"]),
+                label=None if of_image["labels"] is None else int(of_image["labels"]),
+                defect=str(of_image["defects"]) if of_image["defects"] else None,
                 mask=mask,
-                group=None if given["groups"] is None else str(given["groups"]),
+                group=None if of_image["groups"] is None else str(of_image["groups"]),
             )
             height, width = map.shape if mask is None else mask.shape
             images.append(Found(row, score, map, (height, width)))

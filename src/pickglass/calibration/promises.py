@@ -7,6 +7,7 @@ scores of images judged by refitted models) is no promise at all. :mod:`pickglas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -82,11 +83,11 @@ class Calibration:
         scores: image scores of the calibration images, kept so that another promise can be made later.
         peaks: highest map value of each calibration image.
         stale: something that changes scores was changed afterwards.
-        groups: of each calibration image; empty: none has a group.
+        groups: the group of each calibration image; empty: none has a group.
         source: where the scores come from.
         pixel_promise: ``highest`` (no promise), ``any`` or ``area``.
         false_alarm_bound: the share of good parts that is flagged at most, as achieved; None: nothing is promised.
-        confidence: of the bound; None: it holds on average over calibration sets, or there is none.
+        confidence: how sure the bound is; None: it holds on average over calibration sets, or there is none.
         n: what counts: calibration images, or groups of them where they have groups.
         r: how many of these may exceed the threshold.
         sentence: the promise in words.
@@ -110,10 +111,13 @@ class Calibration:
     settings: str = ""
 
     def verdict(self, score: float) -> Verdict | None:
-        """Return ``bad`` if the score exceeds the image threshold, else ``good``; None without a threshold."""
+        """Return ``good`` for a score up to the image threshold, otherwise ``bad``; None without a threshold.
+
+        A score that is not finite (NaN, infinity) measured nothing, so it never says that a part is good.
+        """
         if self.image_threshold is None:
             return None
-        return "bad" if score > self.image_threshold else "good"
+        return "good" if math.isfinite(score) and score <= self.image_threshold else "bad"
 
     def p_value(self, score: float) -> PValue | None:
         """Say how rare the score is among good parts; None without calibration images.
@@ -142,8 +146,9 @@ class Calibration:
     def from_json(cls, data: Mapping[str, Any]) -> Calibration:
         """Make the calibration that :meth:`to_json` described."""
         sequences = {name: tuple(data.get(name, ())) for name in ("scores", "peaks", "groups")}
-        known = {name: value for name, value in data.items() if name != "tail"}  # older files keep what follows
-        return cls(**{**known, **sequences})
+        # older files also hold the tail, which follows from the scores
+        stored = {name: value for name, value in data.items() if name != "tail"}
+        return cls(**{**stored, **sequences})
 
 
 def highest_score(

@@ -5,6 +5,7 @@ Letters: B images, P positions, H x W pixels of the network's input, h x w cells
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -47,8 +48,7 @@ from pickglass.features.engine import (
     settle_after_fork,
 )
 from pickglass.features.shared import SharedFeatures
-from pickglass.nn.maps import kept_cells
-from pickglass.nn.networks.stacked import ProcessLock
+from pickglass.nn.maps import ProcessLock, kept_cells
 from pickglass.result import Found, Named, Prediction
 
 __all__ = ["Detector"]
@@ -234,6 +234,8 @@ class Detector(Method):
     ) -> Prediction:
         """Judge images: their scores and maps. A broken image is named and the rest are kept.
 
+        An image whose score is not finite counts as failed, with the reason: it is never taken for a good one.
+
         Args:
             data: rows, paths, arrays or PIL images; see :func:`pickglass.data.as_table`.
             progress: called with (stage, done, total).
@@ -281,6 +283,13 @@ class Detector(Method):
                 yield Failure(item.row.path, item.error)
                 continue
             score, map_, named = next(results)
+            if not math.isfinite(score):
+                yield Failure(
+                    item.row.path,
+                    f"its score is {score:g}, no number, so nothing is known of the part: look whether the image shows "
+                    "it within the region of interest; if all images are refused, fit the model anew",
+                )
+                continue
             yield Found(
                 item.row,
                 score,

@@ -113,7 +113,7 @@ def find_foreground(
         table: good images of a fixed camera, all of one size.
         device, engine: what runs the network, as of :class:`pickglass.features.engine.BackboneEngine`.
         workers, max_pixels: as of :func:`pickglass.data.decode`.
-        seed: of what is drawn at random.
+        seed: seeds what is drawn at random.
         progress: called with (stage, done, total).
 
     Raises:
@@ -172,7 +172,7 @@ def foreground_of(cells: Floats, groups: list[str], image: tuple[int, int], seed
         cells: (N, C, h, w) of good images; no zero padding may have touched those at the border.
         groups: group of each image; those of one group are never measured against each other.
         image: (H, W) of the images.
-        seed: of the halves and of the cells drawn.
+        seed: draws the halves and the cells.
     """
     rng = np.random.default_rng(seed)
     names = list(dict.fromkeys(groups))

@@ -8,6 +8,7 @@ Letters: B images, P positions, C channels, h x w cells.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch import Tensor
 
 __all__ = [
     "ChannelMoments",
+    "ProcessLock",
     "RingQuantiles",
     "adaptive_windows",
     "batch_mean",
@@ -214,7 +216,7 @@ def hardest_mean(values: Tensor, order: float, keep: Tensor | None = None) -> Te
 
     Args:
         values: (B, P, C, h, w).
-        order: of the quantile, e.g. 0.999: of N elements the N - ceil(order (N - 1)) largest are taken.
+        order: order of the quantile, e.g. 0.999: of N elements the N - ceil(order (N - 1)) largest are taken.
         keep: (B, P, h, w) bool, the cells that count; None: all. Where none counts the mean is 0, with gradient 0.
     """
     c = values.shape[2]
@@ -289,7 +291,34 @@ class RingQuantiles:
                     ).float()  # (K, orders)
 
 
-# -- precision ---------------------------------------------------------------------------------------------------------
+# -- threads and precision ---------------------------------------------------------------------------------------------
+
+
+class ProcessLock:
+    """A lock lets one thread of a process at a time go on; in a forked child it is free, whoever held it before.
+
+    Entering returns True where the process is another than the one that last entered it, for whatever was compiled
+    there cannot be used here.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> bool:
+        process = os.getpid()
+        forked = process != self._process
+        if forked:
+            self._lock, self._process = threading.RLock(), process
+        self._lock.acquire()
+        return forked
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[ProcessLock], tuple[()]]:
+        """Copies and pickles are locks of their own."""
+        return ProcessLock, ()
 
 
 @contextmanager
@@ -312,7 +341,7 @@ def exact_float32() -> Iterator[None]:
 class _Precision:
     """How many threads are inside :func:`exact_float32`, and the setting that they found."""
 
-    lock = threading.Lock()
+    lock = ProcessLock()
     inside = 0
     before = "highest"
 

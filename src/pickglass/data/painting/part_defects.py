@@ -192,7 +192,7 @@ def _unseated(old: Floats, new: Floats, ahead: Floats, extent: float) -> Floats:
         old: 0..1, where it lay.
         new: 0..1, where it lies.
         ahead: pixels from its new middle, in the direction in which it moved.
-        extent: of the part in pixels.
+        extent: the part's extent in pixels.
     """
     seat = old * (1 - new)
     under = np.clip(1 + (ahead + 0.5 * extent) / (0.35 * extent), 0, 1)
@@ -229,8 +229,8 @@ def _piece(rng: np.random.Generator, scene: Scene, turn: float, within: Floats |
         shadow = np.clip(1 + depth / (1.3 * lip), 0, 1) * (1 - inside)
         light = (0.12 + 0.45 * rim * towards) * inside - 0.7 * shadow * (0.6 - 0.4 * towards)
         if within is not None:
-            kept = _sampled(within, grid, scene.middle)
-            light, inside = light * kept, inside * kept
+            share = _sampled(within, grid, scene.middle)
+            light, inside = light * share, inside * share
         if turn:
             y, x = ((grid.y * a + grid.x * b) / grid.pixel for a, b in turned_by)
             down, right = shift * math.sin(light_from), shift * math.cos(light_from)

@@ -8,44 +8,17 @@ networks apart, and one model file holds them all.
 from __future__ import annotations
 
 import copy
-import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ProcessLock", "Stacked", "at_position", "copy_into", "named_tensors"]
+from pickglass.nn.maps import ProcessLock
+
+__all__ = ["Stacked", "at_position", "copy_into", "named_tensors"]
 
 Network = TypeVar("Network", bound=nn.Module)
-
-
-class ProcessLock:
-    """A lock lets one thread of a process at a time go on; in a forked child it is free, whoever held it before.
-
-    Entering returns True where the process is another than the one that last entered it, for whatever was compiled
-    there cannot be used here.
-    """
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> bool:
-        process = os.getpid()
-        forked = process != self._process
-        if forked:
-            self._lock, self._process = threading.RLock(), process
-        self._lock.acquire()
-        return forked
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple[type[ProcessLock], tuple[()]]:
-        """Copies and pickles are locks of their own."""
-        return ProcessLock, ()
 
 
 class Stacked(nn.Module):

@@ -111,10 +111,10 @@ def load_datasets(
     """
     path = Path(root)
     with _unreadable(path):
-        found = _recognised(path, layout, group_by) or _below(path, layout, group_by)
-        if not found:
+        sets = _recognised(path, layout, group_by) or _below(path, layout, group_by)
+        if not sets:
             raise _nothing(path, layout)
-        return found
+        return sets
 
 
 def _recognised(path: Path, layout: str | None, group_by: str | None) -> dict[str, Dataset] | None:
@@ -129,11 +129,13 @@ def _recognised(path: Path, layout: str | None, group_by: str | None) -> dict[st
 
 def _below(path: Path, layout: str | None, group_by: str | None) -> dict[str, Dataset]:
     """Find the data sets in a root's folders; none where these hold nothing but loose images, e.g. types of defects."""
-    found: dict[str, Dataset] = {}
-    for at in folders(path):
-        sets = _recognised(at, layout, group_by) or {}
-        found.update({at.name if len(sets) == 1 else f"{at.name}/{key}": dataset for key, dataset in sets.items()})
-    return found if any(d.layout != "folder" or len(d.test) for d in found.values()) else {}
+    below: dict[str, Dataset] = {}
+    for place in folders(path):
+        sets = _recognised(place, layout, group_by) or {}
+        below.update(
+            {place.name if len(sets) == 1 else f"{place.name}/{key}": dataset for key, dataset in sets.items()}
+        )
+    return below if any(d.layout != "folder" or len(d.test) for d in below.values()) else {}
 
 
 def _several(path: Path, found: Iterable[str]) -> DataError:
