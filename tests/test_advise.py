@@ -178,6 +178,7 @@ def advised(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> An
     return advise(DataSource(small_dataset, pixel_mm=0.05), AdviseRequest(16, backbones=[LITE]), page, compute=QUICK)
 
 
+@pytest.mark.slow
 def test_the_answer_is_complete_and_sorted(advised: Any) -> None:
     assert {"command", "ranking", "ruled_out", "limits"} <= set(advised)
     values = [one["aupro_05"] for one in advised["ranking"]]
@@ -242,6 +243,7 @@ def test_without_a_default_of_fit_the_best_is_chosen() -> None:
         assert advice.ranking == [best, second]
 
 
+@pytest.mark.slow
 def test_the_command_runs_as_it_stands(advised: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
@@ -256,6 +258,7 @@ def test_the_command_runs_as_it_stands(advised: Any, tmp_path: Path, monkeypatch
     assert words[words.index("--layers") + 1] == "+".join(header["layers"])
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_was_painted_and_found(advised: Any) -> None:
     page = Path(advised["report"]).read_text()
     assert page.count("<img") >= 20
@@ -264,6 +267,7 @@ def test_the_page_shows_what_was_painted_and_found(advised: Any) -> None:
     assert advised["ruled_out"][-1]["why"].split(":")[0] in page
 
 
+@pytest.mark.slow
 def test_what_is_too_slow_is_not_chosen(small_dataset: Path) -> None:
     result = advise(small_dataset, AdviseRequest(16, latency_ms=1e-3, backbones=[LITE]), compute=QUICK)
     assert result["command"] is None
@@ -271,6 +275,7 @@ def test_what_is_too_slow_is_not_chosen(small_dataset: Path) -> None:
     assert "Nothing here judges an image within" in result["limits"][0]
 
 
+@pytest.mark.slow
 def test_what_takes_too_much_memory_is_ruled_out(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = judge
 
@@ -359,6 +364,7 @@ def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:
 # -- auto --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_auto_keeps_a_row_a_part_in_the_model(small_dataset: Path, tmp_path: Path) -> None:
     from pickglass.app.info import info
 
@@ -433,6 +439,7 @@ def test_many_categories_one_fails_and_a_second_call_goes_on(small_dataset: Path
     assert pg.load(models / "b.safetensors").configuration()["size"] == 64
 
 
+@pytest.mark.slow
 def test_many_categories_in_processes(small_dataset: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copytree(small_dataset, tmp_path / "root" / name)

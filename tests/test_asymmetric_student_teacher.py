@@ -211,9 +211,9 @@ def test_the_papers_networks() -> None:
 def test_the_paper_preset_runs_on_random_weights() -> None:
     small = {"weights": "random", "size": 64, "teacher_epochs": 1, "student_epochs": 1, "student_hidden": 16}
     detector = AsymmetricStudentTeacher.from_preset("paper", **small)
-    detector.fit(textures(2, 64), calibrate=0, validate=0)
+    detector.fit(textures(2, 64), calibrate=0, validate=0, engine="torch")
     assert detector.provenance.details["teacher_parameters"] == 3_251_080
-    assert detector.predict(textures(1, 64)).maps[0].shape == (2, 2)
+    assert detector.predict(textures(1, 64), engine="torch").maps[0].shape == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_the_paper_preset_runs_on_random_weights() -> None:
 )
 def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        AsymmetricStudentTeacher(**{**TINY, **settings}).fit(textures(12, 64))  # type: ignore[arg-type]
+        AsymmetricStudentTeacher(**{**TINY, **settings}).fit(textures(12, 64), engine="torch")  # type: ignore[arg-type]
 
 
 @pytest.mark.golden

@@ -23,6 +23,7 @@ def quick(method: str) -> pg.Detector:
     return cls.configured({"size": SIDE, **cls.quick_settings(N, CELLS)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_conformance(method: str) -> None:
     passed = check_detector(quick(method), n_images=N)
@@ -101,6 +102,7 @@ def grey(*values: int) -> np.ndarray:
     return np.stack([np.full((SIDE, SIDE, 3), value, np.uint8) for value in values])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_images_that_show_nothing_are_refused(method: str) -> None:
     blank = "good images are blank: within each of the 8 all pixels have one value.*give images that show the part"
@@ -112,6 +114,7 @@ def test_images_that_show_nothing_are_refused(method: str) -> None:
         quick(method).fit(copies, engine="torch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_one_to_three_images_make_a_sound_fit_or_one_clear_error(method: str) -> None:
     images = textures(3, SIDE)

@@ -28,6 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pytest brings it
 
+pytestmark = pytest.mark.slow
 SOURCE = Path(pg.__file__).parent
 PROJECT = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
 ABSENT = {"torch", "torchvision", "timm", "safetensors", "openvino", "onnx", "sklearn", "matplotlib", "skimage", "ray"}

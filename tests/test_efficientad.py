@@ -355,6 +355,7 @@ def test_the_engine_judges_as_torch_does_at_any_batch(frame: str, monkeypatch: p
         close(detector.score(one), (wanted[0][b : b + 1], wanted[1][b : b + 1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiled", [False, True])
 def test_all_that_a_user_calls_judges_in_the_engine(tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = EfficientAD(**SMALL)  # type: ignore[arg-type]

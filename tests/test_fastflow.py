@@ -159,9 +159,9 @@ def test_parameters_of_the_papers_models(
 
 def test_the_paper_preset_runs_on_random_weights() -> None:
     settings = {"backbone": "resnet18", "kernels": "3x3", "weights": "random", "size": 64, "epochs": 1}
-    detector = FastFlow.from_preset("paper", **settings).fit(textures(4, 64), calibrate=0, validate=0)
+    detector = FastFlow.from_preset("paper", **settings).fit(textures(4, 64), calibrate=0, validate=0, engine="torch")
     details = detector.provenance.details
-    assert detector.predict(textures(1, 64)).maps[0].shape == (16, 16)
+    assert detector.predict(textures(1, 64), engine="torch").maps[0].shape == (16, 16)
     assert details["parameters"] == 4_650_240 + 917_504 // 16
     preset = FastFlow.from_preset("paper").configuration()
     assert (preset["epochs"], preset["batch"], preset["lr"], preset["weight_decay"]) == (500, 32, 1e-3, 1e-5)
@@ -186,7 +186,7 @@ def test_the_paper_preset_runs_on_random_weights() -> None:
 )
 def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        FastFlow(**{**TINY, **settings}).fit(textures(12, 64))  # type: ignore[arg-type]
+        FastFlow(**{**TINY, **settings}).fit(textures(12, 64), engine="torch")  # type: ignore[arg-type]
 
 
 def test_a_level_of_one_channel_is_refused() -> None:

@@ -156,6 +156,7 @@ def test_trays_have_a_foreground_and_cloth_has_none() -> None:
     assert "separation" in names_failed(cloth)
 
 
+@pytest.mark.slow
 def test_real_sets(real_data: Path) -> None:
     expected = {"mvtec_hazelnut_reduced": True, "mvtec_transistor_reduced": False, "aitex_fabric04": False}
     for name, trusted in expected.items():
@@ -178,6 +179,7 @@ def trays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_fit_finds_its_region_and_says_so(trays: Path, tmp_path: Path) -> None:
     result = fit(
         DataSource(trays, roi="auto"),
@@ -315,6 +317,7 @@ def test_auto_judges_later_parts_with_the_mask(monkeypatch: pytest.MonkeyPatch, 
     assert given.ablation[2]["why"] == "a region of interest is given"
 
 
+@pytest.mark.slow
 def test_fit_uses_the_mask_that_auto_took(trays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.zeros((192, 256), bool)
     mask[:, 64:192] = True

@@ -194,6 +194,7 @@ def test_the_sketch_is_two_count_sketches_convolved() -> None:
     np.testing.assert_allclose(fusion.mix.sketch(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_sketch_estimates_the_bilinear_product_without_bias() -> None:
     g = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 23, generator=g)  # all of one sign: what collides adds up unless the sketch has signs
@@ -318,6 +319,7 @@ class _Spread(torch.nn.Module):
 # -- in a detector -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiled", [False, True])
 def test_conformance(tiled: bool) -> None:
     detector = pg.PatchCore(**RESNET, ratio=0.05)  # type: ignore[arg-type]
@@ -328,25 +330,26 @@ def test_conformance(tiled: bool) -> None:
     assert check_detector(detector, modes=["plain"], n_images=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["concat", "attention"])
 def test_groups_and_files_keep_the_fusion(kind: str, tmp_path: Path) -> None:
     good, test = textures(8, 64), textures(2, 64, seed=1)
     plain = pg.PatchCore(**RESNET, ratio=0.05).fused(kind, normalise="whiten").tiled(tile=48, stride=16)  # type: ignore[arg-type]
-    whole = plain.fit(good).predict(test)
+    whole = plain.fit(good, engine="torch").predict(test, engine="torch")
     grouped = pg.PatchCore.configured({**plain.configuration(), "tiling": {**plain.tiling.to_json(), "at_once": 3}})  # type: ignore[union-attr]
-    found = grouped.fit(good)
-    np.testing.assert_allclose(found.predict(test).scores, whole.scores, rtol=1e-4)
+    found = grouped.fit(good, engine="torch")
+    np.testing.assert_allclose(found.predict(test, engine="torch").scores, whole.scores, rtol=1e-4)
     loaded = pg.load(found.save(tmp_path / "model.safetensors"))
-    assert (loaded.predict(test).scores == found.predict(test).scores).all()
+    assert (loaded.predict(test, engine="torch").scores == found.predict(test, engine="torch").scores).all()
     assert loaded.configuration()["fusion"] == plain.configuration()["fusion"]
 
 
 def test_concat_is_patchcores_own_patches_at_one_cell() -> None:
     good, test = textures(10, 64), textures(3, 64, seed=1)
-    plain = pg.PatchCore(**RESNET, patch=1).fit(good)  # type: ignore[arg-type]
-    fused = plain.fused("concat").fit(good)
+    plain = pg.PatchCore(**RESNET, patch=1).fit(good, engine="torch")  # type: ignore[arg-type]
+    fused = plain.fused("concat").fit(good, engine="torch")
     assert torch.equal(plain.bank, fused.bank)  # type: ignore[arg-type]
-    assert (plain.predict(test).scores == fused.predict(test).scores).all()
+    assert (plain.predict(test, engine="torch").scores == fused.predict(test, engine="torch").scores).all()
 
 
 TRAINED = {"epochs": 2, "batch": 4}
@@ -359,15 +362,16 @@ FEW: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(set(METHODS) & {"patchcore", *FEW}))
 def test_every_method_reads_fused_levels(method: str, tmp_path: Path) -> None:
     good = textures(8, 48)
     levels = "one" if method == "asymmetric_student_teacher" else "all"
     detector = METHODS[method].configured({**RESNET, "size": 48, **FEW.get(method, {})})
-    detector = detector.fused("pyramid", dims=8, normalise="standardise", levels=levels).fit(good)
-    found = detector.predict(good)
+    detector = detector.fused("pyramid", dims=8, normalise="standardise", levels=levels).fit(good, engine="torch")
+    found = detector.predict(good, engine="torch")
     assert np.isfinite(found.scores).all()
-    loaded = pg.load(detector.save(tmp_path / "model.safetensors")).predict(good)
+    loaded = pg.load(detector.save(tmp_path / "model.safetensors")).predict(good, engine="torch")
     assert (loaded.scores == found.scores).all()
 
 
@@ -379,10 +383,10 @@ def test_only_fit_rows_are_learned_from() -> None:
         for i, (role, image) in enumerate(zip(roles, [*good, *strange], strict=True))
     ]
     detector = pg.PatchCore(**RESNET).fused("attention", normalise="whiten")  # type: ignore[arg-type]
-    alone = detector.fit(good, validate=0, calibrate=0).fusion
+    alone = detector.fit(good, validate=0, calibrate=0, engine="torch").fusion
     assert alone is not None
     expected = {name: tensor.clone() for name, tensor in alone.state_dict().items()}
-    found = detector.fit(Table(rows)).fusion
+    found = detector.fit(Table(rows), engine="torch").fusion
     assert found is not None
     for name, tensor in found.state_dict().items():
         torch.testing.assert_close(tensor, expected[name])
@@ -392,7 +396,7 @@ def test_what_one_tile_of_a_head_too_many_repeats_is_counted_once() -> None:
     """Two heads for four tiles, three and one: the filling of the second enters no statistic."""
     detector = pg.PatchCore(**RESNET).fused("concat", normalise="standardise")  # type: ignore[arg-type]
     means = [
-        detector.tiled(tile=32, stride=32, heads=heads).fit(textures(8, 64)).fusion.normalisers[0].mean  # type: ignore[union-attr]
+        detector.tiled(tile=32, stride=32, heads=heads).fit(textures(8, 64), engine="torch").fusion.normalisers[0].mean  # type: ignore[union-attr]
         for heads in ("position", 1, 3)  # type: ignore[arg-type]
     ]
     for mean in means[1:]:
@@ -403,8 +407,12 @@ def test_layers_may_be_written_in_one() -> None:
     assert pg.PatchCore(layers="stage3+stage5").level_names() == ["stage3", "stage5"]
     assert pg.PatchCore(layers="stage3+stage5").fused("concat").level_names() == ["stage3+stage5"]
     good = textures(8, 64)
-    apart = pg.PatchCore(**{**RESNET, "layers": ("layer1", "layer2")}).fit(good).predict(good)  # type: ignore[arg-type]
-    assert (pg.PatchCore(**RESNET).fit(good).predict(good).scores == apart.scores).all()  # type: ignore[arg-type]
+    apart = (
+        pg.PatchCore(**{**RESNET, "layers": ("layer1", "layer2")})
+        .fit(good, engine="torch")
+        .predict(good, engine="torch")
+    )  # type: ignore[arg-type]
+    assert (pg.PatchCore(**RESNET).fit(good, engine="torch").predict(good, engine="torch").scores == apart.scores).all()  # type: ignore[arg-type]
 
 
 def test_settings_by_name() -> None:
@@ -468,7 +476,11 @@ def test_a_transformer_is_run_on_whole_patches() -> None:
 
 
 def test_the_pyramid_sums_all_scales_from_the_coarsest_grid_down() -> None:
-    detector = pg.PatchCore(**RESNET).fused("pyramid", dims=8, scales=(1.0, 0.5), levels="all").fit(textures(8, 64))  # type: ignore[arg-type]
+    detector = (
+        pg.PatchCore(**RESNET)
+        .fused("pyramid", dims=8, scales=(1.0, 0.5), levels="all")
+        .fit(textures(8, 64), engine="torch")
+    )  # type: ignore[arg-type]
     fusion, extractor = detector.fusion, detector.extractor
     assert fusion is not None
     assert extractor is not None
@@ -486,25 +498,30 @@ def test_the_pyramid_sums_all_scales_from_the_coarsest_grid_down() -> None:
 def test_tiles_are_read_at_two_scales(tmp_path: Path) -> None:
     good = textures(6, 64)
     detector = pg.PatchCore(**RESNET, ratio=0.05).fused("pyramid", dims=16, scales=(1.0, 0.5))  # type: ignore[arg-type]
-    detector = detector.tiled(tile=48, stride=16, heads=2).fit(good)
+    detector = detector.tiled(tile=48, stride=16, heads=2).fit(good, engine="torch")
     loaded = pg.load(detector.save(tmp_path / "model.safetensors"))
-    scores = detector.predict(good).scores
-    assert (loaded.predict(good).scores == scores).all()
+    scores = detector.predict(good, engine="torch").scores
+    assert (loaded.predict(good, engine="torch").scores == scores).all()
     whole = pg.PatchCore(**RESNET, ratio=0.05).fused("pyramid", dims=16, scales=(1.0, 0.5))  # type: ignore[arg-type]
-    one = whole.tiled(tile=64, stride=64, image_score="max").fit(good).predict(good)
-    np.testing.assert_allclose(one.scores, whole.fit(good).predict(good).scores, rtol=1e-4)
+    one = whole.tiled(tile=64, stride=64, image_score="max").fit(good, engine="torch").predict(good, engine="torch")
+    np.testing.assert_allclose(
+        one.scores, whole.fit(good, engine="torch").predict(good, engine="torch").scores, rtol=1e-4
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["padim", "stfpm"])
 def test_every_method_reads_several_scales(method: str, tmp_path: Path) -> None:
     good = textures(8, 64)
     layers = "layer1+layer2"
     detector = METHODS[method].configured({**RESNET, "layers": layers, **FEW.get(method, {})})
-    detector = detector.fused("pyramid", dims=8, normalise="standardise", levels="all", scales=(1.0, 0.5)).fit(good)
-    found = detector.predict(good)
+    detector = detector.fused("pyramid", dims=8, normalise="standardise", levels="all", scales=(1.0, 0.5)).fit(
+        good, engine="torch"
+    )
+    found = detector.predict(good, engine="torch")
     assert np.isfinite(found.scores).all()
     loaded = pg.load(detector.save(tmp_path / "model.safetensors"))
-    assert (loaded.predict(good).scores == found.scores).all()
+    assert (loaded.predict(good, engine="torch").scores == found.scores).all()
     assert loaded.configuration() == detector.configuration()
 
 
@@ -512,7 +529,9 @@ def test_a_detector_of_two_scales_exports(tmp_path: Path) -> None:
     import openvino
 
     good = textures(8, 64)
-    detector = pg.PatchCore(**RESNET, ratio=0.05, smoothing=0.0).fused("concat", scales=(1.0, 0.5)).fit(good)  # type: ignore[arg-type]
+    detector = (
+        pg.PatchCore(**RESNET, ratio=0.05, smoothing=0.0).fused("concat", scales=(1.0, 0.5)).fit(good, engine="torch")
+    )  # type: ignore[arg-type]
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -527,11 +546,16 @@ def test_a_detector_of_two_scales_exports(tmp_path: Path) -> None:
 def test_shared_features_leave_several_scales_alone() -> None:
     good = textures(6, 64)
     plain = pg.PatchCore(**RESNET, ratio=0.1)  # type: ignore[arg-type]
-    alone = plain.fused("concat", scales=(1.0, 0.5)).fit(good, calibrate=0).predict(good).scores
+    alone = (
+        plain.fused("concat", scales=(1.0, 0.5))
+        .fit(good, calibrate=0, engine="torch")
+        .predict(good, engine="torch")
+        .scores
+    )
     with SharedFeatures("resnet18", "random", 0, ["layer1", "layer2"], 6, 1.0) as shared:
         detector = plain.fused("concat", scales=(1.0, 0.5))
         detector.shared_features = shared
-        assert (detector.fit(good, calibrate=0).predict(good).scores == alone).all()
+        assert (detector.fit(good, calibrate=0, engine="torch").predict(good, engine="torch").scores == alone).all()
 
 
 def test_a_plain_fit_never_enters_the_research_folder() -> None:

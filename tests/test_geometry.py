@@ -232,8 +232,8 @@ def test_a_region_in_memory_is_one_from_a_file(tmp_path: Path) -> None:
     settings = {"size": 64, "ratio": 0.1, "backbone": "resnet18", "weights": "random", "layers": ("layer1",)}
     scores, regions = [], []
     for region in (file, roi, roi > 0):
-        detector = pg.PatchCore(**settings).fit(Table([replace(row, roi=region) for row in rows]))  # type: ignore[arg-type]
-        scores.append(detector.predict(textures(3, 64, seed=5)).scores)
+        detector = pg.PatchCore(**settings).fit(Table([replace(row, roi=region) for row in rows]), engine="torch")  # type: ignore[arg-type]
+        scores.append(detector.predict(textures(3, 64, seed=5), engine="torch").scores)
         regions.append(detector.provenance.regions)
     assert np.array_equal(scores[0], scores[1])
     assert np.array_equal(scores[0], scores[2])
@@ -248,22 +248,27 @@ def test_a_region_in_memory_is_one_from_a_file(tmp_path: Path) -> None:
     assert len({each[0], replace(each[0])}) == 1
 
 
+@pytest.mark.slow
 def test_background_changes_no_score_and_no_metric(tmp_path: Path) -> None:
     """A model with a region of interest neither sees nor counts what lies outside."""
     good = textures(14, 96)
     roi = save(tmp_path / "roi.png", half(96))
     table = with_roi(Table([Row(f"array:{i}", "train", 0, pixels=image) for i, image in enumerate(good)]), roi)
-    detector = pg.PatchCore(size=96, ratio=0.05, backbone="resnet18", weights="random", layers=("layer1",)).fit(table)
+    detector = pg.PatchCore(size=96, ratio=0.05, backbone="resnet18", weights="random", layers=("layer1",)).fit(
+        table, engine="torch"
+    )
     fresh = textures(2, 96, seed=5)
     spoilt = fresh.copy()
     spoilt[:, 30:60, 75:90] = 255  # far outside: the network's field must not reach it
-    clean, dirty = detector.predict(fresh), detector.predict(spoilt)
+    clean, dirty = detector.predict(fresh, engine="torch"), detector.predict(spoilt, engine="torch")
     np.testing.assert_allclose(clean.scores, dirty.scores, rtol=1e-4)
     assert dirty.map(0)[:, 60:].max() <= dirty.map(0)[:, :48].max()
-    whole = pg.PatchCore(size=96, ratio=0.05, backbone="resnet18", weights="random", layers=("layer1",)).fit(good)
-    assert (whole.predict(spoilt).scores > 1.1 * whole.predict(fresh).scores).all()
+    whole = pg.PatchCore(size=96, ratio=0.05, backbone="resnet18", weights="random", layers=("layer1",)).fit(
+        good, engine="torch"
+    )
+    assert (whole.predict(spoilt, engine="torch").scores > 1.1 * whole.predict(fresh, engine="torch").scores).all()
     loaded = pg.load(detector.save(tmp_path / "model.safetensors"))
-    assert (loaded.predict(spoilt).scores == dirty.scores).all()
+    assert (loaded.predict(spoilt, engine="torch").scores == dirty.scores).all()
     inside = dirty.found[0].inside()
     assert inside is not None
     assert inside[:, :46].all()
@@ -273,7 +278,7 @@ def test_background_changes_no_score_and_no_metric(tmp_path: Path) -> None:
     mask[5:15, 5:15] = 255
     test = [Row("array:0", "test", 0, pixels=fresh[0])]
     test.append(Row("array:1", "test", 1, "spot", str(save(tmp_path / "mask.png", mask)), pixels=spoilt[1]))
-    evaluation = pg.evaluate(detector.predict(Table(test)), repeats=20)
+    evaluation = pg.evaluate(detector.predict(Table(test), engine="torch"), repeats=20)
     assert evaluation.pixels is not None
     assert evaluation.pixels.n_regions == 1
     assert evaluation.pixels.n_ok_pixels < 2 * 96 * 50
@@ -298,20 +303,21 @@ def test_a_table_names_regions_and_pixel_pitch(tmp_path: Path) -> None:
 
 def test_the_model_remembers_the_pixel_pitch() -> None:
     table = with_pixel_mm(Table([Row(f"array:{i}", "train", 0, pixels=p) for i, p in enumerate(textures(12, 64))]), 0.1)
-    detector = pg.PatchCore(size=64, ratio=0.05).fit(table)
-    assert detector.predict(textures(1, 64)).found[0].pixel_mm == 0.1
+    detector = pg.PatchCore(size=64, ratio=0.05).fit(table, engine="torch")
+    assert detector.predict(textures(1, 64), engine="torch").found[0].pixel_mm == 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["letterbox:64", "shorter:64", "native"])
 def test_a_fitted_model_of_each_geometry_answers_in_original_pixels(tmp_path: Path, size: str) -> None:
     good = [image[:60] for image in textures(12, 90)]
-    detector = pg.PatchCore(size=size, ratio=0.05).fit(good)
-    found = detector.predict(good[:2])
+    detector = pg.PatchCore(size=size, ratio=0.05).fit(good, engine="torch")
+    found = detector.predict(good[:2], engine="torch")
     assert found.map(0).shape == (60, 90)
     loaded = pg.load(detector.save(tmp_path / "model.safetensors"))
-    assert (loaded.predict(good[:2]).scores == found.scores).all()
+    assert (loaded.predict(good[:2], engine="torch").scores == found.scores).all()
     if size == "native":
-        failed = detector.predict([textures(1, 200)[0], good[0]])
+        failed = detector.predict([textures(1, 200)[0], good[0]], engine="torch")
         assert len(failed.failed) == 1
         assert "canvas of 64x96" in failed.failed[0].error
         assert len(failed) == 1

@@ -17,6 +17,7 @@ from pickglass.testing import check_detector, textures
 FAST = {"size": 64, "ratio": 0.05}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -174,12 +175,12 @@ def test_what_is_not_kept_is_neither_in_the_bank_nor_in_a_score() -> None:
 
 def test_a_small_memory_keeps_a_coreset_of_what_is_held() -> None:
     good = textures(30, 64)
-    whole = pg.PatchCore(size=64, ratio=0.05).fit(good, calibrate=0)
+    whole = pg.PatchCore(size=64, ratio=0.05).fit(good, calibrate=0, engine="torch")
     details = whole.provenance.details
     assert details["reductions"] == 0
     n = details["patches"]
     budget = 0.4 * n * 4 * 3 * 152 / 1e9
-    tight = pg.PatchCore(size=64, ratio=0.05).fit(good, calibrate=0, memory_gb=budget, batch=4)
+    tight = pg.PatchCore(size=64, ratio=0.05).fit(good, calibrate=0, memory_gb=budget, batch=4, engine="torch")
     assert tight.provenance.details["reductions"] > 0
     assert tight.provenance.details["bank"] == math.ceil(0.05 * n)
     assert tight.provenance.details["radius"] < 2 * details["radius"]
@@ -202,12 +203,12 @@ def test_a_small_memory_keeps_a_coreset_of_what_is_held() -> None:
 )
 def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        pg.PatchCore(**{"size": 64, **settings}).fit(textures(4, 64))  # type: ignore[arg-type]
+        pg.PatchCore(**{"size": 64, **settings}).fit(textures(4, 64), engine="torch")  # type: ignore[arg-type]
 
 
 def test_a_budget_below_the_bank_is_refused() -> None:
     with pytest.raises(InputError, match="raise memory_gb to"):
-        pg.PatchCore(size=64, ratio=0.9).fit(textures(4, 64), memory_gb=1e-5)
+        pg.PatchCore(size=64, ratio=0.9).fit(textures(4, 64), memory_gb=1e-5, engine="torch")
 
 
 def test_presets_and_settings() -> None:
@@ -221,7 +222,9 @@ def test_presets_and_settings() -> None:
 
 
 def test_the_paper_preset_runs_on_random_weights() -> None:
-    detector = pg.PatchCore.from_preset("paper", weights="random", size=64).fit(textures(3, 64), calibrate=0)
+    detector = pg.PatchCore.from_preset("paper", weights="random", size=64).fit(
+        textures(3, 64), calibrate=0, engine="torch"
+    )
     assert detector.bank is not None
     assert detector.bank.shape == (1, math.ceil(0.1 * 3 * 64), 1024)
 

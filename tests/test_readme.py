@@ -32,6 +32,7 @@ def folder(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
+@pytest.mark.slow
 def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line]
     assert len(lines) >= 4
@@ -46,6 +47,7 @@ def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert {"bottle.safetensors", "report.html", "found"} <= {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_python_blocks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert blocks("python")
     for block in blocks("python"):

@@ -11,6 +11,8 @@ import pickglass as pg
 from pickglass.data import read_mask
 from pickglass.nn.search.coreset import greedy_coreset, random_projection
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def hazelnut(real_data: Path) -> pg.Dataset:

@@ -69,6 +69,8 @@ from pickglass.cli.main import app
 from pickglass.methods import METHODS, find_method, method_names
 from pickglass.testing import check_detector, textures
 
+pytestmark = pytest.mark.slow
+
 data, folder = sys.argv[1:]
 assert "mean_distance" in method_names() and "mean_distance" not in METHODS
 assert "mean_distance_package" not in sys.modules  # nothing was imported yet

@@ -228,15 +228,18 @@ def test_two_positions_are_two_detectors() -> None:
 )
 def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ReverseDistillation(**{**SMALL, **settings}).fit(textures(10, 64))  # type: ignore[arg-type]
+        ReverseDistillation(**{**SMALL, **settings}).fit(textures(10, 64), engine="torch")  # type: ignore[arg-type]
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_paper_preset_runs_on_random_weights() -> None:
     detector = ReverseDistillation.from_preset("paper", weights="random", size=64, epochs=1, batch=2)
-    found = detector.fit(textures(2, 64), calibrate=0, validate=0).predict(textures(1, 64, seed=1))
+    found = detector.fit(textures(2, 64), calibrate=0, validate=0, engine="torch").predict(
+        textures(1, 64, seed=1), engine="torch"
+    )
     assert found.maps[0].shape == (16, 16)
     paper = ReverseDistillation.from_preset("paper")
     assert (paper.epochs, paper.batch, paper.lr, paper.betas, paper.pick) == (200, 16, 5e-3, (0.5, 0.999), "last")

@@ -188,6 +188,7 @@ def test_training_lowers_the_loss_and_keeps_the_best_epoch() -> None:
     assert STFPM.validate_share == 0.2
 
 
+@pytest.mark.slow
 def test_two_positions_are_two_detectors() -> None:
     both, batch = ready(positions=2, epochs=2)
     trained(both, batch, slice(0, 2))
@@ -203,20 +204,23 @@ def test_two_positions_are_two_detectors() -> None:
 
 def test_validation_images_are_needed() -> None:
     with pytest.raises(InputError, match="give validate"):
-        STFPM(**SMALL).fit(textures(8, 32), validate=0)  # type: ignore[arg-type]
+        STFPM(**SMALL).fit(textures(8, 32), validate=0, engine="torch")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="lr=0"):
-        STFPM(**SMALL, lr=0.0).fit(textures(8, 32))  # type: ignore[arg-type]
+        STFPM(**SMALL, lr=0.0).fit(textures(8, 32), engine="torch")  # type: ignore[arg-type]
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_paper_preset_runs_on_random_weights() -> None:
-    detector = STFPM.from_preset("paper", weights="random", size=64, epochs=1).fit(textures(8, 64), calibrate=0)
+    detector = STFPM.from_preset("paper", weights="random", size=64, epochs=1).fit(
+        textures(8, 64), calibrate=0, engine="torch"
+    )
     assert detector.student is not None
     # ResNet-18 has 11,689,512 parameters, of which layer4 8,393,728 and the classifier 513,000
     assert sum(p.numel() for p in detector.student.parameters()) == 11_689_512 - 8_393_728 - 513_000
-    found = detector.predict(textures(2, 64, seed=1))
+    found = detector.predict(textures(2, 64, seed=1), engine="torch")
     assert found.maps[0].shape == (16, 16)
     paper = STFPM.from_preset("paper")
     assert (paper.epochs, paper.batch, paper.lr, paper.smoothing) == (100, 32, 0.4, 0.0)

@@ -56,6 +56,7 @@ def keys(plan: Plan) -> list[str]:
 # -- one backbone pass -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_plain_fits_and_each_image_is_seen_once(small_dataset: Path) -> None:
     data = load_dataset(small_dataset)
     settings = {"backbone": LITE, "weights": "random", "size": 64}
@@ -99,6 +100,7 @@ def test_features_of_other_weights_are_refused() -> None:
 # -- the cells ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cells_of_a_pass_stand_together_and_random_weights_differ_by_seed(small_dataset: Path) -> None:
     grid = Grid(["patchcore", "padim"], [LITE], ["stage2", "stage2+stage3"], ["supervised", "random"], [64, 128])
     plan = make_plan([small_dataset], [grid, grid], seeds=3)
@@ -191,6 +193,7 @@ CLAIMS = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_file_and_the_claim_of_a_dead_one_is_taken_over(tmp_path: Path) -> None:
     plan = make(40, seeds=1)
     file = tmp_path / "s.sqlite"
@@ -243,6 +246,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_was(small_dataset: Path, tmp_path: Path) -> None:
     file = tmp_path / "s.sqlite"
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(small_dataset), str(file)], check=False)
@@ -264,6 +268,7 @@ def test_a_killed_study_goes_on_where_it_was(small_dataset: Path, tmp_path: Path
     assert calls == [3]  # nothing was left
 
 
+@pytest.mark.slow
 def test_a_failed_cell_does_not_stop_the_rest(small_dataset: Path, tmp_path: Path) -> None:
     table, page = tmp_path / "s.csv", tmp_path / "s.html"
     result = study(

@@ -123,6 +123,7 @@ def table(images: np.ndarray, groups: list[str | None] | None = None) -> Table:
     return Table([Row(f"array:{i}", "train", 0, group=names[i], pixels=image) for i, image in enumerate(images)])
 
 
+@pytest.mark.slow
 def test_painted_defects_are_named_and_left_out(shared_reader: FeatureLoader) -> None:
     images = textures(30, 128)
     rng = np.random.default_rng(0)
@@ -144,6 +145,7 @@ def test_painted_defects_are_named_and_left_out(shared_reader: FeatureLoader) ->
     assert clean.message() == ""
 
 
+@pytest.mark.slow
 def test_pictures_of_one_part_do_not_vouch_for_each_other(shared_reader: FeatureLoader) -> None:
     images = textures(24, 128, seed=3)
     dented = paint(images[0], "hole", 30, np.random.default_rng(1), contrast=1.5).image
@@ -166,6 +168,7 @@ def test_another_product_is_strange_as_a_whole(shared_reader: FeatureLoader) -> 
     assert "array:7 (all of it, " in found.message()
 
 
+@pytest.mark.slow
 def test_cells_outside_the_region_of_interest_do_not_count(shared_reader: FeatureLoader) -> None:
     images = textures(16, 128)
     images[5, :40] = 255  # outside

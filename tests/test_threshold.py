@@ -135,6 +135,7 @@ def test_rows_of_the_role_calibrate_come_first(model: Path, fresh: Path) -> None
     assert result["n_calibrate"] == 7
 
 
+@pytest.mark.slow
 def test_estimate_judges_by_refits_and_promises_nothing(model: Path, small_dataset: Path) -> None:
     result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.2, promise="estimate", folds=2))
     train = load_dataset(small_dataset).train
@@ -158,6 +159,7 @@ def masks(small_dataset: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_with_a_region_of_interest_knows_the_images_it_was_fitted_on(
     small_dataset: Path, masks: Path, tmp_path: Path
 ) -> None:
@@ -189,6 +191,7 @@ def test_a_model_with_a_region_of_interest_knows_the_images_it_was_fitted_on(
     assert inside != read_model_header(whole)["calibration"]["scores"]
 
 
+@pytest.mark.slow
 def test_images_without_the_masks_that_a_model_was_fitted_with_are_named(
     small_dataset: Path, fresh: Path, masks: Path, tmp_path: Path
 ) -> None:
@@ -280,6 +283,7 @@ def test_the_command(
     assert run(monkeypatch, "threshold", model, small_dataset, "--false-alarm", 1.5) == 2
 
 
+@pytest.mark.slow
 def test_fifteen_strips_are_too_few(real_data: Path, tmp_path: Path) -> None:
     strips = real_data / "aitex_fabric04"
     target = tmp_path / "f04.safetensors"

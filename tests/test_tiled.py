@@ -24,6 +24,7 @@ def tiles(canvas: tuple[int, int] = (16, 24), **settings: object) -> Tiles:
     return Tiles(TileSettings((8, 8), (4, 8), **settings), canvas)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -41,27 +42,31 @@ def test_conformance(settings: dict[str, object]) -> None:
 
 def test_one_tile_is_the_plain_method() -> None:
     good, test = textures(10, 64), textures(3, 64, seed=1)
-    plain = pg.PatchCore(size=64, **RESNET).fit(good).predict(test)  # type: ignore[arg-type]
-    tiled = pg.PatchCore(size=64, **RESNET).tiled(tile=64).fit(good).predict(test)  # type: ignore[arg-type]
+    plain = pg.PatchCore(size=64, **RESNET).fit(good, engine="torch").predict(test, engine="torch")  # type: ignore[arg-type]
+    tiled = pg.PatchCore(size=64, **RESNET).tiled(tile=64).fit(good, engine="torch").predict(test, engine="torch")  # type: ignore[arg-type]
     assert (plain.scores == tiled.scores).all()
     assert all((a == b).all() for a, b in zip(plain.maps, tiled.maps, strict=True))
 
 
 def test_each_position_is_a_detector_of_its_own_tile() -> None:
     good, test = textures(10, 96), textures(2, 96, seed=1)
-    tiled = pg.PatchCore(size=96, **RESNET).tiled(tile=64, stride=32).fit(good, calibrate=0)  # type: ignore[arg-type]
+    tiled = pg.PatchCore(size=96, **RESNET).tiled(tile=64, stride=32).fit(good, calibrate=0, engine="torch")  # type: ignore[arg-type]
     assert tiled.tiles is not None
     scores = []
     for x, y, w, h in tiled.tiles.tiling.boxes:
-        own = pg.PatchCore(size=64, **RESNET).fit(good[:, y : y + h, x : x + w], calibrate=0)  # type: ignore[arg-type]
-        scores.append(own.predict(test[:, y : y + h, x : x + w]).scores)
-    np.testing.assert_allclose(tiled.predict(test).scores, np.max(scores, axis=0), rtol=1e-4)
+        own = pg.PatchCore(size=64, **RESNET).fit(good[:, y : y + h, x : x + w], calibrate=0, engine="torch")  # type: ignore[arg-type]
+        scores.append(own.predict(test[:, y : y + h, x : x + w], engine="torch").scores)
+    np.testing.assert_allclose(tiled.predict(test, engine="torch").scores, np.max(scores, axis=0), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_groups_of_positions_learn_what_all_at_once_do() -> None:
     good, test = textures(10, 96), textures(2, 96, seed=1)
     found = [
-        pg.PatchCore(size=96, **RESNET).tiled(tile=64, stride=32, at_once=n).fit(good).predict(test)  # type: ignore[arg-type]
+        pg.PatchCore(size=96, **RESNET)
+        .tiled(tile=64, stride=32, at_once=n)
+        .fit(good, engine="torch")
+        .predict(test, engine="torch")  # type: ignore[arg-type]
         for n in (None, 1, 3)
     ]
     for other in found[1:]:
@@ -113,9 +118,9 @@ def test_a_defect_in_one_tile_is_not_thinned_out() -> None:
     good = textures(12, 128)
     bad = textures(2, 128, seed=3)
     bad[:, 100:112, 100:112] = 255
-    detector = pg.PatchCore(size=128, **RESNET).tiled(tile=64, stride=64).fit(good)  # type: ignore[arg-type]
-    found = detector.predict(bad)
-    assert (found.scores > detector.predict(textures(4, 128, seed=4)).scores.max()).all()
+    detector = pg.PatchCore(size=128, **RESNET).tiled(tile=64, stride=64).fit(good, engine="torch")  # type: ignore[arg-type]
+    found = detector.predict(bad, engine="torch")
+    assert (found.scores > detector.predict(textures(4, 128, seed=4), engine="torch").scores.max()).all()
     y, x = np.unravel_index(found.map(0).argmax(), (128, 128))
     assert 90 < y < 120
     assert 90 < x < 120
@@ -152,10 +157,10 @@ def test_settings_that_make_no_sense(settings: dict[str, object], message: str) 
 
 def test_native_strips_are_tiled_without_resizing() -> None:
     strips = [np.tile(image, (1, 3, 1))[:64, :160] for image in textures(10, 64)]
-    detector = pg.PatchCore(**RESNET).tiled(size="native", tile=64, stride=32, heads=1).fit(strips)  # type: ignore[arg-type]
+    detector = pg.PatchCore(**RESNET).tiled(size="native", tile=64, stride=32, heads=1).fit(strips, engine="torch")  # type: ignore[arg-type]
     assert detector.tiles is not None
     assert detector.tiles.tiling.lefts == (0, 32, 64, 96)
-    found = detector.predict(Table([Row("array:0", pixels=strips[0])]))
+    found = detector.predict(Table([Row("array:0", pixels=strips[0])]), engine="torch")
     assert found.map(0).shape == (64, 160)
     assert found.maps[0].shape == (16, 40)
 
@@ -172,6 +177,7 @@ def test_padding_moves_nothing() -> None:
     torch.testing.assert_close(whole[0, 0, inside], (torch.tensor(inside) + 0.5) * 3.8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "detector",
     [
@@ -182,41 +188,45 @@ def test_padding_moves_nothing() -> None:
 )
 def test_one_tile_is_the_plain_method_bit_for_bit(detector: pg.Detector) -> None:
     good, test = textures(8, 64), textures(2, 64, seed=1)
-    plain = detector.fit(good).predict(test)
-    tiled = detector.tiled(tile=64).fit(good).predict(test)
+    plain = detector.fit(good, engine="torch").predict(test, engine="torch")
+    tiled = detector.tiled(tile=64).fit(good, engine="torch").predict(test, engine="torch")
     assert (plain.scores == tiled.scores).all()
     assert all((a == b).all() for a, b in zip(plain.maps, tiled.maps, strict=True))
 
 
+@pytest.mark.slow
 def test_a_file_that_would_be_too_large_is_refused_before_it_is_learned() -> None:
     student = {"backbone": "resnet18", "layers": ("layer1",), "weights": "random", "size": 96, "epochs": 1}
-    fitted = pg.STFPM(**student).tiled(tile=64, stride=32, heads=1).fit(textures(8, 96))  # type: ignore[arg-type]
+    fitted = pg.STFPM(**student).tiled(tile=64, stride=32, heads=1).fit(textures(8, 96), engine="torch")  # type: ignore[arg-type]
     own = sum(tensor.nbytes for tensor in fitted.head_state().values()) / 1e6  # MB a head
     backbone = sum(tensor.nbytes for tensor in fitted.extractor.state_dict().values()) / 1e6  # type: ignore[union-attr]
     tiled = pg.STFPM(**student).tiled(tile=64, stride=32, max_file_mb=backbone + 3.5 * own)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="share heads among the tiles, heads=3, or raise max_file_mb"):
-        tiled.fit(textures(8, 96))
+        tiled.fit(textures(8, 96), engine="torch")
     # sharing takes nothing off a bank, whose size is a share of all patches
     bank = pg.PatchCore(**RESNET).tiled(size=96, tile=64, max_file_mb=backbone + 0.03)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="let the method keep less"):
-        bank.fit(textures(8, 96))
+        bank.fit(textures(8, 96), engine="torch")
     apart = pg.PatchCore(**RESNET, max_bank_mb=0.05).tiled(size=96, tile=64, at_once=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the bank would take"):  # of all groups together, not of each
-        apart.fit(textures(8, 96))
+        apart.fit(textures(8, 96), engine="torch")
     plain = {name: RESNET[name] for name in ("backbone", "layers", "weights")}
     gaussians = pg.PaDiM(**plain, dims=8, max_statistics_mb=0.2).tiled(size=96, tile=64, at_once=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the statistics would take"):  # 0.1 MB a position
-        gaussians.fit(textures(8, 96))
+        gaussians.fit(textures(8, 96), engine="torch")
     few = pg.PaDiM(**plain, dims=8).tiled(size=96, tile=64, stride=32, max_file_mb=backbone + 0.2)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"share heads among the tiles, heads=\d"):
-        few.fit(textures(8, 96))
+        few.fit(textures(8, 96), engine="torch")
 
 
+@pytest.mark.slow
 def test_positions_are_learned_together_while_the_memory_lasts() -> None:
     settings = {"backbone": "resnet18", "layers": ("layer1",), "weights": "random", "size": 96, "epochs": 1}
     groups = []
     for memory_gb in (0.05, 4.0):
-        detector = pg.STFPM(**settings).tiled(tile=64, stride=32).fit(textures(8, 96), memory_gb=memory_gb)  # type: ignore[arg-type]
+        detector = (
+            pg.STFPM(**settings).tiled(tile=64, stride=32).fit(textures(8, 96), memory_gb=memory_gb, engine="torch")
+        )  # type: ignore[arg-type]
         groups.append(len(detector.provenance.details.get("groups", [None])))
     assert groups[0] > 1
     assert groups[1] == 1
@@ -225,9 +235,9 @@ def test_positions_are_learned_together_while_the_memory_lasts() -> None:
 def test_the_parts_of_a_map() -> None:
     good, bad = textures(10, 96), textures(3, 96, seed=1)
     bad[:, 20:28, 70:78] = 255
-    detector = pg.PatchCore(**RESNET).tiled(size=96, tile=64, stride=32, normalise="position").fit(good)  # type: ignore[arg-type]
-    found = detector.predict(bad)
-    for i, (canvas, parts) in enumerate(detector.tile_parts(bad)):
+    detector = pg.PatchCore(**RESNET).tiled(size=96, tile=64, stride=32, normalise="position").fit(good, engine="torch")  # type: ignore[arg-type]
+    found = detector.predict(bad, engine="torch")
+    for i, (canvas, parts) in enumerate(detector.tile_parts(bad, engine="torch")):
         assert canvas.shape == (3, 96, 96)
         assert (parts.joined[0].numpy() == found.maps[i]).all()
         assert float(parts.scores.max()) == found.scores[i]
@@ -236,7 +246,7 @@ def test_the_parts_of_a_map() -> None:
         assert parts.averaged.shape == parts.joined.shape
         assert not torch.equal(parts.averaged, parts.joined)
     with pytest.raises(InputError, match="is not tiled"):
-        next(iter(pg.PatchCore(size=64, **RESNET).fit(good).tile_parts(bad)))  # type: ignore[arg-type]
+        next(iter(pg.PatchCore(size=64, **RESNET).fit(good, engine="torch").tile_parts(bad)))  # type: ignore[arg-type]
 
 
 def test_on_scales_of_their_own_every_position_has_its_own_threshold() -> None:
@@ -248,14 +258,15 @@ def test_on_scales_of_their_own_every_position_has_its_own_threshold() -> None:
     assert scores.tolist() == [1.0, 2.5, 2.5]
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_tiles(small_dataset: Path, tmp_path: Path) -> None:
     dataset = pg.load_dataset(small_dataset)
-    detector = pg.PatchCore(**RESNET).tiled(size=96, tile=64, stride=32).fit(dataset.train)  # type: ignore[arg-type]
+    detector = pg.PatchCore(**RESNET).tiled(size=96, tile=64, stride=32).fit(dataset.train, engine="torch")  # type: ignore[arg-type]
     judge(detector, small_dataset, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("4 tiles of 64 x 64 px; highest: tile ") == 4 * 2  # caption and alternative text
     assert page.count("overlaps blended by raised cosines") == 4 * 2
-    plain = pg.PatchCore(size=64, **RESNET).fit(dataset.train)  # type: ignore[arg-type]
+    plain = pg.PatchCore(size=64, **RESNET).fit(dataset.train, engine="torch")  # type: ignore[arg-type]
     judge(plain, small_dataset, tmp_path / "plain.html")
     assert "<h2>Tiles</h2>" not in (tmp_path / "plain.html").read_text(encoding="utf-8")
 
@@ -271,9 +282,9 @@ def test_groups_whose_banks_differ_in_length(tmp_path: Path) -> None:
     )
     for at_once in (None, 1):
         detector = pg.PatchCore(**RESNET).tiled(size=96, tile=64, stride=32, at_once=at_once)  # type: ignore[arg-type]
-        found.append(detector.fit(rows, calibrate=0))
+        found.append(detector.fit(rows, calibrate=0, engine="torch"))
     together, apart = (detector.bank for detector in found)
     assert together.shape == apart.shape  # type: ignore[union-attr]
     lengths = [len(bank.unique(dim=0)) for bank in apart]  # type: ignore[union-attr]
     assert lengths[3] < lengths[0]
-    assert np.isfinite(found[1].predict(rows).scores).all()
+    assert np.isfinite(found[1].predict(rows, engine="torch").scores).all()

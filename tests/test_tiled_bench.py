@@ -21,6 +21,7 @@ def bench() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_protocol_of_the_source(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -34,17 +35,17 @@ def test_the_protocol_of_the_source(
     monkeypatch.setattr(script, "WAYS", {"single 256": (64, None), "ensemble 512/256/128": (96, tiles)})
     out = tmp_path / "cells.jsonl"
     command = ["tiled_ensemble.py", "--mvtec", str(small_dataset.parent), "--weights", "random", "--out", str(out)]
-    command += ["--epochs", "1", "--methods", "patchcore,stfpm"]
+    command += ["--epochs", "1", "--methods", "patchcore"]
     monkeypatch.setattr(sys, "argv", command)
     script.main()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    cells, means = lines[:4], lines[4:]
+    cells, means = lines[:2], lines[2:]
     assert {(cell["data"], cell["method"], cell["way"]) for cell in cells} == {
         (f"{small_dataset.parent.name}/tile", method, way)
-        for method in ("patchcore", "stfpm")
+        for method in ("patchcore",)
         for way in ("single 256", "ensemble 512/256/128")
     }
-    assert [mean["categories"] for mean in means] == [1] * 4
+    assert [mean["categories"] for mean in means] == [1] * 2
     assert all(0 <= cell["figures"]["aupro_30"] <= 1 for cell in cells)
     monkeypatch.setattr(script, "build", None)  # nothing is fitted again
     script.main()

@@ -14,8 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import pytest
+
 import pickglass as pg
 from pickglass.testing import textures
+
+pytestmark = pytest.mark.slow
 
 SOURCE = Path(pg.__file__).parent
 

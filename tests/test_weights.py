@@ -141,6 +141,7 @@ def test_dinos_full_checkpoint_gives_the_teacher(plain: State, tmp_path: Path) -
     assert (info.strategy, info.dropped) == ("dino", {"head.": 3})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("registers", [0, 4])
 def test_dinov2_reads_as_timm_reads_it(tmp_path: Path, registers: int) -> None:
     name = "vit_small_patch14_reg4_dinov2" if registers else "vit_small_patch14_dinov2"
@@ -232,6 +233,7 @@ def test_what_weights_expect_survives_a_model_file(plain: State, tmp_path: Path)
     assert torch.equal(restored.std, extractor.std)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "timm/convnext_atto", "timm/resnet18.tv_in1k"])
 def test_random_is_random_in_every_part_and_the_seed_alone_decides(name: str) -> None:
     one = random_state(name, seed=1)
