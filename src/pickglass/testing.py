@@ -6,9 +6,12 @@ that failed.
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +37,8 @@ MODES: Mapping[str, str] = {
     "region of interest": "two tiles, of which one lies wholly and one partly outside the region of interest",
     "batch of one": "one image at a time is read, in the fit too",
     "16 bit": "images of 16 bits a channel",
+    "four threads": "four threads that call one detector at the same time",
+    "copied": "copies and pickles of a detector that has judged images",
 }
 """The modes of :func:`check_detector` and what each of them is."""
 
@@ -48,7 +53,7 @@ def check_detector(
     Args:
         detector: unfitted; it is not changed. Small settings make the suite quick, e.g. ``size=64`` and the method's
             ``quick_settings``.
-        modes: of :data:`MODES`, those to check; None: all, but for those that tile if the detector is tiled already.
+        modes: those of :data:`MODES` to check; None: all, but for those that tile if the detector is tiled already.
         tolerance: allowed difference between two ways to compute the same, relative to the largest score.
         n_images: good images to fit on, at least 8.
 
@@ -387,6 +392,34 @@ def _a_fit_on_16_bits(suite: _Suite) -> None:
     _expect_sound(suite.of_16_bit.predict(_in_16_bit(suite.painted), engine="torch"), suite.painted)
 
 
+# -- one detector, many callers ----------------------------------------------------------------------------------------
+
+
+def _threads_get_their_own_scores(suite: _Suite) -> None:
+    images = [*suite.held_out, *suite.painted] * 3
+    expected = [*suite.of_held_out.scores, *suite.of_painted.scores] * 3
+
+    def judged(image: Images) -> float:
+        return float(suite.fitted.predict([image]).scores[0])
+
+    with ThreadPoolExecutor(4) as threads:
+        scores = np.array(list(threads.map(judged, images)))
+    allowed = suite.tolerance * float(np.abs(expected).max())
+    wrong = int((np.abs(scores - np.array(expected)) > allowed).sum())
+    _expect(wrong == 0, f"{wrong} of {len(images)} scores are those of other images or of none")
+
+
+def _copies_say_the_same(suite: _Suite) -> None:
+    images, said = suite.painted, suite.of_painted  # judged by now: the engine holds what cannot be copied
+    for what, copied in (
+        ("copied", copy.deepcopy(suite.fitted)),
+        ("pickled", pickle.loads(pickle.dumps(suite.fitted))),
+    ):
+        _expect(copied is not suite.fitted, f"{what}: the same object came back")
+        _expect_alike(said, copied.predict(images), 0.0, f"after the detector was {what}")
+    _expect_alike(said, suite.fitted.predict(images), 0.0, "of the original, after it was copied")
+
+
 CHECKS: Mapping[str, Mapping[str, Callable[[_Suite], None]]] = {
     "plain": {
         "constructor stores only": _constructor_stores_only,
@@ -417,5 +450,7 @@ CHECKS: Mapping[str, Mapping[str, Callable[[_Suite], None]]] = {
         "images in 16 bits get the same scores": _sixteen_bits_say_the_same,
         "a fit on 16 bits is sound": _a_fit_on_16_bits,
     },
+    "four threads": {"each thread gets its own scores": _threads_get_their_own_scores},
+    "copied": {"copies say the same": _copies_say_the_same},
 }
 """The checks of each mode by their names."""
