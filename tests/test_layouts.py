@@ -413,7 +413,11 @@ def test_parquet_table(tmp_path: Path) -> None:
 def test_roots_that_are_no_data_set(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").touch()
-    for name, words in [("missing", "does not exist"), ("file.txt", "is a file"), ("empty", "found an empty folder")]:
+    with pytest.raises(
+        DataError, match=r"missing: no such file or folder: missing in .*, which holds empty/, file\.txt"
+    ):
+        load_dataset(tmp_path / "missing")
+    for name, words in [("file.txt", "is a file"), ("empty", "found an empty folder")]:
         with pytest.raises(DataError, match=rf"(?s){words}") as caught:
             load_dataset(tmp_path / name)
         assert all(layout.tree in str(caught.value) for layout in LAYOUTS.values())

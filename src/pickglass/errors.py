@@ -150,7 +150,7 @@ class MissingExtra(PickglassError, ImportError):
 
         Args:
             what: what needs the module, e.g. ``"pickglass.PatchCore"``; the sentence begins with it.
-            error: of the import. It is raised again if no extra of pickglass brings the module that it names.
+            error: the error of the import. It is raised again if no extra of pickglass brings the module that it names.
             otherwise: what else the user can do, e.g. ``", or save the table as CSV"``.
 
         Example:

@@ -45,7 +45,7 @@ class Named(NamedTuple):
 
     Attributes:
         type: one of the types of the examples, or :data:`UNKNOWN`.
-        probability: of the most likely type, also where that is not sure enough to be named.
+        probability: how likely the most likely type is, also where that is not sure enough to be named.
     """
 
     type: str

@@ -53,7 +53,7 @@ def check_detector(
     Args:
         detector: unfitted; it is not changed. Small settings make the suite quick, e.g. ``size=64`` and the method's
             ``quick_settings``.
-        modes: of :data:`MODES`, those to check; None: all, but for those that tile if the detector is tiled already.
+        modes: those of :data:`MODES` to check; None: all, but for those that tile if the detector is tiled already.
         tolerance: allowed difference between two ways to compute the same, relative to the largest score.
         n_images: good images to fit on, at least 8.
 

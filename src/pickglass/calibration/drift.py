@@ -252,8 +252,8 @@ def find_drift(reference: Sample, new: Sample, level: float = 0.05, seed: int = 
         reference: good images that were not fitted.
         new: images to be tested; none of them in the reference, see :func:`already_known`.
         level: chance of an alarm, of whatever property, where nothing has changed; 0.001 to 0.5.
-        seed: of the labellings, and of which image speaks for its group.
-        labellings: of the permutation test at most, or ten times as many as the level calls for.
+        seed: draws the labellings, and which image speaks for its group.
+        labellings: how many the permutation test draws at most, or ten times as many as the level calls for.
 
     Raises:
         InputError: a level out of range, or features of unequal length.

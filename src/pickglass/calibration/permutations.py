@@ -48,11 +48,11 @@ def permutation_p_values(
     """Compute the p-value of each statistic, all under the same labellings.
 
     Args:
-        statistics: of N = n + m pooled units, of which the last m are new.
+        statistics: values of N = n + m pooled units, of which the last m are new.
         n: reference units.
         m: new units.
         labellings: all possible ones are tried up to this number, beyond it as many random ones.
-        rng: of the random ones.
+        rng: draws the random ones.
 
     >>> apart = cramer_von_mises(np.array([1.0, 2.0, 3.0, 7.0, 8.0]))  # one of the two most extreme of 10 labellings
     >>> permutation_p_values([apart], 3, 2, 1000, np.random.default_rng(0))

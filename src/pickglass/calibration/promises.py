@@ -83,11 +83,11 @@ class Calibration:
         scores: image scores of the calibration images, kept so that another promise can be made later.
         peaks: highest map value of each calibration image.
         stale: something that changes scores was changed afterwards.
-        groups: of each calibration image; empty: none has a group.
+        groups: the group of each calibration image; empty: none has a group.
         source: where the scores come from.
         pixel_promise: ``highest`` (no promise), ``any`` or ``area``.
         false_alarm_bound: the share of good parts that is flagged at most, as achieved; None: nothing is promised.
-        confidence: of the bound; None: it holds on average over calibration sets, or there is none.
+        confidence: how sure the bound is; None: it holds on average over calibration sets, or there is none.
         n: what counts: calibration images, or groups of them where they have groups.
         r: how many of these may exceed the threshold.
         sentence: the promise in words.

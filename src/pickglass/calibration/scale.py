@@ -76,7 +76,7 @@ def p_value(score: float, scores: FloatArray, tail: Tail | None) -> PValue:
     Args:
         score: raw score.
         scores: (n,) of good units, rising, at least one.
-        tail: of :func:`fit_tail`; without it the p-value stays at that of the highest score, still marked.
+        tail: from :func:`fit_tail`; without it the p-value stays at that of the highest score, still marked.
     """
     n, highest, lowest = len(scores), float(scores[-1]), float(scores[0])
     if score > highest:

@@ -29,6 +29,7 @@ __all__ = [
     "MaxPixels",
     "ModelFile",
     "Place",
+    "Roi",
     "Seed",
     "check_new",
     "check_order",
@@ -38,6 +39,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as exactly 
 Seed = Annotated[int, typer.Option(help="Draw everything that is random from this seed.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file if it exists.")]
 MaxPixels = Annotated[int | None, typer.Option(min=1, help="Refuse images with more pixels; by default 250 million.")]
+Roi = Annotated[
+    Path | None, typer.Option(help="Look only here: a mask for all images, or a folder with a mask for each image.")
+]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that 'pickglass fit' wrote.")]
 
 
@@ -61,10 +65,7 @@ class Folder:
 class Place:
     """Where to look on the images, and how large their pixels are."""
 
-    roi: Annotated[
-        Path | None,
-        typer.Option(help="Look only here: a mask for all images, or a folder with a mask for each image."),
-    ] = None
+    roi: Roi = None
     pixel_mm: Annotated[float | None, typer.Option(help="The side of a pixel on the part, in millimetres.")] = None
 
     def source(self, path: Path, folder: Folder) -> DataSource:

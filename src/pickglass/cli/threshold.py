@@ -9,7 +9,7 @@ import typer
 
 from pickglass.cli.command import run
 from pickglass.cli.console import say
-from pickglass.cli.options import Compute, Folder, Json, ModelFile, Place, check_order
+from pickglass.cli.options import Compute, Folder, Json, ModelFile, Roi, check_order
 from pickglass.errors import PromiseUnreachable
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def threshold(
     folds: Annotated[int, typer.Option(min=2, help="Refit so many times for --promise estimate.")] = 5,
     *,
     folder: Folder,
-    place: Place,
+    roi: Roi = None,
     compute: Compute,
     as_json: Json = False,
 ) -> None:
@@ -52,13 +52,13 @@ def threshold(
     check_order("threshold", [model], [data])
     from pickglass.app.threshold import ThresholdRequest
     from pickglass.app.threshold import threshold as use_case
+    from pickglass.data.tables.sources import DataSource
 
+    source = DataSource(data, folder.layout, folder.group_by, roi)
     request = ThresholdRequest(promise, false_alarm, confidence, shift, pixel, value, folds)
     try:
         run(
-            lambda progress: use_case(
-                model, place.source(data, folder), request, compute=compute.options(), progress=progress
-            ),
+            lambda progress: use_case(model, source, request, compute=compute.options(), progress=progress),
             _show,
             as_json,
         )

@@ -50,7 +50,7 @@ class Suspicion(NamedTuple):
     """An image that looks like none of the others.
 
     Attributes:
-        path: of its row.
+        path: the path of its row.
         score: how many standard deviations it lies above the usual, more than 3.5.
         whole: whether the image as a whole is strange (another product, out of focus) rather than a spot of it.
     """
@@ -66,7 +66,7 @@ class Cleanliness:
 
     Attributes:
         suspicious: the images whose score is above 3.5, the strangest first.
-        scores: of all images, in the order in which they were seen; all 0 where there are fewer than 8.
+        scores: the scores of all images, in the order in which they were seen; all 0 where there are fewer than 8.
         groups: how many groups were compared. Where the rows make fewer than 4, each image is a group of its own.
     """
 
@@ -234,7 +234,8 @@ def find_suspicious(table: Table, loader: FeatureLoader, progress: Progress = si
 
     Args:
         table: good images, whatever their roles; rows of one group are not compared with each other.
-        loader: of a detector; the levels of its backbone are read from the whole canvas, whatever its head reads.
+        loader: the loader of a detector; the levels of its backbone are read from the whole canvas, whatever its
+            head reads.
         progress: called with (stage, done, total).
 
     Raises:

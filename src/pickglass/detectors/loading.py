@@ -47,7 +47,7 @@ class LoadedBatch(NamedTuple):
 
     Attributes:
         items: one a row, in order; a broken one has an ``error``.
-        batch: of the sound images, in their order; None where all are broken.
+        batch: the sound images, in their order; None where all are broken.
     """
 
     items: list[Decoded[Row, Prepared]]

@@ -70,7 +70,7 @@ MIN_EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a namer.
+    """The settings of a namer.
 
     Attributes:
         types: their names, K of them.
@@ -221,9 +221,9 @@ def fit_namer(
         layers: that were read.
         levels: their places among the detector's.
         pooling: how.
-        signs: of the projections, a level each.
+        signs: the signs of the projections, one tensor for each level.
         sure: share of the names that should be right, above 0 to 1.
-        seed: of the folds.
+        seed: seeds the folds.
         about: more to keep.
 
     Raises:

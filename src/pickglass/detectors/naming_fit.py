@@ -37,7 +37,7 @@ class Regression(NamedTuple):
         return (features - self.mean) / self.scale
 
     def probabilities(self, features: _Float) -> _Float:
-        """Of each type, (B, K), for features (B, D)."""
+        """Probability of each type, (B, K), for features (B, D)."""
         logits = self.standard(features) @ self.weight.T + self.bias
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
         found: _Float = exp / exp.sum(axis=1, keepdims=True)
@@ -68,8 +68,8 @@ def cross_validated(
         seen: (n, D), of those that the detector finds; these are named.
         y: (n,) types, 0 to K - 1, each of two groups at least.
         groups: n names of parts.
-        pooling: of the features.
-        seed: of the folds.
+        pooling: how the features were pooled.
+        seed: seeds the folds.
     """
     _sklearn()
     from sklearn.model_selection import StratifiedGroupKFold

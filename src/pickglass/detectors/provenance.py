@@ -26,7 +26,7 @@ class Regions:
 
     Attributes:
         margins: whether all images were looked at inside their margins.
-        regions: of the other images, ``"one"`` for all, ``"each"`` image its own, ``"some"`` images or ``"none"``.
+        regions: those of the other images: ``"one"`` for all, ``"each"`` image its own, ``"some"`` or ``"none"``.
         regions_sha256: over the contents of all of them, in the order of the rows; empty where there are none.
     """
 

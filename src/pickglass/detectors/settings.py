@@ -164,7 +164,7 @@ class Configured(nn.Module):
         """Make an unfitted detector with these settings that looks at tiles, with a method of its own per position.
 
         Args:
-            size: of the canvas that is cut into tiles, e.g. 512 or ``"native"``; None: the detector's size.
+            size: size of the canvas that is cut into tiles, e.g. 512 or ``"native"``; None: the detector's size.
             tile: side, or (height, width), of a tile in pixels; what the network sees at once.
             stride: pixels from one tile to the next; None: half a tile.
             settings: ``heads``, ``join``, ``image_score``, ...; see :class:`pickglass.detectors.tiling.TileSettings`.

@@ -63,7 +63,7 @@ class TileSettings:
         heads: ``"position"``, a head for each (the paper); or a number: 1 serves all tiles, k are shared by positions
             with similar features.
         join: how overlapping maps become one: ``"cosine"`` blends, ``"average"``, or ``"seams"``, the authors'.
-        image_score: of the tiles' scores the ``"max"``, the mean of the largest ``"top_k"``, or the ``"mean"``.
+        image_score: the ``"max"`` of the tiles' scores, the mean of the largest ``"top_k"``, or the ``"mean"``.
         top_k: how many of them.
         normalise: ``"joined"`` takes scores and maps as they are; ``"position"`` first divides those of each position
             by the median score of the validation images there.
@@ -136,7 +136,7 @@ class Tiles(nn.Module):
     """The tiles of one canvas: cuts images, gives positions their heads, joins maps and scores.
 
     Args:
-        settings: of the tiling.
+        settings: how the canvas is cut and joined.
         canvas: (H, W) pixels of the network's input.
 
     ``head_of`` (T,) is the head of each position; ``scale`` (T,) what the scores and maps of a position are divided by.
@@ -160,7 +160,7 @@ class Tiles(nn.Module):
     # -- before the head -----------------------------------------------------------------------------------------------
 
     def cut(self, images: Tensor, positions: range | None = None) -> Tensor:
-        """(B, c, H, W) -> the tiles of these positions, all by default: (B, T, c, h, w)."""
+        """Cut a canvas (B, c, H, W) into the tiles of these positions, all by default: (B, T, c, h, w)."""
         below, right = (e - c for e, c in zip(self.tiling.extent, images.shape[2:], strict=True))
         padded = F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
         boxes = self.tiling.boxes
@@ -240,7 +240,7 @@ class Tiles(nn.Module):
 
     @property
     def per_head(self) -> int:
-        """m, the largest number of positions that share a head."""
+        """The largest number m of positions that share a head."""
         return int(torch.bincount(self.head_of, minlength=self.heads).max())
 
     def assign(self, described: np.ndarray, seed: int) -> None:

@@ -77,7 +77,7 @@ class DistillSettings:
         lr: highest learning rate of Adam.
         start: teacher to start from, of the same size or a narrower one, which is widened without changing its
             answers (Net2Net: Chen, Goodfellow, Shlens, ICLR 2016); None: random weights.
-        seed: of everything drawn at random.
+        seed: seeds everything that is drawn at random.
     """
 
     backbone: str
@@ -266,8 +266,8 @@ def pixel_offset(extractor: FeatureExtractor, side: int, stride: int) -> float:
 
     Args:
         extractor: the backbone.
-        side: of the image, in pixels.
-        stride: of the finest layer, in pixels.
+        side: side of the image, in pixels.
+        stride: stride of the finest layer, in pixels.
     """
     image = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     image = image.to(extractor.mean.device).requires_grad_()
@@ -289,7 +289,7 @@ def new_pdn(model: PDNName, seed: int, start: Path | None = None) -> PDN:
 
     Args:
         model: ``"tiny"``, ``"small"`` or ``"medium"``.
-        seed: of the random weights.
+        seed: seeds the random weights.
         start: file of a teacher that is as wide or narrower; None: random weights alone.
 
     Raises:
@@ -342,7 +342,7 @@ def train_pdn(
         pdn: on the teacher's device.
         teacher: with its statistics.
         photos: to learn from.
-        settings: of the training.
+        settings: how it is trained.
         checkpoint, fingerprint, progress, callback: as of :func:`pickglass.nn.training.loop.train_all`.
 
     Returns:

@@ -5,7 +5,7 @@ memory, which takes a second where the direct conversion takes four. Before the 
 first batch is compared with torch's.
 
 OpenVINO computes in float32, or where it is told so in bfloat16, which the CPU must have: faster again, with features
-that are off by about a hundredth. That is never chosen unasked.
+that are off by about a hundredth. It is used only where the user asks for it.
 
 **Callers.** Any number of threads may call one engine: they share the compiled graph, and each takes an infer request
 of its own while it computes. A compiled graph belongs to its process: copies and pickles leave it behind, and after a
@@ -218,7 +218,7 @@ class PerPositionEngine:
         Args:
             engine: in torch it runs this network in torch.
             network: its tensors all lead with P; it may be a new module around the same tensors each time.
-            inputs: of the network.
+            inputs: what the network reads.
         """
         if engine.name == "torch":
             with torch.no_grad():
@@ -248,8 +248,10 @@ _torch_ready_in = os.getpid()  # the process that torch's thread pool belongs to
 
 
 def settle_after_fork() -> None:
-    """Let torch compute with one thread in a forked child: its thread pool stayed in the parent, and it would wait
-    for that without end. Does nothing in other processes."""
+    """Let torch compute with one thread in a forked child; in any other process this does nothing.
+
+    Torch's thread pool stayed in the parent, and torch would wait for it without end.
+    """
     global _torch_ready_in
     if os.getpid() != _torch_ready_in:
         torch.set_num_threads(1)
@@ -304,7 +306,7 @@ def _compile(network: nn.Module, example: Sequence[Tensor], name: str) -> Any:
     core = openvino.Core()
     model = core.read_model(buffer.getvalue())
     model.reshape({name: [-1, *x.shape[1:]] for name, x in zip(names, example, strict=True)})
-    # where the CPU has bfloat16 the plugin would use it unasked
+    # where the CPU has bfloat16 the plugin would use it by itself
     return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if name == "bfloat16" else "f32"})
 
 

@@ -113,7 +113,7 @@ def find_foreground(
         table: good images of a fixed camera, all of one size.
         device, engine: what runs the network, as of :class:`pickglass.features.engine.BackboneEngine`.
         workers, max_pixels: as of :func:`pickglass.data.decode`.
-        seed: of what is drawn at random.
+        seed: seeds what is drawn at random.
         progress: called with (stage, done, total).
 
     Raises:
@@ -172,7 +172,7 @@ def foreground_of(cells: Floats, groups: list[str], image: tuple[int, int], seed
         cells: (N, C, h, w) of good images; no zero padding may have touched those at the border.
         groups: group of each image; those of one group are never measured against each other.
         image: (H, W) of the images.
-        seed: of the halves and of the cells drawn.
+        seed: draws the halves and the cells.
     """
     rng = np.random.default_rng(seed)
     names = list(dict.fromkeys(groups))
@@ -258,11 +258,11 @@ def _room(share: float) -> Check:
     return Check("share", share, low <= share <= high, says)
 
 
-def _agreement(one: Bools, two: Bools) -> tuple[Check, Check]:
+def _agreement(first: Bools, second: Bools) -> tuple[Check, Check]:
     """Compare what each half of the images says of the other's part."""
-    union = int((one | two).sum())
-    iou = float((one & two).sum() / union) if union else 0.0
-    lost = max(float((a & ~_grown(b)).sum() / max(1, a.sum())) for a, b in ((one, two), (two, one)))
+    union = int((first | second).sum())
+    iou = float((first & second).sum() / union) if union else 0.0
+    lost = max(float((a & ~_grown(b)).sum() / max(1, a.sum())) for a, b in ((first, second), (second, first)))
     return (
         Check(
             "agreement of halves",

@@ -85,7 +85,7 @@ class EfficientAD(Detector):
         natural: images for the penalty: ``"generated"``, a folder of photographs, or ``"none"``.
         frame: how the border is judged: ``"reflect"`` continues the image, ``"zero"`` (paper) leaves a frame of 16
             pixels unjudged.
-        steps: of training (paper: 70,000).
+        steps: training steps (paper: 70,000).
         batch: images of a step (paper: 1).
         lr: learning rate of Adam (paper: 1e-4); a tenth of it after 95 % of the steps.
         weight_decay: L2 penalty (paper: 1e-5).

@@ -56,7 +56,7 @@ class FastFlow(Detector):
     Args:
         backbone, layers, weights, size, smoothing: see :class:`pickglass.Detector`. The first layer sets the grid.
         steps: coupling steps per level (paper: 8).
-        kernels: of the sub-networks: ``"alternating"`` 3x3 and 1x1, or ``"3x3"`` (paper: for ResNet-18).
+        kernels: kernels of the sub-networks: ``"alternating"`` 3x3 and 1x1, or ``"3x3"`` (paper: for ResNet-18).
         hidden_ratio: hidden channels of a sub-network per channel it reads (paper: 1.0).
         clamp: bound of the log-scales, above 0.
         epochs: passes over the images (paper: 500).

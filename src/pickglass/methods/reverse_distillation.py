@@ -62,7 +62,7 @@ class ReverseDistillation(Detector):
         epochs: how often every image is seen (paper: 200).
         batch: images of a training step (paper: 16).
         lr: learning rate of Adam (paper: 5e-3).
-        betas: of Adam (paper: 0.5 and 0.999).
+        betas: Adam's betas (paper: 0.5 and 0.999).
         pick: ``"best"`` keeps the epoch with the lowest validation loss, ``"last"`` the last one (paper).
 
     Example:

@@ -50,8 +50,8 @@ class STFPM(Detector):
         epochs: how often the student sees every image (paper: 100). The one with the lowest validation loss counts.
         batch: images of a training step (paper: 32).
         lr: learning rate of SGD (paper: 0.4).
-        momentum: of SGD (paper: 0.9).
-        weight_decay: of SGD (paper: 1e-4).
+        momentum: SGD's momentum (paper: 0.9).
+        weight_decay: SGD's weight decay (paper: 1e-4).
         pick: ``"best"`` keeps the epoch with the lowest validation loss, ``"last"`` the last, without validation.
 
     Example:

@@ -52,7 +52,7 @@ def group_weights(groups: Sequence[Hashable | None], repeats: int, seed: int) ->
     Args:
         groups: N names; None: a group of its own.
         repeats: replicates, at least 1.
-        seed: of the draws.
+        seed: seeds the draws.
 
     Raises:
         InputError: there is no image or no replicate.
@@ -85,7 +85,7 @@ def bootstrap(
         metric: takes (N,) how often each image counts, gives a number or (K,) numbers; nan where undefined.
         groups: N names; images of one group are drawn together; None: a group of its own.
         repeats: replicates. The ends of an interval are themselves uncertain with few: 1000 is usual.
-        confidence: of each interval, above 0 and below 1. With few groups (under about 20) they cover less.
+        confidence: how sure each interval is, above 0 and below 1. With few groups (under about 20) they cover less.
         seed: the same seed gives the same intervals.
 
     Raises:

@@ -39,7 +39,7 @@ class PimoResult(NamedTuple):
     Attributes:
         scores: (N,) AUPIMO of each image in the order of adding, 0 to 1; nan for good images, and for all where
             there is no good image.
-        mean: of the defective images; nan without one or without a good image.
+        mean: mean over the defective images; nan without one or without a good image.
         n_good: good images that FPR was measured on.
         finest: smallest FPR step, 1 / (good images * pixels of the largest); above the lower bound the left end of
             the range is not resolved.

@@ -216,7 +216,7 @@ def hardest_mean(values: Tensor, order: float, keep: Tensor | None = None) -> Te
 
     Args:
         values: (B, P, C, h, w).
-        order: of the quantile, e.g. 0.999: of N elements the N - ceil(order (N - 1)) largest are taken.
+        order: order of the quantile, e.g. 0.999: of N elements the N - ceil(order (N - 1)) largest are taken.
         keep: (B, P, h, w) bool, the cells that count; None: all. Where none counts the mean is 0, with gradient 0.
     """
     c = values.shape[2]

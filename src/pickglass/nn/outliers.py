@@ -51,7 +51,7 @@ def group_distances(
         groups: (N,) int64, 0 to G - 1, G at least 2; where G - 1 is less than ``nearest``, that many groups count.
         keep: (N, S) bool, cells that count; None: all. Others get NaN, and nothing is compared with them.
         nearest: number of groups.
-        seed: of the choice of reference cells.
+        seed: draws the reference cells.
         references: cells of all images together that others are compared with, as many of each image; the time is
             linear in their number and in that of the images.
     """

@@ -46,7 +46,7 @@ class Candidate:
         backbone, layers: of the detector; the layers finest first.
         size: (H, W) of the network's input, or of the canvas where it is tiled.
         defect: extent of the defect on it in pixels.
-        stride: of the finest layer.
+        stride: stride of the finest layer, in pixels of the input.
         share: multiply-adds up to the deepest of its layers as a share of those to the backbone's deepest.
         method: name of the method.
         tile: (H, W) of a tile, laid side by side; None: not tiled.

@@ -31,7 +31,7 @@ class Rated:
 
     Attributes:
         candidate, score: what, and how well it finds painted defects.
-        latency_ms: of an image; without a ``cost`` an estimate.
+        latency_ms: milliseconds for one image; without a ``cost`` an estimate.
         cost: None: not measured.
         gain: in AUPRO@0.05 over the default of fit, with its interval; None: there is none, or no comparison.
     """

@@ -48,7 +48,7 @@ class Judged:
     """One image that candidates are judged by, good or with a painted defect.
 
     Attributes:
-        path: of the image it was made from.
+        path: path of the image that it was made from.
         group: images of one group are drawn together by the bootstrap.
         image: (H, W) of the original.
         window: top, left, height, width of the part that maps are judged in, in pixels of the original.
@@ -177,7 +177,7 @@ def as_input(prepare: Preprocess, row: Row, pixels: NDArray[np.uint8], role: Rol
         prepare: squeezes to the size of the input.
         row: the image.
         pixels: its pixels, or its pixels with a defect painted on.
-        role: of the new row.
+        role: the role of the new row.
         path: name of the new row, if it shows a defect; None: that of the image, which is good.
     """
     canvas = (prepare(pixels).transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (H, W, 3)

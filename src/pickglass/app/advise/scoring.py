@@ -126,7 +126,7 @@ def judge(
         shared: the features of its backbone and size; None: it reads the images itself.
         compute: where to compute.
         changes: settings of the method that differ, e.g. ``{"smoothing": 0.0}``.
-        seed: of the fit and the bootstrap.
+        seed: seeds the fit and the bootstrap.
         memory_gb: for the fit.
     """
     taught = data.fit[candidate.size]

@@ -51,7 +51,7 @@ def judged_within(data: PaintedSet, mask: NDArray[np.bool_]) -> tuple[PaintedSet
     Pixels outside the mask count in both.
 
     Args:
-        data: of images of the mask's size, without regions of interest.
+        data: images of the mask's size, good and painted, without regions of interest.
         mask: (H, W) bool, in pixels of the original images.
     """
     kept = [i for i, one in enumerate(data.judged) if _shows(one, mask)]

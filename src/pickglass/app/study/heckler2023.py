@@ -92,7 +92,7 @@ def best_layers(rows: Rows, metric: str, layers: Iterable[str], **wanted: Any) -
     """For how many data sets each layer is the best; layers that tie share the data set.
 
     Args:
-        rows: of the study's file.
+        rows: the rows of the study's file.
         metric: column, higher is better.
         layers: to compare; data sets for which one of them is not done are left out.
         wanted: other fields, e.g. ``method="fastflow"``.

@@ -70,7 +70,7 @@ class Picture(NamedTuple):
     """One test image as a cell judged it.
 
     Attributes:
-        path: of the image.
+        path: the image's path.
         about: JSON of label, defect, masks, original size, window on the canvas, score, the cell's F1-max threshold
             and its range of colours.
         map: float16 (h, w) on the model's grid, compressed.

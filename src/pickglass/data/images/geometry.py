@@ -93,7 +93,7 @@ class Preprocess:
         size: height and width of the result, the canvas, in pixels.
         interpolation: ``bilinear`` or ``bicubic``.
         geometry: ``squeeze``, ``letterbox``, ``shorter`` or ``native``; see the head of this file.
-        side: of the shorter side after scaling, for ``shorter`` only.
+        side: pixels of the shorter side after scaling, for ``shorter`` only.
 
     >>> prepare = Preprocess((2, 2))
     >>> prepare(np.array([[0, 51], [102, 255]], np.uint8))[0].round(3).tolist()

@@ -107,7 +107,7 @@ def joining_matrix(starts: tuple[int, ...], tile: int, length: int, cells: int, 
         starts: first pixel of each tile.
         tile: pixels of a tile.
         length: pixels of the axis, all of them covered.
-        cells: of a tile.
+        cells: how many cells a tile has along the axis.
         blend: ``"cosine"``: a raised cosine that falls only on sides where another tile goes on; ``"average"``.
 
     >>> joining_matrix((0, 2), 4, 6, 4, "average").sum(axis=0).tolist()

@@ -70,7 +70,7 @@ def disturb(image: Array, kind: str, strength: float, rng: np.random.Generator) 
         kind: a name in :data:`DISTURBANCES`.
         strength: in the unit of the kind, from 0, the image itself; at most 1 for brightness and contrast, 99 for
             jpeg.
-        rng: of the noise and of the direction; the same state gives the same result.
+        rng: draws the noise and the direction; the same state gives the same result.
 
     Returns:
         A new array of the same shape and dtype; values beyond black and white are clipped.

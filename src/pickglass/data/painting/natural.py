@@ -42,7 +42,7 @@ def natural_images(n: int, size: tuple[int, int], seed: int = 0) -> Picture:
     Args:
         n: how many; picture i is the same whatever n is.
         size: (H, W) in pixels, from 16.
-        seed: of everything drawn.
+        seed: seeds everything that is drawn.
 
     Raises:
         InputError: n below 1, or a side below 16 pixels.
@@ -63,7 +63,7 @@ def natural_photos(folder: str | Path, size: tuple[int, int], limit: int, seed: 
         folder: with images of anything but the parts to be inspected.
         size: (H, W) in pixels.
         limit: at most so many, drawn at random.
-        seed: of what is drawn.
+        seed: seeds what is drawn.
 
     Returns:
         (N, H, W, 3) uint8.

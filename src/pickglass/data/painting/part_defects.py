@@ -192,7 +192,7 @@ def _unseated(old: Floats, new: Floats, ahead: Floats, extent: float) -> Floats:
         old: 0..1, where it lay.
         new: 0..1, where it lies.
         ahead: pixels from its new middle, in the direction in which it moved.
-        extent: of the part in pixels.
+        extent: the part's extent in pixels.
     """
     seat = old * (1 - new)
     under = np.clip(1 + (ahead + 0.5 * extent) / (0.35 * extent), 0, 1)

@@ -249,7 +249,7 @@ def split_roles(table: Table, validate: float, calibrate: float, seed: int) -> T
         table: rows; only those whose role is ``train`` are divided.
         validate: share of the train rows for ``validate``, 0 to below 1; ignored where validate rows exist already.
         calibrate: share for ``calibrate``, likewise.
-        seed: of the shuffle over groups.
+        seed: seeds the shuffle of the groups.
 
     Returns:
         The rows in their old order with their new roles. A share above 0 yields at least one group as long as

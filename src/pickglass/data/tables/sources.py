@@ -78,7 +78,7 @@ def as_table(data: DataLike, role: Role = "test") -> Table:
             its sub-folders, but for ``ground_truth`` and ``masks``; an array: (H, W) grey, (H, W, C) with C 1, 3 or 4,
             any other (N, H, W) a stack of grey images, (N, H, W, C); a PyTorch tensor of such a shape; a PIL image; an
             open binary file; or an iterable of these.
-        role: of the rows that are made here. All but ``test`` rows count as good, those as unknown.
+        role: the role of the rows that are made here. All but ``test`` rows count as good, those as unknown.
 
     Returns:
         One row an image. Images in memory are named ``array:0``, ``array:1`` ... in their order. A file that does not

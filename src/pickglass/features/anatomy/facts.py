@@ -83,7 +83,7 @@ def outline(backbone: str, side: int = 256) -> list[str]:
 
     Args:
         backbone: name; see :func:`pickglass.backbone_names`.
-        side: of a square image in pixels; square maps of more than one cell count.
+        side: side of a square image in pixels; square maps of more than one cell count.
 
     Raises:
         InputError: no node gives such maps.

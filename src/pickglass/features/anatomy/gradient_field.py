@@ -64,7 +64,7 @@ def gradient_fields(
 
     Args:
         extractor: with its weights.
-        side: of the image in pixels, more than 64, and than the field; for patches, a multiple of theirs.
+        side: side of the image in pixels, more than 64, and than the field; for patches, a multiple of theirs.
         seed: decides the noise.
         progress: called with (stage, done, total).
 

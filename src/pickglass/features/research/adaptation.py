@@ -116,7 +116,7 @@ def adapt(
         settings: which stages, and how long.
         fit: good images to train on.
         validate: other good images, to judge by.
-        seed: of the painted defects and of everything else drawn at random.
+        seed: seeds the painted defects and everything else that is drawn at random.
         progress: called with (stage, done, total).
 
     Returns:

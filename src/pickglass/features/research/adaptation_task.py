@@ -62,7 +62,7 @@ class AdaptationTask:
         names: parameters that are trained.
         pull: weight of the penalty for moving away from the network as it is.
         fit: good images to train on.
-        seed: of the painted defects and of the bank's cells.
+        seed: draws the painted defects and the bank's cells.
 
     Attributes:
         stack: the network that is trained, P = 1.

@@ -81,13 +81,13 @@ class FusionSettings:
     Attributes:
         kind: ``"concat"``, ``"pyramid"``, ``"bilinear"`` or ``"attention"``; see
             :mod:`pickglass.features.research.fusion`.
-        normalise: of each level first: ``"none"``, ``"standardise"`` or ``"whiten"``.
+        normalise: what is done to each level first: ``"none"``, ``"standardise"`` or ``"whiten"``.
         dims: channels after ``"pyramid"`` and ``"bilinear"``.
         patch: side of the neighbourhood that ``"bilinear"`` pools over, in cells of the finest level, odd.
         levels: what ``"pyramid"`` and ``"attention"`` give the method: ``"one"`` level on the finest grid, or ``"all"``
             in the order of the detector's layers, scale after scale.
         shrinkage: a, of variances and covariances; from 0 to 1, above 0 to whiten.
-        scales: of the input, at each of which the backbone runs, e.g. (1.0, 0.5).
+        scales: scales of the input at which the backbone runs, e.g. (1.0, 0.5).
     """
 
     kind: FusionKind
