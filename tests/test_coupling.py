@@ -127,7 +127,7 @@ def test_no_step_scales_beyond_its_clamp(kind: str) -> None:
     x, *condition = inputs(kind, 2)
     for step in made.steps:
         assert isinstance(step, AffineCoupling)
-        moved = x.shape[1] - step.kept
+        moved = x.shape[1] - step.conditioning
         _, log_det = step(1e6 * x, *condition)
         assert float(log_det.abs().max()) <= moved * step.limit + 1e-4
 

@@ -219,7 +219,7 @@ def test_a_level_without_channels_changes_nothing() -> None:
 
 
 def held_bytes(sums: RunningSums) -> int:
-    tensors = [*sums._shift, *sums._sums, *sums._cross, *(f for features, _ in sums._held for f in features)]
+    tensors = [*sums._shift, *sums._sums, *sums._cross, *(f for features, _ in sums._batches for f in features)]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 

@@ -216,7 +216,7 @@ def test_held_memory_is_the_same_for_50_and_245_images() -> None:
             detector.observe(Batch(tuple(level[i : i + 8].clone() for level in levels(n))))
             assert detector._learner is not None
             sums = [t for part in vars(detector._learner).values() if isinstance(part, list) for t in part]
-            waiting = [t for features, _ in detector._learner._held for t in features]
+            waiting = [t for features, _ in detector._learner._batches for t in features]
             tensors = [*(t for t in sums if isinstance(t, torch.Tensor)), *waiting]
             most = max(most, sum(t.numel() * t.element_size() for t in tensors))
         held.append(most)

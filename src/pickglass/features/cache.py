@@ -62,14 +62,6 @@ class FeatureCache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __len__(self) -> int:
-        return self.added
-
-    @property
-    def filled(self) -> bool:
-        """Tell whether all images are in."""
-        return self.added == self.n_images
-
     def close(self) -> None:
         """Forget everything; a file is gone once its last page is released."""
         self._numbers = self._bits = None

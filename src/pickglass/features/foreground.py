@@ -258,11 +258,11 @@ def _room(share: float) -> Check:
     return Check("share", share, low <= share <= high, says)
 
 
-def _agreement(one: Bools, two: Bools) -> tuple[Check, Check]:
+def _agreement(first: Bools, second: Bools) -> tuple[Check, Check]:
     """Compare what each half of the images says of the other's part."""
-    union = int((one | two).sum())
-    iou = float((one & two).sum() / union) if union else 0.0
-    lost = max(float((a & ~_grown(b)).sum() / max(1, a.sum())) for a, b in ((one, two), (two, one)))
+    union = int((first | second).sum())
+    iou = float((first & second).sum() / union) if union else 0.0
+    lost = max(float((a & ~_grown(b)).sum() / max(1, a.sum())) for a, b in ((first, second), (second, first)))
     return (
         Check(
             "agreement of halves",

@@ -186,6 +186,6 @@ def intrinsic_dimension(points: Tensor) -> float:
     nearest = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").topk(3, largest=False).values
     ratio = (nearest[:, 2] / nearest[:, 1]).log().sort().values  # (N,)
     n = len(ratio)
-    kept = int(0.9 * n)
-    x, y = ratio[:kept], -(1 - torch.arange(1, kept + 1) / n).log()
+    used = int(0.9 * n)
+    x, y = ratio[:used], -(1 - torch.arange(1, used + 1) / n).log()
     return float((x * y).sum() / (x * x).sum())

@@ -169,7 +169,7 @@ def stand_out(image: Seen) -> Tensor:
     picture = torch.zeros(h, w, dtype=torch.float64)
     for zone in _zones((h, w)):
         distances = strangeness(_within(image, zone))
-        picture[zone] = _standardised(distances, distances[_kept(_within(image, zone))])[zone]
+        picture[zone] = _standardised(distances, distances[_counted(_within(image, zone))])[zone]
     return picture.float()
 
 
@@ -190,7 +190,7 @@ def strangeness(image: Seen, defect: Tensor | None = None) -> Tensor:
     sums = _Sums.of(cells[base.flatten()])
     table = cells.view(h, w, channels)
     out = sums.distances(cells).view(h, w)
-    aside = _kept(image) & ~base
+    aside = _counted(image) & ~base
     seen_aside: list[Tensor] = []
     step = math.ceil(max(h, w) / _BLOCKS)
     reach = _reach((h, w), 1 if defect is None else int(defect.sum()), step)
@@ -218,9 +218,9 @@ def _compared(image: Seen, defect: Tensor, good: Sequence[Seen]) -> tuple[Tensor
     if not good:
         distances = strangeness(image, defect)
         return distances, [(distances, _surroundings(image, defect))]
-    reference = _Sums.of(torch.cat([_cells(seen)[_kept(seen).flatten()] for seen in good[::2]]))
+    reference = _Sums.of(torch.cat([_cells(seen)[_counted(seen).flatten()] for seen in good[::2]]))
     distances, *others = (reference.distances(_cells(seen)).view(defect.shape) for seen in (image, *good[1::2]))
-    return distances, [(map, _kept(seen)) for map, seen in zip(others, good[1::2], strict=True)]
+    return distances, [(map, _counted(seen)) for map, seen in zip(others, good[1::2], strict=True)]
 
 
 @dataclass(frozen=True)
@@ -301,12 +301,12 @@ def _standardised(values: Tensor, others: Tensor) -> Tensor:
 
 
 def _surroundings(image: Seen, defect: Tensor | None) -> Tensor:
-    kept = _kept(image)
+    counts = _counted(image)
     if defect is None:
-        return kept
+        return counts
     guard = _guard((defect.shape[0], defect.shape[1]))
     near = max_pool2d(defect[None, None].float(), 2 * guard + 1, stride=1, padding=guard)[0, 0] > 0  # (h, w)
-    return kept & ~near
+    return counts & ~near
 
 
 def _zones(grid: tuple[int, int]) -> list[Tensor]:
@@ -318,7 +318,7 @@ def _zones(grid: tuple[int, int]) -> list[Tensor]:
 
 
 def _within(image: Seen, zone: Tensor) -> Seen:
-    return Seen(image.features, _kept(image) & zone)
+    return Seen(image.features, _counted(image) & zone)
 
 
 def _guard(grid: tuple[int, int]) -> int:
@@ -331,7 +331,7 @@ def _reach(grid: tuple[int, int], touched: int, step: int) -> int:
     return max(1, min(reach, int((math.sqrt(grid[0] * grid[1] / 2) - step) / 2)))
 
 
-def _kept(image: Seen) -> Tensor:
+def _counted(image: Seen) -> Tensor:
     return torch.ones(image.features.shape[1:], dtype=torch.bool) if image.keep is None else image.keep
 
 

@@ -129,7 +129,7 @@ def renamed(state: Mapping[str, Tensor], strategy: str) -> tuple[dict[str, Tenso
         InputError: the checkpoint has another form than this strategy's.
     """
     recipe = RECIPES[strategy]
-    kept: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     dropped: dict[str, int] = {}
     for name, tensor in state.items():
         start = next((t for t in recipe.training if name.startswith(t)), None)
@@ -137,10 +137,10 @@ def renamed(state: Mapping[str, Tensor], strategy: str) -> tuple[dict[str, Tenso
             dropped[start] = dropped.get(start, 0) + 1
         else:
             prefix = next((p for p in recipe.prefixes if name.startswith(p)), "")
-            kept[name.removeprefix(prefix)] = tensor
-    if not kept:
+            tensors[name.removeprefix(prefix)] = tensor
+    if not tensors:
         raise InputError(f"this is no checkpoint of {strategy}: none of its {len(state)} tensors is the backbone's")
-    return (_with_registers(kept) if "register_tokens" in kept else kept), dropped
+    return (_with_registers(tensors) if "register_tokens" in tensors else tensors), dropped
 
 
 def _with_registers(state: dict[str, Tensor]) -> dict[str, Tensor]:

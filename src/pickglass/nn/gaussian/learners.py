@@ -31,7 +31,7 @@ class _Learner:
 
     def __init__(self, gaussians: CellGaussians) -> None:
         self.gaussians = gaussians
-        self._held: list[tuple[list[Tensor], Tensor | None]] = []
+        self._batches: list[tuple[list[Tensor], Tensor | None]] = []
 
     def add(self, features: Sequence[Tensor], keep: Tensor | None = None) -> None:
         """Learn from further good images.
@@ -40,7 +40,7 @@ class _Learner:
             features: (B, P, d, h_l, w_l) of each level, in the caller's order; they are held for a while.
             keep: (B, P, h, w) bool, which cells of which image count; None: all.
         """
-        self._held.append((list(features), keep))
+        self._batches.append((list(features), keep))
 
     def _columns(self, positions: slice) -> tuple[list[Tensor], list[Tensor] | None]:
         """Arrange the held images of some positions, one column per image.
@@ -48,28 +48,28 @@ class _Learner:
         Returns:
             Columns (P, U, d, B) of each level, coarsest first, and which of them count, (P, U, 1, B) bool; None: all.
         """
-        model, held = self.gaussians, self._held
+        model, batches = self.gaussians, self._batches
         columns = [
-            level.columns(torch.cat([features[i][:, positions] for features, _ in held]))
+            level.columns(torch.cat([features[i][:, positions] for features, _ in batches]))
             for level, i in zip(model.levels, model.order, strict=True)
         ]
-        if all(keep is None for _, keep in held):
+        if all(keep is None for _, keep in batches):
             return columns, None
         masks = [
             features[0].new_ones(*features[0][:, positions].shape[:2], *model.grid)
             if keep is None
             else keep[:, positions].float()
-            for features, keep in held
+            for features, keep in batches
         ]
 
         counts = torch.cat(masks).flatten(2)  # (B, P, h w)
-        index, kept = model.cell, []
+        index, counted = model.cell, []
         for level in reversed(model.levels):
             under = counts.new_zeros(*counts.shape[:2], len(level.source)).index_add_(2, index, counts)
             counts = (under > 0).float()  # (B, P, U), a unit counts where any cell under it does
-            kept.append((under > 0).permute(1, 2, 0)[:, :, None])  # (P, U, 1, B)
+            counted.append((under > 0).permute(1, 2, 0)[:, :, None])  # (P, U, 1, B)
             index = level.parent
-        return columns, kept[::-1]
+        return columns, counted[::-1]
 
 
 class RunningSums(_Learner):
@@ -96,27 +96,27 @@ class RunningSums(_Learner):
     def bytes(gaussians: CellGaussians) -> int:
         """Estimate the most bytes that the sums take while they are filled and turned into rows of L^-1."""
         sums = sum(u * (d + 1) * (c + d + 1) for u, d, c in gaussians.sizes())
-        held = _AT_ONCE * sum(u * d for u, d, _ in gaussians.sizes())
+        waiting = _AT_ONCE * sum(u * d for u, d, _ in gaussians.sizes())
         in_work = _AT_ONCE * sum(u * (c + 4 * (d + 1)) for u, d, c in gaussians.sizes())  # of the position being added
-        return gaussians.positions * (8 * sums + 4 * held) + 8 * in_work + 4 * gaussians.floats()
+        return gaussians.positions * (8 * sums + 4 * waiting) + 8 * in_work + 4 * gaussians.floats()
 
     def add(self, features: Sequence[Tensor], keep: Tensor | None = None) -> None:  # noqa: D102
         super().add(features, keep)
-        if sum(len(held[0]) for held, _ in self._held) >= _AT_ONCE:
+        if sum(len(features[0]) for features, _ in self._batches) >= _AT_ONCE:
             self._absorb()
 
     def _absorb(self) -> None:
         for p in range(self.gaussians.positions):
             self._absorb_position(p)
-        self._held = []
+        self._batches = []
 
     def _absorb_position(self, p: int) -> None:
         """Add one position alone: its deviations are small enough to stay in memory that the process has already."""
-        columns, kept = self._columns(slice(p, p + 1))
+        columns, counted = self._columns(slice(p, p + 1))
         levels = self.gaussians.levels
         coarser = self._shift[0].new_zeros(1, 0, columns[0].shape[3])  # (V, c, B)
         for k, (level, (x,)) in enumerate(zip(levels, columns, strict=True)):
-            mask = None if kept is None else kept[k][0]  # (U, 1, B)
+            mask = None if counted is None else counted[k][0]  # (U, 1, B)
             sums, shift = self._sums[k][p], self._shift[k][p]
             _choose_shift(shift, sums[:, -1, -1] == 0, x, mask)
 
@@ -147,7 +147,7 @@ class RunningSums(_Learner):
         Raises:
             InputError: eps is too small for the rounding of the covariances, or the features are not finite.
         """
-        if self._held:
+        if self._batches:
             self._absorb()
         positions, levels = self.gaussians.positions, self.gaussians.levels
 
@@ -228,12 +228,12 @@ class FewSamples(_Learner):
             InputError: the features are not finite.
         """
         model, levels = self.gaussians, self.gaussians.levels
-        columns, kept = self._columns(slice(None))
-        self._held = []
+        columns, counted = self._columns(slice(None))
+        self._batches = []
 
         samples = []  # Z of each level, (P, U, d, N)
         for k, (level, x) in enumerate(zip(levels, columns, strict=True)):
-            mask = torch.ones_like(x[:, :, :1], dtype=torch.bool) if kept is None else kept[k]  # (P, U, 1, N)
+            mask = torch.ones_like(x[:, :, :1], dtype=torch.bool) if counted is None else counted[k]  # (P, U, 1, N)
             n = mask.sum(3)  # (P, U, 1)
             mean = torch.where(mask, x, 0.0).double().sum(3) / n.clamp(min=1)  # (P, U, d)
             if not bool(torch.isfinite(mean).all()):

@@ -74,16 +74,16 @@ class AffineCoupling(nn.Module):
 
     Args:
         permutation: (C,) int64; output channel i is input channel ``permutation[i]``. Saved with the weights.
-        kept: K, channels that condition the others.
+        conditioning: K, how many channels condition the others and stay as they are.
         subnet: (B, K + D, h, w) -> (B, 2 (C - K), h, w), raw log-scales first, then shifts.
         limit, squash: of the log-scales; see :func:`clamped`.
     """
 
     permutation: Tensor
 
-    def __init__(self, permutation: Tensor, kept: int, subnet: nn.Module, limit: float, squash: Squash) -> None:
+    def __init__(self, permutation: Tensor, conditioning: int, subnet: nn.Module, limit: float, squash: Squash) -> None:
         super().__init__()
-        self.kept = kept
+        self.conditioning = conditioning
         self.limit = limit
         self.squash: Squash = squash
         self.subnet = subnet
@@ -100,7 +100,7 @@ class AffineCoupling(nn.Module):
             y (B, C, h, w), and log |det dy/dx| by cell, (B, h, w).
         """
         x = x.index_select(1, self.permutation)
-        x_a, x_b = x[:, : self.kept], x[:, self.kept :]  # (B, K, h, w), (B, C - K, h, w)
+        x_a, x_b = x[:, : self.conditioning], x[:, self.conditioning :]  # (B, K, h, w), (B, C - K, h, w)
         s, t = self._scale_and_shift(x_a, condition)
         return torch.cat([x_a, x_b * s.exp() + t], dim=1), s.sum(1)
 
@@ -151,13 +151,13 @@ def fastflow_steps(
 
     Weights and permutations are drawn from torch's default generator.
     """
-    kept = channels - channels // 2
-    hidden = max(1, int(kept * hidden_ratio))
+    conditioning = channels - channels // 2
+    hidden = max(1, int(conditioning * hidden_ratio))
     return [
         AffineCoupling(
             torch.randperm(channels),
-            kept,
-            ConvSubnet(kept, hidden, 2 * (channels - kept), kernel, _GAIN, "zeros"),
+            conditioning,
+            ConvSubnet(conditioning, hidden, 2 * (channels - conditioning), kernel, _GAIN, "zeros"),
             clamp,
             "tanh",
         )
@@ -189,9 +189,11 @@ def realnvp_steps(
             (torch.randperm(channels), rest),  # (x_2, x_1): x_2 stays
             (torch.arange(channels).roll(half), half),  # (y_1, x_2): y_1 stays
         ]
-        for permutation, kept in halves:
-            subnet = ConvSubnet(kept + condition, hidden, 2 * (channels - kept), kernel, None, "replicate")
-            steps.append(AffineCoupling(permutation, kept, subnet, clamp, "atan"))
+        for permutation, conditioning in halves:
+            subnet = ConvSubnet(
+                conditioning + condition, hidden, 2 * (channels - conditioning), kernel, None, "replicate"
+            )
+            steps.append(AffineCoupling(permutation, conditioning, subnet, clamp, "atan"))
     return steps
 
 

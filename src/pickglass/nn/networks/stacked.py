@@ -84,12 +84,12 @@ class Stacked(nn.Module):
         try:
             # torch.func.functional_call would do this, but refuses to be exported
             for p in range(self.positions):
-                for held, leaf, _, own in places:
-                    held[leaf] = own[p]
+                for holder, leaf, _, per_position in places:
+                    holder[leaf] = per_position[p]
                 results.append(self.tree(*_position(inputs, p)))
         finally:
-            for held, leaf, stack, _ in places:
-                held[leaf] = stack
+            for holder, leaf, stack, _ in places:
+                holder[leaf] = stack
         return _joined(results)
 
 
