@@ -77,10 +77,10 @@ def test_a_fit_whose_own_images_get_no_score_fails(calibrate: float) -> None:
         detector.fit(textures(8, 64), calibrate=calibrate, **QUICK)
 
 
-@pytest.mark.parametrize("calibrate", [0.1, 0.0])
-def test_a_fit_that_learned_one_value_for_everything_fails(calibrate: float) -> None:
+def test_a_fit_that_learned_one_value_for_everything_fails() -> None:
     with pytest.raises(DataError, match=r"one and the same value, 0.*learned nothing"):
-        Same().fit(textures(8, 64), calibrate=calibrate, **QUICK)
+        Same().fit(textures(8, 64), **QUICK)
+    Same().fit(textures(8, 64), calibrate=0, **QUICK)  # images that were fitted may well have one score
 
 
 def test_a_fit_on_black_images_fails() -> None:
