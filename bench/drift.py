@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from pickglass.app.drift import _most
+from pickglass.app.drift import main_change
 from pickglass.calibration.drift import Drift, Sample, find_drift, units
 from pickglass.data import Row, Table, load_dataset, read_image, split_roles
 from pickglass.data.painting.disturbances import DISTURBANCES, disturb
@@ -105,7 +105,7 @@ def main() -> None:
             version = describe(detector, disturbed(rows, kind, strength, alike))[0]
             against = turned if kind == "rotation" else None
             tests = [splits.tested(k, version, against) for k in range(given.detections)]
-            most = Counter(change.what for change in map(_most, tests) if change is not None)
+            most = Counter(change.what for change in map(main_change, tests) if change is not None)
             result["found"][f"{name} {strength:g}"] = {
                 **rate([one.found for one in tests]), "most": dict(most.most_common(2)),
             }  # fmt: skip

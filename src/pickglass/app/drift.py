@@ -17,7 +17,7 @@ from pickglass.detectors.drift_sample import describe
 from pickglass.errors import DataError, InputError
 from pickglass.methods import load
 
-__all__ = ["drift"]
+__all__ = ["drift", "main_change"]
 
 
 def drift(
@@ -67,17 +67,17 @@ def drift(
             raise DataError(f"{len(broken)} of {len(table)} images to compare with cannot be read:", broken)
     fresh = detector.provenance.unseen(new_table)
     new, failures = describe(detector, fresh, progress=progress, **run)
-    known = already_known(reference, new)
-    new, left_out = new.take(~known), len(new_table) - len(fresh) + int(known.sum())
+    repeated = already_known(reference, new)
+    new, left_out = new.take(~repeated), len(new_table) - len(fresh) + int(repeated.sum())
     if not len(new):
         raise DataError(
             f"no new image is left: {left_out} of {len(new_table)} were fitted or are compared with, {len(failures)} "
             "cannot be read. Give images that were taken after the fit.",
             failures,
         )
-    found = find_drift(reference, new, level, seed)
+    test = find_drift(reference, new, level, seed)
     failed: list[Failed] = [{"path": path, "error": error} for path, error in failures]
-    return _result(found, len(new_table), left_out, failed)
+    return _result(test, len(new_table), left_out, failed)
 
 
 def _table(images: Sequence[str | Path] | Table, pattern: str | None) -> Table:
@@ -106,47 +106,47 @@ def _own_reference(detector: Detector, source: str) -> Sample:
 # -- in words ---------------------------------------------------------------------------------------------------------
 
 
-def _result(found: Drift, n_images: int, left_out: int, failed: list[Failed]) -> DriftResult:
+def _result(test: Drift, n_images: int, left_out: int, failed: list[Failed]) -> DriftResult:
     changes: list[DriftChange] = [
-        {**change._asdict(), "how": _how(change, found.displacement)}  # type: ignore[typeddict-item]
-        for change in found.changes
+        {**change._asdict(), "how": _how(change, test.displacement)}  # type: ignore[typeddict-item]
+        for change in test.changes
     ]
-    most = _most(found)
+    most = main_change(test)
     return {
-        "drift": found.found,
-        "level": found.level,
+        "drift": test.found,
+        "level": test.level,
         "n_images": n_images,
-        "n_reference": found.n_reference,
-        "n_new": found.n_new,
+        "n_reference": test.n_reference,
+        "n_new": test.n_new,
         "left_out": left_out,
         "most": most.what if most else None,
         "changes": changes,
-        "displacement": None if found.displacement is None else list(found.displacement),
-        "smallest_p": found.smallest_p,
-        "detectable": found.detectable,
-        "sentence": _sentence(found, most),
+        "displacement": None if test.displacement is None else list(test.displacement),
+        "smallest_p": test.smallest_p,
+        "detectable": test.detectable,
+        "sentence": _sentence(test, most),
         "failed": failed,
     }
 
 
-def _most(found: Drift) -> Change | None:
+def main_change(test: Drift) -> Change | None:
     """Return the change that moved most surely, then by most; features and score, which are symptoms, come last."""
-    moved = [change for change in found.changes if change.moved]
+    moved = [change for change in test.changes if change.moved]
     symptoms = ("score", "features")
     return min(
         moved, key=lambda c: (c.what in symptoms, c.p, -abs(c.delta), -abs(c.difference or np.inf)), default=None
     )
 
 
-def _sentence(found: Drift, most: Change | None) -> str:
-    numbers = f"{found.n_new} new against {found.n_reference} reference images, level {100 * found.level:g} %"
-    power = f"a change of {found.detectable:.1f} standard deviations in one property would be found four times in five"
+def _sentence(test: Drift, most: Change | None) -> str:
+    numbers = f"{test.n_new} new against {test.n_reference} reference images, level {100 * test.level:g} %"
+    power = f"a change of {test.detectable:.1f} standard deviations in one property would be found four times in five"
     if most is None:
         return f"no drift found ({numbers}); {power}"
-    others = [change for change in found.changes if change.moved and change is not most]
+    others = [change for change in test.changes if change.moved and change is not most]
     more = "".join(f"; also {_what(change)}" for change in others)
-    words = f"drift ({numbers}): {_what(most, found.displacement)}, moved most{more}"
-    if {change.what for change in found.changes if change.moved} == {"score"}:
+    words = f"drift ({numbers}): {_what(most, test.displacement)}, moved most{more}"
+    if {change.what for change in test.changes if change.moved} == {"score"}:
         words += ". Only the scores have moved: there may be more defective parts, or new ones"
     return f"{words}. Set the camera and the light as they were, or fit and calibrate on new good images"
 

@@ -261,8 +261,8 @@ def _out_of_fold(table: Table, judge: _Judge, folds: int) -> Evidence:
     for k in range(min(folds, len(keys))):
         left_out = {i for key in keys[k::folds] for i in members[key]}
         rest = Table([row for i, row in enumerate(good) if i not in left_out])
-        own = Table([row for i, row in enumerate(good) if i in left_out])
-        parts.append(judge.evidence(judge.refitted(rest), own, "folds"))
+        fold = Table([row for i, row in enumerate(good) if i in left_out])
+        parts.append(judge.evidence(judge.refitted(rest), fold, "folds"))
         if judge.progress is not None:
             judge.progress("refitting", k + 1, min(folds, len(keys)))
     curves = [part.curves for part in parts if part.curves is not None]

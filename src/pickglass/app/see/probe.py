@@ -37,16 +37,16 @@ def probe(
     """
     rows = _probed(table)
     n_good = sum(row.label == 0 for row in rows)
-    found = probe_layers(extractor, _batches(rows, prepare, progress), n_good, seed)
+    probes = probe_layers(extractor, _batches(rows, prepare, progress), n_good, seed)
     return [
         {
-            "types": _known(one.types[0]),
-            "types_interval": _ends(one.types),
-            "defect": _known(one.defect[0]),
-            "defect_interval": _ends(one.defect),
-            "dimension": _known(one.dimension),
+            "types": _known(layer.types[0]),
+            "types_interval": _ends(layer.types),
+            "defect": _known(layer.defect[0]),
+            "defect_interval": _ends(layer.defect),
+            "dimension": _known(layer.dimension),
         }
-        for one in found
+        for layer in probes
     ]
 
 

@@ -126,11 +126,11 @@ def make_plan(
     """
     if seeds < 1:
         raise InputError(f"seeds={seeds!r}: expected how many, at least 1")
-    own = {method_name(method): dict(values) for method, values in (settings or {}).items()}
+    settings_by_method = {method_name(method): dict(values) for method, values in (settings or {}).items()}
     methods = list(dict.fromkeys(method_name(method) for grid in grids for method in grid.methods))
     for method in methods:
-        find_method(method).configured(own.get(method, {}))
-    for method in own:
+        find_method(method).configured(settings_by_method.get(method, {}))
+    for method in settings_by_method:
         if method not in methods:
             raise UnknownName("method of a setting", method, methods)
     sources = [DataSource.of(root) for root in data]
@@ -156,7 +156,7 @@ def make_plan(
                         weights=weights,
                         size=size,
                         seed=seed,
-                        settings=json.dumps(own.get(method_name(method), {}), sort_keys=True),
+                        settings=json.dumps(settings_by_method.get(method_name(method), {}), sort_keys=True),
                         layout=source.layout,
                         group_by=source.group_by,
                     )
@@ -215,7 +215,7 @@ def _usable(grid: Grid, absent: dict[tuple[str, str], str], left_out: dict[str, 
 
 def _layers(backbone: str, wanted: Sequence[str]) -> list[tuple[str, ...]]:
     """List the layers of each detector; names are looked up now, not in the middle of the study."""
-    found: dict[tuple[str, ...], None] = {}
+    layer_sets: dict[tuple[str, ...], None] = {}
     for text in wanted:
         if text == EACH:
             named = [(level.name,) for level in find_backbone(backbone).levels]
@@ -224,12 +224,12 @@ def _layers(backbone: str, wanted: Sequence[str]) -> list[tuple[str, ...]]:
                     f"nobody has chosen layers of {backbone}, so 'each' means none: name some, e.g. --layers A,B,A+B; "
                     f"'pickglass layers --list {backbone}' shows them"
                 )
-            found |= dict.fromkeys(named)
+            layer_sets |= dict.fromkeys(named)
             continue
         layers = tuple(name for name in text.split("+") if name)
         FeatureExtractor(backbone, layers, None)
-        found[layers] = None
-    return list(found)
+        layer_sets[layers] = None
+    return list(layer_sets)
 
 
 def _by_group(cells: Iterable[Cell]) -> tuple[Cell, ...]:

@@ -218,10 +218,10 @@ def _result(
     table: Path | None,
     page: Path | None,
 ) -> StudyResult:
-    known = {row["key"]: row for row in rows}
+    row_of = {row["key"]: row for row in rows}
     cells: list[StudyCell] = []
     for cell in plan.cells:
-        row = known.get(cell.key, {})
+        row = row_of.get(cell.key, {})
         state = row.get("state", "waiting")
         if cell.key in plan.missing and state != "done":
             state = "missing"

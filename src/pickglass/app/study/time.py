@@ -36,12 +36,12 @@ def estimate(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             rate = row["total_s"] / _work(cell, plan)
             rates.setdefault((cell.method, cell.backbone), []).append(rate)
             rates.setdefault((cell.method, None), []).append(rate)
-    found = {}
+    seconds = {}
     for cell in plan.cells:
         if cell.key not in done and cell.key not in plan.missing:
-            known = rates.get((cell.method, cell.backbone)) or rates.get((cell.method, None))
-            found[cell.key] = _work(cell, plan) * (median(known) if known else 1.0)
-    return found
+            measured = rates.get((cell.method, cell.backbone)) or rates.get((cell.method, None))
+            seconds[cell.key] = _work(cell, plan) * (median(measured) if measured else 1.0)
+    return seconds
 
 
 def _work(cell: Cell, plan: Plan) -> float:
