@@ -158,15 +158,16 @@ class EfficientAD(Detector):
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """Make the student and the autoencoder."""
         model = self._check(shapes)
-        lost = 0 if self.frame == "reflect" else 2 * _LOST
-        grid = (shapes[0][1] - lost, shapes[0][2] - lost)
-        own_frame = FRAME if self.frame == "reflect" else 0
-        self.student = Stacked(lambda: Student(model, own_frame), positions, seed)
+        reflects = self.frame == "reflect"
+        unjudged = 0 if reflects else 2 * _LOST
+        grid = (shapes[0][1] - unjudged, shapes[0][2] - unjudged)
+        frame = FRAME if reflects else 0
+        self.student = Stacked(lambda: Student(model, frame), positions, seed)
         self.autoencoder = Stacked(lambda: Autoencoder(grid), positions, seed)
         self._engine_of_positions = PerPositionEngine("EfficientAD's student and autoencoder")
         self.mean, self.std = torch.zeros(positions, CHANNELS), torch.ones(positions, CHANNELS)
-        rings = _LOST + 1 if self.frame == "reflect" else 1
-        self.quantiles = torch.tensor([0.0, 1.0]).repeat(positions, 2, rings, 1)  # low and high of local and global
+        n_rings = _LOST + 1 if reflects else 1
+        self.quantiles = torch.tensor([0.0, 1.0]).repeat(positions, 2, n_rings, 1)  # low and high of local and global
 
     def _check(self, shapes: list[Shape]) -> PDNName:
         if self.backbone not in _MODELS or len(shapes) != 1 or self.fusing is not None:
@@ -225,8 +226,8 @@ class EfficientAD(Detector):
         s = student(self._prepared(images), _LOCAL)
         loss = batch_mean(hardest_mean((t - s).square(), self.hard, keep), keep)
         if self._pictures is not None:
-            chosen = self._pictures[torch.randint(len(self._pictures), (len(images),))]  # (B, 3, H, W)
-            pictures = (chosen.to(images) / 255)[:, None].expand(-1, images.shape[1], -1, -1, -1)
+            drawn = self._pictures[torch.randint(len(self._pictures), (len(images),))]  # (B, 3, H, W)
+            pictures = (drawn.to(images) / 255)[:, None].expand(-1, images.shape[1], -1, -1, -1)
             loss = loss + student(self._prepared(pictures), _LOCAL).square().mean((0, 2, 3, 4))
         jittered = jitter(images)
         with torch.no_grad():

@@ -190,13 +190,13 @@ class PaDiM(Detector):
             raise self.unfitted()
         self._learner.finish()
         gaussians, self._learner = self._gaussians(), None
-        held = sum(t.numel() for t in gaussians.state_dict().values())
+        numbers = sum(t.numel() for t in gaussians.state_dict().values())
         return {
             "images": self._images,
             "channels": sum(gaussians.channels),
             "cells": gaussians.grid[0] * gaussians.grid[1],
             "form": "factor" if gaussians.factor is None else "low rank",
-            "statistics_mb": held * 4 / 1e6,
+            "statistics_mb": numbers * 4 / 1e6,
         }
 
     # -- judging -------------------------------------------------------------------------------------------------------
@@ -222,9 +222,9 @@ class PaDiM(Detector):
         positions = torch.arange(len(self.channels), device=self.channels.device)[:, None]
         for level, d in zip(levels, self._gaussians().channels, strict=True):
             c = level.shape[2]
-            own = self.channels[:, taken : taken + d] - offset  # (P, d)
-            flat = level.flatten(1, 2).index_select(1, (own + positions * c).flatten())  # (B, P d, h_l, w_l)
-            reduced.append(flat.unflatten(1, (len(own), d)))
+            drawn = self.channels[:, taken : taken + d] - offset  # (P, d)
+            flat = level.flatten(1, 2).index_select(1, (drawn + positions * c).flatten())  # (B, P d, h_l, w_l)
+            reduced.append(flat.unflatten(1, (len(drawn), d)))
             taken, offset = taken + d, offset + c
         return reduced
 

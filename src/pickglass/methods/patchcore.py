@@ -236,8 +236,8 @@ class PatchCore(Detector):
         self._held += patches.shape[1]
         if self._held > self._room:
             # a coreset of coresets: the cover is at most twice as wide, the memory bounded
-            held, _ = self._select(max(self._keep, self._room // 2), "making room")
-            self._patches, self._held = [held], held.shape[1]
+            smaller, _ = self._select(max(self._keep, self._room // 2), "making room")
+            self._patches, self._held = [smaller], smaller.shape[1]
             self._reductions += 1
 
     def end_fit(self) -> dict[str, Any]:
@@ -245,14 +245,14 @@ class PatchCore(Detector):
         if self.standardise or self.position_weight:
             self.scale = self._level_scales().to(self._patches[0])
             self._patches = [self._scaled(p) for p in self._patches]
-        self.bank, chosen = self._select(self._bank_size(self._seen, self._context.n_images), "choosing the bank")
+        self.bank, coresets = self._select(self._bank_size(self._seen, self._context.n_images), "choosing the bank")
         details = {
             "patches": self._seen,
             "bank": self.bank.shape[1],
             "channels": self.bank.shape[2],
-            "radius": max(c.radius for c in chosen),
-            "passes": sum(c.passes for c in chosen),
-            "close_calls": sum(c.close_calls for c in chosen),
+            "radius": max(c.radius for c in coresets),
+            "passes": sum(c.passes for c in coresets),
+            "close_calls": sum(c.close_calls for c in coresets),
             "reductions": self._reductions,
         }
         self._patches = []
@@ -262,20 +262,20 @@ class PatchCore(Detector):
     def _select(self, size: int, stage: str) -> tuple[Tensor, list[Coreset]]:
         """Choose a greedy coreset of the collected patches, each position on its own: (P, M, C)."""
         points = torch.cat(self._patches, dim=1)  # (P, n, C)
-        banks, chosen = [], []
-        for position, own in enumerate(points):
-            low = random_projection(own, self.projection or own.shape[1], self._context.seed)
+        banks, coresets = [], []
+        for position, patches in enumerate(points):
+            low = random_projection(patches, self.projection or patches.shape[1], self._context.seed)
             done = position * size
-            chosen.append(
+            coresets.append(
                 greedy_coreset(
                     low,
-                    min(size, len(own)),
+                    min(size, len(patches)),
                     progress=lambda n, m, done=done: self._context.progress(stage, done + n, len(points) * m),  # type: ignore[misc]
                 )
             )
-            banks.append(own[chosen[-1].indices.to(own.device)])
+            banks.append(patches[coresets[-1].indices.to(patches.device)])
         # where duplicates ended a selection early, repeating a member changes no distance
-        return self.stacked("bank", [bank[None] for bank in banks]), chosen
+        return self.stacked("bank", [bank[None] for bank in banks]), coresets
 
     def stacked(self, name: str, parts: Sequence[Tensor]) -> Tensor:
         """Join banks of different lengths, too: a member repeated changes no distance."""
@@ -357,8 +357,8 @@ class PatchCore(Detector):
             return nearest_of_each(queries, bank)
         indices = self._indices  # other threads may put equal ones in their place
         if not indices or indices[0].source is not bank:
-            indices = self._indices = [BankIndex(own, bank) for own in bank]
-        return torch.stack([index.distances(own) for index, own in zip(indices, queries, strict=True)])
+            indices = self._indices = [BankIndex(members, bank) for members in bank]
+        return torch.stack([index.distances(vectors) for index, vectors in zip(indices, queries, strict=True)])
 
     def _reweighted(self, queries: Tensor, distance: Tensor) -> Tensor:
         """Eq. 7: s = (1 - exp |m_test - m*| / sum over m in N_b(m*) of exp |m_test - m|) s*; (B, P)."""
@@ -387,6 +387,6 @@ def _only(patches: Tensor, keep: Tensor) -> Tensor:
     Positions with fewer of them repeat one, which changes no distance. A position of which nothing counts keeps one
     patch; it is never asked for a score.
     """
-    own = [p[k] if bool(k.any()) else p[:1] for p, k in zip(patches, keep, strict=True)]
-    longest = max(len(p) for p in own)
-    return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p), -1)]) for p in own])
+    picked = [p[k] if bool(k.any()) else p[:1] for p, k in zip(patches, keep, strict=True)]
+    longest = max(len(p) for p in picked)
+    return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p), -1)]) for p in picked])

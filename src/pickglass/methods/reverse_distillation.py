@@ -176,9 +176,9 @@ class ReverseDistillation(Detector):
         """Compute the cosine distance of the flattened levels, summed, and its mean over the images: (P,)."""
         total = batch.levels[0].new_zeros(batch.levels[0].shape[:2])  # (B, P)
         for f_e, f_d in self._pairs(batch):
-            kept = kept_cells(batch.keep, (f_e.shape[3], f_e.shape[4]))
-            if kept is not None:
-                f_e, f_d = f_e * kept[:, :, None], f_d * kept[:, :, None]
+            keep = kept_cells(batch.keep, (f_e.shape[3], f_e.shape[4]))
+            if keep is not None:
+                f_e, f_d = f_e * keep[:, :, None], f_d * keep[:, :, None]
             total = total + 1 - F.cosine_similarity(f_e.flatten(2), f_d.flatten(2), dim=2)
         return batch_mean(total, batch.keep)  # (P,)
 
@@ -190,9 +190,9 @@ class ReverseDistillation(Detector):
         distances = [
             1 - F.cosine_similarity(f_e, f_d, dim=2) for f_e, f_d in self._pairs(batch)
         ]  # each (B, P, h_k, w_k)
-        kept = kept_cells(batch.keep, grid)
-        maps = self.smoothed(torch.stack([to_grid(m, grid) for m in distances]).sum(0), kept)  # (B, P, h, w)
-        return highest(maps, kept), maps
+        keep = kept_cells(batch.keep, grid)
+        maps = self.smoothed(torch.stack([to_grid(m, grid) for m in distances]).sum(0), keep)  # (B, P, h, w)
+        return highest(maps, keep), maps
 
     def _pairs(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Return f_E and f_D of each level, both (B, P, C, h, w)."""

@@ -155,16 +155,16 @@ class STFPM(Detector):
         product = first  # (B, P, h, w)
         for d in others:
             product = product * to_grid(d, grid)
-        kept = kept_cells(batch.keep, grid)
-        return highest(product, kept), self.smoothed(product, kept)
+        keep = kept_cells(batch.keep, grid)
+        return highest(product, keep), self.smoothed(product, keep)
 
     def _distances(self, batch: Batch) -> list[Tensor]:
         """Compute eq. 1 per level, 1/2 |F_t - F_s|^2 of features of unit length, from 0 to 2: (B, P, h, w)."""
-        found = self._student()(batch.images)  # per level (B, P, C, h, w)
+        levels = self._student()(batch.images)  # per level (B, P, C, h, w)
         if self.fusion is not None:  # the teacher's were fused while they were read
-            found = self.fusion.of_positions(found)
+            levels = self.fusion.of_positions(levels)
         distances = []
-        for f_t, f_s in zip(batch.levels, found, strict=True):
+        for f_t, f_s in zip(batch.levels, levels, strict=True):
             # half precision would leave little of the difference of two vectors that are nearly equal
             difference = F.normalize(f_t.float(), dim=2) - F.normalize(f_s.float(), dim=2)
             distances.append(difference.square().sum(2) / 2)  # (B, P, h, w)
