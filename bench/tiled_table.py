@@ -21,7 +21,6 @@ tiles of 256 every 128; ``shared`` has one head for the nine; ``native`` does no
 from __future__ import annotations
 
 import argparse
-import base64
 import itertools
 import json
 import os
@@ -37,10 +36,10 @@ from PIL import Image
 
 from pickglass.app.demo import ON_CLOTH
 from pickglass.app.fit import build
-from pickglass.app.page import PLAIN_TAIL, as_text, head
-from pickglass.app.pictures import display, draw_contours, encoded, heat, picture_size, shrink_max
+from pickglass.app.pages.build import PAGE_ERRORS, environment
+from pickglass.app.pages.side_by_side import SameImage, Seen, draw_same, kind_of
 from pickglass.app.testing.evaluate import evaluate
-from pickglass.data import Row, load_dataset, paint, read_image, read_mask, with_roi
+from pickglass.data import Row, load_dataset, paint, read_mask, with_roi
 from pickglass.data.files import written_whole
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.methods import METHODS
@@ -232,15 +231,25 @@ class Saved:
         return float((full if mask is None or not mask.any() else full[mask]).max())
 
 
+PAGE = """
+{% extends "base.html.j2" %}
+{% block content %}
+<p>Colours run from half the highest value of the good test images to twice it; so do the numbers, which are the peak on
+the defect, or of the good image. Above 1: told apart from every good image.</p>
+{% for method, images in methods %}
+<section><h2>{{ method }}</h2>
+{% with many = true %}{% include "side_by_side.html.j2" %}{% endwith %}
+</section>
+{% endfor %}
+{% endblock %}
+"""
+
+
 def page(given: argparse.Namespace) -> None:
     data, target = given.data
     rows = list(load_dataset(data).test)
     good = {row.path for row in rows if row.label == 0}
-    parts = [head(f"{data.name}: single models and tiles", ".pics figcaption{min-height:2.8em}")]
-    parts.append(
-        "<p>Colours run from half the highest value of the good test images to twice it; so do the numbers, which are "
-        "the peak on the defect, or of the good image. Above 1: told apart from every good image.</p>"
-    )
+    methods = []
     for method in given.methods.split(","):
         files = {way: given.out / f"{data.name}-{method}-{named(way)}.npz" for way in given.ways or WAYS}
         saved = {way: Saved(file, good) for way, file in files.items() if file.is_file()}
@@ -248,37 +257,20 @@ def page(given: argparse.Namespace) -> None:
         bad = [row for row in rows if row.label == 1 and row.mask is not None]
         bad.sort(key=lambda row: min(peaks[row.path].values()) - max(peaks[row.path].values()))
         noisy = sorted((row for row in rows if row.label == 0), key=lambda row: -max(peaks[row.path].values()))
-        parts.append(f"<h2>{as_text(method)}</h2>")
         # those that the ways disagree about most and least, and the good images that alarm
         chosen = {row.path: row for row in [*bad[: given.images], *bad[-2:], *noisy[:2]]}
-        parts += [article(row, saved, peaks[row.path]) for row in chosen.values()]
-    parts.append(PLAIN_TAIL)
+        methods.append((method, [drawn(row, saved, peaks[row.path]) for row in chosen.values()]))
+    values = {"title": f"{data.name}: single models and tiles", "methods": methods}
     with written_whole(target) as temporary:
-        temporary.write_text("\n".join(parts), encoding="utf-8")
+        temporary.write_text(environment().from_string(PAGE).render(values), encoding="utf-8", errors=PAGE_ERRORS)
 
 
-def article(row: Row, saved: dict[str, Saved], peaks: dict[str, float]) -> str:
+def drawn(row: Row, saved: dict[str, Saved], peaks: dict[str, float]) -> SameImage:
     """An image and its maps in all ways."""
-    image = display(read_image(row.path))
-    size = picture_size(*image.shape[:2])
-    small = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
-    mask = None if row.mask is None else shrink_max(read_mask(row.mask, (image.shape[0], image.shape[1])), size)
-    figures = figure(draw_contours(small, truth=mask), str(row.defect or "good"))
-    for way, own in saved.items():
-        drawn = heat(small, shrink_max(own.map(row.path), size), (0.5, 2.0))
-        figures += figure(draw_contours(drawn, truth=mask), f"{way}: {peaks[way]:.2f}")
-    columns = "1fr" if size[1] > 3 * size[0] else f"repeat({len(saved) + 1},minmax(0,1fr))"
-    style = f"grid-auto-flow:row;grid-template-columns:{columns}"
-    name = as_text("/".join(Path(row.path).parts[-2:]))
-    return f'<article><h3>{name}</h3><div class="pics" style="{style}">{figures}</div></article>'
-
-
-def figure(pixels: np.ndarray[Any, Any], caption: str) -> str:
-    panel = encoded("way", caption, pixels)
-    data = base64.b64encode(panel.jpeg or b"").decode("ascii")
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" alt=""><figcaption>{as_text(caption)}</figcaption></figure>'
-    )
+    image = row.image()
+    mask = row.truth((image.shape[0], image.shape[1]))
+    seen = [Seen(f"{way}: {peaks[way]:.2f}", own.map(row.path), (0.5, 2.0)) for way, own in saved.items()]
+    return draw_same("/".join(Path(row.path).parts[-2:]), kind_of(row.label, row.defect), image, mask, seen)
 
 
 def main() -> None:

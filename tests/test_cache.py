@@ -51,10 +51,10 @@ def whole(batches: list[Batch], indices: list[int]) -> Batch:
     return Batch(levels, images, None if keep.all() else keep)
 
 
-def assert_same(found: Batch, expected: Batch) -> None:
-    for one, other in zip(found.levels, expected.levels, strict=True):
+def assert_same(batch: Batch, expected: Batch) -> None:
+    for one, other in zip(batch.levels, expected.levels, strict=True):
         assert torch.equal(one, other)
-    for one, other in ((found.images, expected.images), (found.keep, expected.keep)):
+    for one, other in ((batch.images, expected.images), (batch.keep, expected.keep)):
         assert (one is None) == (other is None)
         if one is not None:
             assert torch.equal(one, other)

@@ -33,43 +33,43 @@ def plain_greedy(points: np.ndarray, size: int, first: int) -> list[int]:
 def test_equal_to_the_plain_greedy_on_integers_full_of_ties(candidates: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     points = rng.integers(0, 4, (300, int(rng.integers(2, 7)))).astype(np.float32)
-    found = greedy_coreset(torch.from_numpy(points), 60, first=5, candidates=candidates)
-    assert found.indices.tolist() == plain_greedy(points, 60, 5)
+    coreset = greedy_coreset(torch.from_numpy(points), 60, first=5, candidates=candidates)
+    assert coreset.indices.tolist() == plain_greedy(points, 60, 5)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_equal_to_the_plain_greedy_in_float64(seed: int) -> None:
     points = np.random.default_rng(seed).normal(size=(2000, 24))
-    found = greedy_coreset(torch.from_numpy(points), 300, first=0, candidates=128)
-    assert found.indices.tolist() == plain_greedy(points, 300, 0)
-    assert found.close_calls == 0
+    coreset = greedy_coreset(torch.from_numpy(points), 300, first=0, candidates=128)
+    assert coreset.indices.tolist() == plain_greedy(points, 300, 0)
+    assert coreset.close_calls == 0
 
 
 def test_in_float32_equal_up_to_the_first_close_call() -> None:
     rng = np.random.default_rng(0)
     points = (rng.normal(size=(4000, 8)) @ rng.normal(size=(8, 64)) + 100).astype(np.float32)  # far from the origin
-    found = greedy_coreset(torch.from_numpy(points), 400, first=0)
+    coreset = greedy_coreset(torch.from_numpy(points), 400, first=0)
     same = 0
-    for ours, theirs in zip(found.indices.tolist(), plain_greedy(points, 400, 0), strict=True):
+    for ours, theirs in zip(coreset.indices.tolist(), plain_greedy(points, 400, 0), strict=True):
         if ours != theirs:
             break
         same += 1
-    assert same == 400 or found.close_calls > 0
+    assert same == 400 or coreset.close_calls > 0
     assert same > 200
 
 
 def test_all_points_when_all_are_asked_for() -> None:
     points = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-    found = greedy_coreset(points, 50, candidates=7)
-    assert sorted(found.indices.tolist()) == list(range(50))
-    assert found.radius == 0
+    coreset = greedy_coreset(points, 50, candidates=7)
+    assert sorted(coreset.indices.tolist()) == list(range(50))
+    assert coreset.radius == 0
 
 
 def test_ends_early_where_only_duplicates_are_left() -> None:
     points = torch.tensor([[0.0, 0.0], [3.0, 1.0], [0.0, 0.0], [3.0, 1.0], [5.0, 5.0]])
-    found = greedy_coreset(points, 5)
-    assert len(found.indices) == 3
-    assert {tuple(points[i].tolist()) for i in found.indices} == {(0, 0), (3, 1), (5, 5)}
+    coreset = greedy_coreset(points, 5)
+    assert len(coreset.indices) == 3
+    assert {tuple(points[i].tolist()) for i in coreset.indices} == {(0, 0), (3, 1), (5, 5)}
 
 
 def test_starts_at_the_point_farthest_from_the_most_central_one() -> None:
@@ -79,9 +79,9 @@ def test_starts_at_the_point_farthest_from_the_most_central_one() -> None:
 
 def test_radius_covers_every_point() -> None:
     points = torch.randn(500, 5, generator=torch.Generator().manual_seed(1))
-    found = greedy_coreset(points, 40)
-    nearest = torch.cdist(points.double(), points[found.indices].double()).min(1).values
-    assert found.radius == pytest.approx(float(nearest.max()), rel=1e-5)
+    coreset = greedy_coreset(points, 40)
+    nearest = torch.cdist(points.double(), points[coreset.indices].double()).min(1).values
+    assert coreset.radius == pytest.approx(float(nearest.max()), rel=1e-5)
 
 
 def test_input_is_untouched_and_progress_rises() -> None:

@@ -81,6 +81,7 @@ def test_sixteen_bits_are_used(kind: str) -> None:
 def test_light_and_contrast_by_hand() -> None:
     image = np.array([[0, 100], [200, 255]], np.uint8)
     assert disturb(image, "brightness", 0.1, rng()).tolist() == [[0, 90], [180, 230]]  # 229.5 rounds to even
+    assert disturb(image, "overexposure", 0.1, rng()).tolist() == [[0, 110], [220, 255]]  # white stays white
     # the mean of a channel is 50 or 200, and every value goes half of the way to it
     image = np.array([[[0, 190], [100, 210]]], np.uint16)
     assert disturb(image, "contrast", 0.5, rng()).tolist() == [[[25, 195], [75, 205]]]

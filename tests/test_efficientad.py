@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from pickglass.app.pictures import ReportImage, draw_panels
+from pickglass.app.pages.report import ReportImage, draw_panels
 from pickglass.data.painting.natural import PHOTOGRAPHS, natural_images, natural_photos, photograph
 from pickglass.detectors.method import FitContext
 from pickglass.errors import DataError, InputError, WeightsMissing

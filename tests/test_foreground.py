@@ -34,19 +34,19 @@ TRAY = Tray("pin", part_px=40, pitch_px=90)  # two by two of them on 192 x 256, 
 
 
 def cells(places: list[tuple[int, int]], side: int = 8, seed: int = 0) -> np.ndarray:
-    """(N, 6, 32, 32), noise in which a part, eight standard deviations off, has its corner at the places."""
-    found = np.random.default_rng(seed).normal(size=(len(places), 6, 32, 32)).astype(np.float32)
-    for own, (top, left) in zip(found, places, strict=True):
-        own[:3, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] += 8
-    return found
+    """Features (N, 6, 32, 32) are noise; a part, eight standard deviations off, has its corner at the places."""
+    features = np.random.default_rng(seed).normal(size=(len(places), 6, 32, 32)).astype(np.float32)
+    for image, (top, left) in zip(features, places, strict=True):
+        image[:3, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] += 8
+    return features
 
 
-def found_in(features: np.ndarray, groups: list[str] | None = None) -> Foreground:
+def foreground_in(features: np.ndarray, groups: list[str] | None = None) -> Foreground:
     return foreground_of(features, groups or [str(i) for i in range(len(features))], (64, 96))
 
 
-def names_failed(found: Foreground) -> list[str]:
-    return [check.name for check in found.checks if not check.passed]
+def names_failed(foreground: Foreground) -> list[str]:
+    return [check.name for check in foreground.checks if not check.passed]
 
 
 # -- the mask ----------------------------------------------------------------------------------------------------------
@@ -54,22 +54,22 @@ def names_failed(found: Foreground) -> list[str]:
 
 def test_the_mask_holds_every_place_and_a_margin() -> None:
     places = [(10 + i % 4, 11 + i // 4) for i in range(16)]
-    found = found_in(cells(places))
-    assert found.mask is not None, found.why_not
-    assert found.mask.shape == (64, 96)
-    grid = found.mask[::2, ::3]  # a cell is 2 x 3 pixels
+    foreground = foreground_in(cells(places))
+    assert foreground.mask is not None, foreground.why_not
+    assert foreground.mask.shape == (64, 96)
+    grid = foreground.mask[::2, ::3]  # a cell is 2 x 3 pixels
     expected = np.zeros((32, 32), bool)
     expected[10 - 3 : 13 + 8 + 3, 11 - 3 : 14 + 8 + 3] = True
     assert grid[expected].all()
     assert (grid & ~expected).mean() < 0.02
-    assert found.share == grid.mean()
-    assert found.why_not == ""
+    assert foreground.share == grid.mean()
+    assert foreground.why_not == ""
 
 
 def test_one_unusual_part_is_not_hidden() -> None:
-    found = found_in(cells([(12, 12)] * 20 + [(12, 13)]))
-    assert found.mask is not None, found.why_not
-    assert found.mask[24:40, 3 * (13 + 8 + 2)].all()  # the last column of its margin
+    foreground = foreground_in(cells([(12, 12)] * 20 + [(12, 13)]))
+    assert foreground.mask is not None, foreground.why_not
+    assert foreground.mask[24:40, 3 * (13 + 8 + 2)].all()  # the last column of its margin
 
 
 def test_a_part_whose_middle_looks_like_the_ground_is_whole() -> None:
@@ -78,64 +78,64 @@ def test_a_part_whose_middle_looks_like_the_ground_is_whole() -> None:
     ring[10:22, 10:22] = False
     features = np.random.default_rng(0).normal(size=(12, 6, 32, 32)).astype(np.float32)
     features[:, :, ring] += 8
-    found = found_in(features)
-    assert found.mask is not None, found.why_not
-    assert found.mask[12:52, 18:78].all()
+    foreground = foreground_in(features)
+    assert foreground.mask is not None, foreground.why_not
+    assert foreground.mask[12:52, 18:78].all()
 
 
 # -- the self-check ----------------------------------------------------------------------------------------------------
 
 
 def test_a_texture_has_no_foreground() -> None:
-    found = found_in(np.random.default_rng(0).normal(size=(12, 6, 32, 32)).astype(np.float32))
-    assert found.mask is None
-    assert "nothing stands out" in found.why_not or "not well apart" in found.why_not
+    foreground = foreground_in(np.random.default_rng(0).normal(size=(12, 6, 32, 32)).astype(np.float32))
+    assert foreground.mask is None
+    assert "nothing stands out" in foreground.why_not or "not well apart" in foreground.why_not
 
 
 def test_a_part_that_reaches_the_border_is_refused() -> None:
     for places in ([(12, -3)] * 12, [(12, 12)] * 8 + [(12, -4)] * 2 + [(26, 12)] * 2):
-        found = found_in(cells(places))
-        assert found.mask is None
-        assert "spread of the border" in names_failed(found)
-        assert "expected at most 2.5" in found.why_not
+        foreground = foreground_in(cells(places))
+        assert foreground.mask is None
+        assert "spread of the border" in names_failed(foreground)
+        assert "expected at most 2.5" in foreground.why_not
 
 
 def test_a_part_near_the_ground_is_refused() -> None:
     features = np.random.default_rng(0).normal(size=(12, 6, 32, 32)).astype(np.float32)
     features[:, :, 10:20, 10:20] += 1.5
-    found = found_in(features)
-    assert found.mask is None
-    assert "separation" in names_failed(found)
+    foreground = foreground_in(features)
+    assert foreground.mask is None
+    assert "separation" in names_failed(foreground)
 
 
 def test_parts_that_wander_fill_the_mask_and_are_refused() -> None:
-    found = found_in(cells([(top, left) for top in (2, 9, 16, 22) for left in (2, 9, 16, 22)] * 4))
-    assert found.mask is None
-    assert names_failed(found) == ["share"]
-    assert f"covers {found.share:.0%} of the image" in found.why_not
+    foreground = foreground_in(cells([(top, left) for top in (2, 9, 16, 22) for left in (2, 9, 16, 22)] * 4))
+    assert foreground.mask is None
+    assert names_failed(foreground) == ["share"]
+    assert f"covers {foreground.share:.0%} of the image" in foreground.why_not
 
 
 def test_halves_that_disagree_are_refused() -> None:
     groups = [str(i) for i in range(16)]
     second = np.random.default_rng(0).permutation(16) % 2 == 1
-    found = found_in(cells([(10, 5 if own else 18) for own in second]), groups)
-    assert found.mask is None
-    assert names_failed(found) == ["agreement of halves", "outside the other half"]
-    near = found_in(cells([(10, 10 if own else 12) for own in second]), groups)
+    foreground = foreground_in(cells([(10, 5 if own else 18) for own in second]), groups)
+    assert foreground.mask is None
+    assert names_failed(foreground) == ["agreement of halves", "outside the other half"]
+    near = foreground_in(cells([(10, 10 if own else 12) for own in second]), groups)
     assert names_failed(near) == ["agreement of halves"]  # two cells off: inside the margin
 
 
 def test_few_images_or_groups_are_refused() -> None:
-    assert names_failed(found_in(cells([(12, 12)] * 7))) == ["images"]
-    assert names_failed(found_in(cells([(12, 12)] * 12), ["one part"] * 12)) == ["images"]
-    assert found_in(cells([(12, 12)] * 8)).mask is not None
+    assert names_failed(foreground_in(cells([(12, 12)] * 7))) == ["images"]
+    assert names_failed(foreground_in(cells([(12, 12)] * 12), ["one part"] * 12)) == ["images"]
+    assert foreground_in(cells([(12, 12)] * 8)).mask is not None
 
 
 def test_images_of_several_sizes_are_refused() -> None:
     rows = [Row(f"{n}", pixels=np.full((n, 64), 90, np.uint8)) for n in (64, 64, 72)]
-    found = find_foreground(Table(rows), engine="torch", workers=1)
-    assert found.mask is None
-    assert "2 sizes, e.g. 64x64 and 72x64" in found.why_not
+    foreground = find_foreground(Table(rows), engine="torch", workers=1)
+    assert foreground.mask is None
+    assert "2 sizes, e.g. 64x64 and 72x64" in foreground.why_not
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -146,11 +146,11 @@ def rows_of(images: list[np.ndarray]) -> Table:
 
 
 def test_trays_have_a_foreground_and_cloth_has_none() -> None:
-    found = find_foreground(rows_of([fill(TRAY, (192, 256), seed) for seed in range(10)]), engine="torch")
-    assert found.mask is not None, found.why_not
+    foreground = find_foreground(rows_of([fill(TRAY, (192, 256), seed) for seed in range(10)]), engine="torch")
+    assert foreground.mask is not None, foreground.why_not
     for seed in range(100, 120):
-        assert found.mask[fill(TRAY, (192, 256), seed) > 110].all()  # trays that it has not seen
-    assert not found.mask[:, 200:].any()
+        assert foreground.mask[fill(TRAY, (192, 256), seed) > 110].all()  # trays that it has not seen
+    assert not foreground.mask[:, 200:].any()
     cloth = find_foreground(rows_of([weave(Cloth(), (192, 256), seed) for seed in range(10)]), engine="torch")
     assert cloth.mask is None
     assert "separation" in names_failed(cloth)
@@ -160,11 +160,11 @@ def test_trays_have_a_foreground_and_cloth_has_none() -> None:
 def test_real_sets(real_data: Path) -> None:
     expected = {"mvtec_hazelnut_reduced": True, "mvtec_transistor_reduced": False, "aitex_fabric04": False}
     for name, trusted in expected.items():
-        found = find_foreground(load_dataset(real_data / name).train[:16])
-        assert (found.mask is not None) == trusted, (name, found)
-        if found.mask is not None:
-            assert found.mask[60:196, 60:196].all()
-            assert found.mask.mean() < 0.85
+        foreground = find_foreground(load_dataset(real_data / name).train[:16])
+        assert (foreground.mask is not None) == trusted, (name, foreground)
+        if foreground.mask is not None:
+            assert foreground.mask[60:196, 60:196].all()
+            assert foreground.mask.mean() < 0.85
 
 
 # -- fit ---------------------------------------------------------------------------------------------------------------
@@ -279,12 +279,12 @@ def test_the_mask_is_not_tried_without_trust_or_need() -> None:
 
     outside = replace(painted(MASK), judged=painted(MASK).judged[3:])
     outside.test[32, 32] = outside.test[32, 32][3:]
-    for found, data, why in (
+    for result, data, why in (
         (None, painted(MASK), "a region of interest is given"),
         (foreground(None, "only 20 images"), painted(MASK), "self-check: only 20 images"),
         (foreground(MASK), outside, "no painted defect lies on the foreground"),
     ):
-        row, within = auto._foreground(found, data, never, 0)
+        row, within = auto._foreground(result, data, never, 0)
         assert within is None
         assert (row["taken"], row["gain"], row["why"]) == (False, None, why)
 

@@ -45,21 +45,21 @@ def levels(n: int = 20, seed: int = 0) -> list[torch.Tensor]:
     ]
 
 
-def batch(found: list[torch.Tensor], keep: torch.Tensor | None = None) -> Batch:
-    return Batch(tuple(level[:, None] for level in found), None, keep)
+def batch(features: list[torch.Tensor], keep: torch.Tensor | None = None) -> Batch:
+    return Batch(tuple(level[:, None] for level in features), None, keep)
 
 
 def settled(kind: str, seed: int = 0, **settings: object) -> Fusion:
     fusion = Fusion(FusionSettings(kind, **settings), SHAPES, seed)  # type: ignore[arg-type]
-    found = levels()
+    features = levels()
     for part in (slice(0, 3), slice(3, 20)):
-        fusion.observe(batch([level[part] for level in found]))
+        fusion.observe(batch([level[part] for level in features]))
     fusion.settle()
     return fusion
 
 
 def vectors(level: torch.Tensor) -> np.ndarray:
-    """(N, C, h, w) -> (N h w, C) of doubles."""
+    """Flatten a level (N, C, h, w) to vectors (N h w, C) of doubles."""
     return level.double().permute(0, 2, 3, 1).flatten(0, 2).numpy()
 
 
@@ -71,13 +71,13 @@ def test_moments_are_numpys() -> None:
     sums = GridSums(SHAPES[1])
     sums.add(level[:4], None)
     sums.add(level[4:], None)
-    found = sums.moments()
-    np.testing.assert_allclose(found.mean, vectors(level).mean(0))
-    np.testing.assert_allclose(found.covariance, np.cov(vectors(level).T), rtol=1e-6)
-    np.testing.assert_allclose(found.spread, level.double().var(0), rtol=1e-6)
+    moments = sums.moments()
+    np.testing.assert_allclose(moments.mean, vectors(level).mean(0))
+    np.testing.assert_allclose(moments.covariance, np.cov(vectors(level).T), rtol=1e-6)
+    np.testing.assert_allclose(moments.spread, level.double().var(0), rtol=1e-6)
     # at a cell over the images: the mean of the cells' own covariances, all of as many images
     cells = level.double().flatten(2).numpy()  # (N, C, h w)
-    np.testing.assert_allclose(found.within, np.mean([np.cov(cells[..., j].T) for j in range(16)], axis=0), rtol=1e-6)
+    np.testing.assert_allclose(moments.within, np.mean([np.cov(cells[..., j].T) for j in range(16)], axis=0), rtol=1e-6)
 
 
 def test_cells_that_do_not_count_enter_no_statistic() -> None:
@@ -88,12 +88,12 @@ def test_cells_that_do_not_count_enter_no_statistic() -> None:
     sums = GridSums(SHAPES[1])
     sums.add(poisoned[:2], torch.zeros(2, 4, 4, dtype=torch.bool))
     sums.add(poisoned, keep)
-    found = sums.moments()
+    moments = sums.moments()
     own = level.permute(0, 2, 3, 1)[keep].double().numpy()
-    np.testing.assert_allclose(found.mean, own.mean(0))
-    np.testing.assert_allclose(found.covariance, np.cov(own.T), rtol=1e-6)
-    assert torch.isnan(found.spread[:, 0, 0]).all()
-    np.testing.assert_allclose(found.spread[:, 1, 2], level[keep[:, 1, 2], :, 1, 2].double().var(0), rtol=1e-6)
+    np.testing.assert_allclose(moments.mean, own.mean(0))
+    np.testing.assert_allclose(moments.covariance, np.cov(own.T), rtol=1e-6)
+    assert torch.isnan(moments.spread[:, 0, 0]).all()
+    np.testing.assert_allclose(moments.spread[:, 1, 2], level[keep[:, 1, 2], :, 1, 2].double().var(0), rtol=1e-6)
 
 
 def test_nothing_to_learn_from_is_said() -> None:
@@ -110,19 +110,19 @@ def test_nothing_to_learn_from_is_said() -> None:
 
 
 def test_concat_brings_all_to_the_finest_grid_wherever_that_comes() -> None:
-    found = levels(2)[::-1]
+    features = levels(2)[::-1]
     fusion = Fusion(FusionSettings("concat"), SHAPES[::-1])
-    (fused,) = fusion(found)
+    (fused,) = fusion(features)
     assert fusion.shapes == [(23, 8, 8)]
-    assert torch.equal(fused[:, 17:], found[2])
+    assert torch.equal(fused[:, 17:], features[2])
     # half-pixel centres: cell 1 of 8 lies at 0.25 of the cells 0 and 1 of 4
-    torch.testing.assert_close(fused[:, 7:17, 0, 1], 0.75 * found[1][:, :, 0, 0] + 0.25 * found[1][:, :, 0, 1])
+    torch.testing.assert_close(fused[:, 7:17, 0, 1], 0.75 * features[1][:, :, 0, 0] + 0.25 * features[1][:, :, 0, 1])
 
 
 def test_normalised_levels_have_the_moments_asked_for() -> None:
-    found = levels()
+    features = levels()
     for name in ("standardise", "whiten"):
-        (fused,) = settled("concat", normalise=name, shrinkage=1e-11)(found)
+        (fused,) = settled("concat", normalise=name, shrinkage=1e-11)(features)
         covariance = np.cov(vectors(fused[:, :6]).T)  # of the level that is on the grid already
         np.testing.assert_allclose(covariance.diagonal(), 1, rtol=1e-3)
         assert np.abs(vectors(fused[:, :6]).mean(0)).max() < 1e-4
@@ -130,44 +130,44 @@ def test_normalised_levels_have_the_moments_asked_for() -> None:
 
 
 def test_shrinkage_is_the_formula() -> None:
-    found = levels()
-    covariance = np.cov(vectors(found[0]).T)
+    features = levels()
+    covariance = np.cov(vectors(features[0]).T)
     values, axes = np.linalg.eigh(0.7 * covariance + 0.3 * np.trace(covariance) / 6 * np.eye(6))
-    white = (vectors(found[0]) - vectors(found[0]).mean(0)) @ axes @ np.diag(values**-0.5) @ axes.T
-    (fused,) = settled("concat", normalise="whiten", shrinkage=0.3)(found)
+    white = (vectors(features[0]) - vectors(features[0]).mean(0)) @ axes @ np.diag(values**-0.5) @ axes.T
+    (fused,) = settled("concat", normalise="whiten", shrinkage=0.3)(features)
     np.testing.assert_allclose(vectors(fused[:, :6]), white, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["concat", "pyramid", "attention"])
 @pytest.mark.parametrize("normalise", ["standardise", "whiten"])
 def test_silent_channels_and_levels_stay_finite(kind: str, normalise: str) -> None:
-    found = levels()
-    found[0][:, 2] = 3.0
-    found[1][:] = 0.0
+    features = levels()
+    features[0][:, 2] = 3.0
+    features[1][:] = 0.0
     fusion = Fusion(FusionSettings(kind, normalise=normalise, dims=4), SHAPES)  # type: ignore[arg-type]
-    fusion.observe(batch(found))
+    fusion.observe(batch(features))
     fusion.settle()
-    (fused,) = fusion(found)
+    (fused,) = fusion(features)
     assert torch.isfinite(fused).all()
-    found[0][:, 2] += 1.0
-    assert fusion(found)[0].abs().max() < 1e3  # a silent channel that speaks is not blown up without bound
+    features[0][:, 2] += 1.0
+    assert fusion(features)[0].abs().max() < 1e3  # a silent channel that speaks is not blown up without bound
 
 
 def test_pyramid_is_pca_turned_and_summed_from_the_top() -> None:
-    found = levels()
-    steps = settled("pyramid", dims=5, levels="all")(found)
+    features = levels()
+    steps = settled("pyramid", dims=5, levels="all")(features)
     fusion = settled("pyramid", dims=5, levels="all")
     assert [tuple(s.shape[1:]) for s in steps] == fusion.shapes == [(5, 8, 8), (5, 4, 4), (5, 2, 3)]
-    assert torch.equal(settled("pyramid", dims=5)(found)[0], steps[0])
+    assert torch.equal(settled("pyramid", dims=5)(features)[0], steps[0])
     top = vectors(steps[2])
-    centred = vectors(found[2]) - vectors(found[2]).mean(0)
+    centred = vectors(features[2]) - vectors(features[2]).mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     # the turn changes no distance: inner products are those of the five leading components
-    components = vectors(found[2]) @ axes[:5].T
+    components = vectors(features[2]) @ axes[:5].T
     np.testing.assert_allclose(top @ top.T, components @ components.T, rtol=1e-3, atol=1e-3)
     lateral = fusion.mix.lateral1
     enlarged = torch.nn.functional.interpolate(steps[2], (4, 4), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(steps[1], torch.einsum("dc,nchw->ndhw", lateral, found[1]) + enlarged)
+    torch.testing.assert_close(steps[1], torch.einsum("dc,nchw->ndhw", lateral, features[1]) + enlarged)
 
 
 def test_lateral_projections_keep_distances_where_there_is_room() -> None:
@@ -199,27 +199,27 @@ def test_the_sketch_estimates_the_bilinear_product_without_bias() -> None:
     g = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 23, generator=g)  # all of one sign: what collides adds up unless the sketch has signs
     both = torch.stack([x, y])[..., None, None]
-    found = []
+    products = []
     for seed in range(400):
         a, b = Fusion(FusionSettings("bilinear", dims=64), SHAPES, seed).mix.sketch(both)[..., 0, 0]
-        found.append(float(a @ b))
+        products.append(float(a @ b))
     exact = float(x @ y) ** 2  # <x x^T, y y^T>
-    error = np.std(found) / np.sqrt(len(found))
-    assert abs(np.mean(found) - exact) < 4 * error
+    error = np.std(products) / np.sqrt(len(products))
+    assert abs(np.mean(products) - exact) < 4 * error
     assert error < 0.03 * exact
 
 
 def test_bilinear_features_are_pooled_rooted_and_of_unit_length() -> None:
-    found = levels(2)
+    features = levels(2)
     fusion = Fusion(FusionSettings("bilinear", dims=16, patch=3), SHAPES)
-    (fused,) = fusion(found)
-    sketched = fusion.mix.sketch(Fusion(FusionSettings("concat"), SHAPES)(found)[0])
+    (fused,) = fusion(features)
+    sketched = fusion.mix.sketch(Fusion(FusionSettings("concat"), SHAPES)(features)[0])
     mean = sketched[:, :, 2:5, 4:7].mean((2, 3))
     rooted = mean.sign() * mean.abs().sqrt()
     torch.testing.assert_close(fused[:, :, 3, 5], rooted / rooted.norm(dim=1, keepdim=True), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(fused.norm(dim=1), torch.ones(2, 8, 8))
     silent = torch.zeros(1, 6, 8, 8, requires_grad=True)
-    fusion([silent, found[1][:1] * 0, found[2][:1] * 0])[0].sum().backward()
+    fusion([silent, features[1][:1] * 0, features[2][:1] * 0])[0].sum().backward()
     assert silent.grad is not None
     assert torch.isfinite(silent.grad).all()
 
@@ -227,44 +227,44 @@ def test_bilinear_features_are_pooled_rooted_and_of_unit_length() -> None:
 def aligned(n: int = 40) -> list[torch.Tensor]:
     """Channel 0 says the same of a place in every image; the rest is noise, four times as much in the left half."""
     g = torch.Generator().manual_seed(1)
-    found = []
+    features = []
     for c, h, w in SHAPES:
         place = torch.randn(h, w, generator=g)
         noise = torch.randn(n, c, h, w, generator=g)
         noise[..., : w // 2] *= 4
         noise[:, 0] = place + 0.5 * noise[:, 0]
-        found.append(noise)
-    return found
+        features.append(noise)
+    return features
 
 
 @pytest.mark.parametrize("normalise", ["none", "standardise", "whiten"])
 def test_attention_goes_to_what_repeats_itself(normalise: str) -> None:
     fusion = Fusion(FusionSettings("attention", normalise=normalise, levels="all"), SHAPES)  # type: ignore[arg-type]
-    found = aligned()
-    fusion.observe(batch(found))
+    features = aligned()
+    fusion.observe(batch(features))
     fusion.settle()
     channels, cells = fusion.mix.channels0[:, 0, 0], fusion.mix.cells0[0]
     assert channels[0] > 1.1
     torch.testing.assert_close(channels[1:], torch.ones(5), atol=0.05, rtol=0)
     assert (cells[:, :4] < 0.9).all()
     assert (cells[:, 4:] > 1.5).all()
-    assert [tuple(x.shape[1:]) for x in fusion(found)] == fusion.shapes == SHAPES
+    assert [tuple(x.shape[1:]) for x in fusion(features)] == fusion.shapes == SHAPES
 
 
 def test_attention_is_the_formula() -> None:
-    found = aligned()
+    features = aligned()
     fusion = Fusion(FusionSettings("attention", shrinkage=0.0), SHAPES)
-    fusion.observe(batch(found))
+    fusion.observe(batch(features))
     fusion.settle()
-    x = found[1].double()
+    x = features[1].double()
     e_cij = x.var(0)
     e_c, v_c = e_cij.mean((1, 2)), x.transpose(0, 1).flatten(1).var(1)
     torch.testing.assert_close(fusion.mix.channels1[:, 0, 0].double(), (v_c / e_c).sqrt().clamp(0.25, 4))
     torch.testing.assert_close(
         fusion.mix.cells1[0].double(), (e_cij / e_c[:, None, None]).mean(0).rsqrt().clamp(0.25, 4)
     )
-    fused = fusion(found)[0]
-    weighted = found[0] * fusion.mix.channels0 * fusion.mix.cells0
+    fused = fusion(features)[0]
+    weighted = features[0] * fusion.mix.channels0 * fusion.mix.cells0
     assert torch.equal(fused[:, :6], weighted)
 
 
@@ -296,15 +296,15 @@ def test_a_fusion_exports(kind: str, tmp_path: Path) -> None:
     import openvino
 
     fusion = settled(kind, dims=8, normalise="whiten").eval()
-    found = levels(2, seed=9)
+    features = levels(2, seed=9)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter of the engine is the older one
         torch.onnx.export(
-            _Spread(fusion), tuple(level[:1] for level in found), str(tmp_path / "fusion.onnx"), dynamo=False
+            _Spread(fusion), tuple(level[:1] for level in features), str(tmp_path / "fusion.onnx"), dynamo=False
         )
     run = openvino.Core().compile_model(tmp_path / "fusion.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    exported = run([level[:1].numpy() for level in found])[0]
-    np.testing.assert_allclose(exported, fusion([level[:1] for level in found])[0], rtol=1e-3, atol=1e-3)
+    exported = run([level[:1].numpy() for level in features])[0]
+    np.testing.assert_allclose(exported, fusion([level[:1] for level in features])[0], rtol=1e-3, atol=1e-3)
 
 
 class _Spread(torch.nn.Module):
@@ -337,10 +337,10 @@ def test_groups_and_files_keep_the_fusion(kind: str, tmp_path: Path) -> None:
     plain = pg.PatchCore(**RESNET, ratio=0.05).fused(kind, normalise="whiten").tiled(tile=48, stride=16)  # type: ignore[arg-type]
     whole = plain.fit(good, engine="torch").predict(test, engine="torch")
     grouped = pg.PatchCore.configured({**plain.configuration(), "tiling": {**plain.tiling.to_json(), "at_once": 3}})  # type: ignore[union-attr]
-    found = grouped.fit(good, engine="torch")
-    np.testing.assert_allclose(found.predict(test, engine="torch").scores, whole.scores, rtol=1e-4)
-    loaded = pg.load(found.save(tmp_path / "model.safetensors"))
-    assert (loaded.predict(test, engine="torch").scores == found.predict(test, engine="torch").scores).all()
+    fitted = grouped.fit(good, engine="torch")
+    np.testing.assert_allclose(fitted.predict(test, engine="torch").scores, whole.scores, rtol=1e-4)
+    loaded = pg.load(fitted.save(tmp_path / "model.safetensors"))
+    assert (loaded.predict(test, engine="torch").scores == fitted.predict(test, engine="torch").scores).all()
     assert loaded.configuration()["fusion"] == plain.configuration()["fusion"]
 
 
@@ -369,10 +369,10 @@ def test_every_method_reads_fused_levels(method: str, tmp_path: Path) -> None:
     levels = "one" if method == "asymmetric_student_teacher" else "all"
     detector = METHODS[method].configured({**RESNET, "size": 48, **FEW.get(method, {})})
     detector = detector.fused("pyramid", dims=8, normalise="standardise", levels=levels).fit(good, engine="torch")
-    found = detector.predict(good, engine="torch")
-    assert np.isfinite(found.scores).all()
+    prediction = detector.predict(good, engine="torch")
+    assert np.isfinite(prediction.scores).all()
     loaded = pg.load(detector.save(tmp_path / "model.safetensors")).predict(good, engine="torch")
-    assert (loaded.scores == found.scores).all()
+    assert (loaded.scores == prediction.scores).all()
 
 
 def test_only_fit_rows_are_learned_from() -> None:
@@ -386,9 +386,9 @@ def test_only_fit_rows_are_learned_from() -> None:
     alone = detector.fit(good, validate=0, calibrate=0, engine="torch").fusion
     assert alone is not None
     expected = {name: tensor.clone() for name, tensor in alone.state_dict().items()}
-    found = detector.fit(Table(rows), engine="torch").fusion
-    assert found is not None
-    for name, tensor in found.state_dict().items():
+    fusion = detector.fit(Table(rows), engine="torch").fusion
+    assert fusion is not None
+    for name, tensor in fusion.state_dict().items():
         torch.testing.assert_close(tensor, expected[name])
 
 
@@ -458,10 +458,10 @@ def test_the_levels_of_a_scale_are_those_of_the_image_resampled() -> None:
     images = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
     plain = FeatureExtractor("resnet18", ["layer1", "layer2"], "random")
     scaled = FeatureExtractor("resnet18", ["layer1", "layer2"], "random", scales=(0.5, 1.0))
-    found = scaled(images)
-    torch.testing.assert_close(list(found[:2]), list(plain(resampled_to(images, (32, 24)))), atol=1e-5, rtol=1e-4)
-    assert all(torch.equal(a, b) for a, b in zip(found[2:], plain(images), strict=True))
-    assert scaled.shapes((64, 48)) == [tuple(level.shape[1:]) for level in found]
+    outputs = scaled(images)
+    torch.testing.assert_close(list(outputs[:2]), list(plain(resampled_to(images, (32, 24)))), atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(outputs[2:], plain(images), strict=True))
+    assert scaled.shapes((64, 48)) == [tuple(level.shape[1:]) for level in outputs]
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, 1.0), "half", (1.0, 99)])
@@ -518,10 +518,10 @@ def test_every_method_reads_several_scales(method: str, tmp_path: Path) -> None:
     detector = detector.fused("pyramid", dims=8, normalise="standardise", levels="all", scales=(1.0, 0.5)).fit(
         good, engine="torch"
     )
-    found = detector.predict(good, engine="torch")
-    assert np.isfinite(found.scores).all()
+    prediction = detector.predict(good, engine="torch")
+    assert np.isfinite(prediction.scores).all()
     loaded = pg.load(detector.save(tmp_path / "model.safetensors"))
-    assert (loaded.predict(good, engine="torch").scores == found.scores).all()
+    assert (loaded.predict(good, engine="torch").scores == prediction.scores).all()
     assert loaded.configuration() == detector.configuration()
 
 

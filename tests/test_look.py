@@ -303,7 +303,7 @@ def test_json_and_page(
     text = page.read_text()
     assert "http" not in text.replace("http-equiv", "")
     for layer in result["layers"]:
-        assert f"{layer['layer']}</strong>, {layer['grid'][0]}x{layer['grid'][1]}" in text
+        assert f"{layer['layer']}, {layer['grid'][0]}x{layer['grid'][1]}" in text
     assert "32 filters of 3x3 px" in text
     assert "places of this image stand" in text
 

@@ -62,9 +62,9 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
+def assert_same(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
         assert torch.equal(tensor, expected[name]), name
 
 
@@ -98,13 +98,13 @@ def test_steps_of_adam_by_hand() -> None:
     weight = nn.ParameterList([nn.Parameter(torch.tensor([2.0, -1.0]))])
     plan = Plan(steps=3, batch=1, lr=0.1, betas=(0.8, 0.9), eps=1e-3)
     train_all([Phase("w", weight, lambda x: weight[0].square() * x, plan)], lambda _: torch.tensor(3.0), 1, seed=0)
-    for w, found in zip((2.0, -1.0), weight[0].tolist(), strict=True):
+    for w, trained in zip((2.0, -1.0), weight[0].tolist(), strict=True):
         m = v = 0.0
         for t in (1, 2, 3):
             g = 6 * w
             m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
             w -= 0.1 * (m / (1 - 0.8**t)) / ((v / (1 - 0.9**t)) ** 0.5 + 1e-3)
-        assert found == pytest.approx(w, rel=1e-5)
+        assert trained == pytest.approx(w, rel=1e-5)
 
 
 def test_parts_of_a_module_have_learning_rates_of_their_own(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ class Walk(nn.Module):
 
 
 def test_the_best_epoch_is_kept_per_position_buffers_included(tmp_path: Path) -> None:
-    """Of equals the earlier; and so too for a training that was killed after its best epochs."""
+    """The earlier of equal epochs counts, also for a training that was killed after its best epochs."""
     with pytest.raises(Killed):
         Walk(kill_at=3).go(tmp_path / "c.safetensors")
     for path in (None, tmp_path / "c.safetensors"):
@@ -278,7 +278,7 @@ def test_the_best_epoch_is_kept_per_position_buffers_included(tmp_path: Path) ->
 
 
 def test_validation_changes_nothing_and_draws_the_same_numbers_each_time() -> None:
-    found = []
+    states = []
     for n_validate in (0, 5):
         stack, own = dropping()
         drawn: list[float] = []
@@ -290,14 +290,14 @@ def test_validation_changes_nothing_and_draws_the_same_numbers_each_time() -> No
             return own(x) + noise  # type: ignore[operator]
 
         train_all([Phase("p", stack, loss, Plan(epochs=3, batch=4))], Images(), N, Images(seed=1), n_validate, seed=0)
-        found.append(state(stack))
-    assert_same(*found)
+        states.append(state(stack))
+    assert_same(*states)
     assert drawn[:2] == drawn[2:4] == drawn[4:]
     assert drawn[0] != drawn[1]
 
 
 def test_random_numbers_are_seeded_and_the_callers_left_alone() -> None:
-    found = []
+    states = []
     for caller_seed, name in ((1, "p"), (2, "p"), (1, "q")):
         stack, loss = dropping()
         torch.manual_seed(caller_seed)
@@ -306,9 +306,9 @@ def test_random_numbers_are_seeded_and_the_callers_left_alone() -> None:
         with torch.no_grad():  # the caller's grad mode is no concern either
             train_all([Phase(name, stack, loss, Plan(epochs=2, batch=4))], Images(), N, seed=0)
         assert torch.equal(torch.rand(3), expected)
-        found.append(state(stack))
-    assert_same(found[0], found[1])
-    assert not torch.equal(found[0]["tree.net.0.weight"], found[2]["tree.net.0.weight"])  # other dropout
+        states.append(state(stack))
+    assert_same(states[0], states[1])
+    assert not torch.equal(states[0]["tree.net.0.weight"], states[2]["tree.net.0.weight"])  # other dropout
 
 
 # -- killed and gone on ------------------------------------------------------------------------------------------------
@@ -359,10 +359,10 @@ def test_killed_it_goes_on_to_the_same_bits(kill_at: list[int], tmp_path: Path) 
             run(again, path)
         done = at
     resumed, again = two_phases()
-    found = run(again, path)
+    histories = run(again, path)
     for one, two in zip(resumed, modules, strict=True):
         assert_same(one.state_dict(), two.state_dict())
-    for history, other in zip(found, expected, strict=True):
+    for history, other in zip(histories, expected, strict=True):
         assert {**history.to_json(), "seconds": 0} == {**other.to_json(), "seconds": 0}
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
 
@@ -576,11 +576,11 @@ def test_bfloat16_where_it_is_fast_and_holds(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_trying_bfloat16_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_PARITY", -1.0)  # tried and given up
-    found = []
+    states = []
     for fast in (True, False):
         monkeypatch.setattr(loop, "has_fast_bfloat16", lambda fast=fast: fast)
         stack, loss = dropping()
         (history,) = train_all([Phase("p", stack, loss, Plan(steps=3, batch=4))], Images(), N, seed=0)
         assert not history.autocast
-        found.append(state(stack))
-    assert_same(*found)
+        states.append(state(stack))
+    assert_same(*states)

@@ -26,11 +26,11 @@ def truth(queries: torch.Tensor, bank: torch.Tensor) -> tuple[torch.Tensor, torc
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_search_is_exact(bfloat16: bool) -> None:
     queries, bank = clouds()
-    found = BankIndex(bank, bfloat16=bfloat16).search(queries)
+    result = BankIndex(bank, bfloat16=bfloat16).search(queries)
     distance, index = truth(queries, bank)
-    assert torch.equal(found.indices, index)
-    torch.testing.assert_close(found.distances.double(), distance, rtol=1e-6, atol=1e-6)
-    assert found.fallbacks == 0
+    assert torch.equal(result.indices, index)
+    torch.testing.assert_close(result.distances.double(), distance, rtol=1e-6, atol=1e-6)
+    assert result.fallbacks == 0
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
@@ -55,9 +55,9 @@ def test_queries_with_too_many_possible_neighbours_fall_back_and_stay_exact(monk
     close[0] += 1000  # far out: the bound has to allow for it, and then every point is possible
     queries = close[1:65] + 0.1
     index = BankIndex(close, bfloat16=True)
-    found = index.search(queries)
-    assert found.fallbacks == 64
-    assert torch.equal(found.indices, truth(queries, close)[1])
+    result = index.search(queries)
+    assert result.fallbacks == 64
+    assert torch.equal(result.indices, truth(queries, close)[1])
     monkeypatch.setattr(neighbours, "_PATIENCE", 10)
     index.search(queries)
     assert not index.coarse  # given up for float32
@@ -81,8 +81,8 @@ def test_all_banks_at_once_are_each_its_own(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_bank_of_one_point() -> None:
-    found = BankIndex(torch.ones(1, 4)).distances(torch.zeros(3, 4))
-    assert found.tolist() == [2.0, 2.0, 2.0]
+    distances = BankIndex(torch.ones(1, 4)).distances(torch.zeros(3, 4))
+    assert distances.tolist() == [2.0, 2.0, 2.0]
 
 
 def test_detection_of_bfloat16_reads_the_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pickglass.data.painting.disturbances import DISTURBANCES, UNITS, disturb, d
 from pickglass.detectors.detector import Detector
 from pickglass.errors import DataError, InputError
 from pickglass.methods import load
+from pickglass.metrics.catalogue import METRICS
 
 NUMBERS = ("image_auroc", "aupro_30", "aupro_05", "false_alarm_rate", "miss_rate")
 
@@ -44,8 +46,10 @@ def judged(small_dataset: Path, model: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two disturbances are enough for what all have in common."""
-    for module in ("testing.robustness", "robustness_page"):
-        monkeypatch.setattr(f"pickglass.app.{module}.DISTURBANCES", {"blur": (1.0, 2.0), "shift": (0.05, 0.1)})
+    for module in ("testing", "pages"):
+        monkeypatch.setattr(
+            f"pickglass.app.{module}.robustness.DISTURBANCES", {"blur": (1.0, 2.0), "shift": (0.05, 0.1)}
+        )
 
 
 def literal(dataset: Path, model: Path, folder: Path, kind: str, strength: float) -> pg.Evaluation:
@@ -90,11 +94,12 @@ def test_every_kind_and_strength_is_there(judged: RobustnessResult) -> None:
 
 def test_the_page_shows_plots_table_and_samples(judged: RobustnessResult) -> None:
     text = Path(judged["page"] or "").read_text()
-    assert text.count("<svg") == 5
-    assert text.count('<path class="line') == 5 * len(DISTURBANCES)
-    assert text.count("data:image/jpeg;base64,") == 7 * 5  # as it is, and four strengths, for each kind
+    assert text.count('role="img"') == 5
+    for i in range(len(DISTURBANCES)):  # each line once, and its sample in the legend in the same style
+        assert text.count(f'<path class="line series{i}"') == 2 * 5
+    assert text.count("data:image/jpeg;base64,") == len(DISTURBANCES) * 5  # as it is, and four strengths
     for one in (judged["undisturbed"], *judged["disturbed"]):
-        cells = [f">{value:.3f}</td>" for name, value in one.items() if name in NUMBERS]
+        cells = [f">{escape(METRICS[name].text(value) or '')}</td>" for name, value in one.items() if name in NUMBERS]
         assert all(cell in text for cell in cells)
     assert "://" not in text
     assert "Failed images" not in text
@@ -119,7 +124,7 @@ def test_few_images_are_held_at_once(
     assert again == {**judged, "page": None}  # and without a page nothing else differs
     assert max(sizes) <= 8
     assert max(alive) <= 24  # a batch, the one before, and images decoded ahead
-    assert sum(sizes) == 8 * 29
+    assert sum(sizes) == 8 * (1 + sum(map(len, DISTURBANCES.values())))
 
 
 @pytest.mark.usefixtures("few")
@@ -147,7 +152,7 @@ def test_without_masks_threshold_or_labels(small_dataset: Path, tmp_path: Path) 
     assert [values[name] is None for name in NUMBERS] == [False, True, True, True, True]
     text = (tmp_path / "r.html").read_text()
     assert "The model has no threshold" in text
-    assert text.count("<svg") == 1
+    assert text.count('role="img"') == 1
     assert "no curve: needs ground truth masks" in text
     with pytest.raises(DataError, match="no test image is known to be good or defective"):
         robustness(detector, replace(dataset, table=pg.Table([replace(row, label=None) for row in bare])))

@@ -48,8 +48,8 @@ def test_one_position_alone_in_the_same_memory() -> None:
     stack.train()
     for p in range(P):
         alone = at_position(stack, p)
-        for found, whole in zip(alone(images[:, p : p + 1]), wanted, strict=True):
-            torch.testing.assert_close(found, whole[:, p : p + 1])
+        for output, whole in zip(alone(images[:, p : p + 1]), wanted, strict=True):
+            torch.testing.assert_close(output, whole[:, p : p + 1])
         assert not any(parameter.requires_grad for parameter in alone.parameters())
         for name, tensor in alone.state_dict().items():
             assert tensor.untyped_storage().data_ptr() == stack.state_dict()[name].untyped_storage().data_ptr(), name
@@ -64,27 +64,27 @@ def some_images(b: int = 4) -> Tensor:
 def test_built_as_each_position_alone_would_be() -> None:
     stack, singles = stack_and_singles()
     states = [single.state_dict() for single in singles]
-    found = stack.tree.state_dict()
-    assert list(found) == list(states[0])
-    for name, tensor in found.items():
+    tensors = stack.tree.state_dict()
+    assert list(tensors) == list(states[0])
+    for name, tensor in tensors.items():
         assert torch.equal(tensor, torch.stack([state[name] for state in states])), name
     needs = {name: parameter.requires_grad for name, parameter in stack.tree.named_parameters()}
     assert needs == {name: parameter.requires_grad for name, parameter in singles[0].named_parameters()}
-    assert not torch.equal(found["conv.weight"][0], found["conv.weight"][1])
+    assert not torch.equal(tensors["conv.weight"][0], tensors["conv.weight"][1])
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_forward_and_backward_equal_to_single_networks(training: bool) -> None:
     stack, singles = stack_and_singles()
     x = some_images().requires_grad_()
-    found = stack.train(training)(x)
-    (found[0].square().mean() + found[1].sum()).backward()
+    outputs = stack.train(training)(x)
+    (outputs[0].square().mean() + outputs[1].sum()).backward()
     x_grad = x.grad.clone()
     for p, single in enumerate(singles):
         own = some_images()[:, p].requires_grad_()
         y, flat = single.train(training)(own)
-        assert torch.equal(found[0][:, p], y)
-        assert torch.equal(found[1][:, p], flat)
+        assert torch.equal(outputs[0][:, p], y)
+        assert torch.equal(outputs[1][:, p], flat)
         (y.square().mean() / P + flat.sum()).backward()
         torch.testing.assert_close(x_grad[:, p], own.grad)
         for name, parameter in single.named_parameters():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -20,14 +19,15 @@ import numpy as np
 import pytest
 import torch
 
-from pickglass.app import study_page
 from pickglass.app.jobs.executors import LocalExecutor, RayExecutor
+from pickglass.app.pages.heckler2023 import best_layers, mean_values
+from pickglass.app.pages.study import courses_of
 from pickglass.app.study.cells import Cell, Grid, Plan, make_plan, weights_name
-from pickglass.app.study.heckler2023 import HECKLER2023, best_layers, mean_values
+from pickglass.app.study.heckler2023 import HECKLER2023
+from pickglass.app.study.report import write_report
 from pickglass.app.study.store import Outcome, StudyStore
 from pickglass.app.study.study import StudyFiles, StudyRequest, list_cells, study
 from pickglass.app.study.time import estimate
-from pickglass.app.study_page import write_study
 from pickglass.data import load_dataset
 from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import InputError, UnknownName
@@ -308,13 +308,13 @@ def test_the_page_says_which_layer_sees_most() -> None:
         return {**own, "backbone": backbone, "layers": layers, "place": place, "state": "done", "aupro_05": value}
 
     rows = [row("one", 0.1, 0), row("two", 0.7, 1), row("three", None, 2), row("x", 0.2, 3, "b"), row("y", 0.3, 4, "b")]
-    text = study_page._layers(rows)
-    assert text.count("<table") == 1  # two layers of b say nothing of their course
-    assert "tiles, a" in text
-    assert "tiles, b" not in text
-    cells = re.findall(r"<td[^>]*>([^<]*)</td>", text)
-    assert cells == ["0.10", "0.70", "–", "two"]
-    assert study_page._layers(rows[3:]) == ""
+    (course,) = courses_of(rows)  # two layers of b say nothing of their course
+    assert (course.dataset, course.backbone, course.layers) == ("tiles", "a", ["one", "two", "three"])
+    (line,) = course.lines
+    assert [cell.text for cell in line.cells] == ["0.10", "0.70", "–"]
+    assert [cell.style for cell in line.cells] == ["share1", "share7", ""]
+    assert line.best == "two"
+    assert courses_of(rows[3:]) == []
 
 
 def test_missing_weights_stay_empty_and_carry_their_command(
@@ -439,11 +439,11 @@ def test_figures_are_drawn_from_the_file_and_the_rest_stays_empty(small_dataset:
         for backbone in {cell.backbone for cell in plan.cells}:
             layers = {cell.layers[0]: 0 for cell in plan.cells if cell.backbone == backbone}
             store.keep_fields(backbone, "random", {layer: 10 * i for i, layer in enumerate(layers, start=1)})
-        write_study(tmp_path / "s.html", store, set(keys(plan)), plan, "heckler2023", None)
+        write_report(tmp_path / "s.html", store, set(keys(plan)), plan, "heckler2023", None)
     text = (tmp_path / "s.html").read_text()
     for title in ("Figure 2", "Figure 3", "Figure 4", "Figure 5"):
         assert text.count(f"{title}: ") == 1
     # FastFlow at 512 px: 4 layers x 2 metrics; two initialisations x 4 layers x 2 metrics x 2 figures
-    assert text.count("<td class=empty>") == 8 + 32
+    assert text.count('<td class="empty">') == 8 + 32
     for weights in ("swav", "simclr"):
         assert f"--sizes 256 --weights {weights} --seeds 1" in text

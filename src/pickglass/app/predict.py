@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pickglass.app.pictures import colour_range, display, heat
+from pickglass.app.pages.images import colour_range, display, heat
 from pickglass.app.results import ImageResult, PredictResult
 from pickglass.data import as_table, with_pixel_mm, with_roi
 from pickglass.data.files import check_exist, written_whole

@@ -49,7 +49,7 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for i, head in enumerate(heads):
         left = i == 0 or head in text
         table.add_column(Text(head), justify="left" if left else "right", overflow="fold", vertical="bottom")

@@ -122,7 +122,7 @@ def _threshold(calibration: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in values.items())
+    return ", ".join(f"{name} {'None' if value is None else plain(value)}" for name, value in values.items())
 
 
 # -- a data set --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Is the training set clean? Which of its images look like none of the others, whatever method will learn from them.
+"""The contamination check names training images that look like none of the others, whatever method learns from them.
 
 The frozen backbone reads the whole canvas, and each cell of an image is compared with cells of images of other
 groups (:mod:`pickglass.nn.outliers`): its mean distance to the three nearest groups. An image is suspicious if a spot
@@ -75,7 +75,7 @@ class Cleanliness:
     groups: int
 
     def message(self) -> str:
-        """What to tell the user; empty if nothing was found."""
+        """Return the warning for the user; empty if no image is suspicious."""
         if not self.suspicious:
             return ""
         shown = ", ".join(
@@ -90,7 +90,7 @@ class Cleanliness:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What a model remembers of it: plain numbers and names."""
+        """Return what a model remembers: plain numbers and names."""
         return {
             "suspicious": [s._asdict() for s in self.suspicious],
             "n_images": len(self.scores),
@@ -98,13 +98,13 @@ class Cleanliness:
         }
 
     def without(self, table: Table) -> Table:
-        """The rows that are not suspicious."""
+        """Return the rows that are not suspicious."""
         named = {s.path for s in self.suspicious}
         return table.where(lambda row: row.path not in named)
 
 
 class CleanCheck(FitObserver):
-    """Watches a fit for images that look like none of the others, and names them or leaves them out.
+    """The check watches a fit for images that look like none of the others, and names them or leaves them out.
 
     Named images are in ``detector.provenance.suspicious``. Naming costs little, for the check looks at the features
     that the method reads anyway, if it reads any; leaving out reads all images once more before the fit.
@@ -149,7 +149,7 @@ class CleanCheck(FitObserver):
 
 
 class ImageComparison:
-    """Keeps a few features of each image that passes by, and says at the end which images are suspicious.
+    """A comparison keeps a few features of each image that passes by, and says at the end which are suspicious.
 
     Args:
         n_images: how many will pass.
@@ -167,7 +167,7 @@ class ImageComparison:
         self._grid: tuple[int, int] | None = None
 
     def observe(self, rows: Sequence[Row], batch: Batch) -> None:
-        """Take in a batch: its rows and what was read of them, features among it."""
+        """Keep a few features of the images of a batch."""
         levels = batch.levels
         if self._grid is None:
             self._grid = self._chosen(levels)
@@ -182,7 +182,7 @@ class ImageComparison:
         self.rows += rows
 
     def _chosen(self, levels: Sequence[Tensor]) -> tuple[int, int]:
-        """The finest grid that time and memory allow."""
+        """Choose the finest grid of cells (h, w) that time and memory allow."""
         _, p, _, h, w = levels[0].shape
         width = sum(c if c < 2 * _WIDTH else _WIDTH for c in (level.shape[2] for level in levels))
         room = self.memory_gb * 1e9 / (4 * width * max(self.n_images, 1))  # cells an image may have
@@ -194,7 +194,7 @@ class ImageComparison:
         return h, w
 
     def finish(self) -> Cleanliness:
-        """Compare the images."""
+        """Compare the images, and say which look like none of the others."""
         n = len(self.rows)
         names = [row.group if row.group is not None else f"image {i}" for i, row in enumerate(self.rows)]
         if len(set(names)) < _FEWEST_GROUPS:
@@ -215,14 +215,14 @@ class ImageComparison:
         return Cleanliness(tuple(sorted(found, key=lambda s: -s.score)), tuple(scores), len(number))
 
     def _kept(self) -> Tensor | None:
-        """Which cells count, (N, S)."""
+        """Return which cells count, (N, S) bool; None: all."""
         if all(keep is None for keep in self._keep):
             return None
         pairs = zip(self._keep, self._cells, strict=True)
         return torch.cat([torch.ones(c[0].shape[:2], dtype=torch.bool) if k is None else k for k, c in pairs])
 
     def _standardised(self, level: int, keep: Tensor | None) -> Tensor:
-        """A level of all images (N, S, C), divided by its overall standard deviation so that none outweighs another."""
+        """Divide a level of all images (N, S, C) by its overall standard deviation, so that none outweighs another."""
         cells = torch.cat([loaded[level] for loaded in self._cells])
         counted = cells.flatten(0, 1) if keep is None else cells[keep]  # (n, C)
         spread = counted.var(0, correction=0).sum().sqrt()
@@ -230,7 +230,7 @@ class ImageComparison:
 
 
 def find_suspicious(table: Table, loader: FeatureLoader, progress: Progress = silent) -> Cleanliness:
-    """Read all rows once and say which look like none of the others.
+    """Read all images once and say which look like none of the others.
 
     Args:
         table: good images, whatever their roles; rows of one group are not compared with each other.

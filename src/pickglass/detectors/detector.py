@@ -90,7 +90,7 @@ class Detector(Method):
         self._lock = ProcessLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles take along: everything but the engine; tensors can be replaced in either."""
+        """Copies and pickles take everything along but the engine; tensors can be replaced in either."""
         own = {name: dict(self.__dict__[name]) for name in ("_parameters", "_buffers", "_modules")}
         return {**self.__dict__, **own, "_engine": None, "shared_features": None, "_lock": ProcessLock()}
 
@@ -163,7 +163,7 @@ class Detector(Method):
         return self
 
     def _origin(self, table: Table, plan: FitPlan) -> Provenance:
-        """What is known of a fit's images and network before anything is learned."""
+        """Record what is known of a fit's images and network before anything is learned."""
         counts = {role: len(table.role(role)) for role in ("fit", "validate", "calibrate")}
         if counts["fit"] == 0:
             raise DataError(f"no good image is left to fit ({counts}): lower validate or calibrate, or add images")
@@ -184,7 +184,7 @@ class Detector(Method):
         )
 
     def _with_research(self, loader: FeatureLoader, table: Table, plan: FitPlan) -> FeatureLoader:
-        """Fine-tune the backbone and learn the fusion, where wanted: the loader to go on with."""
+        """Fine-tune the backbone and learn the fusion, where asked for; return the loader to go on with."""
         if self.adapting is not None:
             adaptation = adapt_backbone(self.adapting, loader, table, plan)
             weights = self.network.weights
@@ -263,7 +263,7 @@ class Detector(Method):
                 yield item
 
     def _rows(self, data: Any) -> Sequence[Row]:
-        """The rows to judge, with the regions of interest that the model was taught to look at."""
+        """Return the rows to judge, with the regions of interest that the model was taught to look at."""
         self.network  # noqa: B018  (an unfitted detector says so before the data is read)
         table = data if isinstance(data, Table) else as_table(data, role="test")
         regions = self.provenance.regions
@@ -272,7 +272,7 @@ class Detector(Method):
         return table.rows
 
     def _found(self, loaded: LoadedBatch, loader: FeatureLoader) -> Iterator[Found | Failure]:
-        """The results of a batch, one a row, in order."""
+        """Judge a batch: one result for each row, in order."""
         results: Iterator[tuple[float, Any, Named | None]] = iter(())
         if loaded.batch is not None:
             scores, maps = self.judge(loaded.batch)
@@ -302,7 +302,7 @@ class Detector(Method):
             )
 
     def _names(self, batch: Batch, scores: Tensor, maps: np.ndarray) -> list[Named | None]:
-        """The types of the defects, None for parts that are judged good and where no types were taught."""
+        """Name the types of the defects; None for parts that are judged good, and where no types were taught."""
         calibration = self.calibration
         if self.namer is None:
             return [None] * len(scores)

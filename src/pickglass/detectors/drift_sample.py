@@ -1,4 +1,4 @@
-"""The good images that a model keeps to compare coming ones with: plain facts and pooled features, for ``drift``.
+"""A model keeps facts and features of good images, so that ``pickglass drift`` can compare coming images with them.
 
 Letters: B images, P positions, C channels, h x w cells, d pooled features.
 """
@@ -27,7 +27,7 @@ __all__ = ["DriftSample", "describe"]
 
 
 class DriftSample(FitObserver):
-    """Keeps what ``pickglass drift`` compares new images with: facts and features of the images held back by the fit.
+    """The sample keeps facts and features of the images that the fit holds back, for ``pickglass drift``.
 
     The sample goes with the model, as ``detector.reference``. Without images held back (``calibrate=0``) there is none.
 
@@ -91,7 +91,7 @@ def describe(
 
 @torch.no_grad()
 def _pooled(levels: Sequence[Tensor], keep: Tensor | None, n: int) -> np.ndarray:
-    """(B, P, C, h, w) a level -> (n, d): the mean of each channel over the cells that count, all tiles alike.
+    """Average each channel over the cells that count, all tiles alike: levels (B, P, C, h, w) -> (n, d).
 
     Tiles that share a head follow each other in its batch: B = n times as many as share one.
     """

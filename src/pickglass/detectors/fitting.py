@@ -1,4 +1,4 @@
-"""The three stages of a fit: prepare the images, teach the method, calibrate its scores.
+"""A fit has three stages: prepare the images, teach the method, calibrate its scores.
 
 - :func:`prepare` checks the rows, divides them into roles, and gives the detector its backbone and its canvas.
 - :func:`teach` shows the method its images: once each in a stream, and where it trains, from a cache over and over.
@@ -91,7 +91,7 @@ class FitObserver:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """What a fit is asked for; the attributes are the arguments of :meth:`pickglass.Detector.fit`."""
+    """The plan says what a fit is asked for; the attributes are the arguments of :meth:`pickglass.Detector.fit`."""
 
     validate: float
     calibrate: float
@@ -147,7 +147,7 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
 
 
 def _good_rows(data: Any) -> Table:
-    """The rows that a fit may learn from."""
+    """Return the rows that a fit may learn from."""
     if isinstance(data, Dataset):
         data = data.train
     table = data if isinstance(data, Table) else as_table(data, role="train")
@@ -286,7 +286,7 @@ def learn_fusion(fusion: Fusion, loader: FeatureLoader, table: Table, progress: 
 
 
 def _as_seen(loader: FeatureLoader, table: Table, most: int, seed: int) -> Good:
-    """At most so many images as the network sees them, evenly spread over the rows; of tiles, drawn from all."""
+    """Read at most so many images as the network sees them, evenly spread over the rows; tiles are drawn from all."""
     from pickglass.features.research.adaptation import Good
 
     rows = Table([table[i * len(table) // most] for i in range(most)]) if len(table) > most else table
@@ -443,7 +443,7 @@ def _train(
 def _batches(
     loader: FeatureLoader, rows: Table, progress: Progress, observers: Sequence[FitObserver] = ()
 ) -> Iterator[Batch]:
-    """The batches that a method reads of these rows; the observers see each before the method."""
+    """Yield the batches that a method reads of these rows; the observers see each before the method."""
     for loaded in loader.sound_batches(rows, progress):
         if loaded.batch is not None:
             for observer in observers:
@@ -478,7 +478,7 @@ def _check_size(method: Method, tiles: Tiles, context: FitContext) -> None:
 
 
 def _groups(method: Method, loader: FeatureLoader, table: Table, context: FitContext) -> list[range]:
-    """Which positions are taught together."""
+    """Divide the positions into groups that are taught together."""
     tiles = loader.tiles
     if tiles is None or tiles.heads != tiles.n:
         return [range(context.positions)]
@@ -523,7 +523,7 @@ def _training_bytes(method: Method, loader: FeatureLoader, table: Table, context
 
 
 def _mean_features(loader: FeatureLoader, table: Table) -> np.ndarray:
-    """The mean features of each position over some training images: (T, d)."""
+    """Average the features of each position over some training images: (T, d)."""
     tiles = loader.tiles
     if tiles is None:
         raise RuntimeError("without tiles there are no positions to describe")
@@ -537,7 +537,7 @@ def _mean_features(loader: FeatureLoader, table: Table) -> np.ndarray:
 
 
 def _scales(method: Method, loader: FeatureLoader, tiles: Tiles, table: Table) -> Tensor:
-    """The median score of each position on the validation images: (T,)."""
+    """Return the median score of each position on the validation images: (T,)."""
     rows = table.role("validate")
     if not rows:
         raise InputError("normalise='position' takes its scales from validation images: give validate, e.g. 0.1")

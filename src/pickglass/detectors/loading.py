@@ -1,4 +1,4 @@
-"""From rows of a table to what a method reads: images decoded, fitted on the canvas, and turned into features.
+"""The loader turns rows of a table into what a method reads: it decodes images and computes their features.
 
 Letters: B images, P positions, T tiles, C channels, h x w cells of a level, H x W pixels of the canvas.
 """
@@ -85,7 +85,7 @@ def prepared(image: Array, row: Row, preprocess: Preprocess, roi: np.ndarray | N
 
 
 class FeatureLoader:
-    """Turns rows into batches: images are decoded ahead in threads, and the backbone runs in its engine.
+    """A loader turns rows into batches: images are decoded ahead in threads, and the backbone runs in its engine.
 
     Args:
         engine: runs the backbone, and for some methods what they have learned.

@@ -1,4 +1,4 @@
-"""Naming the defect: a small classifier on the features of the detected region, from a few labelled examples.
+"""A small classifier names the defect by the features of the detected region, from a few labelled examples.
 
 The features are the detector's own levels, so that naming costs no second pass through the backbone. Each level is
 pooled over the region, by averages or in pairs of channels (:mod:`pickglass.nn.pooling`), and a multinomial logistic
@@ -97,13 +97,13 @@ class Settings:
 
 
 def found_regions(maps: npt.NDArray[np.float32], threshold: float | None, canvas: tuple[int, int]) -> Tensor:
-    """Where a detector sees the defect: anomaly maps (B, h, w) -> shares (B, H, W) of the canvas, 0 or 1."""
+    """Return where a detector sees the defect: maps (B, h, w) -> shares (B, H, W) of the canvas, 0 or 1."""
     regions = np.stack([peak_region(map_, threshold) for map_ in maps])
     return F.interpolate(torch.from_numpy(regions)[:, None].float(), size=canvas, mode="nearest-exact")[:, 0]
 
 
 def unfolded(batch: Batch, tiles: Tiles | None, shares: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Levels (B, T, C, h, w) of a reading, and the shares (B, H, W) of a region on its tiles, (B, T, H', W')."""
+    """Return a batch's levels (B, T, C, h, w), and the shares (B, H, W) of a region on its tiles, (B, T, H', W')."""
     if tiles is None:
         return batch.levels, shares[:, None]
     levels = tuple(tiles.unfold(level) for level in batch.levels)
@@ -113,7 +113,7 @@ def unfolded(batch: Batch, tiles: Tiles | None, shares: Tensor) -> tuple[tuple[T
 
 
 def pooled(levels: Sequence[Tensor], shares: Tensor, pooling: Pooling, signs: Sequence[Tensor | None]) -> Tensor:
-    """Features of a region, one level after the other.
+    """Pool the features of a region, one level after the other.
 
     Args:
         levels: per level (B, T, C, h, w).
@@ -135,7 +135,7 @@ def pooled(levels: Sequence[Tensor], shares: Tensor, pooling: Pooling, signs: Se
 
 
 def projections(channels: Sequence[int], pooling: Pooling, seed: int) -> list[Tensor | None]:
-    """Per level the signs that project its pairs, None where there are few enough of them."""
+    """Draw the signs that project the pairs of each level; None where there are few enough pairs."""
     return [
         random_signs(c, _PAIRS, seed + i) if pooling == "bilinear" and c * (c + 1) // 2 > _PAIRS else None
         for i, c in enumerate(channels)
@@ -146,7 +146,7 @@ def projections(channels: Sequence[int], pooling: Pooling, seed: int) -> list[Te
 
 
 class Namer:
-    """Names regions; made by :func:`fit_namer`, or from a model file by :meth:`from_file`.
+    """A namer names regions; :func:`fit_namer` makes it, or :meth:`from_file` from a model file.
 
     Args:
         settings: types, levels, pooling and the two limits.
@@ -159,13 +159,13 @@ class Namer:
         self.tensors = dict(tensors)
 
     def names(self, levels: Sequence[Tensor], shares: Tensor) -> list[Named]:
-        """A name an image, of all levels (B, T, C, h, w) of the detector and its regions (B, T, H, W)."""
+        """Name one region an image, by all levels (B, T, C, h, w) of the detector and the regions (B, T, H, W)."""
         wanted = self.settings.levels
         signs = [self.tensors.get(f"signs.{i}") for i in range(len(wanted))]
         return self.named(pooled([levels[i] for i in wanted], shares, self.settings.pooling, signs))
 
     def named(self, features: Tensor) -> list[Named]:
-        """A name each, of pooled features (B, D)."""
+        """Name regions by their pooled features (B, D)."""
         probabilities, distances = self.judged(features)
         found = []
         for row, distance in zip(probabilities.tolist(), distances.tolist(), strict=True):
@@ -175,7 +175,7 @@ class Namer:
         return found
 
     def judged(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities (B, K) and distances (B,) to the nearest example, of pooled features (B, D)."""
+        """Return probabilities (B, K) and distances (B,) to the nearest example, for pooled features (B, D)."""
         known = self.tensors
         standard = (features.double() - known["mean"].double()) / known["scale"].double()  # (B, D)
         logits = standard @ known["weight"].double().T + known["bias"].double()  # (B, K)
@@ -184,12 +184,12 @@ class Namer:
         return logits.softmax(1), distances
 
     def to_json(self) -> dict[str, Any]:
-        """What the header of the model file holds."""
+        """Return what the header of the model file holds."""
         return asdict(self.settings)
 
     @classmethod
     def from_file(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Namer:
-        """The namer that :meth:`to_json` and the tensors ``naming.*`` describe."""
+        """Make the namer that :meth:`to_json` and the tensors ``naming.*`` describe."""
         lists = {key: tuple(data[key]) for key in ("types", "layers", "levels")}
         return cls(Settings(**{**data, **lists}), tensors)
 
@@ -292,7 +292,7 @@ def _checked(labels: Sequence[str], groups: Sequence[str]) -> list[str]:
 
 
 def _distance_limit(examples: _Float, seen: _Float, groups: Sequence[str]) -> float:
-    """How far an example may be from all others: see the head of the file."""
+    """Return how far an example may be from all others: see the head of the file."""
     other = np.array(groups)[:, None] != np.tile(groups, 2)[None]  # (n, 2 n)
     apart = np.stack([np.linalg.norm(examples - one, axis=1) for one in seen])  # (n, 2 n)
     nearest = np.sort(np.where(other, apart, np.inf).min(axis=1))[::-1]

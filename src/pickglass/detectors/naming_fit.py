@@ -1,4 +1,4 @@
-"""What :mod:`pickglass.detectors.naming` learns with: regressions from few examples, tried by group, by scikit-learn.
+"""Regressions by scikit-learn learn the names of defects from few examples, and are tried by group.
 
 Letters: n examples, B images, K types, D dimensions of the features.
 """
@@ -33,11 +33,11 @@ class Regression(NamedTuple):
     scale: _Float
 
     def standard(self, features: _Float) -> _Float:
-        """Features (B, D) with mean 0 and a mean squared norm of 1 over the examples."""
+        """Shift and scale features (B, D) so that over the examples the mean is 0 and the mean squared norm 1."""
         return (features - self.mean) / self.scale
 
     def probabilities(self, features: _Float) -> _Float:
-        """Probability of each type, (B, K), for features (B, D)."""
+        """Return the probability of each type, (B, K), for features (B, D)."""
         logits = self.standard(features) @ self.weight.T + self.bias
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
         found: _Float = exp / exp.sum(axis=1, keepdims=True)
@@ -89,7 +89,7 @@ def cross_validated(
 
 
 def probability_threshold(probabilities: _Float, right: npt.NDArray[np.bool_], sure: float) -> float:
-    """The least probability from which at least the share ``sure`` of the names is right, of (n,) tried ones.
+    """Return the least probability from which at least the share ``sure`` of the (n,) tried names is right.
 
     Raises:
         InputError: there is none with at least five names.
@@ -110,7 +110,7 @@ def probability_threshold(probabilities: _Float, right: npt.NDArray[np.bool_], s
 def regression(
     x: _Float, y: npt.NDArray[np.int64], kinds: int, strengths: Sequence[float], pooling: Pooling
 ) -> list[Regression]:
-    """Multinomial logistic regressions with an L2 penalty, one a strength, of examples (n, D) with types 0 to K - 1.
+    """Fit multinomial logistic regressions with an L2 penalty, one a strength, to examples (n, D) of types 0 to K - 1.
 
     They are solved in the n dimensions where the examples lie rather than in D: the penalty keeps the weights in the
     span of the examples, so that this is exact.

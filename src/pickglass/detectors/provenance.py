@@ -1,4 +1,4 @@
-"""Where a model came from: its images, their regions of interest, weights, versions and what happened in the fit."""
+"""The provenance says where a model came from: its images, regions of interest, weights, versions and its fit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _content(roi: str | npt.NDArray[Any]) -> bytes:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a model tells of its origin; a model that was never fitted has the defaults.
+    """The provenance is what a model tells of its origin; a model that was never fitted has the defaults.
 
     Attributes:
         n_fit, n_validate, n_calibrate: number of images of each role.

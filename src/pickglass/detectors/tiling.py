@@ -1,4 +1,4 @@
-"""The tiled ensemble: one head per tile position, one frozen backbone, one model.
+"""A tiled ensemble has one head per tile position, one frozen backbone, and is one model.
 
 Rolih, Ameln, Vaidya, Akcay: "Divide and Conquer: High-Resolution Industrial Anomaly Detection via Memory Efficient
 Tiled Ensemble", CVPR workshops 2024.
@@ -55,7 +55,7 @@ class TileOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TileSettings:
-    """How a detector is tiled.
+    """The settings of a tiling: how the canvas is cut, and how scores and maps are joined.
 
     Attributes:
         tile: (height, width) of a tile in pixels.
@@ -107,17 +107,17 @@ class TileSettings:
             raise InputError(f"thumbnail=True needs a head of its own, but heads={self.heads!r}: use heads='position'")
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict from which :meth:`from_json` makes equal settings."""
+        """Return a plain dict from which :meth:`from_json` makes equal settings."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TileSettings:
-        """The settings that :meth:`to_json` described."""
+        """Make the settings that :meth:`to_json` described."""
         return cls(**{**data, "tile": tuple(data["tile"]), "stride": tuple(data["stride"])})
 
 
 class TileParts(NamedTuple):
-    """How the maps of images were put together.
+    """The parts show how the maps of images were put together.
 
     Attributes:
         scores: (B, T) of the positions, on their scales; -inf where nothing counts.
@@ -133,7 +133,7 @@ class TileParts(NamedTuple):
 
 
 class Tiles(nn.Module):
-    """The tiles of one canvas: cuts images, gives positions their heads, joins maps and scores.
+    """The tiles of one canvas cut images, give positions their heads, and join maps and scores.
 
     Args:
         settings: how the canvas is cut and joined.
@@ -177,7 +177,7 @@ class Tiles(nn.Module):
     def cut_keep(
         self, keep: Tensor | None, batch: int, device: torch.device, positions: range | None = None
     ) -> Tensor | None:
-        """What counts in each tile, (B, T, h, w) bool, of (B, H, W); None: everything."""
+        """Cut what counts, (B, H, W) bool, into tiles (B, T, h, w); None: everything counts."""
         padded = self.tiling.extent != self.canvas
         if keep is None and not padded:
             return None
@@ -197,7 +197,7 @@ class Tiles(nn.Module):
         return torch.stack(parts, dim=1)
 
     def fold(self, batch: Batch) -> Batch:
-        """Positions (B, T, ...) -> heads (B m, P, ...); positions that share a head follow each other in its batch."""
+        """Give positions (B, T, ...) to heads (B m, P, ...); those that share a head follow each other in its batch."""
         if self.heads == self.n:
             return batch
         table, real = self._members()
@@ -218,7 +218,7 @@ class Tiles(nn.Module):
         return Batch(tuple(folded(level) for level in batch.levels), images, keep)
 
     def unfold(self, values: Tensor) -> Tensor:
-        """Heads (B m, P, ...) -> positions (B, T, ...)."""
+        """Bring what heads give, (B m, P, ...), back to positions (B, T, ...)."""
         if self.heads == self.n:
             return values
         table, real = self._members()
@@ -231,7 +231,7 @@ class Tiles(nn.Module):
         return unfolded
 
     def _members(self) -> tuple[Tensor, Tensor]:
-        """Positions of each head, (P, m), and which of them are not mere filling, (P, m) bool."""
+        """Return the positions of each head, (P, m), and which of them are not mere filling, (P, m) bool."""
         own = [torch.nonzero(self.head_of == head)[:, 0] for head in range(self.heads)]
         m = max(len(o) for o in own)
         table = torch.stack([torch.cat([o, o[-1:].expand(m - len(o))]) for o in own])
@@ -258,7 +258,7 @@ class Tiles(nn.Module):
     # -- after the head ------------------------------------------------------------------------------------------------
 
     def joined(self, scores: Tensor, maps: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scores (B, T) and maps (B, T, h, w) of the positions -> scores (B,) and maps (B, h', w') of the images.
+        """Join scores (B, T) and maps (B, T, h, w) of the positions to scores (B,) and maps (B, h', w') of the images.
 
         ``keep`` (B, T, H, W) bool: what counts in each tile.
         """
@@ -275,14 +275,14 @@ class Tiles(nn.Module):
         return self._image_score(scores), whole
 
     def parts(self, scores: Tensor, maps: Tensor, keep: Tensor | None) -> TileParts:
-        """As :meth:`joined`, with the steps on the way, for pictures."""
+        """Join maps as :meth:`joined` does, and return the steps on the way, for pictures."""
         cells = kept_cells(keep, (maps.shape[2], maps.shape[3]))
         whole = self.joined(scores, maps, keep)[1]
         scores, maps = self._scaled(scores, maps, cells)
         return TileParts(scores, maps, self._blended(maps[:, : self.tiling.n], "average"), whole)
 
     def _scaled(self, scores: Tensor, maps: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scores (B, T) and maps on the scales of their positions; of a tile in which no cell counts, score -inf."""
+        """Bring scores (B, T) and maps to their positions' scales; a tile in which no cell counts has score -inf."""
         if cells is not None:
             scores = scores.masked_fill(~cells.flatten(2).any(2), -torch.inf)
         if self.settings.normalise == "position":
@@ -299,14 +299,14 @@ class Tiles(nn.Module):
         return scores.masked_fill(~counting, 0).sum(1) / counting.sum(1).clamp(min=1)
 
     def _join(self, maps: Tensor) -> Tensor:
-        """(B, T, h, w) -> (B, h', w'), as the settings say."""
+        """Join maps (B, T, h, w) to (B, h', w') as the settings say."""
         joined = self._blended(maps, "cosine" if self.settings.join == "cosine" else "average")
         if self.settings.join != "seams" or self.tiling.n == 1:
             return joined
         return self._over_seams(joined)
 
     def _blended(self, maps: Tensor, blend: Blend) -> Tensor:
-        """(B, T, h, w) -> (B, h', w'): across, then down, each one product."""
+        """Blend maps (B, T, h, w) to (B, h', w'): across, then down, each one product."""
         rows, columns = len(self.tiling.tops), len(self.tiling.lefts)
         down, across = self._joining((maps.shape[2], maps.shape[3]), blend, maps)
         grid = maps.unflatten(1, (rows, columns)).permute(0, 1, 3, 2, 4).flatten(3)  # (B, rows, h, columns w)
@@ -327,7 +327,7 @@ class Tiles(nn.Module):
         return self._matrices[key]
 
     def _over_seams(self, joined: Tensor) -> Tensor:
-        """The authors' smoothing of the seams, on the grid of the map."""
+        """Smooth the seams as the authors do, on the grid of the map."""
         tiling, (h, w) = self.tiling, joined.shape[1:]
         sigma = [_SEAM_SIGMA * n / side for n, side in zip((h, w), self.canvas, strict=True)]
         near = [

@@ -1,4 +1,4 @@
-"""What a method gets to read of a batch of images."""
+"""A batch is what a method gets to read of a few images."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ TOLERANCE = {"openvino": 1e-3, "bfloat16": 2e-2}  # largest difference from torc
 
 
 class _Watch:
-    """Notices that a tensor of a network was written to or replaced, as a refit and a loaded state do."""
+    """A watch notices that a tensor of a network was written to or replaced, as a refit and a loaded state do."""
 
     def __init__(self) -> None:
         self._tensors: list[Tensor] = []  # held, so that no other gets the address of one
@@ -63,7 +63,7 @@ class _Watch:
 
 
 class _Graph:
-    """A compiled graph with the infer requests that no thread is using just now."""
+    """A compiled graph keeps the infer requests that no thread is using just now."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -88,7 +88,7 @@ class _Graph:
 
 
 class CompiledNetwork:
-    """Runs a frozen network. It is compiled once for each input size, and again after its weights change.
+    """A compiled network runs a frozen network: compiled once for each input size, and again after its weights change.
 
     A compiled graph keeps a copy of the weights, which is why a change of them makes a new one. Threads may call it at
     once; the first of them compiles, and the others wait for it.
@@ -139,7 +139,7 @@ class CompiledNetwork:
         return outputs
 
     def _graph(self, inputs: Sequence[Tensor]) -> _Graph | None:
-        """The graph for inputs of this size; None: from now on torch."""
+        """Return the graph for inputs of this size; None: torch runs the network from now on."""
         with self._lock as forked:
             if forked:
                 _of_parents.append(self._graphs)
@@ -153,7 +153,7 @@ class CompiledNetwork:
             return self._graphs.get(size)
 
     def _prepare(self, inputs: Sequence[Tensor]) -> str | None:
-        """Compile for this size and compare with torch; what is wrong, None if nothing is."""
+        """Compile for this size and compare with torch; return what is wrong, None if nothing is."""
         first = [x[:1] for x in inputs]
         try:
             graph = _Graph(_compile(self.network, first, self.name))
@@ -173,7 +173,7 @@ class CompiledNetwork:
         self.name = "torch"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles take along: everything but the compiled graphs, which are made anew."""
+        """Copies and pickles take everything along but the compiled graphs, which are made anew."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_graphs", "_watch")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -181,7 +181,7 @@ class CompiledNetwork:
 
 
 class BackboneEngine(CompiledNetwork):
-    """A feature extractor made ready to run: (B, 3, H, W) RGB in [0, 1] on the CPU -> per layer (B, C, h, w).
+    """The engine runs a feature extractor: (B, 3, H, W) RGB in [0, 1] on the CPU -> per layer (B, C, h, w).
 
     Args:
         extractor: moved to ``device``.
@@ -194,7 +194,7 @@ class BackboneEngine(CompiledNetwork):
 
 
 class PerPositionEngine:
-    """Runs a network that a method has learned as an engine runs the backbone, while images are judged.
+    """This engine runs a network that a method has learned as the other runs the backbone, while images are judged.
 
     Each position is a graph of its own, compiled when it is first needed: one of all would hold the weights of
     hundreds of tiles at once, more than ONNX can. All are made anew once a tensor of the network was written to or
@@ -235,7 +235,7 @@ class PerPositionEngine:
         return tuple(torch.cat(output, dim=1) for output in zip(*answers, strict=True))  # (B, P, ...)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles take along: no graph, they are made anew."""
+        """Copies and pickles take no graph along; they are made anew."""
         return {"what": self.what}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -274,7 +274,7 @@ def device_name(name: str) -> str:
 
 
 def has_bfloat16() -> bool:
-    """Whether OpenVINO computes in bfloat16 on this CPU."""
+    """Say whether OpenVINO computes in bfloat16 on this CPU."""
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -311,7 +311,7 @@ def _compile(network: nn.Module, example: Sequence[Tensor], name: str) -> Any:
 
 
 def _difference(expected: tuple[Tensor, ...], got: Sequence[np.ndarray]) -> float:
-    """Largest difference over the outputs, each relative to the output's largest value."""
+    """Return the largest difference over the outputs, each relative to the output's largest value."""
     shares = []
     for e, g in zip(expected, got, strict=True):
         if tuple(e.shape) != g.shape or not np.isfinite(g).all():

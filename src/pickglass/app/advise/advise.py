@@ -19,8 +19,8 @@ from pickglass.app.advise.candidates import Candidate, candidates, input_sizes, 
 from pickglass.app.advise.choice import Advice, Baseline, Rated, by_contrast, limits_of, slow
 from pickglass.app.advise.painted import PaintedSet, choose_rows, paint_set
 from pickglass.app.advise.request import AdviseRequest
-from pickglass.app.advise.scoring import difference, judge, measure_cost
-from pickglass.app.advise_page import Shown, write_advice
+from pickglass.app.advise.scoring import difference, judge, measure_cost, window_map
+from pickglass.app.pages.advise import PaintedImage, ShownModel, heat_range, write_advice
 from pickglass.app.results import Advised, AdviseResult, RuledOut
 from pickglass.data import DataSource, Preprocess, Table, usual_size
 from pickglass.data.files import output_path
@@ -37,6 +37,7 @@ LITES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 _CONTENDERS = 6  # of the first backbone, that the others are tried on
 _SHORT_LIST = 3  # whose cost is measured, and that other methods and tiles are tried on
 _ENLARGED = 2.0
+_PICTURES = 10  # painted images on the page
 _DEFAULT_LAYERS = ("stage3", "stage5")  # of an EfficientNet-Lite, as PatchCore reads it by default
 
 
@@ -77,8 +78,7 @@ def advise(
         result["report"] = str(page)
         first = [] if advice.choice is None else [advice.choice]
         two = [*first, *(one for one in advice.ranking if one not in first)][:2]
-        shown = [Shown(one.candidate.name, one.score.maps) for one in two]
-        write_advice(page, dataset.name, result, advice.data, shown)
+        write_advice(page, dataset.name, result, *_shown(two, advice.data))
     return result
 
 
@@ -269,6 +269,24 @@ def _command(candidate: Candidate, source: DataSource) -> str:
     for option, value in extras.items():
         parts += [] if value is None else [option, str(value)]
     return shlex.join(parts)
+
+
+def _shown(best: Sequence[Rated], data: PaintedSet) -> tuple[list[ShownModel], list[PaintedImage]]:
+    """Return the candidates whose maps the page shows, and painted images of many kinds and contrasts."""
+    if not best:
+        return [], []
+    models = []
+    for one in best:
+        good = [i for i, image in enumerate(data.judged) if image.mask is None]
+        ground = np.concatenate([window_map(one.score.maps[i], data.judged[i]).ravel()[::7] for i in good])
+        models.append(ShownModel(one.candidate.name, heat_range(ground)))
+    chosen: dict[tuple[str, float], PaintedImage] = {}
+    for i, image in enumerate(data.judged):
+        kind, contrast = image.kind, image.contrast
+        if image.mask is not None and kind is not None and contrast is not None and (kind, contrast) not in chosen:
+            maps = [window_map(one.score.maps[i], image) for one in best]
+            chosen[kind, contrast] = PaintedImage(kind, contrast, image.pixels, image.mask, maps)
+    return models, [chosen[key] for key in sorted(chosen, key=lambda key: (key[0], -key[1]))][:_PICTURES]
 
 
 def _result(advice: Advice, source: DataSource) -> AdviseResult:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pickglass.app.layers_page import write_fields
+from pickglass.app.pages.layers import Gradient, write_fields
 from pickglass.app.results import LayerProbe, LayerResult, LayersListing, LayersResult
 from pickglass.app.see.probe import probe, summary
 from pickglass.app.see.request import BackboneRequest
@@ -90,7 +90,8 @@ def layers(
         "probed": None if rows is None else summary(rows),
     }
     if output is not None:
-        write_fields(Path(output), result, fields, read_image(pictures[0]) if pictures else None)
+        gradients = [Gradient(field.gradient.numpy(), field.box, field.image) for field in fields]
+        write_fields(Path(output), result, gradients, read_image(pictures[0]) if pictures else None)
     return result
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pickglass.app.look_page import Channel, LayerView, Scene, write_page
+from pickglass.app.pages.look import Channel, LayerView, Scene, write_look
 from pickglass.app.results import LookLayer, LookResult
 from pickglass.app.see.request import BackboneRequest
 from pickglass.data import MAX_PIXELS, Preprocess, as_table, read_image, read_mask
@@ -18,7 +18,7 @@ from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
 from pickglass.errors import InputError
 from pickglass.features.anatomy.facts import outline
-from pickglass.features.anatomy.visibility import Contrast, Seen, contrast, stand_out, touched_cells
+from pickglass.features.anatomy.visibility import FAINT, VISIBLE, Contrast, Seen, contrast, stand_out, touched_cells
 from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.maps import kept_cells
@@ -97,8 +97,9 @@ def look(
     }
     if target is not None:
         canvas = np.round(255 * prepare(pixels).transpose(1, 2, 0)).astype(np.uint8)  # (H, W, 3)
-        scene = Scene(Path(image).name, pixels, canvas, defect, window, len(references))
-        write_page(target, result, scene, views, first_filters(extractor))
+        on_canvas = None if defect is None else touched_cells(defect, prepare.size, window).numpy()
+        scene = Scene(Path(image).name, pixels, canvas, defect, on_canvas, len(references), VISIBLE, FAINT)
+        write_look(target, result, scene, views, first_filters(extractor))
     return result
 
 

@@ -18,9 +18,10 @@ import torch
 
 from pickglass.app.fit import build
 from pickglass.app.jobs.peak import peak_mb, reset_peak
-from pickglass.app.pictures import colour_range
+from pickglass.app.pages.images import colour_range
+from pickglass.app.pages.study import JudgedImage
 from pickglass.app.study.cells import Cell
-from pickglass.app.study.store import METRICS, Outcome, Picture
+from pickglass.app.study.store import Outcome, Picture
 from pickglass.app.testing.evaluate import Evaluation, evaluate
 from pickglass.app.testing.sampling import choose_images
 from pickglass.data import Dataset, Row, load_datasets
@@ -28,9 +29,10 @@ from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError, PickglassError, WeightsMissing
 from pickglass.features.shared import SharedFeatures
 from pickglass.metrics import f1_max
+from pickglass.metrics.catalogue import WITHOUT_THRESHOLD
 from pickglass.result import Found, Prediction
 
-__all__ = ["GroupTask", "run_group", "stored_map"]
+__all__ = ["GroupTask", "run_group", "stored_image"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], 
     values = {
         "n": evaluation["n"],
         "n_unread": len(prediction.failed),
-        **{name: evaluation[name] for name in METRICS},
+        **{name: evaluation[name] for name in WITHOUT_THRESHOLD},
         "fit_s": fitted - began,
         "predict_s": judged - fitted,
         "backbone_s": common.features.seconds - spent,
@@ -162,11 +164,13 @@ def _pictures(prediction: Prediction, evaluation: Evaluation, dataset: Dataset, 
     )
 
 
-def stored_map(picture: Picture) -> np.ndarray[Any, Any]:
-    """Restore the map of a picture at the original size, (H, W) float32, as shares of the cell's range of colours."""
+def stored_image(picture: Picture) -> JudgedImage:
+    """Return an image as a cell judged it, its map as shares of the cell's range of colours."""
     about = json.loads(picture.about)
     values = np.frombuffer(zlib.decompress(picture.map), np.float16).reshape(about["shape"]).astype(np.float32)
-    return Found(Row(picture.path), 0.0, values, tuple(about["size"]), tuple(about["window"])).full_map()
+    row = Row(picture.path, label=about["label"], defect=about["defect"], mask=tuple(about["masks"]) or None)
+    found = Found(row, about["score"], values, tuple(about["size"]), tuple(about["window"]))
+    return JudgedImage(found, about["threshold"])
 
 
 def _versions() -> dict[str, str]:

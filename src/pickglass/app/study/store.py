@@ -24,22 +24,12 @@ from typing import Any, Literal, NamedTuple
 from pickglass.app.study.cells import Cell, Plan
 from pickglass.data.files import written_whole
 from pickglass.errors import InputError
+from pickglass.metrics.catalogue import WITHOUT_THRESHOLD
 
-__all__ = ["METRICS", "Outcome", "Picture", "State", "StudyStore"]
+__all__ = ["Outcome", "Picture", "State", "StudyStore"]
 
 State = Literal["waiting", "claimed", "done", "failed", "missing"]
 """``missing``: the weights were not found."""
-
-METRICS = (
-    "image_auroc",
-    "average_precision",
-    "f1_max",
-    "pixel_auroc",
-    "aupro_30",
-    "aupro_05",
-    "aupimo",
-    "au_spro_05",
-)
 
 _VERSION = 1  # of the tables
 _STALE = 120.0  # seconds without a sign of life
@@ -50,7 +40,7 @@ CREATE TABLE cells (
   key TEXT PRIMARY KEY, place INTEGER, state TEXT NOT NULL, owner TEXT, beat REAL,
   dataset TEXT, method TEXT, backbone TEXT, layers TEXT, weights TEXT, size TEXT, seed INTEGER,
   cell TEXT NOT NULL, work TEXT NOT NULL,
-  n INTEGER, n_unread INTEGER, {", ".join(f"{name} REAL" for name in METRICS)},
+  n INTEGER, n_unread INTEGER, {", ".join(f"{name} REAL" for name in WITHOUT_THRESHOLD)},
   fit_s REAL, predict_s REAL, backbone_s REAL, total_s REAL, peak_mb REAL, finished TEXT, versions TEXT,
   provenance TEXT, error TEXT
 );
@@ -62,7 +52,18 @@ CREATE TABLE fields (backbone TEXT NOT NULL, layer TEXT NOT NULL, field INTEGER 
   PRIMARY KEY (backbone, layer));
 PRAGMA user_version = {_VERSION};
 """
-_RESULTS = ("n", "n_unread", *METRICS, "fit_s", "predict_s", "backbone_s", "total_s", "peak_mb", "finished", "versions")
+_RESULTS = (
+    "n",
+    "n_unread",
+    *WITHOUT_THRESHOLD,
+    "fit_s",
+    "predict_s",
+    "backbone_s",
+    "total_s",
+    "peak_mb",
+    "finished",
+    "versions",
+)
 _COLUMNS = ("dataset", "method", "backbone", "layers", "weights", "size", "seed", "state", *_RESULTS, "error")
 
 

@@ -11,10 +11,10 @@ from pickglass.app.jobs.executors import Executor, Where
 from pickglass.app.results import StudyCell, StudyResult
 from pickglass.app.study.cells import EACH, Cell, Grid, Plan, make_plan, weights_name
 from pickglass.app.study.heckler2023 import HECKLER2023
+from pickglass.app.study.report import write_report
 from pickglass.app.study.run import GroupTask, run_group
 from pickglass.app.study.store import Outcome, StudyStore
 from pickglass.app.study.time import estimate
-from pickglass.app.study_page import write_study
 from pickglass.data import DataSource
 from pickglass.data.files import output_path
 from pickglass.detectors.compute import ComputeOptions, Progress
@@ -155,7 +155,7 @@ def study(
         if table is not None:
             store.export(table, keys)
         if page is not None:
-            write_study(page, store, keys, plan, asked.preset, run.max_pixels)
+            write_report(page, store, keys, plan, asked.preset, run.max_pixels)
         return _result(plan, file, store.rows(keys), {}, table, page)
 
 

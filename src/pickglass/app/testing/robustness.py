@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pickglass.app.pages.robustness import draw_samples, write_robustness
 from pickglass.app.results import Disturbed, RobustnessResult
-from pickglass.app.robustness_page import draw_samples, write_page
 from pickglass.app.testing.truth import LIMITS, read_truth
 from pickglass.data import Dataset, DataSource, Row, Table, decode
 from pickglass.data.files import output_path
@@ -86,7 +86,7 @@ def robustness(
         shown = rows[place].image(options.max_pixels)
         pictures = draw_samples(lambda kind, strength: run.image(shown, place, kind, strength))
         title = f"{dataset.name}: {type(detector).__name__} under disturbances"
-        write_page(target, title, result, threshold, pictures)
+        write_robustness(target, title, result, threshold, pictures)
     return result
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from pickglass.app.charts import Curves
-from pickglass.app.pictures import Panel, ReportImage, colour_range
-from pickglass.app.report import ReportWriter
+from pickglass.app.pages.charts import Curves
+from pickglass.app.pages.images import colour_range, shape_of
+from pickglass.app.pages.report import ReportImage, ReportWriter, TiledImage
+from pickglass.app.pages.tiles import TileMaps, draw_tiles
 from pickglass.app.results import Metrics, TestResult
 from pickglass.app.testing.evaluate import Evaluation, evaluate
 from pickglass.app.testing.robustness import robustness as judge_robustness
 from pickglass.app.testing.truth import LOCO_LIMIT
-from pickglass.app.tile_pictures import tile_panels
 from pickglass.data import DataSource, Table, read_mask
 from pickglass.data.files import output_path, written_whole
 from pickglass.detectors.compute import ComputeOptions, Progress
@@ -50,7 +50,7 @@ def test(
         report: HTML file to write.
         save: ``.npz`` to write: ``scores (N,)``, ``maps (N, h, w)`` float32 on the model's grid, ``paths (N,)``.
         intervals: bootstrap replicates by group for 95 % intervals, e.g. 1000; 0: no intervals.
-        robustness: HTML file to write about the metrics under light, blur, noise, JPEG, shift and rotation; takes 29
+        robustness: HTML file to write about the metrics under light, blur, noise, JPEG, shift and rotation; takes 33
             times as long. None: not judged.
         compute: where to compute.
         progress: called with (stage, done, total).
@@ -142,8 +142,8 @@ def write_report(
         )
 
 
-def _tiles(detector: Detector, prediction: Prediction, scale: tuple[float, float]) -> list[tuple[str, list[Panel]]]:
-    """Show how the maps of the highest scores, and of the defect seen least, were put together from tiles."""
+def _tiles(detector: Detector, prediction: Prediction, scale: tuple[float, float]) -> list[TiledImage]:
+    """Draw how the maps of a few images were put together: the highest scores, and the defect seen the least."""
     tiles = detector.tiles
     if tiles is None or tiles.n == 1:
         return []
@@ -156,7 +156,15 @@ def _tiles(detector: Detector, prediction: Prediction, scale: tuple[float, float
             mask = None if found.row.mask is None else read_mask(found.row.mask, found.size)
             placed = None if mask is None else detector.preprocess.kept(found.size, mask)
             heading = f"{PurePath(found.row.path).name}: {found.row.defect or 'good'}, score {found.score:.4g}"
-            shown.append((heading, tile_panels(canvas, parts, tiles.tiling, tiles.settings.join, scale, placed)))
+            maps = TileMaps(
+                scores=parts.scores[0].cpu().numpy(),
+                maps=parts.maps[0].cpu().numpy(),
+                averaged=parts.averaged[0].cpu().numpy(),
+                joined=parts.joined[0].cpu().numpy(),
+                tiling=tiles.tiling,
+                join=tiles.settings.join,
+            )
+            shown.append(TiledImage(heading, shape_of(*canvas.shape[1:]), draw_tiles(canvas, maps, scale, placed)))
     return shown
 
 

@@ -3,17 +3,18 @@
 Each kind has one strength in a stated unit, and 0 leaves the image as it is. Images are as
 :func:`pickglass.data.read_image` returns them and keep their size and bit depth.
 
-==========  ===========================================================================================
-kind        strength
-==========  ===========================================================================================
-brightness  share of the light lost: every value times 1 - strength
-contrast    share of the contrast lost: every value moves that far towards the mean of its channel
-blur        standard deviation of a Gaussian, in pixels of the image
-noise       standard deviation of Gaussian noise, own to each pixel and channel, as a share of white
-jpeg        100 - quality, as 8-bit JPEG (4:2:0); a deeper image is rounded to 8 bits on the way
-shift       how far the image moves, in some direction, as a share of its shorter side; whole pixels
-rotation    how far it turns about its middle, one way or the other, in degrees; bilinear
-==========  ===========================================================================================
+============  =========================================================================================
+kind          strength
+============  =========================================================================================
+brightness    share of the light lost: every value times 1 - strength
+overexposure  share of light added: every value times 1 + strength, and what exceeds white is white
+contrast      share of the contrast lost: every value moves that far towards the mean of its channel
+blur          standard deviation of a Gaussian, in pixels of the image
+noise         standard deviation of Gaussian noise, own to each pixel and channel, as a share of white
+jpeg          100 - quality, as 8-bit JPEG (4:2:0); a deeper image is rounded to 8 bits on the way
+shift         how far the image moves, in some direction, as a share of its shorter side; whole pixels
+rotation      how far it turns about its middle, one way or the other, in degrees; bilinear
+============  =========================================================================================
 
 What moves in from beyond the border is the image mirrored at it, and the mask is mirrored alike.
 """
@@ -36,6 +37,7 @@ __all__ = ["DISTURBANCES", "UNITS", "disturb", "disturb_mask"]
 
 DISTURBANCES: dict[str, tuple[float, ...]] = {
     "brightness": (0.05, 0.1, 0.2, 0.4),
+    "overexposure": (0.05, 0.1, 0.2, 0.4),
     "contrast": (0.05, 0.1, 0.2, 0.4),
     "blur": (0.5, 1.0, 2.0, 4.0),
     "noise": (0.01, 0.02, 0.05, 0.1),
@@ -47,6 +49,7 @@ DISTURBANCES: dict[str, tuple[float, ...]] = {
 
 UNITS: dict[str, str] = {
     "brightness": "share of the light lost",
+    "overexposure": "share of light added",
     "contrast": "share of the contrast lost",
     "blur": "sigma of a Gaussian, in pixels",
     "noise": "sigma as a share of white",
@@ -137,6 +140,11 @@ def _brightness(image: _Floats, strength: float, rng: np.random.Generator) -> _F
     return image
 
 
+def _overexposure(image: _Floats, strength: float, rng: np.random.Generator) -> _Floats:
+    image *= np.float32(1 + strength)
+    return image
+
+
 def _contrast(image: _Floats, strength: float, rng: np.random.Generator) -> _Floats:
     mean = image.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
     image += (mean - image) * np.float32(strength)
@@ -163,6 +171,7 @@ def _noise(image: _Floats, strength: float, rng: np.random.Generator) -> _Floats
 
 _VALUES: dict[str, Callable[[_Floats, float, np.random.Generator], _Floats]] = {
     "brightness": _brightness,
+    "overexposure": _overexposure,
     "contrast": _contrast,
     "blur": _blur,
     "noise": _noise,

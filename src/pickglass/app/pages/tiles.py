@@ -1,4 +1,4 @@
-"""How a tiled model put its maps together, as pictures: the grid, the map of each tile, and the joined map.
+"""Pictures of how a tiled model put a map together: the grid, the map of each tile, and the joined map.
 
 Letters: H x W pixels of the canvas, T tiles, h x w cells of a tile's map, h' x w' of the joined one.
 """
@@ -6,26 +6,27 @@ Letters: H x W pixels of the canvas, T tiles, h x w cells of a tile's map, h' x 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pickglass.app.pictures import (
-    ELONGATED,
-    LONG_SIDE,
+from pickglass.app.pages.images import (
     PREDICTED,
     Array,
-    Panel,
+    Picture,
     draw_contours,
-    encoded,
     heat,
+    jpeg,
+    picture_size,
+    rgb,
     shrink_max,
+    thumbnail,
 )
 from pickglass.data import resize_map
 from pickglass.data.images.tiles import Tiling
-from pickglass.detectors.tiling import TileParts
 
-__all__ = ["tile_panels"]
+__all__ = ["TileMaps", "draw_tiles"]
 
 SIDE = 480  # px, longest side of a picture
 GAP = 3  # px between the maps of two tiles
@@ -37,16 +38,33 @@ JOINS = {
 }
 
 
-def tile_panels(
-    canvas: Array, parts: TileParts, tiling: Tiling, join: str, scale: tuple[float, float], mask: Array | None
-) -> list[Panel]:
-    """The pictures of one image.
+@dataclass(frozen=True)
+class TileMaps:
+    """The maps of one image's tiles, and the map they were joined to.
+
+    Attributes:
+        scores: ``(T,)`` of the tiles, and of the thumbnail behind them where there is one.
+        maps: ``(T, h, w)`` likewise.
+        averaged: ``(h', w')`` the mean where tiles overlap, before any blending or smoothing of seams.
+        joined: ``(h', w')`` as the model joins them.
+        tiling: where the tiles lie.
+        join: how the model joins overlapping tiles.
+    """
+
+    scores: Array
+    maps: Array
+    averaged: Array
+    joined: Array
+    tiling: Tiling
+    join: str
+
+
+def draw_tiles(canvas: Array, parts: TileMaps, scale: tuple[float, float], mask: Array | None) -> list[Picture]:
+    """Draw the pictures of one image.
 
     Args:
         canvas: ``(3, H, W)`` in 0..1, what the network saw.
-        parts: of the image, B = 1.
-        tiling: where the tiles lie.
-        join: how they were joined, for the caption.
+        parts: the maps.
         scale: ``(low, high)`` anomaly values at the two ends of the colours.
         mask: ``(H, W)`` bool on the canvas, the ground truth; None where there is none.
 
@@ -54,35 +72,28 @@ def tile_panels(
         Grid, maps of the tiles in their order with gaps, the thumbnail's map where there is one, the joined map before
         and after blending or smoothing.
     """
-    scores, maps = parts.scores[0].tolist(), parts.maps[0].cpu().numpy()  # (T,), (T, h, w)
-    best = int(np.argmax(scores))
+    tiling, best = parts.tiling, int(np.argmax(parts.scores))
     picture = np.ascontiguousarray((255 * canvas.transpose(1, 2, 0)).round().astype(np.uint8))  # (H, W, 3)
-    size = _picture_size(*picture.shape[:2])
-    small = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))  # (h, w, 3)
+    size = picture_size(picture.shape[0], picture.shape[1], SIDE)
+    small = thumbnail(picture, size)  # (h, w, 3)
     truth = None if mask is None else shrink_max(mask, size)
     grid = _grid(draw_contours(small, truth=truth), tiling, best, picture.shape[:2])
-    highest = f"highest: tile {best + 1} of {len(scores)}, {scores[best]:.4g}"
+    highest = f"highest: tile {best + 1} of {len(parts.scores)}, {parts.scores[best]:.4g}"
     panels = [
-        encoded("parts", f"{tiling.n} tiles of {tiling.tile[0]} x {tiling.tile[1]} px; {highest}", grid),
-        encoded("parts", "map of each tile", _mosaic(picture, maps, tiling, best, scale)),
+        jpeg("parts", f"{tiling.n} tiles of {tiling.tile[0]} x {tiling.tile[1]} px; {highest}", grid),
+        jpeg("parts", "map of each tile", _mosaic(picture, parts.maps, tiling, best, scale)),
     ]
-    if len(maps) > tiling.n:
-        shown = heat(small, resize_map(maps[-1], size), scale)
-        panels.append(encoded("parts", f"map of the thumbnail, {scores[-1]:.4g}", draw_contours(shown, truth=truth)))
-    for text, joined in (("mean of the overlaps", parts.averaged), (JOINS[join], parts.joined)):
-        values = resize_map(joined[0].cpu().numpy(), size)
-        panels.append(encoded("parts", text, draw_contours(heat(small, values, scale), truth=truth)))
+    joined = [("mean of the overlaps", parts.averaged), (JOINS[parts.join], parts.joined)]
+    if len(parts.maps) > tiling.n:
+        joined.insert(0, (f"map of the thumbnail, {parts.scores[-1]:.4g}", parts.maps[-1]))
+    for caption, values in joined:
+        coloured = heat(small, resize_map(values, size), scale)
+        panels.append(jpeg("parts", caption, draw_contours(coloured, truth=truth)))
     return panels
 
 
-def _picture_size(height: int, width: int) -> tuple[int, int]:
-    long, short = max(height, width), min(height, width)
-    factor = min(1.0, (LONG_SIDE if long > ELONGATED * short else SIDE) / long)
-    return max(1, round(height * factor)), max(1, round(width * factor))
-
-
 def _grid(picture: Array, tiling: Tiling, best: int, canvas: Sequence[int]) -> Array:
-    """The outline of every tile, that of the highest score thick; the inner edges of overlapping ones cross."""
+    """Outline every tile, that of the highest score thickly; the inner edges of overlapping ones cross."""
     image = Image.fromarray(picture)
     pen = ImageDraw.Draw(image)
     down, across = image.height / canvas[0], image.width / canvas[1]
@@ -103,9 +114,9 @@ def _grid(picture: Array, tiling: Tiling, best: int, canvas: Sequence[int]) -> A
 
 
 def _mosaic(picture: Array, maps: Array, tiling: Tiling, best: int, scale: tuple[float, float]) -> Array:
-    """The maps of the tiles over what each of them saw, in rows and columns."""
+    """Lay the maps of the tiles over what each of them saw, in rows and columns."""
     rows, columns = len(tiling.tops), len(tiling.lefts)
-    limit = _picture_size(rows * tiling.tile[0], columns * tiling.tile[1])
+    limit = picture_size(rows * tiling.tile[0], columns * tiling.tile[1], SIDE)
     h = max(8, limit[0] // rows)
     w = max(8, limit[1] // columns)
     below, right = (e - c for e, c in zip(tiling.extent, picture.shape[:2], strict=True))
@@ -114,7 +125,7 @@ def _mosaic(picture: Array, maps: Array, tiling: Tiling, best: int, scale: tuple
     for i, (x, y, width, height) in enumerate(tiling.boxes):
         top, left = GAP + i // columns * (h + GAP), GAP + i % columns * (w + GAP)
         if i == best:
-            out[top - GAP : top + h + GAP, left - GAP : left + w + GAP] = (0xFF, 0xB0, 0)
-        tile = Image.fromarray(seen[y : y + height, x : x + width]).resize((w, h), Image.Resampling.LANCZOS)
-        out[top : top + h, left : left + w] = heat(np.asarray(tile), resize_map(maps[i], (h, w)), scale)
+            out[top - GAP : top + h + GAP, left - GAP : left + w + GAP] = rgb(PREDICTED)
+        tile = thumbnail(seen[y : y + height, x : x + width], (h, w))
+        out[top : top + h, left : left + w] = heat(tile, resize_map(maps[i], (h, w)), scale)
     return out
