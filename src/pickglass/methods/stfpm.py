@@ -115,7 +115,7 @@ class STFPM(Detector):
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
         """Take a few epochs of small batches."""
-        return {"epochs": 12, "batch": 2}
+        return {"epochs": 10, "batch": 2}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
