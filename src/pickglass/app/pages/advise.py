@@ -34,8 +34,8 @@ class PaintedImage:
     """A window of an image that a defect was painted on.
 
     Attributes:
-        kind: of the defect.
-        contrast: of the defect.
+        kind: kind of the defect.
+        contrast: contrast of the defect.
         pixels: ``(h, w)`` or ``(h, w, 3)`` uint8.
         mask: ``(h, w)`` bool, the defect.
         maps: ``(h, w)`` in the window, one for each shown model.
@@ -76,7 +76,7 @@ def write_advice(
 
     Args:
         path: HTML file.
-        name: of the data set.
+        name: name of the data set.
         result: the advice.
         models: the candidates whose maps are shown.
         painted: images with defects, to show; none where there is no candidate.

@@ -42,7 +42,7 @@ def write_compare(
         target: HTML file.
         title: heading of the page.
         models: name and metrics of each model.
-        predictions: of the same models on the same images.
+        predictions: what the models predict for the same images.
         chosen: which images are shown, by their place in the predictions.
         failed: images that one of the models cannot take.
         max_pixels: images with more are refused.

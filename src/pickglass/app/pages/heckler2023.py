@@ -68,7 +68,7 @@ def mean_values(rows: Rows, metric: str, **wanted: Any) -> dict[str, float]:
     """Return data set -> mean over the seeds of a metric, over the finished cells that have these fields.
 
     Args:
-        rows: of the study's file.
+        rows: the rows of the study's file.
         metric: its column.
         wanted: other columns and their values, e.g. ``method="fastflow"``.
     """
@@ -84,7 +84,7 @@ def best_layers(rows: Rows, metric: str, layers: Iterable[str], **wanted: Any) -
     """Count for how many data sets each layer is the best; layers that tie share the data set.
 
     Args:
-        rows: of the study's file.
+        rows: the rows of the study's file.
         metric: its column; higher is better.
         layers: to compare; data sets for which one of them is not done are left out.
         wanted: other columns and their values, e.g. ``method="fastflow"``.
@@ -107,7 +107,7 @@ def draw_figures(rows: Rows, fields: Mapping[str, Fields]) -> list[Figure]:
     """Draw figures 2 to 5; what is not done stays empty.
 
     Args:
-        rows: of the study's file.
+        rows: the rows of the study's file.
         fields: backbone -> receptive fields of its layers.
     """
     figures = [

@@ -131,8 +131,8 @@ def picture_size(height: int, width: int, side: int = SIDE) -> tuple[int, int]:
     """Return the size ``(h, w)`` of an image's picture: the same aspect, no larger, one byte budget for all.
 
     Args:
-        height: of the image in px.
-        width: of the image in px.
+        height: height of the image in px.
+        width: width of the image in px.
         side: the picture's longest side in px; more for an elongated image, which would otherwise be a thin line.
     """
     long, short = max(height, width), min(height, width)

@@ -90,7 +90,7 @@ def draw_gradient(gradient: Gradient, shown: int) -> Array:
     The square root is drawn, for most of a gradient is faint; small fields keep their darkest pixel.
 
     Args:
-        gradient: of the layer.
+        gradient: gradient of the layer.
         shown: px of its middle that are drawn.
     """
     n = len(gradient.values)

@@ -80,7 +80,7 @@ class Scene:
     """The image, and the rules by which the layers were judged.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         pixels: the original pixels, ``(H, W)`` or ``(H, W, 3)``.
         canvas: what the network reads, ``(H, W, 3)`` uint8.
         defect: bool, of the size of ``pixels``; None if none was named.

@@ -233,7 +233,7 @@ class ReportWriter:
             failed: images that could not be tested.
             threshold: image score from which the verdict is bad; None without verdicts.
             notes: sentences for the reader, e.g. warnings.
-            tiles: of a tiled model, how the maps of some images were put together.
+            tiles: how the maps of some images were put together, for a tiled model.
         """
         records = self._records
         labels, outcomes = Counter(r.label for r in records), Counter(r.outcome for r in records)

@@ -57,8 +57,8 @@ def draw_same(path: str, kind: str, image: Array, mask: Array | None, seen: Sequ
     """Draw an image, and over it what each detector sees; the ground truth is outlined on all of them.
 
     Args:
-        path: of the image.
-        kind: of the image, for people.
+        path: path of the image.
+        kind: what the image shows, for people.
         image: as :func:`pickglass.data.read_image` returns it.
         mask: ``(H, W)`` bool, the ground truth; None where there is none.
         seen: one entry a detector.

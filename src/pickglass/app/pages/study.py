@@ -37,7 +37,7 @@ class JudgedImage(NamedTuple):
 
     Attributes:
         found: the image with its score, and its map as shares of the cell's range of colours.
-        threshold: of the cell's best F1 on these images; None where it is undefined.
+        threshold: the threshold of the cell's best F1 on these images; None where it is undefined.
     """
 
     found: Found
@@ -61,7 +61,7 @@ class StudyPage:
         images: returns the images that were kept of a cell, by its key; none of a cell that is not done.
         open: heading -> cells that failed or lack their weights.
         left_out: combinations that nobody published weights for, one line each.
-        figures: of a named study.
+        figures: the figures of a named study.
         max_pixels: images with more are not shown.
     """
 

@@ -29,7 +29,7 @@ def write_report(
     Args:
         target: HTML file.
         store: the study's file.
-        keys: of the cells.
+        keys: the keys of the cells.
         plan: what was to be done.
         preset: name of the study, for its figures; None: no figures.
         max_pixels: images with more are not shown.
