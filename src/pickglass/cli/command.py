@@ -156,10 +156,11 @@ def with_groups(function: Callable[..., None]) -> Callable[..., None]:
     Returns:
         What typer takes: it has the single options as parameters and calls the command with the groups.
     """
-    hints = get_type_hints(function, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    # not get_type_hints: before Python 3.11 it hides typer's annotation where the default is None
+    signature = inspect.signature(function, eval_str=True)
+    groups = {name: given.annotation for name, given in signature.parameters.items() if is_dataclass(given.annotation)}
     parameters: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in signature.parameters.items():
         if name in groups:
             options = get_type_hints(groups[name], include_extras=True)
             parameters += [
@@ -169,7 +170,7 @@ def with_groups(function: Callable[..., None]) -> Callable[..., None]:
                 for field in fields(groups[name])
             ]
         else:
-            parameters.append(parameter.replace(annotation=hints[name]))
+            parameters.append(parameter)
 
     @wraps(function)
     def command(**given: Any) -> None:
