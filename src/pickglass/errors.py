@@ -134,6 +134,7 @@ _EXTRAS = {
     "onnx": "train",
     "sklearn": "train",
     "jinja2": "train",
+    "markupsafe": "train",
     "ray": "cluster",
     "pyarrow": "parquet",
     "matplotlib": "plot",
