@@ -45,6 +45,7 @@ def test_the_images_have_exact_masks_of_the_stated_size(
         assert abs(float(np.sqrt((corners**2).sum(2)).max()) + 1 - stated) <= 2.5
 
 
+@pytest.mark.slow
 def test_it_runs_and_says_where_everything_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, fewer in (("TEXTURES", ("gravel",)), ("ON_TEXTURES", ("hole",)), ("ON_CLOTH", ("hole", "slub"))):
         monkeypatch.setattr(f"pickglass.app.demo.{name}", fewer)

@@ -79,6 +79,7 @@ def _every_step(self: object, path: Path, fingerprint: str, every_s: float) -> N
         object.__setattr__(self, name, value)
 
 
+@pytest.mark.slow
 def test_training_explains_more_of_the_variance(photos: Path, tmp_path: Path) -> None:
     shares = [
         run(photos, tmp_path / "t.safetensors", steps=n, layers=["layer2"], lr=2e-3)["explained_variance"]["median"]  # type: ignore[index]

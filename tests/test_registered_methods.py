@@ -21,6 +21,8 @@ from pickglass.errors import InputError, UnknownName
 from pickglass.methods import METHODS, find_method, method_names
 from pickglass.testing import textures
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = '''
 """A method of another package: the distance to the mean of good features."""
 
@@ -68,8 +70,6 @@ from typer.testing import CliRunner
 from pickglass.cli.main import app
 from pickglass.methods import METHODS, find_method, method_names
 from pickglass.testing import check_detector, textures
-
-pytestmark = pytest.mark.slow
 
 data, folder = sys.argv[1:]
 assert "mean_distance" in method_names() and "mean_distance" not in METHODS

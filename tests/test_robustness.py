@@ -67,6 +67,7 @@ def literal(dataset: Path, model: Path, folder: Path, kind: str, strength: float
     return pg.evaluate(load(model).predict(pg.Table(rows)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "step"), [("shift", 3), ("rotation", 2), ("noise", 1)])
 def test_figures_are_those_of_disturbed_images_and_masks(
     small_dataset: Path, model: Path, judged: RobustnessResult, tmp_path: Path, kind: str, step: int
@@ -180,6 +181,7 @@ def test_deep_images_are_disturbed_at_their_depth(
     assert seen == {np.dtype(np.uint16)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_the_command(
     small_dataset: Path,
