@@ -43,6 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptation_task, "_BANK_IMAGES", 4)
 
 
+@pytest.mark.slow
 def test_a_stage_is_what_lies_behind_the_layer_before() -> None:
     assert {name.split(".")[0] for name in stage_weights(extractor(), ["layer2"])} == {"layer2"}
     assert {name.split(".")[0] for name in stage_weights(extractor(), ["layer1"])} == {"conv1", "bn1", "layer1"}
@@ -54,6 +55,7 @@ def test_a_stage_is_what_lies_behind_the_layer_before() -> None:
         stage_weights(extractor(), ["layr2"])
 
 
+@pytest.mark.slow
 def test_names_with_short_forms_and_branches() -> None:
     lite = FeatureExtractor("efficientnet_lite0", ["stage3"], "random")
     assert {".".join(name.split(".")[:2]) for name in stage_weights(lite, ["stage3"])} == {"blocks.2"}
@@ -69,6 +71,7 @@ def says(monkeypatch: pytest.MonkeyPatch, *misses: float) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_only_the_chosen_stage_moves_and_statistics_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     network = extractor()
     before = state(network)
@@ -99,6 +102,7 @@ def test_it_stops_when_it_hurts_and_ties_go_to_the_network_as_it_was(monkeypatch
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_the_pull_keeps_features_near() -> None:
     """On one fixed batch, each step with the same cells: gradient descent on one function, on every machine alike."""
     change = []
@@ -167,6 +171,7 @@ def test_cells_beside_a_painted_one_count_as_neither() -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.slow
 def test_a_model_carries_its_adapted_weights(tiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     says(monkeypatch, 0.5, 0.4, 0.5, 0.4)
     images = textures(10, 96)
@@ -212,6 +217,7 @@ def test_settings_that_make_no_sense() -> None:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_the_command_line_adapts(small_dataset: Path, tmp_path: Path) -> None:
     model = str(tmp_path / "model.safetensors")
     fixed = ["--backbone", "resnet18", "--weights", "random", "--layers", "layer1", "--size", "64", "--json"]

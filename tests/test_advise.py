@@ -146,6 +146,7 @@ def test_a_score_is_that_of_the_whole_evaluation(painted: Any) -> None:
     assert difference(score, score, painted.groups)["aupro"] == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_shared_features_change_nothing(painted: Any) -> None:
     candidate = next(one for one in candidates(LITE, [((96, 96), 1.0)], 24).kept if one.layers == ("stage3",))
     alone, _ = judge(candidate, painted, None, QUICK)
@@ -309,6 +310,7 @@ def _images(n: int, seed: int = 0) -> np.ndarray:
     return textures(n, 64, seed=seed)
 
 
+@pytest.mark.slow
 def test_rotated_copies_make_turned_images_good() -> None:
     images = _images(6)
     ramp = np.linspace(0.3, 1, 64)[:, None]
@@ -326,6 +328,7 @@ def test_rotated_copies_make_turned_images_good() -> None:
         pg.PatchCore(size=64, weights="random", rotations=3).fit(images, calibrate=0.0, **TORCH)
 
 
+@pytest.mark.slow
 def test_position_tells_good_texture_in_the_wrong_place(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = np.full((8, 64, 64), 60, np.uint8)
@@ -415,6 +418,7 @@ def test_auto_chooses_alone(small_dataset: Path, tmp_path: Path) -> None:
 # -- many categories ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_categories_one_fails_and_a_second_call_goes_on(small_dataset: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 

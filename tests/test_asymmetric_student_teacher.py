@@ -114,6 +114,7 @@ def test_the_code_makes_the_place_matter() -> None:
     assert float(z.std((2, 3)).max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_steps_lower_both_losses() -> None:
     teacher, student = train(built(), a_batch(8), 30)
     assert float(teacher[-1]) < float(teacher[0])
@@ -208,6 +209,7 @@ def test_the_papers_networks() -> None:
     assert (preset["teacher_epochs"], preset["student_epochs"], preset["student_hidden"]) == (72, 72, 1024)
 
 
+@pytest.mark.slow
 def test_the_paper_preset_runs_on_random_weights() -> None:
     small = {"weights": "random", "size": 64, "teacher_epochs": 1, "student_epochs": 1, "student_hidden": 16}
     detector = AsymmetricStudentTeacher.from_preset("paper", **small)
@@ -233,6 +235,7 @@ def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str)
 
 
 @pytest.mark.golden
+@pytest.mark.slow
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
     monkeypatch.setattr("pickglass.nn.training.loop._fast_bfloat16", lambda device: False)  # not every machine has it

@@ -63,6 +63,7 @@ def test_intervals_of_95_percent_cover_the_truth_as_often() -> None:
     assert 0.89 <= covered(size=1, spread=0, by_group=True) <= 0.99
 
 
+@pytest.mark.slow
 def test_groups_that_share_a_part_are_covered_only_if_they_are_drawn_whole() -> None:
     assert 0.87 <= covered(size=5, spread=0.9, by_group=True, trials=100) <= 0.99
     assert covered(size=5, spread=0.9, by_group=False, trials=100) < 0.75

@@ -82,6 +82,7 @@ def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_datase
     assert (configuration["ratio"], configuration["top_k"]) == (0.02, 3)
 
 
+@pytest.mark.slow
 def test_test_prints_metrics_and_writes_report_and_maps(
     pickglass: Any, small_dataset: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_test_prints_metrics_and_writes_report_and_maps(
         assert auroc(np.array(labels, int), saved["scores"]) == result["image_auroc"]
 
 
+@pytest.mark.slow
 def test_predict_gives_score_verdict_and_boxes_and_writes_only_with_o(
     pickglass: Any, small_dataset: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +139,7 @@ def test_predict_gives_score_verdict_and_boxes_and_writes_only_with_o(
         assert heat.size == (96, 80)
 
 
+@pytest.mark.slow
 def test_people_get_tables(pickglass: Any, small_dataset: Path, model: Path, tmp_path: Path) -> None:
     code, out, _ = pickglass("test", model, small_dataset)
     assert code == 0
@@ -175,6 +178,7 @@ def test_corrupt_training_images_are_all_listed(pickglass: Any, small_dataset: P
     assert not (tmp_path / "m.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_in_predict_keeps_the_rest(
     pickglass: Any, small_dataset: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +195,7 @@ def test_a_corrupt_image_in_predict_keeps_the_rest(
     assert (json.loads(out)["n"], len(json.loads(out)["failed"])) == (7, 1)
 
 
+@pytest.mark.slow
 def test_a_mask_of_another_size_is_named(pickglass: Any, small_dataset: Path, model: Path, tmp_path: Path) -> None:
     data = copy_of(small_dataset, tmp_path)
     Image.new("L", (10, 10), 255).save(data / "ground_truth" / "hole" / "05_mask.png")
@@ -199,6 +204,7 @@ def test_a_mask_of_another_size_is_named(pickglass: Any, small_dataset: Path, mo
     assert "05_mask.png: the mask is 10x10" in err
 
 
+@pytest.mark.slow
 def test_a_one_pixel_image_is_judged(pickglass: Any, model: Path, tmp_path: Path) -> None:
     Image.new("L", (1, 1), 77).save(tmp_path / "dot.png")
     code, out, _ = pickglass("predict", model, tmp_path / "dot.png", "--json")
@@ -206,6 +212,7 @@ def test_a_one_pixel_image_is_judged(pickglass: Any, model: Path, tmp_path: Path
     assert np.isfinite(json.loads(out)["results"][0]["score"])
 
 
+@pytest.mark.slow
 def test_a_gigapixel_claim_is_refused_and_the_limit_can_be_raised(
     pickglass: Any, small_dataset: Path, model: Path, tmp_path: Path
 ) -> None:

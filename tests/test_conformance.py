@@ -76,6 +76,7 @@ class _Idle(pg.PatchCore):
         (_Idle, ["plain"], "^plain: answers what others ask: work_units"),
     ],
 )
+@pytest.mark.slow
 def test_a_detector_that_is_wrong_is_named_with_mode_and_check(
     cls: type[pg.PatchCore], modes: list[str], message: str
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_bank_of_all_patches_is_a_fit_though_its_own_images_have_distance_zero
     assert float(detector.predict(images, engine="torch").scores.max()) == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_bank_of_few_images_has_a_floor() -> None:
     for n, kept in ((1, 7), (5, 7), (10, 7), (20, 13)):  # 64 patches an image; 1 % of 10 images are 6.4
         detector = pg.PatchCore(size=SIDE, layers=["stage3"]).fit(textures(n, SIDE), calibrate=0, engine="torch")

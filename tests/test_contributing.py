@@ -36,6 +36,7 @@ def worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
     del sys.modules["worked_method"], METHODS["mean_distance"]
 
 
+@pytest.mark.slow
 def test_the_worked_method_is_a_detector_like_any_other(worked: ModuleType, tmp_path: Path) -> None:
     good = textures(16, 96)
     detector = worked.MeanDistance(size=64).fit(good)

@@ -30,6 +30,7 @@ def plain_greedy(points: np.ndarray, size: int, first: int) -> list[int]:
 @pytest.mark.parametrize("candidates", [1, 3, 16, 64, 500])
 @given(seed=integers(0, 2**32 - 1))
 @settings(max_examples=8)
+@pytest.mark.slow
 def test_equal_to_the_plain_greedy_on_integers_full_of_ties(candidates: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     points = rng.integers(0, 4, (300, int(rng.integers(2, 7)))).astype(np.float32)

@@ -171,6 +171,7 @@ def test_nll_is_the_mean_over_kept_cells_then_images() -> None:
         np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_known_gaussian_is_found() -> None:
     """Features of independent normals with known scales: no flow can fall below their entropy, and ours gets near."""
     torch.manual_seed(0)

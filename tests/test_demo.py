@@ -29,6 +29,7 @@ from pickglass.errors import InputError
         (write_cloth, 40, 3 * len(ON_CLOTH) * len(SIZES)),
     ],
 )
+@pytest.mark.slow
 def test_the_images_have_exact_masks_of_the_stated_size(
     tmp_path: Path, write: Callable[..., Path], n_train: int, n_bad: int
 ) -> None:

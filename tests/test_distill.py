@@ -41,6 +41,7 @@ def run(photos: Path, out: Path, **settings: object) -> dict[str, object]:
     return distill(photos, out, learning, compute=ComputeOptions(engine="torch"), **others)  # type: ignore[arg-type, return-value]
 
 
+@pytest.mark.slow
 def test_a_teacher_is_written_in_half_precision_with_its_card(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "teacher.safetensors"
     result = run(photos, out, licences=("BSD-3", "research only"))
@@ -55,6 +56,7 @@ def test_a_teacher_is_written_in_half_precision_with_its_card(photos: Path, tmp_
     assert extractor.shapes((64, 64)) == [(CHANNELS, 16, 16)]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_equal(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pickglass.nn.training.checkpoint.Checkpoint.__init__", _every_step)
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
@@ -173,6 +175,7 @@ def test_a_narrower_teacher_is_widened_without_changing_its_answers(tmp_path: Pa
         new_pdn("medium", 0, file)
 
 
+@pytest.mark.slow
 def test_the_command(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.safetensors"
     words = ["distill", str(photos), "-o", str(out), "--backbone", "resnet18", "--layers", "layer2+layer3"]

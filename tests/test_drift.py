@@ -356,6 +356,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_same_is_no_drift_and_blur_is_named(folders: Path) -> None:
     model = pg.load(folders / "m.safetensors")
     same = drift(model, [folders / "same"], against=[folders / "reference"], compute=OTHER)
@@ -404,6 +405,7 @@ def test_the_reference_in_the_model_is_used_and_goes_stale(folders: Path) -> Non
         drift(model, [folders / "blurred"], compute=OTHER)
 
 
+@pytest.mark.slow
 def test_tiles_count_alike(folders: Path) -> None:
     table = Table([Row(str(path)) for path in sorted((folders / "same").iterdir())][:3])
     samples = []
@@ -435,6 +437,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return int(stop.value.code or 0)
 
 
+@pytest.mark.slow
 def test_the_command(folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model, against = folders / "m.safetensors", ("--against", folders / "reference")
     assert run(monkeypatch, "drift", model, folders / "same", *against, "--json") == 0

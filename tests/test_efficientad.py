@@ -176,6 +176,7 @@ def ready(positions: int = 2, images: int = 3, **settings: object) -> tuple[Effi
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_the_papers_four_done_literally(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, batch = ready()
     assert detector.student is not None
@@ -211,6 +212,7 @@ def test_the_loss_is_the_sum_of_the_papers_four_done_literally(monkeypatch: pyte
         assert float(found[p]) == pytest.approx(np.mean(parts), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_gradients_reach_student_and_autoencoder_and_not_the_teacher() -> None:
     detector, batch = ready()
     detector.loss(batch).sum().backward()
@@ -221,6 +223,7 @@ def test_gradients_reach_student_and_autoencoder_and_not_the_teacher() -> None:
     assert all(p.grad is None for p in detector.network.parameters())
 
 
+@pytest.mark.slow
 def test_the_quantiles_of_held_back_images_become_0_and_a_tenth() -> None:
     detector, batch = ready()
     with torch.no_grad():
@@ -240,6 +243,7 @@ def test_the_quantiles_of_held_back_images_become_0_and_a_tenth() -> None:
     torch.testing.assert_close(scores, maps.flatten(2).max(2).values)
 
 
+@pytest.mark.slow
 def test_a_ring_that_sees_mirrored_pixels_has_quantiles_of_its_own() -> None:
     detector, batch = ready()
     keep = torch.ones(3, 2, 64, 64, dtype=torch.bool)
@@ -256,6 +260,7 @@ def test_a_ring_that_sees_mirrored_pixels_has_quantiles_of_its_own() -> None:
         np.testing.assert_allclose(np.quantile(values.numpy(), [0.9, 0.995]), [0, 0.1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_ring_of_too_few_cells_is_scaled_as_all() -> None:
     detector, batch = ready()
     with torch.no_grad():
@@ -277,6 +282,7 @@ def test_maps_that_never_vary_cannot_be_scaled(monkeypatch: pytest.MonkeyPatch) 
         detector.end_fit()
 
 
+@pytest.mark.slow
 def test_the_zero_frame_judges_no_pixel_within_16_of_the_border() -> None:
     detector, batch = ready(frame="zero")
     with torch.no_grad():
@@ -290,6 +296,7 @@ def test_the_zero_frame_judges_no_pixel_within_16_of_the_border() -> None:
     assert bool((maps[:, :, inside] != 0).all())
 
 
+@pytest.mark.slow
 def test_two_positions_are_two_detectors() -> None:
     both, batch = ready(positions=2)
     with torch.no_grad():
@@ -341,6 +348,7 @@ def close(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], share: float = 
 
 
 @pytest.mark.parametrize("frame", ["reflect", "zero"])
+@pytest.mark.slow
 def test_the_engine_judges_as_torch_does_at_any_batch(frame: str, monkeypatch: pytest.MonkeyPatch) -> None:
     detector, batch = ready(positions=2, images=3, frame=frame)
     with torch.no_grad():
@@ -384,6 +392,7 @@ def test_all_that_a_user_calls_judges_in_the_engine(tiled: bool, monkeypatch: py
 
 
 @pytest.mark.parametrize("how", ["load_state_dict", "in place", "build", "statistics"])
+@pytest.mark.slow
 def test_what_was_compiled_does_not_outlive_its_weights(how: str) -> None:
     detector, batch = ready(positions=1, images=1)
     compiled = in_engine(batch, detector.network)

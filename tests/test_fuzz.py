@@ -274,6 +274,7 @@ def test_whatever_is_called_png(tmp_path: Path) -> None:
     assert time.perf_counter() - began < SECONDS
 
 
+@pytest.mark.slow
 def test_1000_files_leak_nothing_and_lose_nothing(tmp_path: Path) -> None:
     rows = []
     for i in range(1000):

@@ -48,6 +48,7 @@ def imported(tree: ast.AST) -> set[str]:
     return rooms
 
 
+@pytest.mark.slow
 def test_imports_go_down_only() -> None:
     wrong = []
     for path in FILES:

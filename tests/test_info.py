@@ -182,6 +182,7 @@ def test_images_in_memory_and_tiny_ones() -> None:
     assert list(found) == ["duplicates", "unlike_training"]
 
 
+@pytest.mark.slow
 def test_real_sets_have_no_problem_but_one(real_data: Path) -> None:
     for name in ("mvtec_hazelnut_reduced", "mvtec_transistor_reduced"):
         assert info(real_data / name)["about"]["problems"] == {}

@@ -248,6 +248,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("pooling", ["average", "bilinear"])
+@pytest.mark.slow
 def test_a_model_learns_to_name_and_stays_the_detector_it_was(
     examples: Path, model: Path, tmp_path: Path, pooling: Any
 ) -> None:
@@ -282,6 +283,7 @@ def test_a_model_learns_to_name_and_stays_the_detector_it_was(
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_good_parts_get_no_name_and_a_new_fit_forgets(examples: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "named.safetensors"
     label(model, examples / "known", out, compute=TORCH)
@@ -309,6 +311,7 @@ def test_rows_of_any_role_with_a_type_are_examples(examples: Path, tmp_path: Pat
         labelled(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_broken_examples_are_all_named_and_the_model_stays(examples: Path, model: Path, tmp_path: Path) -> None:
     table = labelled(examples / "known")
     write(tmp_path / "empty.png", np.zeros((96, 96), np.uint8))
@@ -322,6 +325,7 @@ def test_broken_examples_are_all_named_and_the_model_stays(examples: Path, model
     assert model.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_command(
     examples: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

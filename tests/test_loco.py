@@ -95,6 +95,7 @@ def literal_au_spro(prediction: Prediction, kinds: set[str | None]) -> float:
     return float(((x[1:] - x[:-1]) * (y[1:] + y[:-1])).sum() / 2 / 0.05)
 
 
+@pytest.mark.slow
 def test_au_spro_is_the_definition_overall_and_for_each_group(loco: Path) -> None:
     prediction = predicted(loco)
     found = pg.evaluate(prediction)
@@ -135,6 +136,7 @@ def test_values_without_a_meaning_are_named(loco: Path) -> None:
         pg.evaluate(Prediction(tuple(f._replace(row=row) for f, row in zip(prediction, rows, strict=True))))
 
 
+@pytest.mark.slow
 def test_through_fit_and_test_to_the_report(loco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, report = tmp_path / "m.safetensors", tmp_path / "r.html"
     fit(loco, model, FitRequest(settings={"size": 64, "ratio": 0.05}))
@@ -152,6 +154,7 @@ def test_through_fit_and_test_to_the_report(loco: Path, tmp_path: Path, capsys: 
     assert f"AU-sPRO@0.05 as MVTec LOCO's tables give it, the mean of the types: {mean:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_where_there_is_none_it_is_not_mentioned(
     small_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,6 +126,7 @@ def test_sd_is_that_of_other_places() -> None:
 
 
 @pytest.mark.parametrize(("channels", "side"), [(16, 32), (64, 16), (320, 8)])
+@pytest.mark.slow
 def test_nothing_is_visible_at_random_places(channels: int, side: int) -> None:
     """Neighbouring cells are alike, as in features; with 320 channels on 64 cells, all that is new looks strange."""
     values = []
@@ -286,6 +287,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
+@pytest.mark.slow
 def test_json_and_page(
     cloth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ LIMITS = (0.3, 0.05, 1.0)
 @pytest.mark.parametrize("levels", [1, 2, 5, 1000])  # few levels, many ties
 @given(seed=integers(0, 2**32 - 1), n=sampled_from([2, 3, 10, 57, 400]))
 @settings(max_examples=10)
+@pytest.mark.slow
 def test_ranking_equals_scikit_learn(levels, seed, n):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n)

@@ -36,6 +36,7 @@ def rewritten(model: Path, target: Path, **changes: object) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_everything_comes_back(detector: pg.Detector, model: Path) -> None:
     loaded = pg.load(model)
     images = textures(4, 80, seed=3)

@@ -299,6 +299,7 @@ def test_half_fitted_is_unfitted() -> None:
         detector.score(Batch(levels(1)))
 
 
+@pytest.mark.slow
 def test_the_paper_preset_runs_on_random_weights() -> None:
     detector = PaDiM.from_preset("paper", weights="random", size=64)
     assert (detector.smoothing, detector.dims, detector.eps) == (4.0, 550, 0.01)

@@ -173,6 +173,7 @@ def test_what_is_not_kept_is_neither_in_the_bank_nor_in_a_score() -> None:
     assert torch.equal(detector.judge(Batch(test, keep=keep))[1][:, 3:].amax((1, 2)), maps[:, 0, :3].amin((1, 2)))
 
 
+@pytest.mark.slow
 def test_a_small_memory_keeps_a_coreset_of_what_is_held() -> None:
     good = textures(30, 64)
     whole = pg.PatchCore(size=64, ratio=0.05).fit(good, calibrate=0, engine="torch")
@@ -221,6 +222,7 @@ def test_presets_and_settings() -> None:
         pg.PatchCore.configured({"ration": 0.1})
 
 
+@pytest.mark.slow
 def test_the_paper_preset_runs_on_random_weights() -> None:
     detector = pg.PatchCore.from_preset("paper", weights="random", size=64).fit(
         textures(3, 64), calibrate=0, engine="torch"

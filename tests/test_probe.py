@@ -92,6 +92,7 @@ def test_painted_defects_are_told_from_good(small_dataset: Path) -> None:
         probe(extractor, table + Table([Row("gone.png", "test", 1, "hole")]), Preprocess((96, 96)))
 
 
+@pytest.mark.slow
 def test_layers_probe(small_dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*words: Any) -> str:
         monkeypatch.setattr(sys, "argv", ["pickglass", "layers", "efficientnet_lite0", *map(str, words)])

@@ -113,6 +113,7 @@ def test_groups_count_once_and_keep_the_promise() -> None:
     assert broken[False] / repeats > 0.2
 
 
+@pytest.mark.slow
 def test_any_and_area_keep_their_promise_about_images() -> None:
     rng, repeats = np.random.default_rng(2), 200
     broken, area, alone = 0, [], []

@@ -55,6 +55,7 @@ THEORETICAL: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("name", preset_names())
+@pytest.mark.slow
 def test_presets_have_the_channels_strides_and_theoretical_fields_of_the_graphs(name: str) -> None:
     levels = preset_names()[name]
     assert find_backbone(name).levels == levels
@@ -77,6 +78,7 @@ def test_presets_name_the_nodes_of_table_2() -> None:
     assert all(level.name == level.node for level in find_backbone("resnet50").levels)
 
 
+@pytest.mark.slow
 def test_a_backbone_without_a_preset_gets_the_last_node_of_each_grid() -> None:
     names = outline("mnasnet0_5", 64)
     facts = layer_facts(bare("mnasnet0_5", names), (64, 64))
@@ -87,6 +89,7 @@ def test_a_backbone_without_a_preset_gets_the_last_node_of_each_grid() -> None:
 # -- tokens as maps ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tokens_become_the_maps_that_timm_makes_of_them() -> None:
     extractor = FeatureExtractor("vit_small_patch16_224.dino", ["block3", "block6"], "random")
     images = torch.rand(2, 3, 48, 80, generator=torch.Generator().manual_seed(0))  # neither square nor 224
@@ -236,6 +239,7 @@ def test_gradient_fields_of_trained_weights_lie_within_the_theoretical() -> None
     assert int((fields[1].gradient > 0).sum()) == int((inside > 0).sum())
 
 
+@pytest.mark.slow
 def test_the_middle_of_the_image_says_as_much_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = FeatureExtractor("resnet18", ["layer1", "layer2"], "random")
     middle = gradient_fields(extractor, 384)
@@ -336,6 +340,7 @@ def test_layers_prints_one_object_without_any_weights(pickglass: Any) -> None:
     assert "seeded noise image" in out
 
 
+@pytest.mark.slow
 def test_layers_names_what_it_used_and_draws(pickglass: Any, tmp_path: Path) -> None:
     Image.fromarray(photograph("chelsea")).resize((90, 60)).save(tmp_path / "cat.png")
     page, picture = tmp_path / "fields.html", tmp_path / "fields.png"

@@ -37,6 +37,7 @@ def masks() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
+@pytest.mark.slow
 def test_regions_are_those_of_a_flood_fill(connectivity: Literal[4, 8]) -> None:
     for mask in masks():
         labels, areas = connected_regions(mask, connectivity)

@@ -226,6 +226,7 @@ def test_two_positions_are_two_detectors() -> None:
         ({"epochs": 0}, "epochs=0"),
     ],
 )
+@pytest.mark.slow
 def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ReverseDistillation(**{**SMALL, **settings}).fit(textures(10, 64), engine="torch")  # type: ignore[arg-type]

@@ -80,6 +80,7 @@ def test_figures_are_those_of_disturbed_images_and_masks(
     assert values["aupro_05"] != pytest.approx(judged["undisturbed"]["aupro_05"], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_undisturbed_is_the_plain_test(small_dataset: Path, model: Path, judged: RobustnessResult) -> None:
     plain = pg.evaluate(load(model).predict(pg.load_dataset(small_dataset).test))
     values: dict[str, Any] = dict(judged["undisturbed"])
@@ -106,6 +107,7 @@ def test_the_page_shows_plots_table_and_samples(judged: RobustnessResult) -> Non
     assert "Failed images" not in text
 
 
+@pytest.mark.slow
 def test_few_images_are_held_at_once(
     small_dataset: Path, model: Path, judged: RobustnessResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +131,7 @@ def test_few_images_are_held_at_once(
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.slow
 def test_broken_images_are_named_and_the_rest_is_judged(small_dataset: Path, model: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(small_dataset, tmp_path / "copy"))
     broken = data / "test" / "good" / "00.png"
@@ -144,6 +147,7 @@ def test_broken_images_are_named_and_the_rest_is_judged(small_dataset: Path, mod
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.slow
 def test_without_masks_threshold_or_labels(small_dataset: Path, tmp_path: Path) -> None:
     dataset = pg.load_dataset(small_dataset)
     detector = pg.PatchCore(size=64, ratio=0.05).fit(dataset.train, calibrate=0)
@@ -162,6 +166,7 @@ def test_without_masks_threshold_or_labels(small_dataset: Path, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.slow
 def test_deep_images_are_disturbed_at_their_depth(
     small_dataset: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

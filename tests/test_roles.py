@@ -101,6 +101,7 @@ def test_test_images_may_be_missing_or_broken(clean: PatchCore) -> None:
     assert clean.calibration == without.calibration
 
 
+@pytest.mark.slow
 def test_no_threshold_reads_test_images(small_dataset: Path, tmp_path: Path, read: Read) -> None:
     """On disk: every test image and mask is garbage, and nobody notices."""
     data = shutil.copytree(small_dataset, tmp_path / "tile")

@@ -202,6 +202,7 @@ def test_two_positions_are_two_detectors() -> None:
         torch.testing.assert_close(maps[:, own], own_maps, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_validation_images_are_needed() -> None:
     with pytest.raises(InputError, match="give validate"):
         STFPM(**SMALL).fit(textures(8, 32), validate=0, engine="torch")  # type: ignore[arg-type]

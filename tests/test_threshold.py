@@ -83,6 +83,7 @@ def test_the_same_folder_uses_the_scores_in_the_model(model: Path, small_dataset
     assert loaded.image_threshold == result["image_threshold"]
 
 
+@pytest.mark.slow
 def test_other_images_are_judged_and_the_condition_is_told(model: Path, fresh: Path) -> None:
     header, tensors = read_model(model)
     known = {key: value for key, value in header["provenance"].items() if key != "fitted_images"}
@@ -98,6 +99,7 @@ def test_other_images_are_judged_and_the_condition_is_told(model: Path, fresh: P
     assert (header["calibration"]["source"], header["calibration"]["pixel_promise"]) == ("given", "any")
 
 
+@pytest.mark.slow
 def test_scores_of_other_images_do_not_pass_for_those_held_back(model: Path, small_dataset: Path, fresh: Path) -> None:
     own = read_model_header(model)["calibration"]["scores"]
     threshold(model, fresh, ThresholdRequest(false_alarm=0.5))
@@ -212,6 +214,7 @@ def test_area_reads_the_maps(model: Path, fresh: Path) -> None:
     assert "on average at most 15 % of their pixels" in result["sentence"]
 
 
+@pytest.mark.slow
 def test_best_f1_needs_labelled_validation_images(model: Path, fresh: Path) -> None:
     rng = np.random.default_rng(0)
     good = list(load_dataset(fresh).table)

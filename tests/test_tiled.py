@@ -40,6 +40,7 @@ def test_conformance(settings: dict[str, object]) -> None:
     assert check_detector(detector, n_images=10)
 
 
+@pytest.mark.slow
 def test_one_tile_is_the_plain_method() -> None:
     good, test = textures(10, 64), textures(3, 64, seed=1)
     plain = pg.PatchCore(size=64, **RESNET).fit(good, engine="torch").predict(test, engine="torch")  # type: ignore[arg-type]
@@ -48,6 +49,7 @@ def test_one_tile_is_the_plain_method() -> None:
     assert all((a == b).all() for a, b in zip(plain.maps, tiled.maps, strict=True))
 
 
+@pytest.mark.slow
 def test_each_position_is_a_detector_of_its_own_tile() -> None:
     good, test = textures(10, 96), textures(2, 96, seed=1)
     tiled = pg.PatchCore(size=96, **RESNET).tiled(tile=64, stride=32).fit(good, calibrate=0, engine="torch")  # type: ignore[arg-type]
@@ -155,6 +157,7 @@ def test_settings_that_make_no_sense(settings: dict[str, object], message: str) 
         tiles(heads=10)
 
 
+@pytest.mark.slow
 def test_native_strips_are_tiled_without_resizing() -> None:
     strips = [np.tile(image, (1, 3, 1))[:64, :160] for image in textures(10, 64)]
     detector = pg.PatchCore(**RESNET).tiled(size="native", tile=64, stride=32, heads=1).fit(strips, engine="torch")  # type: ignore[arg-type]
@@ -232,6 +235,7 @@ def test_positions_are_learned_together_while_the_memory_lasts() -> None:
     assert groups[1] == 1
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_map() -> None:
     good, bad = textures(10, 96), textures(3, 96, seed=1)
     bad[:, 20:28, 70:78] = 255
@@ -271,6 +275,7 @@ def test_the_report_shows_the_tiles(small_dataset: Path, tmp_path: Path) -> None
     assert "<h2>Tiles</h2>" not in (tmp_path / "plain.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_groups_whose_banks_differ_in_length(tmp_path: Path) -> None:
     """At some positions fewer patches count, so that their groups choose smaller banks."""
     region = np.zeros((96, 96), np.uint8)
