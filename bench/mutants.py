@@ -44,7 +44,7 @@ MUTANTS = (
     Mutant("methods/efficientad.py", "(t - s).square()", "(t - s).abs()", "efficientad"),
     Mutant("nn/maps.py", "(order * (counts - 1)).ceil()", "(order * (counts - 1)).floor()", "maps"),
     Mutant("detectors/tiling.py", "split[:, order]", "split", "tiled"),
-    Mutant("app/page.py", "return html.escape(", "return str(", "report"),
+    Mutant("app/pages/build.py", "autoescape=True", "autoescape=False", "pages"),
     Mutant("cli/command.py", "raise typer.Exit(1)", "raise typer.Exit(0)", "cli"),
 )
 
