@@ -76,7 +76,7 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     yield f"{path} is a model of the method {header['method']}."
     yield (
         f"It was fitted{f' on {fitted}' if fitted else ''} on {provenance.get('n_fit', '?')} good images{data}, in "
-        f"{plain(provenance.get('fit_s'))} s; {provenance.get('n_calibrate', 0)} others set its threshold, "
+        f"{plain(provenance.get('fit_s'))} s; {provenance.get('n_calibrate', 0)} more set its threshold, "
         f"{provenance.get('n_validate', 0)} validated it."
     )
     weights = provenance.get("backbone_weights") or {}
