@@ -5,6 +5,9 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
+# The tests start dozens of processes; without compiled files each of them would compile pickglass anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 # A file in .venv names the version that it was made with. Where PYTHON is not named, any version will do.
 ifeq ($(origin PYTHON)-$(words $(wildcard .venv/python-*)),file-1)
 VENV := $(wildcard .venv/python-*)

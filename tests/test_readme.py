@@ -38,6 +38,7 @@ def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert len(lines) >= 4
     # one network and one size instead of three: nine times as many candidates say no more of the README
     monkeypatch.setattr("pickglass.app.advise.advise.LITES", ("efficientnet_lite0",))
+    monkeypatch.setattr("pickglass.app.advise.advise._SHORT_LIST", 1)
     monkeypatch.setattr("pickglass.app.advise.advise.input_sizes", partial(input_sizes, most=1))
     for line in lines:
         monkeypatch.setattr(sys, "argv", shlex.split(line))

@@ -5,14 +5,14 @@ Letters: B images, H x W pixels, C channels and h x w cells of a layer.
 
 from __future__ import annotations
 
+import math
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.backbones.registry import Backbone, Tokens, find_backbone
@@ -164,7 +164,7 @@ class _Untrained(nn.Module):
         super().__init__()
         self.tokens = spec.tokens
         self.scales = scales
-        self.body, self._nodes = _cut(spec, spec.build(), layers)
+        self.body, self._nodes = _cut_to_train(spec, spec.build(), layers)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
@@ -236,31 +236,46 @@ def _built(spec: Backbone) -> nn.Module:
         return spec.build()
 
 
-def _tracing() -> dict[str, Any]:
-    """Name the parts of timm that must stay whole while the graph is drawn, such as its size-dependent padding."""
-    if "timm" not in sys.modules:
-        return {}  # the network has none of them, and the import takes half a second
-    from timm.models._features_fx import get_notrace_functions, get_notrace_modules
-
-    return {"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())}
-
-
-def _nodes(network: nn.Module) -> list[str]:
+def _traced(network: nn.Module) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
+    """Draw the graph of a network as it runs in eval mode, and name its nodes by the path of their module."""
     from torchvision.models.feature_extraction import NodePathTracer
 
     tracer = NodePathTracer(**_tracing())
-    tracer.trace(network)
-    nodes: list[str] = list(tracer.node_to_qualname.values())
-    return nodes[1:]  # the first is the input
+    graph = tracer.trace(network.eval())
+    return fx.GraphModule(tracer.root, graph, type(network).__name__), dict(tracer.node_to_qualname)
 
 
-def _cut(spec: Backbone, network: nn.Module, layers: tuple[str, ...]) -> tuple[nn.Module, list[str]]:
-    from torchvision.models.feature_extraction import create_feature_extractor
+def _tracing() -> dict[str, Any]:
+    """Name the parts that stay whole while the graph is drawn, such as timm's size-dependent padding.
 
+    torchvision's own modules are what :func:`torchvision.models.feature_extraction.create_feature_extractor` leaves
+    whole, so that both ways to cut a network know the same nodes.
+    """
+    import torchvision
+
+    leaves = [part for part in vars(torchvision.ops).values() if isinstance(part, type) and issubclass(part, nn.Module)]
+    wrapped = []
+    if "timm" in sys.modules:  # otherwise the network has no part of timm, and the import takes half a second
+        from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+
+        leaves += get_notrace_modules()
+        wrapped += get_notrace_functions()
+    return {"leaf_modules": leaves, "autowrap_functions": wrapped, "autowrap_modules": (math, torchvision.ops)}
+
+
+def _nodes(network: nn.Module) -> list[str]:
+    return list(_traced(network)[1].values())[1:]  # the first is the input
+
+
+def _wanted(spec: Backbone, layers: tuple[str, ...], nodes: Sequence[str]) -> list[str]:
+    """Translate short names of layers to nodes.
+
+    Raises:
+        UnknownName: the graph has no such node, and no module of that name.
+    """
     if not layers:
         raise InputError(f"no layer was named; for instance layers={list(spec.aliases)[2:5:2] or ['layer2', 'layer3']}")
     wanted = [spec.aliases.get(layer, layer) for layer in layers]
-    nodes = _nodes(network)
     for layer, node in zip(layers, wanted, strict=True):
         if not any(n == node or n.startswith(f"{node}.") for n in nodes):
             raise UnknownName(
@@ -269,9 +284,37 @@ def _cut(spec: Backbone, network: nn.Module, layers: tuple[str, ...]) -> tuple[n
                 [*spec.aliases, *nodes, *{n.rsplit(".", i)[0] for n in nodes for i in (1, 2) if n.count(".") >= i}],
                 f"python -c \"import pickglass; print(*pickglass.layer_names('{spec.name}'))\"",
             )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the train and eval graphs differ, as they should
-        body = create_feature_extractor(network, {node: node for node in wanted}, tracer_kwargs=_tracing())
+    return wanted
+
+
+def _cut(spec: Backbone, network: nn.Module, layers: tuple[str, ...]) -> tuple[nn.Module, list[str]]:
+    """Cut a network that stays in eval mode: its output is a dict of the nodes' names and their values.
+
+    One drawing of the graph is enough for that; ``create_feature_extractor`` draws two, and the names a third.
+    """
+    body, names = _traced(network)
+    wanted = _wanted(spec, layers, list(names.values())[1:])
+    last: dict[str, fx.Node] = {}  # of a module, the value that is computed last
+    for node, name in names.items():
+        last.update({path: node for path in wanted if name == path or name.startswith(f"{path}.")})
+    graph = body.graph
+    for node in [node for node in graph.nodes if node.op == "output"]:
+        graph.erase_node(node)
+    graph.output(last)
+    graph.eliminate_dead_code()
+    body.delete_all_unused_submodules()
+    body.recompile()
+    return body, wanted
+
+
+def _cut_to_train(spec: Backbone, network: nn.Module, layers: tuple[str, ...]) -> tuple[nn.Module, list[str]]:
+    """Cut a network like :func:`_cut`, with a graph for each of training and eval mode."""
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    wanted = _wanted(spec, layers, _nodes(network))
+    body = create_feature_extractor(
+        network, {node: node for node in wanted}, tracer_kwargs=_tracing(), suppress_diff_warning=True
+    )
     return body, wanted
 
 
