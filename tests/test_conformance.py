@@ -26,10 +26,13 @@ def quick(method: str) -> pg.Detector:
 def shortest(method: str) -> pg.Detector:
     """The same with as little training as there can be, for modes in which nothing hangs on how much was learned."""
     settings = quick(method).configuration()
-    return METHODS[method].configured({**settings, **{name: 1 for name in TRAINING if name in settings}})
+    least = {name: value for name, value in LEAST.items() if name in settings}
+    if METHODS[method].trains and "epochs" not in "".join(least):
+        least["steps"] = 1
+    return METHODS[method].configured({**settings, **least})
 
 
-TRAINING = ("epochs", "teacher_epochs", "student_epochs")
+LEAST: dict[str, Any] = {"epochs": 1, "teacher_epochs": 1, "student_epochs": 1, "natural": "none"}
 LEARNED = ["plain", "tiled"]  # painted defects are to stand out in these
 
 

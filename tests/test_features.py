@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import pickglass as pg
 from pickglass.data.painting.natural import photograph
@@ -21,6 +22,7 @@ from pickglass.features import (
     layer_names,
 )
 from pickglass.features import engine as engine_module
+from pickglass.features import extractor as extractor_module
 from pickglass.features.backbones.weights import find_weights, weights_for
 from pickglass.features.engine import BackboneEngine
 from pickglass.testing import textures
@@ -312,3 +314,23 @@ def test_building_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FeatureExtractor("efficientnet_lite0", ["stage1"], "random")
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v3_small", "densenet121"])
+def test_nodes_and_values_are_those_of_torchvisions_extractor(name: str) -> None:
+    """Two ways to cut a network: ours draws its graph once, torchvision's for training and eval mode each."""
+    spec = find_backbone(name)
+    network = spec.build()
+    kept = extractor_module._kept_whole()
+    nodes = extractor_module._nodes(network)
+    assert nodes == get_graph_node_names(network, tracer_kwargs=kept, suppress_diff_warning=True)[1][1:]
+    chosen = [nodes[len(nodes) // 4], nodes[len(nodes) // 2]]
+    other = create_feature_extractor(network, chosen, tracer_kwargs=kept, suppress_diff_warning=True).eval()
+    cut, wanted = extractor_module._cut(spec, network, tuple(chosen))
+    images = torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = cut.eval()(images), other(images)
+    assert wanted == chosen
+    assert set(cut.state_dict()) == set(other.state_dict())
+    for node in chosen:
+        assert torch.equal(ours[node], theirs[node])

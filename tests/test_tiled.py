@@ -37,7 +37,7 @@ def tiles(canvas: tuple[int, int] = (16, 24), **settings: object) -> Tiles:
 )
 def test_conformance(settings: dict[str, object]) -> None:
     detector = pg.PatchCore(**RESNET).tiled(size=96, tile=64, **{"stride": 32, **settings})  # type: ignore[arg-type]
-    assert check_detector(detector, n_images=10)
+    assert check_detector(detector, modes=["plain", "batch of one"], n_images=10)
 
 
 @pytest.mark.slow

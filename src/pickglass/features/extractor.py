@@ -6,7 +6,9 @@ Letters: B images, H x W pixels, C channels and h x w cells of a layer.
 from __future__ import annotations
 
 import math
+import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -236,35 +238,68 @@ def _built(spec: Backbone) -> nn.Module:
         return spec.build()
 
 
-def _traced(network: nn.Module) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
-    """Draw the graph of a network as it runs in eval mode, and name its nodes by the path of their module."""
-    from torchvision.models.feature_extraction import NodePathTracer
+def _kept_whole() -> dict[str, Any]:
+    """Name what is no part of the graph but a node in it: torchvision's operations, and timm's size-dependent padding.
 
-    tracer = NodePathTracer(**_tracing())
-    graph = tracer.trace(network.eval())
-    return fx.GraphModule(tracer.root, graph, type(network).__name__), dict(tracer.node_to_qualname)
-
-
-def _tracing() -> dict[str, Any]:
-    """Name the parts that stay whole while the graph is drawn, such as timm's size-dependent padding.
-
-    torchvision's own modules are what :func:`torchvision.models.feature_extraction.create_feature_extractor` leaves
-    whole, so that both ways to cut a network know the same nodes.
+    A library that was not imported has no part in the network, and importing it would take seconds.
     """
-    import torchvision
+    leaves: list[type] = []
+    modules, functions = [math], []
+    if "torchvision" in sys.modules:
+        import torchvision
 
-    leaves = [part for part in vars(torchvision.ops).values() if isinstance(part, type) and issubclass(part, nn.Module)]
-    wrapped = []
-    if "timm" in sys.modules:  # otherwise the network has no part of timm, and the import takes half a second
+        leaves += [part for part in vars(torchvision.ops).values() if isinstance(part, type)]
+        modules.append(torchvision.ops)
+    if "timm" in sys.modules:
         from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 
         leaves += get_notrace_modules()
-        wrapped += get_notrace_functions()
-    return {"leaf_modules": leaves, "autowrap_functions": wrapped, "autowrap_modules": (math, torchvision.ops)}
+        functions += get_notrace_functions()
+    leaves = [part for part in leaves if issubclass(part, nn.Module)]
+    return {"leaf_modules": leaves, "autowrap_modules": tuple(modules), "autowrap_functions": tuple(functions)}
+
+
+_NUMBER = re.compile(r"_\d+$")  # fx counts the occurrences of an operation in the whole network
+
+
+class _Tracer(fx.Tracer):
+    """Draw the graph that torchvision's ``create_feature_extractor`` draws."""
+
+    def __init__(self) -> None:
+        parts = _kept_whole()
+        self.leaves = tuple(parts.pop("leaf_modules"))
+        super().__init__(**parts)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Leave torch's own modules whole, and those that are named here."""
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
+    """Draw the graph of a network as it runs in eval mode; its nodes get torchvision's names.
+
+    A name is the path of the module, or that of the module around an operation and the operation's own; at its second
+    occurrence ``_1`` is added. Inputs and parameters have none.
+    """
+    tracer = _Tracer()
+    graph = tracer.trace(network.eval())
+    named: dict[str, fx.Node] = {}
+    occurrences: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.op == "call_module":
+            path = str(node.target)
+        elif node.op in ("call_function", "call_method"):
+            around = [path for path, _ in node.meta.get("nn_module_stack", {}).values()][-1:]
+            path = ".".join([*around, _NUMBER.sub("", node.name)]).lstrip(".")
+        else:
+            continue
+        named[f"{path}_{occurrences[path]}" if path in occurrences else path] = node
+        occurrences[path] += 1
+    return fx.GraphModule(tracer.root, graph, type(network).__name__), named
 
 
 def _nodes(network: nn.Module) -> list[str]:
-    return list(_traced(network)[1].values())[1:]  # the first is the input
+    return list(_traced(network)[1])
 
 
 def _wanted(spec: Backbone, layers: tuple[str, ...], nodes: Sequence[str]) -> list[str]:
@@ -292,10 +327,10 @@ def _cut(spec: Backbone, network: nn.Module, layers: tuple[str, ...]) -> tuple[n
 
     One drawing of the graph is enough for that; ``create_feature_extractor`` draws two, and the names a third.
     """
-    body, names = _traced(network)
-    wanted = _wanted(spec, layers, list(names.values())[1:])
+    body, named = _traced(network)
+    wanted = _wanted(spec, layers, list(named))
     last: dict[str, fx.Node] = {}  # of a module, the value that is computed last
-    for node, name in names.items():
+    for name, node in named.items():
         last.update({path: node for path in wanted if name == path or name.startswith(f"{path}.")})
     graph = body.graph
     for node in [node for node in graph.nodes if node.op == "output"]:
@@ -313,7 +348,7 @@ def _cut_to_train(spec: Backbone, network: nn.Module, layers: tuple[str, ...]) -
 
     wanted = _wanted(spec, layers, _nodes(network))
     body = create_feature_extractor(
-        network, {node: node for node in wanted}, tracer_kwargs=_tracing(), suppress_diff_warning=True
+        network, {node: node for node in wanted}, tracer_kwargs=_kept_whole(), suppress_diff_warning=True
     )
     return body, wanted
 
