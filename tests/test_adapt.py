@@ -90,6 +90,7 @@ def test_only_the_chosen_stage_moves_and_statistics_stay(monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_it_stops_when_it_hurts_and_ties_go_to_the_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     network = extractor()
     before = state(network)
@@ -196,6 +197,7 @@ def test_a_model_carries_its_adapted_weights(tiled: bool, tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_the_engine_runs_the_adapted_network(monkeypatch: pytest.MonkeyPatch) -> None:
     says(monkeypatch, 0.5, 0.4)
     images = textures(10, 64)

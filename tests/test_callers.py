@@ -76,6 +76,7 @@ def test_threads_get_the_scores_of_one_thread(fitted: pg.Detector, engine: str) 
     np.testing.assert_allclose(scores, np.tile(alone, (4, 1)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_threads_on_tiles(bank: pg.Detector) -> None:
     tiled = pg.STFPM(**SMALL["stfpm"]).tiled(size=96, tile=64, stride=32).fit(textures(8, 96), engine="torch")
     alone = np.array([tiled.predict(image).scores[0] for image in images()])
@@ -122,6 +123,7 @@ def test_copies_leave_the_engine_behind(fitted: pg.Detector, make: Callable[[pg.
 
 
 @pytest.mark.parametrize("make", COPIES, ids=["copy", "deepcopy", "pickle"])
+@pytest.mark.slow
 def test_copies_at_every_stage(make: Callable[[pg.Detector], pg.Detector], tmp_path: Path) -> None:
     unfitted = make(pg.PatchCore(**SMALL["patchcore"]))
     assert repr(unfitted) == repr(pg.PatchCore(**SMALL["patchcore"]))

@@ -52,6 +52,7 @@ def model(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return target
 
 
+@pytest.mark.slow
 def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_dataset: Path, tmp_path: Path) -> None:
     target = tmp_path / "m.safetensors"
     code, out, _ = pickglass(
@@ -359,6 +360,7 @@ def test_warnings_are_one_line(pickglass: Any, monkeypatch: pytest.MonkeyPatch) 
     assert (code, json.loads(out)["kind"], err) == (0, "data", "warning: mind the gap\n")
 
 
+@pytest.mark.slow
 def test_a_path_that_does_not_exist_is_answered_with_what_is_there(
     pickglass: Any, small_dataset: Path, model: Path, tmp_path: Path
 ) -> None:

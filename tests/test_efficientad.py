@@ -415,6 +415,7 @@ def test_what_was_compiled_does_not_outlive_its_weights(how: str) -> None:
     close(detector._branches(compiled), wanted)
 
 
+@pytest.mark.slow
 def test_unchanged_networks_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, batch = ready(positions=2, images=1)
     compiled = in_engine(batch, detector.network)
@@ -426,6 +427,7 @@ def test_unchanged_networks_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -
     assert len(calls) == 2  # one for each position
 
 
+@pytest.mark.slow
 def test_a_head_that_the_engine_gets_wrong_runs_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, batch = ready(positions=1, images=1)
     real = engine_module._Graph.run
@@ -447,6 +449,7 @@ def test_bfloat16_reaches_student_and_autoencoder() -> None:
         assert 1e-5 < float((f - w).abs().max() / w.abs().max()) < 2e-2
 
 
+@pytest.mark.slow
 def test_training_and_the_exported_graph_stay_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, batch = ready(positions=1, images=1)
     compiled = in_engine(batch, detector.network)
@@ -564,6 +567,7 @@ def test_photographs_are_cut_from_the_middle_of_twice_the_size(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["generated", "none", "folder"])
+@pytest.mark.slow
 def test_the_penalty_sees_what_it_is_told(kind: str, tmp_path: Path) -> None:
     for i in range(3):
         Image.fromarray(textures(1, 80, seed=i)[0]).save(tmp_path / f"{i}.png")
@@ -587,6 +591,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert EfficientAD.validate_share == 0.1
 
 
+@pytest.mark.slow
 def test_a_saved_model_carries_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "teacher.pth"
     torch.save(PDN("tiny").state_dict(), file)
@@ -603,6 +608,7 @@ def test_a_saved_model_carries_its_teacher(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.slow
 def test_both_branches_are_shown_beside_the_map(tiled: bool) -> None:
     detector = EfficientAD(**SMALL)  # type: ignore[arg-type]
     if tiled:
@@ -627,6 +633,7 @@ def test_other_methods_have_no_parts() -> None:
 
 
 @pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.slow
 def test_forward_is_exported_and_answers_alike_elsewhere(size: int) -> None:
     openvino = pytest.importorskip("openvino")
     detector = EfficientAD(**{**SMALL, "size": size}).fit(textures(10, 64), calibrate=0).cpu()  # type: ignore[arg-type]
@@ -645,6 +652,7 @@ def test_forward_is_exported_and_answers_alike_elsewhere(size: int) -> None:
 
 
 @pytest.mark.golden
+@pytest.mark.slow
 def test_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
     monkeypatch.setattr("pickglass.nn.training.loop.has_fast_bfloat16", lambda: False)  # the same arithmetic everywhere

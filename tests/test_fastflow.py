@@ -157,6 +157,7 @@ def test_parameters_of_the_papers_models(
     assert counts == {"norm": norms, "flow": flows}
 
 
+@pytest.mark.slow
 def test_the_paper_preset_runs_on_random_weights() -> None:
     settings = {"backbone": "resnet18", "kernels": "3x3", "weights": "random", "size": 64, "epochs": 1}
     detector = FastFlow.from_preset("paper", **settings).fit(textures(4, 64), calibrate=0, validate=0, engine="torch")

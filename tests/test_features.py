@@ -161,6 +161,7 @@ def test_weights_are_found_in_the_folder_the_cache_and_a_file(monkeypatch: pytes
     assert torch.equal(extractor.state_dict()["body.conv1.weight"], state["conv1.weight"])
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_listed_never_ignored(tmp_path: Path) -> None:
     state = find_backbone("resnet18").build().state_dict()
 
@@ -206,6 +207,7 @@ def test_training_mode_never_reaches_the_backbone() -> None:
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18"])
+@pytest.mark.slow
 def test_openvino_answers_as_torch_does(name: str) -> None:
     layers = ["stage2", "stage5"] if name != "resnet18" else ["layer1", "layer3"]
     extractor = FeatureExtractor(name, layers, "random")
@@ -262,6 +264,7 @@ def test_a_network_that_bfloat16_harms_is_refused_it() -> None:
 
 
 @bfloat16
+@pytest.mark.slow
 def test_a_model_fitted_in_bfloat16_judges_in_it() -> None:
     good = textures(8, 64)
     detector = pg.PatchCore(backbone="resnet18", layers=["layer1", "layer2"], weights="random", size=64)

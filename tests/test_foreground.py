@@ -145,6 +145,7 @@ def rows_of(images: list[np.ndarray]) -> Table:
     return Table([Row(f"{i}.png", "train", 0, pixels=image) for i, image in enumerate(images)])
 
 
+@pytest.mark.slow
 def test_trays_have_a_foreground_and_cloth_has_none() -> None:
     foreground = find_foreground(rows_of([fill(TRAY, (192, 256), seed) for seed in range(10)]), engine="torch")
     assert foreground.mask is not None, foreground.why_not

@@ -495,6 +495,7 @@ def test_the_pyramid_sums_all_scales_from_the_coarsest_grid_down() -> None:
     torch.testing.assert_close(fusion(levels)[0], total, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_tiles_are_read_at_two_scales(tmp_path: Path) -> None:
     good = textures(6, 64)
     detector = pg.PatchCore(**RESNET, ratio=0.05).fused("pyramid", dims=16, scales=(1.0, 0.5))  # type: ignore[arg-type]
@@ -558,6 +559,7 @@ def test_shared_features_leave_several_scales_alone() -> None:
         assert (detector.fit(good, calibrate=0, engine="torch").predict(good, engine="torch").scores == alone).all()
 
 
+@pytest.mark.slow
 def test_a_plain_fit_never_enters_the_research_folder() -> None:
     """A reader of a fit, a prediction and a model file need not know that there is one."""
     code = """

@@ -334,6 +334,7 @@ def test_too_many_pixels(tmp_path: Path, side: int) -> None:
     assert read_header(tmp_path / "bomb.png")[:2] == (side, side)
 
 
+@pytest.mark.slow
 def test_a_large_image_is_read_without_a_warning(tmp_path: Path) -> None:
     Image.new("1", (15_000, 12_000)).save(tmp_path / "large.png")  # 180 megapixels, above Pillow's error
     assert read_image(tmp_path / "large.png").shape == (12_000, 15_000)

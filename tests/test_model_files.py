@@ -48,6 +48,7 @@ def test_everything_comes_back(detector: pg.Detector, model: Path) -> None:
     assert torch.equal(loaded.state_dict()["bank"], detector.state_dict()["bank"])
 
 
+@pytest.mark.slow
 def test_it_works_without_the_weights_file(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pickglass.features.extractor.weights_for", lambda *_: pytest.fail("weights were looked for"))
     pg.load(model).predict(textures(1, 64))

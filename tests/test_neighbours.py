@@ -24,6 +24,7 @@ def truth(queries: torch.Tensor, bank: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.slow
 def test_search_is_exact(bfloat16: bool) -> None:
     queries, bank = clouds()
     result = BankIndex(bank, bfloat16=bfloat16).search(queries)
@@ -34,6 +35,7 @@ def test_search_is_exact(bfloat16: bool) -> None:
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.slow
 def test_distances_agree_with_search_also_for_members_of_the_bank(bfloat16: bool) -> None:
     queries, bank = clouds()
     queries = torch.cat([queries, bank[:200], bank[:50] + 1e-4])

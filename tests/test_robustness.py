@@ -88,6 +88,7 @@ def test_undisturbed_is_the_plain_test(small_dataset: Path, model: Path, judged:
     assert (values["kind"], values["strength"], values["unit"]) == ("none", 0, "")
 
 
+@pytest.mark.slow
 def test_every_kind_and_strength_is_there(judged: RobustnessResult) -> None:
     expected = [(kind, strength, UNITS[kind]) for kind, strengths in DISTURBANCES.items() for strength in strengths]
     assert [(one["kind"], one["strength"], one["unit"]) for one in judged["disturbed"]] == expected

@@ -80,6 +80,7 @@ def test_roles_are_read_in_their_turn(read: Read) -> None:
 
 
 @pytest.mark.parametrize("role", ["validate", "calibrate", "test"])
+@pytest.mark.slow
 def test_a_poisoned_role_changes_nothing_that_was_learned(clean: PatchCore, role: Role) -> None:
     poisoned = learned(table(role))
     first, second = head(clean), head(poisoned)

@@ -371,6 +371,7 @@ def events_of(executor: LocalExecutor | RayExecutor, count: Callable[[int], Iter
     return found
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_takes_its_own_task_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "counting.py").write_text(textwrap.dedent(COUNT))
     monkeypatch.syspath_prepend(tmp_path)

@@ -163,6 +163,7 @@ def test_dinov2_reads_as_timm_reads_it(tmp_path: Path, registers: int) -> None:
         torch.testing.assert_close(tensor, expected[key])
 
 
+@pytest.mark.slow
 def test_unmatched_tensors_are_listed(plain: State, tmp_path: Path) -> None:
     file = tmp_path / "x.pth"
     whole = moco(plain)

@@ -120,6 +120,7 @@ def test_every_docstring_begins_with_a_sentence() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_arguments_say_what_they_are() -> None:
     """``seed: seeds the draws``, not ``seed: of the draws``: the line of an argument is read alone, too."""
     texts = [d for path in SCRIPTS for d in docstrings(path)]
