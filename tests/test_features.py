@@ -25,6 +25,7 @@ from pickglass.features import engine as engine_module
 from pickglass.features import extractor as extractor_module
 from pickglass.features.backbones.weights import find_weights, weights_for
 from pickglass.features.engine import BackboneEngine
+from pickglass.nn import maps
 from pickglass.testing import textures
 
 LITES = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
@@ -277,9 +278,24 @@ def test_a_model_fitted_in_bfloat16_judges_in_it() -> None:
 
 
 def test_bfloat16_without_such_a_cpu_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(engine_module, "has_bfloat16", lambda: False)
     with pytest.raises(InputError, match="does not compute in bfloat16: leave the engine on 'auto'"):
         BackboneEngine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu", "bfloat16")
+
+
+@pytest.mark.parametrize(("limit", "allowed"), [("AVX2", False), ("avx512_core", False), ("AVX512_CORE_AMX", True)])
+def test_bfloat16_that_the_environment_forbids_is_refused(
+    limit: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO would crash the process."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert maps.may_use_bfloat16() is allowed
+    if not allowed:
+        assert not engine_module.has_bfloat16()
+        assert not maps.has_fast_bfloat16()
+        with pytest.raises(InputError, match="ONEDNN_MAX_CPU_ISA keeps this CPU from computing in bfloat16: leave"):
+            BackboneEngine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu", "bfloat16")
 
 
 def test_an_engine_that_answers_differently_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pickglass.errors import InputError
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.nn.maps import ProcessLock
+from pickglass.nn.maps import ProcessLock, may_use_bfloat16
 from pickglass.nn.networks.stacked import at_position
 
 __all__ = [
@@ -103,7 +103,7 @@ class CompiledNetwork:
         falls_back: whatever the name, to torch with a warning.
 
     Raises:
-        InputError: an unknown name, one that does not run on the device, or no bfloat16 in this CPU.
+        InputError: an unknown name, one that does not run on the device, or no bfloat16 in this CPU or environment.
     """
 
     def __init__(
@@ -114,7 +114,12 @@ class CompiledNetwork:
         if name in ("openvino", "bfloat16") and device != "cpu":
             raise InputError(f"engine={name!r} runs on the CPU, but device={device!r}: leave the engine on 'auto'")
         if name == "bfloat16" and not has_bfloat16():
-            raise InputError("engine='bfloat16', but this CPU does not compute in bfloat16: leave the engine on 'auto'")
+            why = (
+                "this CPU does not compute"
+                if may_use_bfloat16()
+                else "ONEDNN_MAX_CPU_ISA keeps this CPU from computing"
+            )
+            raise InputError(f"engine='bfloat16', but {why} in bfloat16: leave the engine on 'auto'")
         self.network = network.to(device)
         self.what = what
         self.device = device
@@ -274,10 +279,10 @@ def device_name(name: str) -> str:
 
 
 def has_bfloat16() -> bool:
-    """Say whether OpenVINO computes in bfloat16 on this CPU."""
+    """Say whether OpenVINO computes in bfloat16 on this CPU, as the environment lets it."""
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return may_use_bfloat16() and "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _size(inputs: Sequence[Tensor]) -> tuple[torch.Size, ...]:

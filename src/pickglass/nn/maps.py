@@ -34,6 +34,7 @@ __all__ = [
     "highest",
     "kept_cells",
     "kept_mean",
+    "may_use_bfloat16",
     "neighbourhood_mean",
     "patch_vectors",
     "pool_channels",
@@ -357,10 +358,20 @@ def rounding_bound(terms: int, dtype: torch.dtype = torch.float32) -> float:
     return n * u / (1 - n * u)
 
 
+# What ONEDNN_MAX_CPU_ISA can limit oneDNN to that has no bfloat16. OpenVINO, told to use it all the same, crashes.
+_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+def may_use_bfloat16() -> bool:
+    """Whether the environment leaves the CPU's bfloat16 to torch and OpenVINO, whose oneDNN it may limit."""
+    limits = (os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
+    return not any(limit.upper() in _WITHOUT_BFLOAT16 for limit in limits)
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); without it the detour costs time."""
     flags = Path("/proc/cpuinfo")
-    if not flags.is_file():
+    if not flags.is_file() or not may_use_bfloat16():
         return False
     words = next((line.split() for line in flags.read_text().splitlines() if line.startswith("flags")), [])
     return "avx512_bf16" in words or "amx_bf16" in words
