@@ -142,8 +142,8 @@ def test_a_refitted_copy_leaves_the_other_alone(bank: pg.Detector) -> None:
     assert (bank.predict(images()).scores == scores).all()
 
 
-def judged_elsewhere(detector: pg.Detector, queue: Any) -> None:
-    queue.put(detector.predict(images()).scores.tolist())
+def judged_elsewhere(detector: pg.Detector, shown: list[np.ndarray], queue: Any) -> None:
+    queue.put(detector.predict(shown).scores.tolist())
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_a_spawned_process_takes_a_detector_that_has_judged(bank: pg.Detector) -
     scores = bank.predict(images()).scores
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=judged_elsewhere, args=(bank, queue))
+    process = context.Process(target=judged_elsewhere, args=(bank, images(), queue))
     process.start()
     try:
         np.testing.assert_allclose(queue.get(timeout=120), scores, rtol=1e-4)

@@ -330,7 +330,9 @@ def test_kolektor(tmp_path: Path) -> None:
     (tmp_path / "kos06/Part0_label.bmp").unlink()
     dataset = load_dataset(tmp_path)
     assert dataset.layout == "kolektor"
-    assert counts(dataset.table) == {("train", 0): 17, ("test", 0): 4, ("test", 1): 1, ("test", None): 2}
+    found = counts(dataset.table)  # which of the good parts are drawn to test hangs on the seed
+    assert found.pop(("train", 0)) + found.pop(("test", 0)) == 21
+    assert found == {("test", 1): 1, ("test", None): 2}
     assert {row.group for row in dataset.table} == {f"kos{part:02}" for part in range(12)}
     (bad,) = (fact for fact in facts(dataset.table, tmp_path) if fact[2] == 1)
     assert bad == ("kos03/Part1.jpg", "test", 1, "defect", "kos03/Part1_label.bmp")
