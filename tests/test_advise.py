@@ -48,9 +48,9 @@ def test_small_and_large_defects_leave_different_layers() -> None:
         assert not left[defect] & {(tuple(name.split()[1].split("+")), size) for name, size, _ in options.ruled_out}
     assert (("stage1",), (256, 256)) in left[4]
     assert (("stage5",), (256, 256)) not in left[4]
-    assert (("stage5",), (256, 256)) in left[64]
+    assert (("stage5",), (512, 512)) in left[64]
     assert not any("stage1" in layers for layers, size in left[64] if size[0] >= 128)
-    assert (("stage3", "stage5"), (256, 256)) in left[64]
+    assert (("stage5", "stage7"), (512, 512)) in left[64]
 
 
 def test_the_reason_names_stride_field_or_grid() -> None:

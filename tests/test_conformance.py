@@ -58,12 +58,12 @@ def test_modes_that_cannot_be_are_refused() -> None:
 
 
 class _Forgets(pg.PatchCore):
-    """Its scores are those of the batch before."""
+    """Its maps are those of the batch before."""
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         scores, maps = super().score(batch)
-        before, self.__dict__["before"] = self.__dict__.get("before", scores), scores
-        return before[: len(scores)].expand(len(scores), -1), maps
+        before, self.__dict__["before"] = self.__dict__.get("before", maps), maps
+        return scores, before[:1].expand_as(maps)
 
 
 class _Raises(pg.PatchCore):

@@ -25,6 +25,7 @@ from pickglass.data import (
     with_pixel_mm,
     with_roi,
 )
+from pickglass.data.images.geometry import canvas_of_area
 from pickglass.detectors.provenance import Regions
 from pickglass.errors import DataError, ImageError, InputError
 from pickglass.testing import textures
@@ -332,3 +333,37 @@ def test_aitex_strips_are_cut_at_their_white_margins(tmp_path: Path) -> None:
     rows = pg.load_dataset(tmp_path).table
     inside = [row.region(read_image(row.path)) for row in rows]
     assert all(mask is not None and mask.sum() == 16 * 54 for mask in inside)
+
+
+# -- the default: the usual aspect, on an area that pays ---------------------------------------------------------------
+
+
+@given(tuples(integers(20, 5000), integers(20, 5000)), sampled_from([256, 384, 512]))
+def test_the_canvas_of_an_area_has_the_aspect_and_no_extreme_scale(image: tuple[int, int], side: int) -> None:
+    height, width = canvas_of_area(side, [image])
+    assert height % 32 == width % 32 == 0
+    scale = (height * width / (image[0] * image[1])) ** 0.5
+    if min(height, width) >= 96:  # steps of 32 pixels then change neither by more than a sixth
+        assert height / width == pytest.approx(image[0] / image[1], rel=0.36)
+        assert 1 / 3 / 1.2 <= scale <= 2 * 1.2
+    assert min(height, width) >= min(256, min(image)) - 16
+    if 1 / 3 <= side / (image[0] * image[1]) ** 0.5 <= 2 and min(height, width) > 272:
+        assert height * width == pytest.approx(side**2, rel=0.25)
+
+
+def test_the_canvas_of_an_area_is_that_of_the_usual_image() -> None:
+    assert canvas_of_area(512, [(500, 1260)] * 5 + [(3000, 300)]) == (320, 800)
+    assert canvas_of_area(256, [(500, 1260)]) == (256, 640)  # the shorter side keeps 256 pixels
+    assert canvas_of_area(512, [(256, 4096)]) == (256, 4096)
+    assert canvas_of_area(512, [(256, 256)]) == (512, 512)  # enlarged twice,
+    assert canvas_of_area(512, [(128, 128)]) == (256, 256)  # and no more
+    assert canvas_of_area(256, [(1248, 1248)]) == (416, 416)  # shrunk to about a third, and no less
+
+
+def test_fit_keeps_the_aspect_unless_a_size_is_given(tmp_path: Path) -> None:
+    good = np.concatenate([textures(8, 96), textures(8, 96, seed=1)], axis=2)  # (8, 96, 192, 3)
+    detector = pg.PatchCore().fit(good, engine="torch")
+    assert detector.input_size == (192, 384)
+    assert pg.load(detector.save(tmp_path / "m.safetensors")).input_size == (192, 384)
+    assert detector.predict(good[:1], engine="torch").map(0).shape == (96, 192)
+    assert pg.PatchCore(size=64).fit(good, engine="torch").input_size == (64, 64)

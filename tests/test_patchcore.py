@@ -46,7 +46,7 @@ def levels(batch: int, positions: int = 1, seed: int = 0) -> tuple[torch.Tensor,
 
 
 def fitted(positions: int = 1, **settings: object) -> pg.PatchCore:
-    detector = pg.PatchCore(**{"ratio": 1.0, "smoothing": 0.0, **settings})  # type: ignore[arg-type]
+    detector = pg.PatchCore(**{"size": 256, "ratio": 1.0, "smoothing": 0.0, **settings})  # type: ignore[arg-type]
     detector.begin_fit(run(positions))
     detector.observe(Batch(levels(3, positions)))
     detector.end_fit()
@@ -147,7 +147,7 @@ def test_positions_are_independent() -> None:
     test = levels(2, 2, seed=1)
     scores, maps = both.score(Batch(test))
     for p in range(2):
-        alone = pg.PatchCore(ratio=1.0, smoothing=0.0)
+        alone = pg.PatchCore(size=256, ratio=1.0, smoothing=0.0)
         alone.begin_fit(run())
         alone.observe(Batch(tuple(level[:, p : p + 1] for level in levels(3, 2))))
         alone.end_fit()
@@ -231,10 +231,23 @@ def test_the_paper_preset_runs_on_random_weights() -> None:
     assert detector.bank.shape == (1, math.ceil(0.1 * 3 * 64), 1024)
 
 
+def test_the_default_bank_is_bounded_and_a_ratio_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pickglass.methods.patchcore._MOST", 20)
+    good = textures(10, 64)  # 640 patches
+    for ratio, kept in ((None, 7), (0.1, 64)):
+        assert (
+            pg.PatchCore(size=64, ratio=ratio).fit(good, calibrate=0, engine="torch").provenance.details["bank"] == kept
+        )
+    many = np.concatenate([good] * 4, axis=2)  # 2,560 patches
+    for ratio, kept in ((None, 20), (0.01, 26)):
+        detector = pg.PatchCore(size=(64, 256), ratio=ratio).fit(many, calibrate=0, engine="torch")
+        assert detector.provenance.details["bank"] == kept
+
+
 @pytest.mark.golden
 def test_golden_scores() -> None:
     """A changed number is a changed method: change it here only with a reason in the changelog."""
-    detector = pg.PatchCore(size=64, ratio=0.1).fit(textures(10, 64), calibrate=0, engine="torch")
+    detector = pg.PatchCore(size=64, ratio=0.1, top_share=0.0).fit(textures(10, 64), calibrate=0, engine="torch")
     found = detector.predict(textures(3, 64, seed=1), engine="torch")
     np.testing.assert_allclose(found.scores, GOLDEN, rtol=2e-4)
 

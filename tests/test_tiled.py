@@ -52,11 +52,15 @@ def test_one_tile_is_the_plain_method() -> None:
 @pytest.mark.slow
 def test_each_position_is_a_detector_of_its_own_tile() -> None:
     good, test = textures(10, 96), textures(2, 96, seed=1)
-    tiled = pg.PatchCore(size=96, **RESNET).tiled(tile=64, stride=32).fit(good, calibrate=0, engine="torch")  # type: ignore[arg-type]
+    tiled = (
+        pg.PatchCore(size=96, top_share=0.0, **RESNET).tiled(tile=64, stride=32).fit(good, calibrate=0, engine="torch")
+    )  # type: ignore[arg-type]
     assert tiled.tiles is not None
     scores = []
     for x, y, w, h in tiled.tiles.tiling.boxes:
-        own = pg.PatchCore(size=64, **RESNET).fit(good[:, y : y + h, x : x + w], calibrate=0, engine="torch")  # type: ignore[arg-type]
+        own = pg.PatchCore(size=64, top_share=0.0, **RESNET).fit(
+            good[:, y : y + h, x : x + w], calibrate=0, engine="torch"
+        )  # type: ignore[arg-type]
         scores.append(own.predict(test[:, y : y + h, x : x + w], engine="torch").scores)
     np.testing.assert_allclose(tiled.predict(test, engine="torch").scores, np.max(scores, axis=0), rtol=1e-4)
 
@@ -79,7 +83,7 @@ def test_cutting_and_joining_constant_maps() -> None:
     for join in ("cosine", "average", "seams"):
         t = tiles(join=join)
         assert t.n == 9
-        scores, whole = t.joined(torch.ones(2, 9), torch.full((2, 9, 4, 4), 3.0), None)
+        scores, whole, _ = t.joined(torch.ones(2, 9), torch.full((2, 9, 4, 4), 3.0), None)
         torch.testing.assert_close(whole, torch.full((2, 8, 12), 3.0))
         assert scores.tolist() == [1, 1]
     image = torch.rand(1, 3, 16, 24)
@@ -135,9 +139,12 @@ def test_tiles_outside_the_region_of_interest_say_nothing() -> None:
     scores = torch.tensor([[1.0, 9, 9, 9, 9, 9]])
     maps = torch.ones(1, 6, 4, 4)
     maps[:, 1:] = 9
-    score, whole = t.joined(scores, maps, t.cut_keep(keep, 1, keep.device))
+    score, whole, inside = t.joined(scores, maps, t.cut_keep(keep, 1, keep.device))
     assert float(score) == 1
     assert float(whole.max()) == 1
+    assert inside is not None
+    assert bool(inside[0, :4, :4].all())
+    assert int(inside.sum()) == 16
 
 
 @pytest.mark.parametrize(
@@ -174,7 +181,7 @@ def test_padding_moves_nothing() -> None:
     assert t.tiling.extent == (16, 48)
     places = torch.arange(4) * 4 + 2.0  # (w,) pixels of the cells' middles within a tile
     maps = torch.stack([(start + places).expand(4, 4) for start in t.tiling.lefts])[None]  # (1, T, 4, 4)
-    _, whole = t.joined(torch.zeros(1, 3), maps, None)
+    _, whole, _ = t.joined(torch.zeros(1, 3), maps, None)
     assert whole.shape == (1, 4, 10)
     inside = [1, 2, 5, 6, 9]  # cells whose middles lie between those of one tile
     torch.testing.assert_close(whole[0, 0, inside], (torch.tensor(inside) + 0.5) * 3.8)
@@ -239,7 +246,11 @@ def test_positions_are_learned_together_while_the_memory_lasts() -> None:
 def test_the_parts_of_a_map() -> None:
     good, bad = textures(10, 96), textures(3, 96, seed=1)
     bad[:, 20:28, 70:78] = 255
-    detector = pg.PatchCore(**RESNET).tiled(size=96, tile=64, stride=32, normalise="position").fit(good, engine="torch")  # type: ignore[arg-type]
+    detector = (
+        pg.PatchCore(**RESNET, top_share=0.0)
+        .tiled(size=96, tile=64, stride=32, normalise="position")
+        .fit(good, engine="torch")
+    )  # type: ignore[arg-type]
     found = detector.predict(bad, engine="torch")
     for i, (canvas, parts) in enumerate(detector.tile_parts(bad, engine="torch")):
         assert canvas.shape == (3, 96, 96)
@@ -258,7 +269,7 @@ def test_on_scales_of_their_own_every_position_has_its_own_threshold() -> None:
     t = tiles(normalise="position")
     t.scale = torch.tensor([1.0, 10, 1, 1, 1, 1, 1, 1, 1])
     quiet = torch.tensor([[1.0, 10, 1, 1, 1, 1, 1, 1, 1], [2.5, 10, 1, 1, 1, 1, 1, 1, 1], [1, 25, 1, 1, 1, 1, 1, 1, 1]])
-    scores, _ = t.joined(quiet, torch.zeros(3, 9, 4, 4), None)
+    scores, _, _ = t.joined(quiet, torch.zeros(3, 9, 4, 4), None)
     assert scores.tolist() == [1.0, 2.5, 2.5]
 
 

@@ -53,7 +53,7 @@ def demo(folder: str | Path = "pickglass-demo", *, seed: int = 0, progress: Prog
 
 def _run(root: Path, data: Path, model: str, report: str, seed: int, progress: Progress | None) -> DemoResult:
     written = root / f"{model}.safetensors"
-    fitted = fit(data, written, FitRequest(settings={"size": 2 * PIECE}, seed=seed), progress=progress)
+    fitted = fit(data, written, FitRequest(seed=seed), progress=progress)
     tested = test(written, data, root / f"{report}.html", progress=progress)
     return {"folder": str(root), "model": str(written), "fit": fitted, "test": tested}
 

@@ -211,6 +211,8 @@ def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
         "n_validate": provenance.n_validate,
         "n_calibrate": provenance.n_calibrate,
         "fit_s": provenance.fit_s,
+        "size": detector.size,
+        "canvas": list(detector.input_size),
         "details": provenance.details,
         "adaptation": provenance.adaptation,
         "suspicious": [{"path": s["path"], "score": s["score"], "whole": s["whole"]} for s in provenance.suspicious],

@@ -5,6 +5,7 @@ Metrics lie in 0..1, boxes are [x, y, w, h] in pixels of the original image, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 __all__ = [
@@ -68,11 +69,12 @@ class Suspicious(TypedDict):
 class FitResult(TypedDict):
     """The result of ``pickglass fit``.
 
-    ``dropped``: whether the suspicious images were left out. ``adaptation``: null unless asked for, otherwise
-    ``stages``, ``kept`` (epoch, 0 where none was better), ``auroc`` (per epoch from 0 on) and more. ``auto``: how
-    ``--preset auto`` chose, null without it; its ``ablation`` holds an :class:`AblationRow` a part. ``foreground``:
-    null unless a mask of it was found and is the region of interest, else its ``share`` of the image, ``n_images``
-    and the numbers of its ``checks``.
+    ``size``: the setting, and ``canvas``: the [height, width] in pixels at which it has images read. ``dropped``:
+    whether the suspicious images were left out. ``adaptation``: null unless asked for, otherwise ``stages``, ``kept``
+    (epoch, 0 where none was better), ``auroc`` (per epoch from 0 on) and more. ``auto``: how ``--preset auto`` chose,
+    null without it; its ``ablation`` holds an :class:`AblationRow` a part. ``foreground``: null unless a mask of it was
+    found and is the region of interest, else its ``share`` of the image, ``n_images`` and the numbers of its
+    ``checks``.
     """
 
     model: str
@@ -81,6 +83,8 @@ class FitResult(TypedDict):
     n_validate: int
     n_calibrate: int
     fit_s: float
+    size: int | str | Sequence[int]
+    canvas: list[int]
     details: dict[str, Any]
     adaptation: dict[str, Any] | None
     suspicious: list[Suspicious]

@@ -38,7 +38,10 @@ class Choice:
     ] = None
     size: Annotated[
         str | None,
-        typer.Option(help="Input of the network in pixels: 256 or HxW (squeezed), letterbox:256, shorter:256, native."),
+        typer.Option(
+            help="Input of the network in pixels: area:512 keeps the aspect (the default), 256 or HxW squeezes; "
+            "letterbox:256, shorter:256, native."
+        ),
     ] = None
     tile: Annotated[
         str | None, typer.Option(help="Cut the input into tiles of 256 or HxW pixels, each position judged on its own.")
@@ -180,6 +183,9 @@ def show_fit(result: FitResult) -> None:
     """Print what was learned, what is odd about the images, and where the model is."""
     held = f", {result['n_calibrate']} held back for the threshold" if result["n_calibrate"] else ", no threshold"
     say(f"fitted {result['method']} on {result['n_fit']} good images{held} in {result['fit_s']:.1f} s")
+    if str(result["size"]).startswith("area:"):
+        height, width = result["canvas"]
+        say(f"images are read at {height}x{width} pixels (height x width), at their usual aspect; --size 256 squeezes")
     say(", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in result["details"].items()))
     if result["adaptation"]:
         kept, auroc = result["adaptation"]["kept"], result["adaptation"]["auroc"]

@@ -48,7 +48,7 @@ from pickglass.features.engine import (
     settle_after_fork,
 )
 from pickglass.features.shared import SharedFeatures
-from pickglass.nn.maps import ProcessLock, kept_cells
+from pickglass.nn.maps import ProcessLock, kept_cells, mean_of_highest
 from pickglass.result import Found, Named, Prediction
 
 __all__ = ["Detector"]
@@ -83,8 +83,11 @@ class Detector(Method):
         weights: str,
         size: int | str | tuple[int, int],
         smoothing: float | None,
+        top_share: float | None = 0.0,
     ) -> None:
-        super().__init__(backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing)
+        super().__init__(
+            backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing, top_share=top_share
+        )
         self.shared_features: SharedFeatures | None = None
         self._engine: BackboneEngine | None = None
         self._lock = ProcessLock()
@@ -337,12 +340,15 @@ class Detector(Method):
     def _joined(self, scores: Tensor, maps: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.tiles is not None:
             keep = None if kept is None else self.tiles.unfold(kept)
-            return self.tiles.joined(self.tiles.unfold(scores), self.tiles.unfold(maps), keep)
-        keep = kept_cells(kept, (maps.shape[2], maps.shape[3]))
-        if keep is not None:
-            lowest = maps.masked_fill(~keep, torch.inf).flatten(2).min(2).values  # (B, P)
-            maps = torch.where(keep, maps, lowest[..., None, None])
-        return scores[:, 0], maps[:, 0]
+            scores, whole, inside = self.tiles.joined(self.tiles.unfold(scores), self.tiles.unfold(maps), keep)
+        else:
+            cells = kept_cells(kept, (maps.shape[2], maps.shape[3]))
+            scores, whole, inside = scores[:, 0], maps[:, 0], None if cells is None else cells[:, 0]
+            if inside is not None:
+                lowest = whole.masked_fill(~inside, torch.inf).flatten(1).min(1).values  # (B,)
+                whole = torch.where(inside, whole, lowest[:, None, None])
+        share = self.scored_share
+        return (mean_of_highest(whole, share, inside) if share else scores), whole
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the exported graph: (B, 3, H, W) RGB in [0, 1] -> image scores (B,) and maps (B, h, w).

@@ -131,6 +131,7 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
         DataError: broken images (all are listed), a defective image among them, too few, blank images, or many copies
             of one.
     """
+    method.scored_share  # noqa: B018  (settings that contradict each other are refused before images are read)
     table = _good_rows(data)
     sizes, ready = _checked(table, method, plan.memory_gb / 4, compute)
     asked = (method.backbone, method.layers, method.weights, plan.seed, method.scales)

@@ -8,6 +8,7 @@ defects). The header, under the metadata key ``pickglass``, has ``format`` (vers
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -37,6 +38,9 @@ from pickglass.features.extractor import FeatureExtractor
 __all__ = ["read_model", "restore", "save", "write_model"]
 
 Detector = TypeVar("Detector", bound=Method)
+
+# What models did before there was a setting for it: what a file that does not state the setting was fitted with.
+_BEFORE = {"top_share": 0.0}
 
 # -- detectors ---------------------------------------------------------------------------------------------------------
 
@@ -80,7 +84,9 @@ def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[
     Raises:
         ModelFileError: tensors are missing, or have no place in this method.
     """
-    detector = method.configured(header["configuration"])
+    known = inspect.signature(method.__init__).parameters
+    before = {name: value for name, value in _BEFORE.items() if name in known}
+    detector = method.configured({**before, **header["configuration"]})
     detector.provenance = Provenance.from_json(header["provenance"])
     detector.extractor = FeatureExtractor(detector.backbone, detector.layers, None, scales=detector.scales)
     if detector.provenance.backbone_weights:

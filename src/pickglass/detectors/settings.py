@@ -38,6 +38,9 @@ __all__ = ["Configured", "settings_digest"]
 Self = TypeVar("Self", bound="Configured")
 
 
+_TOP_SHARE = 0.002  # chosen on painted defects of 4 to 64 pixels: bench/canvas.py
+
+
 class Configured(nn.Module):
     """A detector as its settings describe it; :class:`pickglass.Detector` adds fitting and judging.
 
@@ -45,10 +48,13 @@ class Configured(nn.Module):
         backbone: name of the frozen network; see :func:`pickglass.backbone_names`.
         layers: the layers to read, finest first, a sequence or ``"layer1+layer2"``; see :func:`pickglass.layer_names`.
         weights: the backbone's weights: ``"default"``, ``"random"`` or a file.
-        size: how an image comes to the network's input, in pixels: 256 or (height, width) squeezes it,
-            ``"letterbox:256"``, ``"shorter:256"`` and ``"native"`` keep its aspect; see
-            ``pickglass.data.images.geometry``.
+        size: how an image comes to the network's input, in pixels: ``"area:512"`` keeps the aspect on about that
+            area, 256 or (height, width) squeezes it, ``"letterbox:256"``, ``"shorter:256"`` and ``"native"`` scale each
+            image as a whole; see ``pickglass.data.images.geometry``.
         smoothing: sigma of the Gaussian over the map in input pixels; None is half the finest stride, 0 is none.
+        top_share: the image score is the mean of the map's highest values, over this share of what counts of it; 0: the
+            method's own score, as in its paper. None: 0.002, or the method's own where another setting asks for it
+            (``top_k``, ``reweight``, ``image_score``).
 
     Attributes:
         method: the name by which the command line and model files know the method.
@@ -83,6 +89,7 @@ class Configured(nn.Module):
         weights: str,
         size: int | str | tuple[int, int],
         smoothing: float | None,
+        top_share: float | None = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -90,6 +97,7 @@ class Configured(nn.Module):
         self.weights = weights
         self.size = size
         self.smoothing = smoothing
+        self.top_share = top_share
         self.register_buffer("roi", None)
         self.roi: Tensor | None
         self.extractor: FeatureExtractor | None = None
@@ -225,6 +233,29 @@ class Configured(nn.Module):
         adaptation = AdaptationSettings(layer_list(stages), **settings).to_json()
         return self.configured({**self.configuration(), "adaptation": adaptation})
 
+    @property
+    def own_score(self) -> bool:
+        """Whether a setting asks for an image score that the share of the map cannot give."""
+        return self.tiling is not None and self.tiling.image_score != "max"
+
+    @property
+    def scored_share(self) -> float:
+        """The share of the map whose highest values make the image score; 0: the score is the method's own.
+
+        Raises:
+            InputError: it is no share, or another setting asks for another score.
+        """
+        if self.top_share is None:
+            return 0.0 if self.own_score else _TOP_SHARE
+        if not 0 <= self.top_share <= 1:
+            raise InputError(f"top_share={self.top_share!r}: expected a share of the map such as 0.002, or 0")
+        if self.top_share and self.own_score:
+            raise InputError(
+                f"top_share={self.top_share:g} and another setting (top_k, reweight or image_score) each ask for an "
+                "image score of their own: leave top_share out, or that setting"
+            )
+        return self.top_share
+
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.configuration().items())
         return f"{type(self).__name__}({settings})"
@@ -240,8 +271,8 @@ class Configured(nn.Module):
         """
         if self._preprocess is not None:
             return self._preprocess.size
-        _, size, side = parse_size(self.size)
-        if size is None and side is None:
+        geometry, size, side = parse_size(self.size)
+        if geometry == "area" or (size is None and side is None):
             raise NotFitted(f"size={self.size!r} is settled by the training images: call .fit(good_images) first")
         return size or (side, side)  # type: ignore[return-value]
 

@@ -10,8 +10,8 @@ Where we depart, and why
 - One model with a position axis instead of one model, one copy of the backbone and one pass over the data per tile.
 - Overlapping maps are blended by raised cosines. ``join="average"`` is the authors' mean, and ``"seams"`` that mean
   with their Gaussian of sigma 2 pixels in a strip of a tenth of a tile around the seams.
-- The image score is the largest tile score; ``image_score="mean"`` is the authors', which thins out a defect in one
-  tile by the number of tiles.
+- The image score is the mean of the highest share of the joined map, or the largest tile score where a detector has
+  ``top_share=0``; ``image_score="mean"`` is the authors', which thins out a defect in one tile by the number of tiles.
 - Positions may share heads: a texture looks alike everywhere, and a head per position then wastes data and space.
 
 Letters: B images, T tile positions, P heads, m positions a head, C channels, h x w cells of a tile, H x W pixels of the
@@ -63,7 +63,8 @@ class TileSettings:
         heads: ``"position"``, a head for each (the paper); or a number: 1 serves all tiles, k are shared by positions
             with similar features.
         join: how overlapping maps become one: ``"cosine"`` blends, ``"average"``, or ``"seams"``, the authors'.
-        image_score: the ``"max"`` of the tiles' scores, the mean of the largest ``"top_k"``, or the ``"mean"``.
+        image_score: the ``"max"`` of the tiles' scores, the mean of the largest ``"top_k"``, or the ``"mean"``; the
+            maximum gives way to the detector's ``top_share``.
         top_k: how many of them.
         normalise: ``"joined"`` takes scores and maps as they are; ``"position"`` first divides those of each position
             by the median score of the validation images there.
@@ -257,10 +258,15 @@ class Tiles(nn.Module):
 
     # -- after the head ------------------------------------------------------------------------------------------------
 
-    def joined(self, scores: Tensor, maps: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    def joined(self, scores: Tensor, maps: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Join scores (B, T) and maps (B, T, h, w) of the positions to scores (B,) and maps (B, h', w') of the images.
 
-        ``keep`` (B, T, H, W) bool: what counts in each tile.
+        Args:
+            scores, maps: of the positions.
+            keep: (B, T, H, W) bool, what counts in each tile.
+
+        Returns:
+            Scores, maps, and which cells of the maps count, (B, h', w') bool; None: all.
         """
         cells = kept_cells(keep, (maps.shape[2], maps.shape[3]))
         scores, maps = self._scaled(scores, maps, cells)
@@ -268,11 +274,12 @@ class Tiles(nn.Module):
         if self.settings.thumbnail:
             thumb = F.interpolate(maps[:, -1:], size=whole.shape[1:], mode="bilinear", align_corners=False)[:, 0]
             whole = torch.maximum(whole, thumb)
+        inside: Tensor | None = None
         if cells is not None:
             inside = self._join(cells[:, : self.tiling.n].to(whole)) >= 0.5  # (B, h', w')
             lowest = whole.masked_fill(~inside, torch.inf).flatten(1).min(1).values[:, None, None]
             whole = torch.where(inside, whole, lowest)
-        return self._image_score(scores), whole
+        return self._image_score(scores), whole, inside
 
     def parts(self, scores: Tensor, maps: Tensor, keep: Tensor | None) -> TileParts:
         """Join maps as :meth:`joined` does, and return the steps on the way, for pictures."""

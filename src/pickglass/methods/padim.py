@@ -12,7 +12,9 @@ Where we depart, and why
 - Deeper levels are enlarged to nearest, as in the paper's code. That lets cells under one coarse cell share the rows
   of L^-1 that belong to it (``pickglass.nn.gaussian.cells``): the same distances from about a fifth of the memory.
 - Fewer images than channels: a low-rank form with the same distances, where it is the smaller one.
-- The map is smoothed on its own grid, before it is enlarged; see PatchCore. The score is the maximum of that.
+- The map is smoothed on its own grid, before it is enlarged; see PatchCore.
+- The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's maximum is
+  ``top_share=0``. It flags more of the small defects, for one noisy cell says less.
 - Each level gives its share of the subset, rounded; the paper draws from all levels at once, so that its shares
   vary around these. Models of one setting then have one size, whatever the seed. Position p draws with seed + p.
 - A projection that mixes levels has a whole matrix per cell.
@@ -47,7 +49,8 @@ class PaDiM(Detector):
     """PaDiM (Defard et al. 2020).
 
     Args:
-        backbone, layers, weights, size, smoothing: see :class:`pickglass.Detector`. The first layer sets the grid.
+        backbone, layers, weights, size, smoothing, top_share: see :class:`pickglass.Detector`.
+            The first layer sets the grid.
             Smoothing is 4 pixels as in the paper.
         dims: channels kept (paper: 100 of ResNet-18's 448, 550 of WideResNet-50's 1792); as many as there are or
             more: all of them, untouched.
@@ -76,8 +79,9 @@ class PaDiM(Detector):
             "layers": ("layer1", "layer2", "layer3"),
             "size": 224,
             "dims": 550,
+            "top_share": 0.0,
         },
-        "quick": {"size": 192, "dims": 50},
+        "quick": {"dims": 50},
     }
 
     def __init__(
@@ -86,14 +90,17 @@ class PaDiM(Detector):
         backbone: str = "efficientnet_lite0",
         layers: Sequence[str] = ("stage2", "stage3", "stage5"),
         weights: str = "default",
-        size: int | str | tuple[int, int] = 256,
+        size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = 4.0,
+        top_share: float | None = None,
         dims: int = 100,
         reduce: Reduce = "subset",
         eps: float = 0.01,
         max_statistics_mb: float = 2000.0,
     ) -> None:
-        super().__init__(backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing)
+        super().__init__(
+            backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing, top_share=top_share
+        )
         self.dims = dims
         self.reduce = reduce
         self.eps = eps

@@ -35,6 +35,7 @@ __all__ = [
     "kept_cells",
     "kept_mean",
     "may_use_bfloat16",
+    "mean_of_highest",
     "neighbourhood_mean",
     "patch_vectors",
     "pool_channels",
@@ -162,6 +163,29 @@ def highest(maps: Tensor, keep: Tensor | None = None) -> Tensor:
     if keep is not None:
         maps = maps.masked_fill(~keep, -torch.inf)
     return maps.flatten(2).max(2).values
+
+
+def mean_of_highest(maps: Tensor, share: float, keep: Tensor | None = None) -> Tensor:
+    """Return the mean of the highest ``share`` of each map (B, h, w), at least of one cell: (B,).
+
+    A share is as many pixels of the image on a coarse grid as on a fine one: where it ends within a cell, that cell
+    counts in part.
+
+    Args:
+        maps: (B, h, w).
+        share: above 0, at most 1.
+        keep: (B, h, w) bool, the cells that count; an image without any gets -inf. None: all count.
+    """
+    cells = maps.flatten(1)  # (B, h w)
+    most = max(1, math.ceil(share * cells.shape[1]))
+    if keep is None:
+        counting = torch.full((len(cells), 1), cells.shape[1]).to(cells)
+    else:
+        cells = cells.masked_fill(~keep.flatten(1), -torch.inf)
+        counting = keep.flatten(1).sum(1, keepdim=True).to(cells)  # (B, 1)
+    top = cells.topk(most, dim=1).values  # (B, k)
+    weight = ((share * counting).clamp(min=1) - torch.arange(most).to(cells)).clamp(0, 1)  # (B, k)
+    return (top.masked_fill(weight == 0, 0) * weight).sum(1) / weight.sum(1)
 
 
 class ChannelMoments:

@@ -235,10 +235,10 @@ class _Judging:
             self._measure(advice.choice.candidate)
 
     def _baseline(self, backbone: str) -> Baseline | None:
-        """Judge the default of ``fit`` at the size nearest to 256 x 256; None where it is no EfficientNet-Lite."""
+        """Judge the default of ``fit`` at the size nearest to 512 x 512; None where it is no EfficientNet-Lite."""
         if backbone not in LITES:
             return None
-        size = min(self.data.fit, key=lambda size: abs(size[0] * size[1] - 256 * 256))
+        size = min(self.data.fit, key=lambda size: abs(size[0] * size[1] - 512 * 512))
         wanted = Candidate(backbone, _DEFAULT_LAYERS, size, 0.0, 8, 1.0)
         for one in self.rated:
             if replace(one.candidate, defect=0.0, share=1.0) == wanted:

@@ -28,7 +28,7 @@ __all__ = ["Candidate", "Options", "candidates", "input_sizes", "size_text"]
 Size = tuple[int, int]
 
 _SIDES = (96, 128, 192, 256, 384, 512, 768, 1024)  # px: of a square with as many pixels as the input
-_DEFAULT = 256
+_DEFAULT = 512  # of `fit`: PatchCore's size, "area:512"
 _ENLARGED = 2.0  # more pixels than that a pixel show nothing new
 _IDEAL = 24.0  # px of the input: the middle layers see that well, and larger inputs cost more
 _STEP = 32
@@ -84,7 +84,7 @@ def size_text(size: Size) -> str:
 def input_sizes(
     image: Size, defect_px: float, most: int = 3
 ) -> tuple[list[tuple[Size, float]], list[tuple[Size, str]]]:
-    """List the sizes of the input that show the defect at about 24 pixels, and 256, for images of (H, W).
+    """List the sizes of the input that show the defect at about 24 pixels, and the usual one, for images of (H, W).
 
     The aspect of the images is kept to multiples of 32 pixels. Returns (size, enlargement) of each, smallest first,
     and those ruled out, with the sentence why.
@@ -150,7 +150,7 @@ def candidates(backbone: str, sizes: Sequence[tuple[Size, float]], defect_px: fl
 def _facts(backbone: str) -> tuple[LayerFacts, ...]:
     """Return the facts about the named layers; strides and fields hold at any size."""
     names = [level.name for level in find_backbone(backbone).levels] or outline(backbone)
-    return tuple(layer_facts(FeatureExtractor(backbone, names, weights=None), (_DEFAULT, _DEFAULT)))
+    return tuple(layer_facts(FeatureExtractor(backbone, names, weights=None), (256, 256)))
 
 
 def _grid(size: Size, stride: Size) -> Size:

@@ -1,8 +1,10 @@
-"""One resize brings the pixels of an image to the network's input and back; there are four ways to fit the canvas.
+"""One resize brings the pixels of an image to the network's input and back; there are five ways to fit the canvas.
 
 ===================  ==================================================================================================
 ``size``             how an image comes to the network's input
 ===================  ==================================================================================================
+``"area:512"``       to the aspect that images usually have, and about as many pixels as 512 x 512; the default, see
+                     :func:`canvas_of_area`
 ``256``, ``(H, W)``  squeezed to that size, whatever its aspect
 ``"letterbox:256"``  scaled as a whole until it just fits into that size, the rest filled; also ``"letterbox:256x512"``
 ``"shorter:256"``    scaled until its shorter side has 256 pixels
@@ -15,6 +17,7 @@ not cover is filled with its edge pixels and judged by nobody. Needs numpy and P
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -26,20 +29,23 @@ from PIL import Image
 from pickglass.data.images.formats import Array
 from pickglass.errors import ImageError, InputError
 
-__all__ = ["Geometry", "Placement", "Preprocess", "SizeRule", "parse_size", "resize_map"]
+__all__ = ["Geometry", "Placement", "Preprocess", "SizeRule", "canvas_of_area", "parse_size", "resize_map"]
 
 Geometry = Literal["squeeze", "letterbox", "shorter", "native"]
+Rule = Literal["area", "squeeze", "letterbox", "shorter", "native"]
 Window = tuple[float, float, float, float]
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _STEP = 32  # pixels: the stride of most networks' deepest layer, so that every layer's grid divides the canvas
+_LEAST_SCALE, _MOST_SCALE = 3.0, 2.0  # of an image: divided by the one at most, multiplied by the other at most
+_SHORTER_SIDE = 256  # pixels that are kept of it
 _WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
 class SizeRule(NamedTuple):
-    """A ``size`` setting gives the canvas (H, W), or the shorter side of it, or neither."""
+    """A ``size`` setting gives the canvas (H, W), or a side (the shorter one, or that of a square), or neither."""
 
-    geometry: Geometry
+    geometry: Rule
     size: tuple[int, int] | None = None
     side: int | None = None
 
@@ -68,8 +74,8 @@ def parse_size(size: int | str | tuple[int, int]) -> SizeRule:
         numbers = [int(p) for p in parts if p.isdecimal() and int(p) > 0]
         if size.lower() == "native":
             return SizeRule("native")
-        if len(numbers) == len(parts) == 1 and geometry == "shorter":
-            return SizeRule("shorter", side=numbers[0])
+        if len(numbers) == len(parts) == 1 and geometry in ("area", "shorter"):
+            return SizeRule(geometry, side=numbers[0])  # type: ignore[arg-type]
         if len(numbers) == len(parts) <= 2 and geometry in ("", "letterbox"):
             return SizeRule("letterbox" if geometry else "squeeze", (numbers[0], numbers[-1]))
     else:
@@ -78,7 +84,7 @@ def parse_size(size: int | str | tuple[int, int]) -> SizeRule:
             return SizeRule("squeeze", sides)
     raise InputError(
         f"size={size!r}: expected pixels such as 256, height x width such as (256, 512) or '256x512', "
-        "'shorter:256', 'letterbox:256' or 'native'"
+        "'area:512', 'shorter:256', 'letterbox:256' or 'native'"
     )
 
 
@@ -126,6 +132,9 @@ class Preprocess:
     ) -> Preprocess:
         """Make the Preprocess of a ``size`` setting; ``images`` are the sizes (H, W) that its canvas has to hold."""
         geometry, canvas, side = parse_size(size)
+        if geometry == "area":
+            assert side is not None  # as parse_size has it
+            return cls(canvas_of_area(side, images), interpolation)
         if canvas is None:
             scaled = [_scaled(image, geometry, side) for image in set(images)]
             canvas = (
@@ -222,6 +231,29 @@ class Preprocess:
                 f"{data!r} does not describe a Preprocess: expected size [H, W], interpolation, geometry and side"
             )
         return cls(tuple(data["size"]), data["interpolation"], data["geometry"], data["side"])
+
+
+def canvas_of_area(side: int, images: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """Choose the canvas (H, W) of ``"area:SIDE"`` for images of these sizes (H, W).
+
+    It has about the area of SIDE x SIDE pixels and the median aspect of the images, in steps of 32 pixels. The median
+    image is enlarged at most twice in each direction, and never shrunk to less than a third, so that 4 pixels are left
+    of a defect of 12. The shorter side keeps 256 pixels, if the image has as many, or a strip would be all length. The
+    canvas then is smaller, or larger, than asked for.
+
+    >>> canvas_of_area(512, [(500, 1260)]), canvas_of_area(512, [(100, 100)]), canvas_of_area(512, [(256, 4096)])
+    ((320, 800), (192, 192), (256, 4096))
+    """
+    sizes = np.array(list(images), np.float64)  # (N, 2)
+    aspect, area = (float(np.median(of)) for of in (sizes[:, 1] / sizes[:, 0], sizes.prod(1)))
+    scale = min(max(side / math.sqrt(area), 1 / _LEAST_SCALE), _MOST_SCALE)
+    height, width = math.sqrt(area / aspect), math.sqrt(area * aspect)  # of the median image
+    scale = max(scale, min(1.0, _SHORTER_SIDE / min(height, width)))
+    return _stepped(scale * height), _stepped(scale * width)
+
+
+def _stepped(length: float) -> int:
+    return max(1, round(length / _STEP)) * _STEP
 
 
 def _scaled(image: tuple[int, int], geometry: Geometry, side: int | None) -> tuple[int, int]:
