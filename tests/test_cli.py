@@ -68,6 +68,8 @@ def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_datase
         "n_validate",
         "n_calibrate",
         "fit_s",
+        "image_threshold",
+        "threshold_sentence",
         "size",
         "canvas",
         "details",

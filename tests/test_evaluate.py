@@ -194,6 +194,16 @@ def test_the_threshold_itself_is_still_good() -> None:
     assert type(calibration).from_json(calibration.to_json()) == calibration
 
 
+def test_the_image_that_sets_the_threshold_is_named() -> None:
+    """One reject among the good images sets a threshold under which every reject passes."""
+    named = highest_score([1.0, 30.0, 2.5], [1.0, 3.0, 2.0], names=["a.png", "reject.png", "c.png"])
+    assert named.image_threshold == 30
+    assert named.sentence.startswith("the score of reject.png, the highest of 3 good images held back at the fit (the")
+    assert "(the next: 2.5)" in named.sentence
+    alone = highest_score([1.0], [1.0], names=["a.png"])  # there is no next
+    assert alone.sentence == "the highest score of 1 good image held back at the fit; no false-alarm rate is stated"
+
+
 def test_what_lies_outside_the_region_of_interest_does_not_count(prediction: Prediction, tmp_path: Path) -> None:
     roi = np.zeros((16, 20), np.uint8)
     roi[2:14, 1:10] = 255  # parts one defect, leaves one out, holds one whole

@@ -152,26 +152,42 @@ class Calibration:
 
 
 def highest_score(
-    scores: Sequence[float], peaks: Sequence[float], groups: Sequence[str | None] = (), settings: str = ""
+    scores: Sequence[float],
+    peaks: Sequence[float],
+    groups: Sequence[str | None] = (),
+    settings: str = "",
+    names: Sequence[str] = (),
 ) -> Calibration:
     """Set thresholds at the highest score and the highest map value of good images that were not fitted.
 
     With n such images the chance that the next good one exceeds the threshold is 1 / (n + 1) on average, over
-    calibration sets and exchangeable images. Without images there is no threshold.
+    calibration sets and exchangeable images. Without images there is no threshold. One image that is no good one, a
+    reject in the wrong folder, sets a threshold under which every reject passes; so the sentence names the image that
+    sets it, and says what the threshold would be without it.
 
     Args:
         scores: (N,) image scores.
         peaks: (N,) highest map value of each image.
         groups: (N,) part or roll of each image, None for its own; empty: all stand alone.
         settings: digest of the settings of the detector, by which a later change is noticed.
+        names: (N,) what to call the images; empty: the sentence names none.
+
+    >>> highest_score([1.0, 5.0, 2.0], [1.0, 5.0, 2.0], names=["a.png", "b.png", "c.png"]).sentence
+    'the score of b.png, the highest of 3 good images held back at the fit (the next: 2); no false-alarm rate is stated'
     """
     evidence = Evidence(scores, peaks, groups, "held back", settings=settings)
+    what = f"{len(scores)} good image{'' if len(scores) == 1 else 's'} held back at the fit"
+    if len(names) == len(scores) > 1:
+        first, second = sorted(range(len(scores)), key=lambda i: -scores[i])[:2]
+        words = f"the score of {names[first]}, the highest of {what} (the next: {scores[second]:.4g})"
+    else:
+        words = f"the highest score of {what}"
     return evidence.record(
         "highest",
         max(scores, default=None),
         max(peaks, default=None),
         r=0 if len(scores) else None,
-        sentence=f"the highest score of {len(scores)} good images held back at the fit; no false-alarm rate is stated",
+        sentence=f"{words}; no false-alarm rate is stated",
     )
 
 

@@ -183,6 +183,8 @@ def show_fit(result: FitResult) -> None:
     """Print what was learned, what is odd about the images, and where the model is."""
     held = f", {result['n_calibrate']} held back for the threshold" if result["n_calibrate"] else ", no threshold"
     say(f"fitted {result['method']} on {result['n_fit']} good images{held} in {result['fit_s']:.1f} s")
+    if result["image_threshold"] is not None:
+        say(f"threshold {result['image_threshold']:.4g}: {result['threshold_sentence']}")
     if str(result["size"]).startswith("area:"):
         height, width = result["canvas"]
         say(f"images are read at {height}x{width} pixels (height x width), at their usual aspect; --size 256 squeezes")

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -590,7 +590,8 @@ def calibrate(
     _check_meaning(method, scores, peaks, lowest, held_back=bool(rows))
     if not rows:
         scores, peaks = [], []
-    return highest_score(scores, peaks, [row.group for row in rows], method.settings_digest())
+    names = [PurePath(row.path).name for row in rows]
+    return highest_score(scores, peaks, [row.group for row in rows], method.settings_digest(), names)
 
 
 def _check_meaning(
