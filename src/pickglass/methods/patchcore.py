@@ -368,7 +368,7 @@ class PatchCore(Detector):
         ``exported``: this may be the exported graph.
         """
         bank = self._bank()
-        if exported and (torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()):
+        if exported and (torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling()):
             return nearest_plain(queries, bank)[0]
         if len(bank) > 1 and bank.device.type != "cpu":
             return nearest_of_each(queries, bank)
