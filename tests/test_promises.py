@@ -146,7 +146,7 @@ def test_a_curve_bounds_the_flagged_share() -> None:
         above = np.array([(map_ > value).mean() for value in curve])
         assert (above <= SHARES + 1e-12).all()
         assert curve[0] == map_.max()
-        lower = np.array([(map_ > np.nextafter(v, np.float32(-np.inf))).mean() for v in curve[:-1]])
+        lower = np.array([(map_ > np.nextafter(np.float32(v), np.float32(-np.inf))).mean() for v in curve[:-1]])
         assert (lower > SHARES[:-1] - 1e-12).all()  # no lower threshold would do
 
 
