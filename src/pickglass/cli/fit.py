@@ -207,7 +207,7 @@ def _show_suspicious(result: FitResult) -> None:
     if odd:
         named = ", ".join(f"{image['path']} ({image['score']:.1f} sd)" for image in odd[:5])
         more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
-        verb = "were left out" if result["dropped"] else "were learned from all the same"
+        verb = "were left out" if result["dropped"] else "were used all the same, to learn from or for the threshold"
         remedy = "" if result["dropped"] else ": look at them, and use --drop-suspicious if they are defective"
         say(f"warning: {len(odd)} images look like none of the others and {verb}{remedy}. {named}{more}")
 

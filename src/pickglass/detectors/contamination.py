@@ -26,7 +26,7 @@ from torch import Tensor
 from pickglass.data import Row, Table
 from pickglass.detectors.compute import Progress
 from pickglass.detectors.fitting import FitObserver
-from pickglass.detectors.loading import FeatureLoader, silent
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch, silent
 from pickglass.detectors.method import Method
 from pickglass.errors import DataError
 from pickglass.features.batch import Batch
@@ -106,6 +106,8 @@ class Cleanliness:
 class CleanCheck(FitObserver):
     """The check watches a fit for images that look like none of the others, and names them or leaves them out.
 
+    It looks at the images that are learned from and at those that set the threshold.
+
     Named images are in ``detector.provenance.suspicious``. Naming costs little, for the check looks at the features
     that the method reads anyway, if it reads any; leaving out reads all images once more before the fit.
 
@@ -128,7 +130,10 @@ class CleanCheck(FitObserver):
         """Leave out the images that look like none of the others, if so asked."""
         self.cleanliness = None
         if not self.drop:
-            self._comparison = ImageComparison(len(table.role("fit")), references=2048)  # the warning is to cost little
+            self._comparison = ImageComparison(
+                len(table.role("fit")) + len(table.role("calibrate")),
+                references=2048,  # the warning is to cost little
+            )
             return table
         self.cleanliness = find_suspicious(table, loader, progress)
         return self.cleanliness.without(table)
@@ -137,6 +142,11 @@ class CleanCheck(FitObserver):
         """Keep a few features of these images."""
         if self._comparison is not None and batch.levels:
             self._comparison.observe(rows, batch)
+
+    def judged(self, loaded: LoadedBatch, scores: Tensor) -> None:
+        """Keep a few features of the images for the threshold: one reject among them sets it above all rejects."""
+        if self._comparison is not None and self._comparison.rows and loaded.batch is not None and loaded.batch.levels:
+            self._comparison.observe([item.row for item in loaded.sound], loaded.batch)
 
     def fitted(self, method: Method) -> None:
         """Compare the images and name the suspicious ones in the model's provenance."""
