@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import pickglass as pg
 from pickglass.app.advise.painted import CONTRASTS, choose_rows
@@ -29,6 +30,7 @@ from pickglass.data import Table, load_dataset, paint
 from pickglass.errors import InputError
 from pickglass.methods import find_method
 from pickglass.metrics import auroc
+from pickglass.nn.maps import mean_of_highest
 
 SETS = ("magnetic_tile", "aitex_fabric04", "mvtec_hazelnut_reduced", "mvtec_transistor_reduced")
 SIZES = ("256", "area:256", "area:384", "area:512")
@@ -60,8 +62,9 @@ def main() -> None:
         painted = painted_rows(held, args.defects, args.seed)
         for method in args.methods:
             for size in args.sizes:
-                key = {"set": name, "method": method, "size": size, "settings": args.settings, "seed": args.seed}
-                if any(all(row[k] == v for k, v in key.items()) for row in rows):
+                key = {"set": name, "method": method, "preset": args.preset, "size": size}
+                key |= {"settings": args.settings, "seed": args.seed}
+                if any(all(row.get(k) == v for k, v in key.items()) for row in rows):
                     continue
                 cls = find_method(method)
                 preset = cls.presets[args.preset] if args.preset else {}
@@ -123,15 +126,10 @@ def measure(detector: pg.Detector, taught: Table, test: Table, painted: dict[str
 def image_scores(found: pg.Prediction) -> dict[str, np.ndarray]:
     """The candidates, (N,) each."""
     scores: dict[str, Any] = {"own": found.scores}
+    maps = torch.from_numpy(np.stack(found.maps))  # (N, h, w)
     for share in SHARES:
-        scores[f"{share:g}"] = np.array([mean_of_highest(map_, share) for map_ in found.maps])
+        scores[f"{share:g}"] = mean_of_highest(maps, share).numpy()
     return scores
-
-
-def mean_of_highest(map_: np.ndarray, share: float) -> float:
-    cells = np.sort(map_.ravel())[::-1]
-    weight = np.clip(max(1.0, share * len(cells)) - np.arange(len(cells)), 0, 1)
-    return float((cells * weight).sum() / weight.sum())
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -13,7 +13,6 @@ from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.within_foreground import look_for_part, trusted_mask
 from pickglass.app.methods import method_name
 from pickglass.app.results import FitResult
-from pickglass.calibration import highest_score
 from pickglass.data import Dataset, DataSource, split_roles, usual_size, with_roi
 from pickglass.data.files import output_path
 from pickglass.detectors.compute import ComputeOptions, Progress
@@ -204,7 +203,7 @@ def fit_dataset(
 
 
 def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
-    provenance, calibration = detector.provenance, detector.calibration or highest_score([], [])
+    provenance, calibration = detector.provenance, detector.calibration
     return {
         "model": str(written),
         "method": detector.method,
@@ -212,8 +211,8 @@ def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
         "n_validate": provenance.n_validate,
         "n_calibrate": provenance.n_calibrate,
         "fit_s": provenance.fit_s,
-        "image_threshold": calibration.image_threshold,
-        "threshold_sentence": calibration.sentence,
+        "image_threshold": None if calibration is None else calibration.image_threshold,
+        "threshold_sentence": None if calibration is None or not calibration.scores else calibration.sentence,
         "size": detector.size,
         "canvas": list(detector.input_size),
         "details": provenance.details,

@@ -69,7 +69,7 @@ class Suspicious(TypedDict):
 class FitResult(TypedDict):
     """The result of ``pickglass fit``.
 
-    ``image_threshold``: null without images held back; ``threshold_sentence`` says which image set it.
+    ``image_threshold`` and ``threshold_sentence``, which names the image that set it: null without images held back.
     ``size``: the setting, and ``canvas``: the [height, width] in pixels at which it has images read. ``dropped``:
     whether the suspicious images were left out. ``adaptation``: null unless asked for, otherwise ``stages``, ``kept``
     (epoch, 0 where none was better), ``auroc`` (per epoch from 0 on) and more. ``auto``: how ``--preset auto`` chose,
@@ -85,7 +85,7 @@ class FitResult(TypedDict):
     n_calibrate: int
     fit_s: float
     image_threshold: float | None
-    threshold_sentence: str
+    threshold_sentence: str | None
     size: int | str | Sequence[int]
     canvas: list[int]
     details: dict[str, Any]

@@ -38,7 +38,7 @@ __all__ = ["Configured", "settings_digest"]
 Self = TypeVar("Self", bound="Configured")
 
 
-_TOP_SHARE = 0.002  # chosen on painted defects of 4 to 64 pixels: bench/canvas.py
+_TOP_SHARE = 0.002  # on painted defects shares up to 0.01 differ little, see docs/evidence.md
 
 
 class Configured(nn.Module):

@@ -20,7 +20,7 @@ Where we depart, and why
 - By default the weights with the lowest loss on held-back good images are kept, in both phases; ``paper`` keeps the
   last (give it all images with ``validate=0``).
 - The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's maximum is
-  ``top_share=0``. It flags more of the small defects, for one noisy cell says less.
+  ``top_share=0``.
 - The factor of the arc tangent is 2/pi; the authors' code has 0.636.
 - The default learning rate is 1e-3, five times the paper's: with few images it gets to a clearly higher likelihood of
   held-back ones in the same epochs.

@@ -22,7 +22,7 @@ Where we depart, and why
 - The teacher's statistics come from one pass: two passes over each batch, batches merged exactly (Chan et al. 1983).
 - Penalty images are made on the spot unless a folder is named; the paper draws from ImageNet.
 - The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's maximum is
-  ``top_share=0``. It flags more of the small defects, for one noisy cell says less.
+  ``top_share=0``.
 - The default is 5,000 steps, not 70,000, for nobody has a day on a CPU.
 - Where descriptions differ: (T - S)^2 and the penalty are means over elements; 0.999 is the quantile's order.
 

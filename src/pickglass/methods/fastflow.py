@@ -15,7 +15,7 @@ Where we depart, and why
   and nothing else. The paper keeps the last epoch: ``paper`` does so too; give it all images with ``validate=0``.
 - By default there are 100 epochs of batches of 8: what counts is the number of steps, and so 200 images get 2,000.
 - The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's maximum is
-  ``top_share=0``. It flags more of the small defects, for one noisy cell says less.
+  ``top_share=0``.
 - The paper leaves open what is inside a step. Ours: a fixed random permutation of the channels, half of them kept,
   log-scales within -2..2 by a hyperbolic tangent, sub-network outputs times 0.1, no learned scale between the steps.
   The flows of the paper's 256 px models then have 4.65 M (ResNet-18; paper 4.9 M) and 41.31 M parameters (Wide

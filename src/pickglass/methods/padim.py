@@ -14,7 +14,7 @@ Where we depart, and why
 - Fewer images than channels: a low-rank form with the same distances, where it is the smaller one.
 - The map is smoothed on its own grid, before it is enlarged; see PatchCore.
 - The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's maximum is
-  ``top_share=0``. It flags more of the small defects, for one noisy cell says less.
+  ``top_share=0``.
 - Each level gives its share of the subset, rounded; the paper draws from all levels at once, so that its shares
   vary around these. Models of one setting then have one size, whatever the seed. Position p draws with seed + p.
 - A projection that mixes levels has a whole matrix per cell.

@@ -14,7 +14,7 @@ Where we depart, and why
 - The map is smoothed on its own grid by a discrete Gaussian of the same variance, before it is enlarged: the same
   blur to within the interpolation, at a 64th of the pixels. ``paper``: sigma 4 pixels.
 - The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's maximum s* is
-  ``top_share=0``. It flags more of the small defects, for one noisy cell says less.
+  ``top_share=0``.
 - Unless ``ratio`` is given, the bank keeps 1 % of the patches, but no more than 4,000.
 - Levels can be standardised (``standardise``): each is divided by its overall standard deviation on good images.
 - Squared distances are expanded in float32 around the bank's mean; the winner's distance is measured directly.

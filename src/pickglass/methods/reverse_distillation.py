@@ -16,7 +16,7 @@ Where we depart, and why
   then a bilinear resize to the exact size. Levels that do not end in a ReLU need the linear layer of ``width``.
 - Maps are enlarged to the first level's grid, not to the image, with half-pixel centres (authors: corners aligned).
 - The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's maximum is
-  ``top_share=0``. It flags more of the small defects, for one noisy cell says less.
+  ``top_share=0``.
 - The weights of the epoch with the lowest validation loss are kept (``pick``), since at this learning rate the running
   statistics of batch normalisation lag behind and single epochs go astray; ``paper``: those of the last.
 

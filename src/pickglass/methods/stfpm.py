@@ -14,7 +14,7 @@ Where we depart, and why
 - Levels are enlarged to the first level's grid (with the paper's layers the authors' 64 x 64), where the score is
   taken.
 - The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's maximum is
-  ``top_share=0``. It flags more of the small defects, for one noisy cell says less.
+  ``top_share=0``.
 - The default backbone takes the paper's learning rate too, a smaller one only learned more slowly, but in batches of
   8: four times the steps for the same work. On 35 images 20 epochs ended at a validation loss of 0.61 instead of 0.86,
   without the leap that the larger batches showed on the way.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pickglass.app.advise.candidates import Candidate, candidates, input_sizes, size_text
+from pickglass.app.advise.candidates import USUAL_SIDE, Candidate, candidates, input_sizes, size_text
 from pickglass.app.advise.choice import Advice, Baseline, Rated, by_contrast, limits_of, slow
 from pickglass.app.advise.painted import PaintedSet, choose_rows, paint_set
 from pickglass.app.advise.request import AdviseRequest
@@ -238,7 +238,7 @@ class _Judging:
         """Judge the default of ``fit`` at the size nearest to 512 x 512; None where it is no EfficientNet-Lite."""
         if backbone not in LITES:
             return None
-        size = min(self.data.fit, key=lambda size: abs(size[0] * size[1] - 512 * 512))
+        size = min(self.data.fit, key=lambda size: abs(size[0] * size[1] - USUAL_SIDE**2))
         wanted = Candidate(backbone, _DEFAULT_LAYERS, size, 0.0, 8, 1.0)
         for one in self.rated:
             if replace(one.candidate, defect=0.0, share=1.0) == wanted:

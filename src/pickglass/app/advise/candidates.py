@@ -23,12 +23,12 @@ from pickglass.features.anatomy.facts import LayerFacts, layer_facts, outline
 from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.extractor import FeatureExtractor
 
-__all__ = ["Candidate", "Options", "candidates", "input_sizes", "size_text"]
+__all__ = ["USUAL_SIDE", "Candidate", "Options", "candidates", "input_sizes", "size_text"]
 
 Size = tuple[int, int]
 
 _SIDES = (96, 128, 192, 256, 384, 512, 768, 1024)  # px: of a square with as many pixels as the input
-_DEFAULT = 512  # of `fit`: PatchCore's size, "area:512"
+USUAL_SIDE = 512  # px: of a square with as many pixels as `fit` reads by default, PatchCore's "area:512"
 _ENLARGED = 2.0  # more pixels than that a pixel show nothing new
 _IDEAL = 24.0  # px of the input: the middle layers see that well, and larger inputs cost more
 _STEP = 32
@@ -100,7 +100,7 @@ def input_sizes(
             ways.append((size, scale))
     if not ways:
         ways, out = [(out[0][0], _fitting(image, _SIDES[0])[1])], out[1:]
-    usual = min(ways, key=lambda way: abs(math.log(math.sqrt(math.prod(way[0])) / _DEFAULT)))
+    usual = min(ways, key=lambda way: abs(math.log(math.sqrt(math.prod(way[0])) / USUAL_SIDE)))
     ranked = sorted(ways, key=lambda way: (way != usual, abs(math.log(way[1] * defect_px / _IDEAL))))
     for size, scale in ranked[most:]:
         seen = defect_px * scale

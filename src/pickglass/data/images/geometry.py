@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,8 +133,7 @@ class Preprocess:
         """Make the Preprocess of a ``size`` setting; ``images`` are the sizes (H, W) that its canvas has to hold."""
         geometry, canvas, side = parse_size(size)
         if geometry == "area":
-            assert side is not None  # as parse_size has it
-            return cls(canvas_of_area(side, images), interpolation)
+            return cls(canvas_of_area(cast(int, side), images), interpolation)  # parse_size always gives its side
         if canvas is None:
             scaled = [_scaled(image, geometry, side) for image in set(images)]
             canvas = (
