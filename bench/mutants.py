@@ -35,7 +35,7 @@ MUTANTS = (
     Mutant("data/images/geometry.py", "(height - h) // 2, (width - w) // 2", "(width - w) // 2, 0", "geometry"),
     Mutant("data/images/tiles.py", "length - tile if edges", "length - tile - 1 if edges", "tiles"),
     Mutant("metrics/ranking.py", "values[1:] != values[:-1]", "values[1:] == values[1:]", "metrics"),
-    Mutant("calibration/ranks.py", "return admissible - 1 if", "return admissible if", "promises"),
+    Mutant("calibration/promises.py", "return admissible - 1 if", "return admissible if", "promises"),
     Mutant("nn/search/coreset.py", "value <= outside + bound", "value <= 0.9 * outside", "coreset"),
     Mutant("nn/training/loop.py", "of.index(min(of))", "of.index(max(of))", "loop"),
     Mutant("nn/gaussian/algebra.py", "+ eps * identity", "+ 2 * eps * identity", "gaussian"),

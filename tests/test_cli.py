@@ -79,7 +79,7 @@ def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_datase
         "auto",
         "foreground",
     ]
-    assert (result["method"], result["n_fit"], result["n_validate"], result["n_calibrate"]) == ("patchcore", 14, 0, 2)
+    assert (result["method"], result["n_fit"], result["n_validate"], result["n_calibrate"]) == ("patchcore", 16, 0, 0)
     code, out, _ = pickglass("info", target, "--json")
     configuration = json.loads(out)["about"]["configuration"]
     assert configuration["size"] == "64x80"
@@ -462,7 +462,8 @@ def test_info_speaks_in_sentences(pickglass: Any, small_dataset: Path, model: Pa
     code, out, _ = pickglass("info", model)
     assert code == 0
     assert f"{model} is a model of the method patchcore." in out
-    assert "on 14 good images" in out
+    assert "on 16 good images" in out
+    assert "each judged as if left out, they set its threshold" in out
     assert "It reads stage3+stage5 of efficientnet_lite0" in out
     assert "An image is bad above a score of" in out
     code, out, _ = pickglass("info", small_dataset)

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 import pickglass as pg
-from pickglass.calibration import highest_score
+from pickglass.calibration import usual_threshold
 from pickglass.data import as_table
 from pickglass.errors import ImageError, InputError
 from pickglass.metrics import PimoCurves, aupro, group_weights
@@ -35,7 +35,7 @@ def prediction(tmp_path: Path) -> Prediction:
             map_[1, 1:3] += 1
         row = pg.Row(f"{i}.png", label=int(i >= 3), defect=None if i < 3 else ("cut", "hole")[i % 2], mask=mask)
         found.append(Found(row, float(map_.max() + rng.random()), map_, (16, 20)))
-    return Prediction(tuple(found), calibration=highest_score([1.5], [1.2]))
+    return Prediction(tuple(found), calibration=usual_threshold([1.5], [1.2]))
 
 
 def with_rows(prediction: Prediction, rows: tuple[pg.Row, ...]) -> Prediction:
@@ -186,22 +186,40 @@ def test_defects_are_boxes_of_connected_pixels() -> None:
 
 
 def test_the_threshold_itself_is_still_good() -> None:
-    calibration = highest_score([1.0, 3.0, 2.0], [0.5, 0.7, 0.6])
+    calibration = usual_threshold([1.0, 3.0, 2.0], [0.5, 0.7, 0.6])
     assert calibration.image_threshold == 3.0
     assert calibration.pixel_threshold == 0.7
     assert [calibration.verdict(s) for s in (2.9, 3.0, 3.1)] == ["good", "good", "bad"]
-    assert highest_score([], []).verdict(9.0) is None
+    assert usual_threshold([], []).verdict(9.0) is None
     assert type(calibration).from_json(calibration.to_json()) == calibration
 
 
 def test_the_image_that_sets_the_threshold_is_named() -> None:
     """One reject among the good images sets a threshold under which every reject passes."""
-    named = highest_score([1.0, 30.0, 2.5], [1.0, 3.0, 2.0], names=["a.png", "reject.png", "c.png"])
+    named = usual_threshold([1.0, 30.0, 2.5], [1.0, 3.0, 2.0], names=["a.png", "reject.png", "c.png"])
     assert named.image_threshold == 30
-    assert named.sentence.startswith("the score of reject.png, the highest of 3 good images held back at the fit (the")
-    assert "(the next: 2.5)" in named.sentence
-    alone = highest_score([1.0], [1.0], names=["a.png"])  # there is no next
-    assert alone.sentence == "the highest score of 1 good image held back at the fit; no false-alarm rate is stated"
+    assert "; reject.png sets it (without it: 2.5)" in named.sentence
+    assert "3 images say little" in named.sentence
+    alone = usual_threshold([1.0], [1.0], names=["a.png"])  # there is none without it
+    assert "sets it" not in alone.sentence
+
+
+def test_with_many_images_a_share_of_them_lies_above_and_is_named() -> None:
+    scores = [float(i) for i in range(60)]
+    found = usual_threshold(scores, scores, names=[f"{i}.png" for i in range(60)])
+    assert found.r == 2  # 3 / 61 is below 5 %, 4 / 61 above
+    assert (found.image_threshold, found.pixel_threshold) == (57.0, 57.0)
+    assert found.false_alarm_bound == pytest.approx(3 / 61)
+    assert "57.png sets it (without it: 56); above it lie 59.png, 58.png" in found.sentence
+
+
+def test_scores_as_if_left_out_are_an_estimate_unless_more_images_never_raise_a_score() -> None:
+    scores = [float(i) for i in range(60)]
+    estimate = usual_threshold(scores, scores, source="left out")
+    assert (estimate.promise, estimate.false_alarm_bound) == ("estimate", None)
+    assert "an estimate without a promise" in estimate.sentence
+    proven = usual_threshold(scores, scores, source="left out", monotone=True)
+    assert (proven.promise, proven.false_alarm_bound) == ("marginal", pytest.approx(5 / 61))
 
 
 def test_what_lies_outside_the_region_of_interest_does_not_count(prediction: Prediction, tmp_path: Path) -> None:

@@ -346,8 +346,8 @@ def test_groups_and_files_keep_the_fusion(kind: str, tmp_path: Path) -> None:
 
 def test_concat_is_patchcores_own_patches_at_one_cell() -> None:
     good, test = textures(10, 64), textures(3, 64, seed=1)
-    plain = pg.PatchCore(**RESNET, patch=1).fit(good, engine="torch")  # type: ignore[arg-type]
-    fused = plain.fused("concat").fit(good, engine="torch")
+    plain = pg.PatchCore(**RESNET, patch=1).fit(good, calibrate=0.1, engine="torch")  # type: ignore[arg-type]
+    fused = plain.fused("concat").fit(good, calibrate=0.1, engine="torch")
     assert torch.equal(plain.bank, fused.bank)  # type: ignore[arg-type]
     assert (plain.predict(test, engine="torch").scores == fused.predict(test, engine="torch").scores).all()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import pickglass as pg
-from pickglass.calibration import highest_score
+from pickglass.calibration import usual_threshold
 from pickglass.detectors.method import FitContext
 from pickglass.errors import DataError
 from pickglass.features.batch import Batch
@@ -42,7 +42,7 @@ class Contrast(pg.Detector):
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_no_number_is_never_good(score: float) -> None:
-    calibration = highest_score([1.0, 2.0], [1.0, 2.0])
+    calibration = usual_threshold([1.0, 2.0], [1.0, 2.0])
     assert calibration.verdict(2.0) == "good"
     assert calibration.verdict(score) == "bad"
     assert replace(calibration, image_threshold=score).verdict(1.0) == ("good" if score > 1 else "bad")

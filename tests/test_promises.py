@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pickglass.calibration import Calibration, Evidence, Wish, flagged_curve, highest_score, promised
-from pickglass.calibration.promises import best_f1, fixed_value
-from pickglass.calibration.ranks import (
+from pickglass.calibration import Calibration, Evidence, Wish, flagged_curve, promised, usual_threshold
+from pickglass.calibration.promises import (
     SHARES,
     area_threshold,
     average_needs,
     average_rank,
+    best_f1,
+    fixed_value,
     group_maxima,
     shift_bound,
     tolerance_bound,
@@ -241,7 +242,7 @@ def test_a_best_f1_and_a_fixed_value_promise_nothing() -> None:
 
 def test_records_come_back_from_json() -> None:
     full = promised(evidence(np.arange(40.0), groups=["a", *[None] * 39], settings="s"), Wish("tolerance", 0.2))
-    for record in (full, highest_score([3.0, 1.0], [2.0, 1.0]), highest_score([], [])):
+    for record in (full, usual_threshold([3.0, 1.0], [2.0, 1.0]), usual_threshold([], [])):
         assert Calibration.from_json(json.loads(json.dumps(record.to_json()))) == record
         assert Calibration.from_json(record.to_json()) == record
     old = {"promise": "highest", "image_threshold": 1.0, "pixel_threshold": 1.0, "scores": [1.0], "peaks": [1.0]}
@@ -251,10 +252,10 @@ def test_records_come_back_from_json() -> None:
 def test_changed_settings_make_it_stale() -> None:
     from pickglass.detectors.settings import settings_digest
 
-    made = highest_score([1.0], [1.0], settings=settings_digest({"size": (64, 64), "top_k": 3}))
+    made = usual_threshold([1.0], [1.0], settings=settings_digest({"size": (64, 64), "top_k": 3}))
     assert not made.against(settings_digest({"top_k": 3, "size": [64, 64]})).stale
     assert made.against(settings_digest({"size": [64, 64], "top_k": 4})).stale
-    assert not highest_score([1.0], [1.0]).against("4").stale  # of older models nothing is known
+    assert not usual_threshold([1.0], [1.0]).against("4").stale  # of older models nothing is known
 
 
 @pytest.mark.parametrize(
@@ -279,16 +280,16 @@ def test_wishes_that_make_no_sense(wrong: dict[str, object], said: str) -> None:
 
 
 def test_p_values_by_hand() -> None:
-    found = highest_score([4.0, 1.0, 3.0, 3.0], [0.0] * 4)
+    found = usual_threshold([4.0, 1.0, 3.0, 3.0], [0.0] * 4)
     values = {s: found.p_value(s) for s in (1.0, 2.0, 3.0, 3.5, 4.0)}
     assert [v.p for v in values.values() if v] == pytest.approx([4 / 5, 3.5 / 5, 3 / 5, 2 / 5, 1 / 5])
     assert not any(v.extrapolated for v in values.values() if v)
-    assert highest_score([], []).p_value(1.0) is None
+    assert usual_threshold([], []).p_value(1.0) is None
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12, 250])
 def test_p_values_fall_without_end(n: int) -> None:
-    found = highest_score(np.random.default_rng(n).gamma(2.0, size=n).tolist(), [0.0] * n)
+    found = usual_threshold(np.random.default_rng(n).gamma(2.0, size=n).tolist(), [0.0] * n)
     top = max(found.scores)
     scale = np.concatenate([np.linspace(-5, 2 * top, 400), top * np.geomspace(2.1, 1e6, 60)])
     values = [found.p_value(s) for s in scale]
@@ -306,11 +307,11 @@ def test_p_values_fall_without_end(n: int) -> None:
 
 
 def test_ties_take_the_larger_p_value() -> None:
-    found = highest_score([1.0, 2.0, 2.0, 2.0], [0.0] * 4)
+    found = usual_threshold([1.0, 2.0, 2.0, 2.0], [0.0] * 4)
     value = found.p_value(2.0)
     assert value is not None
     assert value.p == pytest.approx(3 / 5)
-    constant = highest_score([2.0] * 30, [0.0] * 30)
+    constant = usual_threshold([2.0] * 30, [0.0] * 30)
     assert constant.tail is None
     assert [v.p for v in map(constant.p_value, (1.0, 2.0, 3.0)) if v] == pytest.approx([30 / 31] * 3)
 
@@ -320,7 +321,7 @@ def test_within_the_scores_p_values_are_calibrated() -> None:
     below = np.zeros(4)
     levels = np.array([1, 2, 8, 20]) / (n + 1)
     for _ in range(repeats):
-        value = highest_score(rng.normal(size=n).tolist(), [0.0] * n).p_value(rng.normal())
+        value = usual_threshold(rng.normal(size=n).tolist(), [0.0] * n).p_value(rng.normal())
         assert value is not None
         below += value.p <= levels + 1e-12
     assert (np.abs(below / repeats - levels) <= 3.5 * np.sqrt(levels / repeats)).all()
@@ -331,7 +332,7 @@ def test_the_tail_has_the_right_order_of_magnitude(draw: stats.rv_continuous) ->
     rng, logs = np.random.default_rng(8), []
     score = float(draw.isf(1e-4))
     for _ in range(200):
-        value = highest_score(draw.rvs(400, random_state=rng).tolist(), [0.0] * 400).p_value(score)
+        value = usual_threshold(draw.rvs(400, random_state=rng).tolist(), [0.0] * 400).p_value(score)
         assert value is not None
         logs.append(value.log10)
     assert 3.0 < float(np.median(logs)) < 4.5  # true: 4

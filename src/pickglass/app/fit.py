@@ -25,6 +25,8 @@ from pickglass.methods import Detector, find_method
 
 __all__ = ["FitRequest", "build", "fit", "fit_dataset"]
 
+_HELD_BACK = 0.1  # of the images, for the thresholds, where the others choose something
+
 
 @dataclass(frozen=True)
 class FitRequest:
@@ -40,7 +42,9 @@ class FitRequest:
         fusion: arguments of :meth:`pickglass.Detector.fused`, e.g. ``{"kind": "pyramid"}``; None: not fused.
         adaptation: arguments of :meth:`pickglass.Detector.adapted`, e.g. ``{"stages": "stage3"}``; None: not adapted.
         validate: share of the images for validation, from 0 to below 1; None: the share that the method wants.
-        calibrate: share of the images for the thresholds, from 0 to below 1; 0: the model has no verdicts.
+        calibrate: share of the images that is held back for the thresholds, from 0 to below 1; 0: the model has no
+            verdicts. None: all images are fitted and each is judged as if left out, where the method can do that and
+            nothing else is chosen by these images (no ``"auto"``, no foreground); otherwise 0.1.
         seed: decides the split and everything else that is drawn at random.
         memory_gb: budget in gigabytes for what the method holds.
         drop_suspicious: leave out training images that look like none of the others.
@@ -54,7 +58,7 @@ class FitRequest:
     fusion: Mapping[str, Any] | None = None
     adaptation: Mapping[str, Any] | None = None
     validate: float | None = None
-    calibrate: float = 0.1
+    calibrate: float | None = None
     seed: int = 0
     memory_gb: float = 4.0
     drop_suspicious: bool = False
@@ -164,7 +168,9 @@ def fit_dataset(
     seek_part = place.roi == "auto"
     train = (replace(place, roi=None) if seek_part else place).placed(dataset.train)
     # images that fit will hold back for the thresholds, which are drawn first, choose nothing
-    usable = split_roles(train, 0.0, wish.calibrate, wish.seed).where(lambda row: row.role != "calibrate")
+    chooses = seek_part or wish.preset == "auto"
+    calibrate = _HELD_BACK if wish.calibrate is None and chooses else wish.calibrate
+    usable = split_roles(train, 0.0, calibrate or 0.0, wish.seed).where(lambda row: row.role != "calibrate")
     provenance: dict[str, Any] = {"data": dataset.name}
     foreground: Foreground | None = None
     if seek_part:
@@ -188,7 +194,7 @@ def fit_dataset(
     detector.fit(
         train,
         validate=wish.validate,
-        calibrate=wish.calibrate,
+        calibrate=calibrate,
         seed=wish.seed,
         memory_gb=wish.memory_gb,
         checkpoint=checkpoint,

@@ -69,7 +69,7 @@ class Suspicious(TypedDict):
 class FitResult(TypedDict):
     """The result of ``pickglass fit``.
 
-    ``image_threshold`` and ``threshold_sentence``, which names the image that set it: null without images held back.
+    ``image_threshold`` and ``threshold_sentence``, which names the image that set it: null without such images.
     ``size``: the setting, and ``canvas``: the [height, width] in pixels at which it has images read. ``dropped``:
     whether the suspicious images were left out. ``adaptation``: null unless asked for, otherwise ``stages``, ``kept``
     (epoch, 0 where none was better), ``auroc`` (per epoch from 0 on) and more. ``auto``: how ``--preset auto`` chose,
@@ -527,7 +527,11 @@ class StudyResult(TypedDict):
 
 
 class ThresholdResult(TypedDict):
-    """The result of ``pickglass threshold``; ``n_calibrate`` counts images, or groups where the data has groups."""
+    """The result of ``pickglass threshold``.
+
+    ``n_calibrate`` counts images, or groups where the data has groups; ``left_out``: images that the fit left out as
+    suspicious, and that count for nothing here, either.
+    """
 
     promise: str
     image_threshold: float
@@ -535,6 +539,7 @@ class ThresholdResult(TypedDict):
     false_alarm_bound: float | None
     confidence: float | None
     n_calibrate: int
+    left_out: int
     sentence: str
 
 

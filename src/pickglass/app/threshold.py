@@ -49,7 +49,8 @@ class ThresholdRequest:
 
     Attributes:
         promise: ``tolerance``, with that confidence; ``marginal``, on average over calibration sets; ``estimate``,
-            from training images judged by models refitted without them, no promise; ``f1``, the best F1 on labelled
+            from training images judged as if they had been left out, by refitted models where the model has no such
+            scores, no promise; ``f1``, the best F1 on labelled
             rows of the role ``validate``; ``fixed``, ``value``.
         false_alarm: share of good parts that may be flagged, in (0, 1).
         confidence: that this set of images keeps the promise, in (0, 1).
@@ -104,7 +105,8 @@ def threshold(
     Where ``data`` is what the model was fitted on (its fingerprint tells), the scores of the images that were held
     back are used as they stand in the model. Of other data the rows of the role ``calibrate`` are judged, or, without
     any, all good training rows; images that the model was fitted on, and those of their groups, are left out where
-    the model lists them. Otherwise the sentence makes it a condition that none was fitted. Test images are not read.
+    the model lists them. Otherwise the sentence makes it a condition that none was fitted. Images that the fit left out
+    as suspicious stay out. Test images are not read.
 
     Args:
         model: model file; replaced, whole or not at all.
@@ -123,14 +125,17 @@ def threshold(
     wish = asked.wish()
     target = output_path(model, ".safetensors")
     header, tensors = read_model(model)
-    table = data.train if isinstance(data, Dataset) else _good_rows(DataSource.of(data))
+    given = data.train if isinstance(data, Dataset) else _good_rows(DataSource.of(data))
+    table = Provenance.from_json(header["provenance"]).without_left_out(given)
     judge = _Judge(header, tensors, str(model), run, progress, curves=asked.pixel == "area")
     if wish is None and asked.value is None:
         calibration = _f1(table, judge)
     elif wish is None:
         calibration = fixed_value(_calibrating(table, judge), float(asked.value))  # type: ignore[arg-type]
     elif wish.promise == "estimate":
-        calibration = promised(_out_of_fold(table, judge, asked.folds), wish)
+        kept = _kept_scores(table, judge)
+        left_out = kept is not None and kept.source == "left out"
+        calibration = promised(kept if kept and left_out else _out_of_fold(table, judge, asked.folds), wish)
     else:
         calibration = promised(_calibrating(table, judge), wish)
     write_model(target, {**header, "calibration": calibration.to_json()}, tensors)
@@ -141,6 +146,7 @@ def threshold(
         "false_alarm_bound": calibration.false_alarm_bound,
         "confidence": calibration.confidence,
         "n_calibrate": calibration.n,
+        "left_out": len(given) - len(table),
         "sentence": calibration.sentence,
     }
 
@@ -208,22 +214,37 @@ class _Judge:
         )
 
 
+def _kept_scores(table: Table, judge: _Judge) -> Evidence | None:
+    """Return the scores of the fit that stand in the model, if these are its images and nothing has changed since."""
+    provenance, stored = judge.provenance, judge.header["calibration"]
+    fitted = _split_as_fitted(table, provenance)
+    if fitted is None or stored is None or judge.curves or not _same_regions(fitted, provenance):
+        return None
+    settings = settings_digest(judge.configuration)
+    kept = Calibration.from_json(stored).against(settings)
+    if kept.stale or kept.source not in ("held back", "left out"):
+        return None
+    groups = [row.group for row in fitted.role("calibrate")] if kept.source == "held back" else kept.groups
+    return Evidence(kept.scores, kept.peaks, groups, kept.source, None, settings)
+
+
+def _same_regions(fitted: Table, provenance: Provenance) -> bool:
+    """Whether the regions of interest that are named now, if any, are those of the fit."""
+    named = any(row.roi_name not in (None, MARGINS) for row in fitted)
+    return not named or Regions.of(fitted).regions_sha256 == provenance.regions.regions_sha256
+
+
 def _calibrating(table: Table, judge: _Judge) -> Evidence:
     """Judge the good images that set the threshold."""
+    kept = _kept_scores(table, judge)
+    if kept is not None:
+        return kept
     provenance = judge.provenance
     fitted = _split_as_fitted(table, provenance)
-    if fitted is not None:
-        held = fitted.role("calibrate")
-        stored = judge.header["calibration"]
-        kept = None if stored is None else Calibration.from_json(stored).against(settings_digest(judge.configuration))
-        # regions named now, maybe not those of the fit
-        others = any(row.roi_name not in (None, MARGINS) for row in fitted)
-        same = not others or Regions.of(fitted).regions_sha256 == provenance.regions.regions_sha256
-        if kept is not None and not kept.stale and kept.source == "held back" and same and not judge.curves:
-            groups = [row.group for row in held]
-            return Evidence(kept.scores, kept.peaks, groups, "held back", None, settings_digest(judge.configuration))
+    if fitted is not None and fitted.role("calibrate"):
         # scores of other regions must not pass for those of the fit when this is asked again
-        return judge.evidence(judge.restored(), held, "held back" if same else "given")
+        source: Source = "held back" if _same_regions(fitted, provenance) else "given"
+        return judge.evidence(judge.restored(), fitted.role("calibrate"), source)
     good = (table.role("calibrate") or table.role("train")).where(lambda row: row.label == 0)
     proviso = "none of them was fitted, which the model does not tell"
     if provenance.fitted_images is not None:
@@ -231,7 +252,10 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
         good = good.where(lambda row: row in unseen)
         proviso = ""
     if not good:
-        raise DataError("no good image is left for the threshold: expected good ones that the model was not fitted on")
+        raise DataError(
+            "no good image is left for the threshold: expected good ones that the model was not fitted on; "
+            "--promise estimate judges the training images as if left out"
+        )
     return judge.evidence(judge.restored(), good, "given", proviso)
 
 

@@ -4,9 +4,9 @@ from pickglass.calibration.promises import (
     Calibration,
     Evidence,
     Verdict,
-    highest_score,
+    flagged_curve,
+    usual_threshold,
 )
-from pickglass.calibration.ranks import flagged_curve
 from pickglass.calibration.scale import PValue
 from pickglass.calibration.statements import PixelPromise, Promise, Wish, promised
 
@@ -19,6 +19,6 @@ __all__ = [
     "Verdict",
     "Wish",
     "flagged_curve",
-    "highest_score",
     "promised",
+    "usual_threshold",
 ]

@@ -2,13 +2,20 @@
 
 Three promises about the good parts that will be flagged, never mixed: ``tolerance`` holds with a stated confidence for
 this very calibration set, ``marginal`` (split conformal) only on average over calibration sets, and ``estimate`` (from
-scores of images judged by refitted models) is no promise at all. :mod:`pickglass.calibration.ranks` has the theory.
+scores of images judged by refitted models, or as if left out) is no promise at all.
+
+An image is flagged if its score *exceeds* T, the (r + 1)-th largest of n calibration scores. For exchangeable scores
+without ties the true false-alarm rate is then Beta(r + 1, n - r) over calibration sets (Vovk 2012, "Conditional
+validity of inductive conformal predictors"; tolerance limits: Wilks 1941). Ties only lower it, for a score equal to T
+is not flagged: the promises stay on the safe side for discrete scores.
+
+Letters: n calibration units (images, or groups of them), r of them may exceed T, a false-alarm rate, K shares.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -16,15 +23,50 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pickglass.calibration.ranks import group_maxima
 from pickglass.calibration.scale import PValue, Tail, fit_tail, p_value
+from pickglass.errors import InputError
 
-__all__ = ["Calibration", "Evidence", "Source", "Verdict", "best_f1", "fixed_value", "highest_score"]
+__all__ = [
+    "FALSE_ALARM",
+    "SHARES",
+    "Calibration",
+    "Evidence",
+    "Source",
+    "Verdict",
+    "area_threshold",
+    "average_bound",
+    "average_needs",
+    "average_rank",
+    "best_f1",
+    "fixed_value",
+    "flagged_curve",
+    "group_maxima",
+    "left_out_bound",
+    "percent",
+    "rounded_up",
+    "shift_bound",
+    "tolerance_bound",
+    "tolerance_needs",
+    "tolerance_rank",
+    "usual_threshold",
+]
+
+FloatArray = npt.NDArray[np.float64]
+
+SHARES: FloatArray = np.append(0.0, np.geomspace(1e-7, 1.0, 816))
+"""(K,) shares of an image's pixels at which a map is summarised, two per cent apart."""
 
 Verdict = Literal["good", "bad"]
 
-Source = Literal["held back", "given", "folds"]
-"""Where scores come from: images held back at the fit, images given later, training images judged by refits."""
+Source = Literal["held back", "given", "folds", "left out"]
+"""Where scores come from: images held back at the fit, images given later, training images judged by refits, and
+training images each judged as if it had been left out of the fit."""
+
+FALSE_ALARM = 0.05
+"""The share of good parts that the threshold of a fit flags, where it has the images for it."""
+
+_NAMED = 3  # images above the threshold that the sentence names
+_FEW = 10  # images with fewer of which a threshold is said to be worth little
 
 
 @dataclass(frozen=True)
@@ -36,7 +78,7 @@ class Evidence:
         peaks: (N,) highest map value of each image.
         groups: (N,) name of the part or roll, None for an image that stands alone; empty: all do.
         source: where the scores come from.
-        curves: (N, K) of :func:`pickglass.calibration.ranks.flagged_curve`, only needed for the promise ``area``.
+        curves: (N, K) of :func:`pickglass.calibration.promises.flagged_curve`, only needed for the promise ``area``.
         settings: digest of the settings of the detector.
         proviso: a condition that could not be checked; the sentence states it.
     """
@@ -53,6 +95,11 @@ class Evidence:
     def grouped(self) -> bool:
         """Some image belongs to a group."""
         return any(group is not None for group in self.groups)
+
+    @property
+    def learned(self) -> bool:
+        """The images taught the model, and were judged by refits or as if left out."""
+        return self.source in ("folds", "left out")
 
     def record(self, promise: str, image: float | None, pixel: float | None, **more: Any) -> Calibration:
         """Make the calibration that rests on these images."""
@@ -76,8 +123,8 @@ class Calibration:
     """A calibration is the thresholds and what they rest on: the one record that a model file keeps.
 
     Attributes:
-        promise: how they were set: ``highest`` (the highest score of the calibration images), ``tolerance``,
-            ``marginal``, ``estimate``, ``f1`` or ``fixed``.
+        promise: how they were set: ``tolerance``, ``marginal``, ``estimate``, ``f1`` or ``fixed``; ``highest`` in
+            older models (the highest score of the calibration images) and where there is none.
         image_threshold: an image is bad if its score exceeds it; None: no verdicts.
         pixel_threshold: a pixel is part of the predicted mask if its map value exceeds it.
         scores: image scores of the calibration images, kept so that another promise can be made later.
@@ -122,7 +169,7 @@ class Calibration:
     def p_value(self, score: float) -> PValue | None:
         """Say how rare the score is among good parts; None without calibration images.
 
-        >>> highest_score([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]).p_value(2.0)
+        >>> usual_threshold([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]).p_value(2.0)
         PValue(p=0.5, log10=0.3010299956639812, extrapolated=False)
         """
         if not self.scores:
@@ -151,19 +198,26 @@ class Calibration:
         return cls(**{**stored, **sequences})
 
 
-def highest_score(
+def usual_threshold(
     scores: Sequence[float],
     peaks: Sequence[float],
     groups: Sequence[str | None] = (),
     settings: str = "",
     names: Sequence[str] = (),
+    source: Source = "held back",
+    *,
+    monotone: bool = False,
 ) -> Calibration:
-    """Set thresholds at the highest score and the highest map value of good images that were not fitted.
+    """Set the thresholds of a fit: about 5 % of good parts are flagged, or as few as the images can tell.
 
-    With n such images the chance that the next good one exceeds the threshold is 1 / (n + 1) on average, over
-    calibration sets and exchangeable images. Without images there is no threshold. One image that is no good one, a
-    reject in the wrong folder, sets a threshold under which every reject passes; so the sentence names the image that
-    sets it, and says what the threshold would be without it.
+    Of n good images, the highest r may lie above, r the largest number with (r + 1) / (n + 1) <= 5 %; below 19 images
+    the threshold is the highest score. Of images that were held back, (r + 1) / (n + 1) holds on average over
+    calibration sets (split conformal). Of training images that were each judged as if left out it is an estimate;
+    where leaving images out never lowers a score (``monotone``), at most (2 r + 1) / (n + 1) are flagged on average
+    (see :func:`pickglass.calibration.promises.left_out_bound`).
+
+    One image that is no good one, a reject in the wrong folder, must not set the threshold unseen: the sentence names
+    the image that sets it and those above.
 
     Args:
         scores: (N,) image scores.
@@ -171,24 +225,74 @@ def highest_score(
         groups: (N,) part or roll of each image, None for its own; empty: all stand alone.
         settings: digest of the settings of the detector, by which a later change is noticed.
         names: (N,) what to call the images; empty: the sentence names none.
+        source: ``held back`` or ``left out``.
+        monotone: leaving an image out of the fit never lowers the score of another.
 
-    >>> highest_score([1.0, 5.0, 2.0], [1.0, 5.0, 2.0], names=["a.png", "b.png", "c.png"]).sentence
-    'the score of b.png, the highest of 3 good images held back at the fit (the next: 2); no false-alarm rate is stated'
+    >>> found = usual_threshold([1.0, 5.0, 2.0], [1.0, 5.0, 2.0], names=["a.png", "b.png", "c.png"])
+    >>> found.sentence[:96]
+    'on average at most 25 % of good parts will be flagged, from 3 good images held back at the fit; '
     """
-    evidence = Evidence(scores, peaks, groups, "held back", settings=settings)
-    what = f"{len(scores)} good image{'' if len(scores) == 1 else 's'} held back at the fit"
-    if len(names) == len(scores) > 1:
-        first, second = sorted(range(len(scores)), key=lambda i: -scores[i])[:2]
-        words = f"the score of {names[first]}, the highest of {what} (the next: {scores[second]:.4g})"
-    else:
-        words = f"the highest score of {what}"
+    evidence = Evidence(scores, peaks, groups, source, settings=settings)
+    units, highest = group_maxima(scores, groups), group_maxima(peaks, groups)
+    n = len(units)
+    if n == 0:
+        return evidence.record("highest", None, None)
+    r = average_rank(n, FALSE_ALARM) or 0
+    limit = float(units[n - 1 - r])
+    rate = average_bound(n, r)
+    bound = rate if source == "held back" else left_out_bound(n, r) if monotone else None
     return evidence.record(
-        "highest",
-        max(scores, default=None),
-        max(peaks, default=None),
-        r=0 if len(scores) else None,
-        sentence=f"{words}; no false-alarm rate is stated",
+        "marginal" if bound is not None else "estimate",
+        limit,
+        float(highest[n - 1 - r]),
+        r=r,
+        false_alarm_bound=bound,
+        sentence=f"{_rate(rate, bound)}, from {_images(evidence, n)}"
+        f"{_setting(scores, names, limit, units, r)}{_worth(n)}",
     )
+
+
+def _rate(rate: float, bound: float | None) -> str:
+    if bound is None:
+        return f"about {percent(rate)} of good parts will be flagged, an estimate without a promise"
+    if bound == rate:
+        return f"on average at most {percent(bound)} of good parts will be flagged"
+    return f"about {percent(rate)} of good parts will be flagged, on average at most {percent(bound)}"
+
+
+def _images(evidence: Evidence, n: int) -> str:
+    number = len(evidence.scores)
+    images = f"{number} good image{'' if number == 1 else 's'}"
+    if n < number:
+        images = f"{n} groups of {images}"
+    return (
+        f"{images} {'held back at the fit' if evidence.source == 'held back' else 'judged as if left out of the fit'}"
+    )
+
+
+def _setting(
+    scores: Sequence[float], names: Sequence[str], limit: float, units: npt.NDArray[np.float64], r: int
+) -> str:
+    """Name the image that sets the threshold, what it would be without it, and the images above."""
+    if len(names) != len(scores) or len(units) < 2:
+        return ""
+    setter = names[list(scores).index(limit)]
+    words = f"; {setter} sets it"
+    if len(units) > r + 1:
+        words += f" (without it: {units[len(units) - 2 - r]:.4g})"
+    above = [
+        name for _, name in sorted(((s, n) for s, n in zip(scores, names, strict=True) if s > limit), reverse=True)
+    ]
+    if above:
+        more = f" and {len(above) - _NAMED} more" if len(above) > _NAMED else ""
+        words += f"; above it {'lies' if len(above) == 1 else 'lie'} {', '.join(above[:_NAMED])}{more}"
+    return words
+
+
+def _worth(n: int) -> str:
+    if n >= _FEW:
+        return ""
+    return f"; {n} image{' says' if n == 1 else 's say'} little about how good parts differ, 20 or more say much more"
 
 
 def best_f1(evidence: Evidence, labels: Sequence[int], scores: Sequence[float]) -> Calibration:
@@ -217,3 +321,184 @@ def fixed_value(evidence: Evidence, value: float) -> Calibration:
     above, what = int((units > value).sum()), "groups of images" if evidence.grouped else "images"
     words = f"a fixed value; {above} of {len(units)} good {what} exceed it, and no false-alarm rate is promised"
     return evidence.record("fixed", float(value), max(evidence.peaks, default=None), r=above, sentence=words)
+
+
+def percent(share: float) -> str:
+    """Write a share in per cent, three digits, rounded up: a bound must not look lower than it is.
+
+    >>> percent(1 / 41)
+    '2.44 %'
+    """
+    return f"{float(f'{100 * rounded_up(share):.12g}'):g} %"
+
+
+def rounded_up(share: float) -> float:
+    """Round a share up to three digits."""
+    if share <= 0:
+        return 0.0
+    digits = 2 - math.floor(math.log10(share))
+    return float(round(math.ceil(share * 10**digits * (1 - 1e-12)) / 10**digits, max(digits, 0)))
+
+
+# -- order statistics: which rank keeps a promise, what it amounts to, how many images it takes ----------------------
+
+
+def group_maxima(values: Sequence[float] | FloatArray, groups: Sequence[Hashable | None] = ()) -> FloatArray:
+    """Return the highest value of each group, rising; entries without a group (None) stand for themselves.
+
+    Images of one part are not exchangeable with those of others one by one, but the parts are. A part counts once,
+    with its highest value: the share of parts of which *any* image is flagged is bounded, and so is the share of
+    images.
+
+    Args:
+        values: (N,), or (N, K) of which each column is taken on its own; the rows of the result are then unsorted.
+        groups: (N,), or empty: no groups.
+
+    >>> group_maxima([3.0, 1.0, 2.0], ["a", "b", "a"]).tolist()
+    [1.0, 3.0]
+    """
+    table: FloatArray = np.asarray(values, dtype=np.float64)
+    if groups and len(groups) != len(table):
+        raise InputError(f"{len(groups)} groups for {len(table)} values: expected one a value, or none at all")
+    if groups:
+        members: dict[Hashable, list[int]] = {}
+        for i, group in enumerate(groups):
+            members.setdefault((i,) if group is None else (group, "group"), []).append(i)
+        table = np.array([table[rows].max(axis=0) for rows in members.values()])
+    return np.sort(table) if table.ndim == 1 else table
+
+
+# -- with confidence --------------------------------------------------------------------------------------------------
+
+
+def tolerance_rank(n: int, false_alarm: float, confidence: float) -> int | None:
+    """Find the largest r for which P(rate > false_alarm) <= 1 - confidence over calibration sets; None: not even 0.
+
+    >>> tolerance_rank(299, 0.01, 0.95), tolerance_rank(298, 0.01, 0.95), tolerance_rank(473, 0.01, 0.95)
+    (0, None, 1)
+    """
+    from scipy.special import bdtr
+
+    # P(Beta(r + 1, n - r) > a) = P(Binomial(n, a) <= r)
+    broken: FloatArray = bdtr(np.arange(n, dtype=np.float64), n, false_alarm)  # (n,) rising in r
+    admissible = int(np.searchsorted(broken, 1 - confidence, side="right"))
+    return admissible - 1 if admissible else None
+
+
+def tolerance_bound(n: int, r: int, confidence: float) -> float:
+    """Compute the rate that is exceeded with a chance of just 1 - confidence: the quantile of Beta(r + 1, n - r).
+
+    >>> round(tolerance_bound(299, 0, 0.95), 5)
+    0.00997
+    """
+    from scipy.special import betaincinv
+
+    return 1.0 if r >= n else float(betaincinv(r + 1, n - r, confidence))
+
+
+def tolerance_needs(false_alarm: float, confidence: float) -> int:
+    """Count the units that a promise with r = 0 takes: the least n with (1 - false_alarm)^n <= 1 - confidence."""
+    n = max(1, math.ceil(math.log1p(-confidence) / math.log1p(-false_alarm)) - 1)
+    while tolerance_rank(n, false_alarm, confidence) is None:
+        n += 1
+    return n
+
+
+# -- on average -------------------------------------------------------------------------------------------------------
+
+
+def average_rank(n: int, false_alarm: float) -> int | None:
+    """Find the largest r with (r + 1) / (n + 1) <= false_alarm (split conformal); None: not even 0."""
+    r = math.floor(false_alarm * (n + 1) + 1e-9) - 1  # 0.07 * 100 is a little more than 7, 0.29 * 100 a little less
+    return r if r >= 0 else None
+
+
+def average_bound(n: int, r: int) -> float:
+    """Compute the rate on average over calibration sets: the mean of Beta(r + 1, n - r)."""
+    return (r + 1) / (n + 1)
+
+
+def left_out_bound(n: int, r: int) -> float:
+    """Bound the rate, on average, where each of n units was judged as if it had been left out of the fit.
+
+    Let s_i be the score of a model that was fitted without unit i. Suppose that leaving a unit out never lowers the
+    score of another part: s(x) <= s_i(x). A part that is flagged has s(x) above n - r of the s_i(x_i), hence
+    s_i(x) > s_i(x_i) for n - r of the units. Take the part for one more unit among n + 1 exchangeable ones, and let
+    each pair play a match that is won by the higher score under the model fitted without both. A flagged unit loses
+    at most r of its n matches. Of k such units each loses to others of them, (k - 1) / 2 times on average, so
+    k <= 2 r + 1: the argument of jackknife+ (Barber, Candes, Ramdas and Tibshirani, "Predictive inference with the
+    jackknife+", Annals of Statistics 2021, theorem 1), which without that supposition asks for n models at each part.
+
+    >>> left_out_bound(39, 0), left_out_bound(39, 1)
+    (0.025, 0.075)
+    """
+    return min(1.0, (2 * r + 1) / (n + 1))
+
+
+def average_needs(false_alarm: float) -> int:
+    """Count the units that a promise on average takes with r = 0."""
+    return max(1, math.ceil(1 / false_alarm - 1e-9) - 1)
+
+
+# -- a shift ----------------------------------------------------------------------------------------------------------
+
+
+def shift_bound(n: int, r: int, shift: int, level: float) -> int:
+    """Count the most of the next ``shift`` good parts that are flagged, at this level over calibration sets and shifts.
+
+    The count is beta-binomial: binomial with a rate that is itself Beta(r + 1, n - r).
+
+    >>> shift_bound(212, 0, 2000, 0.95)
+    29
+    """
+    from scipy.special import betaln, gammaln
+
+    if r >= n:
+        return shift
+    k = np.arange(shift + 1, dtype=np.float64)
+    log_choose = gammaln(shift + 1) - gammaln(k + 1) - gammaln(shift - k + 1)
+    log_mass = log_choose + betaln(k + r + 1, shift - k + n - r) - betaln(r + 1, n - r)
+    return min(int(np.searchsorted(np.cumsum(np.exp(log_mass)), level)), shift)
+
+
+# -- area -------------------------------------------------------------------------------------------------------------
+
+
+def flagged_curve(full_map: npt.NDArray[np.floating]) -> FloatArray:
+    """Find how high a threshold has to be so that at most each share of a map exceeds it.
+
+    Args:
+        full_map: (H, W), at the size at which masks are made.
+
+    Returns:
+        (K,) falling: above value k lies at most the share ``SHARES[k]`` of the pixels; the last is minus infinity.
+    """
+    falling = np.sort(full_map, axis=None)[::-1].astype(np.float64)  # (H W,)
+    ranks = np.floor(SHARES * falling.size).astype(np.int64)
+    return np.append(falling[ranks[:-1]], -math.inf)
+
+
+def area_threshold(curves: FloatArray, false_alarm: float) -> float | None:
+    """Find the least T at which (sum of flagged shares + 1) / (n + 1) <= false_alarm: conformal risk control.
+
+    The expected flagged share of the next good unit is then at most ``false_alarm``, on average over calibration sets
+    (Angelopoulos et al. 2022, "Conformal Risk Control", theorem 1, with losses between 0 and 1).
+
+    Args:
+        curves: (n, K) of :func:`flagged_curve`, or their maxima over groups.
+
+    Returns:
+        None where the units are too few.
+    """
+    n = len(curves)
+    if n == 0 or false_alarm * (n + 1) + 1e-9 < 1:
+        return None
+    # Just below curves[i, k] the share of unit i steps up from SHARES[k] to the next.
+    values = curves[:, :-1].ravel()
+    order = np.argsort(-values, kind="stable")
+    falling, risen = values[order], np.cumsum(np.tile(np.diff(SHARES), n)[order])
+    # At T = falling[i] only strictly higher steps have been taken.
+    first = np.searchsorted(-falling, -falling, side="left")
+    share = np.where(first > 0, risen[np.maximum(first - 1, 0)], 0.0)
+    allowed = np.flatnonzero(share + 1 <= false_alarm * (n + 1) + 1e-9)
+    return float(falling[allowed[-1]])

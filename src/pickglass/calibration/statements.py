@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pickglass.calibration.promises import Calibration, Evidence
-from pickglass.calibration.ranks import (
+from pickglass.calibration.promises import (
+    Calibration,
+    Evidence,
     area_threshold,
     average_bound,
     average_needs,
     average_rank,
     group_maxima,
+    percent,
+    rounded_up,
     shift_bound,
     tolerance_bound,
     tolerance_needs,
@@ -101,6 +103,8 @@ def promised(evidence: Evidence, wish: Wish) -> Calibration:
     scores, peaks = group_maxima(evidence.scores, evidence.groups), group_maxima(evidence.peaks, evidence.groups)
     n = len(scores)
     r = wish.rank(n)
+    if evidence.learned and wish.promise != "estimate":
+        raise _unreachable(evidence, wish, 0)
     if r is None or n < wish.needs():
         raise _unreachable(evidence, wish, n)
     pixel = float(peaks[-1])
@@ -129,7 +133,7 @@ def promised(evidence: Evidence, wish: Wish) -> Calibration:
 
 
 def _sentence(evidence: Evidence, wish: Wish, n: int, r: int) -> str:
-    share = _percent(wish.bound(n, r))
+    share = percent(wish.bound(n, r))
     surely = f"{100 * wish.confidence:g} %"
     flagged = {
         "tolerance": f"at most {share} of good parts will be flagged",
@@ -144,7 +148,7 @@ def _sentence(evidence: Evidence, wish: Wish, n: int, r: int) -> str:
     else:
         parts.append(
             "an estimate and no promise (judging by all refitted models would keep the bound of leave-one-out, "
-            f"{_percent(2 * wish.bound(n, r))}; this does not)"
+            f"{percent(2 * wish.bound(n, r))}; this does not)"
         )
     if wish.pixel is not None:
         parts.append("each made at half the error")
@@ -162,12 +166,15 @@ def _pixels(wish: Wish, share: str) -> str:
     if wish.pixel == "any":
         return f" and {share} will have any pixel above the pixel threshold"
     if wish.pixel == "area":
-        return f" and on average at most {_percent(wish.average)} of their pixels lie above the pixel threshold"
+        return f" and on average at most {percent(wish.average)} of their pixels lie above the pixel threshold"
     return ""
 
 
 def _count(evidence: Evidence, n: int) -> str:
-    kind = "training images judged by refitted models" if evidence.source == "folds" else "calibration images"
+    kind = {
+        "folds": "training images judged by refitted models",
+        "left out": "training images each judged as if left out",
+    }.get(evidence.source, "calibration images")
     where = " held back at the fit" if evidence.source == "held back" else ""
     if evidence.grouped:
         return f"{n} groups of {len(evidence.scores)} {kind}{where} (a group counts once, with its highest score)"
@@ -177,7 +184,7 @@ def _count(evidence: Evidence, n: int) -> str:
 def _unreachable(evidence: Evidence, wish: Wish, n: int) -> PromiseUnreachable:
     needed = wish.needs()
     what = "groups of calibration images" if evidence.grouped else "calibration images"
-    asked = f"a false-alarm rate of {_percent(wish.false_alarm)}" + (
+    asked = f"a false-alarm rate of {percent(wish.false_alarm)}" + (
         f" with {100 * wish.confidence:g} % confidence" if wish.promise == "tolerance" else " on average"
     )
     asked += f" together with the pixel promise {wish.pixel!r}" if wish.pixel else ""
@@ -187,20 +194,7 @@ def _unreachable(evidence: Evidence, wish: Wish, n: int) -> PromiseUnreachable:
         least = [1.0 * wish.bound(n, 0) * (1 if wish.promise == "tolerance" else split)]
         least += [split * average_bound(n, 0)] if wish.pixel == "area" else []
         if max(least) < 1:
-            remedy += f"; these {n} can promise {_percent(max(least))} (--false-alarm {_up(max(least)):g})"
+            remedy += f"; these {n} can promise {percent(max(least))} (--false-alarm {rounded_up(max(least)):g})"
     if wish.promise != "estimate":
-        remedy += "; --promise estimate judges the training images by refitted models, without a guarantee"
+        remedy += "; --promise estimate judges the training images as if left out, without a guarantee"
     return PromiseUnreachable(asked, what, needed, n, remedy)
-
-
-def _up(share: float) -> float:
-    """Round up to three digits: a bound must not look lower than it is."""
-    if share <= 0:
-        return 0.0
-    digits = 2 - math.floor(math.log10(share))
-    return float(round(math.ceil(share * 10**digits * (1 - 1e-12)) / 10**digits, max(digits, 0)))
-
-
-def _percent(share: float) -> str:
-    """Write a share in per cent, three digits, rounded up."""
-    return f"{float(f'{100 * _up(share):.12g}'):g} %"

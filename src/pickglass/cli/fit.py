@@ -81,8 +81,12 @@ def fit(
         float | None, typer.Option(help="Share of the images for validation; by default what the method wants.")
     ] = None,
     calibrate: Annotated[
-        float, typer.Option(help="Share of the images for the threshold; 0: no threshold, no verdicts.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            help="Share of the images that is held back for the threshold; 0: no threshold, no verdicts. By default "
+            "none, and each image is judged as if left out, where the method can do that; otherwise 0.1."
+        ),
+    ] = None,
     seed: Seed = 0,
     folder: Folder,
     roi: Annotated[
@@ -181,14 +185,26 @@ def _taken(settings: dict[str, Any], part: str) -> dict[str, Any]:
 
 def show_fit(result: FitResult) -> None:
     """Print what was learned, what is odd about the images, and where the model is."""
-    held = f", {result['n_calibrate']} held back for the threshold" if result["n_calibrate"] else ", no threshold"
+    held = f", {result['n_calibrate']} held back for the threshold" if result["n_calibrate"] else ""
+    held = ", no threshold" if result["image_threshold"] is None else held
     say(f"fitted {result['method']} on {result['n_fit']} good images{held} in {result['fit_s']:.1f} s")
     if result["image_threshold"] is not None:
         say(f"threshold {result['image_threshold']:.4g}: {result['threshold_sentence']}")
+        promise = "marginal" if result["n_calibrate"] else "estimate"
+        say(f"for fewer false alarms: pickglass threshold MODEL DATA --promise {promise} --false-alarm 0.01")
+    elif result["n_fit"] == 1:
+        say("one good image sets no threshold: nothing is known of how good parts differ; give 20 or more")
     if str(result["size"]).startswith("area:"):
         height, width = result["canvas"]
         say(f"images are read at {height}x{width} pixels (height x width), at their usual aspect; --size 256 squeezes")
-    say(", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in result["details"].items()))
+    details = dict(result["details"])
+    places = details.pop("places", None)
+    say(", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in details.items()))
+    if places and places["used"]:
+        say(
+            f"the place explains {places['explained']:.0%} of how good maps vary, so each place is compared with what "
+            "is usual there (--set place_scale=false: not)"
+        )
     if result["adaptation"]:
         kept, auroc = result["adaptation"]["kept"], result["adaptation"]["auroc"]
         what = f"epoch {kept} of {len(auroc) - 1} kept" if kept else "left as it was, no epoch was better"

@@ -76,8 +76,7 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     yield f"{path} is a model of the method {header['method']}."
     yield (
         f"It was fitted{f' on {fitted}' if fitted else ''} on {provenance.get('n_fit', '?')} good images{data}, in "
-        f"{plain(provenance.get('fit_s'))} s; {provenance.get('n_calibrate', 0)} more set its threshold, "
-        f"{provenance.get('n_validate', 0)} validated it."
+        f"{plain(provenance.get('fit_s'))} s; {_beside(header)}{provenance.get('n_validate', 0)} validated it."
     )
     weights = provenance.get("backbone_weights") or {}
     named = f", weights {weights['name']}" if weights.get("name") else ""
@@ -103,6 +102,14 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     if versions:
         yield f"It was made with {', '.join(f'{name} {version}' for name, version in versions.items())}."
     yield "Everything else: --json."
+
+
+def _beside(header: Mapping[str, Any]) -> str:
+    """Say which images set the threshold."""
+    more = header["provenance"].get("n_calibrate", 0)
+    if not more and (header["calibration"] or {}).get("source") == "left out":
+        return "each judged as if left out, they set its threshold; "
+    return f"{more} more set its threshold, "
 
 
 def _threshold(calibration: Mapping[str, Any] | None) -> Iterator[str]:

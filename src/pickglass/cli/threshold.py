@@ -27,7 +27,8 @@ def threshold(
         Literal["tolerance", "marginal", "estimate", "f1", "fixed"],
         typer.Option(
             help="tolerance: with the confidence above; marginal: on average over sets of images; estimate: from "
-            "refits, no guarantee; f1: the best F1 on labelled validation images; fixed: the number of --value."
+            "training images judged as if left out, no guarantee; f1: the best F1 on labelled images; fixed: "
+            "the number of --value."
         ),
     ] = "tolerance",
     shift: Annotated[
@@ -73,3 +74,5 @@ def _show(result: ThresholdResult) -> None:
     )
     say(f"bad above {result['image_threshold']:.6g}, {pixel} ({result['promise']})")
     say(result["sentence"])
+    if result["left_out"]:
+        say(f"not counted: {result['left_out']} images that the fit left out, for they look like none of the others")

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pickglass.data import Row, Table
+from pickglass.data import Row, Table, image_digest
 from pickglass.detectors.compute import Progress
 from pickglass.detectors.fitting import FitObserver
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch, silent
@@ -125,10 +125,11 @@ class CleanCheck(FitObserver):
         self.drop = drop
         self.cleanliness: Cleanliness | None = None
         self._comparison: ImageComparison | None = None
+        self._left_out: tuple[str, ...] = ()
 
     def prepared(self, table: Table, loader: FeatureLoader, progress: Progress) -> Table:
         """Leave out the images that look like none of the others, if so asked."""
-        self.cleanliness = None
+        self.cleanliness, self._left_out = None, ()
         if not self.drop:
             self._comparison = ImageComparison(
                 len(table.role("fit")) + len(table.role("calibrate")),
@@ -136,7 +137,10 @@ class CleanCheck(FitObserver):
             )
             return table
         self.cleanliness = find_suspicious(table, loader, progress)
-        return self.cleanliness.without(table)
+        clean = self.cleanliness.without(table)
+        kept = set(clean)
+        self._left_out = tuple(image_digest(row)[:16] for row in table if row not in kept)
+        return clean
 
     def taught(self, rows: Sequence[Row], batch: Batch) -> None:
         """Keep a few features of these images."""
@@ -145,8 +149,11 @@ class CleanCheck(FitObserver):
 
     def judged(self, loaded: LoadedBatch, scores: Tensor) -> None:
         """Keep a few features of the images for the threshold: one reject among them sets it above all rejects."""
+        rows = [item.row for item in loaded.sound]
+        if any(row.role == "fit" for row in rows):  # they were seen when they were learned
+            return
         if self._comparison is not None and self._comparison.rows and loaded.batch is not None and loaded.batch.levels:
-            self._comparison.observe([item.row for item in loaded.sound], loaded.batch)
+            self._comparison.observe(rows, loaded.batch)
 
     def fitted(self, method: Method) -> None:
         """Compare the images and name the suspicious ones in the model's provenance."""
@@ -155,7 +162,7 @@ class CleanCheck(FitObserver):
         self._comparison = None
         if self.cleanliness is not None:
             suspicious = tuple(s._asdict() for s in self.cleanliness.suspicious)
-            method.provenance = replace(method.provenance, suspicious=suspicious)
+            method.provenance = replace(method.provenance, suspicious=suspicious, left_out=self._left_out or None)
 
 
 class ImageComparison:

@@ -84,9 +84,16 @@ class Detector(Method):
         size: int | str | tuple[int, int],
         smoothing: float | None,
         top_share: float | None = 0.0,
+        place_scale: bool | None = None,
     ) -> None:
         super().__init__(
-            backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing, top_share=top_share
+            backbone=backbone,
+            layers=layers,
+            weights=weights,
+            size=size,
+            smoothing=smoothing,
+            top_share=top_share,
+            place_scale=place_scale,
         )
         self.shared_features: SharedFeatures | None = None
         self._engine: BackboneEngine | None = None
@@ -108,7 +115,7 @@ class Detector(Method):
         data: Any,
         *,
         validate: float | None = None,
-        calibrate: float = 0.1,
+        calibrate: float | None = None,
         seed: int = 0,
         memory_gb: float = 4.0,
         checkpoint: str | Path | None = None,
@@ -116,12 +123,14 @@ class Detector(Method):
         progress: Progress | None = None,
         **compute: Unpack[ComputeArguments],
     ) -> Self:
-        """Learn from good images, then set the thresholds on good images that were held back.
+        """Learn from good images, then set the thresholds on good images that the method has not learned.
 
         Args:
             data: rows, a data set (its test rows are left alone), paths, arrays or PIL images; good parts only.
             validate: share of the images for validation; None: what the method wants.
-            calibrate: share of the images for the thresholds; 0 gives all to fit, and the model has no verdicts.
+            calibrate: share of the images that is held back for the thresholds; 0: none, and the model has no verdicts.
+                None: all images are fitted, and each is judged as if it had been left out, where the method can do that
+                (PatchCore, PaDiM); otherwise 0.1.
             seed: by which the images are divided and everything else is drawn.
             memory_gb: budget for what the method holds.
             checkpoint: file that a method that trains writes every few minutes; where it exists already, the fit goes
@@ -145,6 +154,7 @@ class Detector(Method):
         file = None if checkpoint is None else Path(checkpoint)
         plan = FitPlan(share, calibrate, seed, memory_gb, file, tuple(observers), progress or silent)
         self.calibration, self.namer, self.reference, self.provenance = None, None, None, Provenance()
+        self.place_gain = self.place_shift = None
         images = prepare(self, data, plan, ComputeOptions(**compute))
         loader = self.loader(ComputeOptions(**compute))
         loader.ready, table = images.ready, images.table
@@ -155,7 +165,10 @@ class Detector(Method):
         fitting = f"{self.method} {self.configuration()} {seed} {self.provenance.data_sha256} {self.provenance.regions}"
         details = teach(self, loader, table, plan, fitting)
         self.eval()
-        self.calibration = calibrated(self, self.judge, loader, table, plan.observers)
+        self.calibration, places = calibrated(self, self._joined, loader, replace(images, table=table), plan)
+        if images.leaves_out:
+            self.forget_images()
+        details = {**details, "places": places} if places else details
         seconds = time.perf_counter() - began
         engine = loader.engine
         self.provenance = replace(
@@ -335,20 +348,26 @@ class Detector(Method):
     @torch.no_grad()
     def judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return image scores (B,) and joined maps (B, h, w); cells that do not count get the lowest that do."""
-        return self._joined(*self.score(batch), batch.keep)
+        scores, whole, _ = self._joined(*self.score(batch), batch.keep)
+        return scores, whole
 
-    def _joined(self, scores: Tensor, maps: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _joined(
+        self, scores: Tensor, maps: Tensor, kept: Tensor | None, placed: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return image scores (B,), joined maps (B, h, w), at their places if so asked, and the cells that count."""
         if self.tiles is not None:
             keep = None if kept is None else self.tiles.unfold(kept)
             scores, whole, inside = self.tiles.joined(self.tiles.unfold(scores), self.tiles.unfold(maps), keep)
         else:
             cells = kept_cells(kept, (maps.shape[2], maps.shape[3]))
             scores, whole, inside = scores[:, 0], maps[:, 0], None if cells is None else cells[:, 0]
-            if inside is not None:
-                lowest = whole.masked_fill(~inside, torch.inf).flatten(1).min(1).values  # (B,)
-                whole = torch.where(inside, whole, lowest[:, None, None])
+        if placed and self.place_gain is not None and self.place_shift is not None:
+            whole = whole * self.place_gain + self.place_shift
+        if inside is not None:
+            lowest = whole.masked_fill(~inside, torch.inf).flatten(1).min(1).values  # (B,)
+            whole = torch.where(inside, whole, lowest[:, None, None])
         share = self.scored_share
-        return (mean_of_highest(whole, share, inside) if share else scores), whole
+        return (mean_of_highest(whole, share, inside) if share else scores), whole, inside
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the exported graph: (B, 3, H, W) RGB in [0, 1] -> image scores (B,) and maps (B, h, w).
@@ -376,7 +395,10 @@ class Detector(Method):
         if loaded.batch is None:
             raise DataError("the image can no longer be read:", loaded.failures)
         keep, parts = loaded.batch.keep, self.component_maps(loaded.batch)
-        joined = {name: self._joined(maps.flatten(2).max(2).values, maps, keep)[1] for name, maps in parts.items()}
+        joined = {
+            name: self._joined(maps.flatten(2).max(2).values, maps, keep, placed=False)[1]
+            for name, maps in parts.items()
+        }
         return {name: found._replace(map=map_[0].float().cpu().numpy()).full_map() for name, map_ in joined.items()}
 
     @torch.no_grad()

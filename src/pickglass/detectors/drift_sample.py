@@ -27,9 +27,10 @@ __all__ = ["DriftSample", "describe"]
 
 
 class DriftSample(FitObserver):
-    """The sample keeps facts and features of the images that the fit holds back, for ``pickglass drift``.
+    """The sample keeps facts and features of the images that set the thresholds, for ``pickglass drift``.
 
-    The sample goes with the model, as ``detector.reference``. Without images held back (``calibrate=0``) there is none.
+    They were held back, or judged as if they had been left out of the fit. The sample goes with the model, as
+    ``detector.reference``. Without thresholds (``calibrate=0``) there is none.
 
     Example:
         ``PatchCore().fit(bottle.train, calibrate=0.2, observers=[DriftSample()])``

@@ -3,7 +3,8 @@
 - :func:`prepare` checks the rows, divides them into roles, and gives the detector its backbone and its canvas.
 - :func:`teach` shows the method its images: once each in a stream, and where it trains, from a cache over and over.
   Positions of tiles are taught together, or in groups where the memory has no room for all.
-- :func:`calibrate` judges the good images that were held back; their scores set the thresholds.
+- :func:`calibrate` judges good images that were held back, or, where the method can, each training image as if it had
+  been left out; their scores set the thresholds, and their maps say what is usual at each place.
 
 Whoever wants to watch passes a :class:`FitObserver`.
 
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pickglass.calibration import Calibration, highest_score
+from pickglass.calibration import Calibration, usual_threshold
 from pickglass.data import (
     Dataset,
     Decoded,
@@ -47,6 +48,7 @@ from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.batch import Batch
 from pickglass.features.cache import FeatureCache
 from pickglass.features.extractor import FeatureExtractor
+from pickglass.nn.maps import PlaceSums, explained_by_place, mean_of_highest
 from pickglass.nn.training.loop import train_all
 
 if TYPE_CHECKING:
@@ -65,8 +67,13 @@ __all__ = [
 ]
 
 _DESCRIBED = 16  # images that say which positions look alike
+_HELD_BACK = 0.1  # of the images, for the thresholds, where the method cannot leave images out
+_MOST_LEFT_OUT = 256  # images that are judged as if left out; more would sharpen a rate of 5 % by little
+_PLACES = 10  # units with fewer of which nothing is said about places
+_EXPLAINED = 0.3  # of the variance of the maps: places that explain less have no normal of their own
 
 Size = tuple[int, int]
+Joined = Callable[[Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor, Tensor | None]"]
 
 
 class FitObserver:
@@ -83,7 +90,10 @@ class FitObserver:
         """
 
     def judged(self, loaded: LoadedBatch, scores: Tensor) -> None:
-        """See a batch of the role ``calibrate`` with its image scores (B,)."""
+        """See a batch that sets the thresholds, with its image scores (B,).
+
+        Its rows have the role ``calibrate``, or ``fit`` where each was judged as if it had been left out.
+        """
 
     def fitted(self, method: Method) -> None:
         """Leave the outcome with the detector, whose fit is complete."""
@@ -94,7 +104,7 @@ class FitPlan:
     """The plan says what a fit is asked for; the attributes are the arguments of :meth:`pickglass.Detector.fit`."""
 
     validate: float
-    calibrate: float
+    calibrate: float | None
     seed: int
     memory_gb: float
     checkpoint: Path | None = None
@@ -109,10 +119,12 @@ class TrainingImages:
     Attributes:
         table: rows of the roles fit, validate and calibrate.
         ready: images that are prepared already, by path, so that the fit need not decode them again.
+        leaves_out: the method can judge each image that it learns as if it had been left out.
     """
 
     table: Table
     ready: Mapping[str, Decoded[Row, Prepared]]
+    leaves_out: bool
 
 
 # -- prepare -----------------------------------------------------------------------------------------------------------
@@ -142,9 +154,30 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
     method.roi = None if roi is None else torch.from_numpy(roi)
     method.tiles = None if method.tiling is None else Tiles(method.tiling, method.input_size)
     method.fusion = None
-    table = split_roles(table, plan.validate, plan.calibrate, plan.seed)
-    _check_number(method, table, plan)
-    return TrainingImages(table, ready)
+    leaves_out = _can_leave_out(method, table.role("train", "fit"))
+    held_back = plan.calibrate if plan.calibrate is not None else 0.0 if leaves_out else _HELD_BACK
+    table = split_roles(table, plan.validate, held_back, plan.seed)
+    _check_number(method, table, plan.validate > 0 and method.uses_validation, held_back > 0)
+    return TrainingImages(table, ready, leaves_out)
+
+
+def _can_leave_out(method: Method, rows: Table) -> bool:
+    """Whether the method can judge each image that it learned as if it had been left out.
+
+    What else learns from the images would have to leave them out, too: a fusion, an adapted backbone, heads that tiles
+    share.
+    """
+    if type(method).score_left_out is Method.score_left_out or method.adapting is not None or method.fusing is not None:
+        return False
+    if method.tiles is not None and method.tiles.heads != method.tiles.n:
+        return False
+    return method.leaves_out(_numbered(rows))
+
+
+def _numbered(rows: Table) -> tuple[int, ...]:
+    """Number the units of the rows: images of one part or roll have one number."""
+    numbers: dict[str, int] = {}
+    return tuple(numbers.setdefault(row.unit, len(numbers)) for row in rows)
 
 
 def _good_rows(data: Any) -> Table:
@@ -233,14 +266,13 @@ class _Variety:
             )
 
 
-def _check_number(method: Method, table: Table, plan: FitPlan) -> None:
+def _check_number(method: Method, table: Table, validates: bool, holds_back: bool) -> None:
     """Raise where there are too few images for the roles that the method and the plan need."""
-    validates = plan.validate > 0 and method.uses_validation
     if len(table.role("fit")) >= method.fewest_images and (table.role("validate") or not validates):
         return
     parts = [f"{method.fewest_images} to fit"]
     parts += ["1 to validate"] if validates else []
-    parts += ["1 for the thresholds"] if plan.calibrate > 0 else []
+    parts += ["1 for the thresholds"] if holds_back else []
     needed = method.fewest_images + len(parts) - 1
     have = len({row.unit for row in table})
     raise DataError(
@@ -331,8 +363,9 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
     """
     turns = 1 if method.trains else len(method.quarter_turns)
     n_fit, n_validate = len(table.role("fit")), len(table.role("validate"))
+    units = _numbered(table.role("fit"))
     context = FitContext(
-        n_fit * turns, method.level_shapes(), 1, plan.seed, plan.memory_gb, plan.progress, n_validate=n_validate
+        n_fit * turns, method.level_shapes(), 1, plan.seed, plan.memory_gb, plan.progress, 1, n_validate, units
     )
     tiles = loader.tiles
     if tiles is None:
@@ -340,7 +373,8 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
     _check_size(method, tiles, context)
     if tiles.heads not in (1, tiles.n):
         tiles.assign(_mean_features(loader, table), context.seed)
-    context = replace(context, positions=tiles.heads, n_images=context.n_images * tiles.per_head)
+    units = units if tiles.heads == tiles.n else ()  # heads that tiles share see each image several times
+    context = replace(context, positions=tiles.heads, n_images=context.n_images * tiles.per_head, units=units)
     groups = _groups(method, loader, table, context)
     if len(groups) == 1:
         watched = plan if tiles.heads == tiles.n else replace(plan, observers=())
@@ -553,54 +587,199 @@ def _scales(method: Method, loader: FeatureLoader, tiles: Tiles, table: Table) -
 # -- calibrate ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """Good images that were not learned from, or were judged so.
+
+    Attributes:
+        rows: N of them.
+        units: the number of each one's unit.
+        scores: (N,) image scores.
+        maps: (N, h, w) joined maps.
+        inside: (N, h, w) bool, the cells that count.
+    """
+
+    rows: Table
+    units: Tensor
+    scores: Tensor
+    maps: Tensor
+    inside: Tensor
+
+    @property
+    def peaks(self) -> Tensor:
+        """Each map has this highest value: (N,)."""
+        return self.maps.flatten(1).max(1).values
+
+
+@torch.no_grad()
 def calibrate(
     method: Method,
-    judge: Callable[[Batch], tuple[Tensor, Tensor]],
+    joined: Joined,
     loader: FeatureLoader,
-    table: Table,
-    observers: Sequence[FitObserver] = (),
-) -> Calibration:
-    """Set the thresholds on good images that are read last, and see that the scores mean something.
+    images: TrainingImages,
+    plan: FitPlan,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Set the thresholds on good images, and learn from their maps what is usual at each place.
 
     Args:
-        method: was taught.
-        judge: a batch -> image scores (B,) and joined maps (B, h, w).
+        method: was taught; what is usual at a place is left with it.
+        joined: scores (B, P), maps (B, P, h, w) and what counts of the canvas -> image scores (B,), joined maps
+            (B, h, w) and what counts of them.
         loader: reads the rows.
-        table: rows with their roles; where no image is held back there are no thresholds, and a few fitted images are
-            judged to see that their scores are numbers.
-        observers: see each batch that is held back, with its scores.
+        images: rows with their roles; where no image is held back or left out there are no thresholds, and a few
+            fitted images are judged to see that their scores are numbers.
+        plan: seed, observers and progress.
+
+    Returns:
+        The thresholds, and what is worth telling about places: ``explained``, the share of the variance of the maps
+        that the place explains, and whether it is ``used``; empty where nothing was looked at.
 
     Raises:
         DataError: a score is no number, or all maps are one and the same value.
     """
-    rows = table.role("calibrate")
-    scores: list[float] = []
-    peaks: list[float] = []
-    lowest = math.inf
-    for loaded in loader.sound_batches(rows or table.role("fit")[: loader.batch], silent):
-        if loaded.batch is None:
-            continue
-        image_scores, maps = judge(loaded.batch)  # (B,), (B, h, w)
-        scores += image_scores.tolist()
-        peaks += maps.flatten(1).max(1).values.tolist()
-        lowest = min(lowest, float(maps.min()))
-        if rows:
-            for observer in observers:
-                observer.judged(loaded, image_scores)
-    _check_meaning(method, scores, peaks, lowest, held_back=bool(rows))
-    if not rows:
-        scores, peaks = [], []
-    names = [PurePath(row.path).name for row in rows]
-    return highest_score(scores, peaks, [row.group for row in rows], method.settings_digest(), names)
+    table = images.table
+    fit, held = table.role("fit"), table.role("calibrate")
+    judge = _Judge(method, joined, loader, plan)
+    uses_left_out = images.leaves_out and not held and plan.calibrate is None
+    left: _Judged | None = None
+    if images.leaves_out and (uses_left_out or method.places_matter is not False):
+        left = judge(*_left_out(fit, plan.seed), leave_out=True, watched=uses_left_out)
+        _check_meaning(method, left)
+    known, validated = left, table.role("validate")
+    if not images.leaves_out and method.places_matter is not False and len(set(_numbered(validated))) >= _PLACES:
+        known = judge(validated)
+    places = None if known is None else _learn_places(method, known)
+    if uses_left_out and left is not None:
+        scores, peaks = _left_out_scores(method, left, places)
+        good = left
+    else:
+        good = judge(held or fit[: loader.batch], watched=bool(held))
+        _check_meaning(method, good, learned=not held)
+        if not held:
+            return usual_threshold([], []), _told(places)
+        scores, peaks = good.scores, good.peaks
+    calibration = usual_threshold(
+        scores.tolist(),
+        peaks.tolist(),
+        [row.group for row in good.rows],
+        method.settings_digest(),
+        [PurePath(row.path).name for row in good.rows],
+        "left out" if good is left else "held back",
+        monotone=method.falls_with_images and method.place_gain is None,
+    )
+    return calibration, _told(places)
 
 
-def _check_meaning(
-    method: Method, scores: Sequence[float], peaks: Sequence[float], lowest: float, held_back: bool
-) -> None:
+class _Judge:
+    """A taught method judges good images.
+
+    Args:
+        method, joined, loader, plan: as for :func:`calibrate`.
+    """
+
+    def __init__(self, method: Method, joined: Joined, loader: FeatureLoader, plan: FitPlan) -> None:
+        self.method, self.joined, self.loader, self.plan = method, joined, loader, plan
+
+    def __call__(
+        self, rows: Table, units: tuple[int, ...] | None = None, *, leave_out: bool = False, watched: bool = False
+    ) -> _Judged:
+        """Judge images.
+
+        Args:
+            rows: images that can be read.
+            units: the numbers of their units in the fit; None: numbered anew.
+            leave_out: they were learned, and each is judged as if it had not been.
+            watched: the observers see them.
+        """
+        numbers = torch.tensor(_numbered(rows) if units is None else units)
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        done = 0
+        for loaded in self.loader.sound_batches(rows, silent):
+            batch = loaded.batch
+            if batch is None:
+                continue
+            own = numbers[done : done + len(loaded.items)]
+            scored = self.method.score_left_out(batch, own) if leave_out else self.method.score(batch)
+            scores, maps, inside = self.joined(*scored, batch.keep)
+            counting = torch.ones_like(maps, dtype=torch.bool) if inside is None else inside
+            parts.append((scores.cpu(), maps.cpu(), counting.cpu()))
+            done += len(loaded.items)
+            self.plan.progress("judging good images", done, len(rows))
+            for observer in self.plan.observers if watched else ():
+                observer.judged(loaded, scores)
+        scores, maps, inside = (torch.cat(part) for part in zip(*parts, strict=True))
+        return _Judged(rows, numbers, scores, maps, inside)
+
+
+def _left_out(fit: Table, seed: int) -> tuple[Table, tuple[int, ...]]:
+    """Draw the training images that are judged as if left out, with the numbers of their units; units are whole."""
+    numbers = _numbered(fit)
+    members = np.bincount(numbers)
+    order = np.random.default_rng(seed).permutation(len(members))
+    taken = order[np.cumsum(members[order]) - members[order] < _MOST_LEFT_OUT]
+    some = [i for i in range(len(fit)) if numbers[i] in set(taken.tolist())]
+    return Table([fit[i] for i in some]), tuple(numbers[i] for i in some)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What good maps say about places.
+
+    Attributes:
+        explained: the share of their variance that the place explains.
+        sums: over all of them; None: the places are not used.
+        images: how many maps.
+    """
+
+    explained: float
+    sums: PlaceSums | None
+    images: int
+
+
+def _told(places: _Places | None) -> dict[str, Any]:
+    if places is None:
+        return {}
+    return {"explained": places.explained, "used": places.sums is not None, "images": places.images}
+
+
+def _learn_places(method: Method, known: _Judged) -> _Places | None:
+    """Learn what is usual at each place of the map from good images, and leave it with the method where it matters."""
+    if method.places_matter is False or len(known.units.unique()) < _PLACES:
+        return None
+    explained = explained_by_place(known.maps, known.inside, known.units)
+    if not (method.places_matter or explained >= _EXPLAINED):
+        return _Places(explained, None, len(known.maps))
+    sums = PlaceSums.of(known.maps, known.inside)
+    device = None if method.extractor is None else next(method.extractor.parameters()).device
+    method.place_gain, method.place_shift = (part.to(device) for part in sums.scale())
+    return _Places(explained, sums, len(known.maps))
+
+
+def _left_out_scores(method: Method, left: _Judged, places: _Places | None) -> tuple[Tensor, Tensor]:
+    """Return the scores (N,) and highest map values (N,) of images, each of which no part of the model knows.
+
+    What is usual at a place is learned from the same images; so each unit is taken out of the sums.
+    """
+    if places is None or places.sums is None:
+        return left.scores, left.peaks
+    scores, peaks = torch.empty_like(left.scores), torch.empty_like(left.scores)
+    for unit in left.units.unique():
+        own = left.units == unit
+        maps, inside = left.maps[own], left.inside[own]
+        gain, shift = places.sums.without(PlaceSums.of(maps, inside)).scale()
+        placed = maps * gain + shift  # (n, h, w)
+        scores[own] = mean_of_highest(placed, method.scored_share, inside)
+        peaks[own] = placed.masked_fill(~inside, -torch.inf).flatten(1).max(1).values
+    return scores, peaks
+
+
+def _check_meaning(method: Method, good: _Judged, learned: bool = False) -> None:
     """Raise where the scores of good images say nothing about the next part.
 
-    Images that were fitted may well have the score 0 everywhere, where a memory bank holds all their patches.
+    Images that were learned may well have the score 0 everywhere, where a memory bank holds all their patches.
     """
+    scores, peaks = good.scores.tolist(), good.peaks.tolist()
+    lowest = float(good.maps.min())
     wrong = [score for score in scores if not math.isfinite(score)]
     remedy = (
         "look at the images: they may be black, or all alike (pickglass info DATA). Give images that show the part, "
@@ -612,7 +791,7 @@ def _check_meaning(
             f"{type(method).__name__} gives {len(wrong) or 'some'} of {len(scores)} good images scores that are no "
             f"numbers ({shown}), so it could judge nothing: {remedy}"
         )
-    if held_back and max(peaks) == lowest and len(set(scores)) == 1:
+    if not learned and max(peaks) == lowest and len(set(scores)) == 1:
         raise DataError(
             f"{type(method).__name__} gives each place of {len(scores)} good images one and the same value, "
             f"{lowest:g}, so it has learned nothing that a part could differ from: {remedy}"

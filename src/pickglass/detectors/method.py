@@ -41,6 +41,7 @@ class FitContext:
         groups: number of groups of positions that are learned one after the other, none larger than this one; the
             model holds them all.
         n_validate: how many images ``observe_validation`` will see in all, of one position.
+        units: for each image that ``observe`` sees in one of its turns, the number of the part or roll that it shows.
     """
 
     n_images: int
@@ -51,6 +52,7 @@ class FitContext:
     progress: Progress
     groups: int = 1
     n_validate: int = 0
+    units: tuple[int, ...] = ()
 
 
 class Method(Configured, ABC):
@@ -115,6 +117,25 @@ class Method(Configured, ABC):
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return raw scores (B, P) and maps (B, P, h, w) of a batch; higher = more anomalous."""
 
+    def leaves_out(self, units: Sequence[int]) -> bool:
+        """Say whether :meth:`score_left_out` can judge images of these units once they were learned.
+
+        Where it can, a fit needs to hold back no image for its thresholds.
+        """
+        return False
+
+    def score_left_out(self, batch: Batch, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Score images that were learned as if their units had not been, as :meth:`score` does.
+
+        Args:
+            batch: images of the role ``fit``.
+            units: (B,) the number of each image's unit, see :class:`FitContext`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot leave out images that it has learned")
+
+    def forget_images(self) -> None:
+        """Drop what only :meth:`score_left_out` needs; called when the thresholds are set."""
+
     def component_maps(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return the maps that the map is made of by name, (B, P, h, w) each, where a method has several."""
         return {}
@@ -164,7 +185,7 @@ class Method(Configured, ABC):
 
     def head_state(self) -> dict[str, Tensor]:
         """Return what the method has learned: its tensors by name, each with the position axis in front."""
-        others = ("extractor.", "tiles.", "fusion.", "roi")
+        others = ("extractor.", "tiles.", "fusion.", "roi", "place_")
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(others)}
 
     def load_head_state(self, learned: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pickglass.data import MARGINS, Preprocess, Table
+from pickglass.data import MARGINS, Preprocess, Table, image_digest
 
 __all__ = ["Provenance", "Regions", "common_roi"]
 
@@ -69,6 +69,7 @@ class Provenance:
         device, engine: what computed the features.
         suspicious: images that looked like none of the others: ``path``, ``score``, ``whole`` each; empty as well
             where no :class:`pickglass.CleanCheck` watched the fit.
+        left_out: start of the digest of each suspicious image that was left out of the fit; None: none was.
         details: what the method tells of its training.
         versions: version by library.
         fitted: date and time (UTC) of the fit.
@@ -91,6 +92,7 @@ class Provenance:
     device: str = ""
     engine: str = ""
     suspicious: tuple[dict[str, Any], ...] = ()
+    left_out: tuple[str, ...] | None = None
     details: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     fitted: str = ""
@@ -101,7 +103,7 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict as a model file keeps it; what is optional and not known is left out."""
-        optional = ("fitted_images", "adaptation", "data", "auto", "foreground")
+        optional = ("fitted_images", "left_out", "adaptation", "data", "auto", "foreground")
         known = {f.name: getattr(self, f.name) for f in fields(self)}
         stored = {name: value for name, value in known.items() if not (name in optional and value is None)}
         return {**stored, **asdict(self.regions)}
@@ -111,7 +113,7 @@ class Provenance:
         """Read the dict that :meth:`to_json` returned, also one that an older version wrote."""
         names = {f.name for f in fields(cls)} - {"regions"}
         known = {name: value for name, value in stored.items() if name in names}
-        for name in ("fitted_images", "suspicious"):
+        for name in ("fitted_images", "suspicious", "left_out"):
             if known.get(name) is not None:
                 known[name] = tuple(known[name])
         regions = {f.name: stored[f.name] for f in fields(Regions) if f.name in stored}
@@ -137,6 +139,12 @@ class Provenance:
     def unseen(self, table: Table) -> Table:
         """Return the rows that the model was not fitted on, nor images of their groups."""
         return table.unseen_by(self.fitted_images or ())
+
+    def without_left_out(self, table: Table) -> Table:
+        """Return the rows but for the suspicious images that the fit left out: what it did not trust stays out."""
+        if not self.left_out:
+            return table
+        return table.where(lambda row: image_digest(row)[:16] not in (self.left_out or ()))
 
 
 def common_roi(table: Table, sizes: Mapping[str, Size], preprocess: Preprocess) -> npt.NDArray[np.bool_] | None:

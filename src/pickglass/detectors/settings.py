@@ -55,6 +55,9 @@ class Configured(nn.Module):
         top_share: the image score is the mean of the map's highest values, over this share of what counts of it; 0: the
             method's own score, as in its paper. None: 0.002, or the method's own where another setting asks for it
             (``top_k``, ``reweight``, ``image_score``).
+        place_scale: standardise each cell of the map by the mean and spread of good images there, for parts that
+            always lie alike. None: where the place explains at least 0.3 of the variance of good maps, and at least 10
+            of them are known; never with the method's own score.
 
     Attributes:
         method: the name by which the command line and model files know the method.
@@ -90,6 +93,7 @@ class Configured(nn.Module):
         size: int | str | tuple[int, int],
         smoothing: float | None,
         top_share: float | None = 0.0,
+        place_scale: bool | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -98,8 +102,13 @@ class Configured(nn.Module):
         self.size = size
         self.smoothing = smoothing
         self.top_share = top_share
+        self.place_scale = place_scale
         self.register_buffer("roi", None)
+        self.register_buffer("place_gain", None)  # (h, w) of the joined map
+        self.register_buffer("place_shift", None)
         self.roi: Tensor | None
+        self.place_gain: Tensor | None
+        self.place_shift: Tensor | None
         self.extractor: FeatureExtractor | None = None
         self.tiling: TileSettings | None = None
         self.tiles: Tiles | None = None
@@ -255,6 +264,27 @@ class Configured(nn.Module):
                 "image score of their own: leave top_share out, or that setting"
             )
         return self.top_share
+
+    @property
+    def places_matter(self) -> bool | None:
+        """Whether places are scaled; None: the good images decide.
+
+        Raises:
+            InputError: asked for together with the method's own score, which knows no places.
+        """
+        if self.scored_share:
+            return self.place_scale
+        if self.place_scale:
+            raise InputError(
+                "place_scale=True standardises the map, and the image score is not taken from it here: leave "
+                "place_scale out, or what asks for the method's own score (top_share=0, top_k, reweight, image_score)"
+            )
+        return False
+
+    @property
+    def falls_with_images(self) -> bool:
+        """Whether scores never rise with more images to learn from."""
+        return False
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.configuration().items())

@@ -61,7 +61,7 @@ class AsymmetricStudentTeacher(Detector):
     """Asymmetric student-teacher networks (Rudolph et al. 2023).
 
     Args:
-        backbone, weights, size, smoothing, top_share: see :class:`pickglass.Detector`.
+        backbone, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
         layers: exactly one layer.
         student_hidden: channels of the student's residual blocks (paper: 1024).
         code: channels of the position code, a multiple of 4 (paper: 32); 0 is none.
@@ -111,6 +111,7 @@ class AsymmetricStudentTeacher(Detector):
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = None,
         top_share: float | None = None,
+        place_scale: bool | None = None,
         student_hidden: int = 256,
         code: int = 32,
         teacher_epochs: int = 72,
@@ -122,7 +123,13 @@ class AsymmetricStudentTeacher(Detector):
         pick: Literal["best", "last"] = "best",
     ) -> None:
         super().__init__(
-            backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing, top_share=top_share
+            backbone=backbone,
+            layers=layers,
+            weights=weights,
+            size=size,
+            smoothing=smoothing,
+            top_share=top_share,
+            place_scale=place_scale,
         )
         self.student_hidden = student_hidden
         self.code = code

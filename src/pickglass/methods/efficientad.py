@@ -83,7 +83,7 @@ class EfficientAD(Detector):
         weights: the teacher's: ``"default"`` (shipped, of tiny and small), a file of ``pickglass distill``, or a
             published checkpoint of the same form.
         size: see :class:`pickglass.Detector`; at least 64 pixels a side.
-        smoothing, top_share: as there (paper: 0).
+        smoothing, top_share: as there (paper: 0). place_scale: as there.
         natural: images for the penalty: ``"generated"``, a folder of photographs, or ``"none"``.
         frame: how the border is judged: ``"reflect"`` continues the image, ``"zero"`` (paper) leaves a frame of 16
             pixels unjudged.
@@ -119,6 +119,7 @@ class EfficientAD(Detector):
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = 0.0,
         top_share: float | None = None,
+        place_scale: bool | None = None,
         natural: str = "generated",
         frame: Literal["reflect", "zero"] = "reflect",
         steps: int = 5000,
@@ -128,7 +129,13 @@ class EfficientAD(Detector):
         hard: float = 0.999,
     ) -> None:
         super().__init__(
-            backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing, top_share=top_share
+            backbone=backbone,
+            layers=layers,
+            weights=weights,
+            size=size,
+            smoothing=smoothing,
+            top_share=top_share,
+            place_scale=place_scale,
         )
         self.natural = natural
         self.frame = frame

@@ -55,7 +55,7 @@ class FastFlow(Detector):
     """FastFlow (Yu et al. 2021).
 
     Args:
-        backbone, layers, weights, size, smoothing, top_share: see :class:`pickglass.Detector`.
+        backbone, layers, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
             The first layer sets the grid.
         steps: coupling steps per level (paper: 8).
         kernels: kernels of the sub-networks: ``"alternating"`` 3x3 and 1x1, or ``"3x3"`` (paper: for ResNet-18).
@@ -102,6 +102,7 @@ class FastFlow(Detector):
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = None,
         top_share: float | None = None,
+        place_scale: bool | None = None,
         steps: int = 8,
         kernels: Literal["alternating", "3x3"] = "alternating",
         hidden_ratio: float = 1.0,
@@ -113,7 +114,13 @@ class FastFlow(Detector):
         pick: Literal["best", "last"] = "best",
     ) -> None:
         super().__init__(
-            backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing, top_share=top_share
+            backbone=backbone,
+            layers=layers,
+            weights=weights,
+            size=size,
+            smoothing=smoothing,
+            top_share=top_share,
+            place_scale=place_scale,
         )
         self.steps = steps
         self.kernels = kernels

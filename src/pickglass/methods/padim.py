@@ -49,7 +49,7 @@ class PaDiM(Detector):
     """PaDiM (Defard et al. 2020).
 
     Args:
-        backbone, layers, weights, size, smoothing, top_share: see :class:`pickglass.Detector`.
+        backbone, layers, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
             The first layer sets the grid.
             Smoothing is 4 pixels as in the paper.
         dims: channels kept (paper: 100 of ResNet-18's 448, 550 of WideResNet-50's 1792); as many as there are or
@@ -93,13 +93,20 @@ class PaDiM(Detector):
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = 4.0,
         top_share: float | None = None,
+        place_scale: bool | None = None,
         dims: int = 100,
         reduce: Reduce = "subset",
         eps: float = 0.01,
         max_statistics_mb: float = 2000.0,
     ) -> None:
         super().__init__(
-            backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing, top_share=top_share
+            backbone=backbone,
+            layers=layers,
+            weights=weights,
+            size=size,
+            smoothing=smoothing,
+            top_share=top_share,
+            place_scale=place_scale,
         )
         self.dims = dims
         self.reduce = reduce
@@ -107,8 +114,10 @@ class PaDiM(Detector):
         self.max_statistics_mb = max_statistics_mb
         self.register_buffer("channels", None)  # (P, D) indices into all C, rising
         self.register_buffer("projection", None)  # (P, C, D)
+        self.register_buffer("counts", None)  # (P, h, w) images in which each cell counts; during the fit
         self.channels: Tensor | None
         self.projection: Tensor | None
+        self.counts: Tensor | None
         self.gaussians: CellGaussians | None = None
         self._learner: RunningSums | FewSamples | None = None
 
@@ -119,7 +128,7 @@ class PaDiM(Detector):
         self._check()
         sizes = [c for c, _, _ in shapes]
         seeds = range(seed, seed + positions)
-        self.channels = self.projection = None
+        self.channels = self.projection = self.counts = None
         if self._projects(shapes, self.dims):
             self.projection = torch.stack([_semi_orthogonal(sum(sizes), self.dims, s) for s in seeds])
         else:
@@ -168,6 +177,7 @@ class PaDiM(Detector):
             )
         self._learner = FewSamples(gaussians) if few else RunningSums(gaussians, gaussians.cell.device)
         self._images = 0
+        self.counts = torch.zeros(gaussians.positions, *gaussians.grid, device=gaussians.cell.device)
 
     def predicted_mb(self, context: FitContext) -> float:
         """Predict the megabytes of the statistics."""
@@ -186,10 +196,12 @@ class PaDiM(Detector):
 
     def observe(self, batch: Batch) -> None:
         """Add a batch to the sums of the cells that it covers."""
-        if self._learner is None:
+        if self._learner is None or self.counts is None:
             raise self.unfitted()
-        self._learner.add(self._reduced(batch.levels), kept_cells(batch.keep, self._gaussians().grid))
+        keep = kept_cells(batch.keep, self._gaussians().grid)  # (B, P, h, w)
+        self._learner.add(self._reduced(batch.levels), keep)
         self._images += len(batch.levels[0])
+        self.counts += len(batch.levels[0]) if keep is None else keep.sum(0)
 
     def end_fit(self) -> dict[str, Any]:
         """Turn the sums into the whitening of each cell (eq. 1)."""
@@ -210,14 +222,46 @@ class PaDiM(Detector):
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score by the maximum of the smoothed map: scores (B, P), that map (B, P, h, w)."""
+        return self._scored(batch, self._distance(batch))
+
+    def _distance(self, batch: Batch) -> Tensor:
         gaussians = self._gaussians()
         if not gaussians.learned:
             raise self.unfitted()
         with exact_float32():
-            distance = gaussians.distance(self._reduced(batch.levels))  # (B, P, h, w)
-        keep = kept_cells(batch.keep, gaussians.grid)
+            return gaussians.distance(self._reduced(batch.levels))  # (B, P, h, w)
+
+    def _scored(self, batch: Batch, distance: Tensor) -> tuple[Tensor, Tensor]:
+        keep = kept_cells(batch.keep, self._gaussians().grid)
         maps = self.smoothed(distance, keep)
         return highest(maps, keep), maps
+
+    def leaves_out(self, units: Sequence[int]) -> bool:
+        """Say yes where each image shows a part of its own, and they outnumber the channels by two or more.
+
+        With fewer images eps alone keeps the covariances from being singular: the distance without an image is then a
+        small difference of large numbers.
+        """
+        return len(units) == len(set(units)) and len(units) > self.dims + 1
+
+    def score_left_out(self, batch: Batch, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Score by the distance from the Gaussians without the image itself.
+
+        Of n images, leaving x out moves the mean by (x - mu) / (n - 1) and takes n / (n - 1) (x - mu) (x - mu)^T from
+        the scatter. By the formula of Sherman and Morrison the distance then follows from M(x) alone. The only
+        departure from a fit without x: eps counts (n - 1) / (n - 2) times.
+        """
+        if self.counts is None:
+            raise self.unfitted()
+        n = self.counts.double().clamp(min=3)  # (P, h, w); with fewer, x is all there is
+        share = n / (n - 1)
+        squared = self._distance(batch).double().square() / (n - 1)  # (B, P, h, w), (x - mu)^T scatter^-1 (x - mu)
+        left = share.square() * (n - 2) * squared / (1 - share * squared).clamp(min=1e-6)
+        return self._scored(batch, left.sqrt().float())
+
+    def forget_images(self) -> None:
+        """Drop how often each cell counted."""
+        self.counts = None
 
     def _reduced(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Pick the channels that are modelled, before anything is enlarged: per level (B, P, d, h_l, w_l)."""

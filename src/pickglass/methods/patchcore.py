@@ -25,7 +25,7 @@ Letters: B images, P positions, C channels, h x w cells of the first level, N pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -39,12 +39,13 @@ from pickglass.errors import InputError
 from pickglass.features.batch import Batch
 from pickglass.nn.maps import kept_cells, neighbourhood_mean, patch_vectors, pool_channels, to_grid
 from pickglass.nn.search.coreset import Coreset, greedy_coreset, random_projection
-from pickglass.nn.search.neighbours import BankIndex, nearest_of_each, nearest_plain
+from pickglass.nn.search.neighbours import BankIndex, nearest_of_each, nearest_of_two_owners, nearest_plain
 
 __all__ = ["PatchCore"]
 
 _RATIO, _MOST = 0.01, 4000  # the default share of the patches, and how many patches it is at most
 _LEAST = 0.1  # patches of the bank, per patch of one image
+_SAMPLE = 65_536  # patches among which those are chosen that stand in for the members of an image
 _QUICK_BANK = 400  # patches of the bank of a quick fit ...
 _QUICK_REACH = 20_000  # ... and of those that it is chosen from
 
@@ -53,7 +54,7 @@ class PatchCore(Detector):
     """PatchCore (Roth et al. 2022).
 
     Args:
-        backbone, layers, weights, size, smoothing, top_share: see :class:`pickglass.Detector`.
+        backbone, layers, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
             The first layer sets the grid.
         ratio: share of all patches that the bank keeps, above 0 to 1 (paper: 0.25, 0.1 and 0.01); of fewer than ten
             images as many as 0.01 would keep of ten. None: 0.01, but no more than 4,000 patches, so that four times the
@@ -106,6 +107,7 @@ class PatchCore(Detector):
         size: int | str | tuple[int, int] = "area:512",
         smoothing: float | None = None,
         top_share: float | None = None,
+        place_scale: bool | None = None,
         ratio: float | None = None,
         sample: int = 0,
         patch: int = 3,
@@ -119,7 +121,13 @@ class PatchCore(Detector):
         max_bank_mb: float = 1000.0,
     ) -> None:
         super().__init__(
-            backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing, top_share=top_share
+            backbone=backbone,
+            layers=layers,
+            weights=weights,
+            size=size,
+            smoothing=smoothing,
+            top_share=top_share,
+            place_scale=place_scale,
         )
         self.ratio = ratio
         self.sample = sample
@@ -134,8 +142,15 @@ class PatchCore(Detector):
         self.max_bank_mb = max_bank_mb
         self.register_buffer("bank", None)  # (P, M, C)
         self.register_buffer("scale", None)  # (P, C)
+        # during the fit, to leave images out:
+        self.register_buffer("owners", None)  # (P, M) unit of the image that each member was cut from
+        self.register_buffer("stand_ins", None)  # (P, F, C) what fills the bank where a unit is left out
+        self.register_buffer("stand_in_for", None)  # (P, F) that unit
         self.bank: Tensor | None
         self.scale: Tensor | None
+        self.owners: Tensor | None
+        self.stand_ins: Tensor | None
+        self.stand_in_for: Tensor | None
         self._indices: list[BankIndex] = []
 
     @property
@@ -163,7 +178,7 @@ class PatchCore(Detector):
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """Forget an earlier bank; the size of the next one is known when all images were seen."""
-        self.bank = self.scale = None
+        self.bank = self.scale = self.owners = self.stand_ins = self.stand_in_for = None
         self._indices = []
 
     def begin_fit(self, context: FitContext) -> None:
@@ -197,7 +212,8 @@ class PatchCore(Detector):
         self._context = context
         self._splits = [self.dims] if self.dims else channels  # channels of each level in a patch feature
         self._patches: list[Tensor] = []  # each (P, n, C)
-        self._seen = self._held = self._reductions = 0
+        self._units: list[Tensor] = []  # each (P, n), unit of the image of each patch
+        self._seen = self._held = self._reductions = self._images = 0
         self._generator = torch.Generator().manual_seed(context.seed)
         self._sums = torch.zeros(2, context.positions, self._width, dtype=torch.float64)  # of x and of x^2
 
@@ -240,21 +256,27 @@ class PatchCore(Detector):
         features = self._patch_features(batch.levels)  # (B, P, C, h, w)
         b = len(features)
         patches = features.permute(1, 0, 3, 4, 2).flatten(1, 3)  # (P, B h w, C)
+        units = self._units_of(b).repeat_interleave(features.shape[3] * features.shape[4])  # (B h w,)
+        units = units.expand(len(patches), -1)  # (P, B h w)
         keep = kept_cells(batch.keep, (features.shape[3], features.shape[4]))
         if keep is not None:
-            patches = _only(patches, keep.transpose(0, 1).flatten(1))  # (P, n, C)
+            counting = keep.transpose(0, 1).flatten(1)  # (P, B h w)
+            patches, units = _only(patches, counting), _only(units, counting)  # (P, n, C), (P, n)
         if self.sample and patches.shape[1] > self.sample * b:
             drawn = torch.randperm(patches.shape[1], generator=self._generator)[: self.sample * b]
             patches = patches[:, drawn.to(patches.device)]  # (P, n, C)
+            units = units[:, drawn]
         exact = patches.double()
         self._sums += torch.stack([exact.sum(1), (exact * exact).sum(1)]).cpu()
         self._patches.append(patches)
+        self._units.append(units)
+        self._images += b
         self._seen += patches.shape[1]
         self._held += patches.shape[1]
         if self._held > self._room:
             # a coreset of coresets: the cover is at most twice as wide, the memory bounded
-            smaller, _ = self._select(max(self._keep, self._room // 2), "making room")
-            self._patches, self._held = [smaller], smaller.shape[1]
+            smaller, units, _ = self._select(max(self._keep, self._room // 2), "making room")
+            self._patches, self._units, self._held = [smaller], [units], smaller.shape[1]
             self._reductions += 1
 
     def end_fit(self) -> dict[str, Any]:
@@ -262,7 +284,9 @@ class PatchCore(Detector):
         if self.standardise or self.position_weight:
             self.scale = self._level_scales().to(self._patches[0])
             self._patches = [self._scaled(p) for p in self._patches]
-        self.bank, coresets = self._select(self._bank_size(self._seen, self._context.n_images), "choosing the bank")
+        size = self._bank_size(self._seen, self._context.n_images)
+        self.bank, self.owners, coresets = self._select(size, "choosing the bank")
+        self.stand_ins, self.stand_in_for = self._stand_ins(self.bank, self.owners)
         details = {
             "patches": self._seen,
             "bank": self.bank.shape[1],
@@ -272,14 +296,21 @@ class PatchCore(Detector):
             "close_calls": sum(c.close_calls for c in coresets),
             "reductions": self._reductions,
         }
-        self._patches = []
+        self._patches, self._units = [], []
         del self._context, self._generator  # neither can be copied to another process
         return details
 
-    def _select(self, size: int, stage: str) -> tuple[Tensor, list[Coreset]]:
-        """Choose a greedy coreset of the collected patches, each position on its own: (P, M, C)."""
-        points = torch.cat(self._patches, dim=1)  # (P, n, C)
-        banks, coresets = [], []
+    def _units_of(self, n: int) -> Tensor:
+        """Return the units of the next images that are observed; each turn goes through them again."""
+        known = self._context.units
+        if not known:  # shared heads see several tiles an image, and nothing is left out there
+            return torch.zeros(n, dtype=torch.int32)
+        return torch.tensor([known[(self._images + i) % len(known)] for i in range(n)], dtype=torch.int32)
+
+    def _select(self, size: int, stage: str) -> tuple[Tensor, Tensor, list[Coreset]]:
+        """Choose a greedy coreset of the collected patches, each position on its own: (P, M, C), their units (P, M)."""
+        points, units = torch.cat(self._patches, dim=1), torch.cat(self._units, dim=1)  # (P, n, C), (P, n)
+        banks, owners, coresets = [], [], []
         for position, patches in enumerate(points):
             low = random_projection(patches, self.projection or patches.shape[1], self._context.seed)
             done = position * size
@@ -290,16 +321,47 @@ class PatchCore(Detector):
                     progress=lambda n, m, done=done: self._context.progress(stage, done + n, len(points) * m),  # type: ignore[misc]
                 )
             )
-            banks.append(patches[coresets[-1].indices.to(patches.device)])
+            chosen = coresets[-1].indices
+            banks.append(patches[None, chosen.to(patches.device)])
+            owners.append(units[None, position, chosen.cpu()])
         # where duplicates ended a selection early, repeating a member changes no distance
-        return self.stacked("bank", [bank[None] for bank in banks]), coresets
+        return self.stacked("bank", banks), self.stacked("owners", owners), coresets
+
+    def _stand_ins(self, bank: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose what fills the bank where a unit is left out: (P, F, C), and the unit (P, F) that each is for.
+
+        A bank without the members of an image has holes that a selection without the image would have filled first, and
+        judges it too severely. So the greedy goes on without the image: patches of others (of a sample of them) that
+        lie in the holes are chosen, the farthest first, until none is farther than the whole bank leaves its patches.
+        """
+        points, units = torch.cat(self._patches, dim=1), torch.cat(self._units, dim=1)  # (P, n, C), (P, n)
+        if points.shape[1] > _SAMPLE:
+            generator = torch.Generator().manual_seed(self._context.seed)
+            drawn = torch.randperm(points.shape[1], generator=generator)[:_SAMPLE]
+            points, units = points[:, drawn.to(points.device)], units[:, drawn]
+        fillings, lefts = [], []
+        for members, owner, patches, unit in zip(bank, owners.to(bank.device), points, units, strict=True):
+            nearest, first, second = nearest_of_two_owners(patches, members, owner)  # (n,) each
+            chosen, left = [members[:1]], [owner[:1] * 0 - 1]  # of no unit, so that there is one at least
+            for out in owner.unique():
+                holes = (nearest == out) & (unit.to(bank.device) != out)
+                x, distance = patches[holes], second[holes]
+                while len(x) and distance.max() > first.max():
+                    farthest = distance.argmax()
+                    chosen.append(x[farthest][None])
+                    left.append(out[None])
+                    distance = torch.minimum(distance, (x - x[farthest]).norm(dim=1))
+            fillings.append(torch.cat(chosen)[None])
+            lefts.append(torch.cat(left)[None])
+        return self.stacked("stand_ins", fillings), self.stacked("stand_in_for", lefts)
 
     def stacked(self, name: str, parts: Sequence[Tensor]) -> Tensor:
         """Join banks of different lengths, too: a member repeated changes no distance."""
-        if name != "bank":
+        if name not in ("bank", "owners", "stand_ins", "stand_in_for"):
             return super().stacked(name, parts)
         longest = max(part.shape[1] for part in parts)
-        return torch.cat([torch.cat([p, p[:, -1:].expand(-1, longest - p.shape[1], -1)], dim=1) for p in parts])
+        last = [part[:, -1:].expand(-1, longest - part.shape[1], *part.shape[2:]) for part in parts]
+        return torch.cat([torch.cat(pair, dim=1) for pair in zip(parts, last, strict=True)])
 
     def _level_scales(self) -> Tensor:
         """Return the factor of each channel, (P, C).
@@ -327,10 +389,46 @@ class PatchCore(Detector):
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score by the distance of each patch to the bank (eq. 6): scores (B, P), maps (B, P, h, w)."""
+        return self._scored(batch, lambda queries: self._distances(queries, batch.engine is None))
+
+    def leaves_out(self, units: Sequence[int]) -> bool:
+        """Say yes where there are two units or more; the neighbours of eq. 7 would be those of the whole bank."""
+        return len(set(units)) > 1 and not self.reweight
+
+    @property
+    def falls_with_images(self) -> bool:
+        """Whether more images never raise a score: a bank of all patches has nearer ones, a coreset maybe others."""
+        return self.ratio == 1 and not self.sample and self.scale is None
+
+    def score_left_out(self, batch: Batch, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Score by the distance to the bank without the members of the image's unit, and with what stands in."""
+        bank, owners = self._bank(), self.owners
+        if owners is None or self.stand_ins is None or self.stand_in_for is None:
+            raise self.unfitted()
+        members = torch.cat([bank, self.stand_ins], dim=1)  # (P, M + F, C)
+        own, only = owners.to(bank.device), self.stand_in_for.to(bank.device)
+
+        def distances(queries: Tensor) -> Tensor:
+            found = torch.empty(queries.shape[:2], device=queries.device)  # (P, B h w)
+            for p, vectors in enumerate(queries):
+                for unit, part, out in zip(units, vectors.chunk(len(units)), found[p].chunk(len(units)), strict=True):
+                    used = torch.cat([own[p] != unit, only[p] == unit])  # (M + F,)
+                    # where nobody else has a patch, nothing counts
+                    out.copy_(BankIndex(members[p][used] if bool(used.any()) else bank[p]).distances(part))
+            return found
+
+        return self._scored(batch, distances)
+
+    def forget_images(self) -> None:
+        """Drop which image each member of the bank came from, and what stands in for it."""
+        self.owners = self.stand_ins = self.stand_in_for = None
+
+    def _scored(self, batch: Batch, distances: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Score a batch by the distances of its queries (P, n, C) -> (P, n)."""
         features = self._patch_features(batch.levels)  # (B, P, C, h, w)
         b, p, _, h, w = features.shape
         queries = self._scaled(features.permute(1, 0, 3, 4, 2).flatten(1, 3))  # (P, B h w, C)
-        distance = self._distances(queries, batch.engine is None)  # (P, B h w)
+        distance = distances(queries)  # (P, B h w)
         maps = distance.view(p, b, h, w).transpose(0, 1)  # (B, P, h, w)
         keep = kept_cells(batch.keep, (h, w))
         counting = maps if keep is None else maps.masked_fill(~keep, 0)  # no distance is below 0
@@ -399,11 +497,11 @@ class PatchCore(Detector):
 
 
 def _only(patches: Tensor, keep: Tensor) -> Tensor:
-    """Pick the patches (P, n, C) that count, by (P, n) bool.
+    """Pick the patches (P, n, C), or their units (P, n), that count, by (P, n) bool.
 
     Positions with fewer of them repeat one, which changes no distance. A position of which nothing counts keeps one
     patch; it is never asked for a score.
     """
     picked = [p[k] if bool(k.any()) else p[:1] for p, k in zip(patches, keep, strict=True)]
     longest = max(len(p) for p in picked)
-    return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p), -1)]) for p in picked])
+    return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p), *p.shape[1:])]) for p in picked])

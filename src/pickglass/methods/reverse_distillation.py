@@ -53,7 +53,7 @@ class ReverseDistillation(Detector):
     """Reverse distillation from a one-class embedding (Deng and Li 2022).
 
     Args:
-        backbone, layers, weights, size, smoothing, top_share: see :class:`pickglass.Detector`.
+        backbone, layers, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
             Layers from the finest to the coarsest. Paper: WideResNet-50, layer1 to layer3, smoothing 4 pixels.
         block: residual block of embedding and decoder: ``"basic"`` (two 3x3 convolutions) or ``"bottleneck"`` (1x1,
             3x3, 1x1, half as wide inside, as in WideResNet-50; paper).
@@ -105,6 +105,7 @@ class ReverseDistillation(Detector):
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = 4.0,
         top_share: float | None = None,
+        place_scale: bool | None = None,
         block: BlockName = "basic",
         blocks: int | Sequence[int] = 1,
         width: float | None = 1.0,
@@ -115,7 +116,13 @@ class ReverseDistillation(Detector):
         pick: Literal["last", "best"] = "best",
     ) -> None:
         super().__init__(
-            backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing, top_share=top_share
+            backbone=backbone,
+            layers=layers,
+            weights=weights,
+            size=size,
+            smoothing=smoothing,
+            top_share=top_share,
+            place_scale=place_scale,
         )
         self.block = block
         self.blocks = blocks

@@ -47,7 +47,7 @@ class STFPM(Detector):
     """Student-teacher feature pyramid matching (Wang et al. 2021).
 
     Args:
-        backbone, layers, weights, size, smoothing, top_share: see :class:`pickglass.Detector`.
+        backbone, layers, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
             The first layer sets the grid; the student is a second backbone, untrained at first. Paper: ResNet-18,
             layer1 to layer3, no smoothing.
         epochs: how often the student sees every image (paper: 100). The one with the lowest validation loss counts.
@@ -92,6 +92,7 @@ class STFPM(Detector):
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = None,
         top_share: float | None = None,
+        place_scale: bool | None = None,
         epochs: int = 100,
         batch: int = 8,
         lr: float = 0.4,
@@ -100,7 +101,13 @@ class STFPM(Detector):
         pick: Literal["last", "best"] = "best",
     ) -> None:
         super().__init__(
-            backbone=backbone, layers=layers, weights=weights, size=size, smoothing=smoothing, top_share=top_share
+            backbone=backbone,
+            layers=layers,
+            weights=weights,
+            size=size,
+            smoothing=smoothing,
+            top_share=top_share,
+            place_scale=place_scale,
         )
         self.epochs = epochs
         self.batch = batch

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +24,14 @@ from torch import Tensor
 
 __all__ = [
     "ChannelMoments",
+    "PlaceSums",
     "ProcessLock",
     "RingQuantiles",
     "adaptive_windows",
     "batch_mean",
     "discrete_gaussian",
     "exact_float32",
+    "explained_by_place",
     "hardest_mean",
     "has_fast_bfloat16",
     "highest",
@@ -267,6 +270,78 @@ def batch_mean(values: Tensor, keep: Tensor | None) -> Tensor:
         return values.mean(0)
     counting = keep.flatten(2).any(2)  # (B, P)
     return torch.where(counting, values, 0).sum(0) / counting.sum(0).clamp(min=1)
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+_AROUND = 2.0  # cells, sigma of the Gaussian over which neighbours share what is usual
+_SHRINK = 20.0  # images that what is usual everywhere counts as
+
+
+class PlaceSums(NamedTuple):
+    """The sums over good maps say what is usual at each place.
+
+    Attributes:
+        counts, total, squares: (h, w) float64 each, over the images of which the cell counts.
+    """
+
+    counts: Tensor
+    total: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, maps: Tensor, inside: Tensor) -> PlaceSums:
+        """Add up maps (N, h, w) over the cells that count, (N, h, w) bool."""
+        values = torch.where(inside, maps.double(), 0.0)
+        return cls(inside.double().sum(0), values.sum(0), values.square().sum(0))
+
+    def without(self, other: PlaceSums) -> PlaceSums:
+        """Take the maps of others out again."""
+        return PlaceSums(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Return the gain and the shift of each cell, (h, w) float32 each: map * gain + shift is standardised.
+
+        Each cell is compared with its own mean and standard deviation, shared with its neighbours and shrunk towards
+        those of all cells; mean and deviation of all cells stay what they are, so that scores keep their unit.
+        """
+        mean = self.total.sum() / self.counts.sum().clamp(min=1)
+        own = self._near(self.total) / self._near(self.counts).clamp(min=1e-6)  # (h, w)
+        apart = (self.squares - 2 * own * self.total + own.square() * self.counts).clamp(min=0)
+        usual = apart.sum() / self.counts.sum().clamp(min=1)
+        variance = self._near(apart) / self._near(self.counts).clamp(min=1e-6)
+        weight = self.counts / (self.counts + _SHRINK)
+        own = weight * own + (1 - weight) * mean
+        variance = weight * variance + (1 - weight) * usual
+        gain = torch.where(variance > 0, (usual / variance.clamp(min=1e-300)).sqrt(), 1.0)
+        return gain.float(), (mean - own * gain).float()
+
+    @staticmethod
+    def _near(values: Tensor) -> Tensor:
+        return smooth(values[None], (_AROUND, _AROUND))[0]
+
+
+def explained_by_place(maps: Tensor, inside: Tensor, units: Tensor) -> float:
+    """Return the share of the variance of good maps that the place explains, below 0 where it explains nothing.
+
+    Each image is predicted by the mean of the other units at the same cell, and compared with their mean over all
+    cells.
+
+    Args:
+        maps: (N, h, w).
+        inside: (N, h, w) bool, the cells that count.
+        units: (N,) what must not predict itself: the images of one part.
+    """
+    values, counting = torch.where(inside, maps.double(), 0.0), inside.double()
+    total, count = values.sum(0), counting.sum(0)  # (h, w)
+    by_place = by_all = 0.0
+    for unit in units.unique():
+        own = units == unit
+        others, n = total - values[own].sum(0), count - counting[own].sum(0)
+        seen = (n > 0) & inside[own]  # (n, h, w)
+        by_place += float((maps[own].double() - others / n.clamp(min=1))[seen].square().sum())
+        by_all += float((maps[own].double() - others.sum() / n.sum().clamp(min=1))[seen].square().sum())
+    return 1 - by_place / by_all if by_all > 0 else 0.0
 
 
 # -- rings of cells ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pickglass.nn.maps import exact_float32, has_fast_bfloat16, rounding_bound
 
-__all__ = ["BankIndex", "Searched", "nearest_of_each", "nearest_plain"]
+__all__ = ["BankIndex", "Searched", "nearest_of_each", "nearest_of_two_owners", "nearest_plain"]
 
 _QUERIES = 1024  # of one block ...
 _POINTS = 2048  # ... times bank points
@@ -61,6 +61,34 @@ def nearest_of_each(queries: Tensor, bank: Tensor) -> Tensor:
             nearest = points.gather(1, index[..., None].expand(-1, -1, points.shape[2]))  # (P, n, C)
             distances.append((part - nearest).norm(dim=2))
     return torch.cat(distances, dim=1)
+
+
+def nearest_of_two_owners(queries: Tensor, bank: Tensor, owners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the owner of each query's nearest bank point, its distance, and that of the nearest of any other owner.
+
+    Args:
+        queries: (N, C).
+        bank: (M, C).
+        owners: (M,) a number for each bank point.
+
+    Returns:
+        (N,) owners, (N,) distances, and (N,) those of others, infinite where there is no other owner.
+    """
+    middle = bank.mean(0)
+    points, x = bank - middle, queries - middle
+    norms = points.square().sum(1)  # (M,)
+    nearest, firsts, seconds = [], [], []
+    with exact_float32():
+        for part in x.split(max(1, _PRODUCTS // 4 // len(points))):
+            squared = torch.addmm(norms, part, points.T, alpha=-2)  # (n, M), without |x|^2
+            length = part.square().sum(1)  # (n,)
+            first, index = squared.min(1)
+            owner = owners[index]  # (n,)
+            second = squared.masked_fill_(owner[:, None] == owners, torch.inf).amin(1)
+            nearest.append(owner)
+            firsts.append((first + length).clamp(min=0).sqrt())
+            seconds.append((second + length).clamp(min=0).sqrt())
+    return torch.cat(nearest), torch.cat(firsts), torch.cat(seconds)
 
 
 @dataclass

@@ -1,0 +1,294 @@
+"""A fit judges each image as if it had been left out, sets its thresholds by that, and learns what is usual at a place.
+
+The reference is always a fit without the image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pickglass as pg
+from pickglass.app.fit import FitRequest, fit
+from pickglass.app.threshold import ThresholdRequest, threshold
+from pickglass.data import Row, Table
+from pickglass.detectors.compute import ComputeOptions
+from pickglass.errors import InputError, PromiseUnreachable
+from pickglass.nn.maps import PlaceSums, explained_by_place
+from pickglass.testing import textures
+
+TORCH: dict[str, Any] = {"engine": "torch", "workers": 1}
+
+
+def rows(n: int = 12, side: int = 64, group: int = 1) -> Table:
+    """Good images; so many in a row show one part."""
+    pictures = textures(n, side)
+    return Table(
+        [
+            Row(f"{i}.png", "train", 0, group=f"part {i // group}" if group > 1 else None, pixels=picture)
+            for i, picture in enumerate(pictures)
+        ]
+    )
+
+
+@pytest.fixture
+def keeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits keep what they need to leave images out."""
+    for method in (pg.PatchCore, pg.PaDiM):
+        monkeypatch.setattr(method, "forget_images", lambda self: None)
+
+
+def left_out(detector: pg.Detector, table: Table) -> dict[str, np.ndarray[Any, Any]]:
+    """The joined map of each image that was learned, by name, as if its unit had been left out."""
+    units: dict[str, int] = {}
+    numbers = [units.setdefault(row.unit, len(units)) for row in table]
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    with torch.no_grad():
+        for loaded in detector.loader(ComputeOptions(**TORCH)).batches(table.rows):
+            assert loaded.batch is not None
+            own = torch.tensor(numbers[len(found) : len(found) + len(loaded.items)])
+            _, maps, _ = detector._joined(*detector.score_left_out(loaded.batch, own), loaded.batch.keep, placed=False)
+            found.update({item.row.path: map_.numpy() for item, map_ in zip(loaded.items, maps, strict=True)})
+    return found
+
+
+def refitted(detector: pg.Detector, table: Table, path: str) -> np.ndarray[Any, Any]:
+    """The map of an image by a fit without its unit."""
+    (row,) = [row for row in table if row.path == path]
+    others = table.where(lambda other: other.unit != row.unit)
+    fresh = type(detector).configured({**detector.configuration(), "place_scale": False})
+    return fresh.fit(others, calibrate=0, **TORCH).predict(Table([row]), **TORCH).maps[0]
+
+
+@pytest.mark.parametrize("group", [1, 3], ids=["alone", "groups"])
+@pytest.mark.parametrize("tiled", [False, True], ids=["plain", "tiled"])
+@pytest.mark.usefixtures("keeping")
+def test_a_bank_of_all_patches_answers_as_without_the_image(group: int, tiled: bool) -> None:
+    table = rows(9, group=group)
+    detector: pg.Detector = pg.PatchCore(size=64, ratio=1, place_scale=False)
+    if tiled:
+        detector = pg.PatchCore(size=96, ratio=1, place_scale=False).tiled(tile=64, stride=32)
+    detector.fit(table, **TORCH)
+    maps = left_out(detector, table)
+    for path in ("0.png", "4.png"):
+        np.testing.assert_allclose(maps[path], refitted(detector, table, path), rtol=2e-3, atol=1e-3)
+    assert detector.falls_with_images
+
+
+@pytest.mark.usefixtures("keeping")
+def test_turned_copies_are_left_out_too() -> None:
+    table = rows(6)
+    detector = pg.PatchCore(size=64, ratio=1, rotations=4, place_scale=False).fit(table, **TORCH)
+    np.testing.assert_allclose(
+        left_out(detector, table)["2.png"], refitted(detector, table, "2.png"), rtol=2e-3, atol=1e-3
+    )
+
+
+@pytest.mark.usefixtures("keeping")
+def test_regions_of_interest_keep_patches_and_owners_together() -> None:
+    masks = [np.zeros((64, 64), np.uint8) for _ in range(6)]
+    for i, mask in enumerate(masks):
+        mask[8 * (i % 3) :, :] = 255  # differing numbers of patches
+    table = Table([replace(row, roi=mask) for row, mask in zip(rows(6), masks, strict=True)])
+    detector = pg.PatchCore(size=64, ratio=1, place_scale=False).fit(table, **TORCH)
+    np.testing.assert_allclose(
+        left_out(detector, table)["2.png"], refitted(detector, table, "2.png"), rtol=2e-3, atol=1e-3
+    )
+
+
+@pytest.mark.usefixtures("keeping")
+def test_a_coreset_without_an_image_is_never_nearer_than_the_whole_one() -> None:
+    """So the threshold errs on the side of fewer false alarms."""
+    table = rows()
+    detector = pg.PatchCore(size=64, ratio=0.1, place_scale=False).fit(table, **TORCH)
+    maps, whole = left_out(detector, table), detector.predict(table, **TORCH)
+    for row, map_ in zip(whole.rows, whole.maps, strict=True):
+        assert (maps[row.path] >= map_ - 1e-3 * map_.max()).all()
+    assert not detector.falls_with_images  # another coreset might have been nearer
+
+
+@pytest.mark.usefixtures("keeping")
+def test_a_gaussian_without_an_image_follows_from_that_with_it() -> None:
+    table = rows(30)
+    detector = pg.PaDiM(size=64, dims=12, place_scale=False).fit(table, **TORCH)
+    maps = left_out(detector, table)
+    for path in ("0.png", "17.png"):
+        np.testing.assert_allclose(maps[path], refitted(detector, table, path), rtol=0.02)
+
+
+def test_gaussians_leave_out_single_images_that_outnumber_the_channels() -> None:
+    detector = pg.PaDiM(dims=10)
+    assert detector.leaves_out(range(12))
+    assert not detector.leaves_out(range(11))
+    assert not detector.leaves_out([0, 0, *range(1, 20)])
+    assert not pg.FastFlow().leaves_out(range(100))
+
+
+def test_by_default_no_image_is_held_back() -> None:
+    clean, drift = pg.CleanCheck(), pg.DriftSample()
+    detector = pg.PatchCore(size=64).fit(rows(), observers=[clean, drift], **TORCH)
+    calibration = detector.calibration
+    assert calibration is not None
+    assert (detector.provenance.n_fit, detector.provenance.n_calibrate) == (12, 0)
+    assert (calibration.source, len(calibration.scores), calibration.promise) == ("left out", 12, "estimate")
+    assert clean.cleanliness is not None
+    assert len(clean.cleanliness.scores) == 12  # each image once
+    assert detector.reference is not None
+    assert len(detector.reference) == 12
+    assert not any("owners" in name for name in detector.state_dict())
+    assert (detector.predict(rows(), **TORCH).scores <= max(calibration.scores)).all()
+
+
+def test_whatever_else_learns_from_the_images_holds_some_back() -> None:
+    fused = pg.PatchCore(size=64).fused("concat", normalise="whiten").fit(rows(), **TORCH)
+    shared = pg.PatchCore(size=96).tiled(tile=64, stride=32, heads=1).fit(rows(), **TORCH)
+    for detector in (fused, shared):
+        assert detector.calibration is not None
+        assert (detector.calibration.source, detector.provenance.n_calibrate) == ("held back", 1)
+
+
+def test_one_image_sets_no_threshold_and_two_set_one() -> None:
+    one = pg.PatchCore(size=64).fit(rows(1), **TORCH).calibration
+    two = pg.PatchCore(size=64).fit(rows(2), **TORCH).calibration
+    assert one is not None
+    assert one.image_threshold is None
+    assert two is not None
+    assert "2 images say little" in two.sentence
+
+
+def test_another_rate_is_estimated_without_a_refit(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "m.safetensors"
+    fit(small_dataset, model, FitRequest(settings={"size": 64}), compute=ComputeOptions(engine="torch"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("nothing needs to be fitted again")
+
+    monkeypatch.setattr(pg.Detector, "fit", refuse)
+    found = threshold(model, small_dataset, ThresholdRequest("estimate", false_alarm=0.2))
+    assert "from 16 training images each judged as if left out" in found["sentence"]
+    with pytest.raises(PromiseUnreachable, match="there are 0"):  # they were learned
+        threshold(model, small_dataset, ThresholdRequest("marginal", false_alarm=0.2))
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+def parts(n: int, seed: int = 0) -> list[np.ndarray[Any, Any]]:
+    """Parts that always lie alike: the left half is even, the right half carries marks that differ on each."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(n):
+        part = np.full((128, 128), 120.0)
+        part[:, 64:] = np.kron(rng.integers(60, 180, (16, 8)), np.ones((8, 8)))
+        made.append((part + rng.normal(0, 2, part.shape)).clip(0, 255).astype(np.uint8))
+    return made
+
+
+def test_places_are_told_from_noise() -> None:
+    rng = np.random.default_rng(0)
+    noise = torch.from_numpy(rng.normal(5, 1, (40, 12, 10)))
+    inside, units = torch.ones(noise.shape, dtype=torch.bool), torch.arange(40)
+    assert abs(explained_by_place(noise, inside, units)) < 0.1
+    slope = torch.linspace(0, 8, 10)
+    assert explained_by_place(noise + slope, inside, units) > 0.7
+    # two shots of one part predict each other, but no other part
+    twins = torch.from_numpy(rng.normal(5, 1, (20, 12, 10))).repeat_interleave(2, dim=0)
+    assert abs(explained_by_place(twins, inside, units // 2)) < 0.2
+
+
+def test_each_place_is_standardised_and_the_whole_keeps_its_unit() -> None:
+    rng = np.random.default_rng(0)
+    loud = np.r_[np.ones(12), np.full(12, 4.0)]  # of each column
+    maps = torch.from_numpy(rng.normal(10 + 3 * loud, loud, (200, 16, 24)))
+    inside = torch.ones(maps.shape, dtype=torch.bool)
+    gain, shift = PlaceSums.of(maps, inside).scale()
+    placed = maps * gain + shift
+    quiet, noisy = (placed[:, :, part].flatten() for part in (slice(0, 8), slice(16, 24)))
+    assert abs(float(quiet.mean() - noisy.mean())) < 3  # they differed by 9
+    assert 0.7 < float(quiet.std() / noisy.std()) < 1.4  # by a factor of 4
+    assert abs(float(placed.mean() - maps.mean())) < 0.5
+    some = PlaceSums.of(maps[3:], inside[3:])
+    for a, b in zip(
+        PlaceSums.of(maps, inside).without(PlaceSums.of(maps[:3], inside[:3])).scale(), some.scale(), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_places_outside_the_region_of_interest_say_nothing() -> None:
+    rng = np.random.default_rng(0)
+    maps = torch.from_numpy(rng.normal(5, 1, (40, 8, 8)))
+    inside = torch.ones(maps.shape, dtype=torch.bool)
+    inside[:, :, 4:] = False
+    wild = torch.where(inside, maps, 1e6)
+    for a, b in zip(PlaceSums.of(maps, inside).scale(), PlaceSums.of(wild, inside).scale(), strict=True):
+        torch.testing.assert_close(a, b)
+    gain, shift = PlaceSums.of(wild, inside).scale()
+    assert bool(torch.isfinite(gain).all() and torch.isfinite(shift).all())
+
+
+def test_a_mark_where_nothing_ever_differs_stands_out_by_its_place(tmp_path: Path) -> None:
+    good, fresh = parts(24), parts(6, seed=1)
+    bad = [part.copy() for part in fresh]
+    for part in bad:
+        part[60:63, 28:31] = 114  # hardly visible
+    aware = pg.PatchCore(size=128).fit(good, **TORCH)
+    plain = pg.PatchCore(size=128, place_scale=False).fit(good, **TORCH)
+    told = aware.provenance.details["places"]
+    assert told["used"]
+    assert told["explained"] > 0.3
+    assert plain.place_gain is None
+
+    def margin(detector: pg.Detector) -> float:
+        """How far the defects' scores lie above those of good parts, in deviations of these."""
+        usual, found = detector.predict(fresh, **TORCH).scores, detector.predict(bad, **TORCH).scores
+        return float((found.min() - usual.max()) / usual.std())
+
+    assert margin(aware) > margin(plain)
+    loaded = pg.load(aware.save(tmp_path / "m.safetensors"))
+    np.testing.assert_array_equal(loaded.predict(bad, **TORCH).scores, aware.predict(bad, **TORCH).scores)
+
+
+def test_the_threshold_of_a_left_out_image_knows_no_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scale of places that an image's score is taken by comes from the others alone."""
+    good = [Row(f"{i}.png", "train", 0, pixels=part) for i, part in enumerate(parts(14))]
+    whole = pg.PatchCore(size=128, ratio=1, place_scale=True).fit(Table(good), **TORCH)
+    without = pg.PatchCore(size=128, ratio=1, place_scale=True).fit(Table(good[1:]), **TORCH)
+    assert whole.calibration is not None
+    # the maps of the others are judged with one image more or less, hence not to the last digit
+    assert whole.calibration.scores[0] == pytest.approx(without.predict(Table(good[:1]), **TORCH).scores[0], rel=0.05)
+    assert not whole.falls_with_images or whole.calibration.promise == "estimate"
+
+
+def test_textures_have_no_places_and_own_scores_know_none() -> None:
+    detector = pg.PatchCore(size=64).fit(rows(16), **TORCH)
+    assert detector.provenance.details["places"]["used"] is False
+    assert detector.place_gain is None
+    assert pg.PatchCore(top_share=0).places_matter is False
+    with pytest.raises(InputError, match="place_scale=True"):
+        pg.PatchCore(place_scale=True, top_k=3).places_matter  # noqa: B018
+
+
+def test_an_image_that_a_fit_left_out_sets_no_threshold_later(tmp_path: Path) -> None:
+    """It looked like none of the others; afterwards it must not pass for a fresh good one."""
+    pictures = textures(16, 64)
+    pictures[5] = pg.data.paint(pictures[5], "hole", 30, np.random.default_rng(0), contrast=2.0).image
+    (tmp_path / "good").mkdir()
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / "good" / f"{i:02}.png")
+    model = tmp_path / "m.safetensors"
+    for calibrate in (None, 0.25):
+        wish = FitRequest(settings={"size": 64}, calibrate=calibrate, drop_suspicious=True)
+        assert any(odd["path"].endswith("05.png") for odd in fit(tmp_path / "good", model, wish)["suspicious"])
+        found = threshold(model, tmp_path / "good", ThresholdRequest("fixed", value=1e9))
+        assert found["left_out"] >= 1
+        kept = pg.load(model).calibration
+        assert kept is not None
+        assert max(kept.scores) < pg.load(model).predict(tmp_path / "good" / "05.png").scores[0]
