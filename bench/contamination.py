@@ -200,8 +200,9 @@ def spoiled(row: Row, kind: Kind, rng: np.random.Generator) -> Row:
     if row.pixels is None:
         raise ValueError(f"{row.path} has no pixels")
     low, high = np.log(PART_SIDES if kind.endswith("_part") else SIDES)
-    side = min(row.pixels.shape[:2]) * float(np.exp(rng.uniform(low, high)))
-    painted = paint(row.pixels, kind, max(side, 5.0), rng, contrast=float(rng.uniform(0.5, 1.5)))
+    image = row.image()
+    side = min(image.shape[:2]) * float(np.exp(rng.uniform(low, high)))
+    painted = paint(image, kind, max(side, 5.0), rng, contrast=float(rng.uniform(0.5, 1.5)))
     return replace(row, pixels=painted.image)
 
 

@@ -21,6 +21,7 @@ traceback and exits with 2, or with 1 where a promise cannot be kept.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,34 @@ __all__ = [
     "TrainingError",
     "UnknownName",
     "WeightsMissing",
+    "shortened",
 ]
+
+_LONGEST = 100  # characters of a value in a message
+_LONGEST_PATH = 300
+
+
+def shortened(value: object, longest: int = _LONGEST) -> str:
+    """Return the ``repr`` of a value for a message, in one line and never long; of arrays and bytes only their size.
+
+    >>> shortened("a" * 1000, 20)
+    "'aaaaa...aaaaaaaaaa'"
+    >>> shortened(b"a" * 1000)
+    '1000 bytes'
+    """
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return f"{type(value).__name__} of shape {tuple(shape)}"
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"{len(value)} bytes"
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxtuple, short.maxdict, short.maxset = 2, 4, 4, 4, 4
+    short.maxstring = short.maxother = longest
+    return _cut(" ".join(short.repr(value).split()), longest)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest // 2 - 3]}...{text[-(longest - longest // 2) :]}"
 
 
 class Failure(NamedTuple):
@@ -69,14 +97,14 @@ class UnknownName(InputError):
         names = sorted(known)
         near = difflib.get_close_matches(str(name), names, n=5, cutoff=0.3) or names[:5]
         more = f" All of them: {listing}." if listing else ""
-        super().__init__(f"unknown {kind} {name!r}. The nearest are: {', '.join(near) or '(none)'}.{more}")
+        super().__init__(f"unknown {kind} {shortened(name)}. The nearest are: {', '.join(near) or '(none)'}.{more}")
 
 
 class ImageError(InputError):
     """One image or mask cannot be read."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        super().__init__(f"{_cut(path, _LONGEST_PATH)}: {reason}")
         self.path = path
         self.reason = reason
 
@@ -85,7 +113,7 @@ class DataError(InputError):
     """A data set cannot be used; ``failures`` names each broken file."""
 
     def __init__(self, message: str, failures: Sequence[Failure] = ()) -> None:
-        lines = "".join(f"\n  {path}: {error}" for path, error in failures)
+        lines = "".join(f"\n  {_cut(path, _LONGEST_PATH)}: {error}" for path, error in failures)
         super().__init__(message + lines)
         self.failures = tuple(failures)
 

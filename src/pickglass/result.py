@@ -12,8 +12,8 @@ from scipy.ndimage import find_objects
 
 from pickglass.calibration import Calibration, Verdict
 from pickglass.data.images.geometry import resize_map
+from pickglass.data.tables.memory import as_numpy
 from pickglass.data.tables.rows import Row
-from pickglass.data.tables.sources import as_numpy
 from pickglass.errors import Failure, InputError
 from pickglass.metrics.labelling import connected_regions
 

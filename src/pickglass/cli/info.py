@@ -22,6 +22,8 @@ _EXAMPLES = 5
 PROBLEMS = {
     "unreadable": "cannot be read",
     "masks_unusable": "masks cannot be used",
+    "masks_soft": "masks have soft edges or the noise of JPEG, and are cut at half of their highest value",
+    "masks_mark_most": "masks mark more than half of their image: are they inverted? The defect has to be above 0",
     "masks_empty": "defective images have a mask that marks nothing",
     "good_with_mask": "good images have a mask that marks a defect",
     "no_mask": "defective images have no mask, while others have one",

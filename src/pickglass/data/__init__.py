@@ -9,9 +9,9 @@ from pickglass.data.images.decoder import (
     decode_all,
     read_header,
     read_image,
-    read_mask,
 )
 from pickglass.data.images.geometry import Preprocess, parse_size, resize_map
+from pickglass.data.images.masks import read_marks, read_mask
 from pickglass.data.painting.defects import KINDS, Painted, paint
 from pickglass.data.tables.ground_truth import Region, read_regions
 from pickglass.data.tables.inspection import describe, find_problems, usual_size
@@ -63,6 +63,7 @@ __all__ = [
     "parse_size",
     "read_header",
     "read_image",
+    "read_marks",
     "read_mask",
     "read_regions",
     "resize_map",

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import BinaryIO, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from pickglass.data.images.formats import (
@@ -37,16 +36,18 @@ __all__ = [
     "Decoded",
     "Header",
     "ImageRow",
-    "check_mask_size",
+    "Pixels",
     "decode",
     "decode_all",
+    "name_of",
+    "read_bytes",
     "read_header",
     "read_image",
-    "read_mask",
 ]
 
 T = TypeVar("T")
-Source: TypeAlias = "str | os.PathLike[str] | Array | Image.Image | BinaryIO"
+Pixels: TypeAlias = "Array | Image.Image | bytes | ImageError"
+Source: TypeAlias = "str | os.PathLike[str] | Pixels | bytearray | memoryview | BinaryIO"
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 250_000_000  # a file that claims more is more likely damaged than sound
@@ -55,9 +56,13 @@ MAX_PIXELS = 250_000_000  # a file that claims more is more likely damaged than 
 def read_image(source: Source, max_pixels: int = MAX_PIXELS) -> Array:
     """Read one image, upright, without alpha, at its full bit depth.
 
+    Colour is given as RGB (CMYK, YCbCr, LAB and palettes are converted); colour profiles (ICC) are not applied, and
+    what lies under transparent pixels is shown. Of a photograph with previews (MPO) the first frame is read.
+
     Args:
-        source: path, open binary file, PIL image, or array ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)``, ``(H, W, 4)`` of
-            bool, uint8, uint16, or floats in 0..1. PNG, JPEG, TIFF, BMP and WebP files are read.
+        source: path, open binary file, encoded bytes, PIL image, or array ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)``,
+            ``(H, W, 4)`` of bool, uint8, uint16, or floats in 0..1. PNG, JPEG, TIFF, BMP and WebP files are read. An
+            ImageError, in place of an image that is known to be broken, is raised.
         max_pixels: height x width above which a file is refused before it is decoded.
 
     Returns:
@@ -74,47 +79,32 @@ def read_image(source: Source, max_pixels: int = MAX_PIXELS) -> Array:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return decode_pil(source)
+        return decode_pil(source, max_pixels)
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         with open_file(path) as file:
             return decode_file(file, path, max_pixels)
-    return decode_file(io.BytesIO(source.read()), str(getattr(source, "name", "<file object>")), max_pixels)
+    if isinstance(source, ImageError):
+        raise ImageError(source.path, source.reason)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return decode_file(io.BytesIO(source), "<bytes>", max_pixels)
+    return decode_file(io.BytesIO(read_bytes(source)), name_of(source), max_pixels)
 
 
-def read_mask(
-    mask: str | os.PathLike[str] | Array | tuple[str, ...],
-    size: tuple[int, int],
-    max_pixels: int = MAX_PIXELS,
-) -> NDArray[np.bool_]:
-    """Read which pixels a mask marks, bool ``(H, W)``: those above 0 in any channel, in any of several files.
-
-    Args:
-        mask: a file, an array, or several files.
-        size: (H, W) of the image that the mask belongs to.
-        max_pixels: as in :func:`read_image`.
-
-    Raises:
-        ImageError: the mask cannot be read, or is of another size than its image.
-    """
-    union = np.zeros(size, np.bool_)
-    for source in mask if isinstance(mask, tuple) else (mask,):
-        image = read_image(source, max_pixels)
-        name = "<mask>" if isinstance(source, np.ndarray) else os.fspath(source)
-        check_mask_size(name, (image.shape[0], image.shape[1]), size)
-        marked: NDArray[np.bool_] = image > 0
-        union |= marked if marked.ndim == 2 else np.logical_or.reduce(marked, axis=2)  # (H, W)
-    return union
+def read_bytes(file: BinaryIO) -> bytes:
+    """Read an open file to its end; one that is closed, broken or of text is an ImageError."""
+    try:
+        content: object = file.read()
+    except Exception as error:  # whatever a file of a network or an archive raises
+        raise ImageError(name_of(file), f"the open file cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, bytes):
+        raise ImageError(name_of(file), "is open as text, expected a binary file: open(path, 'rb')")
+    return content
 
 
-def check_mask_size(path: str, mask: tuple[int, int], image: tuple[int, int]) -> None:
-    """Raise an ImageError unless a mask has the size (H, W) of its image."""
-    if mask != image:
-        raise ImageError(
-            path,
-            f"the mask is {mask[0]}x{mask[1]} (height x width) but its image is {image[0]}x{image[1]}: "
-            "make the mask as large as the image",
-        )
+def name_of(file: BinaryIO) -> str:
+    """Name an open file for messages."""
+    return str(getattr(file, "name", "<file object>"))
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -131,6 +121,8 @@ def _from_array(array: Array) -> Array:
     if array.ndim not in (2, 3) or array.size == 0 or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         turn = ": put the channels last, .transpose(1, 2, 0)" if array.ndim == 3 and array.shape[0] in (1, 3) else ""
         raise ImageError("<array>", f"shape {array.shape}, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4){turn}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise ImageError("<array>", "a masked array, expected a plain one: fill it, e.g. image.filled(0)")
     if array.ndim == 3:
         array = array[..., 0] if array.shape[2] == 1 else array[..., :3]  # (H, W) or (H, W, 3)
     if array.dtype == np.bool_:
@@ -157,8 +149,8 @@ class ImageRow(Protocol):
         """The file."""
 
     @property
-    def pixels(self) -> Array | None:
-        """The image itself; None: it is in the file."""
+    def pixels(self) -> Pixels | None:
+        """The image itself, or why there is none; None: it is in the file."""
 
 
 RowT = TypeVar("RowT", bound=ImageRow)

@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import IO, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -21,7 +22,16 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 
 from pickglass.errors import ImageError
 
-__all__ = ["Header", "decode_file", "decode_pil", "open_file", "parse_header", "unit_floats"]
+__all__ = [
+    "Header",
+    "decode_file",
+    "decode_levels",
+    "decode_pil",
+    "level_of",
+    "open_file",
+    "parse_header",
+    "unit_floats",
+]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -45,6 +55,9 @@ _OPENERS: dict[bytes, Callable[[IO[bytes], str], ImageFile.ImageFile]] = {
     b"RIFF": WebPImagePlugin.WebPImageFile,
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
 }
+_FOREIGN = {b"GIF8": "GIF", b"ftyp": "HEIC or AVIF", b"jP  ": "JPEG 2000", b"%PDF": "PDF", b"<svg": "SVG"}
+_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF")  # what they make of a file, in Pillow's words
+_PILLOW = Lock()
 
 
 class Header(NamedTuple):
@@ -71,6 +84,17 @@ def open_file(path: str) -> IO[bytes]:
 
 def decode_file(file: IO[bytes], name: str, max_pixels: int) -> Array:
     """Decode a seekable file as :func:`pickglass.data.images.decoder.read_image` promises; ``name`` is for messages."""
+    return _decoded(file, name, max_pixels, _array)
+
+
+def decode_levels(file: IO[bytes], name: str, max_pixels: int) -> tuple[Array, bool]:
+    """Decode a seekable file of a mask: its levels ``(H, W)``, see :mod:`pickglass.data.images.masks`, and if lossy."""
+    array = _decoded(file, name, max_pixels, _levels)
+    with _one_error(name):
+        return level_of(array, name), _is_lossy(file, name)
+
+
+def _decoded(file: IO[bytes], name: str, max_pixels: int, array_of: Callable[[Image.Image, str], Array]) -> Array:
     with _one_error(name):
         image = _opened(file, name)
         pixels = image.width * image.height
@@ -80,9 +104,7 @@ def decode_file(file: IO[bytes], name: str, max_pixels: int) -> Array:
                 f"{image.width}x{image.height} is {pixels:,} pixels, more than the limit of {max_pixels:,}: "
                 "if the file is sound, raise max_pixels (--max-pixels)",
             )
-        # An MPO file is a photograph whose further frames are previews of the first; elsewhere frames are equals.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        if frames > 1:
+        if (frames := _frames(image)) > 1:
             raise ImageError(name, f"holds {frames} frames, expected one: save each frame as a file of its own")
         if image.format == "PNG":
             _walk_png(file, name, check=True)
@@ -93,19 +115,63 @@ def decode_file(file: IO[bytes], name: str, max_pixels: int) -> Array:
             array, image = _deep_colour(file, name, raw)
         else:
             image.load()
-            array = _array(image, name)
+            array = array_of(image, name)
         # Pillow has turned a TIFF already.
         return array if image.format == "TIFF" else _upright(array, image)
 
 
-def decode_pil(image: Image.Image) -> Array:
-    """Return the array of an image that Pillow has opened."""
+def decode_pil(image: Image.Image, max_pixels: int) -> Array:
+    """Return the array of an image of Pillow; one that was opened and not yet loaded is read here and stays so.
+
+    Its file is read again from the start, so that a list of opened files is never decoded all at once, and 16-bit
+    colour is exact. One that was loaded before is taken as it is.
+    """
     name = str(getattr(image, "filename", "") or "<PIL image>")
-    if _is_deep_colour(_raw_mode(image), image):
-        raise ImageError(name, "16-bit colour opened by Pillow, which keeps 8 of the 16 bits: pass the path instead")
     with _one_error(name):
-        image.load()
+        with _PILLOW:  # of the threads that decode, two may meet in one image or in one open file
+            if (frames := _frames(image)) > 1:
+                raise ImageError(
+                    name,
+                    f"holds {frames} frames, expected one: pass copies of the frames, e.g. "
+                    "[frame.copy() for frame in PIL.ImageSequence.Iterator(image)]",
+                )
+            data = _undecoded(image)
+            if data is None:
+                image.load()
+        if data is not None:
+            return decode_file(io.BytesIO(data), name, max_pixels)
+        if isinstance(image, ImageFile.ImageFile) and image.mode.startswith("RGB") and _was_deep(image):
+            raise ImageError(name, "16-bit colour of which Pillow has kept 8 bits: pass the path, or open it anew")
         return _upright(_array(image, name), image)
+
+
+def _undecoded(image: Image.Image) -> bytes | None:
+    """Return the bytes of the file of an image that Pillow has opened and not decoded; None: it has."""
+    file = getattr(image, "fp", None)
+    shrunk = getattr(image, "decoderconfig", ())  # by Image.draft, which its owner asked for
+    if not getattr(image, "tile", None) or shrunk or image.format not in _FORMATS or file is None or file.closed:
+        return None
+    at = file.tell()
+    file.seek(0)
+    try:
+        return bytes(file.read())
+    finally:
+        file.seek(at)
+
+
+def _was_deep(image: ImageFile.ImageFile) -> bool:
+    """Say whether a decoded image of Pillow had more than 8 bits a channel in its file."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(cast("tuple[int, ...]", image.tag_v2.get(258, (1,)))) > 8
+    if image.format != "PNG" or not os.path.isfile(image.filename):
+        return False
+    with open(image.filename, "rb") as file:
+        return file.read(25)[24:] == b"\x10"  # bits a channel, of the chunk IHDR
+
+
+def _frames(image: Image.Image) -> int:
+    # An MPO file is a photograph whose further frames are previews of the first; elsewhere frames are equals.
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def parse_header(file: IO[bytes], name: str) -> Header:
@@ -125,16 +191,30 @@ def parse_header(file: IO[bytes], name: str) -> Header:
             height, width = width, height
         deep = _is_deep(raw) or image.mode.startswith("I;16")
         bits = 16 if deep else 32 if image.mode in ("F", "I") else 8
-        grey = raw.startswith("LA") or image.mode.split(";")[0] in ("1", "L", "LA", "I", "F")
+        grey = raw.startswith("LA;") or image.mode.split(";")[0] in ("1", "L", "LA", "I", "F")
         return Header(height, width, bits, 1 if grey else 3)
 
 
 def unit_floats(array: Array, name: str) -> Array:
     """Return floats in 0..1 as float32; other values are an ImageError."""
     low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):  # so written that NaN fails too
-        raise ImageError(name, f"float pixels from {low:g} to {high:g}, expected 0..1: divide by the value of white")
-    return array.astype(np.float32, copy=False)
+    if low >= 0 and high <= 1:  # so written that NaN is not taken
+        return array.astype(np.float32, copy=False)
+    broken = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if broken:
+        raise ImageError(
+            name,
+            f"{broken:,} of its {array.size:,} float values are NaN or infinite, expected 0..1: replace them, e.g. "
+            "numpy.nan_to_num(image, nan=0, posinf=0, neginf=0)",
+        )
+    remedy = "divide by the value of white"
+    if low < 0:
+        remedy = "leave out what normalises the images (mean and standard deviation), or shift and divide"
+    elif high <= 255:
+        remedy = "divide by the value of white: 255 where it comes from 8 bits"
+    elif high <= 65535:
+        remedy = "divide by the value of white: 65535 where it comes from 16 bits"
+    raise ImageError(name, f"float pixels from {low:.7g} to {high:.7g}, expected 0..1: {remedy}")
 
 
 @contextmanager
@@ -160,10 +240,16 @@ def _opened(file: IO[bytes], name: str) -> ImageFile.ImageFile:
         raise ImageError(name, "the file is empty (0 bytes)")
     opener = next((opener for signature, opener in _OPENERS.items() if start.startswith(signature)), None)
     if opener is None:
-        kind = "a GIF file" if start.startswith(b"GIF8") else f"not an image (it starts with {start[:8]!r})"
-        raise ImageError(name, f"is {kind}, expected PNG, JPEG, TIFF, BMP or WebP: save it as PNG")
+        kind = next((kind for mark, kind in _FOREIGN.items() if mark in start), None)
+        what = f"not an image (it starts with {start[:8]!r})" if kind is None else f"a {kind} file"
+        raise ImageError(name, f"is {what}, expected PNG, JPEG, TIFF, BMP or WebP: save it as PNG")
     file.seek(0)
-    return opener(file, name)
+    try:
+        return opener(file, name)
+    except SyntaxError as error:
+        if opener is TiffImagePlugin.TiffImageFile:
+            raise _unknown_tiff(file, name) from error
+        raise
 
 
 def _upright(array: Array, image: Image.Image) -> Array:
@@ -178,15 +264,64 @@ def _array(image: Image.Image, name: str) -> Array:
         return np.array(image)
     if mode in ("1", "LA"):
         return np.array(image.convert("L"))
+    if mode == "La":  # alpha is multiplied in
+        return np.array(image.convert("LA").convert("L"))
     if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):  # older Pillow: 16-bit grey PNG as I
         return np.array(image).astype(np.uint16, copy=False)  # in native byte order
     if mode == "F":
         return unit_floats(np.array(image), name)
     if mode == "I":
-        raise ImageError(name, "has 32-bit integer pixels, whose white is not known: save it with 8 or 16 bits")
+        raise ImageError(name, "has 32-bit or signed integer pixels, whose white is not known: save 8 or 16 bits")
     if mode in ("P", "PA", "La", "RGBa"):
         image = image.convert("RGBA")  # from P straight to RGB, Pillow warns of transparency
     return np.array(image.convert("RGB"))
+
+
+# -- masks ------------------------------------------------------------------------------------------------------------
+
+
+def _levels(image: Image.Image, name: str) -> Array:
+    """Return the values of a decoded mask, from which :func:`level_of` makes one level a pixel."""
+    mode = image.mode
+    if mode in ("I", "F"):
+        return np.array(image)
+    if mode in ("LA", "RGBA", "La", "RGBa"):
+        return np.array(image.convert("RGBA" if mode.startswith("R") else "LA").convert("RGBA"))
+    if mode not in ("P", "PA"):
+        return _array(image, name)
+    rgba = np.array(image.convert("RGBA"))
+    colours = rgba[..., :3]
+    if mode == "P" and (not colours.any() or colours.any(axis=2).all()):  # the background is no black, but index 0
+        return np.array(image) > 0
+    if not (colours == colours[..., :1]).all():  # colours name types and are no shades
+        rgba[..., :3] = 255 * colours.any(axis=2, keepdims=True)
+    return rgba
+
+
+def level_of(values: Array, name: str) -> Array:
+    """Return the levels ``(H, W)``, 0 and above, of a mask ``(H, W)`` or ``(H, W, C)`` with C 1, 3, or 4 with alpha."""
+    levels = values
+    if values.ndim == 3:
+        levels = values[..., 0]
+        for channel in range(1, min(values.shape[2], 3)):
+            levels = np.maximum(levels, values[..., channel])
+        if values.shape[2] == 4:
+            alpha = values[..., 3]
+            if alpha.min() < alpha.max():  # alpha that is the same everywhere says nothing
+                levels = np.minimum(levels, alpha) if levels.any() else alpha
+    low = levels.min() if levels.dtype.kind in "if" else 0
+    if not low >= 0 or (levels.dtype.kind == "f" and not levels.max() < np.inf):  # so written that NaN fails too
+        raise ImageError(name, "the mask holds negative, infinite or NaN values, expected 0 for what is not marked")
+    return levels
+
+
+def _is_lossy(file: IO[bytes], name: str) -> bool:
+    """Say whether the pixels of a mask were changed to save space, so that they have values that nobody drew."""
+    image = _opened(file, name)
+    if image.format == "WEBP":
+        file.seek(0)
+        return b"VP8 " in file.read()  # the chunk of lossy pixels; lossless ones are in VP8L
+    return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
 
 
 # -- 16-bit colour ----------------------------------------------------------------------------------------------------
@@ -239,12 +374,33 @@ def _loaded_as(file: IO[bytes], name: str, raw: str) -> ImageFile.ImageFile:
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, raw: str, name: str) -> None:
-    """Refuse what Pillow would narrow, invert or scramble silently."""
+    """Refuse what Pillow would narrow, invert, wrap or scramble silently."""
     bits = max(cast("tuple[int, ...]", image.tag_v2.get(258, (1,))))
+    if bits == 8 and 2 in cast("tuple[int, ...]", image.tag_v2.get(339, (1,))):
+        raise _inexact(name, "8-bit TIFF with a sign")
+    samples, colours = image.tag_v2.get(277, 1), {2: 3, 5: 4, 6: 3, 8: 3}.get(image.tag_v2.get(262, 1), 1)
+    if samples > colours + 1:  # one more is alpha
+        raise ImageError(name, f"TIFF with {samples} channels, expected grey or colour: save the channels to judge")
     if bits > 8 and image.tag_v2.get(277, 1) > 1 and (not _is_deep(raw) or image.tag_v2.get(284, 1) != 1):
         raise _inexact(name, f"{bits}-bit TIFF colour with separate planes or packed bits")
     if bits > 8 and image.tag_v2.get(262) == 0:
         raise _inexact(name, f"{bits}-bit TIFF whose 0 is white")
+
+
+def _unknown_tiff(file: IO[bytes], name: str) -> ImageError:
+    """Make the error for a TIFF whose kind of pixels Pillow does not know: it says what they are."""
+    file.seek(0)
+    head = file.read(8)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(head + file.read(8) if head[2:3] == b"+" else head)
+    file.seek(tags.next)
+    tags.load(file)
+    bits, channels = max(tags.get(258, (1,))), tags.get(277, 1)
+    kind = {2: "integers with a sign", 3: "floats"}.get(max(tags.get(339, (1,))), "integers")
+    return ImageError(
+        name,
+        f"TIFF with {channels} channel{'s' if channels > 1 else ''} of {bits}-bit {kind}, expected 8 or 16 bits "
+        "without a sign, or one channel of 32-bit floats: save it as 16-bit PNG, or pass it as an array",
+    )
 
 
 def _inexact(name: str, what: str) -> ImageError:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pickglass.data.images.decoder import MAX_PIXELS, check_mask_size, read_image
+from pickglass.data.images.decoder import MAX_PIXELS, read_image
+from pickglass.data.images.masks import check_mask_size
 from pickglass.data.tables.rows import Row, Saturation
 from pickglass.errors import ImageError
 

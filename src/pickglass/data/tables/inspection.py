@@ -6,6 +6,8 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -16,10 +18,10 @@ from pickglass.data.images.decoder import (
     MAX_PIXELS,
     Array,
     Header,
-    check_mask_size,
     decode,
     read_header,
 )
+from pickglass.data.images.masks import MaskSource, Size, read_marks
 from pickglass.data.tables.layouts.tree import SHOWN
 from pickglass.data.tables.rows import Dataset, Row, Table
 from pickglass.errors import Failure, ImageError
@@ -60,35 +62,29 @@ class _Seen(NamedTuple):
     statistics: NDArray[np.float64]  # (S,), as listed in _STATISTICS
 
 
-def _check_masks(
-    rows: Iterable[tuple[Row, tuple[int, int]]], max_pixels: int, workers: int
-) -> tuple[list[Failure], set[str]]:
-    """Find the masks that cannot be used with images of these sizes, and those that mark something."""
-    masks = [(mask, size) for row, size in rows for mask in _mask_rows(row)]
-    failures: list[Failure] = []
-    marked: set[str] = set()
-    decoded = decode((mask for mask, _ in masks), _any_above_0, workers, max_pixels=max_pixels)
-    for item, (mask, size) in zip(decoded, masks, strict=True):
-        try:
-            if item.error is not None:
-                raise ImageError(mask.path, item.error)
-            check_mask_size(mask.path, item.size, size)
-        except ImageError as error:
-            failures.append(Failure(error.path, error.reason))
-        if item.value:
-            marked.add(mask.path)
-    return failures, marked
+class _SeenMask(NamedTuple):
+    """A mask that was read leaves these facts behind, or ``error``."""
+
+    path: str
+    share: float = 0.0  # of the image that it marks
+    soft: bool = False
+    error: str | None = None
 
 
-def _mask_rows(row: Row) -> list[Row]:
-    """Make a row to decode of each file of a row's mask, or of its array."""
+def _masks_of(row: Row) -> list[tuple[str, MaskSource]]:
+    """Name each file of a row's mask, or its array."""
     if isinstance(row.mask, np.ndarray):
-        return [Row(f"mask of {row.path}", pixels=row.mask)]
-    return [Row(file) for file in row.masks]
+        return [(f"mask of {row.path}", row.mask)]
+    return [(file, file) for file in row.masks]
 
 
-def _any_above_0(image: Array, row: Row) -> bool:
-    return bool(image.any())
+def _look_at_mask(named: tuple[str, MaskSource], size: Size, max_pixels: int) -> _SeenMask:
+    path, source = named
+    try:
+        marks = read_marks(source, size, max_pixels)
+    except ImageError as error:
+        return _SeenMask(path, error=error.reason)
+    return _SeenMask(path, float(marks.pixels.mean()), marks.soft)
 
 
 def find_problems(dataset: Dataset, max_pixels: int = MAX_PIXELS, workers: int = 2) -> dict[str, list[str]]:
@@ -103,6 +99,9 @@ def find_problems(dataset: Dataset, max_pixels: int = MAX_PIXELS, workers: int =
         Sentences by problem; a problem that is not there is left out:
 
         - ``unreadable``, ``masks_unusable``: images and masks that cannot be used, and why;
+        - ``masks_soft``: masks with soft edges or the noise of JPEG, which are cut at half, see
+          :mod:`pickglass.data.images.masks`; ``masks_mark_most``: masks that mark more than half of their image and not
+          all of it, as inverted ones do;
         - ``masks_empty``: defective images whose mask marks nothing; ``good_with_mask``: good ones whose mask does;
         - ``no_mask``: defective images without a mask, where others have one;
         - ``defective_equals_good``: the pixels of an image in a defect folder are those of a good image;
@@ -140,15 +139,21 @@ def _judge_masks(
     max_pixels: int,
     workers: int,
 ) -> None:
-    failures, marked = _check_masks(usable, max_pixels, workers)
-    problems["masks_unusable"] += [f"{path}: {error}" for path, error in failures]
-    broken = {failure.path for failure in failures}
+    masks = [(named, size) for row, size in usable for named in _masks_of(row)]
+    with ThreadPoolExecutor(workers) as pool:
+        looked = pool.map(_look_at_mask, *zip(*masks, strict=True), repeat(max_pixels)) if masks else []
+        seen = {mask.path: mask for mask in looked}
+    problems["masks_unusable"] += [f"{mask.path}: {mask.error}" for mask in seen.values() if mask.error is not None]
     for row, _ in usable:
-        masks = {mask.path for mask in _mask_rows(row)}
-        if masks and row.label == 1 and not broken & masks and not marked & masks:
+        found = [seen[path] for path, _ in _masks_of(row)]
+        marks = any(mask.share > 0 for mask in found)
+        if found and row.label == 1 and not marks and all(mask.error is None for mask in found):
             problems["masks_empty"].append(row.path)
-        if row.label == 0 and marked & masks:
+        if row.label == 0 and marks:
             problems["good_with_mask"].append(row.path)
+        if row.label != 0:
+            problems["masks_soft"] += [mask.path for mask in found if mask.soft]
+            problems["masks_mark_most"] += [f"{m.path}: {m.share:.0%}" for m in found if 0.5 < m.share < 1]
     if any(row.mask is not None for row in table):
         problems["no_mask"] += [row.path for row in table if row.label == 1 and row.mask is None]
 

@@ -16,8 +16,10 @@ from typing import Any, Literal, NamedTuple, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from pickglass.data.images.decoder import MAX_PIXELS, Array, read_image, read_mask
+from pickglass.data.images.decoder import MAX_PIXELS, Array, Pixels, read_image
+from pickglass.data.images.masks import read_mask
 from pickglass.errors import DataError, ImageError, InputError
 
 __all__ = [
@@ -69,7 +71,8 @@ class Row:
         mask: the ground-truth mask, any value above 0 is defect: a file, a tuple of files whose union it is, an array
             (H, W), or None where there is none.
         group: rows of one group are the same part or roll and stay together; None: a group of its own.
-        pixels: the image itself where it did not come from a file, as the decoder returns it.
+        pixels: the image itself where it did not come from a file: an array as the decoder returns it, a PIL image or
+            encoded bytes, which are decoded when they are read, or the ImageError that says why there is none.
         saturation: what each pixel value of the masks means to sPRO, for :func:`pickglass.data.read_regions`.
         roi: the region of interest, any value above 0 is inside: a file, an array (H, W),
             :data:`pickglass.data.MARGINS`, or None: all of the image.
@@ -82,7 +85,7 @@ class Row:
     defect: str | None = None
     mask: str | tuple[str, ...] | NDArray[Any] | None = None
     group: str | None = None
-    pixels: np.ndarray[Any, Any] | None = field(default=None, repr=False, compare=False)
+    pixels: Pixels | None = field(default=None, repr=False, compare=False)
     saturation: tuple[Saturation, ...] = field(default=(), repr=False)
     roi: str | NDArray[Any] | None = None
     pixel_mm: float | None = None
@@ -213,11 +216,11 @@ class Table(Sequence[Row]):
         Args:
             fitted_images: the provenance's ``fitted_images``, the first 16 digits of each :func:`image_digest`.
 
-        Rows whose file does not exist stay, so that reading them reports it.
+        Rows whose file does not exist, or whose image is broken, stay, so that reading them reports it.
         """
         fitted = set(fitted_images)
         readable = [row for row in self.rows if row.pixels is not None or Path(row.path).is_file()]
-        seen = {row.path for row in readable if image_digest(row)[:_DIGITS] in fitted}
+        seen = {row.path for row in readable if _is_among(fitted, row)}
         groups = {row.group for row in self.rows if row.path in seen and row.group is not None}
         return self.where(lambda row: row.path not in seen and row.group not in groups)
 
@@ -315,6 +318,13 @@ def group_by(table: Table, pattern: str) -> Table:
     return Table([replace(row, group=group) for row, group in zip(table, groups, strict=True)])
 
 
+def _is_among(digests: set[str], row: Row) -> bool:
+    try:
+        return image_digest(row)[:_DIGITS] in digests
+    except ImageError:
+        return False
+
+
 def fingerprint(table: Table) -> str:
     """Return the sha256 over the contents of a table's images, their roles and their order."""
     whole = hashlib.sha256()
@@ -325,6 +335,13 @@ def fingerprint(table: Table) -> str:
 
 
 def image_digest(row: Row) -> str:
-    """Return the sha256 of an image's file or pixels: it tells images apart whatever their role, group and name."""
-    content = Path(row.path).read_bytes() if row.pixels is None else np.ascontiguousarray(row.pixels).tobytes()
+    """Return the sha256 of an image's file or pixels: it tells images apart whatever their role, group and name.
+
+    Raises:
+        ImageError: a PIL image is broken.
+    """
+    pixels = row.image() if isinstance(row.pixels, (Image.Image, ImageError)) else row.pixels
+    if isinstance(pixels, bytes):
+        return hashlib.sha256(pixels).hexdigest()
+    content = Path(row.path).read_bytes() if pixels is None else np.ascontiguousarray(pixels).tobytes()
     return hashlib.sha256(content).hexdigest()

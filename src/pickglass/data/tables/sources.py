@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,17 +11,18 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from pickglass.data.images.decoder import IMAGE_SUFFIXES, Array, read_image
+from pickglass.data.images.decoder import IMAGE_SUFFIXES, Pixels
 from pickglass.data.tables.layouts import LAYOUTS, load_dataset, load_datasets
 from pickglass.data.tables.layouts.tree import MASK_FOLDERS, images
+from pickglass.data.tables.memory import Channels, check_channels, image_and_label, images_in, parts_of
 from pickglass.data.tables.roi import with_pixel_mm, with_roi
 from pickglass.data.tables.rows import Dataset, Role, Row, Table
-from pickglass.errors import DataError, InputError
+from pickglass.errors import DataError, ImageError, InputError, shortened
 
-__all__ = ["DataLike", "DataSource", "as_numpy", "as_table"]
+__all__ = ["DataLike", "DataSource", "as_rows", "as_table"]
 
 DataLike: TypeAlias = (
-    "Dataset | Table | Row | str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image | Iterable[Any]"
+    "Dataset | Table | Row | str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image | bytes | Iterable[Any]"
 )
 
 
@@ -70,77 +71,79 @@ class DataSource:
         return with_pixel_mm(with_roi(table, self.roi), self.pixel_mm)
 
 
-def as_table(data: DataLike, role: Role = "test") -> Table:
+def as_table(data: DataLike, role: Role = "test", channels: Channels = "rgb") -> Table:
     """Make rows from whatever the user has.
 
     Args:
         data: a Dataset, Table or Row (taken as they are); the path of an image or of a folder, which is searched with
             its sub-folders, but for ``ground_truth`` and ``masks``; an array: (H, W) grey, (H, W, C) with C 1, 3 or 4,
-            any other (N, H, W) a stack of grey images, (N, H, W, C); a PyTorch tensor of such a shape; a PIL image; an
-            open binary file; or an iterable of these.
+            any other (N, H, W) a stack of grey images, (N, H, W, C); a PyTorch tensor: the same, but (C, H, W) and
+            (N, C, H, W) wherever the axis C has 1, 3 or 4, as torchvision gives it; a PIL image; the bytes of an image
+            file; an open binary file, which is read to its end; or an iterable of these, e.g. a generator or a
+            DataLoader. Of pairs (image, label) the label is left aside.
         role: the role of the rows that are made here. All but ``test`` rows count as good, those as unknown.
+        channels: order of the colours in arrays and tensors: ``"rgb"``, or ``"bgr"`` as OpenCV gives them. Files, bytes
+            and PIL images know theirs.
 
     Returns:
         One row an image. Images in memory are named ``array:0``, ``array:1`` ... in their order. A file that does not
-        exist or cannot be read becomes a row too, so that reading it is reported and loses nothing else.
+        exist, and whatever else cannot be read, becomes a row too, so that reading it is reported and loses nothing
+        else. PIL images and bytes are decoded when they are read.
 
     Raises:
         DataError: a folder without images, or for another role than ``test`` a data set that holds test images.
-        InputError: something that is none of these.
+        InputError: something that is none of these; an array with its channels first; or, for another role than
+            ``test``, images with more than one label.
 
     >>> [row.path for row in as_table(np.zeros((2, 8, 8, 3), np.uint8))]
     ['array:0', 'array:1']
     """
+    return Table(list(as_rows(data, role, channels)))
+
+
+def as_rows(data: DataLike, role: Role = "test", channels: Channels = "rgb") -> Iterator[Row]:
+    """Make rows as :func:`as_table` does, one after the other: of a generator, no more is taken than is asked for."""
+    check_channels(channels)
     label = None if role == "test" else 0
-    rows: list[Row] = []
     in_memory = 0
-    for item in _items(data, role):
+    labels: set[float] = set()
+    for item in _items(data, role, channels, labels):
+        if len(labels) > 1 and role != "test":
+            raise InputError(
+                f"the images come with the labels {shortened(sorted(labels))}, and which of them means good is not "
+                "known: pass the good images alone"
+            )
         if isinstance(item, Row):
-            rows.append(item)
+            yield item
         elif isinstance(item, Path):
-            rows.append(Row(str(item), role, label))
+            yield Row(str(item), role, label)
         else:
-            rows.append(Row(f"array:{in_memory}", role, label, pixels=item))
+            yield Row(f"array:{in_memory}", role, label, pixels=item)
             in_memory += 1
-    return Table(rows)
 
 
-def as_numpy(values: Any) -> np.ndarray[Any, Any]:
-    """Make a numpy array of an array, a list, or a PyTorch tensor on any device; torch is not imported.
-
-    >>> as_numpy([1, 2]).tolist()
-    [1, 2]
-    """
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        if values.dtype.itemsize == 2 and values.dtype.is_floating_point:  # numpy has no bfloat16
-            values = values.float()
-    return np.asarray(values)
-
-
-def _items(data: Any, role: Role) -> list[Row | Path | Array]:
+def _items(
+    data: Any, role: Role, channels: Channels, labels: set[float], alone: bool = True
+) -> Iterator[Row | Path | Pixels]:
+    data, found = image_and_label(data)
+    labels.update(found)
     if isinstance(data, Dataset):
-        return list(data.table)
-    if isinstance(data, Row):
-        return [data]
-    if isinstance(data, (str, os.PathLike)):
-        return list(_images_at(Path(data), role))
-    if isinstance(data, Image.Image) or hasattr(data, "read"):
-        return [read_image(data)]
-    if hasattr(data, "detach"):
-        data = as_numpy(data)
-    if isinstance(data, np.ndarray):
-        if data.ndim not in (2, 3, 4):
-            raise InputError(f"an array of shape {data.shape}, expected (H, W), (H, W, C), (N, H, W) or (N, H, W, C)")
-        one = data.ndim == 2 or (data.ndim == 3 and data.shape[2] in (1, 3, 4))
-        return [data] if one else list(data)
-    if isinstance(data, Iterable) and not isinstance(data, (bytes, dict)):
-        return [item for part in data for item in _items(part, role)]
-    raise InputError(f"cannot take images from {data!r}: expected a data set, rows, paths, arrays or PIL images")
+        yield from data.table
+    elif isinstance(data, Row):
+        yield data
+    elif isinstance(data, str) and not data:  # it would be the current folder
+        yield ImageError("''", "an empty path, expected an image file or a folder")
+    elif isinstance(data, (str, os.PathLike)):
+        yield from _images_at(Path(data), role)
+    elif (held := images_in(data, channels, alone)) is not None:
+        yield from held
+    else:
+        for part in parts_of(data):
+            yield from _items(part, role, channels, labels, alone=False)
 
 
 def _images_at(path: Path, role: Role) -> list[Path]:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises where a name is too long
         return [path]
     try:
         return _images_in(path, role)

@@ -1,0 +1,125 @@
+"""Masks come as people save them: here they become the pixels that are marked, and softness is told, not hidden.
+
+What marks a pixel is its *level*: its grey value, or its brightest channel. In a palette it is the colour, or the
+index where the colours tell nothing apart; alpha counts where it varies. A level is compared with the highest one:
+
+- Levels above 0 are marked where there are no others than 0 and the highest, whatever these are: 1, 255, 65535, red.
+- Levels up to :data:`LABELS` are numbers of regions or types. All above 0 are marked.
+- Otherwise pale levels, above 0 and up to half of the highest, are *soft edges* if more than half of their pixels touch
+  a brighter one, as antialiasing, resizing and blur make them, or if the file is lossy (JPEG). The mask is then cut at
+  half of its highest level. Pale levels that stand apart are regions of their own, and are marked.
+- A lossy mask that nowhere reaches half of white holds nothing but noise, and marks nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pickglass.data.images.decoder import MAX_PIXELS
+from pickglass.data.images.formats import Array, decode_levels, level_of, open_file
+from pickglass.errors import ImageError
+
+__all__ = ["LABELS", "Marks", "MaskSource", "Size", "check_mask_size", "marks_of", "read_marks", "read_mask"]
+
+Size: TypeAlias = "tuple[int, int]"
+MaskSource: TypeAlias = "str | os.PathLike[str] | Array | tuple[str, ...]"
+
+LABELS = 32
+"""Levels up to this one are numbers of regions or types in a mask of whole numbers: no shade of white is so dark."""
+
+
+class Marks(NamedTuple):
+    """A mask marks these pixels, bool ``(H, W)``; ``soft`` if it had soft edges, which were cut at half."""
+
+    pixels: NDArray[np.bool_]
+    soft: bool
+
+
+def read_mask(mask: MaskSource, size: Size, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
+    """Read which pixels a mask marks, bool ``(H, W)``, in any of several files; soft edges are cut at half.
+
+    Args:
+        mask: a file, an array ``(H, W)`` or ``(H, W, C)`` of whole numbers, bools or floats, or several files.
+        size: (H, W) of the image that the mask belongs to.
+        max_pixels: as in :func:`pickglass.data.read_image`.
+
+    Raises:
+        ImageError: the mask cannot be read, or is of another size than its image.
+
+    >>> read_mask(np.array([[0, 1, 2]]), (1, 3)).tolist()
+    [[False, True, True]]
+    """
+    return read_marks(mask, size, max_pixels).pixels
+
+
+def read_marks(mask: MaskSource, size: Size, max_pixels: int = MAX_PIXELS) -> Marks:
+    """Read a mask as :func:`read_mask` does, and say whether any of its files has soft edges."""
+    union, soft = np.zeros(size, np.bool_), False
+    for source in mask if isinstance(mask, tuple) else (mask,):
+        name = "<mask>" if isinstance(source, np.ndarray) else os.fspath(source)
+        marks = _marks_in(source, name, max_pixels)
+        check_mask_size(name, (marks.pixels.shape[0], marks.pixels.shape[1]), size)
+        union |= marks.pixels
+        soft |= marks.soft
+    return Marks(union, soft)
+
+
+def _marks_in(source: str | os.PathLike[str] | Array, name: str, max_pixels: int) -> Marks:
+    if isinstance(source, np.ndarray):
+        return marks_of(_levels_of_array(source, name))
+    with open_file(name) as file:
+        return marks_of(*decode_levels(file, name, max_pixels))
+
+
+def _levels_of_array(array: Array, name: str) -> Array:
+    if array.ndim not in (2, 3) or array.size == 0 or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(name, f"the mask has the shape {array.shape}, expected (H, W), (H, W, 1) or (H, W, 3)")
+    if array.dtype.kind not in "buif":
+        raise ImageError(name, f"the mask has the dtype {array.dtype}, expected bool, whole numbers or floats")
+    return level_of(array, name)
+
+
+def marks_of(levels: Array, lossy: bool = False) -> Marks:
+    """Decide which pixels are marked by levels ``(H, W)``, not negative; ``lossy``: as JPEG left them."""
+    if levels.dtype == np.bool_:
+        return Marks(levels, False)
+    highest = levels.max()
+    half = highest // 2 if levels.dtype.kind in "ui" else highest / 2
+    marked: NDArray[np.bool_] = levels > 0
+    if lossy and highest <= np.iinfo(levels.dtype).max // 2:
+        return Marks(np.zeros(levels.shape, np.bool_), bool(highest > 0))
+    pale = marked & (levels <= half)
+    if not pale.any():
+        return Marks(marked, False)
+    labels = levels.dtype.kind in "ui" and highest <= LABELS
+    if lossy or (not labels and _are_edges(levels, pale)):
+        return Marks(levels > half, True)
+    return Marks(marked, False)
+
+
+def _are_edges(levels: Array, pale: NDArray[np.bool_]) -> bool:
+    """Say whether more than half of the pale pixels, those at the rim of the image apart, touch a brighter pixel."""
+    height, width = levels.shape
+    if height < 3 or width < 3:
+        return False
+    centre = levels[1:-1, 1:-1]  # (H - 2, W - 2)
+    touches = np.zeros(centre.shape, np.bool_)
+    for down in range(3):
+        for right in range(3):
+            touches |= levels[down : down + height - 2, right : right + width - 2] > centre
+    inner = pale[1:-1, 1:-1]
+    return bool(2 * np.count_nonzero(touches & inner) > np.count_nonzero(inner))
+
+
+def check_mask_size(path: str, mask: Size, image: Size) -> None:
+    """Raise an ImageError unless a mask has the size (H, W) of its image."""
+    if mask != image:
+        raise ImageError(
+            path,
+            f"the mask is {mask[0]}x{mask[1]} (height x width) but its image is {image[0]}x{image[1]}: "
+            "make the mask as large as the image",
+        )
