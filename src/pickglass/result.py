@@ -12,6 +12,7 @@ from scipy.ndimage import find_objects
 
 from pickglass.calibration import Calibration, Verdict
 from pickglass.data.images.geometry import resize_map
+from pickglass.data.images.masks import read_marks
 from pickglass.data.tables.memory import as_numpy
 from pickglass.data.tables.rows import Row
 from pickglass.errors import Failure, InputError
@@ -129,7 +130,8 @@ class Prediction:
             maps: N anomaly maps, each (H, W) at the size of its image and mask, or smaller where there is a mask: they
                 are enlarged to it; None: no maps, and no pixel metrics.
             labels: (N,) 0 good, 1 defective; None: unknown.
-            masks: N masks, each (H, W), above 0 on defects, or None for an image without a mask; None: no masks.
+            masks: N masks, each (H, W), above 0 on defects (soft edges are cut at half, see
+                :func:`pickglass.data.read_mask`), or None for an image without a mask; None: no masks.
             defects: N names of defect types, None or empty for good images.
             groups: N names; images of one group show the same part or roll.
             paths: N names of the images; None: ``array:0``, ``array:1`` ...
@@ -160,7 +162,9 @@ class Prediction:
         for i, score in enumerate(values.tolist()):
             of_image = {name: column[i] for name, column in listed.items()}
             map = _plane("map", i, [[score]] if of_image["maps"] is None else of_image["maps"]).astype(np.float32)
-            mask = None if of_image["masks"] is None else _plane("mask", i, of_image["masks"]) > 0
+            mask = None if of_image["masks"] is None else _plane("mask", i, of_image["masks"])
+            if mask is not None and not (marks := read_marks(mask, mask.shape)).soft:
+                mask = marks.pixels  # a soft one stays as it is, for the evaluation to say so
             row = Row(
                 f"array:{i}" if of_image["paths"] is None else str(of_image["paths"]),
                 label=None if of_image["labels"] is None else int(of_image["labels"]),

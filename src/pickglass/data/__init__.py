@@ -16,6 +16,7 @@ from pickglass.data.painting.defects import KINDS, Painted, paint
 from pickglass.data.tables.ground_truth import Region, read_regions
 from pickglass.data.tables.inspection import describe, find_problems, usual_size
 from pickglass.data.tables.layouts import LAYOUTS, Layout, load_dataset, load_datasets
+from pickglass.data.tables.memory import Channels
 from pickglass.data.tables.roi import with_pixel_mm, with_roi
 from pickglass.data.tables.rows import (
     MARGINS,
@@ -29,7 +30,7 @@ from pickglass.data.tables.rows import (
     image_digest,
     split_roles,
 )
-from pickglass.data.tables.sources import DataSource, as_table
+from pickglass.data.tables.sources import DataSource, as_rows, as_table
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -37,6 +38,7 @@ __all__ = [
     "LAYOUTS",
     "MARGINS",
     "MAX_PIXELS",
+    "Channels",
     "DataSource",
     "Dataset",
     "Decoded",
@@ -49,6 +51,7 @@ __all__ = [
     "Row",
     "Saturation",
     "Table",
+    "as_rows",
     "as_table",
     "decode",
     "decode_all",

@@ -6,8 +6,9 @@ Letters: B images, P positions, H x W pixels of the network's input, h x w cells
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pickglass.calibration import Calibration
-from pickglass.data import Row, Table, as_table, fingerprint, image_digest
+from pickglass.data import Channels, Dataset, Row, Table, as_rows, as_table, fingerprint, image_digest
 from pickglass.detectors.compute import ComputeArguments, ComputeOptions, Progress
 from pickglass.detectors.fitting import (
     FitObserver,
@@ -119,6 +120,7 @@ class Detector(Method):
         seed: int = 0,
         memory_gb: float = 4.0,
         checkpoint: str | Path | None = None,
+        channels: Channels = "rgb",
         observers: Sequence[FitObserver] = (),
         progress: Progress | None = None,
         **compute: Unpack[ComputeArguments],
@@ -126,7 +128,8 @@ class Detector(Method):
         """Learn from good images, then set the thresholds on good images that the method has not learned.
 
         Args:
-            data: rows, a data set (its test rows are left alone), paths, arrays or PIL images; good parts only.
+            data: rows, a data set (its test rows are left alone), paths, arrays, tensors, PIL images or an iterable of
+                them; good parts only. See :func:`pickglass.data.as_table`.
             validate: share of the images for validation; None: what the method wants.
             calibrate: share of the images that is held back for the thresholds; 0: none, and the model has no verdicts.
                 None: all images are fitted, and each is judged as if it had been left out, where the method can do that
@@ -135,6 +138,7 @@ class Detector(Method):
             memory_gb: budget for what the method holds.
             checkpoint: file that a method that trains writes every few minutes; where it exists already, the fit goes
                 on from it as if it had never been interrupted. Delete it once the model is saved.
+            channels: order of the colours in arrays and tensors: ``"rgb"``, or ``"bgr"`` as OpenCV gives them.
             observers: what else watches the fit: :class:`pickglass.CleanCheck` names images that look like none of the
                 others, or leaves them out; :class:`pickglass.DriftSample` keeps what ``pickglass drift`` compares with.
             progress: called with (stage, done, total).
@@ -155,6 +159,7 @@ class Detector(Method):
         plan = FitPlan(share, calibrate, seed, memory_gb, file, tuple(observers), progress or silent)
         self.calibration, self.namer, self.reference, self.provenance = None, None, None, Provenance()
         self.place_gain = self.place_shift = None
+        data = data if channels == "rgb" else as_table(data, "train", channels)
         images = prepare(self, data, plan, ComputeOptions(**compute))
         loader = self.loader(ComputeOptions(**compute))
         loader.ready, table = images.ready, images.table
@@ -246,18 +251,25 @@ class Detector(Method):
     # -- predict -------------------------------------------------------------------------------------------------------
 
     def predict(
-        self, data: Any, *, progress: Progress | None = None, **compute: Unpack[ComputeArguments]
+        self,
+        data: Any,
+        *,
+        channels: Channels = "rgb",
+        progress: Progress | None = None,
+        **compute: Unpack[ComputeArguments],
     ) -> Prediction:
         """Judge images: their scores and maps. A broken image is named and the rest are kept.
 
         An image whose score is not finite counts as failed, with the reason: it is never taken for a good one.
 
         Args:
-            data: rows, paths, arrays or PIL images; see :func:`pickglass.data.as_table`.
+            data: rows, paths, arrays, tensors, PIL images, encoded bytes, or an iterable of them, e.g. a DataLoader;
+                see :func:`pickglass.data.as_table`.
+            channels: order of the colours in arrays and tensors: ``"rgb"``, or ``"bgr"`` as OpenCV gives them.
             progress: called with (stage, done, total).
             compute: as in :meth:`fit`.
         """
-        items = list(self.stream(data, progress=progress, **compute))
+        items = list(self.stream(data, channels=channels, progress=progress, **compute))
         return Prediction(
             tuple(item for item in items if isinstance(item, Found)),
             tuple(item for item in items if isinstance(item, Failure)),
@@ -265,27 +277,38 @@ class Detector(Method):
         )
 
     def stream(
-        self, data: Any, *, progress: Progress | None = None, **compute: Unpack[ComputeArguments]
+        self,
+        data: Any,
+        *,
+        channels: Channels = "rgb",
+        progress: Progress | None = None,
+        **compute: Unpack[ComputeArguments],
     ) -> Iterator[Found | Failure]:
-        """Judge images as :meth:`predict` does, one after the other, in order, holding one batch at a time."""
-        rows = self._rows(data)
+        """Judge images as :meth:`predict` does, one after the other, in order, holding one batch at a time.
+
+        A generator or a DataLoader is read as images are needed, a few ahead; nobody knows its length, so ``progress``
+        is told that all images are those judged so far.
+        """
+        rows = self._rows(data, channels)
         loader = self.loader(ComputeOptions(**compute))
         done = 0
         for loaded in loader.batches(rows):
             for item in self._found(loaded, loader):
                 done += 1
                 if progress is not None:
-                    progress("judging images", done, len(rows))
+                    progress("judging images", done, len(rows) if isinstance(rows, Sequence) else done)
                 yield item
 
-    def _rows(self, data: Any) -> Sequence[Row]:
+    def _rows(self, data: Any, channels: Channels = "rgb") -> Iterable[Row]:
         """Return the rows to judge, with the regions of interest that the model was taught to look at."""
         self.network  # noqa: B018  (an unfitted detector says so before the data is read)
-        table = data if isinstance(data, Table) else as_table(data, role="test")
         regions = self.provenance.regions
-        if regions.margins or regions.regions == "each":
-            table = self.provenance.within_regions(table)
-        return table.rows
+        by_row = regions.margins or regions.regions == "each"
+        known = isinstance(data, (Sequence, Dataset, Row, os.PathLike)) or hasattr(data, "shape")
+        if not known and not by_row:
+            return as_rows(data, role="test", channels=channels)
+        table = data if isinstance(data, Table) else as_table(data, role="test", channels=channels)
+        return self.provenance.within_regions(table).rows if by_row else table.rows
 
     def _found(self, loaded: LoadedBatch, loader: FeatureLoader) -> Iterator[Found | Failure]:
         """Judge a batch: one result for each row, in order."""

@@ -5,9 +5,10 @@ Letters: B images, P positions, T tiles, C channels, h x w cells of a level, H x
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from itertools import tee
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -155,20 +156,26 @@ class FeatureLoader:
         changed.positions = None if self.tiles is None else range(self.tiles.n)
         return changed
 
-    def batches(self, rows: Sequence[Row]) -> Iterator[LoadedBatch]:
-        """Read the rows in batches, in order; a broken image is named and leaves the others."""
+    def batches(self, rows: Iterable[Row]) -> Iterator[LoadedBatch]:
+        """Read the rows in batches, in order, taking them as needed; a broken image is named and leaves the others."""
         compute, size = self.compute, self.batch
         waiting: list[Decoded[Row, Prepared]] = []
-        unknown = (row for row in rows if row.path not in self.ready)
+        rows, to_decode = tee(rows)
+        unknown = (row for row in to_decode if row.path not in self.ready)
         ahead = max(2 * size, compute.workers)
         decoded = decode(unknown, self._prepare, compute.workers, ahead, compute.max_pixels)
-        for n, row in enumerate(rows, start=1):
+        for row in rows:
             ready = self.ready.get(row.path)
             waiting.append(next(decoded) if ready is None else replace(ready, row=row))
-            if len(waiting) == size or n == len(rows):
-                values = [item.value for item in waiting if item.value is not None]
-                yield LoadedBatch(waiting, self.batch_of(values) if values else None)
+            if len(waiting) == size:
+                yield self._loaded(waiting)
                 waiting = []
+        if waiting:
+            yield self._loaded(waiting)
+
+    def _loaded(self, items: list[Decoded[Row, Prepared]]) -> LoadedBatch:
+        values = [item.value for item in items if item.value is not None]
+        return LoadedBatch(items, self.batch_of(values) if values else None)
 
     def sound_batches(self, rows: Sequence[Row], progress: Progress) -> Iterator[LoadedBatch]:
         """Read the rows of a training in batches, in order.

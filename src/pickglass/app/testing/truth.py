@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pickglass.data import Row, read_mask, read_regions
+from pickglass.data import Row, read_marks, read_regions
 from pickglass.errors import ImageError
 from pickglass.metrics import (
     PimoCurves,
@@ -37,10 +37,12 @@ class Truth(NamedTuple):
     Attributes:
         mask: (H, W) bool, True on defects.
         regions: its defects with their saturation areas; None where the data set does not give them.
+        soft: whether the mask had soft edges, which were cut at half.
     """
 
     mask: npt.NDArray[np.bool_] | None
     regions: list[SaturatedRegion] | None
+    soft: bool = False
 
 
 def read_truth(row: Row, size: tuple[int, int]) -> Truth:
@@ -52,7 +54,8 @@ def read_truth(row: Row, size: tuple[int, int]) -> Truth:
     if row.mask is None:
         return Truth(None, None)
     if not row.saturation:
-        truth = Truth(read_mask(row.mask, size), None)
+        marks = read_marks(row.mask, size)
+        truth = Truth(marks.pixels, None, marks.soft)
     else:
         mask, regions = np.zeros(size, np.bool_), []
         for region, kind in read_regions(row, size):
@@ -113,14 +116,15 @@ def read_pixels(
     in_pimo: list[int] = []
     counts: list[Any] = []
     with_areas: set[str | None] = set()
-    without = masks = 0
+    without = masks = soft = 0
     for n, i in enumerate(labelled):
         row = rows[i]
         if row.label == 1 and row.mask is None:
             without += 1
             continue
-        mask, regions = read_truth(row, prediction.sizes[i])
+        mask, regions, is_soft = read_truth(row, prediction.sizes[i])
         masks += mask is not None
+        soft += is_soft
         full, keep = prediction.map(i), prediction.found[i].inside()
         tag = _tag(row.defect) if row.label == 1 else "good"
         curves.update(full, mask, tag, keep)
@@ -134,6 +138,8 @@ def read_pixels(
             counts.append(pixel_counts(full, mask, threshold, keep))
         place.append(n)
     notes = [f"{without} defective images have no mask and are left out of the pixel metrics."] if without else []
+    if soft:
+        notes.append(f"{soft} masks have soft edges or the noise of JPEG: they are cut at half of their highest value.")
     if masks == 0:
         return None, notes
     found, aupimo = pimo.compute(), np.full(len(labelled), np.nan)
