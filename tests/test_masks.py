@@ -26,7 +26,7 @@ def saved(image: Any, path: Path, **options: Any) -> Path:
 
 
 def palette(indices: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
-    image = Image.fromarray(indices.astype(np.uint8), "P")
+    image = Image.fromarray(indices.astype(np.uint8))
     image.putpalette([value for colour in colours for value in colour])
     return image
 
