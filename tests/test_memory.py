@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from PIL import Image, ImageSequence
 
 import pickglass as pg
+from pickglass.app.predict import predict
 from pickglass.data import Dataset, Row, Table, as_rows, as_table, decode, fingerprint
 from pickglass.errors import DataError, Failure, ImageError, InputError, shortened
 from pickglass.testing import textures
@@ -257,6 +260,22 @@ def test_rows_of_images_in_memory_are_told_apart_by_their_content() -> None:
     table = as_table([COLOUR, opened(png), png, opened(CUT)], "train")
     assert len(table.unseen_by([fingerprint(table[:1])[:16]])) == 4
     assert fingerprint(table[:1]) == fingerprint(table[1:2]) != fingerprint(table[2:3])
+
+
+@pytest.mark.parametrize("white", [np.float32(1), np.uint16(65535)])
+def test_deep_images_are_drawn_from_their_darkest_to_their_brightest_value(
+    detector: pg.PatchCore, tmp_path: Path, white: Any
+) -> None:
+    grey = (textures(1, 64)[0][..., 0] / 255 * 0.2 + 0.1) * float(white)
+    Image.fromarray(grey.astype(white.dtype)).save(tmp_path / "a.tif")
+    calm = copy.deepcopy(detector)
+    assert calm.calibration is not None
+    calm.calibration = replace(calm.calibration, pixel_threshold=1e6)  # so that no heat hides the picture
+    predict(calm, [tmp_path / "a.tif"], tmp_path / "out")
+    with Image.open(tmp_path / "out" / "0001-a.heat.png") as drawn:
+        pixels = np.asarray(drawn)
+    assert pixels.max() > 245
+    assert pixels.min() < 10
 
 
 # -- loaders, data sets, generators -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from PIL import Image
 from page_reader import PageReader
 from pickglass.app.pages import charts, images
 from pickglass.app.pages.charts import Curves
+from pickglass.app.pages.images import display
 from pickglass.app.pages.report import ReportImage, ReportWriter, draw_panels
 from pickglass.errors import Failure, InputError
 
@@ -153,10 +154,15 @@ def test_one_image_of_any_size(tmp_path: Path, size: tuple[int, int], colour: bo
 def test_images_of_floats_are_stretched_to_be_seen(tmp_path: Path) -> None:
     pixels = np.linspace(0.2, 0.3, 60 * 80, dtype=np.float32).reshape(60, 80)
     page = PageReader(write(tmp_path, [item(image=pixels)]))
-    assert "original, 32 bit stretched" in page.words
+    assert "original, 32 bit stretched: black is 0.2001, white 0.2999" in page.words
     original = decode(page.pictures()[0]["src"])
     assert original[0, 0, 0] < 10
     assert original[-1, -1, 0] > 245
+
+
+@pytest.mark.parametrize("pixels", [np.full((9, 9), 0.5, np.float32), np.full((9, 9), 32768, np.uint16)])
+def test_an_image_of_one_grey_level_is_drawn_grey(pixels: np.ndarray) -> None:
+    assert np.unique(display(pixels)).tolist() == [127]
 
 
 def test_no_image_at_all(tmp_path: Path) -> None:

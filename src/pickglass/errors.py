@@ -64,6 +64,10 @@ def shortened(value: object, longest: int = _LONGEST) -> str:
     return _cut(" ".join(short.repr(value).split()), longest)
 
 
+def _shown(path: str) -> str:
+    return _cut(path.replace("\n", "\\n"), _LONGEST_PATH)
+
+
 def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest // 2 - 3]}...{text[-(longest - longest // 2) :]}"
 
@@ -104,7 +108,7 @@ class ImageError(InputError):
     """One image or mask cannot be read."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{_cut(path, _LONGEST_PATH)}: {reason}")
+        super().__init__(f"{_shown(path)}: {reason}")
         self.path = path
         self.reason = reason
 
@@ -113,7 +117,7 @@ class DataError(InputError):
     """A data set cannot be used; ``failures`` names each broken file."""
 
     def __init__(self, message: str, failures: Sequence[Failure] = ()) -> None:
-        lines = "".join(f"\n  {_cut(path, _LONGEST_PATH)}: {error}" for path, error in failures)
+        lines = "".join(f"\n  {_shown(path)}: {error}" for path, error in failures)
         super().__init__(message + lines)
         self.failures = tuple(failures)
 

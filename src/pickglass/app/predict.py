@@ -37,7 +37,8 @@ def predict(
     Args:
         model: model file, or a fitted detector.
         images: files and folders.
-        out: folder for ``NAME.heat.png``, ``NAME.mask.png`` and ``results.csv``; None: nothing is written.
+        out: folder for ``NAME.heat.png``, ``NAME.mask.png`` and ``results.csv``; None: nothing is written. Images of 16
+            bits or floats are drawn as reports draw them, from the darkest to the brightest value of each image.
         roi: region of interest, a mask or a folder of masks; None: the model's.
         pixel_mm: side of a pixel on the part in millimetres; None: the model's.
         compute: where to compute.

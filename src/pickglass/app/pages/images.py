@@ -150,14 +150,16 @@ def value_range(image: Array) -> tuple[float, float]:
     """Return the values to show as black and as white.
 
     They are 0 and 255 for an 8-bit image. Deeper images rarely fill their range, so theirs are the values below and
-    above which one pixel in a thousand lies.
+    above which one pixel in a thousand lies; an image of one grey level is shown between 0 and the white of its type.
     """
     if image.dtype == np.uint8:
         return 0.0, 255.0
     step = max(1, max(image.shape[:2]) // 1000)  # a sample of the pixels is enough for two percentiles
     low, high = np.percentile(image[::step, ::step], (0.1, 99.9))
-    least = 1.0 if image.dtype == np.uint16 else 1e-6  # an image of one grey level has no range
-    return float(low), max(float(high), float(low) + least)
+    deep = image.dtype == np.uint16
+    if high - low < (1.0 if deep else 1e-6):
+        return 0.0, 65535.0 if deep else 1.0
+    return float(low), float(high)
 
 
 def display(image: Array, span: tuple[float, float] | None = None) -> Array:

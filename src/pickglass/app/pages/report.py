@@ -38,6 +38,7 @@ from pickglass.app.pages.images import (
     shrink_max,
     thumbnail,
     tint,
+    value_range,
 )
 from pickglass.errors import Failure, InputError
 from pickglass.metrics.catalogue import METRICS, WITHOUT_THRESHOLD, shown
@@ -297,11 +298,13 @@ def draw_panels(item: ReportImage, scale: tuple[float, float]) -> list[Picture]:
         the pictures show less than half of it.
     """
     size = picture_size(*item.image.shape[:2])
-    base = display(item.image)  # (H, W, 3)
+    span = value_range(item.image)
+    base = display(item.image, span)  # (H, W, 3)
     small = thumbnail(base, size)  # (h, w, 3)
     truth = None if item.mask is None else shrink_max(item.mask > 0, size)  # (h, w)
     predicted = None if item.predicted is None else shrink_max(item.predicted > 0, size)  # (h, w)
-    stretched = "" if item.image.dtype == np.uint8 else f", {8 * item.image.itemsize} bit stretched"
+    stretched = f", {8 * item.image.itemsize} bit stretched: black is {span[0]:.4g}, white {span[1]:.4g}"
+    stretched = "" if item.image.dtype == np.uint8 else stretched
     panels = [jpeg("original", f"original{stretched}", small)]
     for kind, caption, values in (
         ("heat", "heat map", item.map),

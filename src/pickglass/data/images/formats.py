@@ -55,7 +55,14 @@ _OPENERS: dict[bytes, Callable[[IO[bytes], str], ImageFile.ImageFile]] = {
     b"RIFF": WebPImagePlugin.WebPImageFile,
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
 }
-_FOREIGN = {b"GIF8": "GIF", b"ftyp": "HEIC or AVIF", b"jP  ": "JPEG 2000", b"%PDF": "PDF", b"<svg": "SVG"}
+_FOREIGN = {
+    b"GIF8": "a GIF file",
+    b"ftyp": "a HEIC, AVIF or video file",
+    b"jP  ": "a JPEG 2000 file",
+    b"%PDF": "a PDF file",
+    b"<svg": "an SVG file",
+}
+_LFS = b"version https://"  # with which a pointer of Git LFS begins
 _FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF")  # what they make of a file, in Pillow's words
 _PILLOW = Lock()
 
@@ -240,8 +247,10 @@ def _opened(file: IO[bytes], name: str) -> ImageFile.ImageFile:
         raise ImageError(name, "the file is empty (0 bytes)")
     opener = next((opener for signature, opener in _OPENERS.items() if start.startswith(signature)), None)
     if opener is None:
-        kind = next((kind for mark, kind in _FOREIGN.items() if mark in start), None)
-        what = f"not an image (it starts with {start[:8]!r})" if kind is None else f"a {kind} file"
+        if start == _LFS:
+            raise ImageError(name, "is a pointer of Git LFS and no image: get the image itself with 'git lfs pull'")
+        unknown = f"not an image (it starts with {start[:8]!r})"
+        what = next((kind for mark, kind in _FOREIGN.items() if mark in start), unknown)
         raise ImageError(name, f"is {what}, expected PNG, JPEG, TIFF, BMP or WebP: save it as PNG")
     file.seek(0)
     try:

@@ -61,7 +61,7 @@ def read_marks(mask: MaskSource, size: Size, max_pixels: int = MAX_PIXELS) -> Ma
     union, soft = np.zeros(size, np.bool_), False
     for source in mask if isinstance(mask, tuple) else (mask,):
         name = "<mask>" if isinstance(source, np.ndarray) else os.fspath(source)
-        marks = _marks_in(source, name, max_pixels)
+        marks = _marks_in(source, name, max(max_pixels, size[0] * size[1]))  # as large as its image it may be
         check_mask_size(name, (marks.pixels.shape[0], marks.pixels.shape[1]), size)
         union |= marks.pixels
         soft |= marks.soft
