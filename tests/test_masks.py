@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pickglass as pg
 from pickglass.data import Dataset, Row, Table, find_problems, read_mask
 from pickglass.data.images.masks import Marks, marks_of, read_marks
 from pickglass.errors import ImageError
@@ -130,6 +131,15 @@ def test_a_png_made_of_a_jpeg_is_soft_too(tmp_path: Path) -> None:
     assert abs(marks.pixels.sum() - SPOT.sum()) < 0.05 * SPOT.sum()
 
 
+@pytest.mark.parametrize("quality", [50, 75, 90, 95])
+def test_a_png_made_of_a_jpeg_of_boxes_is_soft_too(quality: int) -> None:
+    boxes = (YY > 11) & (YY < 57) & (XX > 13) & (XX < 91)  # their noise lies in bands, which touch nothing brighter
+    Image.fromarray((boxes * 255).astype(np.uint8)).save(buffer := io.BytesIO(), "JPEG", quality=quality)
+    marks = marks_of(np.asarray(Image.open(buffer)))
+    assert marks.soft
+    np.testing.assert_array_equal(marks.pixels, boxes)
+
+
 def test_a_jpeg_of_nothing_marks_nothing(tmp_path: Path) -> None:
     faint = np.random.default_rng(0).integers(0, 9, SIZE).astype(np.uint8)
     marks = read_marks(saved(faint, tmp_path / "mask.jpg"), SIZE)
@@ -212,6 +222,17 @@ def test_info_names_soft_and_inverted_masks(tmp_path: Path) -> None:
     found = find_problems(Dataset("d", "", "", Table(rows)))
     assert found["masks_soft"] == [str(tmp_path / "soft.jpg"), f"mask of {image}"]
     assert found["masks_mark_most"] == [f"{tmp_path / 'inverted.png'}: 96%"]
+
+
+def test_the_evaluation_says_that_masks_were_soft() -> None:
+    def notes(*masks: Any) -> tuple[str, ...]:
+        maps = np.random.default_rng(0).random((3, *SIZE), np.float32)
+        prediction = pg.Prediction.from_arrays([0.1, 0.8, 0.9], maps, [0, 1, 1], [0 * WHITE, *masks])
+        return pg.evaluate(prediction).notes
+
+    told = "1 masks have soft edges or the noise of JPEG: they are cut at half of their highest value."
+    assert told in notes(WHITE, drawn_finer(4))
+    assert told not in notes(WHITE, SPOT)
 
 
 def test_a_mask_that_is_read_from_a_stream_of_frames_is_refused(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pickglass.data.images.formats import (
     parse_header,
     unit_floats,
 )
-from pickglass.errors import DataError, Failure, ImageError
+from pickglass.errors import DataError, Failure, ImageError, shortened
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -88,6 +88,10 @@ def read_image(source: Source, max_pixels: int = MAX_PIXELS) -> Array:
         raise ImageError(source.path, source.reason)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode_file(io.BytesIO(source), "<bytes>", max_pixels)
+    if not hasattr(source, "read"):
+        raise ImageError(
+            shortened(source), "no image, expected a path, an array, a PIL image, encoded bytes or an open binary file"
+        )
     return decode_file(io.BytesIO(read_bytes(source)), name_of(source), max_pixels)
 
 

@@ -64,7 +64,7 @@ _FOREIGN = {
 }
 _LFS = b"version https://"  # with which a pointer of Git LFS begins
 _FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF")  # what they make of a file, in Pillow's words
-_PILLOW = Lock()
+_LOCKS: dict[int, Lock] = {}  # by process: one that was forked must not wait for a thread that is not there
 
 
 class Header(NamedTuple):
@@ -135,7 +135,9 @@ def decode_pil(image: Image.Image, max_pixels: int) -> Array:
     """
     name = str(getattr(image, "filename", "") or "<PIL image>")
     with _one_error(name):
-        with _PILLOW:  # of the threads that decode, two may meet in one image or in one open file
+        with _LOCKS.setdefault(
+            os.getpid(), Lock()
+        ):  # of the threads that decode, two may meet in one image or in one open file
             if (frames := _frames(image)) > 1:
                 raise ImageError(
                     name,

@@ -6,14 +6,16 @@ index where the colours tell nothing apart; alpha counts where it varies. A leve
 - Levels above 0 are marked where there are no others than 0 and the highest, whatever these are: 1, 255, 65535, red.
 - Levels up to :data:`LABELS` are numbers of regions or types. All above 0 are marked.
 - Otherwise pale levels, above 0 and up to half of the highest, are *soft edges* if more than half of their pixels touch
-  a brighter one, as antialiasing, resizing and blur make them, or if the file is lossy (JPEG). The mask is then cut at
-  half of its highest level. Pale levels that stand apart are regions of their own, and are marked.
+  a brighter one, as antialiasing, resizing and blur make them; if the file is lossy (JPEG); or if it was: nearly all
+  levels between lie close to 0 and close to the highest, several at either end. The mask is then cut at half of its
+  highest level. Pale levels that stand apart are regions of their own, and are marked.
 - A lossy mask that nowhere reaches half of white holds nothing but noise, and marks nothing.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,12 +23,12 @@ from numpy.typing import NDArray
 
 from pickglass.data.images.decoder import MAX_PIXELS
 from pickglass.data.images.formats import Array, decode_levels, level_of, open_file
-from pickglass.errors import ImageError
+from pickglass.errors import ImageError, shortened
 
 __all__ = ["LABELS", "Marks", "MaskSource", "Size", "check_mask_size", "marks_of", "read_marks", "read_mask"]
 
 Size: TypeAlias = "tuple[int, int]"
-MaskSource: TypeAlias = "str | os.PathLike[str] | Array | tuple[str, ...]"
+MaskSource: TypeAlias = "str | os.PathLike[str] | Array | Sequence[str | os.PathLike[str] | Array]"
 
 LABELS = 32
 """Levels up to this one are numbers of regions or types in a mask of whole numbers: no shade of white is so dark."""
@@ -43,7 +45,7 @@ def read_mask(mask: MaskSource, size: Size, max_pixels: int = MAX_PIXELS) -> NDA
     """Read which pixels a mask marks, bool ``(H, W)``, in any of several files; soft edges are cut at half.
 
     Args:
-        mask: a file, an array ``(H, W)`` or ``(H, W, C)`` of whole numbers, bools or floats, or several files.
+        mask: a file, an array ``(H, W)`` or ``(H, W, C)`` of whole numbers, bools or floats, or several of them.
         size: (H, W) of the image that the mask belongs to.
         max_pixels: as in :func:`pickglass.data.read_image`.
 
@@ -59,7 +61,9 @@ def read_mask(mask: MaskSource, size: Size, max_pixels: int = MAX_PIXELS) -> NDA
 def read_marks(mask: MaskSource, size: Size, max_pixels: int = MAX_PIXELS) -> Marks:
     """Read a mask as :func:`read_mask` does, and say whether any of its files has soft edges."""
     union, soft = np.zeros(size, np.bool_), False
-    for source in mask if isinstance(mask, tuple) else (mask,):
+    for source in mask if isinstance(mask, (tuple, list)) else (mask,):
+        if not isinstance(source, (str, os.PathLike, np.ndarray)):
+            raise ImageError(shortened(source), "no mask, expected a path, an array, or several of them")
         name = "<mask>" if isinstance(source, np.ndarray) else os.fspath(source)
         marks = _marks_in(source, name, max(max_pixels, size[0] * size[1]))  # as large as its image it may be
         check_mask_size(name, (marks.pixels.shape[0], marks.pixels.shape[1]), size)
@@ -96,7 +100,7 @@ def marks_of(levels: Array, lossy: bool = False) -> Marks:
     if not pale.any():
         return Marks(marked, False)
     labels = levels.dtype.kind in "ui" and highest <= LABELS
-    if lossy or (not labels and _are_edges(levels, pale)):
+    if lossy or (not labels and (_are_edges(levels, pale) or _are_noise(levels, marked))):
         return Marks(levels > half, True)
     return Marks(marked, False)
 
@@ -113,6 +117,16 @@ def _are_edges(levels: Array, pale: NDArray[np.bool_]) -> bool:
             touches |= levels[down : down + height - 2, right : right + width - 2] > centre
     inner = pale[1:-1, 1:-1]
     return bool(2 * np.count_nonzero(touches & inner) > np.count_nonzero(inner))
+
+
+def _are_noise(levels: Array, marked: NDArray[np.bool_]) -> bool:
+    """Say whether 19 of 20 pixels between 0 and the highest lie within an eighth of either, at two levels or more."""
+    highest = levels.max()
+    between = levels[marked & (levels < highest)]
+    dark, bright = between[between < highest / 8], between[between > highest * (7 / 8)]
+    if 20 * (dark.size + bright.size) < 19 * between.size:
+        return False
+    return len(np.unique(dark)) > 1 and len(np.unique(bright)) > 1
 
 
 def check_mask_size(path: str, mask: Size, image: Size) -> None:
