@@ -13,7 +13,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from pickglass.data import (
     load_dataset,
     load_datasets,
     read_header,
+    read_mask,
 )
 from pickglass.data import read_image as read
 from pickglass.data.tables.rows import Row
@@ -67,6 +68,7 @@ def samples() -> dict[str, bytes]:
         "raw.tif": encoded(colour, "TIFF", exif=exif),
         "deflate.tif": encoded(grey, "TIFF", compression="tiff_adobe_deflate"),
         "lzw.tif": encoded(grey.astype(np.uint16) * 257, "TIFF", compression="tiff_lzw"),
+        "float.tif": encoded(grey.astype(np.float32) / 255, "TIFF", compression="tiff_adobe_deflate"),
     }
 
 
@@ -118,6 +120,30 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
     assert len(results) == 271
     errors = results.count("error")
     assert errors >= 60, errors  # cut short at the least; a flipped bit in raw pixels is seen by nobody
+
+
+@pytest.mark.parametrize("name", ["palette.png", "rgba.png", "colour.jpg", "lossy.webp", "float.tif"])
+def test_damaged_masks_and_images_in_memory(tmp_path: Path, name: str) -> None:
+    """A mask, or one ImageError; of images in memory each broken one is named and the rest are kept."""
+    path, data = tmp_path / name, list(damaged(SAMPLES[name], np.random.default_rng(3)))[::2]
+    errors = []
+    for content in data:
+        path.write_bytes(content)
+        try:
+            size = read(path, MAX_PIXELS).shape[:2]
+            assert read_mask(path, (size[0], size[1]), MAX_PIXELS).shape == size
+        except ImageError as error:
+            errors.append(error.path)
+    items: list[object] = [kind(content) for content in data for kind in (bytes, io.BytesIO)]
+    for content in data:
+        with suppress(Exception):  # Pillow opens what has a header, and finds out later
+            items.append(Image.open(io.BytesIO(content)))
+    found = list(decode(as_table(items), lambda image, _: image.shape, max_pixels=MAX_PIXELS))
+    assert len(found) == len(items) > 2 * len(data)
+    assert sum(item.error is not None for item in found[: 2 * len(data)]) >= 2 * 30
+    assert len(errors) >= 30
+    assert set(errors) == {str(path)}
+    assert all("\n" not in str(item.error) for item in found)
 
 
 @pytest.mark.parametrize("start", [b"", *(data[:4] for data in SAMPLES.values())])

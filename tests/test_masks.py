@@ -230,7 +230,7 @@ def test_the_evaluation_says_that_masks_were_soft() -> None:
         prediction = pg.Prediction.from_arrays([0.1, 0.8, 0.9], maps, [0, 1, 1], [0 * WHITE, *masks])
         return pg.evaluate(prediction).notes
 
-    told = "1 masks have soft edges or the noise of JPEG: they are cut at half of their highest value."
+    told = "Masks with soft edges or the noise of JPEG (1) are cut at half of their highest value."
     assert told in notes(WHITE, drawn_finer(4))
     assert told not in notes(WHITE, SPOT)
 

@@ -139,7 +139,7 @@ def read_pixels(
         place.append(n)
     notes = [f"{without} defective images have no mask and are left out of the pixel metrics."] if without else []
     if soft:
-        notes.append(f"{soft} masks have soft edges or the noise of JPEG: they are cut at half of their highest value.")
+        notes.append(f"Masks with soft edges or the noise of JPEG ({soft}) are cut at half of their highest value.")
     if masks == 0:
         return None, notes
     found, aupimo = pimo.compute(), np.full(len(labelled), np.nan)
