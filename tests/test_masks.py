@@ -219,7 +219,9 @@ def test_info_names_soft_and_inverted_masks(tmp_path: Path) -> None:
         for name, (mask, options) in masks.items()
     ]
     rows.append(Row(str(image), "test", 1, mask=drawn_finer(4)))
-    found = find_problems(Dataset("d", "", "", Table(rows)))
+    small = Row(str(saved(WHITE[:50], tmp_path / "small.png")), "test", 1, mask=str(tmp_path / "plain.png"))
+    found = find_problems(Dataset("d", "", "", Table([*rows, small])))
+    assert len(found["masks_unusable"]) == 1  # one mask of two images, of which one has another size
     assert found["masks_soft"] == [str(tmp_path / "soft.jpg"), f"mask of {image}"]
     assert found["masks_mark_most"] == [f"{tmp_path / 'inverted.png'}: 96%"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -407,6 +408,14 @@ def test_values_in_messages_are_short() -> None:
     assert len(str(long)) < 400
     assert long.path == "x" * 5000
     assert len(str(DataError("broken:", [Failure("x" * 5000, "no such file")]))) < 400
+
+
+@pytest.mark.parametrize("error", [ImageError("a.png", "cut"), DataError("two:", [Failure("a.png", "cut")])])
+def test_errors_cross_processes_whole(error: Exception) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+    row = Row("a", pixels=ImageError("a", "cut"))
+    assert str(pickle.loads(pickle.dumps(row)).pixels) == "a: cut"
 
 
 def test_data_sets_and_rows_stay_as_they_are() -> None:

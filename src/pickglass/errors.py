@@ -23,7 +23,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = [
     "DataError",
@@ -81,6 +81,17 @@ class Failure(NamedTuple):
 
 class PickglassError(Exception):
     """All errors that pickglass raises on purpose are of this class."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, pickles and other processes get the error as it is, without the arguments that it was made of."""
+        return _remade, (type(self), str(self), dict(self.__dict__))
+
+
+def _remade(kind: type[PickglassError], message: str, attributes: dict[str, Any]) -> PickglassError:
+    error = kind.__new__(kind)
+    error.args = (message,)
+    error.__dict__.update(attributes)
+    return error
 
 
 class InputError(PickglassError, ValueError):

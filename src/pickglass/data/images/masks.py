@@ -107,16 +107,13 @@ def marks_of(levels: Array, lossy: bool = False) -> Marks:
 
 def _are_edges(levels: Array, pale: NDArray[np.bool_]) -> bool:
     """Say whether more than half of the pale pixels, those at the rim of the image apart, touch a brighter pixel."""
-    height, width = levels.shape
-    if height < 3 or width < 3:
-        return False
-    centre = levels[1:-1, 1:-1]  # (H - 2, W - 2)
-    touches = np.zeros(centre.shape, np.bool_)
+    rows, columns = np.nonzero(pale[1:-1, 1:-1])  # (n,) each, of the pixel above and to the left
+    centre = levels[rows + 1, columns + 1]
+    touches = np.zeros(len(rows), np.bool_)
     for down in range(3):
         for right in range(3):
-            touches |= levels[down : down + height - 2, right : right + width - 2] > centre
-    inner = pale[1:-1, 1:-1]
-    return bool(2 * np.count_nonzero(touches & inner) > np.count_nonzero(inner))
+            touches |= levels[rows + down, columns + right] > centre
+    return bool(2 * np.count_nonzero(touches) > len(rows))
 
 
 def _are_noise(levels: Array, marked: NDArray[np.bool_]) -> bool:

@@ -141,11 +141,10 @@ def _judge_masks(
 ) -> None:
     masks = [(named, size) for row, size in usable for named in _masks_of(row)]
     with ThreadPoolExecutor(workers) as pool:
-        looked = pool.map(_look_at_mask, *zip(*masks, strict=True), repeat(max_pixels)) if masks else []
-        seen = {mask.path: mask for mask in looked}
-    problems["masks_unusable"] += [f"{mask.path}: {mask.error}" for mask in seen.values() if mask.error is not None]
+        looked = iter(pool.map(_look_at_mask, *zip(*masks, strict=True), repeat(max_pixels)) if masks else [])
     for row, _ in usable:
-        found = [seen[path] for path, _ in _masks_of(row)]
+        found = [next(looked) for _ in _masks_of(row)]
+        problems["masks_unusable"] += [f"{mask.path}: {mask.error}" for mask in found if mask.error is not None]
         marks = any(mask.share > 0 for mask in found)
         if found and row.label == 1 and not marks and all(mask.error is None for mask in found):
             problems["masks_empty"].append(row.path)
