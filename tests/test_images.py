@@ -323,6 +323,87 @@ def test_flipped_bits_give_an_image_or_an_image_error() -> None:
     assert not any("\n" in reason for reason in reasons)
 
 
+TIFFS: dict[str, tuple[dict[str, Any], str]] = {
+    "colour of floats": ({"dtype": np.float32, "photometric": "rgb"}, "3 channels of 32-bit floats, expected 8 or 16"),
+    "colour of 64-bit floats": ({"dtype": np.float64, "photometric": "rgb"}, "3 channels of 64-bit floats"),
+    "colour of floats, large": ({"dtype": np.float32, "photometric": "rgb", "bigtiff": True}, "3 channels of 32-bit"),
+    "grey of 64-bit floats": ({"dtype": np.float64}, "1 channel of 64-bit floats, .*save it as 16-bit PNG, or pass"),
+    "grey of 16-bit floats": ({"dtype": np.float16}, "1 channel of 16-bit floats"),
+    "8 bits with a sign": ({"dtype": np.int8}, "8-bit TIFF with a sign"),
+    "16 bits with a sign": ({"dtype": np.int16}, "32-bit or signed integer pixels"),
+    "32 bits": ({"dtype": np.uint32}, "32-bit or signed integer pixels"),
+    "five channels": ({"dtype": np.uint8, "photometric": "rgb", "channels": 5}, "5 channels, expected grey or colour"),
+    "NaN": ({"dtype": np.float32, "value": np.nan}, "64 of its 64 float values are NaN or infinite"),
+    "infinity": ({"dtype": np.float32, "value": np.inf}, "64 of its 64 float values are NaN or infinite"),
+    "floats up to 255": ({"dtype": np.float32, "value": 255}, "divide by the value of white: 255"),
+}
+
+
+@pytest.mark.parametrize("name", TIFFS)
+def test_tiff_that_is_not_read_is_named_for_what_it_is(tmp_path: Path, name: str) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    options, words = TIFFS[name]
+    options = {"photometric": "minisblack", **options}
+    channels = options.pop("channels", 3 if options["photometric"] == "rgb" else 1)
+    image = np.full((8, 8, channels), options.pop("value", 1), options.pop("dtype"))
+    tifffile.imwrite(tmp_path / "a.tif", image[..., 0] if channels == 1 else image, **options)
+    with pytest.raises(ImageError, match=words):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"\0\0\0\x18ftypheic", "a HEIC, AVIF or video file, expected PNG, JPEG, TIFF, BMP or WebP: save it as PNG"),
+        (b"\0\0\0\x0cjP  \r\n", "a JPEG 2000 file"),
+        (b"%PDF-1.7", "a PDF file"),
+        (b"<svg>", "an SVG file"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS and no image: .*git lfs pull"),
+        (b"<!DOCTYPE html>", "not an image"),
+    ],
+)
+def test_what_is_no_image_is_named_where_it_is_known(start: bytes, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        read_image(start + b"\0" * 64)
+
+
+def test_colours_of_other_kinds(tmp_path: Path) -> None:
+    smooth = np.asarray(Image.fromarray(random_image(3, 4, 3)).resize((64, 48), Image.Resampling.BICUBIC))
+    rgb = Image.fromarray(smooth)
+    for kind, name, options in (
+        ("CMYK", "cmyk.jpg", {"quality": 95}),  # with its values inverted, as Adobe has them
+        ("CMYK", "cmyk.tif", {}),
+        ("YCbCr", "ycc.jpg", {"quality": 95, "subsampling": 0}),
+        ("LAB", "lab.tif", {}),
+    ):
+        image = rgb.convert(kind) if kind != "LAB" else lab_of(rgb)
+        image.save(tmp_path / name, **options)
+        with Image.open(tmp_path / name) as opened:
+            for source in (tmp_path / name, opened):
+                assert np.abs(read_image(source).astype(int) - smooth).mean() < 3, name
+        assert read_header(tmp_path / name) == (48, 64, 8, 3), name
+
+
+def lab_of(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    profiles = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
+    return ImageCms.profileToProfile(image, *profiles, outputMode="LAB")  # type: ignore[return-value]
+
+
+def test_frames_that_pillow_has_opened() -> None:
+    for kind in ("MPO", "TIFF", "GIF", "PNG", "WEBP"):
+        frames = [Image.new("L", (6, 4), value) for value in (200, 10)]
+        frames[0].save(buffer := io.BytesIO(), format=kind, save_all=True, append_images=frames[1:])
+        image = Image.open(buffer)
+        if kind == "MPO":  # a photograph and its preview
+            assert read_image(image).mean() == pytest.approx(200, abs=2)
+        else:
+            with pytest.raises(ImageError, match=r"holds 2 frames, expected one: pass copies of the frames.*copy\(\)"):
+                read_image(image)
+            assert read_image(image.copy()).mean() == pytest.approx(200, abs=2)
+
+
 @pytest.mark.parametrize("side", [10_000, 60_000])  # above Pillow's warning and above its error
 def test_too_many_pixels(tmp_path: Path, side: int) -> None:
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)

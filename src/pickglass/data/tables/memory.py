@@ -141,6 +141,8 @@ def parts_of(data: Any) -> Iterable[Any]:
         InputError: it holds no images in any way that is known.
     """
     kind = type(data).__name__
+    if isinstance(data, type):
+        raise InputError(f"the class {data.__name__}, {_EXPECTED}")
     if hasattr(data, "iloc") and hasattr(data, "columns"):
         raise InputError(f"a {kind}, {_EXPECTED}: pass its column of paths, e.g. data['path']")
     if hasattr(data, "keys"):
