@@ -134,10 +134,14 @@ def decode_pil(image: Image.Image, max_pixels: int) -> Array:
     colour is exact. One that was loaded before is taken as it is.
     """
     name = str(getattr(image, "filename", "") or "<PIL image>")
+    # Of the threads that decode, two may meet in one image or in one open file.
+    lock = _LOCKS.setdefault(os.getpid(), Lock())
     with _one_error(name):
-        with _LOCKS.setdefault(
-            os.getpid(), Lock()
-        ):  # of the threads that decode, two may meet in one image or in one open file
+        with lock:
+            if _is_closed(image):
+                raise ImageError(
+                    name, "was closed before it was read: pass a copy made before, image.copy(), or the path"
+                )
             if (frames := _frames(image)) > 1:
                 raise ImageError(
                     name,
@@ -152,6 +156,15 @@ def decode_pil(image: Image.Image, max_pixels: int) -> Array:
         if isinstance(image, ImageFile.ImageFile) and image.mode.startswith("RGB") and _was_deep(image):
             raise ImageError(name, "16-bit colour of which Pillow has kept 8 bits: pass the path, or open it anew")
         return _upright(_array(image, name), image)
+
+
+def _is_closed(image: Image.Image) -> bool:
+    """Say whether Pillow has closed the file of an image of which something is still to be read."""
+    file = getattr(image, "fp", None)
+    try:
+        return (file is None or bool(file.closed)) and bool(getattr(image, "tile", None))
+    except ValueError:  # raised by what Pillow puts in the place of a closed file
+        return True
 
 
 def _undecoded(image: Image.Image) -> bytes | None:
