@@ -233,7 +233,8 @@ def test_the_evaluation_says_that_masks_were_soft() -> None:
         return pg.evaluate(prediction).notes
 
     told = "Masks with soft edges or the noise of JPEG (1) are cut at half of their highest value."
-    assert told in notes(WHITE, drawn_finer(4))
+    with pytest.warns(UserWarning, match=r"soft edges or the noise of JPEG \(1\)"):
+        assert told in notes(WHITE, drawn_finer(4))
     assert told not in notes(WHITE, SPOT)
 
 

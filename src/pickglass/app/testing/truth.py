@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -104,6 +105,8 @@ def read_pixels(
 ) -> tuple[Pixels | None, list[str]]:
     """Read all maps and masks once; return the counts, None without a mask, and notes for the reader.
 
+    Warns of masks with soft edges.
+
     Args:
         prediction: N images.
         rows: their truth, in the same order.
@@ -140,6 +143,7 @@ def read_pixels(
     notes = [f"{without} defective images have no mask and are left out of the pixel metrics."] if without else []
     if soft:
         notes.append(f"Masks with soft edges or the noise of JPEG ({soft}) are cut at half of their highest value.")
+        warnings.warn(notes[-1], UserWarning, stacklevel=3)
     if masks == 0:
         return None, notes
     found, aupimo = pimo.compute(), np.full(len(labelled), np.nan)

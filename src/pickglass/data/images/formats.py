@@ -138,11 +138,7 @@ def decode_pil(image: Image.Image, max_pixels: int) -> Array:
     lock = _LOCKS.setdefault(os.getpid(), Lock())
     with _one_error(name):
         with lock:
-            if _is_closed(image):
-                raise ImageError(
-                    name, "was closed before it was read: pass a copy made before, image.copy(), or the path"
-                )
-            if (frames := _frames(image)) > 1:
+            if (frames := _frames_open(image, name)) > 1:
                 raise ImageError(
                     name,
                     f"holds {frames} frames, expected one: pass copies of the frames, e.g. "
@@ -158,13 +154,15 @@ def decode_pil(image: Image.Image, max_pixels: int) -> Array:
         return _upright(_array(image, name), image)
 
 
-def _is_closed(image: Image.Image) -> bool:
-    """Say whether Pillow has closed the file of an image of which something is still to be read."""
+def _frames_open(image: Image.Image, name: str) -> int:
+    """Count the frames of an image of Pillow; one whose file was closed before it was decoded is an ImageError."""
     file = getattr(image, "fp", None)
     try:
-        return (file is None or bool(file.closed)) and bool(getattr(image, "tile", None))
-    except ValueError:  # raised by what Pillow puts in the place of a closed file
-        return True
+        if not getattr(image, "tile", None) or (file is not None and not file.closed):
+            return _frames(image)
+    except ValueError:  # raised by what Pillow puts in the place of a closed file of frames
+        pass
+    raise ImageError(name, "was closed before it was read: pass a copy made before, image.copy(), or the path")
 
 
 def _undecoded(image: Image.Image) -> bytes | None:
