@@ -15,7 +15,7 @@ from page_reader import PageReader
 from pickglass.app.fit import FitRequest, fit
 from pickglass.app.testing.test import test as run_test
 from pickglass.cli.test import show_test
-from pickglass.data import paint
+from pickglass.data import paint, read_regions
 from pickglass.errors import ImageError
 from pickglass.result import Found, Prediction
 from pickglass.testing import textures
@@ -127,6 +127,20 @@ def test_a_group_without_areas_has_no_au_spro(loco: Path) -> None:
     assert result.by_type[STRUCTURAL]["au_spro_05"] is None
     assert result.by_type[LOGICAL]["au_spro_05"] == pg.evaluate(found).by_type[LOGICAL]["au_spro_05"]
     assert result["au_spro_05"] is not None
+
+
+def test_masks_of_grey_in_three_channels_are_read_as_grey(loco: Path) -> None:
+    rows = [row for row in pg.load_dataset(loco).test if row.masks]
+    before = [read_regions(row, SIZE) for row in rows]
+    for row in rows:
+        for file in row.masks:
+            with Image.open(file) as mask:
+                colour = mask.convert("RGB")
+            colour.save(file)
+    for row, regions in zip(rows, before, strict=True):
+        for found, expected in zip(read_regions(row, SIZE), regions, strict=True):
+            assert np.array_equal(found.mask, expected.mask)
+            assert found.saturation == expected.saturation
 
 
 def test_values_without_a_meaning_are_named(loco: Path) -> None:

@@ -32,6 +32,11 @@ def palette(indices: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
     return image
 
 
+def transparent(image: Image.Image, index: int) -> Image.Image:
+    image.info["transparency"] = index
+    return image
+
+
 def rgba(colour: Any, alpha: np.ndarray) -> np.ndarray:
     return np.dstack([np.broadcast_to(np.array(colour, np.uint8), (*SIZE, 3)), alpha])
 
@@ -52,6 +57,8 @@ PLAIN = {
     "palette, 0 is black": palette(SPOT, (0, 0, 0), (128, 0, 0)),
     "palette, 1 is black": palette(~SPOT, (255, 0, 0), (0, 0, 0)),
     "palette without black": palette(SPOT, (10, 20, 30), (255, 0, 0)),
+    "palette without black, 0 is not used": palette(5 + SPOT, *[(9 * i, 255 - i, 0) for i in range(1, 9)]),
+    "palette with a transparent background": transparent(palette(~SPOT, (255, 0, 0), (255, 255, 255)), 1),
     "palette of black alone": palette(SPOT, (0, 0, 0), (0, 0, 0)),
     "palette of greys": palette(SPOT, (0, 0, 0), (1, 1, 1)),
 }
@@ -80,6 +87,16 @@ def test_arrays_of_any_number(dtype: Any) -> None:
 def test_arrays_that_are_no_masks(array: Any) -> None:
     with pytest.raises(ImageError, match="mask"):
         read_mask(np.array([["text"]]) if isinstance(array, str) else array, SIZE)
+
+
+def test_a_mask_whose_background_is_not_known_is_refused_or_named(tmp_path: Path) -> None:
+    colours = np.where(SPOT[..., None], np.array([255, 0, 0], np.uint8), np.array([255, 255, 255], np.uint8))
+    with pytest.raises(ImageError, match="several colours and none is black: make black what is not marked"):
+        read_mask(saved(colours, tmp_path / "mask.png"), SIZE)
+    assert read_marks(WHITE // 2 + 100, SIZE).no_background
+    for one in (np.full(SIZE, 255, np.uint8), np.full((*SIZE, 3), (255, 0, 0), np.uint8)):
+        assert read_marks(saved(one, tmp_path / "mask.png"), SIZE).no_background is False
+        assert read_mask(tmp_path / "mask.png", SIZE).all()
 
 
 # -- soft edges -------------------------------------------------------------------------------------------------------
@@ -212,6 +229,7 @@ def test_info_names_soft_and_inverted_masks(tmp_path: Path) -> None:
     masks = {
         "soft.jpg": (WHITE, {}),
         "inverted.png": (255 - WHITE, {}),
+        "no background.png": (WHITE // 2 + 100, {}),
         "plain.png": (WHITE, {}),
     }
     rows = [
@@ -223,7 +241,10 @@ def test_info_names_soft_and_inverted_masks(tmp_path: Path) -> None:
     found = find_problems(Dataset("d", "", "", Table([*rows, small])))
     assert len(found["masks_unusable"]) == 1  # one mask of two images, of which one has another size
     assert found["masks_soft"] == [str(tmp_path / "soft.jpg"), f"mask of {image}"]
-    assert found["masks_mark_most"] == [f"{tmp_path / 'inverted.png'}: 96%"]
+    assert found["masks_mark_most"] == [
+        f"{tmp_path / 'inverted.png'}: 96%",
+        f"{tmp_path / 'no background.png'}: 100%",
+    ]
 
 
 def test_the_evaluation_says_that_masks_were_soft() -> None:

@@ -312,9 +312,10 @@ def _levels(image: Image.Image, name: str) -> Array:
     if mode not in ("P", "PA"):
         return _array(image, name)
     rgba = np.array(image.convert("RGBA"))
-    colours = rgba[..., :3]
-    if mode == "P" and (not colours.any() or colours.any(axis=2).all()):  # the background is no black, but index 0
-        return np.array(image) > 0
+    colours, alpha = rgba[..., :3], rgba[..., 3]
+    if mode == "P" and alpha.min() == alpha.max() and (not colours.any() or colours.any(axis=2).all()):
+        indices = np.array(image)  # no colour is the background, but the first index
+        return indices > (indices.min() if indices.min() < indices.max() else 0)
     if not (colours == colours[..., :1]).all():  # colours name types and are no shades
         rgba[..., :3] = 255 * colours.any(axis=2, keepdims=True)
     return rgba
@@ -324,13 +325,14 @@ def level_of(values: Array, name: str) -> Array:
     """Return the levels ``(H, W)``, 0 and above, of a mask ``(H, W)`` or ``(H, W, C)`` with C 1, 3, or 4 with alpha."""
     levels = values
     if values.ndim == 3:
-        levels = values[..., 0]
-        for channel in range(1, min(values.shape[2], 3)):
+        levels, colours = values[..., 0], values[..., :3]
+        for channel in range(1, colours.shape[2]):
             levels = np.maximum(levels, values[..., channel])
-        if values.shape[2] == 4:
-            alpha = values[..., 3]
-            if alpha.min() < alpha.max():  # alpha that is the same everywhere says nothing
-                levels = np.minimum(levels, alpha) if levels.any() else alpha
+        alpha = values[..., 3] if values.shape[2] == 4 else None
+        if alpha is not None and alpha.min() < alpha.max():  # alpha that is the same everywhere says nothing
+            levels = np.minimum(levels, alpha) if levels.any() else alpha
+        elif (levels > 0).all() and (colours != colours[..., :1]).any() and (colours != colours[0, 0]).any():
+            raise ImageError(name, "the mask has several colours and none is black: make black what is not marked")
     low = levels.min() if levels.dtype.kind in "if" else 0
     if not low >= 0 or (levels.dtype.kind == "f" and not levels.max() < np.inf):  # so written that NaN fails too
         raise ImageError(name, "the mask holds negative, infinite or NaN values, expected 0 for what is not marked")

@@ -1,7 +1,8 @@
 """Masks come as people save them: here they become the pixels that are marked, and softness is told, not hidden.
 
 What marks a pixel is its *level*: its grey value, or its brightest channel. In a palette it is the colour, or the
-index where the colours tell nothing apart; alpha counts where it varies. A level is compared with the highest one:
+index where the colours tell nothing apart; alpha counts where it varies. Where a mask has several colours and none is
+black, nothing says what is not marked, and it is refused. A level is compared with the highest one:
 
 - Levels above 0 are marked where there are no others than 0 and the highest, whatever these are: 1, 255, 65535, red.
 - Levels up to :data:`LABELS` are numbers of regions or types. All above 0 are marked.
@@ -35,10 +36,17 @@ LABELS = 32
 
 
 class Marks(NamedTuple):
-    """A mask marks these pixels, bool ``(H, W)``; ``soft`` if it had soft edges, which were cut at half."""
+    """A mask marks these pixels, bool ``(H, W)``.
+
+    Attributes:
+        pixels: True where something is marked.
+        soft: whether it had soft edges, which were cut at half.
+        no_background: whether it marks every pixel though their levels differ, so that none says what is not marked.
+    """
 
     pixels: NDArray[np.bool_]
     soft: bool
+    no_background: bool = False
 
 
 def read_mask(mask: MaskSource, size: Size, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
@@ -60,7 +68,7 @@ def read_mask(mask: MaskSource, size: Size, max_pixels: int = MAX_PIXELS) -> NDA
 
 def read_marks(mask: MaskSource, size: Size, max_pixels: int = MAX_PIXELS) -> Marks:
     """Read a mask as :func:`read_mask` does, and say whether any of its files has soft edges."""
-    union, soft = np.zeros(size, np.bool_), False
+    union, soft, no_background = np.zeros(size, np.bool_), False, False
     for source in mask if isinstance(mask, (tuple, list)) else (mask,):
         if not isinstance(source, (str, os.PathLike, np.ndarray)):
             raise ImageError(shortened(source), "no mask, expected a path, an array, or several of them")
@@ -69,7 +77,8 @@ def read_marks(mask: MaskSource, size: Size, max_pixels: int = MAX_PIXELS) -> Ma
         check_mask_size(name, (marks.pixels.shape[0], marks.pixels.shape[1]), size)
         union |= marks.pixels
         soft |= marks.soft
-    return Marks(union, soft)
+        no_background |= marks.no_background
+    return Marks(union, soft, no_background)
 
 
 def _marks_in(source: str | os.PathLike[str] | Array, name: str, max_pixels: int) -> Marks:
@@ -97,12 +106,13 @@ def marks_of(levels: Array, lossy: bool = False) -> Marks:
     if lossy and highest <= np.iinfo(levels.dtype).max // 2:
         return Marks(np.zeros(levels.shape, np.bool_), bool(highest > 0))
     pale = marked & (levels <= half)
+    no_background = bool(marked.all()) and bool(levels.min() < highest)
     if not pale.any():
-        return Marks(marked, False)
+        return Marks(marked, False, no_background)
     labels = levels.dtype.kind in "ui" and highest <= LABELS
     if lossy or (not labels and (_are_edges(levels, pale) or _are_noise(levels, marked))):
         return Marks(levels > half, True)
-    return Marks(marked, False)
+    return Marks(marked, False, no_background)
 
 
 def _are_edges(levels: Array, pale: NDArray[np.bool_]) -> bool:

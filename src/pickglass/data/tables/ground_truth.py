@@ -38,6 +38,8 @@ def read_regions(row: Row, size: tuple[int, int], max_pixels: int = MAX_PIXELS) 
         image = read_image(source, max_pixels)
         file = source if isinstance(source, str) else f"mask of {row.path}"
         check_mask_size(file, (image.shape[0], image.shape[1]), size)
+        if image.ndim == 3 and (image == image[..., :1]).all():  # grey in three channels
+            image = image[..., 0]
         if image.ndim != 2 or image.dtype.kind != "u":
             raise ImageError(file, f"the mask is {image.dtype} {image.shape}, expected grey with 8 or 16 bits")
         for value in np.unique(image[image > 0]).tolist():

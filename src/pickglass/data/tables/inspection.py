@@ -68,6 +68,7 @@ class _SeenMask(NamedTuple):
     path: str
     share: float = 0.0  # of the image that it marks
     soft: bool = False
+    no_background: bool = False
     error: str | None = None
 
 
@@ -84,7 +85,7 @@ def _look_at_mask(named: tuple[str, MaskSource], size: Size, max_pixels: int) ->
         marks = read_marks(source, size, max_pixels)
     except ImageError as error:
         return _SeenMask(path, error=error.reason)
-    return _SeenMask(path, float(marks.pixels.mean()), marks.soft)
+    return _SeenMask(path, float(marks.pixels.mean()), marks.soft, marks.no_background)
 
 
 def find_problems(dataset: Dataset, max_pixels: int = MAX_PIXELS, workers: int = 2) -> dict[str, list[str]]:
@@ -100,8 +101,8 @@ def find_problems(dataset: Dataset, max_pixels: int = MAX_PIXELS, workers: int =
 
         - ``unreadable``, ``masks_unusable``: images and masks that cannot be used, and why;
         - ``masks_soft``: masks with soft edges or the noise of JPEG, which are cut at half, see
-          :mod:`pickglass.data.images.masks`; ``masks_mark_most``: masks that mark more than half of their image and not
-          all of it, as inverted ones do;
+          :mod:`pickglass.data.images.masks`; ``masks_mark_most``: masks that mark more than half of their image, as
+          inverted ones do, but for those that mark all of it with one value;
         - ``masks_empty``: defective images whose mask marks nothing; ``good_with_mask``: good ones whose mask does;
         - ``no_mask``: defective images without a mask, where others have one;
         - ``defective_equals_good``: the pixels of an image in a defect folder are those of a good image;
@@ -152,7 +153,9 @@ def _judge_masks(
             problems["good_with_mask"].append(row.path)
         if row.label != 0:
             problems["masks_soft"] += [mask.path for mask in found if mask.soft]
-            problems["masks_mark_most"] += [f"{m.path}: {m.share:.0%}" for m in found if 0.5 < m.share < 1]
+            problems["masks_mark_most"] += [
+                f"{m.path}: {m.share:.0%}" for m in found if m.no_background or 0.5 < m.share < 1
+            ]
     if any(row.mask is not None for row in table):
         problems["no_mask"] += [row.path for row in table if row.label == 1 and row.mask is None]
 
