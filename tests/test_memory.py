@@ -424,6 +424,24 @@ def test_values_in_messages_are_short() -> None:
     assert len(str(DataError("broken:", [Failure("x" * 5000, "no such file")]))) < 400
 
 
+def test_no_message_repeats_an_endless_word(tmp_path: Path) -> None:
+    word = "x" * 10_000
+    for call in (
+        lambda: Row("a.png", role=word),  # type: ignore[arg-type]
+        lambda: pg.load_dataset(word),
+        lambda: pg.load(word),
+        lambda: predict(pg.PatchCore(), [word]),
+        lambda: pg.data.with_roi(Table([Row("a.png")]), word),
+        lambda: pg.PatchCore(size=word).fit([GREY]),
+        lambda: pg.PatchCore(size=HUGE).fit([GREY]),  # type: ignore[arg-type]
+        lambda: pg.data.read_image(word),
+        lambda: pg.data.read_mask(word, (3, 3)),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert len(str(caught.value)) < 800
+
+
 @pytest.mark.parametrize("error", [ImageError("a.png", "cut"), DataError("two:", [Failure("a.png", "cut")])])
 def test_errors_cross_processes_whole(error: Exception) -> None:
     again = pickle.loads(pickle.dumps(error))

@@ -21,6 +21,7 @@ traceback and exits with 2, or with 1 where a promise cannot be kept.
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -42,7 +43,8 @@ __all__ = [
 ]
 
 _LONGEST = 100  # characters of a value in a message
-_LONGEST_PATH = 300
+_LONGEST_WORD = 300
+_ENDLESS = re.compile(r"\S{301,}")
 
 
 def shortened(value: object, longest: int = _LONGEST) -> str:
@@ -65,7 +67,7 @@ def shortened(value: object, longest: int = _LONGEST) -> str:
 
 
 def _shown(path: str) -> str:
-    return _cut(path.replace("\n", "\\n"), _LONGEST_PATH)
+    return _cut(path.replace("\n", "\\n"), _LONGEST_WORD)
 
 
 def _cut(text: str, longest: int) -> str:
@@ -80,7 +82,10 @@ class Failure(NamedTuple):
 
 
 class PickglassError(Exception):
-    """All errors that pickglass raises on purpose are of this class."""
+    """All errors that pickglass raises on purpose are of this class; a word in a message is never endless."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_ENDLESS.sub(lambda word: _cut(word[0], _LONGEST_WORD), str(arg)) for arg in args))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies, pickles and other processes get the error as it is, without the arguments that it was made of."""

@@ -59,7 +59,7 @@ def missing(path: str | os.PathLike[str]) -> str:
     wanted = Path(path)
     there = wanted.parent
     name = wanted.name
-    while not there.is_dir() and there != there.parent:
+    while not os.path.isdir(there) and there != there.parent:
         there, name = there.parent, there.name
     try:
         names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in there.iterdir())
@@ -79,7 +79,7 @@ def check_exist(paths: Iterable[str | os.PathLike[str]]) -> None:
     Raises:
         DataError: naming each that does not.
     """
-    absent = [Failure(str(path), missing(path)) for path in paths if not Path(path).exists()]
+    absent = [Failure(str(path), missing(path)) for path in paths if not os.path.exists(path)]
     if len(absent) == 1:
         raise DataError(f"{absent[0].path}: {absent[0].error}")
     if absent:

@@ -7,6 +7,7 @@ A safetensors file begins with eight bytes (the length of a JSON text, little-en
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ def check_model_file(path: str | Path) -> None:
     Raises:
         ModelFileError: nothing is there, or a folder.
     """
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise ModelFileError(f"{path}: {missing(path)}. Expected a model that 'pickglass fit' wrote")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ModelFileError(f"{path} is a folder; expected a model file that 'pickglass fit' wrote")
 
 

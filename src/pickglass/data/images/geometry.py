@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pickglass.data.images.formats import Array
-from pickglass.errors import ImageError, InputError
+from pickglass.errors import ImageError, InputError, shortened
 
 __all__ = ["Geometry", "Placement", "Preprocess", "SizeRule", "canvas_of_area", "parse_size", "resize_map"]
 
@@ -83,7 +83,7 @@ def parse_size(size: int | str | tuple[int, int]) -> SizeRule:
         if len(sides) == 2 and all(isinstance(n, int) and n > 0 for n in sides):
             return SizeRule("squeeze", sides)
     raise InputError(
-        f"size={size!r}: expected pixels such as 256, height x width such as (256, 512) or '256x512', "
+        f"size={shortened(size)}: expected pixels such as 256, height x width such as (256, 512) or '256x512', "
         "'area:512', 'shorter:256', 'letterbox:256' or 'native'"
     )
 
@@ -117,7 +117,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(isinstance(n, int) and n > 0 for n in self.size):
-            raise InputError(f"size={self.size!r}: expected (height, width) in pixels, e.g. (256, 256)")
+            raise InputError(f"size={shortened(self.size)}: expected (height, width) in pixels, e.g. (256, 256)")
         if self.interpolation not in _RESAMPLING:
             raise InputError(f"interpolation={self.interpolation!r}: expected one of {', '.join(_RESAMPLING)}")
         if (self.geometry == "shorter") != (self.side is not None):

@@ -35,9 +35,9 @@ def with_roi(table: Table, roi: str | os.PathLike[str] | NDArray[Any] | None) ->
     if isinstance(roi, np.ndarray):
         return Table([replace(row, roi=roi) for row in table])
     path = Path(roi)
-    if path.is_file():
+    if os.path.isfile(path):
         return Table([replace(row, roi=str(path)) for row in table])
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"roi={str(roi)!r}: no such file or folder; expected a mask, or a folder of masks")
     files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES]
     for what, names in (("masks", [f.stem for f in files]), ("images", [Path(row.path).stem for row in table])):

@@ -8,6 +8,7 @@ thresholds and is read last, ``test`` feeds nothing. A layout gives ``train`` (n
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -219,7 +220,7 @@ class Table(Sequence[Row]):
         Rows whose file does not exist, or whose image is broken, stay, so that reading them reports it.
         """
         fitted = set(fitted_images)
-        readable = [row for row in self.rows if row.pixels is not None or Path(row.path).is_file()]
+        readable = [row for row in self.rows if row.pixels is not None or os.path.isfile(row.path)]
         seen = {row.path for row in readable if _is_among(fitted, row)}
         groups = {row.group for row in self.rows if row.path in seen and row.group is not None}
         return self.where(lambda row: row.path not in seen and row.group not in groups)
