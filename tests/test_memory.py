@@ -376,6 +376,21 @@ def test_paths_in_a_column_of_pandas_and_tables_of_it() -> None:
         as_table(Frame())  # type: ignore[arg-type]
 
 
+def test_two_of_a_kind_are_no_image_and_label() -> None:
+    for data in (
+        list(np.array(["a.png", "b.png"])),
+        np.array(["a.png", "b.png"]),
+        ("a.png", np.str_("b.png")),
+        [GREY, GREY],
+        (GREY, np.zeros(3)),
+        [torch.rand(3, 4, 4), torch.rand(4, 4)],
+        [encoded(GREY), encoded(GREY)],
+        [None, GREY],
+        [GREY, None],
+    ):
+        assert len(as_table(data)) == 2
+
+
 def test_mixed_sizes_and_kinds_in_one_list() -> None:
     png = encoded(COLOUR)
     data = [COLOUR, GREY[:5], [FLOATS, (GREY[:, :7] > 9,)], torch.rand(2, 3, 4, 5), png, np.array(["none.png"])]

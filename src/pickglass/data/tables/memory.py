@@ -174,8 +174,8 @@ def image_and_label(data: Any) -> tuple[Any, Iterator[float]]:
 
 def _is_label(part: Any, image: Any) -> bool:
     """Say whether a part beside an image is its label, or one beside a batch holds a label for each of its images."""
-    if isinstance(part, (Number, np.generic)):
+    if isinstance(part, (Number, np.bool_)):
         return True
-    if not _is_array(part) or part.ndim > 1:
+    if not _is_array(part) or part.ndim > 1 or as_numpy(part).dtype.kind not in "buif":
         return False
     return part.ndim == 0 or (_is_array(image) and image.ndim > 2 and len(image) == len(part))
