@@ -433,6 +433,9 @@ def test_values_in_messages_are_short() -> None:
         assert len(shortened(value)) <= 100
     assert shortened(torch.rand(2, 3)) == "Tensor of shape (2, 3)"
     assert shortened("a.png") == "'a.png'"
+    assert (
+        shortened((HUGE, b"xyz", np.int64(5), None)) == f"(ndarray of shape (300, 300), 3 bytes, {np.int64(5)!r}, None)"
+    )
     long = ImageError("x" * 5000, "no such file")
     assert len(str(long)) < 400
     assert long.path == "x" * 5000

@@ -51,19 +51,25 @@ def shortened(value: object, longest: int = _LONGEST) -> str:
     """Return the ``repr`` of a value for a message, in one line and never long; of arrays and bytes only their size.
 
     >>> shortened("a" * 1000, 20)
-    "'aaaaa...aaaaaaaaaa'"
+    "'aaaaaaa...aaaaaaaa'"
     >>> shortened(b"a" * 1000)
     '1000 bytes'
     """
-    shape = getattr(value, "shape", None)
-    if isinstance(shape, tuple):
-        return f"{type(value).__name__} of shape {tuple(shape)}"
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return f"{len(value)} bytes"
-    short = reprlib.Repr()
+    short = _Short()
     short.maxlevel, short.maxlist, short.maxtuple, short.maxdict, short.maxset = 2, 4, 4, 4, 4
     short.maxstring = short.maxother = longest
     return _cut(" ".join(short.repr(value).split()), longest)
+
+
+class _Short(reprlib.Repr):
+    def repr1(self, value: Any, level: int) -> str:
+        """Name arrays and tensors by their shape and bytes by their number, also inside lists."""
+        shape = getattr(value, "shape", None)
+        if isinstance(shape, tuple) and shape:
+            return f"{type(value).__name__} of shape {tuple(shape)}"
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return f"{len(value)} bytes"
+        return super().repr1(value, level)
 
 
 def _shown(path: str) -> str:
