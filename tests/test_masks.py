@@ -186,6 +186,12 @@ def test_numbers_of_types_and_regions_are_no_soft_edges(tmp_path: Path, name: st
         np.testing.assert_array_equal(marks.pixels, labels > 0)
 
 
+def test_whole_numbers_of_floats_are_numbers_of_regions_too() -> None:
+    thin = np.where(XX % 4 == 0, 1.0, np.where(XX % 4 == 1, 3.0, 0.0)) * SPOT
+    assert read_marks(thin, SIZE).soft is False
+    np.testing.assert_array_equal(read_mask(thin.astype(np.float32), SIZE), thin > 0)
+
+
 def test_types_in_colours_of_a_palette_are_no_soft_edges(tmp_path: Path) -> None:
     image = palette(np.where(SPOT, 1 + (XX + YY) % 2, 0), (0, 0, 0), (40, 0, 0), (0, 255, 0))
     marks = read_marks(saved(image, tmp_path / "mask.png"), SIZE)

@@ -22,11 +22,11 @@ from pickglass.data.images.formats import (
     Array,
     Header,
     decode_file,
-    decode_pil,
     open_file,
     parse_header,
     unit_floats,
 )
+from pickglass.data.images.pil import decode_pil
 from pickglass.errors import DataError, Failure, ImageError, shortened
 
 __all__ = [

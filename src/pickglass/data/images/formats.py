@@ -13,7 +13,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Lock
 from typing import IO, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -23,14 +22,17 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 from pickglass.errors import ImageError
 
 __all__ = [
+    "FORMATS",
     "Header",
+    "array_of_image",
     "decode_file",
-    "decode_levels",
-    "decode_pil",
-    "level_of",
+    "frames_in",
+    "one_error",
     "open_file",
+    "opened",
     "parse_header",
     "unit_floats",
+    "upright",
 ]
 
 Array: TypeAlias = NDArray[Any]
@@ -63,8 +65,8 @@ _FOREIGN = {
     b"<svg": "an SVG file",
 }
 _LFS = b"version https://"  # with which a pointer of Git LFS begins
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF")  # what they make of a file, in Pillow's words
-_LOCKS: dict[int, Lock] = {}  # by process: one that was forked must not wait for a thread that is not there
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF")
+"""The formats that are decoded exactly, in Pillow's words."""
 
 
 class Header(NamedTuple):
@@ -89,21 +91,19 @@ def open_file(path: str) -> IO[bytes]:
     raise ImageError(path, f"is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}, expected an image file")
 
 
-def decode_file(file: IO[bytes], name: str, max_pixels: int) -> Array:
-    """Decode a seekable file as :func:`pickglass.data.images.decoder.read_image` promises; ``name`` is for messages."""
-    return _decoded(file, name, max_pixels, _array)
+def decode_file(
+    file: IO[bytes], name: str, max_pixels: int, array_of: Callable[[Image.Image, str], Array] | None = None
+) -> Array:
+    """Decode a seekable file as :func:`pickglass.data.images.decoder.read_image` promises.
 
-
-def decode_levels(file: IO[bytes], name: str, max_pixels: int) -> tuple[Array, bool]:
-    """Decode a seekable file of a mask: its levels ``(H, W)``, see :mod:`pickglass.data.images.masks`, and if lossy."""
-    array = _decoded(file, name, max_pixels, _levels)
-    with _one_error(name):
-        return level_of(array, name), _is_lossy(file, name)
-
-
-def _decoded(file: IO[bytes], name: str, max_pixels: int, array_of: Callable[[Image.Image, str], Array]) -> Array:
-    with _one_error(name):
-        image = _opened(file, name)
+    Args:
+        file: is read from its start.
+        name: for messages.
+        max_pixels: height x width above which it is refused.
+        array_of: makes the array of the decoded image; None: :func:`array_of_image`.
+    """
+    with one_error(name):
+        image = opened(file, name)
         pixels = image.width * image.height
         if pixels > max_pixels:
             raise ImageError(
@@ -111,7 +111,7 @@ def _decoded(file: IO[bytes], name: str, max_pixels: int, array_of: Callable[[Im
                 f"{image.width}x{image.height} is {pixels:,} pixels, more than the limit of {max_pixels:,}: "
                 "if the file is sound, raise max_pixels (--max-pixels)",
             )
-        if (frames := _frames(image)) > 1:
+        if (frames := frames_in(image)) > 1:
             raise ImageError(name, f"holds {frames} frames, expected one: save each frame as a file of its own")
         if image.format == "PNG":
             _walk_png(file, name, check=True)
@@ -122,82 +122,21 @@ def _decoded(file: IO[bytes], name: str, max_pixels: int, array_of: Callable[[Im
             array, image = _deep_colour(file, name, raw)
         else:
             image.load()
-            array = array_of(image, name)
+            array = (array_of or array_of_image)(image, name)
         # Pillow has turned a TIFF already.
-        return array if image.format == "TIFF" else _upright(array, image)
+        return array if image.format == "TIFF" else upright(array, image)
 
 
-def decode_pil(image: Image.Image, max_pixels: int) -> Array:
-    """Return the array of an image of Pillow; one that was opened and not yet loaded is read here and stays so.
-
-    Its file is read again from the start, so that a list of opened files is never decoded all at once, and 16-bit
-    colour is exact. One that was loaded before is taken as it is.
-    """
-    name = str(getattr(image, "filename", "") or "<PIL image>")
-    # Of the threads that decode, two may meet in one image or in one open file.
-    lock = _LOCKS.setdefault(os.getpid(), Lock())
-    with _one_error(name):
-        with lock:
-            if (frames := _frames_open(image, name)) > 1:
-                raise ImageError(
-                    name,
-                    f"holds {frames} frames, expected one: pass copies of the frames, e.g. "
-                    "[frame.copy() for frame in PIL.ImageSequence.Iterator(image)]",
-                )
-            data = _undecoded(image)
-            if data is None:
-                image.load()
-        if data is not None:
-            return decode_file(io.BytesIO(data), name, max_pixels)
-        if isinstance(image, ImageFile.ImageFile) and image.mode.startswith("RGB") and _was_deep(image):
-            raise ImageError(name, "16-bit colour of which Pillow has kept 8 bits: pass the path, or open it anew")
-        return _upright(_array(image, name), image)
-
-
-def _frames_open(image: Image.Image, name: str) -> int:
-    """Count the frames of an image of Pillow; one whose file was closed before it was decoded is an ImageError."""
-    file = getattr(image, "fp", None)
-    try:
-        if not getattr(image, "tile", None) or (file is not None and not file.closed):
-            return _frames(image)
-    except ValueError:  # raised by what Pillow puts in the place of a closed file of frames
-        pass
-    raise ImageError(name, "was closed before it was read: pass a copy made before, image.copy(), or the path")
-
-
-def _undecoded(image: Image.Image) -> bytes | None:
-    """Return the bytes of the file of an image that Pillow has opened and not decoded; None: it has."""
-    file = getattr(image, "fp", None)
-    shrunk = getattr(image, "decoderconfig", ())  # by Image.draft, which its owner asked for
-    if not getattr(image, "tile", None) or shrunk or image.format not in _FORMATS or file is None or file.closed:
-        return None
-    at = file.tell()
-    file.seek(0)
-    try:
-        return bytes(file.read())
-    finally:
-        file.seek(at)
-
-
-def _was_deep(image: ImageFile.ImageFile) -> bool:
-    """Say whether a decoded image of Pillow had more than 8 bits a channel in its file."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return max(cast("tuple[int, ...]", image.tag_v2.get(258, (1,)))) > 8
-    if image.format != "PNG" or not os.path.isfile(image.filename):
-        return False
-    with open(image.filename, "rb") as file:
-        return file.read(25)[24:] == b"\x10"  # bits a channel, of the chunk IHDR
-
-
-def _frames(image: Image.Image) -> int:
+def frames_in(image: Image.Image) -> int:
+    """Count the frames of an image."""
     # An MPO file is a photograph whose further frames are previews of the first; elsewhere frames are equals.
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def parse_header(file: IO[bytes], name: str) -> Header:
     """Read the size, depth and channels of an open file without decoding its pixels."""
-    with _one_error(name):
-        image = _opened(file, name)
+    with one_error(name):
+        image = opened(file, name)
         raw = _raw_mode(image)
         width, height = image.size
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # of some versions, size is turned already, of some not
@@ -238,7 +177,7 @@ def unit_floats(array: Array, name: str) -> Array:
 
 
 @contextmanager
-def _one_error(name: str) -> Iterator[None]:
+def one_error(name: str) -> Iterator[None]:
     """Turn whatever Pillow raises on a damaged file into one ImageError."""
     try:
         yield
@@ -253,7 +192,8 @@ def _reason(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _opened(file: IO[bytes], name: str) -> ImageFile.ImageFile:
+def opened(file: IO[bytes], name: str) -> ImageFile.ImageFile:
+    """Open a seekable file by its signature; what is no image is named for what it is."""
     file.seek(0)
     start = file.read(16)
     if not start:
@@ -274,12 +214,13 @@ def _opened(file: IO[bytes], name: str) -> ImageFile.ImageFile:
         raise
 
 
-def _upright(array: Array, image: Image.Image) -> Array:
+def upright(array: Array, image: Image.Image) -> Array:
+    """Turn the array of an image as its metadata say."""
     turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     return array if turn is None else np.ascontiguousarray(turn(array))  # 5 to 8: (H, W[, 3]) -> (W, H[, 3])
 
 
-def _array(image: Image.Image, name: str) -> Array:
+def array_of_image(image: Image.Image, name: str) -> Array:
     """Return the array of a decoded PIL image: palette expanded, alpha dropped, colour as RGB."""
     mode = image.mode
     if mode in ("L", "RGB"):
@@ -297,55 +238,6 @@ def _array(image: Image.Image, name: str) -> Array:
     if mode in ("P", "PA", "La", "RGBa"):
         image = image.convert("RGBA")  # from P straight to RGB, Pillow warns of transparency
     return np.array(image.convert("RGB"))
-
-
-# -- masks ------------------------------------------------------------------------------------------------------------
-
-
-def _levels(image: Image.Image, name: str) -> Array:
-    """Return the values of a decoded mask, from which :func:`level_of` makes one level a pixel."""
-    mode = image.mode
-    if mode in ("I", "F"):
-        return np.array(image)
-    if mode in ("LA", "RGBA", "La", "RGBa"):
-        return np.array(image.convert("RGBA" if mode.startswith("R") else "LA").convert("RGBA"))
-    if mode not in ("P", "PA"):
-        return _array(image, name)
-    rgba = np.array(image.convert("RGBA"))
-    colours, alpha = rgba[..., :3], rgba[..., 3]
-    if mode == "P" and alpha.min() == alpha.max() and (not colours.any() or colours.any(axis=2).all()):
-        indices = np.array(image)  # no colour is the background, but the first index
-        return indices > (indices.min() if indices.min() < indices.max() else 0)
-    if not (colours == colours[..., :1]).all():  # colours name types and are no shades
-        rgba[..., :3] = 255 * colours.any(axis=2, keepdims=True)
-    return rgba
-
-
-def level_of(values: Array, name: str) -> Array:
-    """Return the levels ``(H, W)``, 0 and above, of a mask ``(H, W)`` or ``(H, W, C)`` with C 1, 3, or 4 with alpha."""
-    levels = values
-    if values.ndim == 3:
-        levels, colours = values[..., 0], values[..., :3]
-        for channel in range(1, colours.shape[2]):
-            levels = np.maximum(levels, values[..., channel])
-        alpha = values[..., 3] if values.shape[2] == 4 else None
-        if alpha is not None and alpha.min() < alpha.max():  # alpha that is the same everywhere says nothing
-            levels = np.minimum(levels, alpha) if levels.any() else alpha
-        elif (levels > 0).all() and (colours != colours[..., :1]).any() and (colours != colours[0, 0]).any():
-            raise ImageError(name, "the mask has several colours and none is black: make black what is not marked")
-    low = levels.min() if levels.dtype.kind in "if" else 0
-    if not low >= 0 or (levels.dtype.kind == "f" and not levels.max() < np.inf):  # so written that NaN fails too
-        raise ImageError(name, "the mask holds negative, infinite or NaN values, expected 0 for what is not marked")
-    return levels
-
-
-def _is_lossy(file: IO[bytes], name: str) -> bool:
-    """Say whether the pixels of a mask were changed to save space, so that they have values that nobody drew."""
-    image = _opened(file, name)
-    if image.format == "WEBP":
-        file.seek(0)
-        return b"VP8 " in file.read()  # the chunk of lossy pixels; lossless ones are in VP8L
-    return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
 
 
 # -- 16-bit colour ----------------------------------------------------------------------------------------------------
@@ -389,7 +281,7 @@ def _deep_colour(file: IO[bytes], name: str, raw: str) -> tuple[Array, ImageFile
 
 
 def _loaded_as(file: IO[bytes], name: str, raw: str) -> ImageFile.ImageFile:
-    image = _opened(file, name)
+    image = opened(file, name)
     image.tile = [
         tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile
     ]

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import IO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pickglass.data.images.decoder import MAX_PIXELS
-from pickglass.data.images.formats import Array, decode_levels, level_of, open_file
+from pickglass.data.images.formats import Array, array_of_image, decode_file, one_error, open_file, opened
 from pickglass.errors import ImageError, shortened
 
 __all__ = ["LABELS", "Marks", "MaskSource", "Size", "check_mask_size", "marks_of", "read_marks", "read_mask"]
@@ -85,7 +86,9 @@ def _marks_in(source: str | os.PathLike[str] | Array, name: str, max_pixels: int
     if isinstance(source, np.ndarray):
         return marks_of(_levels_of_array(source, name))
     with open_file(name) as file:
-        return marks_of(*decode_levels(file, name, max_pixels))
+        values = decode_file(file, name, max_pixels, _values)
+        with one_error(name):
+            return marks_of(_levels(values, name), _is_lossy(file, name))
 
 
 def _levels_of_array(array: Array, name: str) -> Array:
@@ -93,7 +96,53 @@ def _levels_of_array(array: Array, name: str) -> Array:
         raise ImageError(name, f"the mask has the shape {array.shape}, expected (H, W), (H, W, 1) or (H, W, 3)")
     if array.dtype.kind not in "buif":
         raise ImageError(name, f"the mask has the dtype {array.dtype}, expected bool, whole numbers or floats")
-    return level_of(array, name)
+    return _levels(array, name)
+
+
+def _values(image: Image.Image, name: str) -> Array:
+    """Return the values of a decoded mask, from which :func:`_levels` makes one level a pixel."""
+    mode = image.mode
+    if mode in ("I", "F"):
+        return np.array(image)
+    if mode in ("LA", "RGBA", "La", "RGBa"):
+        return np.array(image.convert("RGBA" if mode.startswith("R") else "LA").convert("RGBA"))
+    if mode not in ("P", "PA"):
+        return array_of_image(image, name)
+    rgba = np.array(image.convert("RGBA"))
+    colours, alpha = rgba[..., :3], rgba[..., 3]
+    if mode == "P" and alpha.min() == alpha.max() and (not colours.any() or colours.any(axis=2).all()):
+        indices = np.array(image)  # no colour is the background, but the first index
+        return indices > (indices.min() if indices.min() < indices.max() else 0)
+    if not (colours == colours[..., :1]).all():  # colours name types and are no shades
+        rgba[..., :3] = 255 * colours.any(axis=2, keepdims=True)
+    return rgba
+
+
+def _levels(values: Array, name: str) -> Array:
+    """Return the levels ``(H, W)``, 0 and above, of a mask ``(H, W)`` or ``(H, W, C)`` with C 1, 3, or 4 with alpha."""
+    levels = values
+    if values.ndim == 3:
+        levels, colours = values[..., 0], values[..., :3]
+        for channel in range(1, colours.shape[2]):
+            levels = np.maximum(levels, values[..., channel])
+        alpha = values[..., 3] if values.shape[2] == 4 else None
+        if alpha is not None and alpha.min() < alpha.max():  # alpha that is the same everywhere says nothing
+            levels = np.minimum(levels, alpha) if levels.any() else alpha
+        elif (levels > 0).all() and (colours != colours[..., :1]).any() and (colours != colours[0, 0]).any():
+            raise ImageError(name, "the mask has several colours and none is black: make black what is not marked")
+    low = levels.min() if levels.dtype.kind in "if" else 0
+    if not low >= 0 or (levels.dtype.kind == "f" and not levels.max() < np.inf):  # so written that NaN fails too
+        raise ImageError(name, "the mask holds negative, infinite or NaN values, expected 0 for what is not marked")
+    return levels
+
+
+def _is_lossy(file: IO[bytes], name: str) -> bool:
+    """Say whether the pixels of a mask were changed to save space, so that they have values that nobody drew."""
+    image = opened(file, name)
+    if image.format == "WEBP":
+        file.seek(0)
+        return b"VP8 " in file.read()  # the chunk of lossy pixels; lossless ones are in VP8L
+    return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
 
 
 def marks_of(levels: Array, lossy: bool = False) -> Marks:
@@ -101,6 +150,8 @@ def marks_of(levels: Array, lossy: bool = False) -> Marks:
     if levels.dtype == np.bool_:
         return Marks(levels, False)
     highest = levels.max()
+    if levels.dtype.kind == "f" and highest > 1 and (levels == np.floor(levels)).all():  # whole numbers all the same
+        levels, highest = levels.astype(np.int64), np.int64(highest)
     half = highest // 2 if levels.dtype.kind in "ui" else highest / 2
     marked: NDArray[np.bool_] = levels > 0
     if lossy and highest <= np.iinfo(levels.dtype).max // 2:
