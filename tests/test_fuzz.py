@@ -235,7 +235,7 @@ def without_privileges() -> Iterator[Path]:
 
 def test_unreadable_permissions() -> None:
     with without_privileges() as root:
-        for name in ("train/good/a.png", "train/good/b.png", "train/good/deep/c.png", "test/hole/d.png"):
+        for name in ("train/good/a.png", "train/good/b.png", "train/good/deep/c.png", "test/bad/d.png"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(SAMPLES["grey.png"])
         (root / "train/good/a.png").chmod(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from pickglass.app.info import info
-from pickglass.data import Dataset, DataSource, Row, Table, as_table, find_problems, load_dataset
-from pickglass.errors import DataError
+from pickglass.cli.main import app
+from pickglass.data import LAYOUTS, Dataset, DataSource, Row, Table, as_table, find_problems, load_dataset
+from pickglass.errors import DataError, InputError
 
 
 def texture(seed: int, *shape: int, low: int = 90, high: int = 140) -> np.ndarray:
@@ -184,6 +187,42 @@ def test_images_in_memory_and_tiny_ones() -> None:
     found = find_problems(Dataset("memory", "", "", train + as_table(np.ones((1, 1), np.float32))))
     assert [len(texts) for texts in found.values()] == [7, 1]
     assert list(found) == ["duplicates", "unlike_training"]
+
+
+def test_the_account_is_shown_and_warned_of(sound: Path) -> None:
+    put(sound / "ground_truth/hole/7_mask.png", np.eye(48, 64, dtype=np.uint8))
+    (sound / "notes.txt").write_text("notes")
+    shown = CliRunner().invoke(app, ["info", str(sound)])
+    assert shown.exit_code == 0
+    assert "18 of 20 files are used: 12 good images for training, 2 good images for the test, " in shown.stdout
+    assert "  ground_truth/hole/7_mask.png: masks that belong to no image; expected STEM_mask.png" in shown.stdout
+    assert "  notes.txt: files of other kinds" in shown.stdout
+    told = json.loads(CliRunner().invoke(app, ["info", str(sound), "--json"]).stdout)["about"]["account"]
+    assert (told["files"], [group["files"] for group in told["unused"]]) == (
+        20,
+        [["ground_truth/hole/7_mask.png"], ["notes.txt"]],
+    )
+    with pytest.warns(UserWarning, match=r"a file of .* looks like data and is not used, e\.g\. .*7_mask\.png"):
+        DataSource(sound).load()
+
+
+def test_a_folder_without_an_image_that_can_be_used_fails(sound: Path) -> None:
+    for path in sound.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="holds no image that can be used") as caught:
+        info(sound)
+    assert len(caught.value.failures) == 16
+
+
+def test_layouts_are_listed_with_their_trees() -> None:
+    shown = CliRunner().invoke(app, ["info", "--layouts"])
+    assert shown.exit_code == 0
+    for name, layout in LAYOUTS.items():
+        assert f"{name}: {layout.sets}" in shown.stdout
+        assert layout.tree.split("  ")[-1] in shown.stdout
+    told = json.loads(CliRunner().invoke(app, ["info", "--layouts", "--json"]).stdout)
+    assert list(told) == list(LAYOUTS)
+    assert isinstance(CliRunner().invoke(app, ["info"]).exception, InputError)
 
 
 @pytest.mark.slow

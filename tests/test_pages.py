@@ -78,7 +78,7 @@ def compare_page(folder: Path) -> Path:
     prediction = Prediction(found, (), Calibration("highest", 1.0, 0.5))
     models: Any = [{"name": f"{EVIL}{i}", "model": EVIL, **NUMBERS} for i in range(3)]
     failed: Any = [{"path": EVIL, "error": EVIL}]
-    return write_compare(folder / "page.html", EVIL, models, [prediction] * 3, [0, 1], failed, 10**6)
+    return write_compare(folder / "page.html", EVIL, models, [prediction] * 3, [0, 1], failed, [EVIL], 10**6)
 
 
 def robustness_page(folder: Path) -> Path:

@@ -40,7 +40,7 @@ class Category:
 
 def is_root(source: DataSource) -> bool:
     """Tell whether a folder holds several data sets."""
-    return len(source.load_all()) > 1
+    return len(source.load_all(warn=False)) > 1
 
 
 def fit_many(
@@ -106,7 +106,7 @@ def fit_category(task: Category) -> Iterator[FittedCategory]:
 
         torch.set_num_threads(task.threads)
     try:
-        dataset = task.source.load_all()[task.name]
+        dataset = task.source.load_all(warn=False)[task.name]
         fitted = fit_dataset(dataset, task.model, task.request, source=task.source, compute=task.compute)
     except PickglassError as error:
         yield _row(task.name, "failed", Path(task.model), error=str(error))

@@ -8,6 +8,7 @@ from typing import Any
 from pickglass.app.results import InfoResult
 from pickglass.data import MAX_PIXELS, Dataset, DataSource, describe, find_problems
 from pickglass.detectors.model_header import read_model_header
+from pickglass.errors import DataError, Failure
 
 __all__ = ["info"]
 
@@ -29,15 +30,20 @@ def info(data: DataSource | str | Path, *, workers: int = 2, max_pixels: int = M
 
     Raises:
         ModelFileError: the model file is missing or damaged.
-        DataError: the folder holds no data set.
+        DataError: the folder holds no data set, or no image of it can be read.
     """
     source = DataSource.of(data)
     path = source.path
     if Path(path).suffix == ".safetensors":
-        return {"kind": "model", "path": str(path), "about": read_model_header(Path(path))}
-    sets = source.load_all()
+        return {"kind": "model", "path": str(path), "about": read_model_header(Path(path)), "beside": None}
+    sets = source.load_all(warn=False)
     about = {name: _about(dataset, workers, max_pixels) for name, dataset in sets.items()}
-    return {"kind": "data", "path": str(path), "about": about if len(about) > 1 else next(iter(about.values()))}
+    if not any(described["images"] > len(described["failed"]) for described in about.values()):
+        failures = [Failure(**failed) for described in about.values() for failed in described["failed"]]
+        raise DataError(f"{path} holds no image that can be used{':' if failures else ''}", failures)
+    if len(about) == 1:
+        return {"kind": "data", "path": str(path), "about": next(iter(about.values())), "beside": None}
+    return {"kind": "data", "path": str(path), "about": about, "beside": sets.beside.to_json()}
 
 
 def _about(dataset: Dataset, workers: int, max_pixels: int) -> dict[str, Any]:

@@ -18,17 +18,13 @@ from pickglass.data import (
     DataSource,
     Table,
     image_digest,
-    read_mask,
 )
 from pickglass.data.files import output_path
-from pickglass.data.tables.layouts.tree import (
-    MASK_FOLDERS,
-    class_rows,
-    folders,
-    grouped,
-    images,
-    is_good,
-)
+from pickglass.data.tables.layouts.classes import class_rows, classes
+from pickglass.data.tables.layouts.found import Ask, Found
+from pickglass.data.tables.layouts.names import MASK_FOLDERS, split_of
+from pickglass.data.tables.layouts.tables import grouped
+from pickglass.data.tables.layouts.tree import walk
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.loading import LoadedBatch
@@ -136,12 +132,20 @@ def labelled(data: DataSource | Dataset | Table | str | Path) -> Table:
 
 def _read(source: DataSource) -> Table:
     path = Path(source.path)
-    kinds = [f for f in folders(path) if f.name not in MASK_FOLDERS and images(f)] if source.layout is None else []
-    if kinds and not any(is_good(f) or f.name in ("train", "test") for f in kinds):
+    root = walk(path) if path.is_dir() and source.layout is None else None
+    ask = Ask(source.group_by, source.good)
+    kinds = [] if root is None else classes(root, ask)
+    if root is not None and kinds and not any(one.good or split_of(one.name) for one in kinds):
         try:
             sets = source.load_all()
         except DataError:  # folders of examples, one a type
-            return grouped(path, [row for f in kinds for row in class_rows(path, f, "test")], source.group_by)
+            found, places = Found(), root.find_all(*MASK_FOLDERS)
+            rows = [
+                row
+                for one in kinds
+                for row in class_rows(one, "test", [m for place in places for m in place.find_all(one.name)], found)
+            ]
+            return grouped(root, rows, ask, found)
     else:
         sets = source.load_all()
     if len(sets) > 1:
@@ -224,10 +228,11 @@ def _marked(
     """Return the regions (B, H, W) that the masks mark, or that the detector finds where there is no mask."""
     marked, broken = regions.clone(), []
     for i, item in enumerate(loaded.sound):
-        if item.row.mask is None:
-            continue
         try:
-            shares = canvas_shares(read_mask(item.row.mask, item.size, max_pixels), detector.preprocess)
+            mask = item.row.truth(item.size, max_pixels)
+            if mask is None:
+                continue
+            shares = canvas_shares(mask, detector.preprocess)
         except ImageError as error:
             broken.append(Failure(error.path, error.reason))
             continue

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pickglass.app.pages.images import colour_range, display, heat
 from pickglass.app.results import ImageResult, PredictResult
+from pickglass.app.submission import Submission, private_images
 from pickglass.data import as_table, with_pixel_mm, with_roi
 from pickglass.data.files import check_exist, written_whole
 from pickglass.detectors.compute import ComputeOptions, Progress
@@ -27,6 +28,7 @@ def predict(
     images: Sequence[str | Path],
     out: str | Path | None = None,
     *,
+    submission: str | Path | None = None,
     roi: str | Path | None = None,
     pixel_mm: float | None = None,
     compute: ComputeOptions | None = None,
@@ -39,6 +41,8 @@ def predict(
         images: files and folders.
         out: folder for ``NAME.heat.png``, ``NAME.mask.png`` and ``results.csv``; None: nothing is written. Images of 16
             bits or floats are drawn as reports draw them, from the darkest to the brightest value of each image.
+        submission: folder for the evaluation server of MVTec AD 2: ``images`` is then the folder of one category, whose
+            private images are judged; see :mod:`pickglass.app.submission`.
         roi: region of interest, a mask or a folder of masks; None: the model's.
         pixel_mm: side of a pixel on the part in millimetres; None: the model's.
         compute: where to compute.
@@ -49,23 +53,33 @@ def predict(
 
     Raises:
         InputError: no image, a path that does not exist, or a folder that cannot be made.
+        DataError: ``submission`` of another data set.
     """
     check_exist(images)
     run = compute or ComputeOptions()
     detector = model if isinstance(model, Detector) else load(model)
-    table = with_pixel_mm(with_roi(as_table([Path(p) for p in images]), roi), pixel_mm)
+    calibration = detector.current_calibration()
+    limit = calibration.pixel_threshold if calibration else None
+    if submission is None:
+        table, writer = as_table([Path(p) for p in images]), None
+    elif len(images) != 1:
+        raise InputError(f"{len(images)} folders for a submission: expected that of one category of MVTec AD 2")
+    else:
+        category = private_images(images[0])
+        table, writer = category.private, Submission(submission, category.name, limit)
+    table = with_pixel_mm(with_roi(table, roi), pixel_mm)
     if not table:
         raise InputError("no image was named: expected files or folders of images")
     folder = None if out is None else _folder(out)
     results: list[ImageResult] = []
-    calibration = detector.current_calibration()
     result: PredictResult = {"results": results, "failed": [], "stale": bool(calibration and calibration.stale)}
     for item in detector.stream(table, progress=progress, **run.arguments()):
         if not isinstance(item, Found):
             result["failed"].append({"path": item.path, "error": item.error})
             continue
         full = item.full_map()
-        limit = calibration.pixel_threshold if calibration else None
+        if writer is not None:
+            writer.write(item.row, full)
         defects = find_defects(full, limit) if limit is not None else []
         rarity = calibration.p_value(item.score) if calibration else None
         results.append(

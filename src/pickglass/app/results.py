@@ -13,6 +13,8 @@ __all__ = [
     "AdviseResult",
     "Advised",
     "CompareResult",
+    "ConvertResult",
+    "ConvertedSet",
     "DemoResult",
     "DemoWithCloth",
     "DistillResult",
@@ -124,12 +126,15 @@ class Metrics(TypedDict):
 class TestResult(Metrics):
     """The result of ``pickglass test``.
 
-    ``by_type``: metrics of each defect type with all good images. ``robustness``: null unless asked for.
+    ``by_type``: metrics of each defect type with all good images. ``left_out``: reason -> number of images that are not
+    judged for it. ``notes``: sentences on images that some metrics leave out. ``robustness``: null unless asked for.
     """
 
     images_per_s: float
     report: str | None
     by_type: dict[str, Metrics]
+    left_out: dict[str, int]
+    notes: list[str]
     failed: list[Failed]
     robustness: RobustnessResult | None
 
@@ -174,6 +179,7 @@ class CompareResult(TypedDict):
 
     models: list[ModelMetrics]
     report: str | None
+    left_out: dict[str, int]
     failed: list[Failed]
 
 
@@ -249,11 +255,40 @@ class DriftResult(TypedDict):
 
 
 class InfoResult(TypedDict):
-    """The result of ``pickglass info``; ``about`` is the header of a model, or the description of a data set."""
+    """The result of ``pickglass info``; ``about`` is the header of a model, or the description of a data set.
+
+    ``beside``: account of the files of a folder of several data sets that belong to none of them; else null.
+    """
 
     kind: Literal["model", "data"]
     path: str
     about: dict[str, Any]
+    beside: dict[str, Any] | None
+
+
+class ConvertedSet(TypedDict):
+    """A data set that ``pickglass convert`` wrote.
+
+    ``links``: number of files by how they were made. ``lost``: what the form cannot hold, with the number of images.
+    ``account``: what became of the files of the data, see :class:`pickglass.data.Account`.
+    """
+
+    name: str
+    layout: str
+    path: str
+    images: int
+    masks: int
+    links: dict[str, int]
+    lost: dict[str, int]
+    account: dict[str, Any]
+
+
+class ConvertResult(TypedDict):
+    """The result of ``pickglass convert``."""
+
+    folder: str
+    form: str
+    sets: list[ConvertedSet]
 
 
 class LabelResult(TypedDict):

@@ -38,7 +38,7 @@ from pickglass.errors import DataError, Failure, InputError
 from pickglass.methods import find_method
 from pickglass.result import Found
 
-__all__ = ["ThresholdPromise", "ThresholdRequest", "threshold"]
+__all__ = ["ThresholdPromise", "ThresholdRequest", "split_as_fitted", "threshold"]
 
 ThresholdPromise = Literal["tolerance", "marginal", "estimate", "f1", "fixed"]
 
@@ -217,7 +217,7 @@ class _Judge:
 def _kept_scores(table: Table, judge: _Judge) -> Evidence | None:
     """Return the scores of the fit that stand in the model, if these are its images and nothing has changed since."""
     provenance, stored = judge.provenance, judge.header["calibration"]
-    fitted = _split_as_fitted(table, provenance)
+    fitted = split_as_fitted(table, provenance)
     if fitted is None or stored is None or judge.curves or not _same_regions(fitted, provenance):
         return None
     settings = settings_digest(judge.configuration)
@@ -240,7 +240,7 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
     if kept is not None:
         return kept
     provenance = judge.provenance
-    fitted = _split_as_fitted(table, provenance)
+    fitted = split_as_fitted(table, provenance)
     if fitted is not None and fitted.role("calibrate"):
         # scores of other regions must not pass for those of the fit when this is asked again
         source: Source = "held back" if _same_regions(fitted, provenance) else "given"
@@ -259,8 +259,13 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
     return judge.evidence(judge.restored(), good, "given", proviso)
 
 
-def _split_as_fitted(table: Table, provenance: Provenance) -> Table | None:
-    """Return the rows with the roles they had in the fit; None if the model was fitted on other rows."""
+def split_as_fitted(table: Table, provenance: Provenance) -> Table | None:
+    """Return the rows with the roles that they had in a model's fit; None if the model was fitted on other rows.
+
+    Args:
+        table: the data set's rows but for the test.
+        provenance: the model's.
+    """
     total = len(table.role("train"))
     held: dict[Role, int] = {"validate": provenance.n_validate, "calibrate": provenance.n_calibrate}
     # The counts that came of the shares give the same split again as the shares did.

@@ -118,7 +118,6 @@ def fit(
     from pickglass.app.fit import fit as use_case
     from pickglass.app.fit_many import fit_many, is_root
     from pickglass.app.jobs.executors import Where
-    from pickglass.data.tables.sources import DataSource
 
     request = FitRequest(
         method=choice.method,
@@ -132,7 +131,7 @@ def fit(
         memory_gb=memory_gb,
         drop_suspicious=drop_suspicious,
     )
-    source = DataSource(data, folder.layout, folder.group_by, roi, pixel_mm)
+    source = folder.source(data, roi, pixel_mm)
     if model.suffix == ".safetensors" or not is_root(source):
         run(
             lambda progress: use_case(source, model, request, compute=compute.options(), progress=progress),

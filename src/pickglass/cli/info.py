@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from pickglass.cli.command import run
 from pickglass.cli.console import plain, say
 from pickglass.cli.options import Folder, Json, MaxPixels
+from pickglass.errors import InputError
 
 if TYPE_CHECKING:
     from pickglass.app.results import InfoResult
@@ -39,7 +41,10 @@ PROBLEMS = {
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="Model file, or folder of images.")],
+    path: Annotated[Path | None, typer.Argument(help="Model file, or folder of images.")] = None,
+    layouts: Annotated[
+        bool, typer.Option("--layouts", help="List the layouts of data sets that are known, with the expected tree.")
+    ] = False,
     *,
     folder: Folder,
     workers: Annotated[int, typer.Option(min=1, help="Decode images in so many threads.")] = 2,
@@ -48,13 +53,33 @@ def info(
 ) -> None:
     """Describe a model file, or a folder of images and what is wrong with it."""
     from pickglass.app.info import info as use_case
-    from pickglass.data import MAX_PIXELS, DataSource
+    from pickglass.data import MAX_PIXELS
 
-    source = DataSource(path, folder.layout, folder.group_by)
+    if layouts:
+        _show_layouts(as_json)
+        return
+    if path is None:
+        raise InputError("no PATH: expected a model file or a folder of images, or --layouts")
+    source = folder.source(path)
     run(lambda progress: use_case(source, workers=workers, max_pixels=max_pixels or MAX_PIXELS), _show, as_json)
 
 
+def _show_layouts(as_json: bool) -> None:
+    from pickglass.data import LAYOUTS
+
+    if as_json:
+        typer.echo(json.dumps({name: {"tree": known.tree, "sets": known.sets} for name, known in LAYOUTS.items()}))
+        return
+    for name, known in LAYOUTS.items():
+        say(f"{name}: {known.sets}")
+        for part in known.tree.split("  "):
+            say(f"    {part}")
+    say("A layout is recognised by its tree, in this order; --layout NAME reads a folder in one of them.")
+
+
 def _show(result: InfoResult) -> None:
+    from pickglass.data import Account
+
     about = result["about"]
     if result["kind"] == "model":
         lines = [*_model(result["path"], about)]
@@ -64,6 +89,8 @@ def _show(result: InfoResult) -> None:
         lines = [f"{result['path']} holds {len(about)} data sets."]
         for described in about.values():
             lines += ["", *_data(described)]
+        if result["beside"] and result["beside"]["files"]:
+            lines += ["", "Beside them:", *Account.from_json(result["beside"]).sentences()]
     for line in lines:
         say(line)
 
@@ -145,11 +172,19 @@ def _data(about: Mapping[str, Any]) -> Iterator[str]:
     yield f"By role: {roles}. By type: {types}."
     groups = f"The images belong to {about['groups']} groups" if about["groups"] else "The images have no groups"
     yield f"{groups}; {about['masks'] or 'none'} of them {'has' if about['masks'] == 1 else 'have'} a mask."
+    if about["boxes"]:
+        yield f"{about['boxes']} have boxes and no mask: they count for images, not for pixel metrics."
+    if about["private"]:
+        yield f"{about['private']} more images have no published truth: 'pickglass predict' judges them."
     yield from _sizes(about)
+    from pickglass.data import Account
+
+    account = Account.from_json(about["account"])
+    yield from account.sentences()
     for failure in about["failed"][:_EXAMPLES]:
         yield f"Cannot be read: {failure['path']}: {failure['error']}"
     problems = about["problems"]
-    if not problems:
+    if not problems and account.warning("") is None:
         yield "Nothing looks wrong with it."
     for key, examples in problems.items():
         yield f"{len(examples)} {PROBLEMS[key]}:"

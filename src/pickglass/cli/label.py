@@ -48,10 +48,9 @@ def label(
         check_new(output, force)
     from pickglass.app.label import LabelRequest
     from pickglass.app.label import label as use_case
-    from pickglass.data.tables.sources import DataSource
 
     request = LabelRequest(pooling, None if layers is None else joined_layers(layers), sure, seed)
-    source = DataSource(data, folder.layout, folder.group_by)
+    source = folder.source(data)
     run(
         lambda progress: use_case(model, source, output, request, compute=compute.options(), progress=progress),
         _show,

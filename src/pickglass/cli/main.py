@@ -11,6 +11,7 @@ import typer
 
 from pickglass.cli.advise import advise
 from pickglass.cli.command import with_groups
+from pickglass.cli.convert import convert
 from pickglass.cli.demo import demo
 from pickglass.cli.distill import distill
 from pickglass.cli.drift import drift
@@ -30,6 +31,7 @@ __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     info,
+    convert,
     fit,
     test,
     predict,

@@ -59,6 +59,19 @@ class Folder:
             help="Regular expression that finds the part or roll in each file name; images of one part stay together."
         ),
     ] = None
+    good: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Folders of this name hold good parts; may be given several times. Known: good, ok, normal, pass ...",
+        ),
+    ] = None
+
+    def source(self, path: Path, roi: Path | str | None = None, pixel_mm: float | None = None) -> DataSource:
+        """Return a folder as use cases take it."""
+        from pickglass.data.tables.sources import DataSource
+
+        return DataSource(path, self.layout, self.group_by, roi, pixel_mm, tuple(self.good or ()))
 
 
 @dataclass(frozen=True)
@@ -70,9 +83,7 @@ class Place:
 
     def source(self, path: Path, folder: Folder) -> DataSource:
         """Return the folder as use cases take it."""
-        from pickglass.data.tables.sources import DataSource
-
-        return DataSource(path, **asdict(folder), **asdict(self))
+        return folder.source(path, self.roi, self.pixel_mm)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,13 @@ def predict(
         Path | None,
         typer.Option("-o", "--output", help="Write heat maps, masks and results.csv to this folder."),
     ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write maps and masks of the private images of a category of MVTec AD 2 to this folder, as the "
+            "evaluation server wants them; IMAGES is the category's folder."
+        ),
+    ] = None,
     *,
     place: Place,
     compute: Compute,
@@ -38,6 +45,7 @@ def predict(
             model,
             images,
             out,
+            submission=submission,
             roi=place.roi,
             pixel_mm=place.pixel_mm,
             compute=compute.options(),

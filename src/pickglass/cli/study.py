@@ -69,7 +69,6 @@ def study(
     from pickglass.app.jobs.executors import Where
     from pickglass.app.study.study import StudyFiles, StudyRequest, list_cells
     from pickglass.app.study.study import study as use_case
-    from pickglass.data.tables.sources import DataSource
 
     request = StudyRequest(
         methods=names(methods),
@@ -81,7 +80,7 @@ def study(
         preset=preset,
         settings=_settings(settings or []),
     )
-    sources = [DataSource(path, folder.layout, folder.group_by) for path in data]
+    sources = [folder.source(path) for path in data]
     if dry_run:
         run(lambda progress: list_cells(sources, file, request), _show_cells, as_json)
         return

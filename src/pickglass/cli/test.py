@@ -99,11 +99,21 @@ def show_test(result: TestResult) -> None:
     known = [f"{METRICS[key].label} {text}" for key, text in texts.items() if text is not None]
     if known:
         say(f"at the model's own thresholds: {', '.join(known)}")
+    _show_left_out(result["left_out"])
+    for note in result["notes"]:
+        say(note)
     say(f"{result['images_per_s']:.1f} images/s")
     if result["report"] is not None:
         say(f"report: {result['report']}")
     if result["robustness"]:
         _show_robustness(result["robustness"])
+
+
+def _show_left_out(left_out: dict[str, int]) -> None:
+    from pickglass.app.testing.selection import sentences
+
+    for sentence in sentences(left_out):
+        say(sentence)
 
 
 def _show_robustness(result: RobustnessResult) -> None:
@@ -124,5 +134,6 @@ def _show_robustness(result: RobustnessResult) -> None:
 def _show_compare(result: CompareResult) -> None:
     keys = ("image_auroc", "aupro_30", "aupro_05", "pixel_auroc", "false_alarm_rate", "miss_rate", "images_per_s")
     print_metrics("model", {item["name"]: item for item in result["models"]}, keys)
+    _show_left_out(result["left_out"])
     if result["report"] is not None:
         say(f"report: {result['report']}")

@@ -53,9 +53,8 @@ def threshold(
     check_order("threshold", [model], [data])
     from pickglass.app.threshold import ThresholdRequest
     from pickglass.app.threshold import threshold as use_case
-    from pickglass.data.tables.sources import DataSource
 
-    source = DataSource(data, folder.layout, folder.group_by, roi)
+    source = folder.source(data, roi)
     request = ThresholdRequest(promise, false_alarm, confidence, shift, pixel, value, folds)
     try:
         run(

@@ -13,9 +13,10 @@ from pickglass.data.images.decoder import (
 from pickglass.data.images.geometry import Preprocess, parse_size, resize_map
 from pickglass.data.images.masks import read_marks, read_mask
 from pickglass.data.painting.defects import KINDS, Painted, paint
+from pickglass.data.tables.account import Account
 from pickglass.data.tables.ground_truth import Region, read_regions
 from pickglass.data.tables.inspection import describe, find_problems, usual_size
-from pickglass.data.tables.layouts import LAYOUTS, Layout, load_dataset, load_datasets
+from pickglass.data.tables.layouts import LAYOUTS, Datasets, Layout, load_dataset, load_datasets
 from pickglass.data.tables.memory import Channels
 from pickglass.data.tables.roi import with_pixel_mm, with_roi
 from pickglass.data.tables.rows import (
@@ -38,9 +39,11 @@ __all__ = [
     "LAYOUTS",
     "MARGINS",
     "MAX_PIXELS",
+    "Account",
     "Channels",
     "DataSource",
     "Dataset",
+    "Datasets",
     "Decoded",
     "Header",
     "Layout",

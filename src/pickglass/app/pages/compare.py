@@ -34,6 +34,7 @@ def write_compare(
     predictions: Sequence[Prediction],
     chosen: Sequence[int],
     failed: Sequence[Failed],
+    notes: Sequence[str],
     max_pixels: int,
 ) -> Path:
     """Write the page and return its path.
@@ -45,6 +46,7 @@ def write_compare(
         predictions: what the models predict for the same images.
         chosen: which images are shown, by their place in the predictions.
         failed: images that one of the models cannot take.
+        notes: sentences about the images that are not judged.
         max_pixels: images with more are refused.
     """
     columns = [METRICS[key] for key in COLUMNS]
@@ -58,6 +60,7 @@ def write_compare(
         "n": len(predictions[0]),
         "columns": columns,
         "models": models,
+        "notes": notes,
         "best": best,
         "failed": [(item["path"], item["error"]) for item in failed],
         "images": _images(predictions, names, chosen, max_pixels),

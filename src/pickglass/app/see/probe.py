@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pickglass.app.results import LayerProbe
-from pickglass.data import Preprocess, Row, Table, decode_all, read_mask
+from pickglass.data import Preprocess, Row, Table, decode_all
 from pickglass.data.images.decoder import Array
 from pickglass.errors import DataError
 from pickglass.features.anatomy.probe import Labelled, probe_layers
@@ -68,7 +68,7 @@ def _probed(table: Table) -> Table:
 
 def _batches(rows: Table, prepare: Preprocess, progress: Progress | None) -> Iterator[Labelled]:
     def prepared(image: Array, row: Row) -> tuple[np.ndarray, np.ndarray | None]:
-        mask = read_mask(row.mask, (image.shape[0], image.shape[1])) if row.label != 0 and row.mask else None
+        mask = row.truth((image.shape[0], image.shape[1])) if row.label != 0 else None
         return prepare(image), None if mask is None or not mask.any() else canvas_shares(mask, prepare)
 
     whole = np.ones(prepare.size, np.float32)

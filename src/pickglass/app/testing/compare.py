@@ -10,9 +10,12 @@ from pickglass.app.pages.compare import write_compare
 from pickglass.app.results import CompareResult, ModelMetrics
 from pickglass.app.testing.evaluate import evaluate
 from pickglass.app.testing.sampling import choose_images
+from pickglass.app.testing.selection import select, sentences
 from pickglass.data import DataSource, Table
 from pickglass.data.files import output_path
 from pickglass.detectors.compute import ComputeOptions, Progress
+from pickglass.detectors.model_header import read_model_header
+from pickglass.detectors.provenance import Provenance
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.methods import Detector, load
 from pickglass.result import Prediction
@@ -51,8 +54,11 @@ def compare(
         raise InputError(f"models {[str(path) for path in paths]} name one twice: name each once")
     page = None if report is None else output_path(report, ".html")
     source, run = DataSource.of(data), compute or ComputeOptions()
-    dataset = source.load()
-    test = source.placed(dataset.test)
+    dataset = source.load(training=False)
+    chosen = select(dataset, [Provenance.from_json(read_model_header(path)["provenance"]) for path in paths])
+    if not chosen.table:
+        raise DataError(f"{source.path} has no image to judge the models by. {' '.join(sentences(chosen.left_out))}")
+    test = source.placed(chosen.table)
     predictions: list[Prediction] = []
     names: list[str] = []
     speeds: list[float] = []
@@ -74,12 +80,14 @@ def compare(
     result: CompareResult = {
         "models": judged,
         "report": None if page is None else str(page),
+        "left_out": chosen.left_out,
         "failed": [{"path": f.path, "error": f.error} for f in failures.values()],
     }
     if page is not None:
-        chosen = choose_images(Table(predictions[0].rows), images)
+        shown = choose_images(Table(predictions[0].rows), images)
         title = f"{dataset.name}: {len(paths)} models"
-        write_compare(page, title, judged, predictions, chosen, result["failed"], run.max_pixels)
+        notes = sentences(result["left_out"])
+        write_compare(page, title, judged, predictions, shown, result["failed"], notes, run.max_pixels)
     return result
 
 

@@ -17,8 +17,9 @@ from pickglass.app.pages.tiles import TileMaps, draw_tiles
 from pickglass.app.results import Metrics, TestResult
 from pickglass.app.testing.evaluate import Evaluation, evaluate
 from pickglass.app.testing.robustness import robustness as judge_robustness
+from pickglass.app.testing.selection import select, sentences
 from pickglass.app.testing.truth import LOCO_LIMIT
-from pickglass.data import DataSource, Table, read_mask
+from pickglass.data import DataSource, Table
 from pickglass.data.files import output_path, written_whole
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
@@ -28,6 +29,8 @@ from pickglass.metrics import SaturatedResult
 from pickglass.result import Prediction, find_defects
 
 __all__ = ["test", "write_report"]
+
+_NO_METRICS = ("by_type", "left_out", "notes", "failed", "report", "robustness")
 
 
 def test(
@@ -41,7 +44,9 @@ def test(
     compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> TestResult:
-    """Judge the test images of a folder and compute the metrics.
+    """Judge the images of a folder that the model was not fitted on, and compute the metrics.
+
+    Where the data set has a test part, that is judged, and needs no training images beside it.
 
     Args:
         model: model file, or a fitted detector.
@@ -63,13 +68,14 @@ def test(
     archive = None if save is None else output_path(save, ".npz")
     detector = model if isinstance(model, Detector) else load(model)
     source, run = DataSource.of(data), compute or ComputeOptions()
-    dataset = source.load()
-    if source.roi is not None or source.pixel_mm is not None:
-        dataset = replace(dataset, table=dataset.train + source.placed(dataset.test))
-    if not dataset.test:
+    dataset = source.load(training=False)
+    chosen = select(dataset, [detector.provenance])
+    if not chosen.table:
+        why = " ".join(sentences(chosen.left_out))
         raise DataError(
-            f"{source.path}: the data set has no test images: expected a folder 'test', or good and bad images"
+            f"{source.path} has no image to judge the model by: expected a folder 'test', or good and bad images. {why}"
         )
+    dataset = replace(dataset, table=source.placed(chosen.table))
     detector.predict(dataset.test[:1], **run.arguments())  # sets the engine up, which images_per_s does not count
     began = time.perf_counter()
     prediction = detector.predict(dataset.test, progress=progress, **run.arguments())
@@ -82,6 +88,8 @@ def test(
         "images_per_s": len(prediction) / seconds,
         "report": None if page is None else str(page),
         "by_type": evaluation.by_type,
+        "left_out": chosen.left_out,
+        "notes": list(evaluation.notes),
         "failed": [{"path": path, "error": error} for path, error in prediction.failed],
         "robustness": None,
     }
@@ -119,7 +127,7 @@ def write_report(
                     verdict=prediction.verdict(i),
                     image=row.image(),
                     map=full,
-                    mask=None if row.mask is None else read_mask(row.mask, found.size),
+                    mask=row.truth(found.size),
                     predicted=None if threshold is None else full > threshold,
                     boxes=[] if threshold is None else [d.box for d in find_defects(full, threshold)],
                     parts=detector.parts_of(found),
@@ -128,16 +136,14 @@ def write_report(
             if progress is not None:
                 progress("writing the report", i + 1, len(prediction))
         return writer.finish(
-            metrics={
-                key: value for key, value in result.items() if key not in ("by_type", "failed", "report", "robustness")
-            },
+            metrics={key: value for key, value in result.items() if key not in _NO_METRICS},
             by_type=evaluation.by_type,
             curves=_curves(evaluation),
             configuration=detector.configuration(),
             provenance={k: v for k, v in detector.provenance.to_json().items() if k != "fitted_images"},
             failed=prediction.failed,
             threshold=prediction.calibration.image_threshold if prediction.calibration else None,
-            notes=(*evaluation.notes, *_notes(prediction, evaluation)),
+            notes=(*sentences(result["left_out"]), *evaluation.notes, *_notes(prediction, evaluation)),
             tiles=_tiles(detector, prediction, scale),
         )
 
@@ -153,7 +159,7 @@ def _tiles(detector: Detector, prediction: Prediction, scale: tuple[float, float
     shown = []
     for found in {id(f): f for f in chosen}.values():
         for canvas, parts in detector.tile_parts(Table([found.row])):
-            mask = None if found.row.mask is None else read_mask(found.row.mask, found.size)
+            mask = found.row.truth(found.size)
             placed = None if mask is None else detector.preprocess.kept(found.size, mask)
             heading = f"{PurePath(found.row.path).name}: {found.row.defect or 'good'}, score {found.score:.4g}"
             maps = TileMaps(

@@ -52,11 +52,14 @@ def read_truth(row: Row, size: tuple[int, int]) -> Truth:
     Raises:
         ImageError: a mask cannot be read or does not fit, or that of a good image marks defects.
     """
-    if row.mask is None:
+    if not row.has_mask:
         return Truth(None, None)
     if not row.saturation:
-        marks = read_marks(row.mask, size)
-        truth = Truth(marks.pixels, None, marks.soft)
+        if row.mask is None:  # outlines
+            truth = Truth(row.truth(size), None)
+        else:
+            marks = read_marks(row.mask, size)
+            truth = Truth(marks.pixels, None, marks.soft)
     else:
         mask, regions = np.zeros(size, np.bool_), []
         for region, kind in read_regions(row, size):
@@ -119,11 +122,12 @@ def read_pixels(
     in_pimo: list[int] = []
     counts: list[Any] = []
     with_areas: set[str | None] = set()
-    without = masks = soft = 0
+    without = boxed = masks = soft = 0
     for n, i in enumerate(labelled):
         row = rows[i]
-        if row.label == 1 and row.mask is None:
+        if row.label == 1 and not row.has_mask:
             without += 1
+            boxed += bool(row.boxes)
             continue
         mask, regions, is_soft = read_truth(row, prediction.sizes[i])
         masks += mask is not None
@@ -141,6 +145,8 @@ def read_pixels(
             counts.append(pixel_counts(full, mask, threshold, keep))
         place.append(n)
     notes = [f"{without} defective images have no mask and are left out of the pixel metrics."] if without else []
+    if boxed:
+        notes.append(f"{boxed} of them have boxes, which say where a defect is and not which pixels it has.")
     if soft:
         notes.append(f"Masks with soft edges or the noise of JPEG ({soft}) are cut at half of their highest value.")
         warnings.warn(notes[-1], UserWarning, stacklevel=3)

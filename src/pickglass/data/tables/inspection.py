@@ -143,7 +143,7 @@ def _judge_masks(
     masks = [(named, size) for row, size in usable for named in _masks_of(row)]
     with ThreadPoolExecutor(workers) as pool:
         looked = iter(pool.map(_look_at_mask, *zip(*masks, strict=True), repeat(max_pixels)) if masks else [])
-    for row, _ in usable:
+    for row, size in usable:
         found = [next(looked) for _ in _masks_of(row)]
         problems["masks_unusable"] += [f"{mask.path}: {mask.error}" for mask in found if mask.error is not None]
         marks = any(mask.share > 0 for mask in found)
@@ -156,8 +156,13 @@ def _judge_masks(
             problems["masks_mark_most"] += [
                 f"{m.path}: {m.share:.0%}" for m in found if m.no_background or 0.5 < m.share < 1
             ]
-    if any(row.mask is not None for row in table):
-        problems["no_mask"] += [row.path for row in table if row.label == 1 and row.mask is None]
+        if row.annotation is not None:
+            try:
+                row.truth(size)
+            except ImageError as error:
+                problems["masks_unusable"].append(f"{row.path}: {error.reason}")
+    if any(row.has_mask for row in table):
+        problems["no_mask"] += [row.path for row in table if row.label == 1 and not row.has_mask]
 
 
 def _same_content(looks: list[tuple[Row, _Seen]], problems: dict[str, list[str]]) -> None:
@@ -263,9 +268,10 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
     Returns:
         ``name``, ``root``, ``layout``, ``images``; ``roles`` and ``types`` (defect type, ``good`` or ``unknown``), each
-        name to count; ``masks``; ``groups``; ``sizes``: ``smallest`` and ``largest`` ([height, width], by area) and the
-        five ``commonest`` as ``"HxW"`` to count; ``modes``: e.g. ``"8-bit grey"`` to count; ``failed``: headers that
-        cannot be read, each a dict of path and error.
+        name to count; ``masks``; ``boxes``: images with boxes and no mask; ``groups``; ``sizes``: ``smallest`` and
+        ``largest`` ([height, width], by area) and the five ``commonest`` as ``"HxW"`` to count; ``modes``: e.g.
+        ``"8-bit grey"`` to count; ``failed``: headers that cannot be read, each a dict of path and error; ``account``:
+        :meth:`pickglass.data.Account.to_json`; ``private``: number of images without published truth.
     """
     table = dataset.table
     headers: list[Header] = []
@@ -283,7 +289,8 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "images": len(table),
         "roles": dict(Counter(row.role for row in table)),
         "types": dict(Counter(_type(row) for row in table)),
-        "masks": sum(row.mask is not None for row in table),
+        "masks": sum(row.has_mask for row in table),
+        "boxes": sum(bool(row.boxes) and not row.has_mask for row in table),
         "groups": len({row.group for row in table if row.group is not None}),
         "sizes": {
             "smallest": list(sizes[0]) if sizes else None,
@@ -292,6 +299,8 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         },
         "modes": dict(Counter(_mode(h.bits, h.channels == 1) for h in headers)),
         "failed": [failure._asdict() for failure in failed],
+        "account": dataset.account.to_json(),
+        "private": len(dataset.private),
     }
 
 

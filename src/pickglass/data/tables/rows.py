@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pickglass.data.annotations import Annotation
 from pickglass.data.images.decoder import MAX_PIXELS, Array, Pixels, read_image
 from pickglass.data.images.masks import read_mask
+from pickglass.data.tables.account import Account
 from pickglass.errors import DataError, ImageError, InputError
 
 __all__ = [
@@ -78,6 +80,7 @@ class Row:
         roi: the region of interest, any value above 0 is inside: a file, an array (H, W),
             :data:`pickglass.data.MARGINS`, or None: all of the image.
         pixel_mm: side of a pixel on the part in millimetres, None if unknown.
+        annotation: where the defects are as shapes, in place of a mask; None where there is none.
     """
 
     path: str
@@ -90,6 +93,7 @@ class Row:
     saturation: tuple[Saturation, ...] = field(default=(), repr=False)
     roi: str | NDArray[Any] | None = None
     pixel_mm: float | None = None
+    annotation: Annotation | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
@@ -117,6 +121,16 @@ class Row:
         return (self.mask,) if isinstance(self.mask, str) else self.mask
 
     @property
+    def has_mask(self) -> bool:
+        """It is known which pixels are defect: from a mask or from outlines, not from boxes alone."""
+        return self.mask is not None or (self.annotation is not None and self.annotation.has_mask)
+
+    @property
+    def boxes(self) -> tuple[tuple[float, ...], ...]:
+        """The boxes ``(x, y, width, height)`` around annotated shapes, in pixels; empty without an annotation."""
+        return () if self.annotation is None else tuple(tuple(box) for box in self.annotation.boxes)
+
+    @property
     def unit(self) -> str:
         """The image shows a part or roll with this key: its group, or the image itself where it has none."""
         return self.path if self.group is None else f"group:{self.group}"
@@ -135,7 +149,7 @@ class Row:
         return read_image(self.path if self.pixels is None else self.pixels, max_pixels)
 
     def truth(self, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_] | None:
-        """Read the ground-truth mask, bool (H, W), True on defects; None where the row has none.
+        """Read the ground-truth mask, bool (H, W), True on defects; None where the row has none, or only boxes.
 
         Args:
             size: (H, W) of the image.
@@ -144,7 +158,9 @@ class Row:
         Raises:
             ImageError: the mask cannot be read, or its size is not that of the image.
         """
-        return None if self.mask is None else read_mask(self.mask, size, max_pixels)
+        if self.mask is not None:
+            return read_mask(self.mask, size, max_pixels)
+        return None if self.annotation is None else self.annotation.mask(size)
 
     def region(self, image: Array) -> NDArray[np.bool_] | None:
         """Read the region of interest, bool (H, W), True inside; None: all of the image.
@@ -228,12 +244,25 @@ class Table(Sequence[Row]):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set is a table with a name, the folder it came from and the layout that was recognised."""
+    """A data set is a table with a name, the folder it came from and the layout that was recognised.
+
+    Attributes:
+        name: its name.
+        root: the folder or file it came from.
+        layout: a name in :data:`pickglass.data.LAYOUTS`.
+        table: its images.
+        account: what became of every file of the folder.
+        private: images of a test whose truth is not published (MVTec AD 2): they are only to be judged.
+        drawn: its good images for the test were drawn, because nothing in the folder says which these are.
+    """
 
     name: str
     root: str
     layout: str
     table: Table
+    account: Account = field(default_factory=Account, repr=False)
+    private: Table = field(default_factory=Table, repr=False)
+    drawn: bool = False
 
     @property
     def train(self) -> Table:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,8 +13,10 @@ import numpy as np
 from PIL import Image
 
 from pickglass.data.images.decoder import IMAGE_SUFFIXES, Pixels
-from pickglass.data.tables.layouts import LAYOUTS, load_dataset, load_datasets
-from pickglass.data.tables.layouts.tree import MASK_FOLDERS, images
+from pickglass.data.tables.account import Account
+from pickglass.data.tables.layouts import Datasets, find_datasets, load_dataset, load_datasets
+from pickglass.data.tables.layouts.pairing import in_mask_folder, sort_images
+from pickglass.data.tables.layouts.tree import some, walk
 from pickglass.data.tables.memory import Channels, check_channels, image_and_label, images_in, parts_of
 from pickglass.data.tables.roi import with_pixel_mm, with_roi
 from pickglass.data.tables.rows import Dataset, Role, Row, Table
@@ -38,9 +41,10 @@ class DataSource:
         roi: region of interest, a mask for all images or a folder with a mask for each, see
             :func:`pickglass.data.with_roi`; None: all of each image.
         pixel_mm: side of a pixel on the part in millimetres; None: unknown.
+        good: names of folders, or labels of a table, that mean good, beside those that are known.
 
     >>> DataSource.of("datasets/bottle")
-    DataSource(path='datasets/bottle', layout=None, group_by=None, roi=None, pixel_mm=None)
+    DataSource(path='datasets/bottle', layout=None, group_by=None, roi=None, pixel_mm=None, good=())
     """
 
     path: str | os.PathLike[str]
@@ -48,19 +52,37 @@ class DataSource:
     group_by: str | None = None
     roi: str | os.PathLike[str] | None = None
     pixel_mm: float | None = None
+    good: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, data: DataSource | str | os.PathLike[str]) -> DataSource:
         """Return the source itself, or a source with this path."""
         return data if isinstance(data, DataSource) else cls(data)
 
-    def load(self) -> Dataset:
-        """Read the table of the one data set; see :func:`pickglass.load_dataset` for the errors."""
-        return load_dataset(self.path, self.layout, self.group_by)
+    def load(self, *, training: bool = True) -> Dataset:
+        """Read the table of the one data set, and warn in a line of files that look like images and are not used.
 
-    def load_all(self) -> dict[str, Dataset]:
-        """Read the tables of all data sets of a root; see :func:`pickglass.load_datasets` for the errors."""
-        return load_datasets(self.path, self.layout, self.group_by)
+        Args:
+            training: whether a good image for training has to be there.
+
+        Raises:
+            DataError, UnknownName, MissingExtra: as in :func:`pickglass.load_dataset`.
+        """
+        dataset = load_dataset(self.path, self.layout, self.group_by, self.good, training=training)
+        _warn_of_unused({os.fspath(self.path): dataset.account})
+        return dataset
+
+    def load_all(self, *, warn: bool = True) -> Datasets:
+        """Read the tables of all data sets of a root; see :func:`pickglass.load_datasets` for the errors.
+
+        Args:
+            warn: warn, in a line for each data set, of files that look like images and are not used.
+        """
+        sets = load_datasets(self.path, self.layout, self.group_by, self.good)
+        if warn:
+            roots = {dataset.root: dataset.account for dataset in sets.values()}
+            _warn_of_unused({os.fspath(self.path): sets.beside, **roots})
+        return sets
 
     def placed(self, table: Table) -> Table:
         """Return the rows with the region of interest and the size of a pixel that all images have.
@@ -71,12 +93,19 @@ class DataSource:
         return with_pixel_mm(with_roi(table, self.roi), self.pixel_mm)
 
 
+def _warn_of_unused(accounts: Mapping[str, Account]) -> None:
+    for root, account in accounts.items():
+        warning = account.warning(root)
+        if warning is not None:
+            warnings.warn(warning, UserWarning, stacklevel=3)
+
+
 def as_table(data: DataLike, role: Role = "test", channels: Channels = "rgb") -> Table:
     """Make rows from whatever the user has.
 
     Args:
         data: a Dataset, Table or Row (taken as they are); the path of an image or of a folder, which is searched with
-            its sub-folders, but for ``ground_truth`` and ``masks``; an array: (H, W) grey, (H, W, C) with C 1, 3 or 4,
+            its sub-folders, but for masks and their folders; an array: (H, W) grey, (H, W, C) with C 1, 3 or 4,
             any other (N, H, W) a stack of grey images, (N, H, W, C); a PyTorch tensor: the same, but (C, H, W) and
             (N, C, H, W) wherever the axis C has 1, 3 or 4, as torchvision gives it; a PIL image; the bytes of an image
             file; an open binary file, which is read to its end; or an iterable of these, e.g. a generator or a
@@ -152,11 +181,19 @@ def _images_at(path: Path, role: Role) -> list[Path]:
 
 
 def _images_in(path: Path, role: Role) -> list[Path]:
-    if role != "test":  # a data set's root would teach its defects as good
-        tables = [table for layout in LAYOUTS.values() for table in (layout.read(path, None) or {}).values()]
-        if any(len(table.role("test")) for table in tables):
-            raise DataError(f"{path} is a data set with test images: pass load_dataset({str(path)!r}).train instead")
-    files = [image for image in images(path) if not set(image.relative_to(path).parts) & set(MASK_FOLDERS)]
-    if not files:
+    root = walk(path)
+    # a data set's root would teach its defects as good
+    if role != "test" and any(len(dataset.test) for dataset in find_datasets(root).values()):
+        raise DataError(f"{path} is a data set with test images: pass load_dataset({str(path)!r}).train instead")
+    files = sort_images(root)
+    if not files.images:
         raise DataError(f"{path} holds no image, expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return files
+    among = [name for name in files.masks if not in_mask_folder(name)]
+    if among:
+        warnings.warn(
+            f"{len(among)} files of {path} are not taken for images, because their names or values are those of masks: "
+            f"{some(among)}",
+            UserWarning,
+            stacklevel=2,
+        )
+    return sorted(path / name for name in files.images)

@@ -3,17 +3,22 @@
 ``ddd`` is the defect, ``ff`` the fabric. Every fabric is a data set of its own. The code is not made the group of its
 rows: one group that holds all of them would leave none to calibrate with. It does not guarantee one cloth either, as
 thread densities differ within it; look at what ``pickglass info`` says. The white margins at the ends of a strip lie
-outside its region of interest.
+outside its region of interest. Published at aitex.es/afid, and described by Silvestre-Blanes et al., "A Public Fabric
+Database for Defect Detection Methods and Results", Autex 2019.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
-from pathlib import Path
 
-from pickglass.data.tables.layouts.tree import folders, grouped, held_out, images, one_or_all
-from pickglass.data.tables.rows import MARGINS, Row, Table
+from pickglass.data.tables.layouts.classes import one_or_all
+from pickglass.data.tables.layouts.found import Ask, Found
+from pickglass.data.tables.layouts.pairing import pair, sort_images
+from pickglass.data.tables.layouts.tables import grouped, held_out
+from pickglass.data.tables.layouts.tree import Folder, is_image, key, walk
+from pickglass.data.tables.rows import MARGINS, Row
 from pickglass.errors import DataError
 
 __all__ = ["read"]
@@ -36,30 +41,36 @@ _DEFECTS = {  # from the data base's description
 }
 
 
-def read(root: Path, pattern: str | None = None) -> dict[str, Table] | None:
+def read(root: Folder, ask: Ask) -> Found | None:
     """Read all fabrics by their code, or those of one folder of ``NODefect_images``, where ``root`` is that folder."""
-    single = root.absolute().parent.name == _GOOD
-    base = root.absolute().parent.parent if single else root
-    if not (base / _GOOD).is_dir() or not (base / _BAD).is_dir():
+    above = os.path.dirname(os.path.abspath(root.path))
+    single = key(os.path.basename(above)) == key(_GOOD)
+    base = walk(os.path.dirname(above)) if single else root
+    good, bad = base.find(_GOOD), base.find(_BAD)
+    if good is None or bad is None:
         return None
-    masks: dict[str, list[Path]] = defaultdict(list)
-    for path in images(base / _MASKS):
-        masks[path.stem.partition("_mask")[0]].append(path)
+    found = Found()
     rows: dict[str, list[Row]] = defaultdict(list)
-    for folder in [root] if single else [base / _GOOD, *folders(base / _GOOD)]:
-        for path in images(folder, deep=False):
-            rows[_codes(path)[1]].append(Row(str(path), "train", 0, roi=MARGINS))
+    for folder in [root] if single else [good, *good.folders.values()]:
+        for file in sort_images(folder, deep=False).images:
+            rows[_codes(folder.at(file))[1]].append(Row(folder.at(file), "train", 0, roi=MARGINS))
     codes = set(rows)
-    for path in images(base / _BAD):
-        defect, fabric = _codes(path)
-        name = _DEFECTS.get(defect, defect)
-        rows[fabric].append(Row(str(path), "test", 1, name, one_or_all(masks.get(path.stem, [])), roi=MARGINS))
+    strips = sort_images(bad).images
+    masks = base.find(_MASKS)
+    named = [] if masks is None else [(file, masks.at(file)) for file in masks.all_files() if is_image(file)]
+    pairs, doubtful = pair(strips, named)
+    found.unused.update(doubtful)
+    for file in strips:
+        defect, fabric = _codes(bad.at(file))
+        kind = _DEFECTS.get(defect, defect)
+        rows[fabric].append(Row(bad.at(file), "test", 1, kind, one_or_all(pairs.get(file, ())), roi=MARGINS))
     tables = {fabric: rows[fabric] for fabric in sorted(rows) if not single or fabric in codes}
-    return {fabric: held_out(grouped(base, table, pattern)) for fabric, table in tables.items()}
+    found.tables = {fabric: held_out(grouped(base, table, ask, found), found) for fabric, table in tables.items()}
+    return found
 
 
-def _codes(path: Path) -> tuple[str, str]:
-    match = _NAME.fullmatch(path.stem)
+def _codes(path: str) -> tuple[str, str]:
+    match = _NAME.fullmatch(os.path.splitext(os.path.basename(path))[0])
     if match is None:
         raise DataError(
             f"{path}: expected a name such as 0001_000_04.png: number, code of the defect, code of the fabric"
