@@ -534,6 +534,14 @@ def test_test_images_that_are_all_defective(tmp_path: Path) -> None:
 # -- unknown layouts --------------------------------------------------------------------------------------------------
 
 
+def test_a_table_beside_images_is_named_as_what_to_read(tmp_path: Path) -> None:
+    for i in range(3):
+        save(tmp_path / f"img/{i}.png", image(i))
+    (tmp_path / "labels.csv").write_text("path,label\nimg/0.png,0\n")
+    with pytest.raises(DataError, match=r"If labels\.csv lists the images, name the table"):
+        load_dataset(tmp_path)
+
+
 def test_an_unknown_layout_is_shown_with_the_nearest(tmp_path: Path) -> None:
     for kind in ("crack", "dent"):
         save(tmp_path / f"lot7/{kind}/0.png", image(0))

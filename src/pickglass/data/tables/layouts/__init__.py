@@ -305,6 +305,9 @@ def _nothing(root: Folder, layout: str | None, ask: Ask) -> DataError:
             f" None of its folders, {some(named)}, has a name that means good ({', '.join(GOOD)}): name the one that "
             "does with --good NAME (good=['NAME'])."
         )
+    tables = [name for name in root.files if name.lower().endswith((".csv", ".tsv", ".parquet"))]
+    if tables:
+        hint += f" If {some(tables)} lists the images, name the table in place of the folder."
     likely = [layout] if layout else nearest(root, {name: tree for name, tree in trees.items() if name != "table"})
     return DataError(
         f"{path} is not a data set in a known layout.{hint} It holds:\n{draw_tree(root)}\nThe nearest layouts, "
