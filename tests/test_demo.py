@@ -51,7 +51,10 @@ def test_it_runs_and_says_where_everything_is(tmp_path: Path, monkeypatch: pytes
     for name, fewer in (("TEXTURES", ("gravel",)), ("ON_TEXTURES", ("hole",)), ("ON_CLOTH", ("hole", "slub"))):
         monkeypatch.setattr(f"pickglass.app.demo.{name}", fewer)
     result = demo(tmp_path / "demo")
-    for part, n_good, n_bad in ((result, 5, 3), (result["cloth"], 10, 18)):
+    assert result["advice"]["command"] in [one["command"] for one in result["advice"]["ranking"]]
+    assert Path(result["advice"]["report"] or "").is_file()
+    assert Path(result["compared"]).is_file()
+    for part, n_good, n_bad in ((result, 5, 3), (result["cloth"], 40, 18), (result["advised"], 40, 18)):
         assert Path(part["model"]).is_file()
         assert Path(part["test"]["report"] or "").is_file()
         assert part["test"]["n"] == n_good + n_bad

@@ -430,12 +430,6 @@ class DemoResult(TypedDict):
     test: TestResult
 
 
-class DemoWithCloth(DemoResult):
-    """The result of ``pickglass demo``: that of the photographs, and in ``cloth`` that of the cloth."""
-
-    cloth: DemoResult
-
-
 class Advised(TypedDict):
     """One way to look at the images that ``pickglass advise`` judged, the highest AUPRO@0.05 first.
 
@@ -496,6 +490,19 @@ class AdviseResult(TypedDict):
     n_painted: int
     seconds: float
     report: str | None
+
+
+class DemoWithCloth(DemoResult):
+    """The result of ``pickglass demo``: that of the photographs, and of the cloth.
+
+    ``cloth``: by default. ``advice``: what the advisor says of defects of 8 pixels on it. ``advised``: the model that
+    it advises. ``compared``: the page with both.
+    """
+
+    cloth: DemoResult
+    advice: AdviseResult
+    advised: DemoResult
+    compared: str
 
 
 class AblationRow(TypedDict):

@@ -33,7 +33,28 @@ def demo(
 
 
 def _show(result: DemoWithCloth) -> None:
-    for title, part in (("photographs of brick, gravel and grass", result), ("woven cloth", result["cloth"])):
+    parts = (
+        ("photographs of brick, gravel and grass, by default", result),
+        ("woven cloth, by default", result["cloth"]),
+    )
+    for title, part in parts:
         say(f"-- {title} --")
         show_fit(part["fit"])
         show_test(part["test"])
+    advice, advised, before = result["advice"], result["advised"], result["cloth"]["test"]
+    say(f"-- the same cloth, as 'pickglass advise' says for defects of {advice['defect_px']:g} px --")
+    say(f"why: {advice['why']}")
+    say(f"the layers, on good pieces: {advice['report']}")
+    show_fit(advised["fit"])
+    show_test(advised["test"])
+    after = advised["test"]
+    say(
+        f"missed {_share(before['miss_rate'])} by default, {_share(after['miss_rate'])} as advised; fresh good pieces "
+        f"flagged {_share(before['false_alarm_rate'])} and {_share(after['false_alarm_rate'])}; both side by side: "
+        f"{result['compared']}"
+    )
+    say("your own: pickglass advise FOLDER --defect-px 8, then the line that it prints, then pickglass test")
+
+
+def _share(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.0%}"
