@@ -105,7 +105,11 @@ def test_every_tree_is_expected() -> None:
     assert EXPECTED.keys() == TREES.keys()
 
 
-@pytest.mark.parametrize("name", TREES)
+# golden: which parts KolektorSDD keeps for the test is drawn, and they have two or three images
+SPLIT = {"KolektorSDD": pytest.mark.golden}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SPLIT.get(name, ())) for name in TREES])
 def test_a_published_layout_is_read(tmp_path: Path, name: str) -> None:
     want = EXPECTED[name]
     sets = load_datasets(drawn(name, tmp_path))
@@ -532,6 +536,18 @@ def test_test_images_that_are_all_defective(tmp_path: Path) -> None:
 
 
 # -- unknown layouts --------------------------------------------------------------------------------------------------
+
+
+def test_a_mask_of_no_image_leaves_the_others_of_dagm_unknown(tmp_path: Path) -> None:
+    root = drawn("DAGM 2007", tmp_path)
+    for file in root.rglob("Labels.txt"):
+        file.unlink()
+    (mask_file, *_) = sorted((root / "Test" / "Label").iterdir())
+    hidden = root / "Test" / mask_file.name.replace("_label", "")
+    hidden.rename(hidden.with_name("renamed.PNG"))
+    labels = {Path(row.path).name: row.label for row in load_dataset(root).test}
+    assert labels["renamed.PNG"] is None  # it is defective
+    assert 0 not in labels.values()
 
 
 def test_a_table_beside_images_is_named_as_what_to_read(tmp_path: Path) -> None:

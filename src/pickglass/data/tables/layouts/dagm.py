@@ -22,12 +22,13 @@ from pickglass.errors import DataError
 __all__ = ["read"]
 
 _LIST = "Labels.txt"
+_UNKNOWN = f"training images of which neither {_LIST} nor the masks say that they are good"
 
 
 def read(root: Folder, ask: Ask) -> Found | None:
     """Read one class: ``Label/Labels.txt`` says which images are defective, or, without it, their masks do.
 
-    Defective training images are not used.
+    Where a mask belongs to no image, those without one are of unknown label. Defective training images are not used.
     """
     parts = [(role, folder) for name, folder in root.folders.items() if (role := split_of(name)) and folder.images]
     labels = [folder.find("label") for _, folder in parts]
@@ -47,10 +48,14 @@ def _rows(role: Role, folder: Folder, found: Found) -> list[Row]:
     pairs, doubtful = pair(files.images, masks)
     found.unused.update(doubtful)
     listed = _listed(labels, found)
+    # a mask of no image leaves an image whose mask it is, and which then must not pass for a good one
+    whole = {mask for paired in pairs.values() for mask in paired} == {path for _, path in masks}
     rows = []
     for image in files.images:
         path, mask = folder.at(image), one_or_all(pairs.get(image, ()))
-        label: int | None = int(mask is not None) if masks and listed is None else None
+        label: int | None = None
+        if listed is None and masks:
+            label = 1 if mask is not None else 0 if whole else None
         if listed is not None:
             label = listed.get(key(image))
             if label == 0 and mask is not None:
@@ -58,7 +63,7 @@ def _rows(role: Role, folder: Folder, found: Found) -> list[Row]:
         if role == "test" or label == 0:
             rows.append(Row(path, role if label == 0 else "test", label, "defect" if label else None, mask))
         else:
-            found.unused[path] = DEFECTIVE_TRAINING if label else f"training images that {_LIST} does not name"
+            found.unused[path] = DEFECTIVE_TRAINING if label else _UNKNOWN
             found.used.update(dict.fromkeys(pairs.get(image, ()), "masks of unused training images"))
     return rows
 
