@@ -63,6 +63,7 @@ def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_datase
     assert code == 0
     assert list(result) == [
         "model",
+        "model_id",
         "method",
         "n_fit",
         "n_validate",

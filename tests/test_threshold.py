@@ -61,8 +61,8 @@ def test_the_same_folder_uses_the_scores_in_the_model(model: Path, small_dataset
     before, tensors = read_model(model)
     result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6, shift=100))
     assert list(result) == [
-        "promise", "image_threshold", "pixel_threshold", "false_alarm_bound", "confidence", "n_calibrate", "left_out",
-        "sentence",
+        "promise", "image_threshold", "pixel_threshold", "image_threshold_before", "pixel_threshold_before",
+        "false_alarm_bound", "confidence", "n_calibrate", "left_out", "sentence", "model_id", "model_version",
     ]  # fmt: skip
     kept = before["calibration"]["scores"]
     assert (result["promise"], result["n_calibrate"], result["confidence"]) == ("tolerance", 4, 0.95)
@@ -75,9 +75,8 @@ def test_the_same_folder_uses_the_scores_in_the_model(model: Path, small_dataset
     after, same = read_model(model)
     assert after["calibration"]["scores"] == kept
     assert after["calibration"]["sentence"] == result["sentence"]
-    assert {k: v for k, v in after.items() if k != "calibration"} == {
-        k: v for k, v in before.items() if k != "calibration"
-    }
+    changed = ("calibration", "version", "history")
+    assert {k: v for k, v in after.items() if k not in changed} == {k: v for k, v in before.items() if k not in changed}
     assert all((same[name] == tensor).all() for name, tensor in tensors.items())
     loaded = pg.load(model).calibration
     assert loaded is not None
@@ -295,3 +294,104 @@ def test_fifteen_strips_are_too_few(real_data: Path, tmp_path: Path) -> None:
     with pytest.raises(PromiseUnreachable) as error:
         threshold(target, strips)
     assert (error.value.needed, error.value.missing) == (299, 299)  # none was held back
+
+
+# -- what was and what is ----------------------------------------------------------------------------------------------
+
+
+def test_a_new_threshold_is_in_the_history_and_the_model_keeps_its_id(
+    model: Path, small_dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = read_model_header(model)
+    (fitted,) = header["history"]
+    assert (fitted["command"], header["version"]) == ("fit", 1)
+    assert fitted["image_threshold"] == header["calibration"]["image_threshold"]
+    assert header["id"] == pg.load(model).model_id()
+    monkeypatch.setattr(sys, "argv", ["pickglass", *map(str, ("threshold", model, "--promise", "fixed", "--value", 9))])
+    with pytest.raises(SystemExit):
+        main()
+    printed = capsys.readouterr().out
+    assert f"bad above 9 (was {fitted['image_threshold']:.6g}), pixels above" in printed
+    assert f"model {header['id']}, now version 2" in printed
+    result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6))
+    assert (result["image_threshold_before"], result["model_id"], result["model_version"]) == (9.0, header["id"], 3)
+    after = read_model_header(model)
+    assert [change["command"] for change in after["history"]] == ["fit", "threshold", "threshold"]
+    assert [change["promise"] for change in after["history"]] == ["marginal", "fixed", "tolerance"]
+    assert (after["id"], after["version"], pg.load(model).model_version) == (header["id"], 3, 3)
+    monkeypatch.setattr(sys, "argv", ["pickglass", "info", str(model)])
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr().out
+    assert f"Its id is {header['id']}, version 3:" in told
+    assert "UTC: threshold, image threshold 9 -> " in " ".join(told.split())
+
+
+def test_a_file_without_id_or_history_loads_and_gets_them_with_its_next_threshold(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header, tensors = read_model(model)
+    write_model(model, {k: v for k, v in header.items() if k not in ("id", "version", "history", "format")}, tensors)
+    old = pg.load(model)
+    assert (old.model_id(), old.model_version, old.history) == (header["id"], 1, ())
+    monkeypatch.setattr(sys, "argv", ["pickglass", "info", str(model)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no id and no history" in capsys.readouterr().out
+    result = threshold(model, None, ThresholdRequest("fixed", value=3.0))
+    assert (result["model_id"], result["model_version"]) == (header["id"], 2)
+    assert len(read_model_header(model)["history"]) == 1
+
+
+def test_the_id_follows_what_was_learned_and_the_settings(model: Path) -> None:
+    first, again = pg.load(model), pg.load(model)
+    first.set_thresholds(image=5.0)
+    assert first.model_id() == again.model_id()
+    again.smoothing = 2.5
+    assert again.model_id() != first.model_id()
+    other = pg.PatchCore(size=64, ratio=0.05).fit(textures(8, 64, seed=5), engine="torch")
+    assert other.model_id() != first.model_id()
+
+
+def test_thresholds_set_by_hand_say_how_many_good_images_exceed_them(model: Path) -> None:
+    before = read_model_header(model)["calibration"]
+    limit = sorted(before["peaks"])[1]
+    result = threshold(model, None, ThresholdRequest(pixel_value=limit))
+    assert (result["image_threshold"], result["pixel_threshold"]) == (before["image_threshold"], limit)
+    assert result["promise"] == before["promise"]
+    assert result["false_alarm_bound"] == before["false_alarm_bound"]
+    assert result["sentence"].startswith(before["sentence"])
+    assert "promises nothing: 2 of 4 good images have a pixel above it" in result["sentence"]
+    detector = pg.load(model)
+    assert detector.calibration is not None
+    assert detector.calibration.pixel_promise == "fixed"
+    calibration = detector.set_thresholds(pixel=max(before["peaks"]))
+    assert calibration.sentence.count("the pixel threshold, a fixed value") == 1
+    assert "0 of 4 good images have a pixel above it" in calibration.sentence
+    assert [change.command for change in detector.history] == ["fit", "threshold", "set_thresholds"]
+    assert detector.history[-1].pixel_threshold_before == limit
+    both = detector.set_thresholds(image=min(before["scores"]), pixel=limit)
+    assert both.sentence.startswith("a fixed value; 3 of 4 good images exceed it, and no false-alarm rate is promised;")
+    assert both.false_alarm_bound is None
+
+
+@pytest.mark.slow
+def test_a_pixel_threshold_by_hand_stands_beside_a_promise(model: Path, small_dataset: Path) -> None:
+    result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6, pixel_value=7.5))
+    assert (result["promise"], result["pixel_threshold"]) == ("tolerance", 7.5)
+    assert result["false_alarm_bound"] == pytest.approx(1 - 0.05**0.25)
+
+
+def test_numbers_by_hand_that_cannot_be_are_refused(model: Path) -> None:
+    for request in (ThresholdRequest(pixel_value=float("nan")), ThresholdRequest(pixel_value=1.0, pixel="any")):
+        with pytest.raises(InputError, match="pixel_value="):
+            threshold(model, None, request)
+    with pytest.raises(InputError, match="no images and no numbers"):
+        threshold(model, None)
+    detector = pg.load(model)
+    with pytest.raises(InputError, match="expected a finite number"):
+        detector.set_thresholds()
+    detector.smoothing = 2.5
+    with pytest.raises(InputError, match="settings were changed"):
+        detector.set_thresholds(pixel=1.0)
+    assert read_model_header(model)["version"] == 1

@@ -212,6 +212,7 @@ def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
     provenance, calibration = detector.provenance, detector.calibration
     return {
         "model": str(written),
+        "model_id": detector.model_id(),
         "method": detector.method,
         "n_fit": provenance.n_fit,
         "n_validate": provenance.n_validate,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pickglass.app.results import LabelResult
+from pickglass.calibration import Change
 from pickglass.data import (
     MAX_PIXELS,
     Dataset,
@@ -105,6 +106,7 @@ def label(
         about={"found": regions.found, "images": [image_digest(row)[:16] for row in table]},
     )
     detector.namer = namer
+    detector.history += (Change.between("label", detector.calibration, detector.calibration),)
     written = detector.save(target)
     return _result(namer, str(written))
 

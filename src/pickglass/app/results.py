@@ -71,16 +71,17 @@ class Suspicious(TypedDict):
 class FitResult(TypedDict):
     """The result of ``pickglass fit``.
 
-    ``image_threshold`` and ``threshold_sentence``, which names the image that set it: null without such images.
-    ``size``: the setting, and ``canvas``: the [height, width] in pixels at which it has images read. ``dropped``:
-    whether the suspicious images were left out. ``adaptation``: null unless asked for, otherwise ``stages``, ``kept``
-    (epoch, 0 where none was better), ``auroc`` (per epoch from 0 on) and more. ``auto``: how ``--preset auto`` chose,
-    null without it; its ``ablation`` holds an :class:`AblationRow` a part. ``foreground``: null unless a mask of it was
-    found and is the region of interest, else its ``share`` of the image, ``n_images`` and the numbers of its
-    ``checks``.
+    ``model_id``: digest of what decides the scores; its version is 1. ``image_threshold`` and ``threshold_sentence``,
+    which names the image that set it: null without such images. ``size``: the setting, and ``canvas``: the [height,
+    width] in pixels at which it has images read. ``dropped``: whether the suspicious images were left out.
+    ``adaptation``: null unless asked for, otherwise ``stages``, ``kept`` (epoch, 0 where none was better), ``auroc``
+    (per epoch from 0 on) and more. ``auto``: how ``--preset auto`` chose, null without it; its ``ablation`` holds an
+    :class:`AblationRow` a part. ``foreground``: null unless a mask of it was found and is the region of interest,
+    else its ``share`` of the image, ``n_images`` and the numbers of its ``checks``.
     """
 
     model: str
+    model_id: str
     method: str
     n_fit: int
     n_validate: int
@@ -571,18 +572,23 @@ class StudyResult(TypedDict):
 class ThresholdResult(TypedDict):
     """The result of ``pickglass threshold``.
 
+    ``image_threshold_before`` and ``pixel_threshold_before``: those that were replaced, null where there were none.
     ``n_calibrate`` counts images, or groups where the data has groups; ``left_out``: images that the fit left out as
-    suspicious, and that count for nothing here, either.
+    suspicious, and that count for nothing here, either. ``model_id`` stays, ``model_version`` rises by one.
     """
 
     promise: str
-    image_threshold: float
+    image_threshold: float | None
     pixel_threshold: float | None
+    image_threshold_before: float | None
+    pixel_threshold_before: float | None
     false_alarm_bound: float | None
     confidence: float | None
     n_calibrate: int
     left_out: int
     sentence: str
+    model_id: str
+    model_version: int
 
 
 class FittedCategory(TypedDict):

@@ -18,7 +18,7 @@ from pickglass.calibration import (
     flagged_curve,
     promised,
 )
-from pickglass.calibration.promises import Source, best_f1, fixed_value
+from pickglass.calibration.promises import Source, best_f1, fixed_value, set_by_hand
 from pickglass.data import (
     MARGINS,
     Dataset,
@@ -31,7 +31,7 @@ from pickglass.data import (
 from pickglass.data.files import output_path
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.modelfile import read_model, restore, write_model
+from pickglass.detectors.modelfile import changed, read_model, restore, write_model
 from pickglass.detectors.provenance import Provenance, Regions
 from pickglass.detectors.settings import settings_digest
 from pickglass.errors import DataError, Failure, InputError
@@ -58,6 +58,7 @@ class ThresholdRequest:
         pixel: also promise the share of good parts with ``any`` pixel above the pixel threshold, or the flagged
             ``area`` of a good part; the error is then split. None: the highest map value, without a promise.
         value: the threshold for ``fixed``.
+        pixel_value: the pixel threshold, set by hand beside any promise for images; not with ``pixel``.
         folds: refits for ``estimate``, at least 2.
     """
 
@@ -68,6 +69,7 @@ class ThresholdRequest:
     pixel: PixelPromise | None = None
     value: float | None = None
     folds: int = 5
+    pixel_value: float | None = None
 
     def wish(self) -> Wish | None:
         """Return what is promised; None for the thresholds that promise nothing.
@@ -82,6 +84,11 @@ class ThresholdRequest:
                 f"promise={self.promise!r} with value={self.value!r}: 'fixed' takes a finite value, e.g. value=12.5; "
                 "others take none"
             )
+        if self.pixel_value is not None and (self.pixel is not None or not np.isfinite(self.pixel_value)):
+            raise InputError(
+                f"pixel_value={self.pixel_value!r} with pixel={self.pixel!r}: expected a finite number, and no promise "
+                "about pixels, which a number set by hand would not keep"
+            )
         if self.promise == "f1" or self.promise == "fixed":
             if self.pixel is not None or self.shift is not None:
                 raise InputError(
@@ -94,7 +101,7 @@ class ThresholdRequest:
 
 def threshold(
     model: str | Path,
-    data: DataSource | Dataset | str | Path,
+    data: DataSource | Dataset | str | Path | None,
     request: ThresholdRequest | None = None,
     *,
     compute: ComputeOptions | None = None,
@@ -111,7 +118,8 @@ def threshold(
     Args:
         model: model file; replaced, whole or not at all.
         data: folder of good images in any layout that :func:`pickglass.load_dataset` knows, how to read it, or a data
-            set. A region of interest that it gives stands in place of the model's.
+            set. A region of interest that it gives stands in place of the model's. None: only ``value`` and
+            ``pixel_value`` are set, beside the good images that the model keeps, and no image is judged.
         request: which promise; None: at most 1 % false alarms with 95 % confidence.
         compute: where to compute.
         progress: called with (stage, done, total).
@@ -125,6 +133,8 @@ def threshold(
     wish = asked.wish()
     target = output_path(model, ".safetensors")
     header, tensors = read_model(model)
+    if data is None:
+        return _written(target, header, tensors, _by_hand(header, asked), 0)
     given = data.train if isinstance(data, Dataset) else _good_rows(DataSource.of(data))
     table = Provenance.from_json(header["provenance"]).without_left_out(given)
     judge = _Judge(header, tensors, str(model), run, progress, curves=asked.pixel == "area")
@@ -138,16 +148,45 @@ def threshold(
         calibration = promised(kept if kept and left_out else _out_of_fold(table, judge, asked.folds), wish)
     else:
         calibration = promised(_calibrating(table, judge), wish)
-    write_model(target, {**header, "calibration": calibration.to_json()}, tensors)
+    if asked.pixel_value is not None:
+        calibration = set_by_hand(calibration, pixel=asked.pixel_value)
+    return _written(target, header, tensors, calibration, len(given) - len(table))
+
+
+def _by_hand(header: Mapping[str, Any], asked: ThresholdRequest) -> Calibration:
+    """Set the thresholds that are numbers, beside what the model knows of good images."""
+    if asked.value is None and asked.pixel_value is None:
+        raise InputError("no images and no numbers: name good images (DATA), or give the thresholds by hand")
+    settings = settings_digest(header["configuration"])
+    stored = header["calibration"]
+    now = Calibration("fixed", None, None, settings=settings) if stored is None else Calibration.from_json(stored)
+    if now.against(settings).stale:
+        raise InputError("settings were changed after the threshold was set, which counts no more: name good images")
+    return set_by_hand(now, asked.value, asked.pixel_value)
+
+
+def _written(
+    target: Path, header: Mapping[str, Any], tensors: Mapping[str, Any], calibration: Calibration, left_out: int
+) -> ThresholdResult:
+    """Write the model with its new thresholds, and say what they are and were."""
+    if "id" not in header:  # an older pickglass wrote the file
+        header = {**header, "id": restore(find_method(header["method"]), header, tensors, str(target)).model_id()}
+    header = changed(header, "threshold", calibration)
+    write_model(target, header, tensors)
+    change = header["history"][-1]
     return {
         "promise": calibration.promise,
-        "image_threshold": float(calibration.image_threshold),  # type: ignore[arg-type]
+        "image_threshold": calibration.image_threshold,
         "pixel_threshold": calibration.pixel_threshold,
+        "image_threshold_before": change["image_threshold_before"],
+        "pixel_threshold_before": change["pixel_threshold_before"],
         "false_alarm_bound": calibration.false_alarm_bound,
         "confidence": calibration.confidence,
         "n_calibrate": calibration.n,
-        "left_out": len(given) - len(table),
+        "left_out": left_out,
         "sentence": calibration.sentence,
+        "model_id": header["id"],
+        "model_version": header["version"],
     }
 
 

@@ -2,6 +2,7 @@
 
 from pickglass.calibration.promises import (
     Calibration,
+    Change,
     Evidence,
     Verdict,
     flagged_curve,
@@ -12,6 +13,7 @@ from pickglass.calibration.statements import PixelPromise, Promise, Wish, promis
 
 __all__ = [
     "Calibration",
+    "Change",
     "Evidence",
     "PValue",
     "PixelPromise",

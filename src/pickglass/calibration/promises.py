@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ __all__ = [
     "FALSE_ALARM",
     "SHARES",
     "Calibration",
+    "Change",
     "Evidence",
     "Source",
     "Verdict",
@@ -44,6 +46,7 @@ __all__ = [
     "left_out_bound",
     "percent",
     "rounded_up",
+    "set_by_hand",
     "shift_bound",
     "tolerance_bound",
     "tolerance_needs",
@@ -132,7 +135,7 @@ class Calibration:
         stale: something that changes scores was changed afterwards.
         groups: the group of each calibration image; empty: none has a group.
         source: where the scores come from.
-        pixel_promise: ``highest`` (no promise), ``any`` or ``area``.
+        pixel_promise: ``highest`` or ``fixed`` (no promise), ``any`` or ``area``.
         false_alarm_bound: the share of good parts that is flagged at most, as achieved; None: nothing is promised.
         confidence: how sure the bound is; None: it holds on average over calibration sets, or there is none.
         n: what counts: calibration images, or groups of them where they have groups.
@@ -196,6 +199,48 @@ class Calibration:
         # older files also hold the tail, which follows from the scores
         stored = {name: value for name, value in data.items() if name != "tail"}
         return cls(**{**stored, **sequences})
+
+
+@dataclass(frozen=True)
+class Change:
+    """A model was fitted, or its thresholds or its names of defects were changed; all changes are its history.
+
+    Attributes:
+        time: date and time (UTC).
+        command: what changed it: ``fit``, ``threshold``, ``label``, or ``set_thresholds`` in Python.
+        image_threshold, pixel_threshold: its thresholds since then, None where it has none.
+        image_threshold_before, pixel_threshold_before: those until then.
+        promise: how the thresholds were set, as in :class:`Calibration`; None without any.
+        n: number of good images, or of groups of them, that the thresholds rest on.
+    """
+
+    time: str
+    command: str
+    image_threshold: float | None
+    pixel_threshold: float | None
+    image_threshold_before: float | None
+    pixel_threshold_before: float | None
+    promise: str | None
+    n: int
+
+    @classmethod
+    def between(cls, command: str, before: Calibration | None, after: Calibration | None) -> Change:
+        """Record a change that a command makes now."""
+        return cls(
+            datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            command,
+            None if after is None else after.image_threshold,
+            None if after is None else after.pixel_threshold,
+            None if before is None else before.image_threshold,
+            None if before is None else before.pixel_threshold,
+            None if after is None else after.promise,
+            0 if after is None else after.n,
+        )
+
+    @staticmethod
+    def version(history: Sequence[Change]) -> int:
+        """Return the version of a model with this history: 1 as it was fitted, and one more with each change."""
+        return 1 + sum(change.command != "fit" for change in history)
 
 
 def usual_threshold(
@@ -317,10 +362,61 @@ def best_f1(evidence: Evidence, labels: Sequence[int], scores: Sequence[float]) 
 
 def fixed_value(evidence: Evidence, value: float) -> Calibration:
     """Record a threshold that somebody set, and how many of the good images exceed it."""
-    units = group_maxima(evidence.scores, evidence.groups)
-    above, what = int((units > value).sum()), "groups of images" if evidence.grouped else "images"
-    words = f"a fixed value; {above} of {len(units)} good {what} exceed it, and no false-alarm rate is promised"
-    return evidence.record("fixed", float(value), max(evidence.peaks, default=None), r=above, sentence=words)
+    judged = evidence.record("fixed", None, max(evidence.peaks, default=None))
+    return set_by_hand(judged, image=value)
+
+
+def set_by_hand(calibration: Calibration, image: float | None = None, pixel: float | None = None) -> Calibration:
+    """Replace thresholds by numbers that somebody chose; the sentence says how many good images exceed them.
+
+    Args:
+        calibration: the thresholds until now, with the good images that they rest on; these stay.
+        image: threshold of the image score; None: that of now, with its promise.
+        pixel: threshold of the map; None: that of now, which loses a promise that was made together with the image's.
+
+    Raises:
+        InputError: no number is given, or one that is not finite.
+
+    >>> before = usual_threshold([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    >>> set_by_hand(before, image=2.5).sentence
+    'a fixed value; 1 of 3 good images exceed it, and no false-alarm rate is promised'
+    """
+    if (image is None and pixel is None) or any(v is not None and not math.isfinite(v) for v in (image, pixel)):
+        raise InputError(f"thresholds image={image!r}, pixel={pixel!r}: expected a finite number for one or both")
+    changed = calibration
+    if image is not None:
+        above, known = _exceeding(calibration.scores, calibration.groups, image)
+        changed = replace(
+            changed,
+            promise="fixed",
+            image_threshold=float(image),
+            r=above,
+            false_alarm_bound=None,
+            confidence=None,
+            pixel_promise="highest" if changed.pixel_promise == "highest" else "fixed",
+            sentence=f"a fixed value; {known} exceed it, and no false-alarm rate is promised",
+        )
+    if pixel is None:
+        return changed
+    _, known = _exceeding(calibration.peaks, calibration.groups, pixel)
+    said = changed.sentence.split(_PIXELS_BY_HAND)[0]
+    was = calibration.pixel_threshold
+    until = f"set in place of {was:.6g}" if was is not None and was != pixel else "set by hand"
+    words = f"{_PIXELS_BY_HAND}{until}, promises nothing: {known} have a pixel above it"
+    return replace(changed, pixel_threshold=float(pixel), pixel_promise="fixed", sentence=f"{said}{words}")
+
+
+_PIXELS_BY_HAND = "; the pixel threshold, a fixed value "
+
+
+def _exceeding(values: Sequence[float], groups: Sequence[str | None], limit: float) -> tuple[int, str]:
+    """Count the good units above a threshold, also in words."""
+    units = group_maxima(values, groups)
+    if not len(units):
+        return 0, "it is not known how many good images"
+    above = int((units > limit).sum())
+    grouped = any(group is not None for group in groups)
+    return above, f"{above} of {len(units)} good {'groups of images' if grouped else 'images'}"
 
 
 def percent(share: float) -> str:

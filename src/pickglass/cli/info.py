@@ -118,6 +118,7 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
             yield f"With {part}: {_listed(values)}."
     yield f"Settings: {_listed(settings)}."
     yield from _threshold(header["calibration"])
+    yield from _history(header)
     if provenance.get("regions", "none") != "none" or provenance.get("margins"):
         yield "It looks only inside a region of interest."
     if provenance.get("pixel_mm"):
@@ -155,6 +156,32 @@ def _threshold(calibration: Mapping[str, Any] | None) -> Iterator[str]:
         yield "The threshold is the highest score of images that were held back; no false-alarm rate is promised."
     if calibration.get("stale"):
         yield "Settings were changed since: run 'pickglass threshold MODEL DATA' again."
+
+
+def _history(header: Mapping[str, Any]) -> Iterator[str]:
+    """Tell the model's id and version, and what changed its thresholds, if the file has that."""
+    if "id" not in header:
+        yield "It has no id and no history: an older pickglass wrote it."
+        return
+    history: list[dict[str, Any]] = header.get("history", [])
+    yield f"Its id is {header['id']}, version {header['version']}{':' if history else '.'}"
+    for change in history:
+        yield f"  {change['time'].replace('T', ' ')[:16]} UTC: {change['command']}, {'; '.join(_steps(change))}"
+
+
+def _steps(change: Mapping[str, Any]) -> Iterator[str]:
+    for what, key in (("image", "image_threshold"), ("pixel", "pixel_threshold")):
+        now, before = change[key], change[f"{key}_before"]
+        if now != before:
+            yield f"{what} threshold {_number(before)} -> {_number(now)}"
+    if all(change[key] == change[f"{key}_before"] for key in ("image_threshold", "pixel_threshold")):
+        yield "thresholds as before" if change["promise"] else "no threshold"
+    if change["promise"]:
+        yield f"{change['promise']}, from {change['n']} good images or groups"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
 
 
 def _listed(values: Mapping[str, Any]) -> str:

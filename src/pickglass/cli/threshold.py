@@ -20,7 +20,13 @@ __all__ = ["threshold"]
 
 def threshold(
     model: ModelFile,
-    data: Annotated[Path, typer.Argument(help="Folder with good images, e.g. the one the model was fitted on.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder with good images, e.g. the one the model was fitted on. Without any, only --value and "
+            "--pixel-value are set."
+        ),
+    ] = None,
     false_alarm: Annotated[float, typer.Option(help="Share of good parts that may be flagged, e.g. 0.01.")] = 0.01,
     confidence: Annotated[float, typer.Option(help="Keep the promise with this confidence, e.g. 0.95.")] = 0.95,
     promise: Annotated[
@@ -42,6 +48,9 @@ def threshold(
         ),
     ] = None,
     value: Annotated[float | None, typer.Option(help="Set this number as threshold, with --promise fixed.")] = None,
+    pixel_value: Annotated[
+        float | None, typer.Option(help="Set this number as pixel threshold, beside any promise for images.")
+    ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Refit so many times for --promise estimate.")] = 5,
     *,
     folder: Folder,
@@ -50,12 +59,12 @@ def threshold(
     as_json: Json = False,
 ) -> None:
     """Set the threshold for a stated false-alarm rate from good images, and write it into the model file."""
-    check_order("threshold", [model], [data])
+    check_order("threshold", [model], [] if data is None else [data])
     from pickglass.app.threshold import ThresholdRequest
     from pickglass.app.threshold import threshold as use_case
 
-    source = folder.source(data, roi)
-    request = ThresholdRequest(promise, false_alarm, confidence, shift, pixel, value, folds)
+    source = None if data is None else folder.source(data, roi)
+    request = ThresholdRequest(promise, false_alarm, confidence, shift, pixel, value, folds, pixel_value)
     try:
         run(
             lambda progress: use_case(model, source, request, compute=compute.options(), progress=progress),
@@ -68,10 +77,16 @@ def threshold(
 
 
 def _show(result: ThresholdResult) -> None:
-    pixel = (
-        "no pixel threshold" if result["pixel_threshold"] is None else f"pixels above {result['pixel_threshold']:.6g}"
-    )
-    say(f"bad above {result['image_threshold']:.6g}, {pixel} ({result['promise']})")
+    image = _changed(result["image_threshold"], result["image_threshold_before"])
+    pixel = _changed(result["pixel_threshold"], result["pixel_threshold_before"])
+    say(f"bad above {image}, pixels above {pixel} ({result['promise']})")
     say(result["sentence"])
     if result["left_out"]:
         say(f"not counted: {result['left_out']} images that the fit left out, for they look like none of the others")
+    say(f"model {result['model_id']}, now version {result['model_version']}; 'pickglass info' shows its history")
+
+
+def _changed(now: float | None, before: float | None) -> str:
+    """Write a threshold, and what it was if that was something else."""
+    new, old = (f"{value:.6g}" if value is not None else "nothing" for value in (now, before))
+    return new if now == before else f"{new} (was {old})" if before is not None else new

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pickglass.calibration import Calibration
+from pickglass.calibration import Calibration, Change
+from pickglass.calibration.promises import set_by_hand
 from pickglass.data import Channels, Dataset, Row, Table, as_rows, as_table, fingerprint, image_digest
 from pickglass.detectors.compute import ComputeArguments, ComputeOptions, Progress
 from pickglass.detectors.fitting import (
@@ -36,7 +37,7 @@ from pickglass.detectors.fitting import (
 )
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch, canvas_batch, silent
 from pickglass.detectors.method import Method
-from pickglass.detectors.modelfile import save
+from pickglass.detectors.modelfile import model_id, save
 from pickglass.detectors.naming import found_regions, unfolded
 from pickglass.detectors.provenance import Provenance, Regions
 from pickglass.detectors.tiling import TileParts
@@ -158,6 +159,7 @@ class Detector(Method):
         file = None if checkpoint is None else Path(checkpoint)
         plan = FitPlan(share, calibrate, seed, memory_gb, file, tuple(observers), progress or silent)
         self.calibration, self.namer, self.reference, self.provenance = None, None, None, Provenance()
+        self.history, self._file_id = (), None
         self.place_gain = self.place_shift = None
         data = data if channels == "rgb" else as_table(data, "train", channels)
         images = prepare(self, data, plan, ComputeOptions(**compute))
@@ -179,6 +181,7 @@ class Detector(Method):
         self.provenance = replace(
             self.provenance, details=details, device=engine.device, engine=engine.name, fit_s=seconds
         )
+        self.history = (Change.between("fit", None, self.calibration),)
         for observer in plan.observers:
             observer.fitted(self)
         return self
@@ -361,6 +364,27 @@ class Detector(Method):
             return calibration
         return replace(calibration, stale=True)
 
+    def set_thresholds(self, image: float | None = None, pixel: float | None = None) -> Calibration:
+        """Set thresholds by hand; what they say about false alarms follows from the good images that the model keeps.
+
+        Args:
+            image: an image is bad if its score exceeds it; None: as it is.
+            pixel: a pixel is part of a defect if its map value exceeds it; None: as it is.
+
+        Returns:
+            The new calibration; its ``sentence`` says how many good images exceed the thresholds.
+
+        Raises:
+            InputError: no number, one that is not finite, or settings were changed since the thresholds were set.
+        """
+        now = self.current_calibration() or Calibration("fixed", None, None, settings=self.settings_digest())
+        if now.stale:
+            raise InputError("settings were changed after the threshold was set: set it anew on good images first")
+        new = set_by_hand(now, image, pixel)
+        self.history += (Change.between("set_thresholds", self.calibration, new),)
+        self.calibration = new
+        return new
+
     def regions(self, maps: np.ndarray) -> Tensor:
         """Return the region of the highest peak of each map (B, h, w) at the pixel threshold, (B, H, W) in 0..1."""
         limit = self.calibration.pixel_threshold if self.calibration else None
@@ -447,6 +471,23 @@ class Detector(Method):
                     yield item.value.image, TileParts(*(part[i : i + 1] for part in parts))
 
     # -- file ----------------------------------------------------------------------------------------------------------
+
+    def model_id(self) -> str:
+        """Return a short digest of what decides scores and maps: network, method, settings and what was learned.
+
+        Thresholds are no part of it: two models with one id give every image the same score.
+
+        Raises:
+            NotFitted: nothing was learned yet.
+        """
+        if self._file_id is not None and self._file_id[1] == self.settings_digest():
+            return self._file_id[0]
+        return model_id(self)
+
+    @property
+    def model_version(self) -> int:
+        """The version is 1 after the fit and rises by one when thresholds or names of defects are changed."""
+        return Change.version(self.history)
 
     def save(self, path: str | Path) -> Path:
         """Write the model, backbone included, as one .safetensors file, whole or not at all.

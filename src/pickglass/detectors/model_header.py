@@ -41,7 +41,7 @@ def read_model_header(path: str | Path) -> dict[str, Any]:
 
     Returns:
         ``format``, ``method``, ``configuration``, ``preprocess``, ``calibration``, ``provenance``; ``naming`` where
-        the model names defects.
+        the model names defects; ``id``, ``version`` and ``history`` where this version of pickglass wrote the file.
 
     Raises:
         ModelFileError: missing, not a pickglass model, of another format version, or damaged.

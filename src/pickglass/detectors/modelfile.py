@@ -3,15 +3,18 @@
 Its tensors are ``head.*`` (what the method learned, the tiles and the fusion), ``backbone.*`` (the network up to the
 deepest layer used), ``reference.*`` (the images that ``drift`` compares new ones with) and ``naming.*`` (what names
 defects). The header, under the metadata key ``pickglass``, has ``format`` (version of this layout), ``method``,
-``configuration``, ``preprocess``, ``calibration``, ``provenance`` and, where the model names defects, ``naming``.
+``configuration``, ``preprocess``, ``calibration``, ``provenance`` and, where the model names defects, ``naming``. Files
+that this version wrote also have ``id`` (digest of what decides the scores), ``version`` and ``history`` (a
+:class:`~pickglass.calibration.Change` for the fit and for each later one).
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pickglass.calibration import Calibration
+from pickglass.calibration import Calibration, Change
 from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess
 from pickglass.data.files import output_path, written_whole
@@ -35,7 +38,7 @@ from pickglass.errors import ModelFileError
 from pickglass.features.backbones.weights import WeightsInfo
 from pickglass.features.extractor import FeatureExtractor
 
-__all__ = ["read_model", "restore", "save", "write_model"]
+__all__ = ["changed", "model_id", "read_model", "restore", "save", "write_model"]
 
 Detector = TypeVar("Detector", bound=Method)
 
@@ -58,11 +61,10 @@ def save(detector: Method, path: str | Path) -> Path:
         "preprocess": detector.preprocess.to_json(),
         "calibration": detector.calibration.to_json() if detector.calibration else None,
         "provenance": detector.provenance.to_json(),
+        "id": model_id(detector),
+        **_history(detector.history),
     }
-    tensors = detector.network.state_dict(prefix="backbone.")
-    for name, tensor in detector.state_dict().items():
-        if not name.startswith("extractor."):
-            tensors[f"head.{name}"] = tensor
+    tensors = _learned(detector)
     if detector.reference is not None:
         for name, values in detector.reference.tensors().items():
             tensors[f"reference.{name}"] = torch.from_numpy(np.array(values))
@@ -71,6 +73,50 @@ def save(detector: Method, path: str | Path) -> Path:
         for name, tensor in detector.namer.tensors.items():
             tensors[f"naming.{name}"] = tensor
     return write_model(path, header, tensors)
+
+
+def model_id(detector: Method) -> str:
+    """Return a short digest of what decides a detector's scores and maps: network, settings and what was learned.
+
+    Raises:
+        NotFitted: nothing was learned yet.
+    """
+    digest = hashlib.sha256(json.dumps([detector.method, detector.preprocess.to_json()]).encode())
+    digest.update(settings_digest(detector.configuration()).encode())
+    for name, tensor in sorted(_learned(detector).items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def _learned(detector: Method) -> dict[str, Tensor]:
+    """Return the tensors of the network and of what the method learned, by their names in the file."""
+    tensors: dict[str, Tensor] = detector.network.state_dict(prefix="backbone.")
+    for name, tensor in detector.state_dict().items():
+        if not name.startswith("extractor."):
+            tensors[f"head.{name}"] = tensor
+    return tensors
+
+
+def _history(history: Sequence[Change]) -> dict[str, Any]:
+    return {"version": Change.version(history), "history": [asdict(change) for change in history]}
+
+
+def changed(header: Mapping[str, Any], command: str, calibration: Calibration) -> dict[str, Any]:
+    """Return the header of a model file with other thresholds, and with the change in its history.
+
+    Args:
+        header: as :func:`read_model` returns it.
+        command: what changes the thresholds.
+        calibration: the new thresholds.
+    """
+    before = None if header["calibration"] is None else Calibration.from_json(header["calibration"])
+    history = [
+        *(Change(**change) for change in header.get("history", ())),
+        Change.between(command, before, calibration),
+    ]
+    return {**header, "calibration": calibration.to_json(), **_history(history)}
 
 
 def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> Detector:
@@ -122,6 +168,9 @@ def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[
         detector.calibration = replace(detector.calibration, settings=now)
     if detector.reference is not None and detector.reference.settings == then:
         detector.reference = replace(detector.reference, settings=now)
+    detector.history = tuple(Change(**change) for change in header.get("history", ()))
+    if "id" in header:
+        detector._file_id = (header["id"], now)
     return detector.eval()
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from pickglass.calibration import Calibration
+from pickglass.calibration import Calibration, Change
 from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess, parse_size
 from pickglass.detectors.compute import Shape
@@ -76,6 +76,8 @@ class Configured(nn.Module):
             :class:`pickglass.DriftSample` watched the fit.
         namer: names the types of defects; None until ``pickglass label`` taught it.
         provenance: where the model came from.
+        history: the fit and what changed the thresholds or the names of defects since then, oldest first; it begins
+            later in models of an older pickglass.
     """
 
     method: ClassVar[str]
@@ -119,6 +121,8 @@ class Configured(nn.Module):
         self.reference: Sample | None = None
         self.namer: Namer | None = None
         self.provenance = Provenance()
+        self.history: tuple[Change, ...] = ()
+        self._file_id: tuple[str, str] | None = None  # id that the file gave, digest of the settings at that time
         self._preprocess: Preprocess | None = None
 
     # -- making a detector from settings -------------------------------------------------------------------------------
