@@ -123,15 +123,15 @@ def test_predict_gives_score_verdict_and_boxes_and_writes_only_with_o(
     assert code == 0
     assert [list(item) for item in results] == [
         [
-            *("path", "score", "verdict", "boxes", "areas_mm2"),
-            *("p_value", "p_value_log10", "p_value_extrapolated", "type", "type_probability"),
+            *("path", "score", "verdict", "defects"),
+            *("p_value", "p_value_log10", "p_value_extrapolated", "type", "type_probability", "time"),
         ]
     ] * 2
     assert [item["verdict"] for item in results] == ["bad", "bad"]
     for item in results:
         with Image.open(small_dataset / "ground_truth" / "hole" / f"{Path(item['path']).stem}_mask.png") as mask:
             left, top, right, bottom = mask.getbbox() or (0, 0, 0, 0)
-        x, y, w, h = item["boxes"][0]
+        x, y, w, h = item["defects"][0]["box"]
         assert x < right
         assert x + w > left
         assert y < bottom
@@ -139,8 +139,8 @@ def test_predict_gives_score_verdict_and_boxes_and_writes_only_with_o(
     assert list(tmp_path.iterdir()) == []
     code, _, _ = pickglass("predict", model, small_dataset / "test" / "hole", "-o", "found", "--json")
     written = sorted(path.name for path in (tmp_path / "found").iterdir())
-    assert len(written) == 5
-    assert written[-1] == "results.csv"
+    assert len(written) == 6
+    assert written[-2:] == ["defects.csv", "results.csv"]
     with Image.open(tmp_path / "found" / written[0]) as heat:
         assert heat.size == (96, 80)
 

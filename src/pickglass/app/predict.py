@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from pickglass.app.judgements import Cell, write_tables
 from pickglass.app.pages.images import colour_range, display, heat
-from pickglass.app.results import ImageResult, PredictResult
+from pickglass.app.results import DefectResult, ImageResult, PredictResult
 from pickglass.app.submission import Submission, private_images
+from pickglass.calibration import Calibration
 from pickglass.data import as_table, with_pixel_mm, with_roi
 from pickglass.data.files import check_exist, written_whole
 from pickglass.detectors.compute import ComputeOptions, Progress
@@ -39,8 +41,10 @@ def predict(
     Args:
         model: model file, or a fitted detector.
         images: files and folders.
-        out: folder for ``NAME.heat.png``, ``NAME.mask.png`` and ``results.csv``; None: nothing is written. Images of 16
-            bits or floats are drawn as reports draw them, from the darkest to the brightest value of each image.
+        out: folder for ``NAME.heat.png``, ``NAME.mask.png``, ``results.csv`` (one row an image, also of those that
+            failed) and ``defects.csv`` (one row a defect), see :mod:`pickglass.app.judgements`; None: nothing is
+            written. Images of 16 bits or floats are drawn as reports draw them, from the darkest to the brightest value
+            of each image.
         submission: folder for the evaluation server of MVTec AD 2: ``images`` is then the folder of one category, whose
             private images are judged; see :mod:`pickglass.app.submission`.
         roi: region of interest, a mask or a folder of masks; None: the model's.
@@ -72,36 +76,71 @@ def predict(
         raise InputError("no image was named: expected files or folders of images")
     folder = None if out is None else _folder(out)
     results: list[ImageResult] = []
-    result: PredictResult = {"results": results, "failed": [], "stale": bool(calibration and calibration.stale)}
+    result: PredictResult = {
+        "model_id": detector.model_id(),
+        "model_version": detector.model_version,
+        "threshold": calibration.image_threshold if calibration else None,
+        "results": results,
+        "failed": [],
+        "stale": bool(calibration and calibration.stale),
+    }
+    rows: list[list[Cell]] = []
+    about = (result["model_id"], result["model_version"])
     for item in detector.stream(table, progress=progress, **run.arguments()):
+        time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         if not isinstance(item, Found):
             result["failed"].append({"path": item.path, "error": item.error})
+            rows.append([item.path, None, result["threshold"], None, None, None, *about, time, item.error])
             continue
         full = item.full_map()
         if writer is not None:
             writer.write(item.row, full)
-        defects = find_defects(full, limit) if limit is not None else []
-        rarity = calibration.p_value(item.score) if calibration else None
-        results.append(
-            {
-                "path": item.row.path,
-                "score": item.score,
-                "verdict": calibration.verdict(item.score) if calibration else None,
-                "boxes": [d.box for d in defects],
-                "areas_mm2": None if item.pixel_mm is None else [d.area * item.pixel_mm**2 for d in defects],
-                "p_value": rarity.p if rarity else None,
-                "p_value_log10": rarity.log10 if rarity else None,
-                "p_value_extrapolated": rarity.extrapolated if rarity else None,
-                "type": item.named.type if item.named else None,
-                "type_probability": item.named.probability if item.named else None,
-            }
-        )
+        judged = _judged(item, full, calibration, time)
+        results.append(judged)
+        cells = [judged["verdict"], judged["p_value"], judged["type"]]
+        rows.append([judged["path"], judged["score"], result["threshold"], *cells, *about, time, None])
         if folder is not None:
             name = f"{len(results):04d}-{Path(item.row.path).stem}"
             _pictures(folder, name, item, full, limit, run.max_pixels)
     if folder is not None:
-        _table(folder / "results.csv", results)
+        write_tables(folder, rows, [line for judged in results for line in _defect_lines(judged)])
     return result
+
+
+def _judged(item: Found, full: FloatArray, calibration: Calibration | None, time: str) -> ImageResult:
+    limit = calibration.pixel_threshold if calibration else None
+    rarity = calibration.p_value(item.score) if calibration else None
+    named = item.named
+    defects: list[DefectResult] = [
+        {
+            "box": found.box,
+            "area_px": found.area,
+            "area_mm2": None if item.pixel_mm is None else found.area * item.pixel_mm**2,
+            "peak": found.peak,
+            # what a model is taught names the region of the highest peak, which comes first
+            "type": named.type if named and place == 0 else None,
+        }
+        for place, found in enumerate(find_defects(full, limit) if limit is not None else [])
+    ]
+    return {
+        "path": item.row.path,
+        "score": item.score,
+        "verdict": calibration.verdict(item.score) if calibration else None,
+        "defects": defects,
+        "p_value": rarity.p if rarity else None,
+        "p_value_log10": rarity.log10 if rarity else None,
+        "p_value_extrapolated": rarity.extrapolated if rarity else None,
+        "type": named.type if named else None,
+        "type_probability": named.probability if named else None,
+        "time": time,
+    }
+
+
+def _defect_lines(judged: ImageResult) -> list[list[Cell]]:
+    return [
+        [judged["path"], number, *defect["box"], defect["area_px"], defect["area_mm2"], defect["peak"], defect["type"]]
+        for number, defect in enumerate(judged["defects"], start=1)
+    ]
 
 
 def _folder(path: str | Path) -> Path:
@@ -122,16 +161,3 @@ def _pictures(folder: Path, name: str, item: Found, full: FloatArray, threshold:
     for kind, pixels in pictures.items():
         with written_whole(folder / f"{name}.{kind}.png") as temporary:
             Image.fromarray(pixels).save(temporary)
-
-
-def _table(target: Path, results: Sequence[ImageResult]) -> None:
-    with (
-        written_whole(target) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["path", "score", "verdict", "boxes", "areas_mm2"])
-        for r in results:
-            boxes = ";".join(" ".join(map(str, box)) for box in r["boxes"])
-            areas = ";".join(f"{area:.6g}" for area in r["areas_mm2"] or [])
-            writer.writerow([r["path"], repr(r["score"]), r["verdict"] or "", boxes, areas])

@@ -15,6 +15,7 @@ __all__ = [
     "CompareResult",
     "ConvertResult",
     "ConvertedSet",
+    "DefectResult",
     "DemoResult",
     "DemoWithCloth",
     "DistillResult",
@@ -184,30 +185,51 @@ class CompareResult(TypedDict):
     failed: list[Failed]
 
 
+class DefectResult(TypedDict):
+    """One connected region above the pixel threshold; ``area_mm2`` is null without a pixel pitch.
+
+    ``type`` is that of the image for the region with the highest peak, which is the one that gets a name, and null for
+    the others.
+    """
+
+    box: list[int]
+    area_px: int
+    area_mm2: float | None
+    peak: float
+    type: str | None
+
+
 class ImageResult(TypedDict):
     """The verdict on one image of ``pickglass predict``.
 
-    ``areas_mm2``: areas of the boxes' regions, null without a pixel pitch. ``type``: that of the region with the
+    ``defects``: the highest peak first. ``type``: that of the region with the
     highest peak, or ``"unknown"``; ``type_probability``: that of the most likely type, even of one that is not sure
     enough to be named. Both are null where the model has no examples (``pickglass label``) and
-    for images judged good.
+    for images judged good. ``time``: when it was judged, UTC.
     """
 
     path: str
     score: float
     verdict: Literal["good", "bad"] | None
-    boxes: list[list[int]]
-    areas_mm2: list[float] | None
+    defects: list[DefectResult]
     p_value: float | None
     p_value_log10: float | None
     p_value_extrapolated: bool | None
     type: str | None
     type_probability: float | None
+    time: str
 
 
 class PredictResult(TypedDict):
-    """The result of ``pickglass predict``; ``stale``: settings were changed after the threshold was set."""
+    """The result of ``pickglass predict``; ``stale``: settings were changed after the threshold was set.
 
+    ``threshold``: an image whose score exceeds it is bad, null where the model has none. ``model_id`` and
+    ``model_version`` say which model judged.
+    """
+
+    model_id: str
+    model_version: int
+    threshold: float | None
     results: list[ImageResult]
     failed: list[Failed]
     stale: bool

@@ -12,7 +12,7 @@ from pickglass.cli.console import percent, print_table
 from pickglass.cli.options import Compute, Json, ModelFile, Place, check_order
 
 if TYPE_CHECKING:
-    from pickglass.app.results import ImageResult, PredictResult
+    from pickglass.app.results import DefectResult, ImageResult, PredictResult
 
 __all__ = ["predict"]
 
@@ -22,7 +22,12 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Images, or folders of them.")],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Write heat maps, masks and results.csv to this folder."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Write heat maps, masks, results.csv (a row an image) and defects.csv (a row a defect) to this "
+            "folder.",
+        ),
     ] = None,
     submission: Annotated[
         Path | None,
@@ -31,6 +36,9 @@ def predict(
             "evaluation server wants them; IMAGES is the category's folder."
         ),
     ] = None,
+    fail_on_bad: Annotated[
+        bool, typer.Option("--fail-on-bad", help="Exit with code 1 if any image is judged bad.")
+    ] = False,
     *,
     place: Place,
     compute: Compute,
@@ -53,6 +61,7 @@ def predict(
         ),
         _show,
         as_json,
+        wanting=lambda result: fail_on_bad and any(item["verdict"] == "bad" for item in result["results"]),
         notes=lambda result: [_STALE] if result["stale"] else [],
     )
 
@@ -74,8 +83,7 @@ def _show(result: PredictResult) -> None:
 def _cells(item: ImageResult, typed: bool) -> list[str]:
     p = item["p_value"]
     rarity = "–" if p is None else f"{'~' if item['p_value_extrapolated'] else ''}{p:.2g}"
-    areas = [f" = {area:.3g} mm2" for area in item["areas_mm2"] or []] or [""] * len(item["boxes"])
-    boxes = "; ".join(" ".join(map(str, box)) + area for box, area in zip(item["boxes"], areas, strict=True))
+    boxes = "; ".join(_box(defect) for defect in item["defects"])
     probability = item["type_probability"]
     kind = "–" if probability is None else f"{item['type']} ({percent(round(probability, 2))})"
     return [
@@ -86,3 +94,8 @@ def _cells(item: ImageResult, typed: bool) -> list[str]:
         rarity,
         boxes,
     ]
+
+
+def _box(defect: DefectResult) -> str:
+    area = "" if defect["area_mm2"] is None else f" = {defect['area_mm2']:.3g} mm2"
+    return " ".join(map(str, defect["box"])) + area

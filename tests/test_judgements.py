@@ -1,0 +1,182 @@
+"""``pickglass predict`` for a line: a row an image, a row a defect, and an exit code for bad parts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pickglass as pg
+from pickglass.app.judgements import DEFECTS, IMAGES, cell, write_tables
+from pickglass.app.predict import predict
+from pickglass.cli.main import main
+from pickglass.detectors.compute import ComputeOptions
+from pickglass.testing import textures
+
+QUICK = ComputeOptions(engine="torch")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fitted = pg.PatchCore(size=64, ratio=0.05).fit(textures(12, 64), engine="torch")
+    return fitted.save(tmp_path_factory.mktemp("judgements") / "m.safetensors")
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """A good part, a broken file, a part with two holes, and a name that a spreadsheet would run."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    good, bad, odd = textures(3, 64, seed=4)
+    bad = bad.copy()
+    bad[6:20, 6:20], bad[44:60, 40:60] = 0, 255
+    for name, pixels in (("a.png", good), ("c.png", bad), ("=1+1.png", odd)):
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "b.png").write_bytes(b"no image")
+    return folder
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_each_image_has_a_row_in_the_order_given_also_one_that_failed(model: Path, parts: Path, tmp_path: Path) -> None:
+    began = datetime.now(timezone.utc) - timedelta(seconds=1)
+    order = [parts / name for name in ("c.png", "b.png", "a.png")]
+    result = predict(model, order, tmp_path / "out", compute=QUICK)
+    images = rows(tmp_path / "out" / "results.csv")
+    assert list(images[0]) == list(IMAGES)
+    assert [row["path"] for row in images] == [str(path) for path in order]
+    bad, broken, good = images
+    detector = pg.load(model)
+    assert detector.calibration is not None
+    for row in images:
+        assert float(row["threshold"]) == detector.calibration.image_threshold == result["threshold"]
+        assert (row["model_id"], row["model_version"]) == (detector.model_id(), "1")
+        assert began < datetime.fromisoformat(row["time"]) < datetime.now(timezone.utc)
+    assert [row["verdict"] for row in images] == ["bad", "", "good"]
+    assert float(bad["score"]) == result["results"][0]["score"]
+    assert float(bad["p_value"]) == result["results"][0]["p_value"] < float(good["p_value"])
+    assert (broken["score"], broken["p_value"], good["error"], bad["type"]) == ("", "", "", "")
+    assert broken["error"] == result["failed"][0]["error"] != ""
+
+
+def test_each_defect_has_a_row_in_pixels_of_the_original(model: Path, parts: Path, tmp_path: Path) -> None:
+    with Image.open(parts / "c.png") as small:
+        small.resize((128, 192), Image.Resampling.NEAREST).save(parts / "c.png")
+    result = predict(model, [parts / "a.png", parts / "c.png"], tmp_path, pixel_mm=0.5, compute=QUICK)
+    defects = rows(tmp_path / "defects.csv")
+    assert list(defects[0]) == list(DEFECTS)
+    listed = [(item["path"], d) for item in result["results"] for d in item["defects"]]
+    assert len(defects) == len(listed) >= 1
+    for row, (path, defect) in zip(defects, listed, strict=True):
+        assert row["path"] == path
+        assert [int(row[name]) for name in ("x", "y", "width", "height")] == defect["box"]
+        assert int(row["area_px"]) <= int(row["width"]) * int(row["height"])
+        assert float(row["area_mm2"]) == int(row["area_px"]) * 0.25
+        assert float(row["peak"]) == defect["peak"] > pg.load(model).calibration.pixel_threshold  # type: ignore[union-attr]
+    of_bad = [row for row in defects if row["path"].endswith("c.png")]
+    assert [int(row["defect"]) for row in of_bad] == list(range(1, len(of_bad) + 1))
+    assert max(int(row["y"]) + int(row["height"]) for row in of_bad) > 64  # beyond the network's input
+
+
+def test_a_size_in_mm2_is_empty_where_no_pitch_is_known(model: Path, parts: Path, tmp_path: Path) -> None:
+    predict(model, [parts / "c.png"], tmp_path, compute=QUICK)
+    assert {row["area_mm2"] for row in rows(tmp_path / "defects.csv")} == {""}
+
+
+def test_the_type_stands_with_the_image_and_with_the_defect_that_was_named(
+    model: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pickglass.result import Named
+
+    detector = pg.load(model)
+    monkeypatch.setattr(detector, "_names", lambda batch, scores, maps: [Named("=hole", 0.9)] * len(scores))
+    detector.set_thresholds(pixel=float(detector.predict(parts / "c.png", engine="torch").maps[0].mean()))
+    predict(detector, [parts / "c.png"], tmp_path, compute=QUICK)
+    (image,), defects = rows(tmp_path / "results.csv"), rows(tmp_path / "defects.csv")
+    assert (image["type"], image["model_version"]) == ("'=hole", "2")
+    assert [row["type"] for row in defects] == ["'=hole", *[""] * (len(defects) - 1)]
+
+
+def test_a_spreadsheet_runs_no_name_and_every_text_can_be_had_back(tmp_path: Path) -> None:
+    names = [
+        "=cmd|' /C calc'!A0",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "'",
+        "'=1",
+        "\uff1d1",
+        "a=1",
+        "",
+        'é,"x',
+    ]
+    write_tables(tmp_path, [[name, *[None] * 9] for name in names], [])
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        _, *lines = csv.reader(file)
+    written = [line[0] for line in lines]
+    assert not [text for text in written if text.startswith((*"=+-@\t\r\n", "\uff1d"))]
+    assert [text[1:] if text.startswith("'") else text for text in written] == names
+    assert [cell(value) for value in (-0.5, np.float64(-1e-9), 3, None)] == ["-0.5", "-1e-09", "3", ""]
+
+
+def test_a_row_that_cannot_be_written_leaves_both_old_files(tmp_path: Path) -> None:
+    write_tables(tmp_path, [["old", *[None] * 9]], [])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def broken() -> Any:
+        yield ["new", *[None] * 9]
+        raise OSError("disk full")
+
+    for images, defects in ((broken(), []), ([["new", *[None] * 9]], broken())):
+        with pytest.raises(OSError, match="disk full"):
+            write_tables(tmp_path, images, defects)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("names", "option", "code"),
+    [
+        (["a.png"], [], 0),
+        (["a.png"], ["--fail-on-bad"], 0),
+        (["a.png", "c.png"], [], 0),
+        (["a.png", "c.png"], ["--fail-on-bad"], 1),
+        (["a.png", "b.png"], [], 1),
+        (["a.png", "b.png"], ["--fail-on-bad"], 1),
+        (["a.png", "absent.png"], ["--fail-on-bad"], 2),
+    ],
+    ids=str,
+)
+def test_exit_codes(
+    model: Path,
+    parts: Path,
+    names: list[str],
+    option: list[str],
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["predict", model, *(parts / name for name in names), *option, "--json", "--engine", "torch"]
+    monkeypatch.setattr(sys, "argv", ["pickglass", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert int(stop.value.code or 0) == code
+    out = capsys.readouterr().out
+    if code == 2:
+        assert out == ""
+        return
+    result = json.loads(out)
+    assert list(result) == ["model_id", "model_version", "threshold", "results", "failed", "stale"]
+    assert len(result["results"]) + len(result["failed"]) == len(names)
