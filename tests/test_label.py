@@ -262,8 +262,15 @@ def test_a_model_learns_to_name_and_stays_the_detector_it_was(
     assert result["right"] >= 0.8
     before = predict(model, [examples / "new"], compute=TORCH)["results"]
     after = predict(out, [examples / "new"], compute=TORCH)["results"]
+    first, then = pg.load(model), pg.load(out)
+    assert (then.model_id(), then.model_version) == (first.model_id(), first.model_version + 1)
+    assert then.history[-1].command == "label"
+    assert [item["defects"][0]["type"] for item in after] == [item["type"] for item in after]
     assert [item["type"] for item in before] == [None] * 4
-    own = ("type", "type_probability")
+    own = ("type", "type_probability", "time")
+    for item in (*before, *after):
+        for defect in item["defects"]:
+            defect["type"] = None
     plain = [[{k: v for k, v in item.items() if k not in own} for item in found] for found in (before, after)]
     assert plain[0] == plain[1]
     bad = [item for item in after if item["verdict"] == "bad"]

@@ -9,8 +9,7 @@ import numpy as np
 
 from pickglass.app.results import DriftChange, DriftResult, Failed
 from pickglass.calibration.drift import Change, Drift, Sample, already_known, find_drift
-from pickglass.data import Table, as_table, group_by
-from pickglass.data.files import check_exist
+from pickglass.data import Table, group_by, tables_at
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.drift_sample import describe
@@ -81,9 +80,7 @@ def drift(
 
 
 def _table(images: Sequence[str | Path] | Table, pattern: str | None) -> Table:
-    if not isinstance(images, Table):
-        check_exist(images)
-    table = images if isinstance(images, Table) else as_table([Path(path) for path in images])
+    table = images if isinstance(images, Table) else tables_at(images)
     if not table:
         raise InputError("no image was named: expected files or folders of images")
     return table if pattern is None else group_by(table, pattern)

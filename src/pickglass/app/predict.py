@@ -14,8 +14,8 @@ from pickglass.app.pages.images import colour_range, display, heat
 from pickglass.app.results import DefectResult, ImageResult, PredictResult
 from pickglass.app.submission import Submission, private_images
 from pickglass.calibration import Calibration
-from pickglass.data import as_table, with_pixel_mm, with_roi
-from pickglass.data.files import check_exist, written_whole
+from pickglass.data import tables_at, with_pixel_mm, with_roi
+from pickglass.data.files import written_whole
 from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.errors import InputError
@@ -56,24 +56,21 @@ def predict(
         One entry an image; a broken image is named under ``failed``, and the rest are kept.
 
     Raises:
-        InputError: no image, a path that does not exist, or a folder that cannot be made.
+        InputError: no image, one that is named twice, a path that does not exist, or a folder that cannot be made.
         DataError: ``submission`` of another data set.
     """
-    check_exist(images)
     run = compute or ComputeOptions()
     detector = model if isinstance(model, Detector) else load(model)
     calibration = detector.current_calibration()
     limit = calibration.pixel_threshold if calibration else None
     if submission is None:
-        table, writer = as_table([Path(p) for p in images]), None
+        table, writer = tables_at(images), None
     elif len(images) != 1:
         raise InputError(f"{len(images)} folders for a submission: expected that of one category of MVTec AD 2")
     else:
         category = private_images(images[0])
         table, writer = category.private, Submission(submission, category.name, limit)
     table = with_pixel_mm(with_roi(table, roi), pixel_mm)
-    if not table:
-        raise InputError("no image was named: expected files or folders of images")
     folder = None if out is None else _folder(out)
     results: list[ImageResult] = []
     result: PredictResult = {

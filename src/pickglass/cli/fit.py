@@ -70,7 +70,14 @@ class Choice:
 
 
 def fit(
-    data: Annotated[Path, typer.Argument(help="Folder with good images, or a root of many categories.")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATA...",
+            help="Folder with good images, or several, each in its own layout, for one model; or a root of many "
+            "categories.",
+        ),
+    ],
     model: Annotated[
         Path,
         typer.Option("-o", "--output", help="Write this model file, .safetensors; a folder where DATA is a root."),
@@ -131,8 +138,9 @@ def fit(
         memory_gb=memory_gb,
         drop_suspicious=drop_suspicious,
     )
-    source = folder.source(data, roi, pixel_mm)
-    if model.suffix == ".safetensors" or not is_root(source):
+    first, *more = data
+    source = folder.source(first, roi, pixel_mm, more)
+    if model.suffix == ".safetensors" or more or not is_root(source):
         run(
             lambda progress: use_case(source, model, request, compute=compute.options(), progress=progress),
             show_fit,

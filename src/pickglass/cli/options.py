@@ -67,11 +67,13 @@ class Folder:
         ),
     ] = None
 
-    def source(self, path: Path, roi: Path | str | None = None, pixel_mm: float | None = None) -> DataSource:
-        """Return a folder as use cases take it."""
+    def source(
+        self, path: Path, roi: Path | str | None = None, pixel_mm: float | None = None, more: Sequence[Path] = ()
+    ) -> DataSource:
+        """Return a folder, or several that make one data set, as use cases take it."""
         from pickglass.data.tables.sources import DataSource
 
-        return DataSource(path, self.layout, self.group_by, roi, pixel_mm, tuple(self.good or ()))
+        return DataSource(path, self.layout, self.group_by, roi, pixel_mm, tuple(self.good or ()), tuple(more))
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ __all__ = ["threshold"]
 def threshold(
     model: ModelFile,
     data: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Argument(
-            help="Folder with good images, e.g. the one the model was fitted on. Without any, only --value and "
-            "--pixel-value are set."
+            metavar="[DATA...]",
+            help="Folders with good images, e.g. those that the model was fitted on. Without any, only --value and "
+            "--pixel-value are set.",
         ),
     ] = None,
     false_alarm: Annotated[float, typer.Option(help="Share of good parts that may be flagged, e.g. 0.01.")] = 0.01,
@@ -59,11 +60,11 @@ def threshold(
     as_json: Json = False,
 ) -> None:
     """Set the threshold for a stated false-alarm rate from good images, and write it into the model file."""
-    check_order("threshold", [model], [] if data is None else [data])
+    check_order("threshold", [model], data or [])
     from pickglass.app.threshold import ThresholdRequest
     from pickglass.app.threshold import threshold as use_case
 
-    source = None if data is None else folder.source(data, roi)
+    source = folder.source(data[0], roi, more=data[1:]) if data else None
     request = ThresholdRequest(promise, false_alarm, confidence, shift, pixel, value, folds, pixel_value)
     try:
         run(

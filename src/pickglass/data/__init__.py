@@ -31,7 +31,7 @@ from pickglass.data.tables.rows import (
     image_digest,
     split_roles,
 )
-from pickglass.data.tables.sources import DataSource, as_rows, as_table
+from pickglass.data.tables.sources import DataSource, as_rows, as_table, tables_at
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -74,6 +74,7 @@ __all__ = [
     "read_regions",
     "resize_map",
     "split_roles",
+    "tables_at",
     "usual_size",
     "with_pixel_mm",
     "with_roi",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,8 +12,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from pickglass.data.files import check_exist
 from pickglass.data.images.decoder import IMAGE_SUFFIXES, Pixels
 from pickglass.data.tables.account import Account
+from pickglass.data.tables.joining import join_datasets, join_tables
 from pickglass.data.tables.layouts import Datasets, find_datasets, load_dataset, load_datasets
 from pickglass.data.tables.layouts.pairing import in_mask_folder, sort_images
 from pickglass.data.tables.layouts.tree import some, walk
@@ -22,7 +24,7 @@ from pickglass.data.tables.roi import with_pixel_mm, with_roi
 from pickglass.data.tables.rows import Dataset, Role, Row, Table
 from pickglass.errors import DataError, ImageError, InputError, shortened
 
-__all__ = ["DataLike", "DataSource", "as_rows", "as_table"]
+__all__ = ["DataLike", "DataSource", "as_rows", "as_table", "tables_at"]
 
 DataLike: TypeAlias = (
     "Dataset | Table | Row | str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image | bytes | Iterable[Any]"
@@ -42,9 +44,11 @@ class DataSource:
             :func:`pickglass.data.with_roi`; None: all of each image.
         pixel_mm: side of a pixel on the part in millimetres; None: unknown.
         good: names of folders, or labels of a table, that mean good, beside those that are known.
+        more: further folders or tables that are read likewise, each in its own layout, and make one data set with
+            ``path``; see :func:`pickglass.data.tables.joining.join_datasets`.
 
     >>> DataSource.of("datasets/bottle")
-    DataSource(path='datasets/bottle', layout=None, group_by=None, roi=None, pixel_mm=None, good=())
+    DataSource(path='datasets/bottle', layout=None, group_by=None, roi=None, pixel_mm=None, good=(), more=())
     """
 
     path: str | os.PathLike[str]
@@ -53,6 +57,7 @@ class DataSource:
     roi: str | os.PathLike[str] | None = None
     pixel_mm: float | None = None
     good: tuple[str, ...] = ()
+    more: tuple[str | os.PathLike[str], ...] = ()
 
     @classmethod
     def of(cls, data: DataSource | str | os.PathLike[str]) -> DataSource:
@@ -67,17 +72,24 @@ class DataSource:
 
         Raises:
             DataError, UnknownName, MissingExtra: as in :func:`pickglass.load_dataset`.
+            InputError: two of several folders hold the same image.
         """
-        dataset = load_dataset(self.path, self.layout, self.group_by, self.good, training=training)
-        _warn_of_unused({os.fspath(self.path): dataset.account})
-        return dataset
+        paths = (self.path, *self.more)
+        sets = [load_dataset(path, self.layout, self.group_by, self.good, training=training) for path in paths]
+        _warn_of_unused({os.fspath(path): found.account for path, found in zip(paths, sets, strict=True)})
+        return join_datasets(sets) if self.more else sets[0]
 
     def load_all(self, *, warn: bool = True) -> Datasets:
         """Read the tables of all data sets of a root; see :func:`pickglass.load_datasets` for the errors.
 
         Args:
             warn: warn, in a line for each data set, of files that look like images and are not used.
+
+        Raises:
+            InputError: there are several roots.
         """
+        if self.more:
+            raise InputError(f"{1 + len(self.more)} folders, from {str(self.path)!r} on: expected a single one here")
         sets = load_datasets(self.path, self.layout, self.group_by, self.good)
         if warn:
             roots = {dataset.root: dataset.account for dataset in sets.values()}
@@ -128,6 +140,20 @@ def as_table(data: DataLike, role: Role = "test", channels: Channels = "rgb") ->
     ['array:0', 'array:1']
     """
     return Table(list(as_rows(data, role, channels)))
+
+
+def tables_at(paths: Sequence[str | os.PathLike[str]]) -> Table:
+    """Make rows to judge of the images at several paths, files or folders, in their order.
+
+    Raises:
+        DataError: a path does not exist, or a folder holds no image.
+        InputError: no path is given, or two of them lead to the same image.
+    """
+    check_exist(paths)
+    table = join_tables([(os.fspath(path), as_table(path)) for path in paths])
+    if not table:
+        raise InputError("no image was named: expected files or folders of images")
+    return table
 
 
 def as_rows(data: DataLike, role: Role = "test", channels: Channels = "rgb") -> Iterator[Row]:
