@@ -62,7 +62,8 @@ def test_the_same_folder_uses_the_scores_in_the_model(model: Path, small_dataset
     result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6, shift=100))
     assert list(result) == [
         "promise", "image_threshold", "pixel_threshold", "image_threshold_before", "pixel_threshold_before",
-        "false_alarm_bound", "confidence", "n_calibrate", "left_out", "sentence", "model_id", "model_version",
+        "false_alarm_bound", "confidence", "n_calibrate", "left_out", "sentence", "sentence_before",
+        "model_id", "model_version",
     ]  # fmt: skip
     kept = before["calibration"]["scores"]
     assert (result["promise"], result["n_calibrate"], result["confidence"]) == ("tolerance", 4, 0.95)
@@ -313,6 +314,7 @@ def test_a_new_threshold_is_in_the_history_and_the_model_keeps_its_id(
     printed = capsys.readouterr().out
     assert f"bad above 9 (was {fitted['image_threshold']:.6g}), pixels above" in printed
     assert f"model {header['id']}, now version 2" in printed
+    assert f"until now: {header['calibration']['sentence']}" in " ".join(printed.split())
     result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6))
     assert (result["image_threshold_before"], result["model_id"], result["model_version"]) == (9.0, header["id"], 3)
     after = read_model_header(model)

@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from pickglass.data import Row, Table, paint
+from pickglass.detectors.modelfile import model_id
 from pickglass.errors import InputError, NotFitted, UnknownName
 from pickglass.methods import Detector, load
 from pickglass.result import Prediction
@@ -225,6 +226,8 @@ def _expect_saved_whole(suite: _Suite, detector: Detector, images: Images) -> No
     engine: Literal["torch", "auto"] = "torch" if detector.provenance.engine == "torch" else "auto"
     _expect_alike(detector.predict(images, engine=engine), loaded.predict(images, engine=engine), 0.0, "after loading")
     _expect(loaded.calibration == detector.calibration, "the calibration differs after loading")
+    _expect(loaded.model_id() == model_id(loaded) == model_id(detector), "the model's id differs after loading")
+    _expect(loaded.history == detector.history != (), "the history differs after loading")
     _expect(_plain(loaded.configuration()) == _plain(detector.configuration()), "the settings differ after loading")
 
 

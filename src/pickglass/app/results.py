@@ -202,10 +202,10 @@ class DefectResult(TypedDict):
 class ImageResult(TypedDict):
     """The verdict on one image of ``pickglass predict``.
 
-    ``defects``: the highest peak first. ``type``: that of the region with the
-    highest peak, or ``"unknown"``; ``type_probability``: that of the most likely type, even of one that is not sure
-    enough to be named. Both are null where the model has no examples (``pickglass label``) and
-    for images judged good. ``time``: when it was judged, UTC.
+    ``defects``: the highest peak first. ``type``: that of the region with the highest peak, or ``"unknown"``;
+    ``type_probability``: that of the most likely type, even of one that is not sure enough to be named. Both are null
+    where the model has no examples (``pickglass label``) and for images judged good. ``time``: when it was judged,
+    UTC.
     """
 
     path: str
@@ -594,9 +594,10 @@ class StudyResult(TypedDict):
 class ThresholdResult(TypedDict):
     """The result of ``pickglass threshold``.
 
-    ``image_threshold_before`` and ``pixel_threshold_before``: those that were replaced, null where there were none.
-    ``n_calibrate`` counts images, or groups where the data has groups; ``left_out``: images that the fit left out as
-    suspicious, and that count for nothing here, either. ``model_id`` stays, ``model_version`` rises by one.
+    ``image_threshold_before`` and ``pixel_threshold_before``: those that were replaced, null where there were none;
+    ``sentence_before``: what was said of them, null where nothing was. ``n_calibrate`` counts images, or groups where
+    the data has groups; ``left_out``: images that the fit left out as suspicious, and that count for nothing here,
+    either. ``model_id`` stays, ``model_version`` rises by one.
     """
 
     promise: str
@@ -609,6 +610,7 @@ class ThresholdResult(TypedDict):
     n_calibrate: int
     left_out: int
     sentence: str
+    sentence_before: str | None
     model_id: str
     model_version: int
 

@@ -171,6 +171,7 @@ def _written(
     """Write the model with its new thresholds, and say what they are and were."""
     if "id" not in header:  # an older pickglass wrote the file
         header = {**header, "id": restore(find_method(header["method"]), header, tensors, str(target)).model_id()}
+    said = (header["calibration"] or {}).get("sentence") or None
     header = changed(header, "threshold", calibration)
     write_model(target, header, tensors)
     change = header["history"][-1]
@@ -185,6 +186,7 @@ def _written(
         "n_calibrate": calibration.n,
         "left_out": left_out,
         "sentence": calibration.sentence,
+        "sentence_before": said,
         "model_id": header["id"],
         "model_version": header["version"],
     }

@@ -82,6 +82,8 @@ def _show(result: ThresholdResult) -> None:
     pixel = _changed(result["pixel_threshold"], result["pixel_threshold_before"])
     say(f"bad above {image}, pixels above {pixel} ({result['promise']})")
     say(result["sentence"])
+    if result["sentence_before"] not in (None, result["sentence"]):
+        say(f"until now: {result['sentence_before']}")
     if result["left_out"]:
         say(f"not counted: {result['left_out']} images that the fit left out, for they look like none of the others")
     say(f"model {result['model_id']}, now version {result['model_version']}; 'pickglass info' shows its history")
