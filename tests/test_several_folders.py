@@ -108,6 +108,8 @@ def test_one_model_is_fitted_calibrated_and_asked_with_several_folders(
     code, out, err = run(monkeypatch, capsys, "fit", monday, tuesday, "-o", model, *settings, *quick)
     assert (code, json.loads(out)["n_fit"]) == (0, MONDAY + TUESDAY), err
     assert pg.load(model).provenance.data == "monday + tuesday"
+    setter = json.loads(out)["threshold_sentence"].split(" sets it")[0].split("; ")[-1]
+    assert setter.rsplit("/", 1)[0] in ("monday", "good"), "part0_1.png alone may be that of either day"
 
     # the images of the fit, named the other way round, have their scores in the model
     words = ["--promise", "estimate", "--false-alarm", 0.2]

@@ -308,7 +308,7 @@ def test_a_new_threshold_is_in_the_history_and_the_model_keeps_its_id(
     assert (fitted["command"], header["version"]) == ("fit", 1)
     assert fitted["image_threshold"] == header["calibration"]["image_threshold"]
     assert header["id"] == pg.load(model).model_id()
-    monkeypatch.setattr(sys, "argv", ["pickglass", *map(str, ("threshold", model, "--promise", "fixed", "--value", 9))])
+    monkeypatch.setattr(sys, "argv", ["pickglass", *map(str, ("threshold", model, "--value", 9))])
     with pytest.raises(SystemExit):
         main()
     printed = capsys.readouterr().out

@@ -31,13 +31,13 @@ def threshold(
     false_alarm: Annotated[float, typer.Option(help="Share of good parts that may be flagged, e.g. 0.01.")] = 0.01,
     confidence: Annotated[float, typer.Option(help="Keep the promise with this confidence, e.g. 0.95.")] = 0.95,
     promise: Annotated[
-        Literal["tolerance", "marginal", "estimate", "f1", "fixed"],
+        Literal["tolerance", "marginal", "estimate", "f1", "fixed"] | None,
         typer.Option(
-            help="tolerance: with the confidence above; marginal: on average over sets of images; estimate: from "
-            "training images judged as if left out, no guarantee; f1: the best F1 on labelled images; fixed: "
-            "the number of --value."
+            help="tolerance, the default: with the confidence above; marginal: on average over sets of images; "
+            "estimate: from training images judged as if left out, no guarantee; f1: the best F1 on labelled images; "
+            "fixed: the number of --value, the default with it."
         ),
-    ] = "tolerance",
+    ] = None,
     shift: Annotated[
         int | None, typer.Option(help="Say how many of so many good parts, e.g. of a shift, are flagged at most.")
     ] = None,
@@ -48,7 +48,7 @@ def threshold(
             "of a good part's pixels."
         ),
     ] = None,
-    value: Annotated[float | None, typer.Option(help="Set this number as threshold, with --promise fixed.")] = None,
+    value: Annotated[float | None, typer.Option(help="Set this number as threshold; it promises nothing.")] = None,
     pixel_value: Annotated[
         float | None, typer.Option(help="Set this number as pixel threshold, beside any promise for images.")
     ] = None,
@@ -65,7 +65,8 @@ def threshold(
     from pickglass.app.threshold import threshold as use_case
 
     source = folder.source(data[0], roi, more=data[1:]) if data else None
-    request = ThresholdRequest(promise, false_alarm, confidence, shift, pixel, value, folds, pixel_value)
+    kind = promise or ("tolerance" if value is None else "fixed")
+    request = ThresholdRequest(kind, false_alarm, confidence, shift, pixel, value, folds, pixel_value)
     try:
         run(
             lambda progress: use_case(model, source, request, compute=compute.options(), progress=progress),

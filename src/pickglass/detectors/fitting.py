@@ -14,6 +14,7 @@ Letters: T tiles, P positions that have a head of their own, d features.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -663,7 +664,7 @@ def calibrate(
         peaks.tolist(),
         [row.group for row in good.rows],
         method.settings_digest(),
-        [PurePath(row.path).name for row in good.rows],
+        _short_names([row.path for row in good.rows]),
         "left out" if good is left else "held back",
         monotone=method.falls_with_images and method.place_gain is None,
     )
@@ -796,3 +797,21 @@ def _check_meaning(method: Method, good: _Judged, learned: bool = False) -> None
             f"{type(method).__name__} gives each place of {len(scores)} good images one and the same value, "
             f"{lowest:g}, so it has learned nothing that a part could differ from: {remedy}"
         )
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """Return the name of each file, with as many folders in front as tell it from the others.
+
+    >>> _short_names(["line/monday/7.png", "line/tuesday/7.png", "line/tuesday/8.png"])
+    ['monday/7.png', 'tuesday/7.png', '8.png']
+    """
+    parts = [PurePath(path).parts for path in paths]
+    depth = [1] * len(paths)
+    while True:
+        names = [str(PurePath(*part[-n:])) for part, n in zip(parts, depth, strict=True)]
+        count = Counter(names)
+        unclear = [i for i, name in enumerate(names) if count[name] > 1 and depth[i] < len(parts[i])]
+        if not unclear:
+            return names
+        for i in unclear:
+            depth[i] += 1
