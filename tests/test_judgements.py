@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -180,3 +181,29 @@ def test_exit_codes(
     result = json.loads(out)
     assert list(result) == ["model_id", "model_version", "threshold", "results", "failed", "stale"]
     assert len(result["results"]) + len(result["failed"]) == len(names)
+
+
+def test_a_model_that_calls_nothing_bad_cannot_vouch_for_parts(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = pg.PatchCore(size=64, ratio=0.05).fit(textures(4, 64), calibrate=0, engine="torch")
+    model = detector.save(tmp_path / "m.safetensors")
+    words = ["predict", model, parts / "c.png", "--fail-on-bad", "--json", "--engine", "torch"]
+    monkeypatch.setattr(sys, "argv", ["pickglass", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    captured = capsys.readouterr()
+    assert (stop.value.code, captured.out) == (2, "")
+    assert "has no threshold and calls no image bad" in captured.err
+    result = predict(model, [parts / "c.png"], tmp_path / "out", compute=QUICK)
+    assert (result["threshold"], result["results"][0]["verdict"]) == (None, None)
+    (row,) = rows(tmp_path / "out" / "results.csv")
+    assert (row["threshold"], row["verdict"], row["p_value"]) == ("", "", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files that are no text")
+def test_a_name_that_is_no_text_is_written_as_it_is(model: Path, parts: Path, tmp_path: Path) -> None:
+    name = os.fsencode(parts) + b"/\xff\xe9.png"
+    Path(os.fsdecode(name)).write_bytes((parts / "a.png").read_bytes())
+    predict(model, [os.fsdecode(name), parts / "b.png"], tmp_path, compute=QUICK)
+    assert name in (tmp_path / "results.csv").read_bytes()

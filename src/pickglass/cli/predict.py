@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pickglass.cli.command import run
+from pickglass.cli.command import Progress, run
 from pickglass.cli.console import percent, print_table
 from pickglass.cli.options import Compute, Json, ModelFile, Place, check_order
+from pickglass.errors import InputError
 
 if TYPE_CHECKING:
     from pickglass.app.results import DefectResult, ImageResult, PredictResult
@@ -48,8 +49,8 @@ def predict(
     check_order("predict", [model], images)
     from pickglass.app.predict import predict as use_case
 
-    run(
-        lambda progress: use_case(
+    def judged(progress: Progress | None) -> PredictResult:
+        result = use_case(
             model,
             images,
             out,
@@ -58,7 +59,16 @@ def predict(
             pixel_mm=place.pixel_mm,
             compute=compute.options(),
             progress=progress,
-        ),
+        )
+        if fail_on_bad and result["threshold"] is None:
+            raise InputError(
+                f"--fail-on-bad, but {model} has no threshold and calls no image bad: "
+                "'pickglass threshold MODEL DATA' sets one"
+            )
+        return result
+
+    run(
+        judged,
         _show,
         as_json,
         wanting=lambda result: fail_on_bad and any(item["verdict"] == "bad" for item in result["results"]),
