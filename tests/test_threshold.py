@@ -390,10 +390,25 @@ def test_numbers_by_hand_that_cannot_be_are_refused(model: Path) -> None:
             threshold(model, None, request)
     with pytest.raises(InputError, match="no images and no numbers"):
         threshold(model, None)
+    for request in (ThresholdRequest("marginal", pixel_value=1.0), ThresholdRequest(false_alarm=0.2, pixel_value=1.0)):
+        with pytest.raises(InputError, match="a promise rests on good images"):
+            threshold(model, None, request)
     detector = pg.load(model)
     with pytest.raises(InputError, match="expected a finite number"):
         detector.set_thresholds()
     detector.smoothing = 2.5
     with pytest.raises(InputError, match="settings were changed"):
         detector.set_thresholds(pixel=1.0)
+    assert read_model_header(model)["version"] == 1
+
+
+@pytest.mark.parametrize("words", ["--promise tolerance", "--roi mask.png", "--group-by a", "--good fine", "--shift 9"])
+def test_options_that_need_images_are_not_dropped(
+    model: Path, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pickglass", "threshold", str(model), "--pixel-value", "3", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "(DATA)" in (err := capsys.readouterr().err) or "no DATA" in err
     assert read_model_header(model)["version"] == 1

@@ -157,6 +157,9 @@ def _by_hand(header: Mapping[str, Any], asked: ThresholdRequest) -> Calibration:
     """Set the thresholds that are numbers, beside what the model knows of good images."""
     if asked.value is None and asked.pixel_value is None:
         raise InputError("no images and no numbers: name good images (DATA), or give the thresholds by hand")
+    kind: ThresholdPromise = "tolerance" if asked.value is None else "fixed"
+    if asked != ThresholdRequest(kind, value=asked.value, pixel_value=asked.pixel_value):
+        raise InputError("a promise rests on good images: name them (DATA), or give nothing but numbers for thresholds")
     settings = settings_digest(header["configuration"])
     stored = header["calibration"]
     now = Calibration("fixed", None, None, settings=settings) if stored is None else Calibration.from_json(stored)

@@ -10,7 +10,7 @@ import typer
 from pickglass.cli.command import run
 from pickglass.cli.console import say
 from pickglass.cli.options import Compute, Folder, Json, ModelFile, Roi, check_order
-from pickglass.errors import PromiseUnreachable
+from pickglass.errors import InputError, PromiseUnreachable
 
 if TYPE_CHECKING:
     from pickglass.app.results import ThresholdResult
@@ -65,6 +65,11 @@ def threshold(
     from pickglass.app.threshold import threshold as use_case
 
     source = folder.source(data[0], roi, more=data[1:]) if data else None
+    if not data and (promise not in (None, "fixed") or roi is not None or folder != Folder()):
+        raise InputError(
+            "no DATA: without good images only --value and --pixel-value are set; name a folder, or leave out "
+            "--promise, --roi, --layout, --group-by and --good"
+        )
     kind = promise or ("tolerance" if value is None else "fixed")
     request = ThresholdRequest(kind, false_alarm, confidence, shift, pixel, value, folds, pixel_value)
     try:
