@@ -186,6 +186,7 @@ _EXTRAS = {
     "safetensors": "train",
     "openvino": "train",
     "onnx": "train",
+    "onnxruntime": "train",
     "sklearn": "train",
     "jinja2": "train",
     "markupsafe": "train",

@@ -1,4 +1,4 @@
-"""Describe a model file, or a folder of images and what is wrong with it."""
+"""Describe a model file, an exported one, or a folder of images and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from pickglass.app.results import InfoResult
 from pickglass.data import MAX_PIXELS, Dataset, DataSource, describe, find_problems
+from pickglass.detectors.export_file import read_export_header
 from pickglass.detectors.model_header import read_model_header
 from pickglass.errors import DataError, Failure
 
@@ -14,12 +15,12 @@ __all__ = ["info"]
 
 
 def info(data: DataSource | str | Path, *, workers: int = 2, max_pixels: int = MAX_PIXELS) -> InfoResult:
-    """Read the header of a model file, or layout, counts, sizes and problems of a data set. Nothing is trained.
+    """Read the header of a model file or of an exported one, or layout, counts, sizes and problems of a data set.
 
-    Every image is decoded once, so that damaged and equal ones are found.
+    Nothing is trained. Every image is decoded once, so that damaged and equal ones are found.
 
     Args:
-        data: model file, folder of a data set or of several, or how to read it.
+        data: model file, exported file, folder of a data set or of several, or how to read it.
         workers: threads that decode images.
         max_pixels: an image with more pixels counts as unreadable.
 
@@ -30,12 +31,15 @@ def info(data: DataSource | str | Path, *, workers: int = 2, max_pixels: int = M
 
     Raises:
         ModelFileError: the model file is missing or damaged.
+        MissingExtra: an exported file is read with onnx, which is not installed.
         DataError: the folder holds no data set, or no image of it can be read.
     """
     source = DataSource.of(data)
     path = source.path
     if Path(path).suffix == ".safetensors":
         return {"kind": "model", "path": str(path), "about": read_model_header(Path(path)), "beside": None}
+    if Path(path).suffix == ".onnx":
+        return {"kind": "export", "path": str(path), "about": read_export_header(Path(path)), "beside": None}
     sets = source.load_all(warn=False)
     about = {name: _about(dataset, workers, max_pixels) for name, dataset in sets.items()}
     if not any(described["images"] > len(described["failed"]) for described in about.values()):

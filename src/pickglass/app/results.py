@@ -22,6 +22,7 @@ __all__ = [
     "Disturbed",
     "DriftChange",
     "DriftResult",
+    "ExportResult",
     "Failed",
     "FitManyResult",
     "FitResult",
@@ -278,12 +279,12 @@ class DriftResult(TypedDict):
 
 
 class InfoResult(TypedDict):
-    """The result of ``pickglass info``; ``about`` is the header of a model, or the description of a data set.
+    """The result of ``pickglass info``; ``about`` is the header of a model or export, or describes a data set.
 
     ``beside``: account of the files of a folder of several data sets that belong to none of them; else null.
     """
 
-    kind: Literal["model", "data"]
+    kind: Literal["model", "export", "data"]
     path: str
     about: dict[str, Any]
     beside: dict[str, Any] | None
@@ -613,6 +614,27 @@ class ThresholdResult(TypedDict):
     sentence_before: str | None
     model_id: str
     model_version: int
+
+
+class ExportResult(TypedDict):
+    """The result of ``pickglass export``.
+
+    ``batch`` is null for any number of images; ``keep`` says whether the file has that input; ``canvas`` is [H, W];
+    ``certificate``: see :class:`pickglass.detectors.certificate.Certificate`; ``missing``: what the model has and the
+    file does not.
+    """
+
+    path: str
+    method: str
+    megabytes: float
+    opset: int
+    batch: int | None
+    input: Literal["float32", "uint8"]
+    map: Literal["grid", "full"]
+    keep: bool
+    canvas: list[int]
+    certificate: dict[str, Any]
+    missing: list[str]
 
 
 class FittedCategory(TypedDict):

@@ -11,6 +11,7 @@ import typer
 
 from pickglass.cli.command import run
 from pickglass.cli.console import plain, say
+from pickglass.cli.export import certificate_lines
 from pickglass.cli.options import Folder, Json, MaxPixels
 from pickglass.errors import InputError
 
@@ -41,7 +42,7 @@ PROBLEMS = {
 
 
 def info(
-    path: Annotated[Path | None, typer.Argument(help="Model file, or folder of images.")] = None,
+    path: Annotated[Path | None, typer.Argument(help="Model file, exported file, or folder of images.")] = None,
     layouts: Annotated[
         bool, typer.Option("--layouts", help="List the layouts of data sets that are known, with the expected tree.")
     ] = False,
@@ -51,7 +52,7 @@ def info(
     max_pixels: MaxPixels = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a model file, or a folder of images and what is wrong with it."""
+    """Describe a model file, an exported one, or a folder of images and what is wrong with it."""
     from pickglass.app.info import info as use_case
     from pickglass.data import MAX_PIXELS
 
@@ -83,6 +84,8 @@ def _show(result: InfoResult) -> None:
     about = result["about"]
     if result["kind"] == "model":
         lines = [*_model(result["path"], about)]
+    elif result["kind"] == "export":
+        lines = [*_export(result["path"], about)]
     elif "layout" in about and "images" in about:
         lines = [*_data(about)]
     else:
@@ -131,6 +134,17 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     versions = provenance.get("versions") or {}
     if versions:
         yield f"It was made with {', '.join(f'{name} {version}' for name, version in versions.items())}."
+    yield "Everything else: --json."
+
+
+def _export(path: str, header: Mapping[str, Any]) -> Iterator[str]:
+    h, w = header["canvas"]
+    image = f"(B, 3, {h}, {w}) float32, RGB in 0..1" if header["input"] == "float32" else f"(B, {h}, {w}, 3) uint8, RGB"
+    yield f"{path} is a model of the method {header['method']}, exported by pickglass {header['pickglass']}."
+    yield f"It reads {image}{', and keep, what counts of the canvas' if header['keep'] else ''}."
+    yield f"It takes {'any number of' if header['batch'] is None else header['batch']} images at once."
+    yield from _threshold(header["calibration"])
+    yield from certificate_lines(header["certificate"])
     yield "Everything else: --json."
 
 

@@ -15,6 +15,7 @@ from pickglass.cli.convert import convert
 from pickglass.cli.demo import demo
 from pickglass.cli.distill import distill
 from pickglass.cli.drift import drift
+from pickglass.cli.export import export
 from pickglass.cli.fit import fit
 from pickglass.cli.info import info
 from pickglass.cli.label import label
@@ -36,6 +37,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     test,
     predict,
     threshold,
+    export,
     label,
     distill,
     methods,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -50,8 +50,11 @@ from pickglass.features.engine import (
     settle_after_fork,
 )
 from pickglass.features.shared import SharedFeatures
-from pickglass.nn.maps import ProcessLock, kept_cells, mean_of_highest
+from pickglass.nn.maps import ProcessLock, cells_of, kept_cells, mean_of_highest
 from pickglass.result import Found, Named, Prediction
+
+if TYPE_CHECKING:
+    from pickglass.detectors.onnx_graph import InputForm, MapForm
 
 __all__ = ["Detector"]
 
@@ -406,7 +409,7 @@ class Detector(Method):
             keep = None if kept is None else self.tiles.unfold(kept)
             scores, whole, inside = self.tiles.joined(self.tiles.unfold(scores), self.tiles.unfold(maps), keep)
         else:
-            cells = kept_cells(kept, (maps.shape[2], maps.shape[3]))
+            cells = kept_cells(kept, cells_of(maps))
             scores, whole, inside = scores[:, 0], maps[:, 0], None if cells is None else cells[:, 0]
         if placed and self.place_gain is not None and self.place_shift is not None:
             whole = whole * self.place_gain + self.place_shift
@@ -422,7 +425,7 @@ class Detector(Method):
         ``keep`` (B, H, W) bool says which pixels of the canvas count; None: those of the model's region of interest.
         """
         if keep is None and self.roi is not None:
-            keep = self.roi.expand(len(images), -1, -1)
+            keep = self.roi.expand(images.shape[0], *self.roi.shape[-2:])
         return self.judge(canvas_batch(images, keep, self.network, self.reads, self.tiles, fusion=self.fusion))
 
     # -- what a map is made of -----------------------------------------------------------------------------------------
@@ -497,3 +500,39 @@ class Detector(Method):
             InputError: the name does not end in .safetensors, or the place cannot be written.
         """
         return save(self, path)
+
+    def export(
+        self,
+        path: str | Path,
+        data: Any = None,
+        *,
+        batch: int | None = None,
+        input: InputForm = "float32",
+        map: MapForm = "grid",
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Write the model as one ONNX file with a certificate that it answers as torch does, or not at all.
+
+        See ``docs/export.md`` for what goes in and comes out.
+
+        Args:
+            path: ends in .onnx.
+            data: good images for the certificate, as for :meth:`predict`, at best a hundred; None: generated pictures.
+            batch: how many images the file takes at once; None: any number.
+            input: ``"float32"``, (B, 3, H, W) RGB in [0, 1], or ``"uint8"``, (B, H, W, 3) RGB.
+            map: ``"grid"``, the map on the model's grid, or ``"full"``, enlarged to the canvas.
+            progress: called with (stage, done, total).
+
+        Returns:
+            The certificate, as in the file.
+
+        Raises:
+            NotFitted: there is nothing to export yet.
+            InputError: the name does not end in .onnx, the model cannot be exported so, or the file would answer
+                differently.
+            DataError: an image for the certificate cannot be read.
+            MissingExtra: onnx, onnxruntime or openvino is not installed.
+        """
+        from pickglass.detectors.export import export
+
+        return export(self, path, data, batch=batch, input_form=input, map_form=map, progress=progress)

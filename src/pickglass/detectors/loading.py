@@ -232,12 +232,12 @@ def canvas_batch(
         cut, kept = images[:, None], None if keep is None else keep[:, None]
     else:
         cut = tiles.cut(images, positions)  # (B, T, 3, h, w)
-        kept = tiles.cut_keep(keep, len(images), images.device, positions)
+        kept = tiles.cut_keep(keep, images.shape[0], images.device, positions)
     levels: tuple[Tensor, ...] = ()
     if "features" in reads:
         maps = features(cut.flatten(0, 1).contiguous())  # per layer (B T, C, h, w)
         maps = maps if fusion is None else fusion(maps)
-        levels = tuple(level.unflatten(0, (len(images), -1)) for level in maps)  # (B, T, C, h, w)
+        levels = tuple(level.unflatten(0, (-1, int(cut.shape[1]))) for level in maps)  # (B, T, C, h, w)
     batch = Batch(levels, cut if "images" in reads else None, kept)
     return batch if tiles is None or positions is not None else tiles.fold(batch)
 

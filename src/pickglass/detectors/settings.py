@@ -27,7 +27,7 @@ from pickglass.detectors.renamed_settings import with_new_names
 from pickglass.detectors.tiling import TileOptions, Tiles, TileSettings
 from pickglass.errors import InputError, NotFitted, UnknownName
 from pickglass.features.extractor import FeatureExtractor, layer_list
-from pickglass.nn.maps import smooth
+from pickglass.nn.maps import cells_of, smooth
 
 if TYPE_CHECKING:
     from pickglass.features.research.adaptation import AdaptationOptions, AdaptationSettings
@@ -384,7 +384,7 @@ class Configured(nn.Module):
             maps: (B, P, h, w).
             keep: (B, P, h, w) bool; a cell where it is False lends nothing to its neighbours. None: all cells count.
         """
-        stride = [side / cells for side, cells in zip(self.seen_size, maps.shape[2:], strict=True)]
+        stride = [side / cells for side, cells in zip(self.seen_size, cells_of(maps), strict=True)]
         sigma = min(stride) / 2 if self.smoothing is None else self.smoothing
         return smooth(maps, [sigma / s for s in stride], keep)
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pickglass.data.images.tiles import Blend, Tiling, joining_matrix, seams
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
-from pickglass.nn.maps import kept_cells, smooth
+from pickglass.nn.maps import area_means, cells_of, kept_cells, smooth
 
 __all__ = ["TileOptions", "TileParts", "TileSettings", "Tiles"]
 
@@ -162,14 +162,14 @@ class Tiles(nn.Module):
 
     def cut(self, images: Tensor, positions: range | None = None) -> Tensor:
         """Cut a canvas (B, c, H, W) into the tiles of these positions, all by default: (B, T, c, h, w)."""
-        below, right = (e - c for e, c in zip(self.tiling.extent, images.shape[2:], strict=True))
+        below, right = (e - c for e, c in zip(self.tiling.extent, cells_of(images), strict=True))
         padded = F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
         boxes = self.tiling.boxes
         wanted = range(self.n) if positions is None else positions
         tiles = []
         for p in wanted:
             if p == len(boxes):  # the thumbnail
-                tiles.append(F.interpolate(images, size=self.settings.tile, mode="area"))
+                tiles.append(area_means(images, self.settings.tile))
                 continue
             x, y, w, h = boxes[p]
             tiles.append(padded[:, :, y : y + h, x : x + w])
@@ -190,7 +190,7 @@ class Tiles(nn.Module):
         parts = []
         for p in range(self.n) if positions is None else positions:
             if p == self.tiling.n:
-                small = F.interpolate(keep[:, None].float(), size=self.settings.tile, mode="area")[:, 0]
+                small = area_means(keep[:, None].float(), self.settings.tile)[:, 0]
                 parts.append(small >= 0.5)
                 continue
             x, y, w, h = self.tiling.boxes[p]
@@ -211,8 +211,8 @@ class Tiles(nn.Module):
 
         keep = None if batch.keep is None else folded(batch.keep)
         if not bool(real.all()):  # heads with fewer positions see some again, which then do not count
-            size = batch.images.shape[-2:] if batch.images is not None else self.settings.tile
-            b = len(batch.levels[0]) if batch.levels else len(batch.images)  # type: ignore[arg-type]
+            size = self.settings.tile if batch.images is None else cells_of(batch.images)
+            b = batch.levels[0].shape[0] if batch.levels else batch.images.shape[0]  # type: ignore[union-attr]
             once = real.T.repeat(b, 1)[..., None, None].expand(-1, -1, *size)  # (B m, P, h, w)
             keep = once if keep is None else keep & once
         images = None if batch.images is None else folded(batch.images)
@@ -223,26 +223,26 @@ class Tiles(nn.Module):
         if self.heads == self.n:
             return values
         table, real = self._members()
-        m = table.shape[1]
+        m = self.per_head
         split = values.unflatten(0, (-1, m)).transpose(1, 2).flatten(1, 2)  # (B, P m, ...)
-        order = torch.full((self.n,), -1, dtype=torch.long, device=values.device)
-        flat = table.flatten()[real.flatten()]
-        order[flat] = torch.arange(table.numel(), device=values.device)[real.flatten()]
-        unfolded: Tensor = split[:, order]
+        places, own = table.flatten().tolist(), real.flatten().tolist()
+        at = {p: i for i, (p, is_own) in enumerate(zip(places, own, strict=True)) if is_own}
+        unfolded: Tensor = split[:, torch.tensor([at[p] for p in range(self.n)], device=values.device)]
         return unfolded
 
     def _members(self) -> tuple[Tensor, Tensor]:
         """Return the positions of each head, (P, m), and which of them are not mere filling, (P, m) bool."""
-        own = [torch.nonzero(self.head_of == head)[:, 0] for head in range(self.heads)]
-        m = max(len(o) for o in own)
-        table = torch.stack([torch.cat([o, o[-1:].expand(m - len(o))]) for o in own])
-        real = torch.arange(m, device=table.device) < torch.tensor([len(o) for o in own], device=table.device)[:, None]
-        return table, real
+        heads, device = self.head_of.tolist(), self.head_of.device
+        own = [[p for p, head in enumerate(heads) if head == wanted] for wanted in range(self.heads)]
+        m = max(map(len, own))
+        table = torch.tensor([o + o[-1:] * (m - len(o)) for o in own], device=device)
+        return table, torch.tensor([[i < len(o) for i in range(m)] for o in own], device=device)
 
     @property
     def per_head(self) -> int:
         """The largest number m of positions that share a head."""
-        return int(torch.bincount(self.head_of, minlength=self.heads).max())
+        heads = self.head_of.tolist()
+        return max(map(heads.count, heads))
 
     def assign(self, described: np.ndarray, seed: int) -> None:
         """Share the heads among the positions by how similar they look: (T, d) mean features -> ``head_of``."""
@@ -268,11 +268,11 @@ class Tiles(nn.Module):
         Returns:
             Scores, maps, and which cells of the maps count, (B, h', w') bool; None: all.
         """
-        cells = kept_cells(keep, (maps.shape[2], maps.shape[3]))
+        cells = kept_cells(keep, cells_of(maps))
         scores, maps = self._scaled(scores, maps, cells)
         whole = self._join(maps[:, : self.tiling.n])
         if self.settings.thumbnail:
-            thumb = F.interpolate(maps[:, -1:], size=whole.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+            thumb = F.interpolate(maps[:, -1:], size=cells_of(whole), mode="bilinear", align_corners=False)[:, 0]
             whole = torch.maximum(whole, thumb)
         inside: Tensor | None = None
         if cells is not None:
@@ -283,7 +283,7 @@ class Tiles(nn.Module):
 
     def parts(self, scores: Tensor, maps: Tensor, keep: Tensor | None) -> TileParts:
         """Join maps as :meth:`joined` does, and return the steps on the way, for pictures."""
-        cells = kept_cells(keep, (maps.shape[2], maps.shape[3]))
+        cells = kept_cells(keep, cells_of(maps))
         whole = self.joined(scores, maps, keep)[1]
         scores, maps = self._scaled(scores, maps, cells)
         return TileParts(scores, maps, self._blended(maps[:, : self.tiling.n], "average"), whole)
@@ -299,10 +299,10 @@ class Tiles(nn.Module):
     def _image_score(self, scores: Tensor) -> Tensor:
         if self.settings.image_score == "max":
             return scores.max(1).values
-        counting = torch.isfinite(scores)
+        counting = scores > -torch.inf
         if self.settings.image_score == "top_k":
             scores = scores.topk(min(self.settings.top_k, self.n), dim=1).values
-            counting = torch.isfinite(scores)
+            counting = scores > -torch.inf
         return scores.masked_fill(~counting, 0).sum(1) / counting.sum(1).clamp(min=1)
 
     def _join(self, maps: Tensor) -> Tensor:
@@ -315,7 +315,7 @@ class Tiles(nn.Module):
     def _blended(self, maps: Tensor, blend: Blend) -> Tensor:
         """Blend maps (B, T, h, w) to (B, h', w'): across, then down, each one product."""
         rows, columns = len(self.tiling.tops), len(self.tiling.lefts)
-        down, across = self._joining((maps.shape[2], maps.shape[3]), blend, maps)
+        down, across = self._joining(cells_of(maps), blend, maps)
         grid = maps.unflatten(1, (rows, columns)).permute(0, 1, 3, 2, 4).flatten(3)  # (B, rows, h, columns w)
         lines = grid @ across  # (B, rows, h, w')
         joined: Tensor = (lines.flatten(1, 2).transpose(1, 2) @ down).transpose(1, 2)  # (B, h', w')
@@ -335,7 +335,7 @@ class Tiles(nn.Module):
 
     def _over_seams(self, joined: Tensor) -> Tensor:
         """Smooth the seams as the authors do, on the grid of the map."""
-        tiling, (h, w) = self.tiling, joined.shape[1:]
+        tiling, (h, w) = self.tiling, cells_of(joined)
         sigma = [_SEAM_SIGMA * n / side for n, side in zip((h, w), self.canvas, strict=True)]
         near = [
             torch.from_numpy(seams(starts, tile, length, n, _SEAM_WIDTH * tile)).to(joined.device)

@@ -38,6 +38,7 @@ __all__ = [
     "device_name",
     "has_bfloat16",
     "settle_after_fork",
+    "to_onnx",
 ]
 
 EngineName = Literal["auto", "openvino", "bfloat16", "torch"]
@@ -297,22 +298,34 @@ def _compile(network: nn.Module, example: Sequence[Tensor], name: str) -> Any:
     import openvino
 
     names = [f"input{i}" for i in range(len(example))]
+    core = openvino.Core()
+    model = core.read_model(to_onnx(network, example, names, dynamic_axes={name: {0: "batch"} for name in names}))
+    model.reshape({name: [-1, *x.shape[1:]] for name, x in zip(names, example, strict=True)})
+    # where the CPU has bfloat16 the plugin would use it by itself
+    return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if name == "bfloat16" else "f32"})
+
+
+def to_onnx(network: nn.Module, example: Sequence[Tensor], names: Sequence[str], **options: Any) -> bytes:
+    """Return a network as ONNX, traced with these inputs, whose sizes become constants.
+
+    Args:
+        network: in eval mode.
+        example: its inputs.
+        names: what the inputs are called.
+        options: others of ``torch.onnx.export``.
+    """
     buffer = io.BytesIO()
     with _compiling, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sizes become constants, which is what one compilation per size wants
+        warnings.simplefilter("ignore")  # sizes become constants, which is wanted
         torch.onnx.export(
             network,
             tuple(example),
             buffer,  # type: ignore[arg-type]  # the exporter takes files too
             dynamo=False,
-            input_names=names,
-            dynamic_axes={name: {0: "batch"} for name in names},
+            input_names=list(names),
+            **options,
         )
-    core = openvino.Core()
-    model = core.read_model(buffer.getvalue())
-    model.reshape({name: [-1, *x.shape[1:]] for name, x in zip(names, example, strict=True)})
-    # where the CPU has bfloat16 the plugin would use it by itself
-    return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if name == "bfloat16" else "f32"})
+    return buffer.getvalue()
 
 
 def _difference(expected: tuple[Tensor, ...], got: Sequence[np.ndarray]) -> float:

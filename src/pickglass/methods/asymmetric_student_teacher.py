@@ -43,7 +43,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
-from pickglass.nn.maps import batch_mean, highest, kept_cells, kept_mean
+from pickglass.nn.maps import batch_mean, cells_of, highest, kept_cells, kept_mean
 from pickglass.nn.networks.coupling import CouplingFlow, nll, realnvp_steps
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
@@ -234,7 +234,7 @@ class AsymmetricStudentTeacher(Detector):
         """Score by the squared distance of student and teacher: scores (B, P), maps (B, P, h, w)."""
         x = batch.levels[0]
         maps = self._distance(x)
-        keep = kept_cells(batch.keep, (x.shape[3], x.shape[4]))
+        keep = kept_cells(batch.keep, cells_of(x))
         scores = highest(maps, keep) if self.image_score == "max" else kept_mean(maps, keep)
         return scores, self.smoothed(maps, keep)
 
@@ -251,8 +251,8 @@ class AsymmetricStudentTeacher(Detector):
         """Return the features (B, P, C, h, w) and, unless there is none, their position code (B, P, D, h, w)."""
         if not self.code:
             return (x,)
-        code = position_code(self.code, x.shape[3], x.shape[4]).to(x)
-        return x, code.expand(*x.shape[:2], *code.shape)
+        code = position_code(self.code, *cells_of(x)).to(x)
+        return x, code.expand(x.shape[0], x.shape[1], *code.shape)
 
     def _networks(self) -> tuple[Stacked, Stacked]:
         if self.teacher is None or self.student is None:

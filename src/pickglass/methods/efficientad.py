@@ -49,6 +49,7 @@ from pickglass.nn.maps import (
     ChannelMoments,
     RingQuantiles,
     batch_mean,
+    cells_of,
     hardest_mean,
     highest,
     kept_cells,
@@ -285,7 +286,7 @@ class EfficientAD(Detector):
         """Score by the mean of both maps: scores (B, P), maps (B, P, h, w)."""
         parts = self.component_maps(batch)
         maps = (parts["local"] + parts["global"]) / 2
-        keep = kept_cells(batch.keep, (maps.shape[2], maps.shape[3]))
+        keep = kept_cells(batch.keep, cells_of(maps))
         return highest(maps, keep), self.smoothed(maps, keep)
 
     def component_maps(self, batch: Batch) -> dict[str, Tensor]:

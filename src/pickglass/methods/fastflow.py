@@ -43,7 +43,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
-from pickglass.nn.maps import highest, kept_cells, to_grid
+from pickglass.nn.maps import cells_of, highest, kept_cells, to_grid
 from pickglass.nn.networks.coupling import CouplingFlow, fastflow_steps, nll
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
@@ -195,7 +195,7 @@ class FastFlow(Detector):
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score by 0.5 z^2, its mean over the channels, then the levels: scores (B, P), maps (B, P, h, w)."""
-        grid = (batch.levels[0].shape[3], batch.levels[0].shape[4])
+        grid = cells_of(batch.levels[0])
         parts = [to_grid(0.5 * z.square().mean(2), grid) for z, _ in self._flows()(*batch.levels)]  # (B, P, h, w)
         maps = torch.stack(parts).mean(0)  # (B, P, h, w)
         keep = kept_cells(batch.keep, grid)

@@ -38,7 +38,7 @@ from pickglass.errors import InputError
 from pickglass.features.batch import Batch
 from pickglass.nn.gaussian.cells import CellGaussians
 from pickglass.nn.gaussian.learners import FewSamples, RunningSums
-from pickglass.nn.maps import exact_float32, highest, kept_cells
+from pickglass.nn.maps import cells_of, exact_float32, highest, kept_cells
 
 __all__ = ["PaDiM"]
 
@@ -319,13 +319,13 @@ def _projected(levels: Sequence[Tensor], projection: Tensor) -> Tensor:
 
     Enlarging first would give the same from larger products.
     """
-    b, p, _, h, w = levels[0].shape
+    b, p, (h, w) = levels[0].shape[0], int(levels[0].shape[1]), cells_of(levels[0])
     total: Tensor | None = None
     parts = projection.split([level.shape[2] for level in levels], dim=1)
     for level, part in zip(levels, parts, strict=True):
         low = part.transpose(1, 2) @ level.flatten(3)  # (P, D, c) (B, P, c, h_l w_l) -> (B, P, D, h_l w_l)
-        grid = low.view(b * p, -1, *level.shape[3:])  # (B P, D, h_l, w_l)
-        if grid.shape[2:] != (h, w):
+        grid = low.view(b * p, -1, *cells_of(level))  # (B P, D, h_l, w_l)
+        if cells_of(grid) != (h, w):
             grid = torch.nn.functional.interpolate(grid, size=(h, w), mode="nearest")
         total = grid if total is None else total + grid
     if total is None:

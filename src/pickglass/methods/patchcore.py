@@ -37,7 +37,7 @@ from pickglass.detectors.method import FitContext
 from pickglass.detectors.renamed_settings import renamed_settings
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
-from pickglass.nn.maps import kept_cells, neighbourhood_mean, patch_vectors, pool_channels, to_grid
+from pickglass.nn.maps import cells_of, kept_cells, neighbourhood_mean, patch_vectors, pool_channels, to_grid
 from pickglass.nn.search.coreset import Coreset, greedy_coreset, random_projection
 from pickglass.nn.search.neighbours import BankIndex, nearest_of_each, nearest_of_two_owners, nearest_plain
 
@@ -426,7 +426,7 @@ class PatchCore(Detector):
     def _scored(self, batch: Batch, distances: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Score a batch by the distances of its queries (P, n, C) -> (P, n)."""
         features = self._patch_features(batch.levels)  # (B, P, C, h, w)
-        b, p, _, h, w = features.shape
+        b, p, (h, w) = features.shape[0], features.shape[1], cells_of(features)
         queries = self._scaled(features.permute(1, 0, 3, 4, 2).flatten(1, 3))  # (P, B h w, C)
         distance = distances(queries)  # (P, B h w)
         maps = distance.view(p, b, h, w).transpose(0, 1)  # (B, P, h, w)
@@ -440,8 +440,8 @@ class PatchCore(Detector):
 
     def _patch_features(self, levels: Sequence[Tensor]) -> Tensor:
         """Compute locally aware patch features (eq. 1-3) on the first level's grid."""
-        b, p = levels[0].shape[:2]
-        grid = (levels[0].shape[3], levels[0].shape[4])
+        p = int(levels[0].shape[1])
+        grid = cells_of(levels[0])
         parts = []
         for level in levels:
             x = level.flatten(0, 1)  # (B P, c, h_l, w_l)
@@ -457,8 +457,9 @@ class PatchCore(Detector):
             places = [(torch.arange(n, device=features.device) + 0.5) / n for n in grid]
             rows, columns = torch.meshgrid(*places, indexing="ij")
             both = torch.stack([rows, columns]).to(features)  # (2, h, w)
-            features = torch.cat([features, both.expand(len(features), -1, -1, -1)], dim=1)  # (B P, C, h, w)
-        return features.view(b, p, *features.shape[1:])
+            features = torch.cat([features, both.expand(features.shape[0], -1, -1, -1)], dim=1)  # (B P, C, h, w)
+        unfolded: Tensor = features.unflatten(0, (-1, p))  # (B, P, C, h, w)
+        return unfolded
 
     def _distances(self, queries: Tensor, exported: bool) -> Tensor:
         """Compute the distance of each query to its nearest bank member, (P, n, C) -> (P, n).
@@ -487,7 +488,8 @@ class PatchCore(Detector):
         rows = torch.arange(len(around), device=around.device)[:, None, None]
         d = (m_test[:, :, None] - bank[rows, around]).norm(dim=3)  # (P, B, b), m* itself among the b
         # exp of differences: the distances themselves overflow
-        weight: Tensor = 1 - 1 / (d - s_star[..., None]).exp().sum(2)
+        total = (d - s_star[..., None]).exp().sum(2)
+        weight: Tensor = 1 - torch.ones_like(total) / total  # 1 / total would be an operation that TensorRT lacks
         return (weight * s_star).transpose(0, 1)
 
     def _bank(self) -> Tensor:

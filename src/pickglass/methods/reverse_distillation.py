@@ -39,7 +39,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
-from pickglass.nn.maps import batch_mean, highest, kept_cells, to_grid
+from pickglass.nn.maps import batch_mean, cells_of, highest, kept_cells, to_grid
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
 
@@ -199,7 +199,7 @@ class ReverseDistillation(Detector):
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score by eq. 1 and 3, 0 to 2 from each level: maps (B, P, h, w) are smoothed, scores (B, P) their maxima."""
-        grid = (batch.levels[0].shape[3], batch.levels[0].shape[4])
+        grid = cells_of(batch.levels[0])
         distances = [
             1 - F.cosine_similarity(f_e, f_d, dim=2) for f_e, f_d in self._pairs(batch)
         ]  # each (B, P, h_k, w_k)

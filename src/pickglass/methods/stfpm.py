@@ -36,7 +36,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.features.batch import Batch
 from pickglass.features.extractor import untrained
-from pickglass.nn.maps import batch_mean, highest, kept_cells, kept_mean, to_grid
+from pickglass.nn.maps import batch_mean, cells_of, highest, kept_cells, kept_mean, to_grid
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
 
@@ -165,7 +165,7 @@ class STFPM(Detector):
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score by the product of the levels' maps (eq. 4): scores (B, P), smoothed maps (B, P, h, w)."""
         first, *others = self._distances(batch)
-        grid = (first.shape[2], first.shape[3])
+        grid = cells_of(first)
         product = first  # (B, P, h, w)
         for d in others:
             product = product * to_grid(d, grid)

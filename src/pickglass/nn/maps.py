@@ -28,7 +28,9 @@ __all__ = [
     "ProcessLock",
     "RingQuantiles",
     "adaptive_windows",
+    "area_means",
     "batch_mean",
+    "cells_of",
     "discrete_gaussian",
     "exact_float32",
     "explained_by_place",
@@ -50,6 +52,11 @@ __all__ = [
 ]
 
 
+def cells_of(maps: Tensor) -> tuple[int, int]:
+    """Return the grid (h, w) of maps (..., h, w) as numbers: while a graph is traced, sizes are tensors."""
+    return int(maps.shape[-2]), int(maps.shape[-1])
+
+
 def neighbourhood_mean(levels: Tensor, patch: int) -> Tensor:
     """Average over patch x patch cells around each cell, zeros beyond the border (Roth et al. 2022, eq. 1-2)."""
     return F.avg_pool2d(levels, patch, stride=1, padding=patch // 2) if patch > 1 else levels
@@ -63,7 +70,7 @@ def patch_vectors(levels: Tensor, patch: int) -> Tensor:
 
 def to_grid(level: Tensor, grid: tuple[int, int]) -> Tensor:
     """Bring (N, C, h, w) to another grid, bilinear with half-pixel centres; the same grid comes back untouched."""
-    if tuple(level.shape[2:]) == grid:
+    if cells_of(level) == grid:
         return level
     return F.interpolate(level, size=grid, mode="bilinear", align_corners=False)
 
@@ -73,10 +80,10 @@ def resampled_to(images: Tensor, size: tuple[int, int]) -> Tensor:
 
     Two matrix products: exporters do not know the resampling of torch that filters before it leaves pixels out.
     """
-    if tuple(images.shape[-2:]) == size:
+    if cells_of(images) == size:
         return images
     down, across = (
-        torch.from_numpy(_triangles(int(n), m)).to(images) for n, m in zip(images.shape[-2:], size, strict=True)
+        torch.from_numpy(_triangles(n, m)).to(images) for n, m in zip(cells_of(images), size, strict=True)
     )  # (h, H), (w, W)
     return down @ images @ across.T  # (..., h, w)
 
@@ -89,6 +96,24 @@ def _triangles(n: int, m: int) -> np.ndarray:
     weights = np.maximum(0.0, 1 - np.abs(np.arange(n) - centres) / width)
     normalised: np.ndarray = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     return normalised
+
+
+def area_means(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average (B, C, H, W) over the pixels that each cell of another grid covers: (B, C, *size).
+
+    This is torch's adaptive pooling as two matrix products, for exporters know it only where the grid comes out even.
+    Sums of zeros and ones are exact.
+    """
+    down, across = (torch.from_numpy(_covered(n, m)).to(images) for n, m in zip(cells_of(images), size, strict=True))
+    return down @ images @ across.T / down.sum(1, keepdim=True) / across.sum(1)
+
+
+@cache
+def _covered(n: int, m: int) -> np.ndarray:
+    """Return which of n pixels each of m cells covers, (m, n): the windows of adaptive pooling."""
+    first, end = (np.arange(m)[:, None] * n) // m, -(-(np.arange(1, m + 1)[:, None] * n) // m)
+    covered: np.ndarray = ((np.arange(n) >= first) & (np.arange(n) < end)).astype(np.float32)
+    return covered
 
 
 def adaptive_windows(length: int, dims: int) -> tuple[Tensor, Tensor]:
@@ -127,7 +152,7 @@ def smooth(maps: Tensor, sigma: Sequence[float], keep: Tensor | None = None) -> 
         sigma: standard deviations in cells; 0 leaves an axis alone.
         keep: (..., h, w) bool. Where False a cell lends nothing to its neighbours, and the result is meaningless.
     """
-    flat = maps.reshape(-1, *maps.shape[-2:])  # (B, h, w)
+    flat = maps.reshape(-1, *cells_of(maps))  # (B, h, w)
     if keep is None:
         return _blurred(flat, sigma).view(maps.shape)
     weight = keep.reshape(flat.shape).to(flat)
@@ -156,9 +181,10 @@ def kept_cells(keep: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
     """
     if keep is None:
         return None
-    share = F.adaptive_avg_pool2d(keep.reshape(-1, 1, *keep.shape[-2:]).float(), grid)[:, 0]  # (B, h, w)
+    share = area_means(keep.reshape(-1, 1, *cells_of(keep)).float(), grid)[:, 0]  # (B, h, w)
     fullest = share.flatten(1).max(1).values.clamp(max=0.5)[:, None, None]
-    return ((share >= fullest) & (share > 0)).view(*keep.shape[:-2], *grid)
+    leading = [keep.shape[i] for i in range(keep.dim() - 2)]
+    return ((share >= fullest) & (share > 0)).view(*leading, *grid)
 
 
 def highest(maps: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -180,9 +206,10 @@ def mean_of_highest(maps: Tensor, share: float, keep: Tensor | None = None) -> T
         keep: (B, h, w) bool, the cells that count; an image without any gets -inf. None: all count.
     """
     cells = maps.flatten(1)  # (B, h w)
-    most = max(1, math.ceil(share * cells.shape[1]))
+    n = math.prod(cells_of(maps))
+    most = max(1, math.ceil(share * n))
     if keep is None:
-        counting = torch.full((len(cells), 1), cells.shape[1]).to(cells)
+        counting = torch.full((1, 1), n).to(cells)
     else:
         cells = cells.masked_fill(~keep.flatten(1), -torch.inf)
         counting = keep.flatten(1).sum(1, keepdim=True).to(cells)  # (B, 1)
@@ -349,7 +376,7 @@ def explained_by_place(maps: Tensor, inside: Tensor, units: Tensor) -> float:
 
 def rings(maps: Tensor, most: int) -> Tensor:
     """Return how many cells lie between each cell and the border, below ``most``: (..., h, w) -> (h, w)."""
-    down, right = ((n - 1 - (2 * torch.arange(n, device=maps.device) - n + 1).abs()) // 2 for n in maps.shape[-2:])
+    down, right = ((n - 1 - (2 * torch.arange(n, device=maps.device) - n + 1).abs()) // 2 for n in cells_of(maps))
     return torch.minimum(down[:, None], right).clamp(max=most - 1)
 
 

@@ -139,7 +139,7 @@ class CellGaussians(nn.Module):
         Returns:
             (B, P, h, w), at least 0.
         """
-        b = len(features[0])
+        b = features[0].shape[0]  # len() would be a constant of the exported graph
         squared = features[0].new_zeros(self.positions, 1, b)  # (P, V, B)
         coarser = features[0].new_zeros(self.positions, 1, 0, b)  # (P, V, c, B), deviations of all coarser levels
         levels = self.levels

@@ -35,13 +35,12 @@ def nearest_plain(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
         queries: (..., N, C).
         bank: (..., M, C), same leading axes.
     """
-    squared = (
-        (queries * queries).sum(-1, keepdim=True)
-        + (bank * bank).sum(-1).unsqueeze(-2)
-        - 2 * queries @ bank.transpose(-1, -2)
-    )  # (..., N, M)
-    value, index = squared.min(-1)
-    return value.clamp(min=0).sqrt(), index
+    middle = bank.mean(-2, keepdim=True)
+    points, x = bank - middle, queries - middle  # products of small numbers lose fewer digits
+    index = ((points * points).sum(-1).unsqueeze(-2) - 2 * x @ points.transpose(-1, -2)).argmin(-1)  # (..., N)
+    nearest = points.gather(-2, index[..., None].expand_as(x))  # (..., N, C)
+    difference = x - nearest  # its length is exact, also where both are nearly the same
+    return (difference * difference).sum(-1).sqrt(), index
 
 
 def nearest_of_each(queries: Tensor, bank: Tensor) -> Tensor:

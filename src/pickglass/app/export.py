@@ -1,0 +1,87 @@
+"""Export a model as one ONNX file, with a certificate of how far it answers differently from torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pickglass.app.results import ExportResult
+from pickglass.app.threshold import split_as_fitted
+from pickglass.data import Dataset, DataSource, Table
+from pickglass.data.files import output_path
+from pickglass.detectors.compute import Progress
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.export_file import read_export_header
+from pickglass.detectors.onnx_graph import InputForm, MapForm
+from pickglass.methods import load
+
+__all__ = ["export"]
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    data: DataSource | Dataset | str | Path | None = None,
+    *,
+    batch: int | None = None,
+    input_form: InputForm = "float32",
+    map_form: MapForm = "grid",
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Write a model file as ONNX, and keep it only if onnxruntime and OpenVINO answer with it as torch does.
+
+    Args:
+        model: model file.
+        output: file to write, whole or not at all; ends in .onnx.
+        data: good images for the certificate; of what the model was fitted on, those that set its threshold come
+            first. None: pictures that come with pickglass.
+        batch: images that the file takes at once; None: any number.
+        input_form, map_form: see :meth:`pickglass.Detector.export`.
+        progress: called with (stage, done, total).
+
+    Raises:
+        InputError, DataError, MissingExtra: as :meth:`pickglass.Detector.export`.
+    """
+    target = output_path(output, ".onnx")
+    detector = load(model)
+    rows = None if data is None else _good(data, detector)
+    detector.export(target, rows, batch=batch, input=input_form, map=map_form, progress=progress)
+    header = read_export_header(target)
+    certificate = header["certificate"]
+    return {
+        "path": str(target),
+        "method": detector.method,
+        "megabytes": target.stat().st_size / 1e6,
+        "opset": header["opset"],
+        "batch": batch,
+        "input": input_form,
+        "map": map_form,
+        "keep": header["keep"],
+        "canvas": header["canvas"],
+        "certificate": certificate,
+        "missing": _missing(detector, header["drift_reference"] is not None),
+    }
+
+
+def _good(data: DataSource | Dataset | str | Path, detector: Detector) -> Table:
+    """Return good images, those that the model did not learn first; test images are not read."""
+    if isinstance(data, Dataset):
+        given = data.train
+    else:
+        source = DataSource.of(data)
+        given = source.placed(source.load().train)
+    given = detector.provenance.without_left_out(given)
+    fitted = split_as_fitted(given, detector.provenance)
+    if fitted is None:
+        return given
+    held = fitted.role("calibrate")
+    return held if len(held) >= 100 else Table([*held, *(row for row in fitted if row.role != "calibrate")][:100])
+
+
+def _missing(detector: Detector, has_reference: bool) -> list[str]:
+    """Say what the model has and the file does not."""
+    missing = []
+    if detector.namer is not None:
+        missing.append("the names of types of defects")
+    if detector.reference is not None and not has_reference:
+        missing.append("the sample that drift compares with, which is larger than 8 MB")
+    return missing
