@@ -35,13 +35,13 @@ LEAST: dict[str, Any] = {"epochs": 1, "teacher_epochs": 1, "student_epochs": 1, 
 # What the graphs may be made of. TensorRT 8.4 reads all of these: docs/operators.md of github.com/onnx/onnx-tensorrt,
 # at commit 009d654, has "Y" for them. What it lacks, such as Mod, NonZero, OneHot and Unique, is not among them.
 _NAMES = """
-    Abs Add And ArgMax ArgMin Atan AveragePool BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape Conv
-    ConvTranspose Div Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gemm GlobalAveragePool
-    GlobalMaxPool Greater GreaterOrEqual HardSigmoid Identity InstanceNormalization LeakyRelu Less LessOrEqual Log
-    LogSoftmax MatMul Max MaxPool Mean Min Mul Neg Not Or Pad Pow PRelu Range ReduceL1 ReduceL2 ReduceMax ReduceMean
-    ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Selu Shape Sigmoid Sign Size Slice Softmax Softplus
-    Split
-    Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Unsqueeze Where Xor"""
+    Abs Add And ArgMax ArgMin Atan AveragePool BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape
+    Conv ConvTranspose Div Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gemm
+    GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual HardSigmoid Identity InstanceNormalization LeakyRelu Less
+    LessOrEqual Log LogSoftmax MatMul Max MaxPool Mean Min Mul Neg Not Or Pad Pow PRelu Range ReduceL1 ReduceL2
+    ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Selu Shape Sigmoid Sign
+    Size Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Unsqueeze Where Xor
+"""
 TENSORRT = set(_NAMES.split())
 
 
