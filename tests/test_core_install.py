@@ -32,7 +32,19 @@ else:
 pytestmark = pytest.mark.slow
 SOURCE = Path(pg.__file__).parent
 PROJECT = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
-ABSENT = {"torch", "torchvision", "timm", "safetensors", "openvino", "onnx", "sklearn", "matplotlib", "skimage", "ray"}
+ABSENT = {
+    "torch",
+    "torchvision",
+    "timm",
+    "safetensors",
+    "openvino",
+    "onnx",
+    "onnxruntime",
+    "sklearn",
+    "matplotlib",
+    "skimage",
+    "ray",
+}
 CORE = ("errors", "data", "metrics", "calibration", "result", "cli")
 
 

@@ -56,13 +56,12 @@ def read_export_header(path: str | Path) -> dict[str, Any]:
     check_model_file(path)
     try:
         import onnx
-        from google.protobuf.message import DecodeError
     except ImportError as error:
         raise MissingExtra.needed(f"reading {path}", error) from error
     try:
         model = onnx.load(str(path), load_external_data=False)
         found = {entry.key: entry.value for entry in model.metadata_props}
-    except (DecodeError, OSError, ValueError) as error:
+    except Exception as error:  # protobuf's own errors are of a package that is onnx's, not ours
         raise ModelFileError(
             f"{path}: not a readable ONNX file, or cut short ({str(error)[:100]}): copy it again, or export it anew"
         ) from error
