@@ -183,9 +183,12 @@ def small(method: str, form: str, folder: Path) -> tuple[pg.Detector, np.ndarray
     return detector.fit(images if form != FORMS[3] else _rows(images, folder), engine="torch"), images
 
 
+# Tiles are cut and joined by the same code for all methods, so that the methods which train prove it in one form.
+CASES = [(m, f) for m in METHODS for f in FORMS if f in (FORMS[0], FORMS[3]) or m in ("patchcore", "padim", "fastflow")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "form"), CASES)
 def test_every_method_in_every_form(method: str, form: str, tmp_path: Path) -> None:
     detector, images = small(method, form, tmp_path)
     certificate = detector.export(tmp_path / "m.onnx", images)
