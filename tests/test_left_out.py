@@ -130,6 +130,12 @@ def test_gaussians_leave_out_single_images_that_outnumber_the_channels() -> None
     assert not pg.FastFlow().leaves_out(range(100))
 
 
+def test_images_for_validation_do_not_count_among_those_that_outnumber_the_channels() -> None:
+    detector = pg.PaDiM(size=64, dims=12).fit(rows(16), validate=0.25, **TORCH)  # 12 would be left to fit
+    assert detector.calibration is not None
+    assert detector.calibration.source == "held back"
+
+
 def test_by_default_no_image_is_held_back() -> None:
     clean, drift = pg.CleanCheck(), pg.DriftSample()
     detector = pg.PatchCore(size=64).fit(rows(), observers=[clean, drift], **TORCH)

@@ -155,9 +155,13 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
     method.roi = None if roi is None else torch.from_numpy(roi)
     method.tiles = None if method.tiling is None else Tiles(method.tiling, method.input_size)
     method.fusion = None
-    leaves_out = _can_leave_out(method, table.role("train", "fit"))
-    held_back = plan.calibrate if plan.calibrate is not None else 0.0 if leaves_out else _HELD_BACK
-    table = split_roles(table, plan.validate, held_back, plan.seed)
+    held_back = plan.calibrate or 0.0
+    divided = split_roles(table, plan.validate, held_back, plan.seed)
+    leaves_out = _can_leave_out(method, divided.role("fit"))
+    if plan.calibrate is None and not leaves_out:
+        held_back = _HELD_BACK
+        divided = split_roles(table, plan.validate, held_back, plan.seed)
+    table = divided
     _check_number(method, table, plan.validate > 0 and method.uses_validation, held_back > 0)
     return TrainingImages(table, ready, leaves_out)
 
@@ -649,7 +653,7 @@ def calibrate(
     known, validated = left, table.role("validate")
     if not images.leaves_out and method.places_matter is not False and len(set(_numbered(validated))) >= _PLACES:
         known = judge(validated)
-    places = None if known is None else _learn_places(method, known)
+    places = None if known is None else _learn_places(method, known, loader.engine.device)
     if uses_left_out and left is not None:
         scores, peaks = _left_out_scores(method, left, places)
         good = left
@@ -743,7 +747,7 @@ def _told(places: _Places | None) -> dict[str, Any]:
     return {"explained": places.explained, "used": places.sums is not None, "images": places.images}
 
 
-def _learn_places(method: Method, known: _Judged) -> _Places | None:
+def _learn_places(method: Method, known: _Judged, device: str) -> _Places | None:
     """Learn what is usual at each place of the map from good images, and leave it with the method where it matters."""
     if method.places_matter is False or len(known.units.unique()) < _PLACES:
         return None
@@ -751,7 +755,6 @@ def _learn_places(method: Method, known: _Judged) -> _Places | None:
     if not (method.places_matter or explained >= _EXPLAINED):
         return _Places(explained, None, len(known.maps))
     sums = PlaceSums.of(known.maps, known.inside)
-    device = None if method.extractor is None else next(method.extractor.parameters()).device
     method.place_gain, method.place_shift = (part.to(device) for part in sums.scale())
     return _Places(explained, sums, len(known.maps))
 
