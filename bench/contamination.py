@@ -35,7 +35,6 @@ from pickglass.data import Preprocess, Row, Table, load_dataset, paint, read_ima
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.data.painting.defects import Kind
 from pickglass.data.painting.trays import PartName, Tray, fill
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.contamination import Cleanliness, find_suspicious
 from pickglass.detectors.loading import FeatureLoader
 from pickglass.features.engine import BackboneEngine
@@ -43,6 +42,7 @@ from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods import find_method
 from pickglass.metrics import average_precision
 from pickglass.result import Prediction
+from pickglass.runtime.compute import ComputeOptions
 
 METRICS = ("image_auroc", "aupro_30", "aupro_05")
 SURFACE: tuple[Kind, ...] = ("scratch", "hole", "stain", "crack", "dent")

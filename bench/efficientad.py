@@ -34,11 +34,9 @@ from PIL import Image
 from bench import judge
 from pickglass.app.distill import distill
 from pickglass.app.testing.evaluate import evaluate
-from pickglass.data import MAX_PIXELS, as_table, load_dataset, paint, read_mask, resize_map
+from pickglass.data import MAX_PIXELS, Prepared, as_table, load_dataset, paint, read_mask, resize_map
 from pickglass.data.painting.defects import Kind
 from pickglass.data.painting.trays import Tray, fill
-from pickglass.detectors.compute import ComputeOptions
-from pickglass.detectors.loading import Prepared
 from pickglass.errors import InputError
 from pickglass.features.backbones.weights import read_state
 from pickglass.features.distillation import (
@@ -48,12 +46,13 @@ from pickglass.features.distillation import (
     hold_out,
     read_photographs,
 )
-from pickglass.features.engine import EngineName, has_bfloat16
+from pickglass.features.engine import has_bfloat16
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.teacher_file import read_card
 from pickglass.methods import Detector, EfficientAD, PatchCore
 from pickglass.metrics import auroc
 from pickglass.nn.networks.pdn import CHANNELS, PDN, Autoencoder, PDNName, Student
+from pickglass.runtime.compute import ComputeOptions, EngineName
 
 LOCO = ("structural_anomalies", "logical_anomalies")
 Defect = Kind | Literal["swapped_part"]

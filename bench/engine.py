@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from pickglass.features import FeatureExtractor
-from pickglass.features.engine import BackboneEngine, EngineName
+from pickglass.features.engine import BackboneEngine
+from pickglass.runtime.compute import EngineName
 
 Run = Callable[[torch.Tensor], Any]
 

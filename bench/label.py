@@ -27,7 +27,6 @@ import numpy as np
 import torch
 
 from pickglass.data import Table, load_dataset, read_mask
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.loading import FeatureLoader
 from pickglass.detectors.naming import fit_namer, pooled, projections
 from pickglass.detectors.naming_fit import cross_validated, regression
@@ -39,6 +38,7 @@ from pickglass.methods import PatchCore
 from pickglass.metrics.intervals import bootstrap
 from pickglass.nn.pooling import Pooling, canvas_shares
 from pickglass.result import UNKNOWN
+from pickglass.runtime.compute import ComputeOptions
 
 OWN = "stage3+stage5"  # the layers of the default detector
 POOLINGS: tuple[Pooling, ...] = ("average", "bilinear")

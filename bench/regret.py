@@ -30,10 +30,10 @@ from pickglass.app.advise.painted import Judged, PaintedSet, as_input, choose_ro
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import LIMIT, Score, judge
 from pickglass.data import Preprocess, Row, Table, load_dataset, read_image, read_mask, usual_size
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.shared import SharedFeatures
 from pickglass.metrics.labelling import connected_regions
+from pickglass.runtime.compute import ComputeOptions
 
 SETS = ("mvtec_hazelnut_reduced", "mvtec_transistor_reduced", "aitex_fabric04", "magnetic_tile")
 BACKBONE = "efficientnet_lite0"

@@ -46,8 +46,9 @@ from pickglass.data import load_dataset, load_datasets, paint, read_mask
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.data.painting.defects import Kind
 from pickglass.features.backbones.registry import find_backbone
-from pickglass.features.engine import EngineName, has_bfloat16
+from pickglass.features.engine import has_bfloat16
 from pickglass.methods import METHODS
+from pickglass.runtime.compute import EngineName
 
 ON_STRIP: tuple[Kind, Kind] = ("slub", "hole")
 TILES: dict[str, Any] = {"size": 512, "tile": 256, "stride": 128}

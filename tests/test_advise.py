@@ -26,9 +26,9 @@ from pickglass.app.fit import FitRequest, fit
 from pickglass.app.fit_many import fit_many
 from pickglass.app.jobs.executors import Where
 from pickglass.data import DataSource, Preprocess, Row, Table, load_dataset, usual_size
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError, InputError, WeightsMissing
 from pickglass.features.shared import SharedFeatures
+from pickglass.runtime.compute import ComputeOptions
 
 LITE = "efficientnet_lite0"
 QUICK = ComputeOptions(engine="torch")

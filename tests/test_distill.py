@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 from pickglass.app.distill import distill
 from pickglass.cli.main import app
 from pickglass.data.painting.natural import natural_images
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError, InputError
 from pickglass.features.distillation import BackboneTeacher, DistillSettings, eight_bit_rgb, new_pdn, pixel_offset
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.teacher_file import read_card
 from pickglass.nn.networks.pdn import CHANNELS, PDN
 from pickglass.nn.training.plan import Plan
+from pickglass.runtime.compute import ComputeOptions
 
 RESNET = {"backbone": "resnet18", "layers": ["layer2", "layer3"], "weights": "random"}
 

@@ -32,9 +32,9 @@ from pickglass.calibration.permutations import (
 from pickglass.cli.main import main
 from pickglass.data import Row, Table
 from pickglass.data.painting.disturbances import disturb
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.drift_sample import describe
 from pickglass.errors import DataError, InputError, ModelFileError, PromiseUnreachable
+from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
 # -- the permutation test ---------------------------------------------------------------------------------------------

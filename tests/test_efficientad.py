@@ -26,7 +26,7 @@ from pickglass.features import engine as engine_module
 from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.backbones.weights import find_weights
 from pickglass.features.batch import Batch
-from pickglass.features.engine import BackboneEngine, EngineName, PerPositionEngine
+from pickglass.features.engine import BackboneEngine, PerPositionEngine
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods import load
 from pickglass.methods.efficientad import EfficientAD, jitter
@@ -34,6 +34,7 @@ from pickglass.methods.patchcore import PatchCore
 from pickglass.nn.maps import ChannelMoments, resampled_to
 from pickglass.nn.networks.pdn import CHANNELS, FRAME, PDN, Autoencoder, Student
 from pickglass.nn.networks.stacked import Stacked
+from pickglass.runtime.compute import EngineName
 from pickglass.testing import textures
 
 SMALL = {"backbone": "pdn_tiny", "weights": "random", "size": 64, "steps": 2}

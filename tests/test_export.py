@@ -20,10 +20,10 @@ from pickglass.cli.main import main
 from pickglass.data import Row, Table, resize_map
 from pickglass.detectors import certificate as certificates
 from pickglass.detectors.certificate import Certificate, RuntimeFigures
-from pickglass.detectors.export_file import EXPORT_FORMAT, read_export_header
 from pickglass.detectors.onnx_graph import OPSET, onnx_graph
 from pickglass.errors import DataError, InputError, MissingExtra, ModelFileError, NotFitted
 from pickglass.methods import METHODS
+from pickglass.runtime.export_file import EXPORT_FORMAT, read_export_header
 from pickglass.testing import textures
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -24,9 +24,9 @@ from pickglass.app.fit import FitRequest, fit
 from pickglass.data import DataSource, Row, Table, load_dataset
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.data.painting.trays import Tray, fill
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import InputError
 from pickglass.features.foreground import Check, Foreground, find_foreground, foreground_of
+from pickglass.runtime.compute import ComputeOptions
 
 QUICK = ComputeOptions(engine="torch", workers=1)
 TORCH = QUICK.arguments()

@@ -26,8 +26,8 @@ from pickglass.data import (
     with_roi,
 )
 from pickglass.data.images.geometry import canvas_of_area
-from pickglass.detectors.provenance import Regions
 from pickglass.errors import DataError, ImageError, InputError
+from pickglass.runtime.provenance import Regions
 from pickglass.testing import textures
 
 

@@ -22,6 +22,7 @@ ROWS = [
     "metrics",
     "calibration",
     "result",
+    "runtime",
     "nn",
     "features",
     "detectors",

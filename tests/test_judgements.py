@@ -18,7 +18,7 @@ import pickglass as pg
 from pickglass.app.judgements import DEFECTS, IMAGES, cell, write_tables
 from pickglass.app.predict import predict
 from pickglass.cli.main import main
-from pickglass.detectors.compute import ComputeOptions
+from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
 QUICK = ComputeOptions(engine="torch")

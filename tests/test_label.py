@@ -19,7 +19,6 @@ from pickglass.app.label import LabelRequest, label, labelled
 from pickglass.app.predict import predict
 from pickglass.cli.main import main
 from pickglass.data import DataSource, Preprocess, Row, Table, paint
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.naming import Namer, fit_namer, found_regions, pooled, projections, unfolded
 from pickglass.detectors.naming_fit import cross_validated, probability_threshold, regression
 from pickglass.detectors.tiling import Tiles, TileSettings
@@ -34,6 +33,7 @@ from pickglass.nn.pooling import (
     region_pairs,
     signed_root,
 )
+from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
 # -- pooling ----------------------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ import pickglass as pg
 from pickglass.app.fit import FitRequest, fit
 from pickglass.app.threshold import ThresholdRequest, threshold
 from pickglass.data import Row, Table
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import InputError, PromiseUnreachable
 from pickglass.nn.maps import PlaceSums, explained_by_place
+from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
 TORCH: dict[str, Any] = {"engine": "torch", "workers": 1}

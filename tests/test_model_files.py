@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pickglass as pg
-from pickglass.detectors.model_header import FORMAT, read_model_header
 from pickglass.detectors.modelfile import write_model
 from pickglass.errors import InputError, ModelFileError, UnknownName
+from pickglass.runtime.model_header import FORMAT, read_model_header
 from pickglass.testing import textures
 
 

@@ -16,9 +16,9 @@ from pickglass.app.fit import FitRequest, fit
 from pickglass.app.threshold import ThresholdRequest, threshold
 from pickglass.data import Decoded, Role, Row, Table
 from pickglass.data.images import decoder as images
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch
 from pickglass.methods import PatchCore
+from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
 QUICK: dict[str, Any] = {"size": 64, "ratio": 0.05}

@@ -16,7 +16,7 @@ from bench.layouts import TREES, image, save
 from pickglass.app.testing.selection import select, sentences
 from pickglass.data import Dataset, image_digest, load_dataset, split_roles
 from pickglass.data.tables.rows import fingerprint
-from pickglass.detectors.provenance import Provenance
+from pickglass.runtime.provenance import Provenance
 
 
 def fitted(dataset: Dataset) -> Provenance:

@@ -15,8 +15,8 @@ import pickglass as pg
 from pickglass.app.predict import predict
 from pickglass.cli.main import main
 from pickglass.data import DataSource, fingerprint, tables_at
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError, InputError
+from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
 MONDAY, TUESDAY = 7, 5

@@ -29,10 +29,10 @@ from pickglass.app.study.store import Outcome, StudyStore
 from pickglass.app.study.study import StudyFiles, StudyRequest, list_cells, study
 from pickglass.app.study.time import estimate
 from pickglass.data import load_dataset
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.shared import SharedFeatures
 from pickglass.methods import find_method
+from pickglass.runtime.compute import ComputeOptions
 
 QUICK = ComputeOptions(engine="torch")
 TORCH = QUICK.arguments()
@@ -237,7 +237,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 KILLED = """
     import os, signal, sys
     from pickglass.app.study.study import StudyRequest, study
-    from pickglass.detectors.compute import ComputeOptions
+    from pickglass.runtime.compute import ComputeOptions
     def progress(stage, done, total):
         if done == 2:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -11,7 +11,6 @@ import torch
 
 import pickglass as pg
 from pickglass.data import Preprocess, Row, Table, paint
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.contamination import ImageComparison, find_suspicious
 from pickglass.detectors.loading import FeatureLoader
 from pickglass.errors import DataError
@@ -20,6 +19,7 @@ from pickglass.features.engine import BackboneEngine
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn import outliers
 from pickglass.nn.outliers import group_distances, modified_z, principal, standing_out
+from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
 

@@ -21,10 +21,10 @@ from pickglass.app.fit import FitRequest
 from pickglass.app.threshold import ThresholdRequest
 from pickglass.cli.main import main
 from pickglass.data import Dataset, DataSource, Row, Table, image_digest, load_dataset, paint, read_image
-from pickglass.detectors.compute import ComputeOptions
-from pickglass.detectors.model_header import read_model_header
 from pickglass.detectors.modelfile import read_model, write_model
 from pickglass.errors import DataError, InputError, PromiseUnreachable
+from pickglass.runtime.compute import ComputeOptions
+from pickglass.runtime.model_header import read_model_header
 from pickglass.testing import textures
 
 QUICK: dict[str, Any] = {"size": 64, "ratio": 0.05}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pickglass.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from pickglass.app.models import load
     from pickglass.app.testing.evaluate import Evaluation, evaluate
     from pickglass.calibration import Calibration
     from pickglass.data import Dataset, Row, Table, load_dataset, load_datasets
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
         PaDiM,
         PatchCore,
         ReverseDistillation,
-        load,
         register_method,
     )
     from pickglass.result import Prediction
+    from pickglass.runtime.exported import ExportedModel
 
 __all__ = [
     "STFPM",
@@ -43,6 +44,7 @@ __all__ = [
     "DriftSample",
     "EfficientAD",
     "Evaluation",
+    "ExportedModel",
     "FastFlow",
     "FeatureExtractor",
     "PaDiM",
@@ -70,6 +72,7 @@ _HOMES = {
     "Detector": "methods",
     "DriftSample": "detectors.drift_sample",
     "Evaluation": "app.testing.evaluate",
+    "ExportedModel": "runtime.exported",
     "EfficientAD": "methods",
     "FastFlow": "methods",
     "FeatureExtractor": "features",
@@ -84,7 +87,7 @@ _HOMES = {
     "backbone_names": "features",
     "evaluate": "app.testing.evaluate",
     "layer_names": "features",
-    "load": "methods",
+    "load": "app.models",
     "load_dataset": "data",
     "load_datasets": "data",
     "register_method": "methods",

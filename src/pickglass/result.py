@@ -18,7 +18,7 @@ from pickglass.data.tables.rows import Row
 from pickglass.errors import Failure, InputError
 from pickglass.metrics.labelling import connected_regions
 
-__all__ = ["UNKNOWN", "Defect", "Found", "Named", "Prediction", "find_defects"]
+__all__ = ["UNKNOWN", "Defect", "Found", "Named", "Prediction", "find_defects", "without_number"]
 
 UNKNOWN = "unknown"
 """The type of a defect that is like none of the examples, or like several."""
@@ -233,6 +233,15 @@ def _plane(name: str, index: int, values: Any) -> npt.NDArray[Any]:
     if plane.ndim != 2 or plane.size == 0:
         raise InputError(f"{name} {index} has the shape {plane.shape}: expected (H, W)")
     return plane
+
+
+def without_number(path: str, score: float) -> Failure:
+    """Name an image whose score is NaN or infinite: it counts as failed, and is never taken for a good one."""
+    return Failure(
+        path,
+        f"its score is {score:g}, no number, so nothing is known of the part: look whether the image shows it within "
+        "the region of interest; if all images are refused, fit the model anew",
+    )
 
 
 def find_defects(full_map: FloatArray, threshold: float) -> list[Defect]:

@@ -26,8 +26,8 @@ from pickglass.data.files import written_whole
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.data.painting.defects import Kind
 from pickglass.data.painting.natural import photograph
-from pickglass.detectors.compute import Progress
 from pickglass.errors import InputError
+from pickglass.runtime.compute import Progress
 
 __all__ = ["demo", "write_cloth", "write_textures"]
 

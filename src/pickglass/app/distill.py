@@ -17,7 +17,6 @@ import torch
 from pickglass.app.results import DistillResult
 from pickglass.data import as_table, fingerprint
 from pickglass.data.files import output_path
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.features.distillation import (
     BackboneTeacher,
     DistillSettings,
@@ -31,6 +30,7 @@ from pickglass.features.engine import device_name
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.teacher_file import write_teacher
 from pickglass.nn.training.plan import EpochRecord
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["distill"]
 

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import Unpack
 
+from pickglass.app.models import AnyModel, as_model
 from pickglass.app.results import DriftChange, DriftResult, Failed
 from pickglass.calibration.drift import Change, Drift, Sample, already_known, find_drift
 from pickglass.data import Table, group_by, tables_at
-from pickglass.detectors.compute import ComputeOptions, Progress
-from pickglass.detectors.detector import Detector
-from pickglass.detectors.drift_sample import describe
-from pickglass.errors import DataError, InputError
-from pickglass.methods import load
+from pickglass.errors import DataError, Failure, InputError
+from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress
+from pickglass.runtime.exported import ExportedModel
 
 __all__ = ["drift", "main_change"]
 
 
 def drift(
-    model: str | Path | Detector,
+    model: str | Path | AnyModel,
     images: Sequence[str | Path] | Table,
     *,
     against: Sequence[str | Path] | Table | None = None,
@@ -52,20 +52,20 @@ def drift(
         DataError: no image is left, or a broken one among ``against``.
         InputError: the model has no reference, or was changed after the fit, and ``against`` is not given.
     """
-    detector = model if isinstance(model, Detector) else load(model)
+    detector = as_model(model)
     run = (compute or ComputeOptions()).arguments()
     new_table = _table(images, group_pattern)
     if against is None:
-        reference = _own_reference(detector, str(model) if not isinstance(model, Detector) else "the model")
+        reference = _own_reference(detector, str(model) if isinstance(model, (str, Path)) else "the model")
     else:
         table = detector.provenance.unseen(_table(against, group_pattern))
         if not table:
             raise DataError("the model was fitted on all images to compare with: give good ones that it has not seen")
-        reference, broken = describe(detector, table, progress=progress, **run)
+        reference, broken = _described(detector, table, progress, **run)
         if broken:  # leaving them out might leave out the difficult ones
             raise DataError(f"{len(broken)} of {len(table)} images to compare with cannot be read:", broken)
     fresh = detector.provenance.unseen(new_table)
-    new, failures = describe(detector, fresh, progress=progress, **run)
+    new, failures = _described(detector, fresh, progress, **run)
     repeated = already_known(reference, new)
     new, left_out = new.take(~repeated), len(new_table) - len(fresh) + int(repeated.sum())
     if not len(new):
@@ -79,6 +79,16 @@ def drift(
     return _result(test, len(new_table), left_out, failed)
 
 
+def _described(
+    detector: AnyModel, table: Table, progress: Progress | None, **compute: Unpack[ComputeArguments]
+) -> tuple[Sample, list[Failure]]:
+    if isinstance(detector, ExportedModel):
+        return detector.describe(table, progress=progress, **compute)
+    from pickglass.detectors.drift_sample import describe
+
+    return describe(detector, table, progress=progress, **compute)
+
+
 def _table(images: Sequence[str | Path] | Table, pattern: str | None) -> Table:
     table = images if isinstance(images, Table) else tables_at(images)
     if not table:
@@ -86,7 +96,7 @@ def _table(images: Sequence[str | Path] | Table, pattern: str | None) -> Table:
     return table if pattern is None else group_by(table, pattern)
 
 
-def _own_reference(detector: Detector, source: str) -> Sample:
+def _own_reference(detector: AnyModel, source: str) -> Sample:
     reference = detector.reference
     remedy = "name good images that it was not fitted on with --against"
     if reference is None or not len(reference):

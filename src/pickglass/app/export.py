@@ -8,11 +8,11 @@ from pickglass.app.results import ExportResult
 from pickglass.app.threshold import split_as_fitted
 from pickglass.data import Dataset, DataSource, Table
 from pickglass.data.files import output_path
-from pickglass.detectors.compute import Progress
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.export_file import read_export_header
 from pickglass.detectors.onnx_graph import InputForm, MapForm
 from pickglass.methods import load
+from pickglass.runtime.compute import Progress
+from pickglass.runtime.export_file import read_export_header
 
 __all__ = ["export"]
 
@@ -25,6 +25,7 @@ def export(
     batch: int | None = None,
     input_form: InputForm = "float32",
     map_form: MapForm = "grid",
+    keep: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Write a model file as ONNX, and keep it only if onnxruntime and OpenVINO answer with it as torch does.
@@ -35,7 +36,7 @@ def export(
         data: good images for the certificate; of what the model was fitted on, those that set its threshold come
             first. None: pictures that come with pickglass.
         batch: images that the file takes at once; None: any number.
-        input_form, map_form: see :meth:`pickglass.Detector.export`.
+        input_form, map_form, keep: see :meth:`pickglass.Detector.export`.
         progress: called with (stage, done, total).
 
     Raises:
@@ -44,7 +45,7 @@ def export(
     target = output_path(output, ".onnx")
     detector = load(model)
     rows = None if data is None else _good(data, detector)
-    detector.export(target, rows, batch=batch, input=input_form, map=map_form, progress=progress)
+    detector.export(target, rows, batch=batch, input=input_form, map=map_form, keep=keep, progress=progress)
     header = read_export_header(target)
     certificate = header["certificate"]
     return {

@@ -15,13 +15,13 @@ from pickglass.app.methods import method_name
 from pickglass.app.results import FitResult
 from pickglass.data import Dataset, DataSource, split_roles, usual_size, with_roi
 from pickglass.data.files import output_path
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.contamination import CleanCheck
 from pickglass.detectors.drift_sample import DriftSample
 from pickglass.detectors.tiling import TileOptions
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.foreground import Foreground
 from pickglass.methods import Detector, find_method
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["FitRequest", "build", "fit", "fit_dataset"]
 

@@ -11,8 +11,8 @@ from pickglass.app.fit import FitRequest, fit_dataset
 from pickglass.app.jobs.executors import Where
 from pickglass.app.results import FitManyResult, FitResult, FittedCategory
 from pickglass.data import DataSource
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import InputError, PickglassError
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["Category", "fit_category", "fit_many", "is_root"]
 

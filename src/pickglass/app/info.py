@@ -7,9 +7,9 @@ from typing import Any
 
 from pickglass.app.results import InfoResult
 from pickglass.data import MAX_PIXELS, Dataset, DataSource, describe, find_problems
-from pickglass.detectors.export_file import read_export_header
-from pickglass.detectors.model_header import read_model_header
 from pickglass.errors import DataError, Failure
+from pickglass.runtime.export_file import read_export_header
+from pickglass.runtime.model_header import read_model_header
 
 __all__ = ["info"]
 

@@ -26,7 +26,6 @@ from pickglass.data.tables.layouts.found import Ask, Found
 from pickglass.data.tables.layouts.names import MASK_FOLDERS, split_of
 from pickglass.data.tables.layouts.tables import grouped
 from pickglass.data.tables.layouts.tree import walk
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.loading import LoadedBatch
 from pickglass.detectors.naming import Namer, fit_namer, pooled, projections, unfolded
@@ -34,6 +33,7 @@ from pickglass.errors import DataError, Failure, ImageError, InputError, Unknown
 from pickglass.features.batch import Batch
 from pickglass.methods import load
 from pickglass.nn.pooling import Pooling, canvas_shares
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["LabelRequest", "Regions", "label", "labelled", "read_regions"]
 

@@ -10,23 +10,22 @@ import numpy as np
 from PIL import Image
 
 from pickglass.app.judgements import Cell, write_tables
+from pickglass.app.models import AnyModel, as_model
 from pickglass.app.pages.images import colour_range, display, heat
 from pickglass.app.results import DefectResult, ImageResult, PredictResult
 from pickglass.app.submission import Submission, private_images
 from pickglass.calibration import Calibration
 from pickglass.data import tables_at, with_pixel_mm, with_roi
 from pickglass.data.files import written_whole
-from pickglass.detectors.compute import ComputeOptions, Progress
-from pickglass.detectors.detector import Detector
 from pickglass.errors import InputError
-from pickglass.methods import load
 from pickglass.result import FloatArray, Found, find_defects
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["predict"]
 
 
 def predict(
-    model: str | Path | Detector,
+    model: str | Path | AnyModel,
     images: Sequence[str | Path],
     out: str | Path | None = None,
     *,
@@ -60,7 +59,7 @@ def predict(
         DataError: ``submission`` of another data set.
     """
     run = compute or ComputeOptions()
-    detector = model if isinstance(model, Detector) else load(model)
+    detector = as_model(model)
     calibration = detector.current_calibration()
     limit = calibration.pixel_threshold if calibration else None
     if submission is None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pickglass.app.models import AnyModel
 from pickglass.app.results import ThresholdResult
 from pickglass.calibration import (
     Calibration,
@@ -29,14 +30,13 @@ from pickglass.data import (
     split_roles,
 )
 from pickglass.data.files import output_path
-from pickglass.detectors.compute import ComputeOptions, Progress
-from pickglass.detectors.detector import Detector
-from pickglass.detectors.modelfile import changed, read_model, restore, write_model
-from pickglass.detectors.provenance import Provenance, Regions
-from pickglass.detectors.settings import settings_digest
 from pickglass.errors import DataError, Failure, InputError
-from pickglass.methods import find_method
 from pickglass.result import Found
+from pickglass.runtime.compute import ComputeOptions, Progress
+from pickglass.runtime.export_file import read_export, replace_header
+from pickglass.runtime.exported import ExportedModel
+from pickglass.runtime.model_header import changed
+from pickglass.runtime.provenance import Provenance, Regions
 
 __all__ = ["ThresholdPromise", "ThresholdRequest", "split_as_fitted", "threshold"]
 
@@ -116,7 +116,7 @@ def threshold(
     as suspicious stay out. Test images are not read.
 
     Args:
-        model: model file; replaced, whole or not at all.
+        model: model file or exported file; replaced, whole or not at all.
         data: folder of good images in any layout that :func:`pickglass.load_dataset` knows, how to read it, or a data
             set. A region of interest that it gives stands in place of the model's. None: only ``value`` and
             ``pixel_value`` are set, beside the good images that the model keeps, and no image is judged.
@@ -131,13 +131,12 @@ def threshold(
     """
     asked, run = request or ThresholdRequest(), compute or ComputeOptions()
     wish = asked.wish()
-    target = output_path(model, ".safetensors")
-    header, tensors = read_model(model)
+    stored = _Stored.read(Path(model))
     if data is None:
-        return _written(target, header, tensors, _by_hand(header, asked), 0)
+        return _written(stored, _by_hand(stored, asked), 0)
     given = data.train if isinstance(data, Dataset) else _good_rows(DataSource.of(data))
-    table = Provenance.from_json(header["provenance"]).without_left_out(given)
-    judge = _Judge(header, tensors, str(model), run, progress, curves=asked.pixel == "area")
+    table = stored.provenance.without_left_out(given)
+    judge = _Judge(stored, run, progress, curves=asked.pixel == "area")
     if wish is None and asked.value is None:
         calibration = _f1(table, judge)
     elif wish is None:
@@ -150,33 +149,30 @@ def threshold(
         calibration = promised(_calibrating(table, judge), wish)
     if asked.pixel_value is not None:
         calibration = set_by_hand(calibration, pixel=asked.pixel_value)
-    return _written(target, header, tensors, calibration, len(given) - len(table))
+    return _written(stored, calibration, len(given) - len(table))
 
 
-def _by_hand(header: Mapping[str, Any], asked: ThresholdRequest) -> Calibration:
+def _by_hand(stored: _Stored, asked: ThresholdRequest) -> Calibration:
     """Set the thresholds that are numbers, beside what the model knows of good images."""
     if asked.value is None and asked.pixel_value is None:
         raise InputError("no images and no numbers: name good images (DATA), or give the thresholds by hand")
     kind: ThresholdPromise = "tolerance" if asked.value is None else "fixed"
     if asked != ThresholdRequest(kind, value=asked.value, pixel_value=asked.pixel_value):
         raise InputError("a promise rests on good images: name them (DATA), or give nothing but numbers for thresholds")
-    settings = settings_digest(header["configuration"])
-    stored = header["calibration"]
-    now = Calibration("fixed", None, None, settings=settings) if stored is None else Calibration.from_json(stored)
-    if now.against(settings).stale:
+    now = stored.calibration or Calibration("fixed", None, None, settings=stored.settings)
+    if now.against(stored.settings).stale:
         raise InputError("settings were changed after the threshold was set, which counts no more: name good images")
     return set_by_hand(now, asked.value, asked.pixel_value)
 
 
-def _written(
-    target: Path, header: Mapping[str, Any], tensors: Mapping[str, Any], calibration: Calibration, left_out: int
-) -> ThresholdResult:
+def _written(stored: _Stored, calibration: Calibration, left_out: int) -> ThresholdResult:
     """Write the model with its new thresholds, and say what they are and were."""
+    header = stored.header
     if "id" not in header:  # an older pickglass wrote the file
-        header = {**header, "id": restore(find_method(header["method"]), header, tensors, str(target)).model_id()}
+        header = {**header, "id": stored.restored().model_id()}
     said = (header["calibration"] or {}).get("sentence") or None
     header = changed(header, "threshold", calibration)
-    write_model(target, header, tensors)
+    stored.write(header)
     change = header["history"][-1]
     return {
         "promise": calibration.promise,
@@ -200,37 +196,88 @@ def _good_rows(source: DataSource) -> Table:
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """The content of a model's file, and how to judge images by it."""
+class _Stored:
+    """The content of a model's file; ``tensors`` is None where it is an exported one."""
 
+    path: Path
     header: Mapping[str, Any]
-    tensors: Mapping[str, Any]
-    source: str
-    compute: ComputeOptions
-    progress: Progress | None
-    curves: bool
+    tensors: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, path: Path) -> _Stored:
+        if path.suffix == ".onnx":
+            return cls(output_path(path, ".onnx"), read_export(path)[0], None)
+        from pickglass.detectors.modelfile import read_model
+
+        return cls(output_path(path, ".safetensors"), *read_model(path))
 
     @property
-    def configuration(self) -> dict[str, Any]:
-        return dict(self.header["configuration"])
+    def settings(self) -> str:
+        """The digest of the settings of the model."""
+        if self.tensors is None:
+            return str(self.header["settings"])
+        from pickglass.detectors.settings import settings_digest
+
+        return settings_digest(self.header["configuration"])
+
+    @property
+    def calibration(self) -> Calibration | None:
+        known = self.header["calibration"]
+        return None if known is None else Calibration.from_json(known)
 
     @property
     def provenance(self) -> Provenance:
         return Provenance.from_json(self.header["provenance"])
 
-    def restored(self) -> Detector:
-        return restore(find_method(self.header["method"]), self.header, self.tensors, self.source)
+    def restored(self) -> AnyModel:
+        if self.tensors is None:
+            return ExportedModel(self.path)
+        from pickglass.detectors.modelfile import restore
+        from pickglass.methods import find_method
 
-    def refitted(self, table: Table) -> Detector:
-        if self.provenance.regions.regions in ("one", "each") and any(row.roi is None for row in table):
+        return restore(find_method(self.header["method"]), self.header, self.tensors, str(self.path))
+
+    def refitted(self, table: Table, compute: ComputeOptions) -> AnyModel:
+        """Fit a model with the same settings on other images."""
+        if self.tensors is None:
             raise InputError(
-                f"{self.source} was fitted within a region of interest, and models refitted without it would judge "
-                "otherwise: name the mask or the folder of masks (roi), or make another promise than 'estimate'"
+                f"{self.path} is an exported model, which cannot be fitted again, and it keeps no scores of these "
+                "images as if left out: make another promise than 'estimate', or set the threshold of the model file "
+                "that it was exported from and export again"
             )
-        detector = find_method(self.header["method"]).configured(self.configuration)
-        return detector.fit(table, calibrate=0, seed=self.provenance.seed, **self.compute.arguments())
+        from pickglass.methods import find_method
 
-    def evidence(self, detector: Detector, table: Table, source: Source, proviso: str = "") -> Evidence:
+        detector = find_method(self.header["method"]).configured(self.header["configuration"])
+        return detector.fit(table, calibrate=0, seed=self.provenance.seed, **compute.arguments())
+
+    def write(self, header: Mapping[str, Any]) -> None:
+        """Write the file anew with another header."""
+        if self.tensors is None:
+            replace_header(self.path, header)
+            return
+        from pickglass.detectors.modelfile import write_model
+
+        write_model(self.path, header, self.tensors)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What judges images for a threshold."""
+
+    stored: _Stored
+    compute: ComputeOptions
+    progress: Progress | None
+    curves: bool
+
+    def refitted(self, table: Table) -> AnyModel:
+        if self.stored.provenance.regions.regions in ("one", "each") and any(row.roi is None for row in table):
+            raise InputError(
+                f"{self.stored.path} was fitted within a region of interest, and models refitted without it would "
+                "judge otherwise: name the mask or the folder of masks (roi), or make another promise than 'estimate'"
+            )
+        return self.stored.refitted(table, self.compute)
+
+    def evidence(self, detector: AnyModel, table: Table, source: Source, proviso: str = "") -> Evidence:
         """Judge images; return their scores, peaks and, if wanted, curves. All of them have to be sound."""
         scores: list[float] = []
         peaks: list[float] = []
@@ -253,23 +300,22 @@ class _Judge:
             [row.group for row in table],
             source,
             np.array(curves) if self.curves else None,
-            settings_digest(self.configuration),
+            self.stored.settings,
             proviso,
         )
 
 
 def _kept_scores(table: Table, judge: _Judge) -> Evidence | None:
     """Return the scores of the fit that stand in the model, if these are its images and nothing has changed since."""
-    provenance, stored = judge.provenance, judge.header["calibration"]
+    provenance, known = judge.stored.provenance, judge.stored.calibration
     fitted = split_as_fitted(table, provenance)
-    if fitted is None or stored is None or judge.curves or not _same_regions(fitted, provenance):
+    if fitted is None or known is None or judge.curves or not _same_regions(fitted, provenance):
         return None
-    settings = settings_digest(judge.configuration)
-    kept = Calibration.from_json(stored).against(settings)
+    kept = known.against(judge.stored.settings)
     if kept.stale or kept.source not in ("held back", "left out"):
         return None
     groups = [row.group for row in fitted.role("calibrate")] if kept.source == "held back" else kept.groups
-    return Evidence(kept.scores, kept.peaks, groups, kept.source, None, settings)
+    return Evidence(kept.scores, kept.peaks, groups, kept.source, None, judge.stored.settings)
 
 
 def _same_regions(fitted: Table, provenance: Provenance) -> bool:
@@ -283,12 +329,12 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
     kept = _kept_scores(table, judge)
     if kept is not None:
         return kept
-    provenance = judge.provenance
+    provenance = judge.stored.provenance
     fitted = split_as_fitted(table, provenance)
     if fitted is not None and fitted.role("calibrate"):
         # scores of other regions must not pass for those of the fit when this is asked again
         source: Source = "held back" if _same_regions(fitted, provenance) else "given"
-        return judge.evidence(judge.restored(), fitted.role("calibrate"), source)
+        return judge.evidence(judge.stored.restored(), fitted.role("calibrate"), source)
     good = (table.role("calibrate") or table.role("train")).where(lambda row: row.label == 0)
     proviso = "none of them was fitted, which the model does not tell"
     if provenance.fitted_images is not None:
@@ -300,7 +346,7 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
             "no good image is left for the threshold: expected good ones that the model was not fitted on; "
             "--promise estimate judges the training images as if left out"
         )
-    return judge.evidence(judge.restored(), good, "given", proviso)
+    return judge.evidence(judge.stored.restored(), good, "given", proviso)
 
 
 def split_as_fitted(table: Table, provenance: Provenance) -> Table | None:
@@ -329,7 +375,7 @@ def _out_of_fold(table: Table, judge: _Judge, folds: int) -> Evidence:
     if folds < 2 or len(members) < 2:
         raise InputError(f"folds={folds!r} of {len(members)} images or groups: expected at least two of each")
     keys = list(members)
-    np.random.default_rng(judge.provenance.seed).shuffle(keys)
+    np.random.default_rng(judge.stored.provenance.seed).shuffle(keys)
     parts: list[Evidence] = []
     for k in range(min(folds, len(keys))):
         left_out = {i for key in keys[k::folds] for i in members[key]}
@@ -345,7 +391,7 @@ def _out_of_fold(table: Table, judge: _Judge, folds: int) -> Evidence:
         [group for part in parts for group in part.groups],
         "folds",
         np.concatenate(curves) if curves else None,
-        settings_digest(judge.configuration),
+        judge.stored.settings,
     )
 
 
@@ -357,7 +403,7 @@ def _f1(table: Table, judge: _Judge) -> Calibration:
             f"the best F1 needs good and defective images of the role 'validate', found {labels.count(0)} good and "
             f"{labels.count(1)} defective ones: name them in the data set; test images never set a threshold"
         )
-    judged = judge.evidence(judge.restored(), rows, "given")
+    judged = judge.evidence(judge.stored.restored(), rows, "given")
     good = [i for i, label in enumerate(labels) if label == 0]
     evidence = replace(
         judged,

@@ -9,7 +9,7 @@ import typer
 
 from pickglass.cli.command import run
 from pickglass.cli.console import print_table, say
-from pickglass.cli.options import Compute, Json, ModelFile, Seed, check_order
+from pickglass.cli.options import AnyModelFile, Compute, Json, Seed, check_order
 
 if TYPE_CHECKING:
     from pickglass.app.results import DriftChange, DriftResult
@@ -18,7 +18,7 @@ __all__ = ["drift"]
 
 
 def drift(
-    model: ModelFile,
+    model: AnyModelFile,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="New images, or folders of them.")],
     against: Annotated[
         list[Path] | None,

@@ -39,6 +39,12 @@ def export(
         Literal["grid", "full"],
         typer.Option("--map", help="grid: the map on the model's grid; full: enlarged to the canvas, bilinear."),
     ] = "grid",
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep", help="The file takes a region of interest with each image, also if the model needs none."
+        ),
+    ] = False,
     roi: Roi = None,
     force: Force = False,
     *,
@@ -52,7 +58,14 @@ def export(
     source = None if data is None else folder.source(data, roi)
     run(
         lambda progress: use_case(
-            model, output, source, batch=batch, input_form=input_form, map_form=map_form, progress=progress
+            model,
+            output,
+            source,
+            batch=batch,
+            input_form=input_form,
+            map_form=map_form,
+            keep=keep,
+            progress=progress,
         ),
         _show,
         as_json,

@@ -18,9 +18,10 @@ from pickglass.errors import InputError
 
 if TYPE_CHECKING:
     from pickglass.data.tables.sources import DataSource
-    from pickglass.detectors.compute import ComputeOptions
+    from pickglass.runtime.compute import ComputeOptions
 
 __all__ = [
+    "AnyModelFile",
     "Compute",
     "Folder",
     "Force",
@@ -43,6 +44,10 @@ Roi = Annotated[
     Path | None, typer.Option(help="Look only here: a mask for all images, or a folder with a mask for each image.")
 ]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that 'pickglass fit' wrote.")]
+AnyModelFile = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="Model file that 'pickglass fit' wrote, or an exported one, .onnx."),
+]
 
 
 @dataclass(frozen=True)
@@ -94,14 +99,17 @@ class Machine:
 
     device: Annotated[str, typer.Option(help="Run the networks on auto, cpu, cuda, ...")] = "auto"
     engine: Annotated[
-        Literal["auto", "openvino", "bfloat16", "torch"],
-        typer.Option(help="Run the networks with this; bfloat16 is faster where the CPU has it, and less exact."),
+        Literal["auto", "openvino", "bfloat16", "torch", "onnxruntime"],
+        typer.Option(
+            help="Run the networks with this; bfloat16 is faster where the CPU has it, and less exact. Exported models "
+            "run in onnxruntime or openvino."
+        ),
     ] = "auto"
     max_pixels: MaxPixels = None
 
     def options(self) -> ComputeOptions:
         """Return them as use cases take them."""
-        from pickglass.detectors.compute import ComputeOptions
+        from pickglass.runtime.compute import ComputeOptions
 
         return ComputeOptions(**{name: value for name, value in asdict(self).items() if value is not None})
 
@@ -113,7 +121,7 @@ class Compute(Machine):
     workers: Annotated[int, typer.Option(min=1, help="Decode images in so many threads.")] = 2
 
 
-_MODEL = ".safetensors"
+_MODELS = (".safetensors", ".onnx")
 
 
 def check_order(command: str, models: Sequence[Path], data: Sequence[Path]) -> None:
@@ -122,7 +130,7 @@ def check_order(command: str, models: Sequence[Path], data: Sequence[Path]) -> N
     Raises:
         InputError: with the command line that was meant.
     """
-    if any(path.suffix == _MODEL for path in data) and not any(path.suffix == _MODEL for path in models):
+    if any(path.suffix in _MODELS for path in data) and not any(path.suffix in _MODELS for path in models):
         meant = " ".join(str(path) for path in (*data, *models))
         raise InputError(
             f"the arguments are swapped: {data[-1]} is a model, and the model comes first: pickglass {command} {meant}"

@@ -9,7 +9,7 @@ import typer
 
 from pickglass.cli.command import Progress, run
 from pickglass.cli.console import percent, print_table
-from pickglass.cli.options import Compute, Json, ModelFile, Place, check_order
+from pickglass.cli.options import AnyModelFile, Compute, Json, Place, check_order
 from pickglass.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["predict"]
 
 
 def predict(
-    model: ModelFile,
+    model: AnyModelFile,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Images, or folders of them.")],
     out: Annotated[
         Path | None,

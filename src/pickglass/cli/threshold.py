@@ -9,7 +9,7 @@ import typer
 
 from pickglass.cli.command import run
 from pickglass.cli.console import say
-from pickglass.cli.options import Compute, Folder, Json, ModelFile, Roi, check_order
+from pickglass.cli.options import AnyModelFile, Compute, Folder, Json, Roi, check_order
 from pickglass.errors import InputError, PromiseUnreachable
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["threshold"]
 
 
 def threshold(
-    model: ModelFile,
+    model: AnyModelFile,
     data: Annotated[
         list[Path] | None,
         typer.Argument(

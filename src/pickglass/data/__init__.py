@@ -10,7 +10,7 @@ from pickglass.data.images.decoder import (
     read_header,
     read_image,
 )
-from pickglass.data.images.geometry import Preprocess, parse_size, resize_map
+from pickglass.data.images.geometry import Prepared, Preprocess, parse_size, resize_map
 from pickglass.data.images.masks import read_marks, read_mask
 from pickglass.data.painting.defects import KINDS, Painted, paint
 from pickglass.data.tables.account import Account
@@ -48,6 +48,7 @@ __all__ = [
     "Header",
     "Layout",
     "Painted",
+    "Prepared",
     "Preprocess",
     "Region",
     "Role",

@@ -7,7 +7,7 @@ of the threshold are covered.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -20,12 +20,13 @@ from pickglass.calibration import Calibration
 from pickglass.data import Row, Table, paint
 from pickglass.data.painting.defects import Kind
 from pickglass.data.painting.natural import natural_images
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.loading import FeatureLoader
 from pickglass.detectors.method import Method
-from pickglass.detectors.onnx_graph import InputForm, MapForm, forward_as, needs_keep
-from pickglass.errors import DataError, Failure, InputError, MissingExtra
+from pickglass.detectors.onnx_graph import InputForm, MapForm, forward_as
+from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.engine import BackboneEngine
+from pickglass.runtime.compute import ComputeOptions, Progress
+from pickglass.runtime.session import RuntimeName, open_session
 
 __all__ = ["MAP_TOLERANCE", "SCORE_TOLERANCE", "Certificate", "RuntimeFigures", "certify", "generated"]
 
@@ -36,9 +37,6 @@ _WANTED = 100  # good images
 _AT_ONCE = 4
 _KINDS: tuple[Kind, ...] = ("scratch", "hole", "stain")
 
-Runtime = Literal["onnxruntime", "openvino"]
-Run = Callable[[Mapping[str, NDArray[Any]]], tuple[NDArray[np.float32], NDArray[np.float32]]]
-
 
 @dataclass(frozen=True)
 class RuntimeFigures:
@@ -48,6 +46,7 @@ class RuntimeFigures:
         score_difference: largest difference of a score, divided by that score or by the range of all scores, whichever
             is larger: a score of nearly 0 has no relative error worth the name.
         map_difference: largest difference of a cell, divided by the range of all maps.
+        features_difference: the same of the features that drift compares; 0 where the file computes none.
         flips: verdicts that differ though the score is farther from the threshold than the tolerance.
         at_threshold: verdicts that differ because the score lies on the threshold but for rounding, as that of the
             image which set it does.
@@ -57,6 +56,7 @@ class RuntimeFigures:
 
     score_difference: float
     map_difference: float
+    features_difference: float
     flips: int
     at_threshold: int
     rank_correlation: float | None
@@ -65,7 +65,8 @@ class RuntimeFigures:
     @property
     def within(self) -> bool:
         """Whether the file may be kept."""
-        return self.score_difference <= SCORE_TOLERANCE and self.map_difference <= MAP_TOLERANCE and not self.flips
+        alike = max(self.map_difference, self.features_difference) <= MAP_TOLERANCE
+        return self.score_difference <= SCORE_TOLERANCE and alike and not self.flips
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def certify(
     batch: int | None,
     input_form: InputForm,
     map_form: MapForm,
+    takes_keep: bool,
     progress: Progress,
 ) -> Certificate:
     """Compare an exported file with the detector it was made of.
@@ -122,7 +124,7 @@ def certify(
         detector: fitted, on the CPU, in eval mode.
         content: the file's bytes.
         table: good images, of which up to a hundred are used; None: pictures are generated.
-        batch, input_form, map_form: how the file was made.
+        batch, input_form, map_form, takes_keep: how the file was made.
         progress: called with (stage, done, total).
 
     Raises:
@@ -132,22 +134,22 @@ def certify(
     rows = generated(detector.input_size, _WANTED) if table is None else _spread(table)
     if not rows:
         raise DataError("no good image for the certificate: name a folder with good images, at best a hundred")
-    runs = {"onnxruntime": _onnxruntime(content), "openvino": _openvino(content)}
+    names: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
+    runs = {name: open_session(name, content, torch.get_num_threads()) for name in names}
     figures = {name: _Compared() for name in runs}
     good = painted = 0
     for images, keep, is_painted in _canvases(detector, rows, batch or _AT_ONCE):
         n = len(images)
         inputs: dict[str, NDArray[Any]] = {"image": images if input_form == "float32" else _bytes(images)}
-        if needs_keep(detector):
+        if takes_keep:
             inputs["keep"] = keep
         if batch is not None:  # a file for so many images takes no fewer: the last ones come again
             inputs = {name: np.concatenate([x, *[x[-1:]] * (batch - n)]) for name, x in inputs.items()}
         with torch.no_grad():
             tensors = [torch.from_numpy(x[:n]) for x in inputs.values()]
             answer = [x.numpy() for x in forward_as(detector, input_form, map_form, *tensors)]
-        for name, (run, _) in runs.items():
-            scores, maps = run(inputs)
-            figures[name].add(answer[0], answer[1], scores[:n], maps[:n])
+        for name, session in runs.items():
+            figures[name].add(answer, [part[:n] for part in session.run(inputs) if part is not None])
         good, painted = (good, painted + n) if is_painted else (good + n, painted)
         progress("certifying", good + painted, 2 * len(rows))
     judged = figures["onnxruntime"].expected
@@ -158,7 +160,7 @@ def certify(
         good,
         painted,
         None if limit is None else int(np.sum(~(judged <= limit))),
-        {name: compared.figures(calibration, runs[name][1]) for name, compared in figures.items()},
+        {name: compared.figures(calibration, runs[name].version) for name, compared in figures.items()},
         torch.__version__,
     )
 
@@ -221,23 +223,22 @@ class _Compared:
     """The answers of torch and of one runtime, as far as the figures need them."""
 
     def __init__(self) -> None:
-        self._expected: list[NDArray[np.float32]] = []
-        self._got: list[NDArray[np.float32]] = []
-        self._apart, self._lowest, self._highest = 0.0, math.inf, -math.inf
+        self._scores: tuple[list[NDArray[Any]], list[NDArray[Any]]] = ([], [])
+        self._maps, self._features = _Apart(), _Apart()
 
-    def add(self, scores: NDArray[Any], maps: NDArray[Any], got: NDArray[Any], got_maps: NDArray[Any]) -> None:
-        self._expected.append(scores)
-        self._got.append(got)
-        alike = got_maps.shape == maps.shape and bool(np.isfinite(got_maps).all())
-        self._apart = max(self._apart, float(np.abs(got_maps - maps).max()) if alike else math.inf)
-        self._lowest, self._highest = min(self._lowest, float(maps.min())), max(self._highest, float(maps.max()))
+    def add(self, expected: Sequence[NDArray[Any]], got: Sequence[NDArray[Any]]) -> None:
+        for kept, answer in zip(self._scores, (expected, got), strict=True):
+            kept.append(answer[0])
+        self._maps.add(expected[1], got[1])
+        for mine, other in zip(expected[2:], got[2:], strict=True):
+            self._features.add(mine, other)
 
     @property
     def expected(self) -> NDArray[np.float64]:
-        return np.concatenate(self._expected).astype(np.float64)
+        return np.concatenate(self._scores[0]).astype(np.float64)
 
     def figures(self, calibration: Calibration | None, version: str) -> RuntimeFigures:
-        expected, got = self.expected, np.concatenate(self._got).astype(np.float64)
+        expected, got = self.expected, np.concatenate(self._scores[1]).astype(np.float64)
         scale = np.maximum(np.abs(expected), np.ptp(expected)).clip(min=1e-12)
         shares = np.where(np.isfinite(got), np.abs(got - expected) / scale, np.inf)
         flips = at_threshold = 0
@@ -251,7 +252,8 @@ class _Compared:
         varied = len(expected) > 1 and np.ptp(expected) > 0 and np.isfinite(got).all() and np.ptp(got) > 0
         return RuntimeFigures(
             float(shares.max()),
-            self._apart / max(self._highest - self._lowest, 1e-12),
+            self._maps.share(),
+            self._features.share(),
             flips,
             at_threshold,
             min(1.0, float(spearmanr(expected, got).statistic)) if varied else None,
@@ -259,32 +261,17 @@ class _Compared:
         )
 
 
-def _onnxruntime(content: bytes) -> tuple[Run, str]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra.needed("the certificate of an exported file", error) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+class _Apart:
+    """How far the values of arrays lie apart, of the range of what is expected."""
 
-    def run(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        scores, maps = session.run(["score", "map"], dict(inputs))
-        return scores, maps
+    def __init__(self) -> None:
+        self._most, self._lowest, self._highest = 0.0, math.inf, -math.inf
 
-    return run, str(onnxruntime.__version__)
+    def add(self, expected: NDArray[Any], got: NDArray[Any]) -> None:
+        alike = got.shape == expected.shape and bool(np.isfinite(got).all())
+        self._most = max(self._most, float(np.abs(got - expected).max()) if alike else math.inf)
+        self._lowest = min(self._lowest, float(expected.min()))
+        self._highest = max(self._highest, float(expected.max()))
 
-
-def _openvino(content: bytes) -> tuple[Run, str]:
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtra.needed("the certificate of an exported file", error) from error
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-    def run(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        answer = compiled(dict(inputs))
-        return np.array(answer["score"]), np.array(answer["map"])
-
-    return run, str(openvino.__version__)
+    def share(self) -> float:
+        return self._most / max(self._highest - self._lowest, 1e-12)

@@ -6,7 +6,6 @@ Letters: B images, P positions, H x W pixels of the network's input, h x w cells
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -22,8 +21,7 @@ from typing_extensions import Unpack
 
 from pickglass.calibration import Calibration, Change
 from pickglass.calibration.promises import set_by_hand
-from pickglass.data import Channels, Dataset, Row, Table, as_rows, as_table, fingerprint, image_digest
-from pickglass.detectors.compute import ComputeArguments, ComputeOptions, Progress
+from pickglass.data import Channels, Row, Table, as_table, fingerprint, image_digest
 from pickglass.detectors.fitting import (
     FitObserver,
     FitPlan,
@@ -35,11 +33,10 @@ from pickglass.detectors.fitting import (
 from pickglass.detectors.fitting import (
     calibrate as calibrated,
 )
-from pickglass.detectors.loading import FeatureLoader, LoadedBatch, canvas_batch, silent
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch, canvas_batch
 from pickglass.detectors.method import Method
 from pickglass.detectors.modelfile import model_id, save
 from pickglass.detectors.naming import found_regions, unfolded
-from pickglass.detectors.provenance import Provenance, Regions
 from pickglass.detectors.tiling import TileParts
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.batch import Batch
@@ -51,7 +48,10 @@ from pickglass.features.engine import (
 )
 from pickglass.features.shared import SharedFeatures
 from pickglass.nn.maps import ProcessLock, cells_of, kept_cells, mean_of_highest
-from pickglass.result import Found, Named, Prediction
+from pickglass.nn.pooling import channel_means
+from pickglass.result import Found, Named, Prediction, without_number
+from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress, silent
+from pickglass.runtime.provenance import Provenance, Regions
 
 if TYPE_CHECKING:
     from pickglass.detectors.onnx_graph import InputForm, MapForm
@@ -148,7 +148,7 @@ class Detector(Method):
             progress: called with (stage, done, total).
             compute: ``device``, ``engine`` ("auto", "openvino", "bfloat16", "torch"; "auto" is bfloat16 for a model
                 fitted so), ``batch`` 8, ``workers`` 2, ``max_pixels``; see
-                :class:`pickglass.detectors.compute.ComputeOptions`.
+                :class:`pickglass.runtime.compute.ComputeOptions`.
 
         Returns:
             self, with ``calibration`` and ``provenance`` set.
@@ -308,13 +308,9 @@ class Detector(Method):
     def _rows(self, data: Any, channels: Channels = "rgb") -> Iterable[Row]:
         """Return the rows to judge, with the regions of interest that the model was taught to look at."""
         self.network  # noqa: B018  (an unfitted detector says so before the data is read)
-        regions = self.provenance.regions
-        by_row = regions.margins or regions.regions == "each"
-        known = isinstance(data, (Sequence, Dataset, Row, os.PathLike)) or hasattr(data, "shape")
-        if not known and not by_row:
-            return as_rows(data, role="test", channels=channels)
-        table = data if isinstance(data, Table) else as_table(data, role="test", channels=channels)
-        return self.provenance.within_regions(table).rows if by_row else table.rows
+        if isinstance(data, Table) and self.provenance.regions == Regions():
+            return data.rows
+        return self.provenance.rows_to_judge(data, channels)
 
     def _found(self, loaded: LoadedBatch, loader: FeatureLoader) -> Iterator[Found | Failure]:
         """Judge a batch: one result for each row, in order."""
@@ -329,11 +325,7 @@ class Detector(Method):
                 continue
             score, map_, named = next(results)
             if not math.isfinite(score):
-                yield Failure(
-                    item.row.path,
-                    f"its score is {score:g}, no number, so nothing is known of the part: look whether the image shows "
-                    "it within the region of interest; if all images are refused, fit the model anew",
-                )
+                yield without_number(item.row.path, score)
                 continue
             yield Found(
                 item.row,
@@ -419,14 +411,19 @@ class Detector(Method):
         share = self.scored_share
         return (mean_of_highest(whole, share, inside) if share else scores), whole, inside
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, keep: Tensor | None = None, features: bool = False) -> tuple[Tensor, ...]:
         """Compute the exported graph: (B, 3, H, W) RGB in [0, 1] -> image scores (B,) and maps (B, h, w).
 
-        ``keep`` (B, H, W) bool says which pixels of the canvas count; None: those of the model's region of interest.
+        Args:
+            images: canvases.
+            keep: (B, H, W) bool, which pixels of the canvas count; None: those of the model's region of interest.
+            features: also return what drift compares, (B, d): each channel, averaged over the cells that count.
         """
         if keep is None and self.roi is not None:
             keep = self.roi.expand(images.shape[0], *self.roi.shape[-2:])
-        return self.judge(canvas_batch(images, keep, self.network, self.reads, self.tiles, fusion=self.fusion))
+        batch = canvas_batch(images, keep, self.network, self.reads, self.tiles, fusion=self.fusion)
+        answer = self.judge(batch)
+        return (*answer, channel_means(batch.levels, batch.keep, images.shape[0])) if features else answer
 
     # -- what a map is made of -----------------------------------------------------------------------------------------
 
@@ -473,6 +470,11 @@ class Detector(Method):
                 if item.value is not None:
                     yield item.value.image, TileParts(*(part[i : i + 1] for part in parts))
 
+    @property
+    def title(self) -> str:
+        """The name of the method in headings is that of its class, e.g. ``PatchCore``."""
+        return type(self).__name__
+
     # -- file ----------------------------------------------------------------------------------------------------------
 
     def model_id(self) -> str:
@@ -509,6 +511,7 @@ class Detector(Method):
         batch: int | None = None,
         input: InputForm = "float32",
         map: MapForm = "grid",
+        keep: bool = False,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Write the model as one ONNX file with a certificate that it answers as torch does, or not at all.
@@ -521,6 +524,7 @@ class Detector(Method):
             batch: how many images the file takes at once; None: any number.
             input: ``"float32"``, (B, 3, H, W) RGB in [0, 1], or ``"uint8"``, (B, H, W, 3) RGB.
             map: ``"grid"``, the map on the model's grid, or ``"full"``, enlarged to the canvas.
+            keep: the graph takes a region of interest with each image, also where the model needs none.
             progress: called with (stage, done, total).
 
         Returns:
@@ -535,4 +539,4 @@ class Detector(Method):
         """
         from pickglass.detectors.export import export
 
-        return export(self, path, data, batch=batch, input_form=input, map_form=map, progress=progress)
+        return export(self, path, data, batch=batch, input_form=input, map_form=map, keep=keep, progress=progress)

@@ -5,23 +5,21 @@ Letters: B images, P positions, C channels, h x w cells, d pooled features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from pickglass.calibration.drift import ImageFacts, Sample, image_facts
 from pickglass.data import Table, as_table
-from pickglass.detectors.compute import ComputeArguments, ComputeOptions, Progress
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.fitting import FitObserver
-from pickglass.detectors.loading import FeatureLoader, LoadedBatch, silent
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch
 from pickglass.detectors.method import Method
 from pickglass.errors import Failure
-from pickglass.nn.maps import kept_cells
+from pickglass.nn.pooling import channel_means
+from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress, silent
 
 __all__ = ["DriftSample", "describe"]
 
@@ -55,7 +53,8 @@ class DriftSample(FitObserver):
         self._facts += [image_facts(value.image, value.keep) for value in values]
         self._scores += scores.tolist()
         self._groups += [item.row.group for item in loaded.sound]
-        self._features.append(_pooled(loaded.batch.levels, loaded.batch.keep, len(values)))
+        pooled = channel_means(loaded.batch.levels, loaded.batch.keep, len(values))
+        self._features.append(pooled.cpu().numpy())
 
     def sample(self, settings: str) -> Sample:
         """Return what was kept; ``settings`` is the digest of what the scores depend on."""
@@ -88,18 +87,3 @@ def describe(
         done += len(loaded.items)
         (progress or silent)("judging images", done, len(table))
     return sample.sample(detector.settings_digest()), failures
-
-
-@torch.no_grad()
-def _pooled(levels: Sequence[Tensor], keep: Tensor | None, n: int) -> np.ndarray:
-    """Average each channel over the cells that count, all tiles alike: levels (B, P, C, h, w) -> (n, d).
-
-    Tiles that share a head follow each other in its batch: B = n times as many as share one.
-    """
-    parts = [torch.zeros(n, 0)]
-    for level in levels:
-        cells = kept_cells(keep, (level.shape[3], level.shape[4]))  # (B, P, h, w)
-        weights = torch.ones_like(level[:, :, 0]) if cells is None else cells.to(level.dtype)
-        summed = (level * weights[:, :, None]).sum(dim=(3, 4)).reshape(n, -1, level.shape[2]).sum(dim=1)  # (n, C)
-        parts.append((summed / weights.reshape(n, -1).sum(dim=1).clamp(min=1)[:, None]).cpu())
-    return torch.cat(parts, dim=1).numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 from importlib.metadata import version
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any
 from pickglass.data import as_table
 from pickglass.data.files import output_path
 from pickglass.detectors.certificate import certify
-from pickglass.detectors.compute import Progress
-from pickglass.detectors.export_file import write_export
-from pickglass.detectors.loading import silent
 from pickglass.detectors.method import Method
-from pickglass.detectors.onnx_graph import OPSET, InputForm, MapForm, needs_keep, onnx_graph
+from pickglass.detectors.modelfile import model_id
+from pickglass.detectors.onnx_graph import OPSET, InputForm, MapForm, onnx_graph
 from pickglass.errors import InputError
+from pickglass.runtime.compute import Progress, silent
+from pickglass.runtime.export_file import write_export
+from pickglass.runtime.exported import array_to_json
+from pickglass.runtime.model_header import history_of
 
 __all__ = ["export"]
 
@@ -31,6 +32,7 @@ def export(
     batch: int | None = None,
     input_form: InputForm = "float32",
     map_form: MapForm = "grid",
+    keep: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a detector as one ONNX file and return its certificate; see :meth:`pickglass.Detector.export`."""
@@ -40,48 +42,48 @@ def export(
             raise InputError(f"{name}={value!r}: expected one of {', '.join(known)}")
     table = None if data is None else detector.provenance.within_regions(as_table(data, role="test"))
     own = copy.deepcopy(detector).to("cpu").eval()
-    model = onnx_graph(own, batch, input_form, map_form)
+    if _too_large(own):  # drift is left out as a whole
+        own.reference = None
+    model = onnx_graph(own, batch, input_form, map_form, keep)
     content = model.SerializeToString()
-    certificate = certify(own, content, table, batch, input_form, map_form, progress or silent)
+    takes_keep = "keep" in [node.name for node in model.graph.input]
+    certificate = certify(own, content, table, batch, input_form, map_form, takes_keep, progress or silent)
     certificate.check()
     calibration = detector.calibration
     if calibration is not None:
         calibration = calibration.against(detector.settings_digest())
     write_export(
         target,
-        model,
+        content,
         {
+            "id": model_id(detector),
+            **history_of(detector.history),
             "pickglass": version("pickglass"),
             "method": detector.method,
+            "title": type(detector).__name__,
             "configuration": detector.configuration(),
+            "settings": detector.settings_digest(),
             "preprocess": detector.preprocess.to_json(),
             "canvas": list(detector.input_size),
             "calibration": None if calibration is None else calibration.to_json(),
             "provenance": detector.provenance.to_json(),
-            "drift_reference": _reference(detector),
+            "roi": None if own.roi is None else array_to_json(own.roi.numpy()),
+            "drift_reference": None
+            if own.reference is None
+            else {name: array_to_json(array) for name, array in own.reference.tensors().items()},
             "opset": OPSET,
             "batch": batch,
             "input": input_form,
             "map": map_form,
-            "keep": needs_keep(detector),
+            "keep": takes_keep,
+            "outputs": [node.name for node in model.graph.output],
             "certificate": certificate.to_json(),
         },
     )
     return certificate.to_json()
 
 
-def _reference(detector: Method) -> dict[str, Any] | None:
-    """Return the arrays that drift compares with, little-endian in base64; None where there are none or too many."""
-    if detector.reference is None:
-        return None
-    arrays = detector.reference.tensors()
-    if sum(array.nbytes for array in arrays.values()) > _MOST_REFERENCE:
-        return None
-    return {
-        name: {
-            "dtype": array.dtype.newbyteorder("<").str,
-            "shape": list(array.shape),
-            "base64": base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode(),
-        }
-        for name, array in arrays.items()
-    }
+def _too_large(detector: Method) -> bool:
+    """Say whether the arrays that drift compares with would make the header too large."""
+    arrays = {} if detector.reference is None else detector.reference.tensors()
+    return sum(array.nbytes for array in arrays.values()) > _MOST_REFERENCE

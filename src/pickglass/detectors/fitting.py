@@ -30,6 +30,7 @@ from pickglass.calibration import Calibration, usual_threshold
 from pickglass.data import (
     Dataset,
     Decoded,
+    Prepared,
     Preprocess,
     Row,
     Table,
@@ -39,10 +40,8 @@ from pickglass.data import (
     split_roles,
 )
 from pickglass.data.images.decoder import Array
-from pickglass.detectors.compute import ComputeOptions, Progress
-from pickglass.detectors.loading import FeatureLoader, LoadedBatch, Prepared, on_device, prepared, silent
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch, on_device
 from pickglass.detectors.method import FitContext, Method
-from pickglass.detectors.provenance import common_roi
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.backbones.registry import find_backbone
@@ -51,6 +50,8 @@ from pickglass.features.cache import FeatureCache
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.maps import PlaceSums, explained_by_place, mean_of_highest
 from pickglass.nn.training.loop import train_all
+from pickglass.runtime.compute import ComputeOptions, Progress, silent
+from pickglass.runtime.provenance import common_roi
 
 if TYPE_CHECKING:
     from pickglass.features.research.adaptation import AdaptationSettings, Good
@@ -218,7 +219,7 @@ def _checked(
 
     def prepare_one(image: Array, row: Row) -> Prepared | None:
         variety.see(image)
-        return None if preprocess is None else prepared(image, row, preprocess)
+        return None if preprocess is None else preprocess.prepared(image, row)
 
     sizes: dict[str, Size] = {}
     ready: dict[str, Decoded[Row, Prepared]] = {}

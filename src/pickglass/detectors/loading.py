@@ -15,32 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pickglass.data import Decoded, Preprocess, Row, decode
+from pickglass.data import Decoded, Prepared, Preprocess, Row, decode
 from pickglass.data.images.decoder import Array
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.batch import Batch
 from pickglass.features.engine import BackboneEngine
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 if TYPE_CHECKING:
     from pickglass.features.research.fusion import Fusion
 
-__all__ = ["FeatureLoader", "LoadedBatch", "Prepared", "canvas_batch", "on_device", "prepared", "silent"]
+__all__ = ["FeatureLoader", "LoadedBatch", "canvas_batch", "on_device"]
 
 _TILES_AT_ONCE = 64  # of all images of a batch together: their features are held at once
-
-
-class Prepared(NamedTuple):
-    """An image ready for the network.
-
-    Attributes:
-        image: (3, H, W) RGB in [0, 1].
-        keep: (H, W) bool, False where nothing is judged or learned; None: everything counts.
-    """
-
-    image: Array
-    keep: np.ndarray | None
 
 
 class LoadedBatch(NamedTuple):
@@ -63,26 +51,6 @@ class LoadedBatch(NamedTuple):
     def failures(self) -> list[Failure]:
         """The items that could not be read, with the reason."""
         return [Failure(item.row.path, item.error) for item in self.items if item.error is not None]
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Report no progress."""
-
-
-def prepared(image: Array, row: Row, preprocess: Preprocess, roi: np.ndarray | None = None) -> Prepared:
-    """Fit a decoded image on the canvas.
-
-    Args:
-        image: as the decoder returns it.
-        row: its row; the row's own region of interest wins over ``roi``.
-        preprocess: fits images on the canvas.
-        roi: (H, W) bool on the canvas, for rows without a region of interest; None: everything counts.
-    """
-    region = None if row.roi is None else row.region(image)
-    keep = preprocess.kept((image.shape[0], image.shape[1]), region)
-    if region is None and roi is not None:
-        keep = roi if keep is None else keep & roi
-    return Prepared(preprocess(image), keep)
 
 
 class FeatureLoader:
@@ -192,7 +160,7 @@ class FeatureLoader:
             yield loaded
 
     def _prepare(self, image: Array, row: Row) -> Prepared:
-        return prepared(image, row, self.preprocess, self.roi)
+        return self.preprocess.prepared(image, row, self.roi)
 
     def batch_of(self, values: Sequence[Prepared]) -> Batch:
         """Return the batch that a method reads of prepared images."""

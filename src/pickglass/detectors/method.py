@@ -17,10 +17,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pickglass.detectors.compute import Progress, Shape
 from pickglass.detectors.settings import Configured
 from pickglass.features.batch import Batch
 from pickglass.nn.training.loop import Phase
+from pickglass.runtime.compute import Progress, Shape
 
 __all__ = ["FitContext", "Method", "assign"]
 

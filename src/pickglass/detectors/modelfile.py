@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,16 +29,16 @@ from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess
 from pickglass.data.files import output_path, written_whole
 from pickglass.detectors.method import Method, assign
-from pickglass.detectors.model_header import FORMAT, check_model_file, parse_header
 from pickglass.detectors.naming import Namer
-from pickglass.detectors.provenance import Provenance
 from pickglass.detectors.settings import settings_digest
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import ModelFileError
 from pickglass.features.backbones.weights import WeightsInfo
 from pickglass.features.extractor import FeatureExtractor
+from pickglass.runtime.model_header import FORMAT, check_model_file, history_of, parse_header
+from pickglass.runtime.provenance import Provenance
 
-__all__ = ["changed", "model_id", "read_model", "restore", "save", "write_model"]
+__all__ = ["model_id", "read_model", "restore", "save", "write_model"]
 
 Detector = TypeVar("Detector", bound=Method)
 
@@ -62,7 +62,7 @@ def save(detector: Method, path: str | Path) -> Path:
         "calibration": detector.calibration.to_json() if detector.calibration else None,
         "provenance": detector.provenance.to_json(),
         "id": model_id(detector),
-        **_history(detector.history),
+        **history_of(detector.history),
     }
     tensors = _learned(detector)
     if detector.reference is not None:
@@ -97,26 +97,6 @@ def _learned(detector: Method) -> dict[str, Tensor]:
         if not name.startswith("extractor."):
             tensors[f"head.{name}"] = tensor
     return tensors
-
-
-def _history(history: Sequence[Change]) -> dict[str, Any]:
-    return {"version": Change.version(history), "history": [asdict(change) for change in history]}
-
-
-def changed(header: Mapping[str, Any], command: str, calibration: Calibration) -> dict[str, Any]:
-    """Return the header of a model file with other thresholds, and with the change in its history.
-
-    Args:
-        header: as :func:`read_model` returns it.
-        command: what changes the thresholds.
-        calibration: the new thresholds.
-    """
-    before = None if header["calibration"] is None else Calibration.from_json(header["calibration"])
-    history = [
-        *(Change(**change) for change in header.get("history", ())),
-        Change.between(command, before, calibration),
-    ]
-    return {**header, "calibration": calibration.to_json(), **_history(history)}
 
 
 def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> Detector:

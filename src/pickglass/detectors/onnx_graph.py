@@ -23,7 +23,7 @@ from pickglass.features.engine import to_onnx
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["OPSET", "InputForm", "MapForm", "forward_as", "needs_keep", "onnx_graph"]
+__all__ = ["OPSET", "InputForm", "MapForm", "forward_as", "has_features", "needs_keep", "onnx_graph"]
 
 InputForm = Literal["float32", "uint8"]
 MapForm = Literal["grid", "full"]
@@ -38,16 +38,16 @@ _OPAQUE = ("If", "Loop", "Scan")  # they have graphs of their own
 
 
 def forward_as(
-    detector: nn.Module, input_form: InputForm, map_form: MapForm, images: Tensor, keep: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Compute scores and maps with the input and the map in the wanted form, as :func:`onnx_graph` exports it."""
+    detector: Method, input_form: InputForm, map_form: MapForm, images: Tensor, keep: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Compute the outputs with the input and the map in the wanted form, as :func:`onnx_graph` exports them."""
     if input_form == "uint8":
         images = images.permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
-    scores, maps = detector(images, keep)
+    scores, maps, *features = detector(images, keep, has_features(detector))
     if map_form == "full":  # as pickglass.data.resize_map
         size = (int(images.shape[2]), int(images.shape[3]))
         maps = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    return scores, maps
+    return scores, maps, *features
 
 
 class _Exported(nn.Module):
@@ -59,8 +59,13 @@ class _Exported(nn.Module):
         self.input_form = input_form
         self.map_form = map_form
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, ...]:
         return forward_as(self.detector, self.input_form, self.map_form, images, keep)
+
+
+def has_features(detector: Method) -> bool:
+    """Say whether the graph computes what drift compares: the model keeps a sample, and its method reads features."""
+    return detector.reference is not None and detector.reference.features.shape[1] > 0
 
 
 def needs_keep(detector: Method) -> bool:
@@ -72,10 +77,13 @@ def needs_keep(detector: Method) -> bool:
     return detector.preprocess.geometry != "squeeze" or regions.margins or regions.regions in ("each", "some")
 
 
-def onnx_graph(detector: Method, batch: int | None, input_form: InputForm, map_form: MapForm) -> ModelProto:
+def onnx_graph(
+    detector: Method, batch: int | None, input_form: InputForm, map_form: MapForm, keep: bool = False
+) -> ModelProto:
     """Return the graph: input ``image``, outputs ``score`` (B,) and ``map`` (B, h, w), in float32.
 
-    Where :func:`needs_keep` says so, there is a second input ``keep``, (B, H, W) bool: what of the canvas counts.
+    Where :func:`needs_keep` says so, there is a second input ``keep``, (B, H, W) bool: what of the canvas counts. Where
+    :func:`has_features` says so, there is a third output ``features``, (B, d): each channel, averaged over the cells.
 
     Args:
         detector: fitted; it stays as it is.
@@ -83,6 +91,7 @@ def onnx_graph(detector: Method, batch: int | None, input_form: InputForm, map_f
         input_form: ``"float32"``, (B, 3, H, W) RGB in [0, 1], or ``"uint8"``, (B, H, W, 3) RGB in 0..255.
         map_form: ``"grid"``, the map on the model's grid, or ``"full"``, enlarged to the canvas (H, W), bilinear with
             half-pixel centres.
+        keep: have the input ``keep`` in any case.
 
     Raises:
         NotFitted: there is nothing to export yet.
@@ -105,7 +114,8 @@ def onnx_graph(detector: Method, batch: int | None, input_form: InputForm, map_f
         )
     own = copy.deepcopy(detector).to("cpu").eval()
     network = _Exported(own, input_form, map_form).eval()
-    names = ["image", "keep"] if needs_keep(detector) else ["image"]
+    names = ["image", "keep"] if keep or needs_keep(detector) else ["image"]
+    outputs = ["score", "map", "features"] if has_features(detector) else ["score", "map"]
 
     def traced(n: int) -> ModelProto:
         h, w = own.input_size
@@ -113,7 +123,7 @@ def onnx_graph(detector: Method, batch: int | None, input_form: InputForm, map_f
         with torch.no_grad():
             example = [torch.full(shape, 1, dtype=dtype), torch.ones(n, h, w, dtype=torch.bool)][: len(names)]
             try:
-                content = to_onnx(network, example, names, output_names=["score", "map"], opset_version=OPSET)
+                content = to_onnx(network, example, names, output_names=outputs, opset_version=OPSET)
             except torch.onnx.errors.OnnxExporterError as error:
                 why = str(error).splitlines()[0][:200]
                 raise InputError(

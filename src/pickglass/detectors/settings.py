@@ -20,14 +20,14 @@ from typing_extensions import Unpack
 from pickglass.calibration import Calibration, Change
 from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess, parse_size
-from pickglass.detectors.compute import Shape
 from pickglass.detectors.naming import Namer
-from pickglass.detectors.provenance import Provenance
 from pickglass.detectors.renamed_settings import with_new_names
 from pickglass.detectors.tiling import TileOptions, Tiles, TileSettings
 from pickglass.errors import InputError, NotFitted, UnknownName
 from pickglass.features.extractor import FeatureExtractor, layer_list
 from pickglass.nn.maps import cells_of, smooth
+from pickglass.runtime.compute import Shape
+from pickglass.runtime.provenance import Provenance
 
 if TYPE_CHECKING:
     from pickglass.features.research.adaptation import AdaptationOptions, AdaptationSettings

@@ -34,11 +34,12 @@ from pickglass.data import Table, decode_all
 from pickglass.data.images.decoder import Array
 from pickglass.errors import DataError, InputError
 from pickglass.features.backbones.weights import read_state
-from pickglass.features.engine import BackboneEngine, EngineName
+from pickglass.features.engine import BackboneEngine
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.maps import ChannelMoments, neighbourhood_mean, pool_channels, to_grid
 from pickglass.nn.networks.pdn import CHANNELS, FIELD, FRAME, PDN, STRIDE, PDNName
 from pickglass.nn.training.loop import EpochRecord, Phase, Plan, train_all
+from pickglass.runtime.compute import EngineName
 
 __all__ = [
     "BackboneTeacher",

@@ -29,19 +29,17 @@ from pickglass.errors import InputError
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.maps import ProcessLock, may_use_bfloat16
 from pickglass.nn.networks.stacked import at_position
+from pickglass.runtime.compute import EngineName
 
 __all__ = [
     "BackboneEngine",
     "CompiledNetwork",
-    "EngineName",
     "PerPositionEngine",
     "device_name",
     "has_bfloat16",
     "settle_after_fork",
     "to_onnx",
 ]
-
-EngineName = Literal["auto", "openvino", "bfloat16", "torch"]
 
 _AT_ONCE = {"openvino": 2, "bfloat16": 4}  # images: more of them leave the cache between layers
 TOLERANCE = {"openvino": 1e-3, "bfloat16": 2e-2}  # largest difference from torch, of an output's largest value
@@ -110,8 +108,10 @@ class CompiledNetwork:
     def __init__(
         self, network: nn.Module, what: str, device: str, name: EngineName = "auto", *, falls_back: bool = False
     ) -> None:
-        if name not in get_args(EngineName):
-            raise InputError(f"engine={name!r}: expected one of {', '.join(get_args(EngineName))}")
+        known = [engine for engine in get_args(EngineName) if engine != "onnxruntime"]
+        if name not in known:
+            exported = ", which runs exported models (.onnx) alone" if name == "onnxruntime" else ""
+            raise InputError(f"engine={name!r}{exported}: expected one of {', '.join(known)}")
         if name in ("openvino", "bfloat16") and device != "cpu":
             raise InputError(f"engine={name!r} runs on the CPU, but device={device!r}: leave the engine on 'auto'")
         if name == "bfloat16" and not has_bfloat16():

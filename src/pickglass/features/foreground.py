@@ -26,8 +26,9 @@ from scipy import ndimage
 
 from pickglass.data import MAX_PIXELS, Preprocess, Table, decode_all
 from pickglass.errors import DataError
-from pickglass.features.engine import BackboneEngine, EngineName
+from pickglass.features.engine import BackboneEngine
 from pickglass.features.extractor import FeatureExtractor
+from pickglass.runtime.compute import EngineName
 
 __all__ = ["Check", "Foreground", "find_foreground", "foreground_of"]
 

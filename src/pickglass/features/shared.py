@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pickglass.features.batch import Batch
 from pickglass.features.cache import FeatureCache
-from pickglass.features.engine import BackboneEngine, EngineName
+from pickglass.features.engine import BackboneEngine
 from pickglass.features.extractor import FeatureExtractor, layer_list
+from pickglass.runtime.compute import EngineName
 
 __all__ = ["SharedFeatures"]
 

@@ -38,7 +38,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pickglass.detectors.compute import Shape
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
@@ -47,6 +46,7 @@ from pickglass.nn.maps import batch_mean, cells_of, highest, kept_cells, kept_me
 from pickglass.nn.networks.coupling import CouplingFlow, nll, realnvp_steps
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
+from pickglass.runtime.compute import Shape
 
 __all__ = ["AsymmetricStudentTeacher", "position_code"]
 

@@ -39,7 +39,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pickglass.data.painting.natural import natural_images, natural_photos
-from pickglass.detectors.compute import Shape
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import DataError, InputError
@@ -60,6 +59,7 @@ from pickglass.nn.maps import (
 from pickglass.nn.networks.pdn import AE_SIDE, CHANNELS, FRAME, STRIDE, Autoencoder, PDNName, Student
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
+from pickglass.runtime.compute import Shape
 
 __all__ = ["EfficientAD", "jitter"]
 

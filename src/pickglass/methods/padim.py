@@ -31,7 +31,6 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from pickglass.detectors.compute import Shape
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
@@ -39,6 +38,7 @@ from pickglass.features.batch import Batch
 from pickglass.nn.gaussian.cells import CellGaussians
 from pickglass.nn.gaussian.learners import FewSamples, RunningSums
 from pickglass.nn.maps import cells_of, exact_float32, highest, kept_cells
+from pickglass.runtime.compute import Shape
 
 __all__ = ["PaDiM"]
 

@@ -31,7 +31,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pickglass.detectors.compute import Shape
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.detectors.renamed_settings import renamed_settings
@@ -40,6 +39,7 @@ from pickglass.features.batch import Batch
 from pickglass.nn.maps import cells_of, kept_cells, neighbourhood_mean, patch_vectors, pool_channels, to_grid
 from pickglass.nn.search.coreset import Coreset, greedy_coreset, random_projection
 from pickglass.nn.search.neighbours import BankIndex, nearest_of_each, nearest_of_two_owners, nearest_plain
+from pickglass.runtime.compute import Shape
 
 __all__ = ["PatchCore"]
 

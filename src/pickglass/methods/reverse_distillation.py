@@ -34,7 +34,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pickglass.detectors.compute import Shape
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
@@ -42,6 +41,7 @@ from pickglass.features.batch import Batch
 from pickglass.nn.maps import batch_mean, cells_of, highest, kept_cells, to_grid
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
+from pickglass.runtime.compute import Shape
 
 __all__ = ["ReverseDistillation"]
 

@@ -31,7 +31,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pickglass.detectors.compute import Shape
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.features.batch import Batch
@@ -39,6 +38,7 @@ from pickglass.features.extractor import untrained
 from pickglass.nn.maps import batch_mean, cells_of, highest, kept_cells, kept_mean, to_grid
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
+from pickglass.runtime.compute import Shape
 
 __all__ = ["STFPM"]
 

@@ -1,4 +1,4 @@
-"""A region of a feature map becomes one vector, by averages or by pairs of channels (bilinear pooling).
+"""A region of a feature map, or all of it, becomes one vector, by averages or by pairs of channels (bilinear pooling).
 
 Bilinear pooling: Lin, RoyChowdhury, Maji, "Bilinear CNN Models for Fine-Grained Visual Recognition", ICCV 2015: the sum
 of outer products x x^T, then signed square root, then L2 norm. Its projection to fewer dimensions: Gao, Beijbom, Zhang,
@@ -10,6 +10,7 @@ D dimensions of a vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from pickglass.data.images.geometry import Preprocess
 from pickglass.metrics.labelling import connected_regions
+from pickglass.nn.maps import kept_cells
 
 __all__ = [
     "Pooling",
     "canvas_shares",
     "cell_weights",
+    "channel_means",
     "peak_region",
     "random_signs",
     "region_mean",
@@ -119,3 +122,17 @@ def random_signs(channels: int, dims: int, seed: int) -> Tensor:
 def signed_root(vectors: Tensor) -> Tensor:
     """Take sign(x) sqrt|x| of vectors (B, D), then bring them to L2 norm 1 (Lin et al. 2015, section 3)."""
     return F.normalize(vectors.sign() * vectors.abs().sqrt(), dim=1)
+
+
+def channel_means(levels: Sequence[Tensor], keep: Tensor | None, n: int) -> Tensor:
+    """Average each channel over the cells that count, all tiles alike: levels (B, P, C, h, w) -> (n, d).
+
+    Tiles that share a head follow each other in its batch: B = n times as many as share one.
+    """
+    parts = []
+    for level in levels:
+        cells = kept_cells(keep, (level.shape[3], level.shape[4]))  # (B, P, h, w)
+        weights = torch.ones_like(level[:, :, 0]) if cells is None else cells.to(level.dtype)
+        summed = (level * weights[:, :, None]).sum(dim=(3, 4)).reshape(n, -1, level.shape[2]).sum(dim=1)  # (n, C)
+        parts.append(summed / weights.reshape(n, -1).sum(dim=1).clamp(min=1)[:, None])
+    return torch.cat(parts, dim=1) if parts else torch.zeros(n, 0)

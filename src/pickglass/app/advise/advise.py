@@ -24,11 +24,11 @@ from pickglass.app.pages.advise import PaintedImage, ShownModel, heat_range, wri
 from pickglass.app.results import Advised, AdviseResult, RuledOut
 from pickglass.data import DataSource, Preprocess, Table, usual_size
 from pickglass.data.files import output_path
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import InputError, WeightsMissing
 from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.backbones.weights import find_weights
 from pickglass.features.shared import SharedFeatures
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["advise", "find_advice", "usable_backbones"]
 

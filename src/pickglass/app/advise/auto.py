@@ -19,11 +19,11 @@ from pickglass.app.advise.scoring import Score, difference, judge
 from pickglass.app.advise.within_foreground import judged_within, look_for_part
 from pickglass.app.results import AblationRow
 from pickglass.data import Table
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import InputError
 from pickglass.features.foreground import Foreground
 from pickglass.features.shared import SharedFeatures
 from pickglass.methods import find_method
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["AutoChoice", "auto_choice", "usual_defect"]
 

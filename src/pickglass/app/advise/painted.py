@@ -26,8 +26,8 @@ from pickglass.data import (
     split_roles,
 )
 from pickglass.data.painting.defects import Kind
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import DataError, InputError
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["Judged", "PaintedSet", "as_input", "choose_rows", "paint_set"]
 

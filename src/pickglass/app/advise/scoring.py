@@ -18,12 +18,12 @@ from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.jobs.peak import peak_mb, reset_peak
 from pickglass.data import resize_map
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError
 from pickglass.features.shared import SharedFeatures
 from pickglass.methods import Detector, find_method
 from pickglass.metrics import CountTables, auroc, bootstrap
 from pickglass.result import Prediction
+from pickglass.runtime.compute import ComputeOptions
 
 __all__ = [
     "LIMIT",

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.data import Preprocess, Table
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import InputError
 from pickglass.features.engine import device_name
 from pickglass.features.foreground import Foreground, find_foreground
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["judged_within", "look_for_part", "trusted_mask"]
 

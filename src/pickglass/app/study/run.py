@@ -25,12 +25,12 @@ from pickglass.app.study.store import Outcome, Picture
 from pickglass.app.testing.evaluate import Evaluation, evaluate
 from pickglass.app.testing.sampling import choose_images
 from pickglass.data import Dataset, Row, load_datasets
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import DataError, PickglassError, WeightsMissing
 from pickglass.features.shared import SharedFeatures
 from pickglass.metrics import f1_max
 from pickglass.metrics.catalogue import WITHOUT_THRESHOLD
 from pickglass.result import Found, Prediction
+from pickglass.runtime.compute import ComputeOptions
 
 __all__ = ["GroupTask", "run_group", "stored_image"]
 

@@ -17,8 +17,8 @@ from pickglass.app.study.store import Outcome, StudyStore
 from pickglass.app.study.time import estimate
 from pickglass.data import DataSource
 from pickglass.data.files import output_path
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.errors import InputError, UnknownName
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["STUDY_PRESETS", "StudyFiles", "StudyRequest", "list_cells", "study"]
 

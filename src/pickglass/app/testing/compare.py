@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pickglass.app.models import AnyModel, load
 from pickglass.app.pages.compare import write_compare
 from pickglass.app.results import CompareResult, ModelMetrics
 from pickglass.app.testing.evaluate import evaluate
@@ -13,12 +14,11 @@ from pickglass.app.testing.sampling import choose_images
 from pickglass.app.testing.selection import select, sentences
 from pickglass.data import DataSource, Table
 from pickglass.data.files import output_path
-from pickglass.detectors.compute import ComputeOptions, Progress
-from pickglass.detectors.model_header import read_model_header
-from pickglass.detectors.provenance import Provenance
 from pickglass.errors import DataError, Failure, InputError
-from pickglass.methods import Detector, load
 from pickglass.result import Prediction
+from pickglass.runtime.compute import ComputeOptions, Progress
+from pickglass.runtime.model_header import read_model_header
+from pickglass.runtime.provenance import Provenance
 
 __all__ = ["compare"]
 
@@ -91,7 +91,7 @@ def compare(
     return result
 
 
-def _name(detector: Detector, path: Path, taken: Sequence[str]) -> str:
+def _name(detector: AnyModel, path: Path, taken: Sequence[str]) -> str:
     name = detector.method
     return name if name not in taken else f"{name} ({path.stem})"
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pickglass.app.models import AnyModel, as_model
 from pickglass.app.pages.robustness import draw_samples, write_robustness
 from pickglass.app.results import Disturbed, RobustnessResult
 from pickglass.app.testing.truth import LIMITS, read_truth
@@ -18,12 +19,10 @@ from pickglass.data import Dataset, DataSource, Row, Table, decode
 from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
 from pickglass.data.painting.disturbances import DISTURBANCES, UNITS, disturb, disturb_mask
-from pickglass.detectors.compute import ComputeOptions, Progress
-from pickglass.detectors.detector import Detector
 from pickglass.errors import DataError, Failure
-from pickglass.methods import load
 from pickglass.metrics import PixelCurves, image_summary, rates_at
 from pickglass.result import Found
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["robustness"]
 
@@ -31,7 +30,7 @@ _BATCH = 8  # disturbed images held at once
 
 
 def robustness(
-    model: str | Path | Detector,
+    model: str | Path | AnyModel,
     data: DataSource | Dataset | str | Path,
     page: str | Path | None = None,
     *,
@@ -62,7 +61,7 @@ def robustness(
         DataError: there is no labelled test image, or none can be read.
     """
     target = None if page is None else output_path(page, ".html")
-    detector = model if isinstance(model, Detector) else load(model)
+    detector = as_model(model)
     dataset = data if isinstance(data, Dataset) else DataSource.of(data).load()
     rows = dataset.test.where(lambda row: row.label is not None)
     if not rows:
@@ -101,7 +100,7 @@ class _Disturbed(NamedTuple):
 class _Disturber(NamedTuple):
     """Disturbs the test images and judges them. ``failed`` holds path -> reason of what could not be judged."""
 
-    detector: Detector
+    detector: AnyModel
     rows: Table
     seed: int
     options: ComputeOptions

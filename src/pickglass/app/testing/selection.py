@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pickglass.app.threshold import split_as_fitted
 from pickglass.data import Dataset, Table
-from pickglass.detectors.provenance import Provenance
+from pickglass.runtime.provenance import Provenance
 
 __all__ = ["Selection", "select", "sentences"]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pickglass.app.models import AnyModel, as_model
 from pickglass.app.pages.charts import Curves
 from pickglass.app.pages.images import colour_range, shape_of
 from pickglass.app.pages.report import ReportImage, ReportWriter, TiledImage
@@ -21,12 +22,11 @@ from pickglass.app.testing.selection import select, sentences
 from pickglass.app.testing.truth import LOCO_LIMIT
 from pickglass.data import DataSource, Table
 from pickglass.data.files import output_path, written_whole
-from pickglass.detectors.compute import ComputeOptions, Progress
-from pickglass.detectors.detector import Detector
 from pickglass.errors import DataError
-from pickglass.methods import load
 from pickglass.metrics import SaturatedResult
 from pickglass.result import Prediction, find_defects
+from pickglass.runtime.compute import ComputeOptions, Progress
+from pickglass.runtime.exported import ExportedModel
 
 __all__ = ["test", "write_report"]
 
@@ -34,7 +34,7 @@ _NO_METRICS = ("by_type", "left_out", "notes", "failed", "report", "robustness")
 
 
 def test(
-    model: str | Path | Detector,
+    model: str | Path | AnyModel,
     data: DataSource | str | Path,
     report: str | Path | None = None,
     *,
@@ -66,7 +66,7 @@ def test(
     page = None if report is None else output_path(report, ".html")
     robustness_page = None if robustness is None else output_path(robustness, ".html")
     archive = None if save is None else output_path(save, ".npz")
-    detector = model if isinstance(model, Detector) else load(model)
+    detector = as_model(model)
     source, run = DataSource.of(data), compute or ComputeOptions()
     dataset = source.load(training=False)
     chosen = select(dataset, [detector.provenance])
@@ -104,7 +104,7 @@ def test(
 
 def write_report(
     target: Path,
-    detector: Detector,
+    detector: AnyModel,
     prediction: Prediction,
     evaluation: Evaluation,
     result: TestResult,
@@ -114,7 +114,7 @@ def write_report(
     """Write the HTML page of a test; images are read again one by one."""
     threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
     scale = colour_range(threshold, prediction.maps)
-    with ReportWriter(target, f"{name}: {type(detector).__name__}", scale) as writer:
+    with ReportWriter(target, f"{name}: {detector.title}", scale) as writer:
         for i, found in enumerate(prediction):
             row = found.row
             full = found.full_map()
@@ -148,8 +148,10 @@ def write_report(
         )
 
 
-def _tiles(detector: Detector, prediction: Prediction, scale: tuple[float, float]) -> list[TiledImage]:
+def _tiles(detector: AnyModel, prediction: Prediction, scale: tuple[float, float]) -> list[TiledImage]:
     """Draw how the maps of a few images were put together: the highest scores, and the defect seen the least."""
+    if isinstance(detector, ExportedModel):  # its graph gives the joined map alone
+        return []
     tiles = detector.tiles
     if tiles is None or tiles.n == 1:
         return []

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,17 @@ from PIL import Image
 from pickglass.data.images.formats import Array
 from pickglass.errors import ImageError, InputError, shortened
 
-__all__ = ["Geometry", "Placement", "Preprocess", "SizeRule", "canvas_of_area", "parse_size", "resize_map"]
+__all__ = [
+    "Geometry",
+    "HasRegion",
+    "Placement",
+    "Prepared",
+    "Preprocess",
+    "SizeRule",
+    "canvas_of_area",
+    "parse_size",
+    "resize_map",
+]
 
 Geometry = Literal["squeeze", "letterbox", "shorter", "native"]
 Rule = Literal["area", "squeeze", "letterbox", "shorter", "native"]
@@ -57,6 +67,29 @@ class Placement(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class Prepared(NamedTuple):
+    """An image is ready for the network.
+
+    Attributes:
+        image: (3, H, W) RGB in [0, 1], on the canvas.
+        keep: (H, W) bool, False where nothing is judged or learned; None: everything counts.
+    """
+
+    image: NDArray[np.float32]
+    keep: NDArray[np.bool_] | None
+
+
+class HasRegion(Protocol):
+    """A row of a table may name a region of interest."""
+
+    @property
+    def roi(self) -> object:
+        """What the region is read from; None: it has none."""
+
+    def region(self, image: Array) -> NDArray[np.bool_] | None:
+        """Return the region at the size of the image, (H, W) bool."""
 
 
 def parse_size(size: int | str | tuple[int, int]) -> SizeRule:
@@ -198,6 +231,20 @@ class Preprocess:
             grey = Image.fromarray(region.astype(np.uint8) * 255)
             inside = np.asarray(grey.resize((place.width, place.height), Image.Resampling.BOX)) >= 128
         return np.pad(inside, self._margins(place))  # (H, W)
+
+    def prepared(self, image: Array, row: HasRegion, roi: NDArray[np.bool_] | None = None) -> Prepared:
+        """Fit a decoded image on the canvas.
+
+        Args:
+            image: as :func:`read_image` returns it.
+            row: its row; the row's own region of interest wins over ``roi``.
+            roi: (H, W) bool on the canvas, for rows without a region of interest; None: everything counts.
+        """
+        region = None if row.roi is None else row.region(image)
+        keep = self.kept((image.shape[0], image.shape[1]), region)
+        if region is None and roi is not None:
+            keep = roi if keep is None else keep & roi
+        return Prepared(self(image), keep)
 
     def window(self, image: tuple[int, int]) -> Window:
         """Return the top, left, bottom, right of an image of ``(H, W)`` pixels on the canvas, as shares of it."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pickglass.calibration import Calibration, Change
 from pickglass.data.files import missing
 from pickglass.errors import ModelFileError
 
-__all__ = ["FORMAT", "check_model_file", "parse_header", "read_model_header"]
+__all__ = ["FORMAT", "changed", "check_model_file", "history_of", "parse_header", "read_model_header"]
 
 FORMAT = 2
 """Version of the model file's layout; files of another version are refused."""
@@ -83,3 +85,24 @@ def parse_header(metadata: Mapping[str, str], path: str | Path) -> dict[str, Any
     if not set(header) >= _KEYS:
         raise ModelFileError(f"{path}: its header lacks {sorted(_KEYS - set(header))}: fit the model anew")
     return dict(header)
+
+
+def history_of(history: Sequence[Change]) -> dict[str, Any]:
+    """Return the entries of a header that tell a model's version and its history."""
+    return {"version": Change.version(history), "history": [asdict(change) for change in history]}
+
+
+def changed(header: Mapping[str, Any], command: str, calibration: Calibration) -> dict[str, Any]:
+    """Return the header of a model with other thresholds, and with the change in its history.
+
+    Args:
+        header: of a model file or of an exported one.
+        command: what changes the thresholds.
+        calibration: the new thresholds.
+    """
+    before = None if header["calibration"] is None else Calibration.from_json(header["calibration"])
+    history = [
+        *(Change(**change) for change in header.get("history", ())),
+        Change.between(command, before, calibration),
+    ]
+    return {**header, "calibration": calibration.to_json(), **history_of(history)}

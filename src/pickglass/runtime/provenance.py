@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pickglass.data import MARGINS, Preprocess, Table, image_digest
+from pickglass.data import MARGINS, Channels, Dataset, Preprocess, Row, Table, as_rows, as_table, image_digest
 
 __all__ = ["Provenance", "Regions", "common_roi"]
 
@@ -135,6 +136,18 @@ class Provenance:
                 stacklevel=4,
             )
         return table
+
+    def rows_to_judge(self, data: Any, channels: Channels = "rgb") -> Iterable[Row]:
+        """Return rows of whatever the user gives, with the regions of interest that the model was taught to look at.
+
+        A generator or a DataLoader is read as images are needed, where no region of interest asks for all of them.
+        """
+        by_row = self.regions.margins or self.regions.regions == "each"
+        known = isinstance(data, (Sequence, Dataset, Row, os.PathLike)) or hasattr(data, "shape")
+        if not known and not by_row:
+            return as_rows(data, "test", channels)
+        table = data if isinstance(data, Table) else as_table(data, "test", channels)
+        return self.within_regions(table).rows if by_row else table.rows
 
     def unseen(self, table: Table) -> Table:
         """Return the rows that the model was not fitted on, nor images of their groups."""

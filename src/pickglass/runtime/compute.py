@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import Literal, TypedDict
 
 from pickglass.data.images.decoder import MAX_PIXELS
 
-if TYPE_CHECKING:
-    from pickglass.features.engine import EngineName
+__all__ = ["ComputeArguments", "ComputeOptions", "EngineName", "Progress", "Shape", "silent"]
 
-__all__ = ["ComputeArguments", "ComputeOptions", "Progress", "Shape"]
+EngineName = Literal["auto", "openvino", "bfloat16", "torch", "onnxruntime"]
+"""What runs networks; ``onnxruntime`` runs exported models alone, ``bfloat16`` and ``torch`` run all others."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on."""
@@ -36,8 +36,9 @@ class ComputeOptions:
 
     Attributes:
         device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``.
-        engine: what runs the backbone and, for some methods, all that judges; see
-            :class:`pickglass.features.engine.CompiledNetwork`.
+        engine: what runs the backbone and, for some methods, all that judges: see
+            :class:`pickglass.features.engine.CompiledNetwork`; of exported models, all of them: see
+            :class:`pickglass.ExportedModel`.
         batch: images at once, at least 1.
         workers: threads that decode images, at least 1.
         max_pixels: images with more pixels are refused.
@@ -58,3 +59,7 @@ class ComputeOptions:
             "workers": self.workers,
             "max_pixels": self.max_pixels,
         }
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report no progress."""

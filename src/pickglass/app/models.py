@@ -1,0 +1,39 @@
+"""A model is read from its file, be it a model file of the lab or an exported one; torch is imported for the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+from pickglass.runtime.exported import ExportedModel
+
+if TYPE_CHECKING:
+    from pickglass.detectors.detector import Detector
+
+__all__ = ["AnyModel", "as_model", "load"]
+
+AnyModel: TypeAlias = Union["Detector", ExportedModel]
+"""What judges images: a detector, or an exported model."""
+
+
+def load(path: str | Path) -> AnyModel:
+    """Load a model that was saved (``.safetensors``) or exported (``.onnx``); it answers as it did.
+
+    Returns:
+        A :class:`pickglass.Detector`, or a :class:`pickglass.ExportedModel`, which needs no torch.
+
+    Raises:
+        ModelFileError: not a pickglass model, one of another format version, or a damaged one.
+        UnknownName: the model is of a method whose package is not installed.
+        MissingExtra: a model file of the lab, and torch is not installed.
+    """
+    if Path(path).suffix == ".onnx":
+        return ExportedModel(path)
+    from pickglass.methods import load as load_detector
+
+    return load_detector(path)
+
+
+def as_model(model: str | Path | AnyModel) -> AnyModel:
+    """Return the model, read from its file where a path is given; errors as :func:`load`."""
+    return load(model) if isinstance(model, (str, Path)) else model

@@ -1,0 +1,411 @@
+"""An exported model judges images as the detector does that it was made of, without torch.
+
+Letters: B images, H x W pixels of the canvas, h x w cells of the map, d features.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import math
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Unpack
+
+from pickglass.calibration import Calibration, Change
+from pickglass.calibration.drift import ImageFacts, Sample, image_facts
+from pickglass.calibration.promises import set_by_hand
+from pickglass.data import Channels, Decoded, Prepared, Preprocess, Row, as_table, decode
+from pickglass.data.files import output_path
+from pickglass.data.images.decoder import Array
+from pickglass.errors import Failure, InputError, ModelFileError
+from pickglass.result import BoolArray, Found, Prediction, without_number
+from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress, silent
+from pickglass.runtime.export_file import read_export, write_export
+from pickglass.runtime.model_header import history_of
+from pickglass.runtime.provenance import Provenance
+from pickglass.runtime.session import Answer, RuntimeName, Session, open_session, usual_threads
+
+__all__ = ["ExportedModel", "array_from_json", "array_to_json"]
+
+_MANY = 32  # images; for fewer, measuring the runtimes takes longer than it can save
+_MEASURED = 5  # runs of each runtime, of which the median counts
+
+
+class ExportedModel:
+    """A file that ``pickglass export`` wrote judges images in onnxruntime or OpenVINO, and needs no torch.
+
+    Images are decoded and fitted on the canvas by the same code as in the lab, so that the graph gets the same numbers;
+    how far its answers may differ is in ``certificate``.
+
+    **Runtimes.** With ``engine="auto"`` onnxruntime runs the graph. Where OpenVINO is installed and there are at least
+    32 images to judge, or nobody knows how many, both are timed once on this machine, and the faster one is taken;
+    ``runtime`` says which and why. ``"onnxruntime"`` and ``"openvino"`` choose one.
+
+    **Callers.** Any number of threads may call the model at once. Copies and pickles open sessions of their own.
+
+    Args:
+        path: a file that ends in .onnx.
+        threads: that compute at once; None: as many as ``OMP_NUM_THREADS`` says, or else as the runtime likes.
+
+    Attributes:
+        method: name of the method, e.g. ``"patchcore"``.
+        title: the same for headings, e.g. ``"PatchCore"``.
+        preprocess: fits images on the canvas.
+        calibration: the thresholds, None without any.
+        provenance: where the model comes from.
+        history: the fit and each later change of thresholds.
+        reference: the sample that drift compares with, None where the file has none.
+        certificate: how far the file answers differently from torch.
+        header: all that the file says of itself, see :mod:`pickglass.runtime.export_file`.
+
+    Raises:
+        ModelFileError: missing, damaged, no export of pickglass, or one of another format version.
+
+    Example:
+        ``pg.load("bottle.onnx").predict("part.png").verdict(0)``
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"threads={threads!r}: expected at least 1, or None")
+        self.source = str(path)
+        self.threads = threads
+        self.header, self._content = read_export(path)
+        header = self.header
+        try:
+            self.method = str(header["method"])
+            self.title = str(header["title"])
+            self.preprocess = Preprocess.from_json(header["preprocess"])
+            self.provenance = Provenance.from_json(header["provenance"])
+            stored = header["calibration"]
+            self.calibration = None if stored is None else Calibration.from_json(stored)
+            self.history = tuple(Change(**change) for change in header["history"])
+            self.certificate = cast("dict[str, Any]", header["certificate"])
+            self.roi: BoolArray | None = None if header.get("roi") is None else _mask(header["roi"])
+            arrays = header.get("drift_reference")
+            self.reference = None if arrays is None else Sample.from_tensors(_arrays(arrays), self.source)
+            self.canvas = self.preprocess.size
+            self.batch: int | None = header["batch"]
+            self.input_form = str(header["input"])
+            self.takes_keep = bool(header["keep"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, ModelFileError):
+                raise
+            raise ModelFileError(
+                f"{self.source}: its header is damaged ({type(error).__name__}: {str(error)[:100]}): export it anew"
+            ) from error
+        self._lock = threading.Lock()
+        self._sessions: dict[tuple[RuntimeName, str], Session] = {}
+        self._milliseconds: dict[RuntimeName, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_sessions": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"ExportedModel({self.source!r}, method={self.method!r}, canvas={self.canvas})"
+
+    # -- predict -------------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        channels: Channels = "rgb",
+        progress: Progress | None = None,
+        **compute: Unpack[ComputeArguments],
+    ) -> Prediction:
+        """Judge images as :meth:`pickglass.Detector.predict` does.
+
+        Args:
+            data: rows, paths, arrays, tensors, PIL images, encoded bytes, or an iterable of them; see
+                :func:`pickglass.data.as_table`.
+            channels: order of the colours in arrays and tensors: ``"rgb"``, or ``"bgr"`` as OpenCV gives them.
+            progress: called with (stage, done, total).
+            compute: ``engine`` ("auto", "onnxruntime", "openvino"), ``device`` ("auto" is the CPU; "cuda" with
+                onnxruntime-gpu), ``batch`` 8, ``workers`` 2, ``max_pixels``.
+        """
+        items = list(self.stream(data, channels=channels, progress=progress, **compute))
+        return Prediction(
+            tuple(item for item in items if isinstance(item, Found)),
+            tuple(item for item in items if isinstance(item, Failure)),
+            self.calibration,
+        )
+
+    def stream(
+        self,
+        data: Any,
+        *,
+        channels: Channels = "rgb",
+        progress: Progress | None = None,
+        **compute: Unpack[ComputeArguments],
+    ) -> Iterator[Found | Failure]:
+        """Judge images as :meth:`predict` does, one after the other, in order, holding one batch at a time."""
+        for judged in self._judged(
+            self.provenance.rows_to_judge(data, channels), ComputeOptions(**compute), progress or silent
+        ):
+            yield judged.found
+
+    def describe(
+        self, data: Any, *, progress: Progress | None = None, **compute: Unpack[ComputeArguments]
+    ) -> tuple[Sample, list[Failure]]:
+        """Judge images and return what ``drift`` asks of them, and those that cannot be read.
+
+        Arguments as in :meth:`predict`.
+
+        Raises:
+            InputError: the file does not compute what drift compares.
+        """
+        if "features" not in self.header.get("outputs", ()):
+            raise InputError(
+                f"{self.source} does not compute what drift compares: it was exported of a model without a sample for "
+                "drift. Fit with 'pickglass fit', or with observers=[pickglass.DriftSample()], and export again"
+            )
+        table = self.provenance.within_regions(as_table(data, role="test"))
+        facts: list[ImageFacts] = []
+        scores: list[float] = []
+        features: list[NDArray[np.float32]] = []
+        groups: list[str | None] = []
+        failures: list[Failure] = []
+        for judged in self._judged(table, ComputeOptions(**compute), progress or silent):
+            if isinstance(judged.found, Failure) or judged.value is None or judged.features is None:
+                failures += [judged.found] if isinstance(judged.found, Failure) else []
+                continue
+            facts.append(image_facts(judged.value.image, judged.value.keep))
+            scores.append(judged.found.score)
+            features.append(judged.features)
+            groups.append(judged.found.row.group)
+        pooled = np.stack(features) if features else np.zeros((0, 0), np.float32)
+        return Sample.of(facts, scores, pooled, groups, self.settings_digest()), failures
+
+    def parts_of(self, found: Found) -> dict[str, NDArray[np.float32]]:
+        """Return no maps: an exported file computes the joined map alone."""
+        return {}
+
+    def warm_up(self, **compute: Unpack[ComputeArguments]) -> float:
+        """Open the session and run it once, so that the first part on the line does not wait; return the seconds."""
+        began = time.perf_counter()
+        options = ComputeOptions(**compute)
+        self._session(options, None).run(self._example(self.batch or min(options.batch, 1)))
+        return time.perf_counter() - began
+
+    # -- the runtimes --------------------------------------------------------------------------------------------------
+
+    @property
+    def runtime(self) -> str:
+        """Say which runtime judged last, and what was measured."""
+        names = list(dict.fromkeys(name for name, _ in self._sessions))
+        if not names:
+            return "none yet"
+        if not self._milliseconds:
+            return names[-1]
+        times = ", ".join(f"{name} {value:.3g}" for name, value in self._milliseconds.items())
+        return f"{min(self._milliseconds, key=self._milliseconds.__getitem__)} (ms an image here: {times})"
+
+    def _session(self, options: ComputeOptions, n: int | None) -> Session:
+        """Return the session to judge n images with, None: nobody knows how many."""
+        device = "cpu" if options.device == "auto" else options.device
+        if options.engine != "auto":
+            return self._open(cast("RuntimeName", options.engine), device)
+        many = n is None or n >= _MANY
+        if device != "cpu" or importlib.util.find_spec("openvino") is None or not (many or self._milliseconds):
+            return self._open("onnxruntime", device)
+        if not self._milliseconds:
+            sessions = [self._open(name, device) for name in ("onnxruntime", "openvino")]
+            size = self.batch or options.batch
+            example = self._example(size)
+            times = {session.name: 1000 * _median_seconds(session, example) / size for session in sessions}
+            with self._lock:
+                self._milliseconds = self._milliseconds or times
+        return self._open(min(self._milliseconds, key=self._milliseconds.__getitem__), device)
+
+    def _open(self, name: RuntimeName, device: str) -> Session:
+        with self._lock:
+            session = self._sessions.get((name, device))
+            if session is None:
+                threads = usual_threads() if self.threads is None else self.threads
+                session = open_session(name, self._content, threads, device, self.source)
+                self._sessions[name, device] = session
+        return session
+
+    def _example(self, n: int) -> dict[str, NDArray[Any]]:
+        """Return inputs of n images of noise: some methods are quicker where nothing is seen."""
+        noise = np.random.default_rng(0).random((n, 3, *self.canvas), np.float32)
+        return self._inputs([Prepared(image, None) for image in noise])
+
+    def _inputs(self, values: Sequence[Prepared]) -> dict[str, NDArray[Any]]:
+        """Return the inputs of the graph; one for a fixed number of images gets the last one again and again."""
+        values = [*values, *[values[-1]] * ((self.batch or len(values)) - len(values))]
+        images = np.stack([value.image for value in values])  # (B, 3, H, W)
+        if self.input_form == "uint8":
+            images = np.ascontiguousarray(np.rint(images.transpose(0, 2, 3, 1) * 255).astype(np.uint8))
+        inputs: dict[str, NDArray[Any]] = {"image": images}
+        if self.takes_keep:
+            whole = np.ones(self.canvas, np.bool_)
+            inputs["keep"] = np.stack([whole if value.keep is None else value.keep for value in values])
+        return inputs
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, image: Array, row: Row) -> Prepared:
+        if row.roi is not None and not self.takes_keep:
+            raise InputError(
+                f"{self.source} was exported without an input for regions of interest, and {row.path} comes with one: "
+                "export the model with --keep (keep=True), or leave the region out"
+            )
+        return self.preprocess.prepared(image, row, self.roi)
+
+    def _judged(self, rows: Iterable[Row], options: ComputeOptions, progress: Progress) -> Iterator[_Judged]:
+        for name in ("batch", "workers", "max_pixels"):
+            if getattr(options, name) < 1:
+                raise InputError(f"{name}={getattr(options, name)!r}: expected at least 1")
+        total = len(rows) if isinstance(rows, Sized) else None
+        session, size, done = self._session(options, total), self.batch or options.batch, 0
+        ahead = max(2 * size, options.workers)
+        decoded = decode(rows, self._prepare, options.workers, ahead, options.max_pixels)
+        for batch in _batches(decoded, size):
+            values = [item.value for item in batch if item.value is not None]
+            answer = session.run(self._inputs(values)) if values else None
+            place = 0
+            for item in batch:
+                done += 1
+                progress("judging images", done, done if total is None else total)
+                if item.value is None or answer is None:
+                    yield _Judged(Failure(item.row.path, item.error or "it cannot be read"), None, None)
+                    continue
+                yield self._one(item, answer, place)
+                place += 1
+
+    def _one(self, item: Decoded[Row, Prepared], answer: Answer, place: int) -> _Judged:
+        score = float(answer.scores[place])
+        if not math.isfinite(score):
+            return _Judged(without_number(item.row.path, score), None, None)
+        found = Found(
+            item.row,
+            score,
+            np.ascontiguousarray(answer.maps[place], np.float32),
+            item.size,
+            self.preprocess.window(item.size),
+            self.roi,
+            item.row.pixel_mm or self.provenance.pixel_mm,
+        )
+        return _Judged(found, item.value, None if answer.features is None else answer.features[place])
+
+    # -- thresholds and the file ---------------------------------------------------------------------------------------
+
+    def model_id(self) -> str:
+        """Return the digest of what decides scores and maps; the model that was exported has the same."""
+        return str(self.header["id"])
+
+    @property
+    def model_version(self) -> int:
+        """The version is 1 after the fit and rises by one when thresholds are changed."""
+        return Change.version(self.history)
+
+    def configuration(self) -> dict[str, Any]:
+        """Return the settings of the detector that was exported."""
+        return dict(self.header["configuration"])
+
+    def settings_digest(self) -> str:
+        """Return the digest of the settings of the detector that was exported."""
+        return str(self.header["settings"])
+
+    def current_calibration(self) -> Calibration | None:
+        """Return the calibration; settings of an exported model cannot be changed after it was set."""
+        return self.calibration
+
+    def set_thresholds(self, image: float | None = None, pixel: float | None = None) -> Calibration:
+        """Set thresholds by hand, as :meth:`pickglass.Detector.set_thresholds` does; :meth:`save` keeps them."""
+        now = self.calibration or Calibration("fixed", None, None, settings=self.settings_digest())
+        if now.stale:
+            raise InputError("settings were changed after the threshold was set: set it anew on good images first")
+        new = set_by_hand(now, image, pixel)
+        self.history += (Change.between("set_thresholds", self.calibration, new),)
+        self.calibration = new
+        return new
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file with its thresholds of now, whole or not at all; the graph stays as it is.
+
+        Raises:
+            InputError: the name does not end in .onnx, or the place cannot be written.
+        """
+        target = output_path(path, ".onnx")
+        calibration = None if self.calibration is None else self.calibration.to_json()
+        header = {k: v for k, v in self.header.items() if k not in ("format", "sha256")}
+        write_export(target, self._content, {**header, "calibration": calibration, **history_of(self.history)})
+        return target
+
+
+class _Judged(NamedTuple):
+    """An image was judged: the result, what the graph got, and its features (d,)."""
+
+    found: Found | Failure
+    value: Prepared | None
+    features: NDArray[np.float32] | None
+
+
+def _batches(items: Iterable[Decoded[Row, Prepared]], size: int) -> Iterator[list[Decoded[Row, Prepared]]]:
+    batch: list[Decoded[Row, Prepared]] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _median_seconds(session: Session, inputs: Mapping[str, NDArray[Any]]) -> float:
+    session.run(inputs)
+    seconds = []
+    for _ in range(_MEASURED):
+        began = time.perf_counter()
+        session.run(inputs)
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds)[_MEASURED // 2]
+
+
+# -- arrays in the header ----------------------------------------------------------------------------------------------
+
+
+def array_to_json(array: NDArray[Any]) -> dict[str, Any]:
+    """Return an array as JSON holds it: little-endian, deflated, in base64."""
+    little = array.astype(array.dtype.newbyteorder("<"))
+    content = base64.b64encode(zlib.compress(little.tobytes())).decode()
+    return {"dtype": little.dtype.str, "shape": list(array.shape), "deflated": content}
+
+
+def array_from_json(stored: Mapping[str, Any]) -> NDArray[Any]:
+    """Return the array that :func:`array_to_json` described.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    dtype, shape = np.dtype(str(stored["dtype"])), tuple(int(n) for n in stored["shape"])
+    size = math.prod(shape) * dtype.itemsize
+    unpacker = zlib.decompressobj()
+    content = unpacker.decompress(base64.b64decode(stored["deflated"], validate=True), size + 1)
+    if dtype.kind not in "biuf" or min(shape, default=0) < 0 or len(content) != size:
+        raise ValueError(f"{len(content)} bytes for an array of {dtype} and shape {shape}")
+    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _arrays(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
+    return {name: array_from_json(array) for name, array in stored.items()}
+
+
+def _mask(stored: Mapping[str, Any]) -> BoolArray:
+    mask: BoolArray = array_from_json(stored).astype(np.bool_)
+    return mask

@@ -1,0 +1,146 @@
+"""A session runs an exported graph: in onnxruntime, or in OpenVINO where that is installed.
+
+Letters: B images, H x W pixels of the canvas, h x w cells of the map, d features.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pickglass.errors import InputError, MissingExtra, ModelFileError
+
+__all__ = ["Answer", "RuntimeName", "Session", "open_session", "usual_threads"]
+
+RuntimeName = Literal["onnxruntime", "openvino"]
+
+Inputs = Mapping[str, NDArray[Any]]
+
+
+class Answer(NamedTuple):
+    """What a graph computes of a batch.
+
+    Attributes:
+        scores: (B,) float32.
+        maps: (B, h, w) float32, or (B, H, W) where the file was exported so.
+        features: (B, d) float32, what ``pickglass drift`` compares; None: the file does not compute them.
+    """
+
+    scores: NDArray[np.float32]
+    maps: NDArray[np.float32]
+    features: NDArray[np.float32] | None
+
+
+class Session(NamedTuple):
+    """A graph is ready to run; any number of threads may call it at once.
+
+    Attributes:
+        name: the runtime.
+        version: the runtime's.
+        run: inputs by name -> answer.
+    """
+
+    name: RuntimeName
+    version: str
+    run: Callable[[Inputs], Answer]
+
+
+def usual_threads() -> int | None:
+    """Return the number of threads that ``OMP_NUM_THREADS`` asks for, as torch obeys it; None: the runtime chooses."""
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(text) if text.isdecimal() and int(text) > 0 else None
+
+
+def open_session(
+    name: RuntimeName, content: bytes, threads: int | None, device: str = "cpu", source: str = "the file"
+) -> Session:
+    """Make a graph ready to run.
+
+    Args:
+        name: the runtime.
+        content: all bytes of an ONNX file, which holds its tensors itself.
+        threads: that compute at once; None: as many as the runtime likes.
+        device: ``"cpu"``; ``"cuda"`` in onnxruntime, where its package for GPUs is installed.
+        source: the file's name, for messages.
+
+    Raises:
+        MissingExtra: the runtime is not installed.
+        InputError: the runtime does not run on the device.
+        ModelFileError: the runtime refuses the graph.
+    """
+    if name not in get_args(RuntimeName):
+        known = ", ".join(("auto", *get_args(RuntimeName)))
+        raise InputError(f"engine={name!r}: {source} is an exported model, which runs in one of {known}")
+    if device not in ("cpu", "cuda") or (device == "cuda" and name == "openvino"):
+        raise InputError(f"device={device!r} with {name}: expected 'cpu', or 'cuda' with onnxruntime")
+    make = _onnxruntime if name == "onnxruntime" else _openvino
+    return make(content, threads, device, source)
+
+
+def _onnxruntime(content: bytes, threads: int | None, device: str, source: str) -> Session:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra.needed(f"running {source}", error) from error
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise InputError(
+            "device='cuda', but this onnxruntime computes on the CPU alone: install onnxruntime-gpu in its place"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors, which are raised, too
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=[provider])
+    except Exception as error:  # its classes are not public, and derive from Exception alone
+        raise _refused("onnxruntime", source, error) from error
+    if session.get_providers()[0] != provider:  # it goes to the CPU with a warning where CUDA does not start
+        raise InputError(
+            f"device='cuda', but onnxruntime could not start it: it would run in {session.get_providers()}"
+        )
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: Inputs) -> Answer:
+        return _answer(dict(zip(names, session.run(names, dict(inputs)), strict=True)))
+
+    return Session("onnxruntime", str(onnxruntime.__version__), run)
+
+
+def _openvino(content: bytes, threads: int | None, device: str, source: str) -> Session:
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtra.needed(f"running {source} in OpenVINO", error) from error
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(content), "CPU", settings)
+    except Exception as error:  # RuntimeError, or what its parser of protobuf raises
+        raise _refused("OpenVINO", source, error) from error
+    names = [output.any_name for output in compiled.outputs]
+    own = threading.local()  # a request answers one thread at a time
+
+    def run(inputs: Inputs) -> Answer:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        answers = own.request.infer(dict(inputs))
+        return _answer({name: np.array(answers[i]) for i, name in enumerate(names)})
+
+    return Session("openvino", str(openvino.__version__), run)
+
+
+def _answer(outputs: Mapping[str, NDArray[np.float32]]) -> Answer:
+    return Answer(outputs["score"], outputs["map"], outputs.get("features"))
+
+
+def _refused(runtime: str, source: str, error: Exception) -> ModelFileError:
+    why = " ".join(str(error).split())[:200]
+    return ModelFileError(f"{source}: {runtime} refuses it ({why}): copy the file again, or export the model anew")
