@@ -37,6 +37,7 @@ from bench.textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pie
 from pickglass.app.see.layers import layers as layer_table
 from pickglass.app.see.request import BackboneRequest
 from pickglass.data import Preprocess, resize_map
+from pickglass.detectors.loading import silent
 from pickglass.detectors.method import FitContext
 from pickglass.errors import WeightsMissing
 from pickglass.features.backbones.registry import find_backbone
@@ -44,7 +45,6 @@ from pickglass.features.batch import Batch
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods import METHODS
 from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, bootstrap, resampled
-from pickglass.runtime.compute import silent
 
 BANK = 1000  # patches at least
 SEEN = 0.5  # AUPRO@0.05 from which a defect is said to be seen, at its size and all larger ones

@@ -24,6 +24,8 @@ from pickglass.detectors.onnx_graph import OPSET, onnx_graph
 from pickglass.errors import DataError, InputError, MissingExtra, ModelFileError, NotFitted
 from pickglass.methods import METHODS
 from pickglass.runtime.export_file import EXPORT_FORMAT, read_export_header
+from pickglass.runtime.exported import array_from_json
+from pickglass.runtime.session import Answer, RuntimeName, Session
 from pickglass.testing import textures
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -282,18 +284,20 @@ def test_without_images_generated_ones_are_named(
 def test_a_file_that_answers_differently_is_not_kept(
     detector: pg.Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = certificates._openvino
+    original = certificates.open_session
 
-    def wrong(content: bytes) -> Any:
-        run, version = original(content)
+    def wrong(name: RuntimeName, content: bytes, threads: int | None) -> Session:
+        session = original(name, content, threads)
+        if name == "onnxruntime":
+            return session
 
-        def off(inputs: Any) -> Any:
-            scores, maps = run(inputs)
-            return scores * 1.01, maps
+        def off(inputs: Any) -> Answer:
+            answer = session.run(inputs)
+            return answer._replace(score=answer.score * 1.01)
 
-        return off, version
+        return session._replace(run=off)
 
-    monkeypatch.setattr(certificates, "_openvino", wrong)
+    monkeypatch.setattr(certificates, "open_session", wrong)
     (tmp_path / "m.onnx").write_bytes(b"what was there")
     with pytest.raises(InputError, match=r"not kept, for in openvino it answers differently.*allowed 1e-04") as error:
         detector.export(tmp_path / "m.onnx", textures(4, SIDE))
@@ -303,10 +307,18 @@ def test_a_file_that_answers_differently_is_not_kept(
 
 
 @pytest.mark.parametrize(
-    "figures", [(2e-4, 0.0, 0), (0.0, 2e-3, 0), (0.0, 0.0, 1), (float("nan"), 0.0, 0), (float("inf"), 0.0, 0)]
+    "figures",
+    [
+        (2e-4, 0.0, 0.0, 0),
+        (0.0, 2e-3, 0.0, 0),
+        (0.0, 0.0, 2e-3, 0),
+        (0.0, 0.0, 0.0, 1),
+        (float("nan"), 0.0, 0.0, 0),
+        (float("inf"), 0.0, 0.0, 0),
+    ],
 )
-def test_each_figure_counts(figures: tuple[float, float, int]) -> None:
-    sound = RuntimeFigures(1e-5, 1e-5, 0, 1, 1.0, "1")
+def test_each_figure_counts(figures: tuple[float, float, float, int]) -> None:
+    sound = RuntimeFigures(1e-5, 1e-5, 0.0, 0, 1, 1.0, "1")
     Certificate("given", 1, 1, 0, {"onnxruntime": sound}, "1").check()
     with pytest.raises(InputError, match="not kept"):
         Certificate("given", 1, 1, 0, {"a": sound, "b": RuntimeFigures(*figures, 0, None, "1")}, "1").check()
@@ -318,7 +330,7 @@ def test_flips_and_scores_at_the_threshold_are_told_apart() -> None:
     calibration = usual_threshold([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     compared = certificates._Compared()
     expected, got = np.array([3.0, 2.9, 1.0]), np.array([3.00001, 3.1, np.nan])
-    compared.add(expected, np.ones((3, 1, 1)), got, np.ones((3, 1, 1)))
+    compared.add([expected, np.ones((3, 1, 1))], [got, np.ones((3, 1, 1))])
     figures = compared.figures(calibration, "1")
     assert (figures.flips, figures.at_threshold) == (2, 1)
     assert figures.score_difference == np.inf
@@ -346,16 +358,12 @@ def test_the_header_has_all_that_is_known(detector: pg.Detector, exported: Path)
 
 
 def test_the_reference_of_drift_goes_along(tmp_path: Path) -> None:
-    import base64
-
     detector = pg.PatchCore(**RESNET, ratio=0.05).fit(textures(8, SIDE), engine="torch", observers=[pg.DriftSample()])
     assert detector.reference is not None
     detector.export(tmp_path / "m.onnx", textures(2, SIDE))
     stored = read_export_header(tmp_path / "m.onnx")["drift_reference"]
     for name, array in detector.reference.tensors().items():
-        entry = stored[name]
-        got = np.frombuffer(base64.b64decode(entry["base64"]), entry["dtype"]).reshape(entry["shape"])
-        assert (got == array).all()
+        assert (array_from_json(stored[name]) == array).all()
 
 
 def test_what_cannot_be_exported_says_why(detector: pg.Detector, tmp_path: Path, monkeypatch: Any) -> None:

@@ -25,14 +25,14 @@ from torch import Tensor
 
 from pickglass.data import Row, Table, image_digest
 from pickglass.detectors.fitting import FitObserver
-from pickglass.detectors.loading import FeatureLoader, LoadedBatch
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch, silent
 from pickglass.detectors.method import Method
 from pickglass.errors import DataError
 from pickglass.features.batch import Batch
 from pickglass.nn.maps import kept_cells
 from pickglass.nn.outliers import group_distances, modified_z, principal, standing_out
 from pickglass.nn.search.coreset import random_projection
-from pickglass.runtime.compute import Progress, silent
+from pickglass.runtime.compute import Progress
 
 __all__ = ["CleanCheck", "Cleanliness", "ImageComparison", "Suspicion", "find_suspicious"]
 

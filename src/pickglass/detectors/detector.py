@@ -33,7 +33,7 @@ from pickglass.detectors.fitting import (
 from pickglass.detectors.fitting import (
     calibrate as calibrated,
 )
-from pickglass.detectors.loading import FeatureLoader, LoadedBatch, canvas_batch
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch, canvas_batch, silent
 from pickglass.detectors.method import Method
 from pickglass.detectors.modelfile import model_id, save
 from pickglass.detectors.naming import found_regions, unfolded
@@ -50,7 +50,7 @@ from pickglass.features.shared import SharedFeatures
 from pickglass.nn.maps import ProcessLock, cells_of, kept_cells, mean_of_highest
 from pickglass.nn.pooling import channel_means
 from pickglass.result import Found, Named, Prediction, without_number
-from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress, silent
+from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress
 from pickglass.runtime.provenance import Provenance, Regions
 
 if TYPE_CHECKING:
@@ -423,7 +423,7 @@ class Detector(Method):
             keep = self.roi.expand(images.shape[0], *self.roi.shape[-2:])
         batch = canvas_batch(images, keep, self.network, self.reads, self.tiles, fusion=self.fusion)
         answer = self.judge(batch)
-        return (*answer, channel_means(batch.levels, batch.keep, images.shape[0])) if features else answer
+        return (*answer, channel_means(batch.levels, batch.keep, int(images.shape[0]))) if features else answer
 
     # -- what a map is made of -----------------------------------------------------------------------------------------
 

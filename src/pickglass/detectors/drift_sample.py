@@ -15,11 +15,11 @@ from pickglass.calibration.drift import ImageFacts, Sample, image_facts
 from pickglass.data import Table, as_table
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.fitting import FitObserver
-from pickglass.detectors.loading import FeatureLoader, LoadedBatch
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch, silent
 from pickglass.detectors.method import Method
 from pickglass.errors import Failure
 from pickglass.nn.pooling import channel_means
-from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress, silent
+from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress
 
 __all__ = ["DriftSample", "describe"]
 

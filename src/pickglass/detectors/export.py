@@ -10,11 +10,12 @@ from typing import Any
 from pickglass.data import as_table
 from pickglass.data.files import output_path
 from pickglass.detectors.certificate import certify
+from pickglass.detectors.loading import silent
 from pickglass.detectors.method import Method
 from pickglass.detectors.modelfile import model_id
 from pickglass.detectors.onnx_graph import OPSET, InputForm, MapForm, onnx_graph
 from pickglass.errors import InputError
-from pickglass.runtime.compute import Progress, silent
+from pickglass.runtime.compute import Progress
 from pickglass.runtime.export_file import write_export
 from pickglass.runtime.exported import array_to_json
 from pickglass.runtime.model_header import history_of

@@ -40,7 +40,7 @@ from pickglass.data import (
     split_roles,
 )
 from pickglass.data.images.decoder import Array
-from pickglass.detectors.loading import FeatureLoader, LoadedBatch, on_device
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch, on_device, silent
 from pickglass.detectors.method import FitContext, Method
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
@@ -50,7 +50,7 @@ from pickglass.features.cache import FeatureCache
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.maps import PlaceSums, explained_by_place, mean_of_highest
 from pickglass.nn.training.loop import train_all
-from pickglass.runtime.compute import ComputeOptions, Progress, silent
+from pickglass.runtime.compute import ComputeOptions, Progress
 from pickglass.runtime.provenance import common_roi
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from pickglass.runtime.compute import ComputeOptions, Progress
 if TYPE_CHECKING:
     from pickglass.features.research.fusion import Fusion
 
-__all__ = ["FeatureLoader", "LoadedBatch", "canvas_batch", "on_device"]
+__all__ = ["FeatureLoader", "LoadedBatch", "canvas_batch", "on_device", "silent"]
 
 _TILES_AT_ONCE = 64  # of all images of a batch together: their features are held at once
 
@@ -51,6 +51,10 @@ class LoadedBatch(NamedTuple):
     def failures(self) -> list[Failure]:
         """The items that could not be read, with the reason."""
         return [Failure(item.row.path, item.error) for item in self.items if item.error is not None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report no progress."""
 
 
 class FeatureLoader:

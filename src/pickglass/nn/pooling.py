@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pickglass.data.images.geometry import Preprocess
 from pickglass.metrics.labelling import connected_regions
-from pickglass.nn.maps import kept_cells
+from pickglass.nn.maps import cells_of, kept_cells
 
 __all__ = [
     "Pooling",
@@ -131,8 +131,8 @@ def channel_means(levels: Sequence[Tensor], keep: Tensor | None, n: int) -> Tens
     """
     parts = []
     for level in levels:
-        cells = kept_cells(keep, (level.shape[3], level.shape[4]))  # (B, P, h, w)
+        cells = kept_cells(keep, cells_of(level))  # (B, P, h, w)
         weights = torch.ones_like(level[:, :, 0]) if cells is None else cells.to(level.dtype)
-        summed = (level * weights[:, :, None]).sum(dim=(3, 4)).reshape(n, -1, level.shape[2]).sum(dim=1)  # (n, C)
+        summed = (level * weights[:, :, None]).sum(dim=(3, 4)).reshape(n, -1, int(level.shape[2])).sum(dim=1)  # (n, C)
         parts.append(summed / weights.reshape(n, -1).sum(dim=1).clamp(min=1)[:, None])
     return torch.cat(parts, dim=1) if parts else torch.zeros(n, 0)

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 from pickglass.data.images.decoder import MAX_PIXELS
 
-__all__ = ["ComputeArguments", "ComputeOptions", "EngineName", "Progress", "Shape", "silent"]
+__all__ = ["ComputeArguments", "ComputeOptions", "EngineName", "Progress", "Shape"]
 
 EngineName = Literal["auto", "openvino", "bfloat16", "torch", "onnxruntime"]
 """What runs networks; ``onnxruntime`` runs exported models alone, ``bfloat16`` and ``torch`` run all others."""
@@ -59,7 +59,3 @@ class ComputeOptions:
             "workers": self.workers,
             "max_pixels": self.max_pixels,
         }
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Report no progress."""

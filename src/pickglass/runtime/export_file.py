@@ -113,6 +113,8 @@ def header_of_export(content: memoryview, path: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError: as :func:`read_export_header`.
     """
+    if not len(content):
+        raise _unreadable(path, "it is empty")
     text: bytes | None = None
     try:
         for part, ours in _parts(content):

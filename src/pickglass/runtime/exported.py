@@ -27,7 +27,7 @@ from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
 from pickglass.errors import Failure, InputError, ModelFileError
 from pickglass.result import BoolArray, Found, Prediction, without_number
-from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress, silent
+from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress
 from pickglass.runtime.export_file import read_export, write_export
 from pickglass.runtime.model_header import history_of
 from pickglass.runtime.provenance import Provenance
@@ -152,9 +152,7 @@ class ExportedModel:
         **compute: Unpack[ComputeArguments],
     ) -> Iterator[Found | Failure]:
         """Judge images as :meth:`predict` does, one after the other, in order, holding one batch at a time."""
-        for judged in self._judged(
-            self.provenance.rows_to_judge(data, channels), ComputeOptions(**compute), progress or silent
-        ):
+        for judged in self._judged(self.provenance.rows_to_judge(data, channels), ComputeOptions(**compute), progress):
             yield judged.found
 
     def describe(
@@ -178,7 +176,7 @@ class ExportedModel:
         features: list[NDArray[np.float32]] = []
         groups: list[str | None] = []
         failures: list[Failure] = []
-        for judged in self._judged(table, ComputeOptions(**compute), progress or silent):
+        for judged in self._judged(table, ComputeOptions(**compute), progress):
             if isinstance(judged.found, Failure) or judged.value is None or judged.features is None:
                 failures += [judged.found] if isinstance(judged.found, Failure) else []
                 continue
@@ -266,7 +264,7 @@ class ExportedModel:
             )
         return self.preprocess.prepared(image, row, self.roi)
 
-    def _judged(self, rows: Iterable[Row], options: ComputeOptions, progress: Progress) -> Iterator[_Judged]:
+    def _judged(self, rows: Iterable[Row], options: ComputeOptions, progress: Progress | None) -> Iterator[_Judged]:
         for name in ("batch", "workers", "max_pixels"):
             if getattr(options, name) < 1:
                 raise InputError(f"{name}={getattr(options, name)!r}: expected at least 1")
@@ -280,7 +278,8 @@ class ExportedModel:
             place = 0
             for item in batch:
                 done += 1
-                progress("judging images", done, done if total is None else total)
+                if progress is not None:
+                    progress("judging images", done, done if total is None else total)
                 if item.value is None or answer is None:
                     yield _Judged(Failure(item.row.path, item.error or "it cannot be read"), None, None)
                     continue
@@ -288,13 +287,13 @@ class ExportedModel:
                 place += 1
 
     def _one(self, item: Decoded[Row, Prepared], answer: Answer, place: int) -> _Judged:
-        score = float(answer.scores[place])
+        score = float(answer.score[place])
         if not math.isfinite(score):
             return _Judged(without_number(item.row.path, score), None, None)
         found = Found(
             item.row,
             score,
-            np.ascontiguousarray(answer.maps[place], np.float32),
+            np.ascontiguousarray(answer.map[place], np.float32),
             item.size,
             self.preprocess.window(item.size),
             self.roi,
@@ -393,11 +392,13 @@ def array_from_json(stored: Mapping[str, Any]) -> NDArray[Any]:
     Raises:
         ValueError: it is damaged.
     """
-    dtype, shape = np.dtype(str(stored["dtype"])), tuple(int(n) for n in stored["shape"])
+    dtype, shape = np.dtype(str(stored["dtype"])), tuple(max(0, int(n)) for n in stored["shape"])
     size = math.prod(shape) * dtype.itemsize
-    unpacker = zlib.decompressobj()
-    content = unpacker.decompress(base64.b64decode(stored["deflated"], validate=True), size + 1)
-    if dtype.kind not in "biuf" or min(shape, default=0) < 0 or len(content) != size:
+    try:
+        content = zlib.decompressobj().decompress(base64.b64decode(stored["deflated"], validate=True), size + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if dtype.kind not in "biuf" or len(content) != size:
         raise ValueError(f"{len(content)} bytes for an array of {dtype} and shape {shape}")
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 

@@ -96,7 +96,7 @@ def changed(header: Mapping[str, Any], command: str, calibration: Calibration) -
     """Return the header of a model with other thresholds, and with the change in its history.
 
     Args:
-        header: of a model file or of an exported one.
+        header: what a model file or an exported one says of itself.
         command: what changes the thresholds.
         calibration: the new thresholds.
     """

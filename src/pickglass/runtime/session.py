@@ -23,17 +23,17 @@ Inputs = Mapping[str, NDArray[Any]]
 
 
 class Answer(NamedTuple):
-    """What a graph computes of a batch.
+    """What a graph computes of a batch, by the names of its outputs.
 
     Attributes:
-        scores: (B,) float32.
-        maps: (B, h, w) float32, or (B, H, W) where the file was exported so.
+        score: (B,) float32.
+        map: (B, h, w) float32, or (B, H, W) where the file was exported so.
         features: (B, d) float32, what ``pickglass drift`` compares; None: the file does not compute them.
     """
 
-    scores: NDArray[np.float32]
-    maps: NDArray[np.float32]
-    features: NDArray[np.float32] | None
+    score: NDArray[np.float32]
+    map: NDArray[np.float32]
+    features: NDArray[np.float32] | None = None
 
 
 class Session(NamedTuple):
@@ -107,7 +107,7 @@ def _onnxruntime(content: bytes, threads: int | None, device: str, source: str) 
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: Inputs) -> Answer:
-        return _answer(dict(zip(names, session.run(names, dict(inputs)), strict=True)))
+        return Answer(**dict(zip(names, session.run(names, dict(inputs)), strict=True)))
 
     return Session("onnxruntime", str(onnxruntime.__version__), run)
 
@@ -125,20 +125,17 @@ def _openvino(content: bytes, threads: int | None, device: str, source: str) -> 
         compiled = core.compile_model(core.read_model(content), "CPU", settings)
     except Exception as error:  # RuntimeError, or what its parser of protobuf raises
         raise _refused("OpenVINO", source, error) from error
-    names = [output.any_name for output in compiled.outputs]
+    # an output also has names of values that are passed on to it unchanged
+    names = [next(name for name in Answer._fields if name in output.names) for output in compiled.outputs]
     own = threading.local()  # a request answers one thread at a time
 
     def run(inputs: Inputs) -> Answer:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
         answers = own.request.infer(dict(inputs))
-        return _answer({name: np.array(answers[i]) for i, name in enumerate(names)})
+        return Answer(**{name: np.array(answers[i]) for i, name in enumerate(names)})
 
     return Session("openvino", str(openvino.__version__), run)
-
-
-def _answer(outputs: Mapping[str, NDArray[np.float32]]) -> Answer:
-    return Answer(outputs["score"], outputs["map"], outputs.get("features"))
 
 
 def _refused(runtime: str, source: str, error: Exception) -> ModelFileError:
