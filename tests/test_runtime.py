@@ -15,12 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 import pickglass as pg
 from pickglass.app.drift import drift
 from pickglass.app.predict import predict
 from pickglass.app.testing.test import test as judge
 from pickglass.app.threshold import ThresholdRequest, threshold
+from pickglass.cli.main import app
 from pickglass.data import Row, Table
 from pickglass.errors import InputError, MissingExtra, ModelFileError
 from pickglass.runtime import exported as exporteds
@@ -262,7 +264,16 @@ def test_predict_writes_the_same_tables(detector: pg.Detector, file: Path, tmp_p
     assert boxes[1]
     assert boxes == [[defect["box"] for defect in item["defects"]] for item in wanted["results"]]
     assert (got["model_id"], got["model_version"]) == (wanted["model_id"], wanted["model_version"])
+    assert (got["runtime"], wanted["runtime"]) == ("onnxruntime", None)
     assert (tmp_path / "out" / "results.csv").is_file()
+
+
+def test_the_commands_say_which_runtime_and_refuse_the_wrong_file(file: Path, tmp_path: Path) -> None:
+    images = folder_of(tmp_path / "images", textures(1, SIDE, seed=7))
+    done = CliRunner().invoke(app, ["predict", str(file), str(images)])
+    assert (done.exit_code, done.stderr) == (0, "run by onnxruntime\n")
+    swapped = CliRunner().invoke(app, ["predict", str(images), str(file)])
+    assert "the arguments are swapped" in str(swapped.exception)
 
 
 def test_thresholds_are_set_in_the_file(file: Path, detector: pg.Detector, tmp_path: Path) -> None:

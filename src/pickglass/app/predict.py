@@ -20,6 +20,7 @@ from pickglass.data.files import written_whole
 from pickglass.errors import InputError
 from pickglass.result import FloatArray, Found, find_defects
 from pickglass.runtime.compute import ComputeOptions, Progress
+from pickglass.runtime.exported import ExportedModel
 
 __all__ = ["predict"]
 
@@ -79,6 +80,7 @@ def predict(
         "results": results,
         "failed": [],
         "stale": bool(calibration and calibration.stale),
+        "runtime": None,
     }
     rows: list[list[Cell]] = []
     about = (result["model_id"], result["model_version"])
@@ -98,6 +100,8 @@ def predict(
         if folder is not None:
             name = f"{len(results):04d}-{Path(item.row.path).stem}"
             _pictures(folder, name, item, full, limit, run.max_pixels)
+    if isinstance(detector, ExportedModel):
+        result["runtime"] = detector.runtime
     if folder is not None:
         write_tables(folder, rows, [line for judged in results for line in _defect_lines(judged)])
     return result

@@ -225,7 +225,7 @@ class PredictResult(TypedDict):
     """The result of ``pickglass predict``; ``stale``: settings were changed after the threshold was set.
 
     ``threshold``: an image whose score exceeds it is bad, null where the model has none. ``model_id`` and
-    ``model_version`` say which model judged.
+    ``model_version`` say which model judged, and ``runtime`` what ran an exported one, and what was measured for it.
     """
 
     model_id: str
@@ -234,6 +234,7 @@ class PredictResult(TypedDict):
     results: list[ImageResult]
     failed: list[Failed]
     stale: bool
+    runtime: str | None
 
 
 class DriftChange(TypedDict):

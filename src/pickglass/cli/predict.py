@@ -72,8 +72,15 @@ def predict(
         _show,
         as_json,
         wanting=lambda result: fail_on_bad and any(item["verdict"] == "bad" for item in result["results"]),
-        notes=lambda result: [_STALE] if result["stale"] else [],
+        notes=_notes,
     )
+
+
+def _notes(result: PredictResult) -> list[str]:
+    notes = [_STALE] if result["stale"] else []
+    if result["runtime"] is not None:
+        notes.append(f"run by {result['runtime']}")
+    return notes
 
 
 _STALE = "the settings were changed after the threshold was set: run 'pickglass threshold MODEL DATA' again"
