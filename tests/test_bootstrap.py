@@ -209,6 +209,9 @@ def test_rates_of_one_class_are_nan_where_undefined() -> None:
     good = pm.rates_at([0, 0], [0.1, 0.9], 0.5)
     assert np.isnan([good.f1, good.miss_rate]).all()
     assert good.false_alarm_rate == 0.5
+    for wrong in (0.5, 0.6, float("nan")):
+        with pytest.raises(InputError, match=r"unsure=.*expected a number below the threshold"):
+            pm.rates_at([0, 1], [0.1, 0.9], 0.5, unsure=wrong)
     bad = pm.rates_at([1, 1], [0.1, 0.9], 0.5)
     assert np.isnan(bad.false_alarm_rate)
     assert (bad.f1, bad.miss_rate) == (pytest.approx(2 / 3), 0.5)

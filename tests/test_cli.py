@@ -98,7 +98,8 @@ def test_test_prints_metrics_and_writes_report_and_maps(
     assert code == 0
     assert list(result) == [
         "n", "image_auroc", "average_precision", "f1_max", "pixel_auroc", "aupro_30", "aupro_05",
-        "aupimo", "au_spro_05", "f1", "false_alarm_rate", "miss_rate", "pixel_f1", "intervals",
+        "aupimo", "au_spro_05", "f1", "false_alarm_rate", "miss_rate",
+        "unsure_good_rate", "unsure_defective_rate", "pixel_f1", "intervals",
         "images_per_s", "report", "by_type", "left_out", "notes", "failed", "robustness",
     ]  # fmt: skip
     assert result["n"] == 8

@@ -90,6 +90,28 @@ def test_rates_at_the_deployed_thresholds(prediction: Prediction) -> None:
     assert bare["aupro_30"] == found["aupro_30"]
 
 
+def test_unsure_images_are_neither_false_alarms_nor_missed(prediction: Prediction) -> None:
+    rising = np.sort(prediction.scores).tolist()
+    good, bad = prediction.scores[:3], prediction.scores[3:]
+    assert prediction.calibration is not None
+    unsure = pg.evaluate(prediction)
+    assert (unsure["unsure_good_rate"], unsure["unsure_defective_rate"]) == (None, None)
+    for low in range(6):
+        for high in range(low + 1, 6):
+            both = replace(prediction.calibration, image_threshold=rising[high], unsure_threshold=rising[low])
+            judged = replace(prediction, calibration=both)
+            found = pg.evaluate(judged)
+            verdicts = [judged.verdict(i) for i in range(6)]
+            assert verdicts.count("unsure") == high - low
+            assert found["false_alarm_rate"] == (good > rising[high]).mean() == verdicts[:3].count("bad") / 3
+            assert found["miss_rate"] == (bad <= rising[low]).mean() == verdicts[3:].count("good") / 3
+            assert found["unsure_good_rate"] == verdicts[:3].count("unsure") / 3
+            assert found["unsure_defective_rate"] == verdicts[3:].count("unsure") / 3
+            assert found["f1"] == pytest.approx(f1_score([0, 0, 0, 1, 1, 1], [v == "bad" for v in verdicts]))
+            assert any("neither a false alarm nor missed" in note for note in found.notes)
+    assert {"unsure_good_rate", "unsure_defective_rate"} <= set(pg.evaluate(judged, repeats=20)["intervals"])
+
+
 def test_aupimo_is_per_image_and_its_mean(prediction: Prediction) -> None:
     found = pg.evaluate(prediction)
     curves = PimoCurves()
@@ -109,7 +131,8 @@ def test_intervals_come_with_repeats_and_hold_the_value(prediction: Prediction) 
     plain, found = pg.evaluate(grouped), pg.evaluate(grouped, repeats=60)
     assert plain["intervals"] is None
     assert {**found, "intervals": None} == dict(plain)
-    assert set(found["intervals"]) == set(found) - {"n", "aupimo", "au_spro_05", "intervals"}
+    unsure = {"unsure_good_rate", "unsure_defective_rate"}
+    assert set(found["intervals"]) == set(found) - {"n", "aupimo", "au_spro_05", "intervals"} - unsure
     for name, (low, high) in found["intervals"].items():
         assert 0 <= low <= high <= 1
         assert low - 0.01 <= found[name] <= high + 0.01

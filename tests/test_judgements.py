@@ -67,6 +67,7 @@ def test_each_image_has_a_row_in_the_order_given_also_one_that_failed(model: Pat
     assert float(bad["score"]) == result["results"][0]["score"]
     assert float(bad["p_value"]) == result["results"][0]["p_value"] < float(good["p_value"])
     assert (broken["score"], broken["p_value"], good["error"], bad["type"]) == ("", "", "", "")
+    assert {row["unsure_threshold"] for row in images} == {""}
     assert broken["error"] == result["failed"][0]["error"] != ""
 
 
@@ -87,6 +88,65 @@ def test_each_defect_has_a_row_in_pixels_of_the_original(model: Path, parts: Pat
     of_bad = [row for row in defects if row["path"].endswith("c.png")]
     assert [int(row["defect"]) for row in of_bad] == list(range(1, len(of_bad) + 1))
     assert max(int(row["y"]) + int(row["height"]) for row in of_bad) > 64  # beyond the network's input
+
+
+@pytest.mark.parametrize(("image", "unsure"), [("above", "between"), ("between", "below")])
+def test_a_part_between_two_thresholds_is_unsure_everywhere(
+    model: Path,
+    parts: Path,
+    tmp_path: Path,
+    image: str,
+    unsure: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = pg.load(model)
+    names = ["a.png", "c.png"]
+    low, high = detector.predict([parts / name for name in names], engine="torch").scores.tolist()
+    place = {"below": low - 1, "between": (low + high) / 2, "above": high + 1}
+    expected = {"between": ["good", "unsure"], "below": ["unsure", "bad"]}[unsure]
+    detector.set_thresholds(image=place[image], unsure=place[unsure])
+    own = detector.save(tmp_path / "own.safetensors")
+    out = tmp_path / "out"
+    words = [
+        "predict",
+        own,
+        *(parts / name for name in names),
+        "--fail-on-bad",
+        "--engine",
+        "torch",
+        "-o",
+        out,
+        "--json",
+    ]
+    monkeypatch.setattr(sys, "argv", ["pickglass", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1  # a part that nobody has looked at must not pass
+    result = json.loads(capsys.readouterr().out)
+    assert [item["verdict"] for item in result["results"]] == expected
+    assert result["unsure_threshold"] == place[unsure]
+    images, defects = rows(out / "results.csv"), rows(out / "defects.csv")
+    assert [row["verdict"] for row in images] == expected
+    assert {row["unsure_threshold"] for row in images} == {repr(place[unsure])}
+    by_path = {row["path"]: row["verdict"] for row in images}
+    assert defects
+    assert all(row["verdict"] == by_path[row["path"]] for row in defects)
+
+
+def test_fail_on_bad_lets_good_parts_pass_beside_a_band(
+    model: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = pg.load(model)
+    (low,) = detector.predict(parts / "a.png", engine="torch").scores.tolist()
+    detector.set_thresholds(image=low + 2, unsure=low)  # a score that equals a threshold does not exceed it
+    own = detector.save(tmp_path / "own.safetensors")
+    monkeypatch.setattr(
+        sys, "argv", ["pickglass", "predict", str(own), str(parts / "a.png"), "--fail-on-bad", "--engine", "torch"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
 
 
 def test_a_size_in_mm2_is_empty_where_no_pitch_is_known(model: Path, parts: Path, tmp_path: Path) -> None:
@@ -124,7 +184,7 @@ def test_a_spreadsheet_runs_no_name_and_every_text_can_be_had_back(tmp_path: Pat
         "",
         'é,"x',
     ]
-    write_tables(tmp_path, [[name, *[None] * 9] for name in names], [])
+    write_tables(tmp_path, [[name, *[None] * (len(IMAGES) - 1)] for name in names], [])
     with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
         _, *lines = csv.reader(file)
     written = [line[0] for line in lines]
@@ -134,14 +194,14 @@ def test_a_spreadsheet_runs_no_name_and_every_text_can_be_had_back(tmp_path: Pat
 
 
 def test_a_row_that_cannot_be_written_leaves_both_old_files(tmp_path: Path) -> None:
-    write_tables(tmp_path, [["old", *[None] * 9]], [])
+    write_tables(tmp_path, [["old", *[None] * (len(IMAGES) - 1)]], [])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def broken() -> Any:
-        yield ["new", *[None] * 9]
+        yield ["new", *[None] * (len(IMAGES) - 1)]
         raise OSError("disk full")
 
-    for images, defects in ((broken(), []), ([["new", *[None] * 9]], broken())):
+    for images, defects in ((broken(), []), ([["new", *[None] * (len(IMAGES) - 1)]], broken())):
         with pytest.raises(OSError, match="disk full"):
             write_tables(tmp_path, images, defects)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -179,7 +239,8 @@ def test_exit_codes(
         assert out == ""
         return
     result = json.loads(out)
-    assert list(result) == ["model_id", "model_version", "threshold", "results", "failed", "stale"]
+    keys = ["model_id", "model_version", "threshold", "unsure_threshold", "results", "failed", "stale"]
+    assert list(result) == keys
     assert len(result["results"]) + len(result["failed"]) == len(names)
 
 

@@ -93,7 +93,13 @@ def robustness_page(folder: Path) -> Path:
         "disturbed": [disturbed(kind, strength) for kind, steps in DISTURBANCES.items() for strength in steps],
         "failed": [{"path": EVIL, "error": EVIL}],
     }
-    return write_robustness(folder / "page.html", EVIL, result, 1.0, draw_samples(lambda kind, strength: GREY))
+    return write_robustness(
+        folder / "page.html",
+        EVIL,
+        result,
+        Calibration("fixed", 1.0, None, unsure_threshold=0.5),
+        draw_samples(lambda kind, strength: GREY),
+    )
 
 
 def advise_page(folder: Path) -> Path:

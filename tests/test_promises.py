@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from pickglass.calibration.promises import (
     best_f1,
     fixed_value,
     group_maxima,
+    set_by_hand,
     shift_bound,
     tolerance_bound,
     tolerance_needs,
@@ -136,6 +138,49 @@ def test_any_and_area_keep_their_promise_about_images() -> None:
     assert area == alone
 
 
+def test_what_is_said_of_unsure_holds_as_what_is_said_of_flagged() -> None:
+    """Two thresholds on the same scores: each breaks its own statement as rarely as stated, and neither moves."""
+    rng, repeats = np.random.default_rng(11), 500
+    wish, average = Wish("tolerance", 0.05, 0.9, unsure=0.1), Wish("marginal", 0.05, unsure=0.1)
+    broken, mean, between = 0, 0.0, 0.0
+    for _ in range(repeats):
+        given = evidence(rng.random(120))
+        found = promised(given, wish)
+        assert found.image_threshold == promised(given, replace(wish, unsure=None)).image_threshold
+        assert found.unsure_threshold is not None
+        broken += 1 - found.unsure_threshold > 0.15
+        low, high = (getattr(promised(given, average), f"{name}_threshold") for name in ("unsure", "image"))
+        mean += (1 - low) / repeats
+        between += (high - low) / repeats
+    assert broken / repeats <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / repeats)
+    assert mean == pytest.approx(18 / 121, abs=0.006)  # floor(0.15 x 121) = 18
+    assert between == pytest.approx(12 / 121, abs=0.006)
+
+
+def test_the_number_of_images_that_a_band_takes() -> None:
+    for wish, have in (
+        (Wish("estimate", 0.01, unsure=0.001), 120),
+        (Wish("estimate", 0.01, unsure=0.001), 0),
+        (Wish("marginal", 0.3, unsure=0.01), 4),
+        (Wish("tolerance", 0.02, 0.95, unsure=0.002), 150),
+    ):
+        needed = wish.needs(have)
+        assert needed > have
+        assert wish.fills(needed)
+        assert not wish.fills(needed - 1) or needed - 1 < replace(wish, unsure=None).needs()
+        scores = np.random.default_rng(12).random(needed)
+        assert promised(evidence(scores), wish).unsure_threshold is not None
+        with pytest.raises(PromiseUnreachable, match="more for unsure, takes"):
+            promised(evidence(scores[: needed - 1]), wish)
+    assert Wish("tolerance", 0.01, 0.95, unsure=0.05).needs() == 299  # 6 % takes fewer than 1 % does
+    assert 9e5 < Wish("estimate", 0.01, unsure=1e-6).needs(500) <= 1e6  # found at once, and without millions of numbers
+
+
+def test_equal_scores_leave_no_band() -> None:
+    with pytest.raises(InputError, match=r"unsure=0\.05.*the score 7 many times"):
+        promised(evidence(np.append(np.arange(100.0) / 100, np.full(50, 7.0))), Wish("estimate", 0.1, unsure=0.05))
+
+
 # -- pixels -----------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +237,54 @@ def test_the_sentence_states_what_was_achieved() -> None:
     assert found.false_alarm_bound is None
 
 
+def test_the_sentence_states_what_is_said_of_unsure() -> None:
+    given = evidence(np.random.default_rng(5).random(500))
+    for wish, said in (
+        (Wish("tolerance", 0.01, unsure=0.05), "at most 6 %, with 95 % confidence of its own"),
+        (
+            Wish("tolerance", 0.01, unsure=0.05, shift=2000),
+            "with 95 % confidence of its own, in such a shift at most 124",
+        ),
+        (Wish("marginal", 0.01, unsure=0.05), "on average at most 5.99 %"),
+        (Wish("estimate", 0.01, unsure=0.05), "about 5.99 %"),
+    ):
+        found = promised(given, wish)
+        assert found.sentence.startswith(promised(given, replace(wish, unsure=None)).sentence + "; flagged or unsure: ")
+        assert found.sentence.endswith(said)
+        assert (found.unsure_bound is None) == (wish.promise == "estimate")
+
+
+def test_a_number_by_hand_changes_its_own_part_of_the_sentence() -> None:
+    given = evidence(np.arange(1.0, 101.0))
+    promise = promised(given, Wish("estimate", 0.02, unsure=0.05))
+    said = promise.sentence.split("; flagged or unsure")[0]
+    fixed = set_by_hand(promise, unsure=90.0)
+    by_value = "; flagged or unsure: 10 of 100 good images, by a fixed value that promises nothing"
+    assert fixed.sentence == said + by_value
+    assert (fixed.unsure_bound, fixed.image_threshold) == (None, promise.image_threshold)
+    pixels = set_by_hand(promise, pixel=50.0)
+    assert pixels.sentence.startswith(f"{promise.sentence}; the pixel threshold")
+    both = set_by_hand(set_by_hand(pixels, unsure=90.0), image=95.0)
+    assert both.sentence == (
+        f"a fixed value; 5 of 100 good images exceed it, and no false-alarm rate is promised{by_value}"
+        + pixels.sentence.removeprefix(promise.sentence)
+    )
+    old = Calibration("highest", 3.0, 3.0, (1.0, 3.0), (1.0, 3.0))  # older models have no sentence
+    twice = set_by_hand(set_by_hand(old, unsure=2.0), unsure=1.0)
+    assert twice.sentence.startswith("the highest score of good images")
+    assert twice.sentence.count("flagged or unsure") == 1
+
+
+def test_scores_on_a_threshold_do_not_exceed_it() -> None:
+    both = Calibration("fixed", 2.0, None, unsure_threshold=1.0)
+    up, down = (lambda x: float(np.nextafter(x, np.inf))), (lambda x: float(np.nextafter(x, -np.inf)))
+    at = {down(1.0): "good", 1.0: "good", up(1.0): "unsure", 2.0: "unsure", up(2.0): "bad"}
+    assert {score: both.verdict(score) for score in at} == at
+    assert [both.verdict(score) for score in (math.nan, math.inf, -math.inf)] == ["bad"] * 3
+    assert replace(both, unsure_threshold=None).verdict(1.5) == "good"
+    assert replace(both, image_threshold=None).verdict(1.5) is None
+
+
 def test_both_promises_split_the_error_and_say_so() -> None:
     scores = np.random.default_rng(6).random(400)
     with pytest.raises(PromiseUnreachable, match="takes 368 calibration images, there are 367: 1 are missing"):
@@ -242,7 +335,8 @@ def test_a_best_f1_and_a_fixed_value_promise_nothing() -> None:
 
 def test_records_come_back_from_json() -> None:
     full = promised(evidence(np.arange(40.0), groups=["a", *[None] * 39], settings="s"), Wish("tolerance", 0.2))
-    for record in (full, usual_threshold([3.0, 1.0], [2.0, 1.0]), usual_threshold([], [])):
+    band = promised(evidence(np.arange(40.0)), Wish("estimate", 0.2, unsure=0.2))
+    for record in (full, band, usual_threshold([3.0, 1.0], [2.0, 1.0]), usual_threshold([], [])):
         assert Calibration.from_json(json.loads(json.dumps(record.to_json()))) == record
         assert Calibration.from_json(record.to_json()) == record
     old = {"promise": "highest", "image_threshold": 1.0, "pixel_threshold": 1.0, "scores": [1.0], "peaks": [1.0]}
@@ -269,6 +363,10 @@ def test_changed_settings_make_it_stale() -> None:
         ({"pixel": "all"}, "pixel='all'"),
         ({"shift": 0}, "shift=0"),
         ({"promise": "estimate", "shift": 5}, "shift=5 with promise='estimate'"),
+        ({"unsure": 0.0}, "unsure=0.0"),
+        ({"unsure": 1e-9}, "unsure=1e-09"),
+        ({"unsure": float("nan")}, "unsure=nan"),
+        ({"false_alarm": 0.6, "unsure": 0.4}, "unsure=0.4 with false_alarm=0.6"),
     ],
 )
 def test_wishes_that_make_no_sense(wrong: dict[str, object], said: str) -> None:

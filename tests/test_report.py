@@ -131,6 +131,35 @@ def test_worst_mistakes_come_first(tmp_path: Path) -> None:
     assert "2 good, 3 bad, 1 without a label. At the threshold 1: 1 of 3 bad missed, 1 of 2 good called bad." in words
 
 
+def test_an_unsure_image_is_told_apart(tmp_path: Path) -> None:
+    items = [
+        item("right", 1, 3.0),
+        item("bad between", 1, 0.8, verdict="unsure"),
+        item("good between", 0, 0.9, verdict="unsure"),
+        item("missed", 1, 0.2),
+        item("calm", 0, 0.1),
+        item("unknown", None, 0.7, verdict="unsure"),
+    ]
+    text = write(tmp_path, items, unsure=0.5)
+    page = PageReader(text)
+    cards = {card["data-name"]: card["data-outcome"] for card in page.all("article")}
+    assert list(cards) == ["missed", "bad between", "good between", "calm", "right", "unknown"]
+    assert list(cards.values()) == ["missed", "unsure", "unsure", "right", "right", "unsure"]
+    assert text.count("? to be looked at") == 3
+    assert '<option value="unsure">' in text
+    words = " ".join("".join(page.words).split())
+    assert (
+        "At the threshold 1: 1 of 3 bad missed, 0 of 2 good called bad. Above 0.5 and up to the threshold, for a "
+        in words
+    )
+    assert "to look at: 1 of 3 bad unsure, 1 of 2 good unsure, 1 of 1 without a label." in words
+    assert re.search(r"<td>1 of 3</td>\s*<td>1 of 3</td>", text)  # of holes missed, and unsure
+    assert "unsure above 0.5" in text
+    assert "bad above 1" in text
+    assert text.count('class="limit lower"') == 2  # the line and its key
+    assert "unsure" not in " ".join(PageReader(write(tmp_path, [item("right", 1, 3.0)])).words)
+
+
 def test_data_without_labels_masks_or_threshold(tmp_path: Path) -> None:
     items = [item(str(i), None, float(i), mask=None, predicted=None, boxes=[], verdict=None) for i in range(4)]
     text = write(tmp_path, items, metrics={}, by_type={}, curves=NO_CURVES, threshold=None, failed=[], notes=[])

@@ -19,6 +19,8 @@ from pickglass.app import fit as fitting
 from pickglass.app import threshold as use_case
 from pickglass.app.fit import FitRequest
 from pickglass.app.threshold import ThresholdRequest
+from pickglass.calibration import Calibration
+from pickglass.calibration.promises import set_by_hand
 from pickglass.cli.main import main
 from pickglass.data import Dataset, DataSource, Row, Table, image_digest, load_dataset, paint, read_image
 from pickglass.detectors.modelfile import read_model, write_model
@@ -61,8 +63,9 @@ def test_the_same_folder_uses_the_scores_in_the_model(model: Path, small_dataset
     before, tensors = read_model(model)
     result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6, shift=100))
     assert list(result) == [
-        "promise", "image_threshold", "pixel_threshold", "image_threshold_before", "pixel_threshold_before",
-        "false_alarm_bound", "confidence", "n_calibrate", "left_out", "sentence", "sentence_before",
+        "promise", "image_threshold", "unsure_threshold", "pixel_threshold",
+        "image_threshold_before", "unsure_threshold_before", "pixel_threshold_before",
+        "false_alarm_bound", "unsure_bound", "confidence", "n_calibrate", "left_out", "sentence", "sentence_before",
         "model_id", "model_version",
     ]  # fmt: skip
     kept = before["calibration"]["scores"]
@@ -249,6 +252,12 @@ def test_a_broken_image_is_no_calibration_image(model: Path, fresh: Path, tmp_pa
         ({"value": 3.0}, "promise='tolerance' with value=3.0"),
         ({"promise": "fixed", "value": float("nan")}, "value=nan"),
         ({"promise": "f1", "pixel": "any"}, "promises no false-alarm rate"),
+        ({"promise": "f1", "unsure": 0.1}, r"promises no false-alarm rate.*unsure_value sets"),
+        ({"promise": "fixed", "value": 3.0, "unsure": 0.1}, "promises no false-alarm rate"),
+        ({"unsure": 0.1, "unsure_value": 3.0}, "unsure_value=3.0 with unsure=0.1"),
+        ({"unsure_value": float("inf")}, "unsure_value=inf"),
+        ({"unsure": 0.0}, "unsure=0.0"),
+        ({"promise": "fixed", "value": 3.0, "unsure_value": 3.0}, "expected unsure below image"),
         ({"false_alarm": 2.0}, "false_alarm=2.0"),
         ({"promise": "estimate", "folds": 1}, "folds=1"),
     ],
@@ -285,6 +294,87 @@ def test_the_command(
     assert "bad above 7.5" in shown.out
     assert "no false-alarm rate is promised" in shown.out
     assert run(monkeypatch, "threshold", model, small_dataset, "--false-alarm", 1.5) == 2
+
+
+def test_a_band_of_unsure_is_set_told_kept_and_removed(
+    model: Path, small_dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    falling = sorted(read_model_header(model)["calibration"]["scores"], reverse=True)
+    words = ["threshold", model, small_dataset, "--false-alarm", 0.6, "--unsure", 0.2]
+    assert run(monkeypatch, *words, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["image_threshold"], result["unsure_threshold"]) == (falling[0], falling[1])
+    assert (result["unsure_threshold_before"], result["n_calibrate"]) == (None, 4)
+    assert result["false_alarm_bound"] <= 0.6 < result["unsure_bound"] <= 0.8
+    assert pg.load(model).calibration.verdict(falling[0]) == "unsure"  # type: ignore[union-attr]
+    assert run(monkeypatch, *words[:-1], 0.3) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"bad above {falling[0]:.6g}, unsure above {falling[1]:.6g}, pixels above" in told
+    assert "flagged or unsure: at most 75.2 %, with 95 % confidence of its own" in told
+    # numbers by hand leave the band; another promise without --unsure does not, and says so
+    by_hand = threshold(model, None, ThresholdRequest(pixel_value=3.0))
+    assert by_hand["unsure_threshold"] == falling[1]
+    assert "flagged or unsure: at most" in by_hand["sentence"]
+    assert run(monkeypatch, *words[:-2]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"none unsure (was above {falling[1]:.6g}; --unsure keeps a band)" in told
+    assert "flagged or unsure" not in told.split("until now:")[0]
+    assert read_model_header(model)["calibration"]["unsure_threshold"] is None
+    assert run(monkeypatch, "threshold", model, "--unsure-value", falling[2]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"unsure above {falling[2]:.6g}, pixels above" in told
+    assert "flagged or unsure: 2 of 4 good images, by a fixed value that promises nothing" in told
+    assert run(monkeypatch, "info", model) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"bad above a score of {falling[0]:.6g}, unsure above {falling[2]:.6g} up to that, and a pixel" in told
+    assert f"unsure threshold none -> {falling[1]:.6g}" in told
+    assert f"unsure threshold {falling[1]:.6g} -> none" in told
+    assert f"unsure threshold none -> {falling[2]:.6g}" in told
+
+
+def test_a_band_that_the_images_cannot_carry_is_refused(
+    model: Path, small_dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = model.read_bytes()
+    assert run(monkeypatch, "threshold", model, small_dataset, "--false-alarm", 0.6, "--unsure", 0.05) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "and 5 % more for unsure, takes 10 calibration images, there are 4: 6 are missing" in shown.err
+    assert "these 4 allow 15.2 % for unsure (--unsure 0.152)" in shown.err
+    assert model.read_bytes() == before
+    assert run(monkeypatch, "threshold", model, small_dataset, "--false-alarm", 0.6, "--unsure", 0.152) == 0
+
+
+def test_a_file_from_before_there_was_a_band_reads_as_before(model: Path, small_dataset: Path) -> None:
+    header, tensors = read_model(model)
+    old = {k: v for k, v in header["calibration"].items() if not k.startswith("unsure")}
+    history = [{k: v for k, v in change.items() if not k.startswith("unsure")} for change in header["history"]]
+    known = {k: v for k, v in header.items() if k != "format"}
+    write_model(model, {**known, "calibration": old, "history": history}, tensors)
+    assert pg.load(model).calibration == Calibration.from_json(header["calibration"])
+    result = threshold(model, small_dataset, ThresholdRequest(false_alarm=0.6, unsure=0.2))
+    assert result["unsure_threshold"] is not None
+    assert [change.unsure_threshold for change in pg.load(model).history] == [None, result["unsure_threshold"]]
+
+
+def test_thresholds_by_hand_keep_their_order(model: Path) -> None:
+    detector = pg.load(model)
+    calibration = detector.calibration
+    assert calibration is not None
+    assert calibration.image_threshold is not None
+    limit = calibration.image_threshold
+    assert detector.set_thresholds(unsure=limit - 1).verdict(limit) == "unsure"
+    assert detector.history[-1].unsure_threshold == limit - 1
+    assert detector.set_thresholds(image=limit + 1).unsure_threshold == limit - 1  # None: as it is
+    for wrong in ({"unsure": limit + 1}, {"image": limit - 1}, {"image": 1.0, "unsure": 1.0}):
+        with pytest.raises(InputError, match=r"expected unsure below image"):
+            detector.set_thresholds(**wrong)
+    with pytest.raises(InputError, match="expected a finite number"):
+        detector.set_thresholds(unsure=float("nan"))
+    assert len(detector.history) == 3
+    bare = replace(calibration, image_threshold=None, scores=(), peaks=())
+    with pytest.raises(InputError, match=r"image=None, unsure=1\.0: expected unsure below image"):
+        set_by_hand(bare, unsure=1.0)
 
 
 @pytest.mark.slow

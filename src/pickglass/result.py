@@ -207,7 +207,7 @@ class Prediction:
         return self.found[index].full_map()
 
     def verdict(self, index: int) -> Verdict | None:
-        """Return ``good`` or ``bad`` by the model's image threshold; None if it has none."""
+        """Return ``good`` or ``bad`` by the model's image threshold, or ``unsure`` between two; None if it has none."""
         return self.calibration.verdict(self.found[index].score) if self.calibration else None
 
     def mask(self, index: int, threshold: float | None = None) -> BoolArray:

@@ -19,11 +19,23 @@ __all__ = ["DEFECTS", "IMAGES", "Cell", "cell", "write_tables"]
 
 Cell: TypeAlias = str | float | int | None
 
-IMAGES = ("path", "score", "threshold", "verdict", "p_value", "type", "model_id", "model_version", "time", "error")
+IMAGES = (
+    "path",
+    "score",
+    "threshold",
+    "unsure_threshold",
+    "verdict",
+    "p_value",
+    "type",
+    "model_id",
+    "model_version",
+    "time",
+    "error",
+)
 """The columns of ``results.csv``, one row an image."""
 
-DEFECTS = ("path", "defect", "x", "y", "width", "height", "area_px", "area_mm2", "peak", "type")
-"""The columns of ``defects.csv``, one row a defect."""
+DEFECTS = ("path", "verdict", "defect", "x", "y", "width", "height", "area_px", "area_mm2", "peak", "type")
+"""The columns of ``defects.csv``, one row a defect; ``verdict`` is that on its image."""
 
 _FORMULA = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20")  # and the first four in full width
 

@@ -77,18 +77,19 @@ def predict(
         "model_id": detector.model_id(),
         "model_version": detector.model_version,
         "threshold": calibration.image_threshold if calibration else None,
+        "unsure_threshold": calibration.unsure_threshold if calibration else None,
         "results": results,
         "failed": [],
         "stale": bool(calibration and calibration.stale),
         "runtime": None,
     }
     rows: list[list[Cell]] = []
-    about = (result["model_id"], result["model_version"])
+    about, limits = (result["model_id"], result["model_version"]), (result["threshold"], result["unsure_threshold"])
     for item in detector.stream(table, progress=progress, **run.arguments()):
         time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         if not isinstance(item, Found):
             result["failed"].append({"path": item.path, "error": item.error})
-            rows.append([item.path, None, result["threshold"], None, None, None, *about, time, item.error])
+            rows.append([item.path, None, *limits, None, None, None, *about, time, item.error])
             continue
         full = item.full_map()
         if writer is not None:
@@ -96,7 +97,7 @@ def predict(
         judged = _judged(item, full, calibration, time)
         results.append(judged)
         cells = [judged["verdict"], judged["p_value"], judged["type"]]
-        rows.append([judged["path"], judged["score"], result["threshold"], *cells, *about, time, None])
+        rows.append([judged["path"], judged["score"], *limits, *cells, *about, time, None])
         if folder is not None:
             name = f"{len(results):04d}-{Path(item.row.path).stem}"
             _pictures(folder, name, item, full, limit, run.max_pixels)
@@ -137,8 +138,9 @@ def _judged(item: Found, full: FloatArray, calibration: Calibration | None, time
 
 
 def _defect_lines(judged: ImageResult) -> list[list[Cell]]:
+    image = (judged["path"], judged["verdict"])
     return [
-        [judged["path"], number, *defect["box"], defect["area_px"], defect["area_mm2"], defect["peak"], defect["type"]]
+        [*image, number, *defect["box"], defect["area_px"], defect["area_mm2"], defect["peak"], defect["type"]]
         for number, defect in enumerate(judged["defects"], start=1)
     ]
 

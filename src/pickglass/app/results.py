@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
+from pickglass.calibration import Verdict
+
 __all__ = [
     "AblationRow",
     "AdviseResult",
@@ -105,7 +107,9 @@ class Metrics(TypedDict):
     """The metrics of a set of images; null where they are undefined, e.g. without defective images or masks.
 
     ``f1``, ``false_alarm_rate``, ``miss_rate`` and ``pixel_f1`` are those at the model's own thresholds, null
-    without a calibration. ``aupimo`` is the mean over the defective images. ``au_spro_05`` is null unless the data
+    without a calibration. A false alarm is a good image that is judged bad, a miss a defective one that is judged good;
+    ``unsure_good_rate`` and ``unsure_defective_rate`` are the shares that are judged unsure, null where the model has
+    one image threshold. ``aupimo`` is the mean over the defective images. ``au_spro_05`` is null unless the data
     set gives saturation areas (MVTec LOCO AD). ``intervals``: metric -> [low, high], the 95 % bootstrap interval;
     null if none were asked for.
     """
@@ -122,6 +126,8 @@ class Metrics(TypedDict):
     f1: float | None
     false_alarm_rate: float | None
     miss_rate: float | None
+    unsure_good_rate: float | None
+    unsure_defective_rate: float | None
     pixel_f1: float | None
     intervals: dict[str, list[float]] | None
 
@@ -156,6 +162,8 @@ class Disturbed(TypedDict):
     aupro_05: float | None
     false_alarm_rate: float | None
     miss_rate: float | None
+    unsure_good_rate: float | None
+    unsure_defective_rate: float | None
 
 
 class RobustnessResult(TypedDict):
@@ -211,7 +219,7 @@ class ImageResult(TypedDict):
 
     path: str
     score: float
-    verdict: Literal["good", "bad"] | None
+    verdict: Verdict | None
     defects: list[DefectResult]
     p_value: float | None
     p_value_log10: float | None
@@ -224,13 +232,15 @@ class ImageResult(TypedDict):
 class PredictResult(TypedDict):
     """The result of ``pickglass predict``; ``stale``: settings were changed after the threshold was set.
 
-    ``threshold``: an image whose score exceeds it is bad, null where the model has none. ``model_id`` and
-    ``model_version`` say which model judged, and ``runtime`` what ran an exported one, and what was measured for it.
+    ``threshold``: an image whose score exceeds it is bad, null where the model has none. ``unsure_threshold``: an image
+    whose score exceeds only this is unsure, null where none is. ``model_id`` and ``model_version`` say which model
+    judged, and ``runtime`` what ran an exported one, and what was measured for it.
     """
 
     model_id: str
     model_version: int
     threshold: float | None
+    unsure_threshold: float | None
     results: list[ImageResult]
     failed: list[Failed]
     stale: bool
@@ -596,18 +606,23 @@ class StudyResult(TypedDict):
 class ThresholdResult(TypedDict):
     """The result of ``pickglass threshold``.
 
-    ``image_threshold_before`` and ``pixel_threshold_before``: those that were replaced, null where there were none;
-    ``sentence_before``: what was said of them, null where nothing was. ``n_calibrate`` counts images, or groups where
-    the data has groups; ``left_out``: images that the fit left out as suspicious, and that count for nothing here,
-    either. ``model_id`` stays, ``model_version`` rises by one.
+    ``unsure_threshold``: an image is unsure between this and ``image_threshold``, null where none is.
+    ``image_threshold_before``, ``unsure_threshold_before`` and ``pixel_threshold_before``: those that were replaced,
+    null where there were none; ``sentence_before``: what was said of them, null where nothing was. ``unsure_bound``:
+    the share of good parts that is bad or unsure at most, null where nothing is promised of it. ``n_calibrate`` counts
+    images, or groups where the data has groups; ``left_out``: images that the fit left out as suspicious, and that
+    count for nothing here, either. ``model_id`` stays, ``model_version`` rises by one.
     """
 
     promise: str
     image_threshold: float | None
+    unsure_threshold: float | None
     pixel_threshold: float | None
     image_threshold_before: float | None
+    unsure_threshold_before: float | None
     pixel_threshold_before: float | None
     false_alarm_bound: float | None
+    unsure_bound: float | None
     confidence: float | None
     n_calibrate: int
     left_out: int

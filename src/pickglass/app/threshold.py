@@ -60,6 +60,9 @@ class ThresholdRequest:
         value: the threshold for ``fixed``.
         pixel_value: the pixel threshold, set by hand beside any promise for images; not with ``pixel``.
         folds: refits for ``estimate``, at least 2.
+        unsure: share of good parts that may be unsure beside those that may be flagged, in (0, 1); None: no image is
+            unsure, also where one was until now.
+        unsure_value: the threshold of unsure, set by hand, below that of bad; not with ``unsure``.
     """
 
     promise: ThresholdPromise = "tolerance"
@@ -70,6 +73,8 @@ class ThresholdRequest:
     value: float | None = None
     folds: int = 5
     pixel_value: float | None = None
+    unsure: float | None = None
+    unsure_value: float | None = None
 
     def wish(self) -> Wish | None:
         """Return what is promised; None for the thresholds that promise nothing.
@@ -89,14 +94,19 @@ class ThresholdRequest:
                 f"pixel_value={self.pixel_value!r} with pixel={self.pixel!r}: expected a finite number, and no promise "
                 "about pixels, which a number set by hand would not keep"
             )
+        if self.unsure_value is not None and (self.unsure is not None or not np.isfinite(self.unsure_value)):
+            raise InputError(
+                f"unsure_value={self.unsure_value!r} with unsure={self.unsure!r}: expected a finite number, or a share "
+                "of good parts, not both"
+            )
         if self.promise == "f1" or self.promise == "fixed":
-            if self.pixel is not None or self.shift is not None:
+            if self.pixel is not None or self.shift is not None or self.unsure is not None:
                 raise InputError(
-                    f"promise={self.promise!r} promises no false-alarm rate: leave out pixel and shift, or ask for "
-                    "'tolerance'"
+                    f"promise={self.promise!r} promises no false-alarm rate: leave out pixel, shift and unsure "
+                    "(unsure_value sets that threshold), or ask for 'tolerance'"
                 )
             return None
-        return Wish(self.promise, self.false_alarm, self.confidence, self.pixel, self.shift)
+        return Wish(self.promise, self.false_alarm, self.confidence, self.pixel, self.shift, self.unsure)
 
 
 def threshold(
@@ -118,8 +128,9 @@ def threshold(
     Args:
         model: model file or exported file; replaced, whole or not at all.
         data: folder of good images in any layout that :func:`pickglass.load_dataset` knows, how to read it, or a data
-            set. A region of interest that it gives stands in place of the model's. None: only ``value`` and
-            ``pixel_value`` are set, beside the good images that the model keeps, and no image is judged.
+            set. A region of interest that it gives stands in place of the model's. None: only ``value``,
+            ``pixel_value`` and ``unsure_value`` are set, beside the good images that the model keeps, the other
+            thresholds stay, and no image is judged.
         request: which promise; None: at most 1 % false alarms with 95 % confidence.
         compute: where to compute.
         progress: called with (stage, done, total).
@@ -147,22 +158,24 @@ def threshold(
         calibration = promised(kept if kept and left_out else _out_of_fold(table, judge, asked.folds), wish)
     else:
         calibration = promised(_calibrating(table, judge), wish)
-    if asked.pixel_value is not None:
-        calibration = set_by_hand(calibration, pixel=asked.pixel_value)
+    if asked.pixel_value is not None or asked.unsure_value is not None:
+        calibration = set_by_hand(calibration, pixel=asked.pixel_value, unsure=asked.unsure_value)
     return _written(stored, calibration, len(given) - len(table))
 
 
 def _by_hand(stored: _Stored, asked: ThresholdRequest) -> Calibration:
     """Set the thresholds that are numbers, beside what the model knows of good images."""
-    if asked.value is None and asked.pixel_value is None:
+    numbers = (asked.value, asked.pixel_value, asked.unsure_value)
+    if all(number is None for number in numbers):
         raise InputError("no images and no numbers: name good images (DATA), or give the thresholds by hand")
     kind: ThresholdPromise = "tolerance" if asked.value is None else "fixed"
-    if asked != ThresholdRequest(kind, value=asked.value, pixel_value=asked.pixel_value):
+    by_hand = ThresholdRequest(kind, value=numbers[0], pixel_value=numbers[1], unsure_value=numbers[2])
+    if asked != by_hand:
         raise InputError("a promise rests on good images: name them (DATA), or give nothing but numbers for thresholds")
     now = stored.calibration or Calibration("fixed", None, None, settings=stored.settings)
     if now.against(stored.settings).stale:
         raise InputError("settings were changed after the threshold was set, which counts no more: name good images")
-    return set_by_hand(now, asked.value, asked.pixel_value)
+    return set_by_hand(now, *numbers)
 
 
 def _written(stored: _Stored, calibration: Calibration, left_out: int) -> ThresholdResult:
@@ -177,10 +190,13 @@ def _written(stored: _Stored, calibration: Calibration, left_out: int) -> Thresh
     return {
         "promise": calibration.promise,
         "image_threshold": calibration.image_threshold,
+        "unsure_threshold": calibration.unsure_threshold,
         "pixel_threshold": calibration.pixel_threshold,
         "image_threshold_before": change["image_threshold_before"],
+        "unsure_threshold_before": change["unsure_threshold_before"],
         "pixel_threshold_before": change["pixel_threshold_before"],
         "false_alarm_bound": calibration.false_alarm_bound,
+        "unsure_bound": calibration.unsure_bound,
         "confidence": calibration.confidence,
         "n_calibrate": calibration.n,
         "left_out": left_out,

@@ -9,12 +9,17 @@ without ties the true false-alarm rate is then Beta(r + 1, n - r) over calibrati
 validity of inductive conformal predictors"; tolerance limits: Wilks 1941). Ties only lower it, for a score equal to T
 is not flagged: the promises stay on the safe side for discrete scores.
 
+A second, lower threshold U makes a third verdict, for a person to look at: a score up to U is good, one that exceeds U
+and not T is unsure, one that exceeds T is bad. What is said of U is what is said of T, for the share of good parts that
+are not called good.
+
 Letters: n calibration units (images, or groups of them), r of them may exceed T, a false-alarm rate, K shares.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -30,6 +35,7 @@ from pickglass.errors import InputError
 __all__ = [
     "FALSE_ALARM",
     "SHARES",
+    "UNSURE",
     "Calibration",
     "Change",
     "Evidence",
@@ -59,7 +65,8 @@ FloatArray = npt.NDArray[np.float64]
 SHARES: FloatArray = np.append(0.0, np.geomspace(1e-7, 1.0, 816))
 """(K,) shares of an image's pixels at which a map is summarised, two per cent apart."""
 
-Verdict = Literal["good", "bad"]
+Verdict = Literal["good", "unsure", "bad"]
+"""``unsure`` lies between two thresholds; a model with one threshold never says it."""
 
 Source = Literal["held back", "given", "folds", "left out"]
 """Where scores come from: images held back at the fit, images given later, training images judged by refits, and
@@ -128,7 +135,7 @@ class Calibration:
     Attributes:
         promise: how they were set: ``tolerance``, ``marginal``, ``estimate``, ``f1`` or ``fixed``; ``highest`` in
             older models (the highest score of the calibration images) and where there is none.
-        image_threshold: an image is bad if its score exceeds it; None: no verdicts.
+        image_threshold: an image is bad (flagged) if its score exceeds it; None: no verdicts.
         pixel_threshold: a pixel is part of the predicted mask if its map value exceeds it.
         scores: image scores of the calibration images, kept so that another promise can be made later.
         peaks: highest map value of each calibration image.
@@ -142,6 +149,9 @@ class Calibration:
         r: how many of these may exceed the threshold.
         sentence: the promise in words.
         settings: digest of the detector's settings at the time; empty: not known.
+        unsure_threshold: an image is unsure if its score exceeds it, but not the image threshold above it; None: no
+            image is unsure.
+        unsure_bound: the share of good parts that is unsure or bad at most, as achieved; None: nothing is promised.
     """
 
     promise: str
@@ -159,15 +169,25 @@ class Calibration:
     r: int | None = None
     sentence: str = ""
     settings: str = ""
+    unsure_threshold: float | None = None
+    unsure_bound: float | None = None
 
     def verdict(self, score: float) -> Verdict | None:
-        """Return ``good`` for a score up to the image threshold, otherwise ``bad``; None without a threshold.
+        """Return ``bad`` for a score that exceeds the image threshold, otherwise ``good``; None without a threshold.
 
-        A score that is not finite (NaN, infinity) measured nothing, so it never says that a part is good.
+        With a threshold of unsure, a score that exceeds that and not the image threshold is ``unsure``. A score that
+        equals a threshold does not exceed it. One that is not finite (NaN, infinity) measured nothing, so it never says
+        that a part is good.
+
+        >>> both = Calibration("fixed", 2.0, None, unsure_threshold=1.0)
+        >>> [both.verdict(score) for score in (1.0, 1.5, 2.0, 2.5, float("nan"))]
+        ['good', 'unsure', 'unsure', 'bad', 'bad']
         """
         if self.image_threshold is None:
             return None
-        return "good" if math.isfinite(score) and score <= self.image_threshold else "bad"
+        if not math.isfinite(score) or score > self.image_threshold:
+            return "bad"
+        return "good" if self.unsure_threshold is None or score <= self.unsure_threshold else "unsure"
 
     def p_value(self, score: float) -> PValue | None:
         """Say how rare the score is among good parts; None without calibration images.
@@ -212,6 +232,8 @@ class Change:
         image_threshold_before, pixel_threshold_before: those until then.
         promise: how the thresholds were set, as in :class:`Calibration`; None without any.
         n: number of good images, or of groups of them, that the thresholds rest on.
+        unsure_threshold, unsure_threshold_before: the threshold of unsure since then and until then, likewise; older
+            files do not have them.
     """
 
     time: str
@@ -222,6 +244,8 @@ class Change:
     pixel_threshold_before: float | None
     promise: str | None
     n: int
+    unsure_threshold: float | None = None
+    unsure_threshold_before: float | None = None
 
     @classmethod
     def between(cls, command: str, before: Calibration | None, after: Calibration | None) -> Change:
@@ -235,6 +259,8 @@ class Change:
             None if before is None else before.pixel_threshold,
             None if after is None else after.promise,
             0 if after is None else after.n,
+            None if after is None else after.unsure_threshold,
+            None if before is None else before.unsure_threshold,
         )
 
     @staticmethod
@@ -366,26 +392,44 @@ def fixed_value(evidence: Evidence, value: float) -> Calibration:
     return set_by_hand(judged, image=value)
 
 
-def set_by_hand(calibration: Calibration, image: float | None = None, pixel: float | None = None) -> Calibration:
+def set_by_hand(
+    calibration: Calibration, image: float | None = None, pixel: float | None = None, unsure: float | None = None
+) -> Calibration:
     """Replace thresholds by numbers that somebody chose; the sentence says how many good images exceed them.
 
     Args:
         calibration: the thresholds until now, with the good images that they rest on; these stay.
         image: threshold of the image score; None: that of now, with its promise.
         pixel: threshold of the map; None: that of now, which loses a promise that was made together with the image's.
+        unsure: threshold of unsure, below that of the image score; None: that of now, with its promise, if there is
+            one.
 
     Raises:
-        InputError: no number is given, or one that is not finite.
+        InputError: no number is given, one that is not finite, or a threshold of unsure that is not below that of the
+            image score.
 
     >>> before = usual_threshold([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     >>> set_by_hand(before, image=2.5).sentence
     'a fixed value; 1 of 3 good images exceed it, and no false-alarm rate is promised'
     """
-    if (image is None and pixel is None) or any(v is not None and not math.isfinite(v) for v in (image, pixel)):
-        raise InputError(f"thresholds image={image!r}, pixel={pixel!r}: expected a finite number for one or both")
+    given = [value for value in (image, pixel, unsure) if value is not None]
+    if not given or not all(map(math.isfinite, given)):
+        raise InputError(
+            f"thresholds image={image!r}, pixel={pixel!r}, unsure={unsure!r}: expected a finite number for one or more"
+        )
+    upper = calibration.image_threshold if image is None else image
+    lower = calibration.unsure_threshold if unsure is None else unsure
+    if lower is not None and (upper is None or lower >= upper):
+        raise InputError(
+            f"thresholds image={upper!r}, unsure={lower!r}: expected unsure below image, for an image is unsure "
+            "between the two; set both, or set them anew with good images"
+        )
     changed = calibration
+    said, band, pixels = _sentence_parts(calibration.sentence)
+    said = said or ("no image threshold" if upper is None else _UNSTATED)
     if image is not None:
         above, known = _exceeding(calibration.scores, calibration.groups, image)
+        said = f"a fixed value; {known} exceed it, and no false-alarm rate is promised"
         changed = replace(
             changed,
             promise="fixed",
@@ -394,19 +438,33 @@ def set_by_hand(calibration: Calibration, image: float | None = None, pixel: flo
             false_alarm_bound=None,
             confidence=None,
             pixel_promise="highest" if changed.pixel_promise == "highest" else "fixed",
-            sentence=f"a fixed value; {known} exceed it, and no false-alarm rate is promised",
         )
-    if pixel is None:
-        return changed
-    _, known = _exceeding(calibration.peaks, calibration.groups, pixel)
-    said = changed.sentence.split(_PIXELS_BY_HAND)[0]
-    was = calibration.pixel_threshold
-    until = f"set in place of {was:.6g}" if was is not None and was != pixel else "set by hand"
-    words = f"{_PIXELS_BY_HAND}{until}, promises nothing: {known} have a pixel above it"
-    return replace(changed, pixel_threshold=float(pixel), pixel_promise="fixed", sentence=f"{said}{words}")
+    if unsure is not None:
+        _, known = _exceeding(calibration.scores, calibration.groups, unsure)
+        band = f"{UNSURE}{known}, by a fixed value that promises nothing"
+        changed = replace(changed, unsure_threshold=float(unsure), unsure_bound=None)
+    if pixel is not None:
+        _, known = _exceeding(calibration.peaks, calibration.groups, pixel)
+        was = calibration.pixel_threshold
+        until = f"set in place of {was:.6g}" if was is not None and was != pixel else "set by hand"
+        pixels = f"{_PIXELS_BY_HAND}{until}, promises nothing: {known} have a pixel above it"
+        changed = replace(changed, pixel_threshold=float(pixel), pixel_promise="fixed")
+    return replace(changed, sentence=f"{said}{band}{pixels}")
 
+
+UNSURE = "; flagged or unsure: "
+"""With this the part of a sentence begins that is about the threshold of unsure."""
+
+_UNSTATED = "the highest score of good images that were held back, with no stated false-alarm rate"
 
 _PIXELS_BY_HAND = "; the pixel threshold, a fixed value "
+
+
+def _sentence_parts(sentence: str) -> tuple[str, str, str]:
+    """Divide a sentence into what it says of flagged, of unsure and of pixels by hand."""
+    whole, mark, pixels = sentence.partition(_PIXELS_BY_HAND)
+    said, between, band = whole.partition(UNSURE)
+    return said, f"{between}{band}", f"{mark}{pixels}"
 
 
 def _exceeding(values: Sequence[float], groups: Sequence[str | None], limit: float) -> tuple[int, str]:
@@ -475,9 +533,8 @@ def tolerance_rank(n: int, false_alarm: float, confidence: float) -> int | None:
     """
     from scipy.special import bdtr
 
-    # P(Beta(r + 1, n - r) > a) = P(Binomial(n, a) <= r)
-    broken: FloatArray = bdtr(np.arange(n, dtype=np.float64), n, false_alarm)  # (n,) rising in r
-    admissible = int(np.searchsorted(broken, 1 - confidence, side="right"))
+    # P(Beta(r + 1, n - r) > a) = P(Binomial(n, a) <= r), which rises in r; bisected, for n may be millions
+    admissible = bisect_right(range(n), 1 - confidence, key=lambda r: float(bdtr(r, n, false_alarm)))
     return admissible - 1 if admissible else None
 
 

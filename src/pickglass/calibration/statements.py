@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pickglass.calibration.promises import (
+    UNSURE,
     Calibration,
     Evidence,
     area_threshold,
@@ -27,6 +29,8 @@ __all__ = ["PixelPromise", "Promise", "Wish", "promised"]
 Promise = Literal["tolerance", "marginal", "estimate"]
 PixelPromise = Literal["any", "area"]
 
+_LEAST_UNSURE = 1e-6  # a narrower band would take millions of images
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -39,6 +43,9 @@ class Wish:
         pixel: None; ``any``: the same share may have any pixel above the pixel threshold; ``area``: that share of a
             good part's pixels may lie above it, on average.
         shift: how many good parts a shift sees; None: unknown.
+        unsure: share of good parts that may be unsure, beside those that may be flagged, in (0, 1); None: no image is
+            unsure. The same kind of promise is made about all that are not called good: ``false_alarm`` and ``unsure``
+            together.
 
     With ``pixel`` two promises are made, each at half of the error (Bonferroni), so that they hold together: half of
     ``1 - confidence`` for ``tolerance``, half of ``false_alarm`` for the promises that hold on average.
@@ -49,6 +56,7 @@ class Wish:
     confidence: float = 0.95
     pixel: PixelPromise | None = None
     shift: int | None = None
+    unsure: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("false_alarm", "confidence"):
@@ -63,6 +71,11 @@ class Wish:
                 f"shift={self.shift!r} with promise={self.promise!r}: expected at least one part, and a promise that "
                 "says something about a shift: 'tolerance' or 'marginal'"
             )
+        if self.unsure is not None and not (self.unsure >= _LEAST_UNSURE and self.false_alarm + self.unsure < 1):
+            raise InputError(
+                f"unsure={self.unsure!r} with false_alarm={self.false_alarm!r}: expected a share of at least "
+                f"{_LEAST_UNSURE:f}, and less than 1 with that of the false alarms, e.g. 0.05"
+            )
 
     @property
     def sure(self) -> float:
@@ -74,17 +87,33 @@ class Wish:
         """Each of the promises that hold on average may use up this share."""
         return self.false_alarm if self.pixel is None else self.false_alarm / 2
 
-    def rank(self, n: int) -> int | None:
-        """Return how many of n units may exceed the threshold; None: the promise cannot be made."""
-        if self.promise == "tolerance":
-            return tolerance_rank(n, self.false_alarm, self.sure)
-        return average_rank(n, self.average)
+    def rank(self, n: int, more: float = 0.0) -> int | None:
+        """Return how many of n units may exceed a threshold; None: the promise cannot be made.
 
-    def needs(self) -> int:
-        """Return the least number of units with which all that is wished can be promised."""
+        Args:
+            n: number of units.
+            more: the threshold is that of a share which is larger by this, as that of unsure is.
+        """
+        if self.promise == "tolerance":
+            return tolerance_rank(n, self.false_alarm + more, self.sure)
+        return average_rank(n, self.average + more)
+
+    def fills(self, n: int) -> bool:
+        """Tell whether some of n units lie between the two thresholds; True where no second one is wished."""
+        bad, more = self.rank(n), self.rank(n, self.unsure or 0.0)
+        return self.unsure is None or (bad is not None and more is not None and bad < more)
+
+    def needs(self, have: int = 0) -> int:
+        """Return the least number of units, ``have`` or more, with which all that is wished can be promised."""
         image = tolerance_needs(self.false_alarm, self.sure) if self.promise == "tolerance" else 1
         average = self.promise != "tolerance" or self.pixel == "area"
-        return max(image, average_needs(self.average) if average else 1)
+        least = max(have, image, average_needs(self.average) if average else 1)
+        if self.fills(least):
+            return least
+        enough = 2 * least
+        while not self.fills(enough):
+            enough *= 2
+        return bisect_left(range(enough), True, lo=enough // 2, key=self.fills)
 
     def bound(self, n: int, r: int) -> float:
         """Return the share of good parts that a threshold flags which r of n units exceed."""
@@ -99,13 +128,14 @@ def promised(evidence: Evidence, wish: Wish) -> Calibration:
 
     Raises:
         PromiseUnreachable: there are too few images; says how many are missing, and what these can promise.
+        InputError: equal scores leave nothing between the thresholds of bad and of unsure.
     """
     scores, peaks = group_maxima(evidence.scores, evidence.groups), group_maxima(evidence.peaks, evidence.groups)
     n = len(scores)
     r = wish.rank(n)
     if evidence.learned and wish.promise != "estimate":
         raise _unreachable(evidence, wish, 0)
-    if r is None or n < wish.needs():
+    if r is None or n < wish.needs(n):
         raise _unreachable(evidence, wish, n)
     pixel = float(peaks[-1])
     if wish.pixel == "any":
@@ -117,15 +147,24 @@ def promised(evidence: Evidence, wish: Wish) -> Calibration:
         if limit is None:
             raise _unreachable(evidence, wish, n)
         pixel = limit
+    image, more = float(scores[n - 1 - r]), None if wish.unsure is None else wish.rank(n, wish.unsure)
+    lower = None if more is None else float(scores[n - 1 - more])
+    if lower is not None and lower >= image:
+        raise InputError(
+            f"unsure={wish.unsure!r}: good images have the score {image:.6g} many times, so that none lies between the "
+            "thresholds of bad and of unsure: look whether images occur twice, or ask for a wider band"
+        )
     return evidence.record(
         wish.promise,
-        float(scores[n - 1 - r]),
+        image,
         pixel,
         r=r,
         pixel_promise=wish.pixel or "highest",
         false_alarm_bound=None if wish.promise == "estimate" else wish.bound(n, r),
         confidence=wish.confidence if wish.promise == "tolerance" else None,
-        sentence=_sentence(evidence, wish, n, r),
+        sentence=_sentence(evidence, wish, n, r) + ("" if more is None else _unsure(wish, n, more)),
+        unsure_threshold=lower,
+        unsure_bound=None if more is None or wish.promise == "estimate" else wish.bound(n, more),
     )
 
 
@@ -162,6 +201,17 @@ def _sentence(evidence: Evidence, wish: Wish, n: int, r: int) -> str:
     return words
 
 
+def _unsure(wish: Wish, n: int, r: int) -> str:
+    share, surely = percent(wish.bound(n, r)), f"{100 * wish.confidence:g} %"
+    words = {
+        "tolerance": f"at most {share}, with {surely} confidence of its own",
+        "marginal": f"on average at most {share}",
+        "estimate": f"about {share}",
+    }[wish.promise]
+    shift = "" if wish.shift is None else f", in such a shift at most {shift_bound(n, r, wish.shift, wish.sure):,}"
+    return f"{UNSURE}{words}{shift}"
+
+
 def _pixels(wish: Wish, share: str) -> str:
     if wish.pixel == "any":
         return f" and {share} will have any pixel above the pixel threshold"
@@ -182,14 +232,21 @@ def _count(evidence: Evidence, n: int) -> str:
 
 
 def _unreachable(evidence: Evidence, wish: Wish, n: int) -> PromiseUnreachable:
-    needed = wish.needs()
+    needed, possible = wish.needs(n), n >= replace(wish, unsure=None).needs()
     what = "groups of calibration images" if evidence.grouped else "calibration images"
     asked = f"a false-alarm rate of {percent(wish.false_alarm)}" + (
         f" with {100 * wish.confidence:g} % confidence" if wish.promise == "tolerance" else " on average"
     )
     asked += f" together with the pixel promise {wish.pixel!r}" if wish.pixel else ""
+    asked += "" if wish.unsure is None else f", and {percent(wish.unsure)} more for unsure,"
     remedy = "add good images that were not fitted, or fit anew with a higher --calibrate"
-    if n:
+    r = wish.rank(n)
+    if possible and r is not None and wish.unsure is not None:
+        flagged = wish.false_alarm if wish.promise == "tolerance" else wish.average
+        least_unsure = wish.bound(n, r + 1) - flagged
+        if wish.false_alarm + least_unsure < 1:
+            remedy += f"; these {n} allow {percent(least_unsure)} for unsure (--unsure {rounded_up(least_unsure):g})"
+    elif n:
         split = 1 if wish.pixel is None else 2
         least = [1.0 * wish.bound(n, 0) * (1 if wish.promise == "tolerance" else split)]
         least += [split * average_bound(n, 0)] if wish.pixel == "area" else []

@@ -163,7 +163,9 @@ def _threshold(calibration: Mapping[str, Any] | None) -> Iterator[str]:
         return
     pixel = calibration["pixel_threshold"]
     beside = "" if pixel is None else f", and a pixel is defective above {pixel:.6g}"
-    yield f"An image is bad above a score of {limit:.6g}{beside}."
+    lower = calibration.get("unsure_threshold")
+    between = "" if lower is None else f", unsure above {lower:.6g} up to that"
+    yield f"An image is bad above a score of {limit:.6g}{between}{beside}."
     if calibration.get("sentence"):
         yield f"About the threshold: {calibration['sentence']}"
     else:
@@ -184,11 +186,13 @@ def _history(header: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _steps(change: Mapping[str, Any]) -> Iterator[str]:
-    for what, key in (("image", "image_threshold"), ("pixel", "pixel_threshold")):
-        now, before = change[key], change[f"{key}_before"]
+    same = True
+    for what in ("image", "unsure", "pixel"):
+        now, before = change.get(f"{what}_threshold"), change.get(f"{what}_threshold_before")
         if now != before:
+            same = False
             yield f"{what} threshold {_number(before)} -> {_number(now)}"
-    if all(change[key] == change[f"{key}_before"] for key in ("image_threshold", "pixel_threshold")):
+    if same:
         yield "thresholds as before" if change["promise"] else "no threshold"
     if change["promise"]:
         yield f"{change['promise']}, from {change['n']} good images or groups"

@@ -38,7 +38,7 @@ def predict(
         ),
     ] = None,
     fail_on_bad: Annotated[
-        bool, typer.Option("--fail-on-bad", help="Exit with code 1 if any image is judged bad.")
+        bool, typer.Option("--fail-on-bad", help="Exit with code 1 if any image is judged bad, or unsure.")
     ] = False,
     *,
     place: Place,
@@ -71,7 +71,7 @@ def predict(
         judged,
         _show,
         as_json,
-        wanting=lambda result: fail_on_bad and any(item["verdict"] == "bad" for item in result["results"]),
+        wanting=lambda result: fail_on_bad and any(item["verdict"] != "good" for item in result["results"]),
         notes=_notes,
     )
 

@@ -117,22 +117,25 @@ def _show_left_out(left_out: dict[str, int]) -> None:
 
 
 def _show_robustness(result: RobustnessResult) -> None:
-    from pickglass.metrics.catalogue import METRICS
+    from pickglass.metrics.catalogue import shown
 
-    keys = ("image_auroc", "aupro_30", "aupro_05", "false_alarm_rate", "miss_rate")
+    conditions = (result["undisturbed"], *result["disturbed"])
+    rates = ("false_alarm_rate", "miss_rate", "unsure_good_rate", "unsure_defective_rate")
+    metrics = shown(("image_auroc", "aupro_30", "aupro_05", *rates), conditions)
     rows = []
-    for condition in (result["undisturbed"], *result["disturbed"]):
+    for condition in conditions:
         kind = "as they are" if condition["kind"] == "none" else condition["kind"]
-        metrics = [METRICS[key].text(condition[key]) or "–" for key in keys]  # type: ignore[literal-required]
-        rows.append([kind, condition["unit"], f"{condition['strength']:g}", *metrics])
-    heads = ["disturbance", "strength in", "strength", *(METRICS[key].short for key in keys)]
+        cells = [metric.text(condition[metric.key]) or "–" for metric in metrics]  # type: ignore[literal-required]
+        rows.append([kind, condition["unit"], f"{condition['strength']:g}", *cells])
+    heads = ["disturbance", "strength in", "strength", *(metric.short for metric in metrics)]
     print_table(heads, rows, text=("strength in",), title="under disturbances, at the model's own threshold")
     if result["page"]:
         say(f"robustness: {result['page']}")
 
 
 def _show_compare(result: CompareResult) -> None:
-    keys = ("image_auroc", "aupro_30", "aupro_05", "pixel_auroc", "false_alarm_rate", "miss_rate", "images_per_s")
+    rates = ("false_alarm_rate", "miss_rate", "unsure_good_rate", "unsure_defective_rate")
+    keys = ("image_auroc", "aupro_30", "aupro_05", "pixel_auroc", *rates, "images_per_s")
     print_metrics("model", {item["name"]: item for item in result["models"]}, keys)
     _show_left_out(result["left_out"])
     if result["report"] is not None:

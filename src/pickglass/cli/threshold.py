@@ -24,11 +24,18 @@ def threshold(
         list[Path] | None,
         typer.Argument(
             metavar="[DATA...]",
-            help="Folders with good images, e.g. those that the model was fitted on. Without any, only --value and "
-            "--pixel-value are set.",
+            help="Folders with good images, e.g. those that the model was fitted on. Without any, only --value, "
+            "--unsure-value and --pixel-value are set.",
         ),
     ] = None,
     false_alarm: Annotated[float, typer.Option(help="Share of good parts that may be flagged, e.g. 0.01.")] = 0.01,
+    unsure: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of good parts that may be unsure beside these, for a person to look at, e.g. 0.05; without it "
+            "no part is unsure."
+        ),
+    ] = None,
     confidence: Annotated[float, typer.Option(help="Keep the promise with this confidence, e.g. 0.95.")] = 0.95,
     promise: Annotated[
         Literal["tolerance", "marginal", "estimate", "f1", "fixed"] | None,
@@ -49,6 +56,9 @@ def threshold(
         ),
     ] = None,
     value: Annotated[float | None, typer.Option(help="Set this number as threshold; it promises nothing.")] = None,
+    unsure_value: Annotated[
+        float | None, typer.Option(help="Set this number, below the threshold of bad, as threshold of unsure.")
+    ] = None,
     pixel_value: Annotated[
         float | None, typer.Option(help="Set this number as pixel threshold, beside any promise for images.")
     ] = None,
@@ -67,11 +77,13 @@ def threshold(
     source = folder.source(data[0], roi, more=data[1:]) if data else None
     if not data and (promise not in (None, "fixed") or roi is not None or folder != Folder()):
         raise InputError(
-            "no DATA: without good images only --value and --pixel-value are set; name a folder, or leave out "
-            "--promise, --roi, --layout, --group-by and --good"
+            "no DATA: without good images only --value, --unsure-value and --pixel-value are set; name a folder, or "
+            "leave out --promise, --roi, --layout, --group-by and --good"
         )
     kind = promise or ("tolerance" if value is None else "fixed")
-    request = ThresholdRequest(kind, false_alarm, confidence, shift, pixel, value, folds, pixel_value)
+    request = ThresholdRequest(
+        kind, false_alarm, confidence, shift, pixel, value, folds, pixel_value, unsure, unsure_value
+    )
     try:
         run(
             lambda progress: use_case(model, source, request, compute=compute.options(), progress=progress),
@@ -86,13 +98,20 @@ def threshold(
 def _show(result: ThresholdResult) -> None:
     image = _changed(result["image_threshold"], result["image_threshold_before"])
     pixel = _changed(result["pixel_threshold"], result["pixel_threshold_before"])
-    say(f"bad above {image}, pixels above {pixel} ({result['promise']})")
+    say(f"bad above {image}, {_unsure(result)}pixels above {pixel} ({result['promise']})")
     say(result["sentence"])
     if result["sentence_before"] not in (None, result["sentence"]):
         say(f"until now: {result['sentence_before']}")
     if result["left_out"]:
         say(f"not counted: {result['left_out']} images that the fit left out, for they look like none of the others")
     say(f"model {result['model_id']}, now version {result['model_version']}; 'pickglass info' shows its history")
+
+
+def _unsure(result: ThresholdResult) -> str:
+    now, before = result["unsure_threshold"], result["unsure_threshold_before"]
+    if now is None:
+        return "" if before is None else f"none unsure (was above {before:.6g}; --unsure keeps a band), "
+    return f"unsure above {_changed(now, before)}, "
 
 
 def _changed(now: float | None, before: float | None) -> str:

@@ -243,11 +243,12 @@ class _Compared:
         shares = np.where(np.isfinite(got), np.abs(got - expected) / scale, np.inf)
         flips = at_threshold = 0
         if calibration is not None and calibration.image_threshold is not None:
-            limit = calibration.image_threshold
+            limits = [calibration.image_threshold]
+            limits += [] if calibration.unsure_threshold is None else [calibration.unsure_threshold]
             differs = np.array(
                 [calibration.verdict(a) != calibration.verdict(b) for a, b in zip(expected, got, strict=True)]
             )
-            near = np.abs(expected - limit) <= SCORE_TOLERANCE * scale
+            near = np.min([np.abs(expected - limit) for limit in limits], axis=0) <= SCORE_TOLERANCE * scale
             flips, at_threshold = int((differs & ~near).sum()), int((differs & near).sum())
         varied = len(expected) > 1 and np.ptp(expected) > 0 and np.isfinite(got).all() and np.ptp(got) > 0
         return RuntimeFigures(

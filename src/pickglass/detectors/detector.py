@@ -359,23 +359,27 @@ class Detector(Method):
             return calibration
         return replace(calibration, stale=True)
 
-    def set_thresholds(self, image: float | None = None, pixel: float | None = None) -> Calibration:
+    def set_thresholds(
+        self, image: float | None = None, pixel: float | None = None, unsure: float | None = None
+    ) -> Calibration:
         """Set thresholds by hand; what they say about false alarms follows from the good images that the model keeps.
 
         Args:
             image: an image is bad if its score exceeds it; None: as it is.
             pixel: a pixel is part of a defect if its map value exceeds it; None: as it is.
+            unsure: an image is unsure if its score exceeds this and not ``image``, which is above it; None: as it is.
 
         Returns:
             The new calibration; its ``sentence`` says how many good images exceed the thresholds.
 
         Raises:
-            InputError: no number, one that is not finite, or settings were changed since the thresholds were set.
+            InputError: no number, one that is not finite, ``unsure`` is not below ``image``, or settings were changed
+                since the thresholds were set.
         """
         now = self.current_calibration() or Calibration("fixed", None, None, settings=self.settings_digest())
         if now.stale:
             raise InputError("settings were changed after the threshold was set: set it anew on good images first")
-        new = set_by_hand(now, image, pixel)
+        new = set_by_hand(now, image, pixel, unsure)
         self.history += (Change.between("set_thresholds", self.calibration, new),)
         self.calibration = new
         return new

@@ -147,7 +147,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 "F1",
                 "F1",
                 True,
-                "The F1 of the images at the model's own threshold.",
+                "The F1 of the images at the model's own threshold; an unsure one is not flagged.",
                 "needs a threshold, and good and bad images",
             ),
             Metric(
@@ -165,6 +165,24 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 False,
                 "The share of defective images that the model calls good at its own threshold.",
                 "needs a threshold and bad images",
+            ),
+            Metric(
+                "unsure_good_rate",
+                "good unsure",
+                "good uns.",
+                False,
+                "The share of good images between the model's two thresholds, which are no false alarms.",
+                "needs two thresholds and good images",
+                rare=True,
+            ),
+            Metric(
+                "unsure_defective_rate",
+                "bad unsure",
+                "bad uns.",
+                False,
+                "The share of defective images between the model's two thresholds, which are not missed.",
+                "needs two thresholds and bad images",
+                rare=True,
             ),
             Metric(
                 "pixel_f1",
@@ -231,7 +249,7 @@ WITHOUT_THRESHOLD = (
 )
 """The metrics of scores and maps, which depend on no threshold of the model."""
 
-WITH_THRESHOLD = ("f1", "false_alarm_rate", "miss_rate", "pixel_f1")
+WITH_THRESHOLD = ("f1", "false_alarm_rate", "miss_rate", "unsure_good_rate", "unsure_defective_rate", "pixel_f1")
 """The metrics of verdicts and predicted masks, at the model's own thresholds."""
 
 

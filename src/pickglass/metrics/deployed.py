@@ -1,6 +1,7 @@
 """A detector has false alarms, misses and an F1 at the threshold that it is deployed with.
 
-As in a verdict, what *exceeds* the threshold is flagged: the threshold itself is still good.
+As in a verdict, what *exceeds* the threshold is flagged: the threshold itself is still good. Where a second, lower
+threshold makes images unsure, these count neither as flagged nor as missed, and have a share of their own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pickglass.errors import InputError
 from pickglass.metrics.polylines import check_keep, check_map
 from pickglass.metrics.ranking import check_scores
 
@@ -20,14 +22,18 @@ class Rates(NamedTuple):
     """A threshold has these rates on a test, each 0 to 1.
 
     Attributes:
-        f1: harmonic mean of precision and recall; nan without a defective image.
+        f1: harmonic mean of precision and recall of what is flagged; nan without a defective image.
         false_alarm_rate: share of the good images that are flagged; nan without one.
-        miss_rate: share of the defective images that are not; nan without one.
+        miss_rate: share of the defective images that are called good; nan without one.
+        unsure_good_rate: share of the good images that are unsure; nan without one, or without a threshold of unsure.
+        unsure_defective_rate: the same of the defective images.
     """
 
     f1: float
     false_alarm_rate: float
     miss_rate: float
+    unsure_good_rate: float = float("nan")
+    unsure_defective_rate: float = float("nan")
 
 
 class PixelCounts(NamedTuple):
@@ -38,31 +44,41 @@ class PixelCounts(NamedTuple):
     missed: int
 
 
-def rates_at(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> Rates:
-    """Compute F1, false-alarm rate and miss rate of the images at a threshold that was set without them.
+def rates_at(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float, unsure: float | None = None) -> Rates:
+    """Compute F1, false-alarm rate and miss rate of the images at thresholds that were set without them.
 
     Args:
         labels: (N,) 0 good, 1 defective.
         scores: (N,) finite, higher = more anomalous.
         threshold: an image is flagged if its score exceeds it.
+        unsure: an image is unsure if its score exceeds this and not ``threshold``; None: no image is.
 
     Raises:
-        InputError: lengths differ, a label is neither 0 nor 1, or a score is not finite.
+        InputError: lengths differ, a label is neither 0 nor 1, a score is not finite, or ``unsure`` is not below
+            ``threshold``.
 
     Example:
-        >>> rates_at([0, 0, 1, 1], [0.1, 0.5, 0.5, 0.8], threshold=0.5)
-        Rates(f1=0.6666666666666666, false_alarm_rate=0.0, miss_rate=0.5)
+        >>> rates_at([0, 0, 1, 1], [0.1, 0.5, 0.5, 0.8], threshold=0.5)[:3]
+        (0.6666666666666666, 0.0, 0.5)
+        >>> rates_at([0, 0, 1, 1], [0.1, 0.5, 0.5, 0.8], threshold=0.5, unsure=0.2)[2:]
+        (0.0, 0.5, 0.5)
     """
     truth, values = check_scores(labels, scores)
+    if unsure is not None and not unsure < threshold:
+        raise InputError(f"unsure={unsure!r} with threshold={threshold!r}: expected a number below the threshold")
     flagged = values > threshold
+    between = np.zeros_like(flagged) if unsure is None else (values > unsure) & ~flagged
     true, false = int((flagged & truth).sum()), int((flagged & ~truth).sum())
     defective = int(truth.sum())
-    good = len(truth) - defective
-    nan = float("nan")
+
+    def share(of: npt.NDArray[np.bool_], kind: npt.NDArray[np.bool_]) -> float:
+        return int((of & kind).sum()) / int(kind.sum()) if kind.any() else float("nan")
+
     return Rates(
         f1_score(true, false, defective - true),
-        false / good if good else nan,
-        (defective - true) / defective if defective else nan,
+        share(flagged, ~truth),
+        share(~flagged & ~between, truth),
+        *(() if unsure is None else (share(between, ~truth), share(between, truth))),
     )
 
 

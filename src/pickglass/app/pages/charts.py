@@ -211,9 +211,17 @@ def bar_chart(
     )
 
 
-def histogram(scores: Array, labels: Sequence[int | None], threshold: float | None) -> Chart:
+def histogram(
+    scores: Array, labels: Sequence[int | None], threshold: float | None, unsure: float | None = None
+) -> Chart:
     """Chart the scores ``(N,)`` of good, bad and unlabelled images over one another, each kind in percent."""
-    limit = [] if threshold is None or not math.isfinite(threshold) else [threshold]
+    lower, upper = ("unsure above", "limit lower", unsure), ("bad above", "limit", threshold)
+    limits = [
+        (text if unsure is not None else "threshold", style, value)
+        for text, style, value in (lower, upper)
+        if value is not None and math.isfinite(value)
+    ]
+    limit = [value for _, _, value in limits]
     if not len(scores):
         return Chart("Scores", "", "", note="no images")
     low, high = float(min([*scores, *limit])), float(max([*scores, *limit]))
@@ -228,9 +236,9 @@ def histogram(scores: Array, labels: Sequence[int | None], threshold: float | No
             lines.append(Line(np.repeat(edges, 2), np.pad(np.repeat(share, 2), 1), f"area {name}"))
             keys.append(Key(f"area {name}", f"{name} ({len(own)})", "area"))
     y_axis = Axis("% of the images of a kind", 0.0, 1.05 * top)
-    for value in limit:
-        lines.append(Line(np.full(2, value), np.array([0.0, y_axis.high]), "limit"))
-        keys.append(Key("limit", f"threshold {value:.4g}", "line"))
+    for text, style, value in limits:
+        lines.append(Line(np.full(2, value), np.array([0.0, y_axis.high]), style))
+        keys.append(Key(style, f"{text} {value:.4g}", "line"))
     return line_chart("Scores", Axis("image score", edges[0], edges[-1]), y_axis, lines, keys)
 
 

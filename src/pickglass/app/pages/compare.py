@@ -9,7 +9,7 @@ from pickglass.app.pages.build import write_page
 from pickglass.app.pages.images import colour_range
 from pickglass.app.pages.side_by_side import SameImage, Seen, draw_same, kind_of, wrong_verdict
 from pickglass.app.results import Failed, ModelMetrics
-from pickglass.metrics.catalogue import METRICS
+from pickglass.metrics.catalogue import shown
 from pickglass.result import Prediction
 
 __all__ = ["write_compare"]
@@ -22,6 +22,8 @@ COLUMNS = (
     "aupimo",
     "false_alarm_rate",
     "miss_rate",
+    "unsure_good_rate",
+    "unsure_defective_rate",
     "images_per_s",
 )
 FEW = 2  # models whose pictures leave room for two images beside one another
@@ -49,7 +51,7 @@ def write_compare(
         notes: sentences about the images that are not judged.
         max_pixels: images with more are refused.
     """
-    columns = [METRICS[key] for key in COLUMNS]
+    columns = shown(COLUMNS, models)
     best: dict[str, float | None] = {}
     for metric in columns:
         known = [model[metric.key] for model in models]  # type: ignore[literal-required]
@@ -80,7 +82,7 @@ def _images(
         for prediction, name, scale in zip(predictions, names, scales, strict=True):
             found, verdict = prediction.found[i], prediction.verdict(i)
             caption = f"{name}: {found.score:.4g}" + (f", {verdict}" if verdict else "")
-            wrong = wrong_verdict(row.label, None if verdict is None else verdict == "bad")
+            wrong = wrong_verdict(row.label, {"bad": True, "good": False}.get(verdict or ""))
             seen.append(Seen(caption, found.full_map(), scale, wrong))
         kind = kind_of(row.label, row.defect)
         images.append(draw_same(row.path, kind, row.image(max_pixels), row.truth(size), seen))

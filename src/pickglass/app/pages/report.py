@@ -57,7 +57,7 @@ class ReportImage:
         defect: name of the defect type, None for good or unknown.
         label: 0 good, 1 defective, None unknown.
         score: raw image score, higher = more anomalous.
-        verdict: ``"good"``, ``"bad"``, or None without a threshold.
+        verdict: ``"good"``, ``"unsure"``, ``"bad"``, or None without a threshold.
         image: ``(H, W)`` or ``(H, W, 3)``, uint8, uint16, or float32 in 0..1, the original pixels.
         map: ``(H, W)`` anomaly map at the original size.
         mask: ``(H, W)`` ground truth, above 0 is defect; None where there is none.
@@ -85,7 +85,12 @@ class ReportImage:
 
     @property
     def outcome(self) -> str:
-        """Whether the verdict is right: ``right``, ``missed``, ``false alarm``, or empty where nobody knows."""
+        """Whether the verdict is right: ``right``, ``missed``, ``false alarm``, or empty where nobody knows.
+
+        ``unsure`` is neither right nor wrong, and stays ``unsure``.
+        """
+        if self.verdict == "unsure":
+            return "unsure"
         if self.label is None or self.verdict is None:
             return ""
         if (self.verdict == "bad") == (self.label == 1):
@@ -131,12 +136,13 @@ class _Record(NamedTuple):
 
 
 class _TypeRow(NamedTuple):
-    """A row of the table by defect type: of ``judged`` defective images ``missed`` were missed."""
+    """A row of the table by defect type: of ``judged`` defective images ``missed`` were missed, ``unsure`` unsure."""
 
     name: str
     n: object
     judged: int
     missed: int
+    unsure: int
     values: Mapping[str, Any]
 
 
@@ -219,6 +225,7 @@ class ReportWriter:
         provenance: Mapping[str, Any],
         failed: Sequence[Failure],
         threshold: float | None,
+        unsure: float | None = None,
         notes: Sequence[str] = (),
         tiles: Sequence[TiledImage] = (),
     ) -> Path:
@@ -232,14 +239,16 @@ class ReportWriter:
             configuration: how the detector was made; nested mappings are flattened.
             provenance: where data, weights and versions came from, likewise.
             failed: images that could not be tested.
-            threshold: image score from which the verdict is bad; None without verdicts.
+            threshold: image score above which the verdict is bad; None without verdicts.
+            unsure: image score above which it is unsure; None where no image is.
             notes: sentences for the reader, e.g. warnings.
             tiles: how the maps of some images were put together, for a tiled model.
         """
         records = self._records
         labels, outcomes = Counter(r.label for r in records), Counter(r.outcome for r in records)
         scores = np.array([record.score for record in records])
-        charts = [histogram(scores, [r.label for r in records], threshold), roc_chart(curves), pro_chart(curves)]
+        labelled = [record.label for record in records]
+        charts = [histogram(scores, labelled, threshold, unsure), roc_chart(curves), pro_chart(curves)]
         saturated = spro_chart(curves)
         tiled_metrics = [*shown(WITHOUT_THRESHOLD, [metrics]), METRICS["images_per_s"]]
         write_page(
@@ -254,8 +263,12 @@ class ReportWriter:
                     "unlabelled": labels[None],
                     "missed": outcomes["missed"],
                     "alarms": outcomes["false alarm"],
+                    "unsure": {
+                        label: sum(r.outcome == "unsure" for r in records if r.label == label) for label in labels
+                    },
                 },
                 "threshold": threshold,
+                "unsure": unsure,
                 "notes": notes,
                 "failed": failed,
                 "columns": shown(WITHOUT_THRESHOLD, by_type.values()),
@@ -277,7 +290,8 @@ class ReportWriter:
 
     def _type_row(self, kind: str, values: Mapping[str, Any]) -> _TypeRow:
         outcomes = [record.outcome for record in self._records if record.kind == kind and record.outcome]
-        return _TypeRow(kind, values.get("n", "–"), len(outcomes), outcomes.count("missed"), values)
+        missed, unsure = outcomes.count("missed"), outcomes.count("unsure")
+        return _TypeRow(kind, values.get("n", "–"), len(outcomes), missed, unsure, values)
 
     def _sorted_cards(self, threshold: float | None) -> Iterator[str]:
         """Read the cards back one by one, so that the page is written without ever being held as a whole."""
@@ -345,16 +359,19 @@ def _close_ups(item: ReportImage, base: Array) -> list[Picture]:
 
 
 def _worst_first(records: Sequence[_Record], threshold: float | None) -> list[_Record]:
-    """Sort wrong verdicts first, the farthest from the threshold leading; then the others; unlabelled ones by score."""
+    """Sort wrong verdicts first, the farthest from the threshold leading; then unsure ones, then the others.
+
+    Unlabelled ones come last, by score.
+    """
     good, bad = ([r.score for r in records if r.label == label] for label in (0, 1))
     if threshold is None:  # for the order only: the middle between the two kinds stands in for it
         threshold = float(np.median(good) + np.median(bad)) / 2 if good and bad else 0.0
 
     def key(record: _Record) -> tuple[int, float]:
         if record.label is None:
-            return 2, -record.score
+            return 3, -record.score
         margin = (record.score - threshold) * (-1 if record.label == 0 else 1)
-        return int(record.outcome not in ("missed", "false alarm")), margin
+        return {"missed": 0, "false alarm": 0, "unsure": 1}.get(record.outcome, 2), margin
 
     return sorted(records, key=key)
 

@@ -13,15 +13,24 @@ from pickglass.app.pages.build import write_page
 from pickglass.app.pages.charts import Axis, Chart, Key, Line, line_chart
 from pickglass.app.pages.images import Array, Picture, display, jpeg, thumbnail, value_range
 from pickglass.app.results import Disturbed, RobustnessResult
+from pickglass.calibration import Calibration
 from pickglass.data.painting.disturbances import DISTURBANCES, UNITS
-from pickglass.metrics.catalogue import METRICS, Metric
+from pickglass.metrics.catalogue import Metric, shown
 
 __all__ = ["Samples", "draw_samples", "write_robustness"]
 
 Samples = Mapping[tuple[str, float], Picture]
 """(kind, strength) -> picture."""
 
-COLUMNS = ("image_auroc", "aupro_30", "aupro_05", "false_alarm_rate", "miss_rate")
+COLUMNS = (
+    "image_auroc",
+    "aupro_30",
+    "aupro_05",
+    "false_alarm_rate",
+    "miss_rate",
+    "unsure_good_rate",
+    "unsure_defective_rate",
+)
 CROP = 256  # original px, side of what a sample shows
 SIDE = 128  # px, side of a sample
 FULL = 0.3  # loss from which a cell of the table has its full colour
@@ -60,7 +69,7 @@ def draw_samples(image: Callable[[str, float], Array]) -> dict[tuple[str, float]
 
 
 def write_robustness(
-    target: Path, title: str, result: RobustnessResult, threshold: float | None, samples: Samples
+    target: Path, title: str, result: RobustnessResult, calibration: Calibration | None, samples: Samples
 ) -> Path:
     """Write the page and return its path.
 
@@ -68,10 +77,11 @@ def write_robustness(
         target: HTML file, written whole or not at all.
         title: heading of the page.
         result: what was measured.
-        threshold: the image threshold of the model, None if it has none.
+        calibration: the thresholds of the model, None if it has none.
         samples: what the disturbances look like.
     """
-    columns, undisturbed = [METRICS[key] for key in COLUMNS], result["undisturbed"]
+    undisturbed = result["undisturbed"]
+    columns = shown(COLUMNS, [undisturbed, *result["disturbed"]])
     by_kind = {kind: [one for one in result["disturbed"] if one["kind"] == kind] for kind in DISTURBANCES}
     kinds = [
         _Kind(
@@ -86,7 +96,8 @@ def write_robustness(
         "title": title,
         "n": result["n"],
         "seed": result["seed"],
-        "threshold": threshold,
+        "threshold": None if calibration is None else calibration.image_threshold,
+        "unsure": None if calibration is None else calibration.unsure_threshold,
         "failed": [(item["path"], item["error"]) for item in result["failed"]],
         "charts": [_chart(metric, undisturbed, by_kind) for metric in columns],
         "columns": columns,

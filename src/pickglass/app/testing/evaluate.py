@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pickglass.app.results import Metrics
 from pickglass.app.testing.truth import LOCO_LIMIT, Pixels, read_pixels, read_truth
+from pickglass.calibration import Calibration
 from pickglass.data import Row, Table, as_table
 from pickglass.errors import InputError
 from pickglass.metrics import (
@@ -27,7 +28,7 @@ from pickglass.metrics import (
 )
 from pickglass.result import Prediction
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "rates_of"]
 
 _FEW_GROUPS = 20
 
@@ -102,10 +103,15 @@ def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, see
             f"none of the {len(rows)} images has a label: expected test rows that are known to be good or defective"
         )
     judged = [rows[i] for i in labelled]
-    images = _Images(np.array([row.label for row in judged]), prediction.scores[labelled], _thresholds(prediction))
+    images = _Images(np.array([row.label for row in judged]), prediction.scores[labelled], prediction.calibration)
     pixels, notes = read_pixels(prediction, rows, labelled)
     if len(labelled) < len(rows):
         notes.append(f"{len(rows) - len(labelled)} images have no label and are left out of all metrics.")
+    if images.calibration is not None and images.calibration.unsure_threshold is not None:
+        notes.append(
+            "An unsure image, between the model's two thresholds, is neither a false alarm nor missed, and counts as "
+            "not flagged in F1."
+        )
     if pixels is not None and pixels.finest > 1e-5:
         notes.append(
             f"AUPIMO: {1 / pixels.finest:,.0f} pixels of good images cannot resolve a false-positive rate of 1e-5; "
@@ -140,22 +146,26 @@ def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, see
 
 
 class _Images(NamedTuple):
-    """Labels and scores (N,) of the labelled images, and the image threshold."""
+    """Labels and scores (N,) of the labelled images, and the thresholds."""
 
     labels: npt.NDArray[Any]
     scores: npt.NDArray[np.float32]
-    threshold: float | None
+    calibration: Calibration | None
 
     def figures(self, weight: npt.NDArray[np.int64]) -> dict[str, float]:
         """Compute the image metrics as if image i counted ``weight[i]`` times."""
         drawn = np.repeat(np.arange(len(self.labels)), weight)
         labels, scores = self.labels[drawn], self.scores[drawn]
-        figures = image_summary(labels, scores)
-        return figures if self.threshold is None else figures | rates_at(labels, scores, self.threshold)._asdict()
+        return image_summary(labels, scores) | rates_of(self.calibration, labels, scores)
 
 
-def _thresholds(prediction: Prediction) -> float | None:
-    return None if prediction.calibration is None else prediction.calibration.image_threshold
+def rates_of(
+    calibration: Calibration | None, labels: npt.NDArray[Any], scores: npt.NDArray[np.floating]
+) -> dict[str, float]:
+    """Compute the rates (see :class:`pickglass.metrics.Rates`) of images at a model's thresholds, none without them."""
+    if calibration is None or calibration.image_threshold is None:
+        return {}
+    return rates_at(labels, scores, calibration.image_threshold, calibration.unsure_threshold)._asdict()
 
 
 def _joined(prediction: Prediction, truth: Table) -> Table:
@@ -203,6 +213,8 @@ def _metrics(
         "f1": known("f1"),
         "false_alarm_rate": known("false_alarm_rate"),
         "miss_rate": known("miss_rate"),
+        "unsure_good_rate": known("unsure_good_rate"),
+        "unsure_defective_rate": known("unsure_defective_rate"),
         "pixel_f1": known("pixel_f1"),
         "intervals": None,
     }

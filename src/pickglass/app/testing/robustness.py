@@ -14,13 +14,15 @@ import numpy as np
 from pickglass.app.models import AnyModel, as_model
 from pickglass.app.pages.robustness import draw_samples, write_robustness
 from pickglass.app.results import Disturbed, RobustnessResult
+from pickglass.app.testing.evaluate import rates_of
 from pickglass.app.testing.truth import LIMITS, read_truth
+from pickglass.calibration import Calibration
 from pickglass.data import Dataset, DataSource, Row, Table, decode
 from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
 from pickglass.data.painting.disturbances import DISTURBANCES, UNITS, disturb, disturb_mask
 from pickglass.errors import DataError, Failure
-from pickglass.metrics import PixelCurves, image_summary, rates_at
+from pickglass.metrics import PixelCurves, image_summary
 from pickglass.result import Found
 from pickglass.runtime.compute import ComputeOptions, Progress
 
@@ -69,9 +71,8 @@ def robustness(
     options = replace(compute or ComputeOptions(), batch=_BATCH)
     run = _Disturber(detector, rows, seed, options, {}, progress)
     calibration = detector.current_calibration()
-    threshold = None if calibration is None else calibration.image_threshold
-    undisturbed = run.judged("none", (0.0,), threshold)[0]
-    disturbed = [one for kind, strengths in DISTURBANCES.items() for one in run.judged(kind, strengths, threshold)]
+    undisturbed = run.judged("none", (0.0,), calibration)[0]
+    disturbed = [one for kind, strengths in DISTURBANCES.items() for one in run.judged(kind, strengths, calibration)]
     result: RobustnessResult = {
         "page": None if target is None else str(target),
         "n": len(rows),
@@ -85,7 +86,7 @@ def robustness(
         shown = rows[place].image(options.max_pixels)
         pictures = draw_samples(lambda kind, strength: run.image(shown, place, kind, strength))
         title = f"{dataset.name}: {type(detector).__name__} under disturbances"
-        write_robustness(target, title, result, threshold, pictures)
+        write_robustness(target, title, result, calibration, pictures)
     return result
 
 
@@ -115,7 +116,7 @@ class _Disturber(NamedTuple):
         """Return an image as it is (``"none"``) or disturbed."""
         return image if kind == "none" else disturb(image, kind, strength, self.rng(place, kind))
 
-    def judged(self, kind: str, strengths: Sequence[float], threshold: float | None) -> list[Disturbed]:
+    def judged(self, kind: str, strengths: Sequence[float], calibration: Calibration | None) -> list[Disturbed]:
         """Compute the metrics of all images at each strength of one kind; each image is read once."""
         found: list[list[tuple[int, Found]]] = [[] for _ in strengths]
         source = self._disturbed(kind, strengths)
@@ -128,7 +129,7 @@ class _Disturber(NamedTuple):
                     found[one.step].append((one.place, item._replace(row=self.rows[one.place])))
         if not any(found):
             raise DataError("none of the test images can be judged:", [Failure(*item) for item in self.failed.items()])
-        return [self._metrics(kind, *item, threshold) for item in zip(strengths, found, strict=True)]
+        return [self._metrics(kind, *item, calibration) for item in zip(strengths, found, strict=True)]
 
     def _disturbed(self, kind: str, strengths: Sequence[float]) -> Iterator[_Disturbed]:
         workers, limit = self.options.workers, self.options.max_pixels
@@ -145,13 +146,11 @@ class _Disturber(NamedTuple):
                 self.progress(f"disturbing: {kind}", place + 1, len(self.rows))
 
     def _metrics(
-        self, kind: str, strength: float, found: Sequence[tuple[int, Found]], threshold: float | None
+        self, kind: str, strength: float, found: Sequence[tuple[int, Found]], calibration: Calibration | None
     ) -> Disturbed:
         labels = np.array([item.row.label for _, item in found])
         scores = np.array([item.score for _, item in found])
-        figures = image_summary(labels, scores)
-        if threshold is not None:
-            figures |= rates_at(labels, scores, threshold)._asdict()
+        figures = image_summary(labels, scores) | rates_of(calibration, labels, scores)
         curves, masks = PixelCurves(), 0
         for place, item in found:
             mask = read_truth(item.row, item.size).mask
@@ -178,6 +177,8 @@ class _Disturber(NamedTuple):
             "aupro_05": known("aupro_05"),
             "false_alarm_rate": known("false_alarm_rate"),
             "miss_rate": known("miss_rate"),
+            "unsure_good_rate": known("unsure_good_rate"),
+            "unsure_defective_rate": known("unsure_defective_rate"),
         }
 
 

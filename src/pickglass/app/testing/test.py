@@ -143,6 +143,7 @@ def write_report(
             provenance={k: v for k, v in detector.provenance.to_json().items() if k != "fitted_images"},
             failed=prediction.failed,
             threshold=prediction.calibration.image_threshold if prediction.calibration else None,
+            unsure=prediction.calibration.unsure_threshold if prediction.calibration else None,
             notes=(*sentences(result["left_out"]), *evaluation.notes, *_notes(prediction, evaluation)),
             tiles=_tiles(detector, prediction, scale),
         )
@@ -199,7 +200,9 @@ def _notes(prediction: Prediction, evaluation: Evaluation) -> list[str]:
             f"the highest score of {len(calibration.scores)} good images held back from training, "
             "with no stated false-alarm rate"
         )
-        notes.append(f"Verdicts: bad above {calibration.image_threshold:.4g}: {rule.rstrip('.')}.")
+        lower = calibration.unsure_threshold
+        between = "" if lower is None else f", unsure above {lower:.4g}"
+        notes.append(f"Verdicts: bad above {calibration.image_threshold:.4g}{between}: {rule.rstrip('.')}.")
     else:
         notes.append("The model was fitted without calibration images: it gives scores, but no verdicts and no masks.")
     if evaluation.pixels is not None:
