@@ -81,6 +81,22 @@ def compare_page(folder: Path) -> Path:
     return write_compare(folder / "page.html", EVIL, models, [prediction] * 3, [0, 1], failed, [EVIL], 10**6)
 
 
+def test_an_unsure_image_is_neither_missed_nor_a_false_alarm_where_models_are_compared(tmp_path: Path) -> None:
+    rows = [Row("bad.png", label=1, defect="hole", pixels=GREY), Row("good.png", label=0, pixels=GREY)]
+    found = tuple(Found(row, 0.8, HEAT, (40, 60)) for row in rows)
+    words = {}
+    for lower in (None, 0.5):
+        prediction = Prediction(found, (), Calibration("fixed", 1.0, None, unsure_threshold=lower))
+        models: Any = [{"name": "m", "model": "m", **NUMBERS}] * 2
+        page = write_compare(tmp_path / "page.html", "t", models, [prediction] * 2, [0, 1], [], [], 10**6)
+        words[lower] = [
+            word for word in PageReader(page.read_text()).words if word.startswith("m: ") or "missed" in word
+        ]
+    assert words[None].count("missed") == 3  # the head of the column, and both models' bad image
+    assert words[0.5].count("missed") == 1
+    assert [word.strip() for word in words[0.5] if word.startswith("m: ")] == ["m: 0.8, unsure"] * 4
+
+
 def robustness_page(folder: Path) -> Path:
     def disturbed(kind: str, strength: float) -> Any:
         return {"kind": kind, "strength": strength, "unit": UNITS.get(kind, ""), **NUMBERS, "miss_rate": None}

@@ -326,7 +326,7 @@ def test_a_band_of_unsure_is_set_told_kept_and_removed(
     assert "flagged or unsure: 2 of 4 good images, by a fixed value that promises nothing" in told
     assert run(monkeypatch, "info", model) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert f"bad above a score of {falling[0]:.6g}, unsure above {falling[2]:.6g} up to that, and a pixel" in told
+    assert f"bad above a score of {falling[0]:.6g}, unsure above {falling[2]:.6g} and up to it, and a pixel" in told
     assert f"unsure threshold none -> {falling[1]:.6g}" in told
     assert f"unsure threshold {falling[1]:.6g} -> none" in told
     assert f"unsure threshold none -> {falling[2]:.6g}" in told

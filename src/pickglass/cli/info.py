@@ -164,7 +164,7 @@ def _threshold(calibration: Mapping[str, Any] | None) -> Iterator[str]:
     pixel = calibration["pixel_threshold"]
     beside = "" if pixel is None else f", and a pixel is defective above {pixel:.6g}"
     lower = calibration.get("unsure_threshold")
-    between = "" if lower is None else f", unsure above {lower:.6g} up to that"
+    between = "" if lower is None else f", unsure above {lower:.6g} and up to it"
     yield f"An image is bad above a score of {limit:.6g}{between}{beside}."
     if calibration.get("sentence"):
         yield f"About the threshold: {calibration['sentence']}"

@@ -216,9 +216,11 @@ def _notes(prediction: Prediction, evaluation: Evaluation) -> list[str]:
         notes.append(_about_spro(evaluation.saturated, evaluation.by_type))
     overall = evaluation.overall
     if overall["false_alarm_rate"] is not None and overall["miss_rate"] is not None:
+        good, defective = overall["unsure_good_rate"], overall["unsure_defective_rate"]
+        between = "" if good is None or defective is None else f"; {good:.1%} and {defective:.1%} are unsure"
         notes.append(
             f"At the model's own threshold {overall['false_alarm_rate']:.1%} of the good images are flagged and "
-            f"{overall['miss_rate']:.1%} of the defective ones missed."
+            f"{overall['miss_rate']:.1%} of the defective ones missed{between}."
         )
     return notes
 
