@@ -104,7 +104,7 @@ def test_test_prints_metrics_and_writes_report_and_maps(
     ]  # fmt: skip
     assert result["n"] == 8
     assert set(result["by_type"]) == {"hole", "scratch"}
-    assert set(result["by_type"]["hole"]) == set(list(result)[:14])
+    assert set(result["by_type"]["hole"]) == set(list(result)[:16])
     assert result["report"] == str(report)
     assert report.read_text().count("<img") >= 24
     with np.load(maps) as saved:
