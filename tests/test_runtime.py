@@ -295,9 +295,11 @@ def test_thresholds_are_set_in_the_file(file: Path, detector: pg.Detector, tmp_p
     with pytest.raises(InputError, match="an exported model, which cannot be fitted again"):
         threshold(copy, good, ThresholdRequest("estimate"))
     assert onnx.load(copy).graph.SerializeToString() == graph
-    model.set_thresholds(image=3.5)
+    model.set_thresholds(image=3.5, unsure=3.0)
     again = pg.load(model.save(tmp_path / "again.onnx"))
-    assert (again.calibration.image_threshold, again.model_version) == (3.5, 3)  # type: ignore[union-attr]
+    assert again.calibration is not None
+    assert (again.calibration.image_threshold, again.calibration.unsure_threshold) == (3.5, 3.0)
+    assert again.model_version == 3
 
 
 def test_drift_is_found(file: Path, detector: pg.Detector, tmp_path: Path) -> None:

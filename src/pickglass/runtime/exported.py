@@ -324,12 +324,14 @@ class ExportedModel:
         """Return the calibration; settings of an exported model cannot be changed after it was set."""
         return self.calibration
 
-    def set_thresholds(self, image: float | None = None, pixel: float | None = None) -> Calibration:
+    def set_thresholds(
+        self, image: float | None = None, pixel: float | None = None, unsure: float | None = None
+    ) -> Calibration:
         """Set thresholds by hand, as :meth:`pickglass.Detector.set_thresholds` does; :meth:`save` keeps them."""
         now = self.calibration or Calibration("fixed", None, None, settings=self.settings_digest())
         if now.stale:
             raise InputError("settings were changed after the threshold was set: set it anew on good images first")
-        new = set_by_hand(now, image, pixel)
+        new = set_by_hand(now, image, pixel, unsure)
         self.history += (Change.between("set_thresholds", self.calibration, new),)
         self.calibration = new
         return new
