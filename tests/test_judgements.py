@@ -239,7 +239,7 @@ def test_exit_codes(
         assert out == ""
         return
     result = json.loads(out)
-    keys = ["model_id", "model_version", "threshold", "unsure_threshold", "results", "failed", "stale"]
+    keys = ["model_id", "model_version", "threshold", "unsure_threshold", "results", "failed", "stale", "runtime"]
     assert list(result) == keys
     assert len(result["results"]) + len(result["failed"]) == len(names)
 
