@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import find_objects
 
 from pickglass.calibration import Calibration, Verdict
 from pickglass.data.images.geometry import resize_map
@@ -16,7 +15,7 @@ from pickglass.data.images.masks import read_marks
 from pickglass.data.tables.memory import as_numpy
 from pickglass.data.tables.rows import Row
 from pickglass.errors import Failure, InputError
-from pickglass.metrics.labelling import connected_regions
+from pickglass.metrics.labelling import connected_runs
 
 __all__ = ["UNKNOWN", "Defect", "Found", "Named", "Prediction", "find_defects", "without_number"]
 
@@ -246,10 +245,7 @@ def without_number(path: str, score: float) -> Failure:
 
 def find_defects(full_map: FloatArray, threshold: float) -> list[Defect]:
     """Find the connected regions (8 neighbours) of a (H, W) map above the threshold, the highest peak first."""
-    labels, areas = connected_regions(full_map > threshold)
-    defects = []
-    for label, (box, area) in enumerate(zip(find_objects(labels), areas.tolist(), strict=True), start=1):
-        y, x = box
-        peak = float(full_map[box][labels[box] == label].max())
-        defects.append(Defect([int(x.start), int(y.start), int(x.stop - x.start), int(y.stop - y.start)], area, peak))
-    return sorted(defects, key=lambda d: -d.peak)
+    mask = full_map > threshold
+    runs = connected_runs(mask)
+    regions = zip(runs.boxes().tolist(), runs.areas().tolist(), runs.highest(full_map[mask]).tolist(), strict=True)
+    return sorted((Defect(box, area, peak) for box, area, peak in regions), key=lambda d: -d.peak)

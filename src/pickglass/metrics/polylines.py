@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pickglass.errors import InputError, UnknownName
-from pickglass.metrics.labelling import connected_regions
+from pickglass.metrics.labelling import connected_runs
 
 __all__ = [
     "Pool",
@@ -234,8 +234,7 @@ def label_regions(
     rows, columns = (np.flatnonzero(defect.any(axis=axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     inside = defect[box]
-    labels, _ = connected_regions(inside, connectivity)
-    return box, inside, labels[inside].astype(np.int64) - 1
+    return box, inside, connected_runs(inside, connectivity).per_pixel()
 
 
 def rising_bits(scores: _Float32) -> _Uint32:
