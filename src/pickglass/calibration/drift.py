@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pickglass.calibration.distributions import t_quantile
 from pickglass.calibration.permutations import (
     FloatArray,
     Statistic,
@@ -337,10 +338,8 @@ def _too_few(n: int, m: int, level: float, questions: int) -> PromiseUnreachable
 
 def _detectable(n: int, m: int, level: float) -> float:
     """Use the t-test with normal values; 0.86 in place of 0.8 makes up for the ranks (tests/test_drift.py)."""
-    from scipy.special import stdtrit
-
     free = n + m - 2
-    return float((stdtrit(free, 1 - level / 2) + stdtrit(free, 0.86)) * math.sqrt(1 / n + 1 / m))
+    return (t_quantile(1 - level / 2, free) + t_quantile(0.86, free)) * math.sqrt(1 / n + 1 / m)
 
 
 def _displacement(reference: npt.NDArray[np.float32], new: npt.NDArray[np.float32]) -> tuple[float, float]:

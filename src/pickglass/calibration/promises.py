@@ -29,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pickglass.calibration.distributions import beta_quantile, binomial_cdf
 from pickglass.calibration.scale import PValue, Tail, fit_tail, p_value
 from pickglass.errors import InputError
 
@@ -531,10 +532,8 @@ def tolerance_rank(n: int, false_alarm: float, confidence: float) -> int | None:
     >>> tolerance_rank(299, 0.01, 0.95), tolerance_rank(298, 0.01, 0.95), tolerance_rank(473, 0.01, 0.95)
     (0, None, 1)
     """
-    from scipy.special import bdtr
-
     # P(Beta(r + 1, n - r) > a) = P(Binomial(n, a) <= r), which rises in r; bisected, for n may be millions
-    admissible = bisect_right(range(n), 1 - confidence, key=lambda r: float(bdtr(r, n, false_alarm)))
+    admissible = bisect_right(range(n), 1 - confidence, key=lambda r: binomial_cdf(r, n, false_alarm))
     return admissible - 1 if admissible else None
 
 
@@ -544,9 +543,7 @@ def tolerance_bound(n: int, r: int, confidence: float) -> float:
     >>> round(tolerance_bound(299, 0, 0.95), 5)
     0.00997
     """
-    from scipy.special import betaincinv
-
-    return 1.0 if r >= n else float(betaincinv(r + 1, n - r, confidence))
+    return 1.0 if r >= n else beta_quantile(confidence, r + 1, n - r)
 
 
 def tolerance_needs(false_alarm: float, confidence: float) -> int:
@@ -604,14 +601,13 @@ def shift_bound(n: int, r: int, shift: int, level: float) -> int:
     >>> shift_bound(212, 0, 2000, 0.95)
     29
     """
-    from scipy.special import betaln, gammaln
-
     if r >= n:
         return shift
-    k = np.arange(shift + 1, dtype=np.float64)
-    log_choose = gammaln(shift + 1) - gammaln(k + 1) - gammaln(shift - k + 1)
-    log_mass = log_choose + betaln(k + r + 1, shift - k + n - r) - betaln(r + 1, n - r)
-    return min(int(np.searchsorted(np.cumsum(np.exp(log_mass)), level)), shift)
+    k = np.arange(shift, dtype=np.float64)
+    ratios = (shift - k) / (k + 1) * (k + r + 1) / (shift - k - 1 + n - r)  # of the chance of k + 1 to that of k
+    log_mass = np.append(0.0, np.cumsum(np.log(ratios)))
+    chances = np.cumsum(np.exp(log_mass - log_mass.max()))
+    return int(np.searchsorted(chances, level * chances[-1]))
 
 
 # -- area -------------------------------------------------------------------------------------------------------------
