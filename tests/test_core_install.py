@@ -36,10 +36,10 @@ ABSENT = {
     "torch",
     "torchvision",
     "timm",
+    "scipy",
     "safetensors",
     "openvino",
     "onnx",
-    "onnxruntime",
     "sklearn",
     "matplotlib",
     "skimage",
@@ -113,6 +113,37 @@ def test_every_module_of_the_core_can_be_imported(python: Path) -> None:
 def test_there_is_no_torch_in_it(python: Path) -> None:
     for name in ABSENT:
         assert run(python, "-c", f"import {name}").returncode == 1, f"{name} is there: this environment proves nothing"
+
+
+def test_what_only_the_lab_paints_names_the_extra(python: Path) -> None:
+    prepared = "import numpy as np\nfrom pickglass.data.painting import cloth, defects, trays\n"
+    for call in (
+        "cloth.weave(cloth.Cloth('plain', 4), (32, 32))",
+        "trays.fill(trays.Tray('washer', 16, 24), (64, 64))",
+        "defects.paint(np.full((64, 64), 128, np.uint8), 'surplus_part', 12, np.random.default_rng(0))",
+    ):
+        done = run(python, "-c", prepared + call)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == (
+            "pickglass.errors.MissingExtra: painting images needs scipy, which is not installed: "
+            'pip install "pickglass[train]"'
+        )
+
+
+def test_regions_and_promises_need_no_scipy(python: Path) -> None:
+    code = (
+        "import json, sys, numpy as np, pickglass as pg\n"
+        "from pickglass.calibration import Evidence, Wish, promised\n"
+        "map = np.kron(np.eye(3, dtype=np.float32), np.ones((4, 4), np.float32))\n"
+        "defects = pg.Prediction.from_arrays([1.0], [map]).defects(0, 0.5)\n"
+        "wish = Wish('tolerance', 0.05, 0.9)\n"
+        "found = promised(Evidence([*range(100)], [*range(100)]), wish)\n"
+        "assert 'scipy' not in sys.modules\n"
+        "print(json.dumps([defects, found.r, found.false_alarm_bound]))"
+    )
+    defects, r, bound = json.loads(succeeded(python, "-c", code))
+    assert defects == [[[0, 0, 12, 12], 48, 1.0]]
+    assert (r, bound) == (1, pytest.approx(0.0383, abs=1e-4))  # Beta(2, 99)
 
 
 def test_the_command_line_says_what_is_in_a_data_set_and_in_a_model(

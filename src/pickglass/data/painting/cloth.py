@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pickglass.data.painting.shapes import ndimage
 from pickglass.errors import InputError, UnknownName
 
 __all__ = ["WEAVES", "Cloth", "Weave", "weave"]
@@ -88,13 +89,13 @@ def weave(cloth: Cloth, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint
     Raises:
         UnknownName: no such weave.
         InputError: a size below 1, a pitch below 2, a level outside 0..255, or another setting below 0.
+        MissingExtra: SciPy is not installed.
 
     >>> weave(Cloth("plain", warp_px=4.3), (256, 4096), seed=7).shape
     (256, 4096)
     """
     _check(cloth, size)
-    from scipy.ndimage import gaussian_filter
-
+    gaussian_filter = ndimage().gaussian_filter
     rng = np.random.default_rng(seed)
     crowns = _threads(cloth, size, rng)  # (2, H, W): how much light comes from warp and from weft
     warp, weft = np.atleast_1d(cloth.warp), np.atleast_1d(cloth.weft)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pickglass.data.painting.part_defects import misplaced_part, missing_part, surplus_part
-from pickglass.data.painting.shapes import Drawn, Floats, Grid, Scene, Source
+from pickglass.data.painting.shapes import Drawn, Floats, Grid, Scene, Source, ndimage
 from pickglass.data.painting.surface_defects import crack, dent, hole, scratch, stain
 from pickglass.data.painting.thread_defects import broken_pick, foreign_fibre, knot, missing_end, slub
 from pickglass.errors import InputError, UnknownName
@@ -95,6 +95,7 @@ def paint(
         UnknownName: no such kind.
         InputError: another dtype or shape, a size that does not fit into the image, a contrast not above 0, or no
             change of a grey level because the contrast is too low.
+        MissingExtra: SciPy is not installed.
 
     >>> plate = np.full((64, 64), 128, np.uint8)
     >>> painted = paint(plate, "hole", 12, np.random.default_rng(0))
@@ -193,8 +194,7 @@ def _rendered(
 
 def _taken(image: NDArray[np.uint8], corner: tuple[int, int], source: Source) -> Floats:
     """Read the image at the places that the source names, between pixels if need be, (h, w, 1 or 3)."""
-    from scipy.ndimage import map_coordinates
-
+    map_coordinates = ndimage().map_coordinates
     rows, columns = np.indices(source.weight.shape)
     places = (rows + corner[0] + source.down, columns + corner[1] + source.right)
     channels = image.reshape(*image.shape[:2], -1)

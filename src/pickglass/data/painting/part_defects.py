@@ -20,6 +20,7 @@ from pickglass.data.painting.shapes import (
     Scene,
     Source,
     edge,
+    ndimage,
     outline,
     polar,
     rotation,
@@ -48,20 +49,19 @@ class Parts(NamedTuple):
 
 def find_parts(image: NDArray[np.uint8]) -> Parts:
     """The image (H, W) or (H, W, 3) is searched for parts that stand out from a plain ground; there may be none."""
-    from scipy.ndimage import binary_dilation, binary_fill_holes, find_objects, gaussian_filter, label
-
+    filters = ndimage()
     levels = image.reshape(*image.shape[:2], -1).astype(np.float32)
     away = np.abs(levels - np.median(levels, axis=(0, 1))).max(axis=2)
-    away = gaussian_filter(away, 0.7)
+    away = filters.gaussian_filter(away, 0.7)
     cut, separated = _otsu(away)
     if separated < 0.72 or not 0.002 < (away > cut).mean() < 0.45 or cut < 8:
         return Parts([], np.zeros(away.shape, np.int32), np.zeros(away.shape, np.bool_))
     solid = away > 0.4 * cut  # the shadow belongs to the part
-    grown = binary_fill_holes(binary_dilation(solid, iterations=_RIM))
+    grown = filters.binary_fill_holes(filters.binary_dilation(solid, iterations=_RIM))
     body = away > cut
-    labels, _ = label(grown, np.ones((3, 3)))
+    labels, _ = filters.label(grown, np.ones((3, 3)))
     parts = []
-    for i, box in enumerate(find_objects(labels), start=1):
+    for i, box in enumerate(filters.find_objects(labels), start=1):
         at_edge = any(s.start == 0 or s.stop == n for s, n in zip(box, away.shape, strict=True))
         points = np.argwhere(labels[box] == i)
         turns = np.arange(16) * math.pi / 16
@@ -267,9 +267,7 @@ def _jumped(jump: tuple[float, float], weight: Floats) -> Source:
 
 def _ground(solid: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Find how far down and right of each pixel of a part its mirror image in the ground lies, ``(H, W)`` each."""
-    from scipy.ndimage import distance_transform_edt
-
-    nearest = distance_transform_edt(solid, return_distances=False, return_indices=True)  # (2, H, W)
+    nearest = ndimage().distance_transform_edt(solid, return_distances=False, return_indices=True)  # (2, H, W)
     places = np.indices(solid.shape)
     across = nearest - places
     mirrored = places + 2 * across
@@ -291,18 +289,14 @@ def _sampled(field: Floats, grid: Grid, middle: tuple[float, float]) -> Floats:
 
 def _lookup(field: Floats, y: Floats, x: Floats) -> Floats:
     """Read the field at pixel coordinates (the first pixel's centre is 0.5), 0 outside."""
-    from scipy.ndimage import map_coordinates
-
-    values: Floats = map_coordinates(field, (y - 0.5, x - 0.5), order=1, mode="constant")
+    values: Floats = ndimage().map_coordinates(field, (y - 0.5, x - 0.5), order=1, mode="constant")
     return values
 
 
 def _free_place(rng: np.random.Generator, scene: Scene, labels: NDArray[np.int32]) -> tuple[float, float]:
     """Find a place on the ground with room for the size, or the one with most room."""
-    from scipy.ndimage import distance_transform_edt
-
     reach = int(scene.size_px / 2 + 2)
-    room = distance_transform_edt(labels == 0)[reach:-reach, reach:-reach]
+    room = ndimage().distance_transform_edt(labels == 0)[reach:-reach, reach:-reach]
     if not room.size:
         return scene.middle
     free = np.argwhere(room >= min(scene.size_px / 2 + 1, float(room.max())))

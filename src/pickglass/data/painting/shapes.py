@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pickglass.errors import MissingExtra
 
 __all__ = [
     "Drawn",
@@ -21,6 +23,7 @@ __all__ = [
     "clouds",
     "edge",
     "jagged",
+    "ndimage",
     "nearest",
     "outline",
     "polar",
@@ -30,6 +33,19 @@ __all__ = [
 ]
 
 Floats: TypeAlias = NDArray[np.float64]
+
+
+def ndimage() -> Any:
+    """Load SciPy's filters, with which images are painted; a machine that only judges images has none of them.
+
+    Raises:
+        MissingExtra: SciPy is not installed.
+    """
+    try:
+        from scipy import ndimage
+    except ImportError as error:
+        raise MissingExtra.needed("painting images", error) from error
+    return ndimage
 
 
 class Scene(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pickglass.data.painting.shapes import ndimage
 from pickglass.errors import InputError, UnknownName
 
 __all__ = ["PARTS", "PartName", "Tray", "fill"]
@@ -63,13 +64,13 @@ def fill(tray: Tray, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
     Raises:
         UnknownName: no such part.
         InputError: parts below 4 pixels or too dense, a size without room for one, or a level outside 0..255.
+        MissingExtra: SciPy is not installed.
 
     >>> fill(Tray("washer", part_px=24, pitch_px=40), (128, 160)).shape
     (128, 160)
     """
     _check(tray, size)
-    from scipy.ndimage import gaussian_filter
-
+    gaussian_filter = ndimage().gaussian_filter
     rng = np.random.default_rng(seed)
     cover, shade, shadow = (np.zeros(size) for _ in range(3))
     starts = [(n - (n // tray.pitch_px - 1) * tray.pitch_px) / 2 for n in size]
