@@ -191,6 +191,7 @@ _EXTRAS = {
     "ray": "cluster",
     "pyarrow": "parquet",
     "matplotlib": "plot",
+    "paho": "line",
 }
 """Extra of pickglass that brings each optional module, by the name that is imported."""
 

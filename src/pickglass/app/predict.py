@@ -22,7 +22,7 @@ from pickglass.result import FloatArray, Found, find_defects
 from pickglass.runtime.compute import ComputeOptions, Progress
 from pickglass.runtime.exported import ExportedModel
 
-__all__ = ["predict"]
+__all__ = ["judged_image", "predict"]
 
 
 def predict(
@@ -94,7 +94,7 @@ def predict(
         full = item.full_map()
         if writer is not None:
             writer.write(item.row, full)
-        judged = _judged(item, full, calibration, time)
+        judged = judged_image(item, full, calibration, time)
         results.append(judged)
         cells = [judged["verdict"], judged["p_value"], judged["type"]]
         rows.append([judged["path"], judged["score"], *limits, *cells, *about, time, None])
@@ -108,7 +108,15 @@ def predict(
     return result
 
 
-def _judged(item: Found, full: FloatArray, calibration: Calibration | None, time: str) -> ImageResult:
+def judged_image(item: Found, full: FloatArray, calibration: Calibration | None, time: str) -> ImageResult:
+    """Return what is reported of an image: verdict, defects, p-value, type.
+
+    Args:
+        item: what the model found.
+        full: its map at the original size, (H, W).
+        calibration: the model's thresholds; None: no verdict.
+        time: when it was judged, UTC.
+    """
     limit = calibration.pixel_threshold if calibration else None
     rarity = calibration.p_value(item.score) if calibration else None
     named = item.named

@@ -51,6 +51,9 @@ __all__ = [
     "Suspicious",
     "TestResult",
     "ThresholdResult",
+    "WatchHeartbeat",
+    "WatchResult",
+    "WatchedImage",
 ]
 
 
@@ -245,6 +248,86 @@ class PredictResult(TypedDict):
     failed: list[Failed]
     stale: bool
     runtime: str | None
+
+
+class WatchedImage(TypedDict):
+    """One image of ``pickglass watch``, as JSON lines, webhooks and MQTT are told of it.
+
+    The fields of :class:`ImageResult`, and: ``kind`` "image"; ``id``: the same whenever the message is sent again;
+    ``number``: place in the order of judging, from 1 on; ``state``: judged, failed or skipped; ``error``: why there is
+    no verdict; ``threshold``, ``model_id`` and ``model_version`` as of :class:`PredictResult`; ``sorted_to``: where the
+    file is now, null where it stays or could not be moved. What an image without a verdict lacks is null; its
+    ``defects`` are empty.
+    """
+
+    kind: Literal["image"]
+    id: str
+    number: int
+    state: Literal["judged", "failed", "skipped"]
+    path: str
+    score: float | None
+    verdict: str | None
+    defects: list[DefectResult]
+    p_value: float | None
+    p_value_log10: float | None
+    p_value_extrapolated: bool | None
+    type: str | None
+    type_probability: float | None
+    time: str
+    error: str | None
+    threshold: float | None
+    model_id: str
+    model_version: int
+    sorted_to: str | None
+
+
+class WatchHeartbeat(TypedDict):
+    """A sign of life of ``pickglass watch``; counts are those since it was started.
+
+    ``judged`` counts verdicts (``verdicts``: each), ``queue`` the images that are ready and wait, ``waited_for`` files
+    that are not complete yet, ``ignored`` files of the folder that are no images by their names. ``late``: more wait
+    than ``--queue`` allows. ``last_error``: null if there was none; it stays after it is over (``errors``: those of
+    now). ``behind``: output -> images that it is still to be told of; ``refused``: messages that it did not take.
+    """
+
+    kind: Literal["heartbeat"]
+    time: str
+    uptime_s: float
+    judged: int
+    verdicts: dict[str, int]
+    failed: int
+    skipped: int
+    queue: int
+    waited_for: int
+    ignored: int
+    late: bool
+    images_per_s: float
+    last_image: str | None
+    errors: list[str]
+    last_error: str | None
+    model_id: str
+    model_version: int
+    behind: dict[str, int]
+    refused: dict[str, int]
+
+
+class WatchResult(TypedDict):
+    """The result of ``pickglass watch`` when it ends; counts are those since it was started.
+
+    ``last``: number of the last image in the journal. ``behind`` and ``refused`` as of :class:`WatchHeartbeat`.
+    """
+
+    kind: Literal["end"]
+    journal: str
+    judged: int
+    verdicts: dict[str, int]
+    failed: int
+    skipped: int
+    last: int
+    seconds: float
+    behind: dict[str, int]
+    refused: dict[str, int]
+    errors: list[str]
 
 
 class DriftChange(TypedDict):

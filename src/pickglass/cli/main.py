@@ -26,6 +26,7 @@ from pickglass.cli.predict import predict
 from pickglass.cli.study import study
 from pickglass.cli.test import test
 from pickglass.cli.threshold import threshold
+from pickglass.cli.watch import watch
 from pickglass.errors import MissingExtra, PickglassError
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -36,6 +37,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     fit,
     test,
     predict,
+    watch,
     threshold,
     export,
     label,
