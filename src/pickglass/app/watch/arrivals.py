@@ -91,6 +91,13 @@ class Arrivals:
         """The number of files that are still being written, or cannot be read yet."""
         return len(self._waiting)
 
+    def has(self, name: str) -> bool:
+        """Say whether the folder has a file of this name now, or cannot say."""
+        try:
+            return identity_at(self.folder, name) is not None
+        except OSError:
+            return True
+
     def is_empty(self, since: float) -> bool:
         """Say whether the folder was listed after a time and has no file that is not judged."""
         return not self._taken and not self._waiting and self._listed >= since

@@ -28,6 +28,7 @@ from pickglass.errors import InputError
 
 __all__ = ["Entry", "Identity", "Journal", "Told", "Unsorted"]
 
+_APPLICATION = 0x7067_6A6C  # by which a journal is told from other SQLite files
 _VERSION = 1  # of the tables
 _TABLES = f"""
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -35,16 +36,19 @@ CREATE TABLE images (
   number INTEGER PRIMARY KEY AUTOINCREMENT, name BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
   result TEXT NOT NULL, folder TEXT, place TEXT NOT NULL, sorted_to BLOB
 );
-CREATE UNIQUE INDEX once ON images (name, size, mtime_ns) WHERE place IN ('here', 'to sort', 'stuck');
-CREATE INDEX unsorted ON images (place, number) WHERE place IN ('to sort', 'stuck');
+CREATE UNIQUE INDEX once ON images (name, size, mtime_ns) WHERE place <> 'sorted';
+CREATE INDEX unsorted ON images (number) WHERE place = 'to sort';
+CREATE INDEX stuck ON images (number) WHERE place = 'stuck';
 CREATE TABLE outputs (name TEXT PRIMARY KEY, told INTEGER NOT NULL, bytes INTEGER NOT NULL);
 CREATE TABLE refused (output TEXT NOT NULL, number INTEGER NOT NULL, error TEXT NOT NULL,
   PRIMARY KEY (output, number));
+PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 """
 
 Place = Literal["here", "to sort", "stuck", "sorted", "gone"]
-"""``here``: it stays. ``stuck``: it could not be moved, and is tried again. ``gone``: somebody took it."""
+"""``here``: it stays. ``stuck``: it could not be moved, and is tried again. ``gone``: somebody took it, or the share it
+was on; should it come back, it is still the file that was judged."""
 
 
 class Identity(NamedTuple):
@@ -112,23 +116,23 @@ class Journal:
             self._connection = sqlite3.connect(path, timeout=2, isolation_level=None, check_same_thread=False)
             try:
                 self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = FULL")
                 self.id = self._prepared(folder)
             except BaseException:
                 self._connection.close()
                 raise
 
     def _prepared(self, folder: Path) -> str:
-        version = self._one("PRAGMA user_version")
-        tables = self._one("SELECT COUNT(*) FROM sqlite_master")
-        if not tables:
+        known = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
+        is_new = not self._one("SELECT COUNT(*) FROM sqlite_master")
+        if not is_new and known != (_APPLICATION, _VERSION):
+            raise InputError(f"{self.path}: no journal of this version of pickglass: name another file with --journal")
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        if is_new:
             self._connection.executescript(f"BEGIN; {_TABLES} COMMIT;")
             about = {"id": uuid.uuid4().hex[:12], "folder": str(folder.resolve())}
             with self._transaction() as run:
                 run.executemany("INSERT INTO about VALUES (?, ?)", about.items())
-        elif version != _VERSION:
-            raise InputError(f"{self.path}: no journal of this version of pickglass: name another file with --journal")
         belongs = str(self._one("SELECT value FROM about WHERE key = 'folder'"))
         if belongs != str(folder.resolve()):
             raise InputError(
@@ -146,11 +150,10 @@ class Journal:
     # -- images --------------------------------------------------------------------------------------------------------
 
     def knows(self, file: Identity) -> bool:
-        """Say whether this very file was judged, and is still in the folder as far as the journal knows."""
+        """Say whether this very file was judged, and was not sorted away."""
         with self._readable():
             found = self._connection.execute(
-                "SELECT 1 FROM images WHERE name = ? AND size = ? AND mtime_ns = ? "
-                "AND place IN ('here', 'to sort', 'stuck')",
+                "SELECT 1 FROM images WHERE name = ? AND size = ? AND mtime_ns = ? AND place <> 'sorted'",
                 _key(file),
             )
             return found.fetchone() is not None
@@ -175,8 +178,9 @@ class Journal:
         """List files that wait to be moved, in order."""
         with self._readable():
             rows = self._connection.execute(
-                "SELECT number, name, size, mtime_ns, folder FROM images WHERE place = ? ORDER BY number LIMIT ?",
-                (place, most),
+                "SELECT number, name, size, mtime_ns, folder FROM images "
+                f"WHERE place = '{place}' ORDER BY number LIMIT ?",  # as text, so that the index is used
+                (most,),
             ).fetchall()
         return [Unsorted(row[0], Identity(os.fsdecode(row[1]), row[2], row[3]), row[4]) for row in rows]
 

@@ -86,11 +86,12 @@ class WatchedModel:
     def _take_over(self, loading: Future[LoadedModel]) -> str | None:
         self._loading = None
         problem = loading.exception()
-        if self._stamp() != self._tried:  # it was replaced once more meanwhile
+        if self._stamp() not in (None, self._tried):  # it was replaced once more meanwhile
             return None
         if problem is not None:
             self.error = (
-                f"{self.path} was replaced by a file that cannot be used, and the model before goes on: {problem}"
+                f"{self.path} was replaced by a file that cannot be used, and the model before goes on: "
+                f"{str(problem).partition(chr(10))[0]}"
             )
             return None
         self.now, self.error = loading.result(), None

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Protocol
 
 from pickglass.app.judgements import IMAGES, cell
 from pickglass.app.watch.journal import Journal, Told
+from pickglass.app.watch.sorting import sync_folder
 from pickglass.errors import InputError
 
 __all__ = ["Output", "OutputFile", "OutputStream", "Outputs", "begin", "csv_lines", "json_lines"]
@@ -80,6 +81,7 @@ class OutputFile:
                 )
             with path.open("ab"):
                 pass
+            sync_folder(path.absolute().parent)
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be written ({error.strerror}): name a file in a folder of yours"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pickglass.app.watch.journal import Identity, Unsorted
 
-__all__ = ["identity_at", "move", "moved_before"]
+__all__ = ["identity_at", "move", "moved_before", "sync_folder"]
 
 # what is answered where a file system has no hard links, or source and target lie on two
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EINVAL}
@@ -29,6 +29,23 @@ def identity_at(folder: Path, name: str) -> Identity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return Identity(name, status.st_size, status.st_mtime_ns)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can do that."""
+    if os.name == "nt":
+        return
+    try:
+        number = os.open(folder, os.O_RDONLY)
+    except OSError:  # a folder that may be written and not read
+        return
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that have no such thing
+            raise
+    finally:
+        os.close(number)
 
 
 def move(source: Path, item: Unsorted, folder: Path) -> Path:
@@ -45,11 +62,11 @@ def move(source: Path, item: Unsorted, folder: Path) -> Path:
         FileNotFoundError: the file is gone, or another one has its name.
         OSError: it cannot be moved, and is where it was.
     """
+    if identity_at(source.parent, source.name) != item.file:
+        raise FileNotFoundError(errno.ENOENT, "the file that was judged is gone")
     folder.mkdir(parents=True, exist_ok=True)
     if os.path.samefile(source.parent, folder):
         raise OSError(errno.EINVAL, "it lies in the folder to which it is to be sorted")
-    if identity_at(source.parent, source.name) != item.file:
-        raise FileNotFoundError(errno.ENOENT, "the file that was judged is gone")
     for target in _names(folder, item):
         if not _linked(source, target) and not _placed(source, target):
             continue

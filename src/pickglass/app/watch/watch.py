@@ -26,7 +26,7 @@ from pickglass.app.watch.journal import Entry, Journal, Place
 from pickglass.app.watch.model import WatchedModel
 from pickglass.app.watch.outputs import Output, OutputFile, Outputs, OutputStream
 from pickglass.app.watch.senders import Mqtt, Post, Sender, Webhook
-from pickglass.app.watch.sorting import identity_at, move, moved_before
+from pickglass.app.watch.sorting import identity_at, move, moved_before, sync_folder
 from pickglass.data import Row, read_image
 from pickglass.data.files import missing, written_whole
 from pickglass.data.images.decoder import Array
@@ -350,6 +350,8 @@ class _Line:
             read = future.result()
             if read is None:
                 self.arrivals.changed(arrival)
+                if not self.arrivals.has(arrival.file.name):
+                    self.say(f"{self.path(arrival)} went away before it was judged")
             elif read.pixels is not None or self.arrivals.unreadable(arrival):
                 group.append(read)
                 self.largest = max(self.largest, 0 if read.pixels is None else read.pixels.nbytes)
@@ -366,7 +368,7 @@ class _Line:
         for read in group:
             result = self.failure(read.arrival, str(read.error)) if read.pixels is None else next(results)
             entries.append(self.entry(read.arrival, result))
-        self.seconds_each = (time.monotonic() - began) / len(group)
+        self.seconds_each = max(1e-6, (time.monotonic() - began) / len(group))
         self.enter(entries, [read.arrival for read in group])
         self.judged_at = time.monotonic()
         return True
@@ -469,7 +471,9 @@ class _Line:
         """
         if self.request.sort is None and not resumed:
             return
+        resumed = resumed or place == "stuck"
         while items := self.journal.unsorted(place):
+            folders = dict.fromkeys(Path(self.request.sort or "") / item.folder for item in items)
             outcomes: dict[int, tuple[Place, str | None]] = {}
             for item in items:
                 if self.request.sort is None:
@@ -485,11 +489,19 @@ class _Line:
                     outcomes[item.number] = ("sorted", str(target))
                 except FileNotFoundError:
                     outcomes[item.number] = ("gone", None)
+                    self.say(f"{source} was judged, and went away before it could be moved to {folder}")
+                    continue
                 except OSError as error:
                     outcomes[item.number] = ("stuck", None)
                     self.move_error = f"{source} cannot be moved to {folder} ({error.strerror or error})"
                     continue
                 self.arrivals.sorted_away(item.file.name)
+            if self.request.sort is not None:
+                for folder in (*folders, self.request.folder):
+                    try:
+                        sync_folder(folder)
+                    except OSError as error:
+                        self.move_error = f"{folder}: {error.strerror or error}"
             self.journal.moved(outcomes)
             if place == "stuck":
                 return
