@@ -160,7 +160,7 @@ class Arrivals:
                 name = entry.name
                 if name in judged or name in taken:
                     names.add(name)
-                elif is_image_name(name) and entry.is_file():
+                elif _is_image_name(name) and entry.is_file():
                     names.add(name)
                     self._look_at(name, now)
                 elif not name.startswith(".") and entry.is_file():
@@ -204,6 +204,6 @@ class Arrivals:
                 self._look_at(name, now, known)
 
 
-def is_image_name(name: str) -> bool:
+def _is_image_name(name: str) -> bool:
     """Say whether a file of this name is an image of the line: hidden files are not, which writers use meanwhile."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
