@@ -232,6 +232,26 @@ def test_sorting_works_without_hard_links_and_to_another_file_system(
     assert {os.stat(sort / "good" / name).st_mtime for name in ("a.png", "a-2.png")} == {1_700_000_001}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_links_are_read_and_their_pixels_sorted_and_one_that_leads_nowhere_holds_nothing_up(
+    model: Path, incoming: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    put(tmp_path / "store", "a.png", at=1)
+    (incoming / "a.png").symlink_to(Path("..") / "store" / "a.png")
+    (incoming / "b.png").symlink_to("b.png")
+    (incoming / "c.png").symlink_to("nowhere.png")
+    put(incoming, "d.png", at=2)
+    said = list[str]()
+    with running(request(model, incoming, sort=tmp_path / "sorted", jsonl=tmp_path / "o.jsonl"), say=said.append):
+        until(lambda: (tmp_path / "o.jsonl").exists() and len(lines(tmp_path / "o.jsonl")) == 2, "the images")
+    assert sorted(os.listdir(incoming)) == ["b.png", "c.png"]
+    assert (tmp_path / "sorted" / "good" / "a.png").read_bytes() == (tmp_path / "store" / "a.png").read_bytes()
+    assert not (tmp_path / "sorted" / "good" / "a.png").is_symlink()
+    assert len(said) == 1
+    assert "b.png cannot be looked at" in said[0]
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs a user whom folders can refuse")
 def test_a_file_that_cannot_be_moved_is_told_of_and_moved_later(model: Path, incoming: Path, tmp_path: Path) -> None:
     check_moved_later(model, incoming, tmp_path, lambda folder, refuse: folder.chmod(0o500 if refuse else 0o700))
@@ -697,6 +717,31 @@ def test_a_dead_server_holds_nothing_up_and_is_told_at_the_next_start(
         assert deaf.published == []
 
 
+def test_an_end_waits_for_servers_that_take_messages_but_not_if_it_was_asked_for(
+    model: Path, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pickglass.app.watch.watch._PATIENCE", 1.0)
+    for i in range(60):
+        put(incoming, f"{i:02d}.png", at=i)
+    stop = threading.Event()
+
+    def slow(message: dict[str, Any]) -> int:
+        time.sleep(0.05)
+        if message["number"] == 25:  # more than a second after the first
+            stop.set()
+        return 200
+
+    with web_server() as web:
+        web.answer = slow
+        result = watch(request(model, incoming, webhook=web.url), stop=stop)
+        told = {message["number"] for message in web.messages}
+        assert 25 <= len(told) < 60
+        assert next(iter(result["behind"].values())) in (60 - len(told), 61 - len(told))  # an answer that came too late
+        web.answer = lambda message: 200
+        assert list(watch(request(model, incoming, webhook=web.url))["behind"].values()) == [0]
+        assert {message["number"] for message in web.messages} == set(range(1, 61))
+
+
 @pytest.mark.usefixtures("hasty")
 def test_a_broker_gets_each_image_and_each_heartbeat(
     model: Path, incoming: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -756,6 +801,7 @@ def test_a_broker_that_acknowledges_nothing_or_refuses_us_is_an_error_and_loses_
         {"mqtt": "http://broker/parts"},
         {"mqtt": "broker/line/#"},
         {"mqtt": "mqtt://user:secret@broker/parts"},
+        {"jsonl": Path("o.txt"), "csv": Path("o.txt")},
         {"queue": 0},
         {"settle": -1.0},
         {"give_up": float("nan")},
@@ -776,7 +822,7 @@ def test_what_cannot_be_carried_out_is_said_before_anything_is_made(
     assert "\n" not in str(error.value)
     assert "secret" not in str(error.value)
     assert next(iter(given)) in str(error.value).lower().replace("-", "_") or "journal" in given or "jsonl" in given
-    assert "jsonl" in given or files_in(tmp_path) == []
+    assert given.get("jsonl") == Path("nowhere/o.jsonl") or files_in(tmp_path) == []
 
 
 def test_the_watched_folder_is_not_one_that_files_are_sorted_to(model: Path, tmp_path: Path) -> None:

@@ -160,10 +160,11 @@ class Arrivals:
                 name = entry.name
                 if name in judged or name in taken:
                     names.add(name)
-                elif _is_image_name(name) and entry.is_file():
-                    names.add(name)
-                    self._look_at(name, now)
-                elif not name.startswith(".") and entry.is_file():
+                elif _is_image_name(name):
+                    if self._is_file(entry):
+                        names.add(name)
+                        self._look_at(name, now)
+                elif not name.startswith(".") and self._is_file(entry):
                     ignored += 1
         self.ignored = ignored
         for name in [name for name in judged if name not in names]:
@@ -171,6 +172,13 @@ class Arrivals:
         for name in [name for name in self._waiting if name not in names]:
             del self._waiting[name]
         self._look_again(now)
+
+    def _is_file(self, entry: os.DirEntry[str]) -> bool:
+        try:
+            return entry.is_file()
+        except OSError as error:  # such as a link to itself
+            self.error = f"{entry.path} cannot be looked at ({error.strerror or error})"
+            return False
 
     def _look_at(self, name: str, now: float, judged: Identity | None = None) -> None:
         """Look at a file: it was judged, this time or as the journal knows, waits, or is ready."""

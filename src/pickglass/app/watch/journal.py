@@ -190,12 +190,12 @@ class Journal:
         A file that was told of before it could be moved keeps what was told.
         """
         rows = [
-            (place, None if path is None else os.fsencode(path), number) for number, (place, path) in outcomes.items()
+            (None if path is None else os.fsencode(path), place, number) for number, (place, path) in outcomes.items()
         ]
         with self._transaction() as run:
             run.executemany(
-                "UPDATE images SET sorted_to = CASE place WHEN 'stuck' THEN NULL ELSE ?2 END, place = ?1 "
-                "WHERE number = ?3",
+                "UPDATE images SET sorted_to = CASE place WHEN 'stuck' THEN NULL ELSE ? END, place = ? "
+                "WHERE number = ?",
                 rows,
             )
 

@@ -86,14 +86,19 @@ class Sender(threading.Thread):
         self._heartbeat = heartbeat
         self._news.set()
 
-    def finish(self, patience: float) -> None:
-        """Send what is left and end, as long as messages are taken: none for so many seconds ends it."""
+    def finish(self, patience: float, stop: threading.Event) -> None:
+        """Send what is left, and end.
+
+        Args:
+            patience: seconds in which a message must be taken, or sending ends.
+            stop: once it is set, sending ends this long after, even if messages are taken.
+        """
         self._ending = True
         self._news.set()
         at, last = self.position, time.monotonic()
         while self.is_alive() and time.monotonic() - last < patience and self.error is None:
             self.join(0.05)
-            if self.position != at:
+            if self.position != at and not stop.is_set():
                 at, last = self.position, time.monotonic()
         self._stop_waiting.set()
         self.join(_TIMEOUT)
@@ -120,7 +125,7 @@ class Sender(threading.Thread):
         marked = self.position
         while told := self._journal.after(self.position, _AT_ONCE):
             for item in told:
-                sent = self._send(item.message, item.number)
+                sent = not self._stop_waiting.is_set() and self._send(item.message, item.number)
                 if not sent:
                     break
                 self.position = item.number

@@ -52,8 +52,8 @@ def move(source: Path, item: Unsorted, folder: Path) -> Path:
     """Move a file into a folder, which is made where it does not exist, under a name that is free.
 
     Within a file system the file gets a second name before it loses the first, so that it has one at every moment. To
-    another file system it is copied, under a hidden name until the copy is complete. Where there are no hard links, an
-    empty file holds the new name for the moment of the move.
+    another file system it is copied, under a hidden name until the copy is complete; so is what a link leads to. Where
+    there are no hard links, an empty file holds the new name for the moment of the move.
 
     Returns:
         Where the file is now.
@@ -114,6 +114,8 @@ def _names(folder: Path, item: Unsorted) -> Iterator[Path]:
 
 def _linked(source: Path, target: Path) -> bool:
     """Give a file a second name; False if the name is taken or there are no links from one to the other."""
+    if source.is_symlink():  # what it leads to would get another name, or none
+        return False
     try:
         os.link(source, target)
     except FileExistsError:
@@ -132,7 +134,7 @@ def _placed(source: Path, target: Path) -> bool:
     except FileExistsError:
         return False
     try:
-        if os.stat(source).st_dev == os.stat(target).st_dev:
+        if os.stat(source).st_dev == os.stat(target).st_dev and not source.is_symlink():
             os.replace(source, target)
         else:
             _copied(source, target)

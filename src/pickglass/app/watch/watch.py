@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from pickglass.app.predict import judged_image
-from pickglass.app.results import WatchHeartbeat, WatchResult
+from pickglass.app.results import ImageResult, WatchHeartbeat, WatchResult
 from pickglass.app.watch.arrivals import Arrival, Arrivals
 from pickglass.app.watch.camera import Camera
 from pickglass.app.watch.journal import Entry, Journal, Place
@@ -42,7 +42,8 @@ _GROUP_MOST = 64  # images between two commits
 _READ_AHEAD = 512 * 2**20  # bytes of decoded images
 _RETRY_MOVES = 30.0  # seconds
 _CRASHES = 3  # images in a row for which the model raised what it never should
-_PATIENCE = 10.0  # seconds that a server may take for a message at the end
+_PATIENCE = 5.0  # seconds at the end, in which a server takes a message or is left behind
+_REPEAT = 60.0  # seconds until an error that was over is said again
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class WatchRequest:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise InputError(f"{name}={value!r}: expected seconds from 0 on")
+        if self.jsonl is not None and self.csv is not None and self.jsonl.resolve() == self.csv.resolve():
+            raise InputError(f"jsonl and csv are the same file, {str(self.csv)!r}: name two")
         if self.heartbeat == 0:
             raise InputError("heartbeat=0: expected seconds above 0 between two heartbeats")
         if self.once and self.camera is not None and not Path(self.camera).is_file():
@@ -178,7 +181,7 @@ class _Line:
         self.verdicts: Counter[str] = Counter()
         self.last_image: str | None = None
         self.last_error: str | None = None
-        self.said: set[str] = set()
+        self.said: dict[str, float] = {}  # errors, and when they were there last
         self.move_error: str | None = None
         self.judged_at = self.began  # the last group
         self.next_moves = self.began
@@ -225,7 +228,7 @@ class _Line:
             self.camera.stop()
         for sender in self.senders:
             if sender.is_alive():
-                sender.finish(0.0)
+                sender.finish(0.0, self.stop)
         self.reader.shutdown(wait=False, cancel_futures=True)
         self.model.close()
         self.journal.close()
@@ -270,7 +273,7 @@ class _Line:
         if self.camera is not None:
             self.camera.stop()
         for sender in self.senders:
-            sender.finish(_PATIENCE)
+            sender.finish(_PATIENCE, self.stop)
         self.outputs.tell()
         self.note_errors()
         if self.request.heartbeat is not None:
@@ -405,16 +408,10 @@ class _Line:
     def missed(self, state: str, path: str, error: str) -> dict[str, Any]:
         """Return the result of an image without a verdict."""
         return {
+            **dict.fromkeys(ImageResult.__annotations__),
             "state": state,
             "path": path,
-            "score": None,
-            "verdict": None,
             "defects": [],
-            "p_value": None,
-            "p_value_log10": None,
-            "p_value_extrapolated": None,
-            "type": None,
-            "type_probability": None,
             "time": _now(),
             "error": " ".join(error.split()),
             **self.about(),
@@ -528,13 +525,14 @@ class _Line:
         return [error for error in found if error is not None]
 
     def note_errors(self) -> None:
-        """Say each error once, until it is over."""
-        errors = self.errors()
-        for error in errors:
+        """Say each error once, and again if it comes back after a while."""
+        now = time.monotonic()
+        for error in self.errors():
             if error not in self.said:
                 self.last_error = f"{_now()} {error}"
                 self.say(error)
-        self.said = set(errors)
+            self.said[error] = now
+        self.said = {error: last for error, last in self.said.items() if now - last < _REPEAT}
 
     def behind(self) -> dict[str, int]:
         """Count, for each output, the images that it is still to be told of."""
