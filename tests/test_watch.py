@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import stat
 import sys
 import threading
 import time
@@ -215,10 +216,10 @@ def test_sorting_works_without_hard_links_and_to_another_file_system(
     sort = tmp_path / "sorted"
     put(incoming, "a.png", at=1)
     watch(request(model, incoming, sort=sort))
-    stat = os.stat
+    os_stat = os.stat
 
     def other_device(path: Any, *given: Any, **more: Any) -> Any:
-        found = stat(path, *given, **more)
+        found = os_stat(path, *given, **more)
         if str(path).startswith(f"{sort}{os.sep}"):
             return os.stat_result((*found[:2], found.st_dev + 1, *found[3:10]), {"st_mtime_ns": found.st_mtime_ns})
         return found
@@ -394,8 +395,8 @@ def test_looking_again_and_again_costs_little_and_misses_no_name(
     while (arrival := arrivals.take()) is not None:
         journal.add(arrival.file)
         arrivals.done(arrival)
-    stat = os.stat
-    monkeypatch.setattr(os, "stat", lambda path, **given: (looks.append(str(path)), stat(path, **given))[1])
+    os_stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **given: (looks.append(str(path)), os_stat(path, **given))[1])
     (incoming / "49.png").write_bytes(b"another")
     scans = 0
     while not len(arrivals) and scans < 8:
@@ -478,7 +479,7 @@ def kill_points(monkeypatch: pytest.MonkeyPatch, at: int) -> list[str]:
     fsync = os.fsync
 
     def torn(number: int) -> None:
-        if len(steps) == at:
+        if len(steps) == at and stat.S_ISREG(os.fstat(number).st_mode):
             os.ftruncate(number, max(0, os.fstat(number).st_size - 7))
         step("before fsync")
         fsync(number)

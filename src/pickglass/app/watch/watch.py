@@ -201,6 +201,8 @@ class _Line:
         self.reader = ThreadPoolExecutor(request.compute.workers, thread_name_prefix="pickglass-read")
         self.reading: deque[tuple[Arrival, Future[_Judged | None]]] = deque()
         try:
+            if request.camera is not None:
+                self.camera = Camera(request.camera, folder, self.has_room, request.every)
             files = {"jsonl": request.jsonl, "csv": request.csv}
             outputs: list[Output] = [
                 OutputFile(file, kind, self.journal, say) for kind, file in files.items() if file is not None
@@ -212,8 +214,6 @@ class _Line:
             self.senders = [Sender(self.journal, post) for post in posts]
             settle = request.settle if request.settle is not None else 0.0 if request.camera is not None else 0.5
             self.arrivals = Arrivals(folder, self.journal.knows, settle, request.give_up)
-            if request.camera is not None:
-                self.camera = Camera(request.camera, folder, self.has_room, request.every)
         except BaseException:
             self.journal.close()
             raise
