@@ -22,6 +22,7 @@ from pickglass.app.drift import drift
 from pickglass.app.predict import predict
 from pickglass.app.testing.test import test as judge
 from pickglass.app.threshold import ThresholdRequest, threshold
+from pickglass.app.watch.watch import WatchRequest, watch
 from pickglass.cli.main import app
 from pickglass.data import Row, Table
 from pickglass.errors import InputError, MissingExtra, ModelFileError
@@ -274,6 +275,15 @@ def test_the_commands_say_which_runtime_and_refuse_the_wrong_file(file: Path, tm
     assert (done.exit_code, done.stderr) == (0, "run by onnxruntime\n")
     swapped = CliRunner().invoke(app, ["predict", str(images), str(file)])
     assert "the arguments are swapped" in str(swapped.exception)
+
+
+def test_a_line_runs_on_it(file: Path, tmp_path: Path) -> None:
+    images = folder_of(tmp_path / "images", textures(3, SIDE, seed=7))
+    done = watch(WatchRequest(file, images, jsonl=tmp_path / "o.jsonl", settle=0, once=True))
+    told = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    wanted = predict(file, [images])["results"]
+    assert (done["judged"], done["failed"]) == (3, 0)
+    assert [item["score"] for item in told] == pytest.approx([item["score"] for item in wanted], rel=1e-4)
 
 
 def test_thresholds_are_set_in_the_file(file: Path, detector: pg.Detector, tmp_path: Path) -> None:

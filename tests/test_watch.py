@@ -33,8 +33,8 @@ from pickglass.app.watch.arrivals import Arrivals
 from pickglass.app.watch.journal import Entry, Identity, Journal
 from pickglass.app.watch.watch import WatchRequest, watch
 from pickglass.cli.main import main
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import InputError, MissingExtra
+from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
 QUICK = ComputeOptions(engine="torch")

@@ -255,9 +255,9 @@ class WatchedImage(TypedDict):
 
     The fields of :class:`ImageResult`, and: ``kind`` "image"; ``id``: the same whenever the message is sent again;
     ``number``: place in the order of judging, from 1 on; ``state``: judged, failed or skipped; ``error``: why there is
-    no verdict; ``threshold``, ``model_id`` and ``model_version`` as of :class:`PredictResult`; ``sorted_to``: where the
-    file is now, null where it stays or could not be moved. What an image without a verdict lacks is null; its
-    ``defects`` are empty.
+    no verdict; ``threshold``, ``unsure_threshold``, ``model_id`` and ``model_version`` as of :class:`PredictResult`;
+    ``sorted_to``: where the file is now, null where it stays or could not be moved. What an image without a verdict
+    lacks is null; its ``defects`` are empty.
     """
 
     kind: Literal["image"]
@@ -276,6 +276,7 @@ class WatchedImage(TypedDict):
     time: str
     error: str | None
     threshold: float | None
+    unsure_threshold: float | None
     model_id: str
     model_version: int
     sorted_to: str | None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 import typer
 
 from pickglass.cli.command import Progress, run
-from pickglass.cli.options import Compute, ModelFile, check_order
+from pickglass.cli.options import Compute, AnyModelFile, check_order
 
 if TYPE_CHECKING:
     from pickglass.app.results import WatchResult
@@ -100,7 +100,7 @@ class Line:
 
 
 def watch(
-    model: ModelFile,
+    model: AnyModelFile,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Images that arrive in this folder are judged.")],
     *,
     line: Line,

@@ -6,16 +6,17 @@ import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from pickglass.app.models import AnyModel, load
 from pickglass.calibration import Calibration
 from pickglass.data import Row
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import Failure, InputError
-from pickglass.methods import load
 from pickglass.result import Found
+from pickglass.runtime.compute import ComputeOptions
+from pickglass.runtime.exported import ExportedModel
 
 __all__ = ["LoadedModel", "WatchedModel"]
 
@@ -25,7 +26,7 @@ _LOOK = 0.5  # seconds between two looks at the file; it must be the same at bot
 class LoadedModel(NamedTuple):
     """A model is ready to judge."""
 
-    detector: Any
+    detector: AnyModel
     calibration: Calibration | None
     id: str
     version: int
@@ -107,6 +108,8 @@ class WatchedModel:
     def _made_ready(self) -> LoadedModel:
         """Load the file and judge a black image with it, so that its networks are compiled and known to run."""
         detector = load(self.path)
+        if isinstance(detector, ExportedModel):
+            detector.warm_up(**self._compute.arguments())  # and take the faster runtime
         model = LoadedModel(detector, detector.calibration, detector.model_id(), detector.model_version)
         if self._needs_verdicts and model.threshold is None:
             raise InputError(

@@ -30,9 +30,9 @@ from pickglass.app.watch.sorting import identity_at, move, moved_before, sync_fo
 from pickglass.data import Row, read_image
 from pickglass.data.files import missing, written_whole
 from pickglass.data.images.decoder import Array
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.errors import ImageError, InputError
 from pickglass.result import Found
+from pickglass.runtime.compute import ComputeOptions
 
 __all__ = ["WatchRequest", "watch"]
 
@@ -420,7 +420,9 @@ class _Line:
     def about(self) -> dict[str, Any]:
         """Return which model judges, and by which threshold."""
         model = self.model.now
-        return {"threshold": model.threshold, "model_id": model.id, "model_version": model.version}
+        unsure = None if model.calibration is None else model.calibration.unsure_threshold
+        about = {"threshold": model.threshold, "unsure_threshold": unsure}
+        return {**about, "model_id": model.id, "model_version": model.version}
 
     def skip(self) -> None:
         """Skip the oldest of the images that wait, where they are too many."""
