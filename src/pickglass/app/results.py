@@ -720,8 +720,8 @@ class ExportResult(TypedDict):
     """The result of ``pickglass export``.
 
     ``batch`` is null for any number of images; ``keep`` says whether the file has that input; ``canvas`` is [H, W];
-    ``certificate``: see :class:`pickglass.detectors.certificate.Certificate`; ``missing``: what the model has and the
-    file does not.
+    ``certificate``: see :class:`pickglass.detectors.certificate.Certificate`; ``sentence``: what the file's thresholds
+    are worth, null without any; ``missing``: what the model has and the file does not.
     """
 
     path: str
@@ -731,9 +731,11 @@ class ExportResult(TypedDict):
     batch: int | None
     input: Literal["float32", "uint8"]
     map: Literal["grid", "full"]
+    precision: Literal["float32", "float16", "int8"]
     keep: bool
     canvas: list[int]
     certificate: dict[str, Any]
+    sentence: str | None
     missing: list[str]
 
 

@@ -45,6 +45,20 @@ def export(
             "--keep", help="The file takes a region of interest with each image, also if the model needs none."
         ),
     ] = False,
+    precision: Annotated[
+        Literal["float32", "float16", "int8"],
+        typer.Option(
+            help="float16: weights and banks stored in half the bytes; int8: convolutions quantised as well, with "
+            "ranges from --data."
+        ),
+    ] = "float32",
+    test: Annotated[
+        Path | None,
+        typer.Option(help="Folder with labelled images: image AUROC and AUPRO of the model and of the file on them."),
+    ] = None,
+    max_loss: Annotated[
+        float, typer.Option(help="Refuse a file that loses more image AUROC or AUPRO on the images of --test.")
+    ] = 0.01,
     roi: Roi = None,
     force: Force = False,
     *,
@@ -56,6 +70,7 @@ def export(
     from pickglass.app.export import export as use_case
 
     source = None if data is None else folder.source(data, roi)
+    labelled = None if test is None else folder.source(test, roi)
     run(
         lambda progress: use_case(
             model,
@@ -65,6 +80,9 @@ def export(
             input_form=input_form,
             map_form=map_form,
             keep=keep,
+            precision=precision,
+            test=labelled,
+            max_loss=max_loss,
             progress=progress,
         ),
         _show,
@@ -77,10 +95,13 @@ def _show(result: ExportResult) -> None:
     batch = "B" if result["batch"] is None else str(result["batch"])
     image = f"({batch}, 3, {h}, {w}) float32" if result["input"] == "float32" else f"({batch}, {h}, {w}, 3) uint8"
     keep = f", keep ({batch}, {h}, {w}) bool" if result["keep"] else ""
-    say(f"written: {result['path']} ({result['megabytes']:.1f} MB, ONNX opset {result['opset']})")
+    precision, opset = result["precision"], result["opset"]
+    say(f"written: {result['path']} ({result['megabytes']:.1f} MB, {precision}, ONNX opset {opset})")
     say(f"in: image {image}{keep}; out: score ({batch},), map {'(h, w)' if result['map'] == 'grid' else '(H, W)'} each")
     for line in certificate_lines(result["certificate"]):
         say(line)
+    if precision != "float32" and result["sentence"] is not None:
+        say(f"About the threshold: {result['sentence']}")
     for what in result["missing"]:
         say(f"The file does not have {what}.")
 
@@ -102,3 +123,19 @@ def certificate_lines(certificate: Mapping[str, Any]) -> Iterator[str]:
             f"{figures['map_difference']:.1e} of their range, {figures['flips']} verdicts flip{ties}, rank correlation "
             f"{'unknown' if rank is None else f'{rank:.6f}'}"
         )
+    if certificate.get("thresholds") == "file":
+        yield "  The thresholds were set anew, by the file's own scores of the images that set those of the model."
+    accuracy = certificate.get("accuracy")
+    if accuracy is not None:
+        yield f"  On {accuracy['images']} labelled images, of the model and of the file ({_sides(accuracy)})."
+
+
+def _sides(accuracy: Mapping[str, Any]) -> str:
+    """List image AUROC and AUPRO of torch and of each runtime."""
+    from pickglass.metrics.catalogue import METRICS
+
+    parts = []
+    for key in accuracy["loss"]:
+        sides = [f"{name} {own[key]:.4f}" for name, own in accuracy.items() if isinstance(own, dict) and name != "loss"]
+        parts.append(f"{METRICS[key].label}: {', '.join(sides)}")
+    return "; ".join(parts)

@@ -143,6 +143,8 @@ def _export(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     yield f"{path} is a model of the method {header['method']}, exported by pickglass {header['pickglass']}."
     yield f"It reads {image}{', and keep, what counts of the canvas' if header['keep'] else ''}."
     yield f"It takes {'any number of' if header['batch'] is None else header['batch']} images at once."
+    if header.get("precision", "float32") != "float32":
+        yield f"Its precision is {header['precision']}."
     yield from _threshold(header["calibration"])
     yield from certificate_lines(header["certificate"])
     yield "Everything else: --json."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 import typer
 
 from pickglass.cli.command import Progress, run
-from pickglass.cli.options import Compute, AnyModelFile, check_order
+from pickglass.cli.options import AnyModelFile, Compute, check_order
 
 if TYPE_CHECKING:
     from pickglass.app.results import WatchResult

@@ -55,6 +55,7 @@ from pickglass.runtime.provenance import Provenance, Regions
 
 if TYPE_CHECKING:
     from pickglass.detectors.onnx_graph import InputForm, MapForm
+    from pickglass.detectors.precision import Precision
 
 __all__ = ["Detector"]
 
@@ -516,6 +517,9 @@ class Detector(Method):
         input: InputForm = "float32",
         map: MapForm = "grid",
         keep: bool = False,
+        precision: Precision = "float32",
+        test: Any = None,
+        max_loss: float = 0.01,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Write the model as one ONNX file with a certificate that it answers as torch does, or not at all.
@@ -525,10 +529,17 @@ class Detector(Method):
         Args:
             path: ends in .onnx.
             data: good images for the certificate, as for :meth:`predict`, at best a hundred; None: generated pictures.
+                An int8 file takes the ranges of its numbers from them. Where those that set the thresholds are among
+                them (held back at the fit, or given later), they set those of a file in float16 or int8 anew.
             batch: how many images the file takes at once; None: any number.
             input: ``"float32"``, (B, 3, H, W) RGB in [0, 1], or ``"uint8"``, (B, H, W, 3) RGB.
             map: ``"grid"``, the map on the model's grid, or ``"full"``, enlarged to the canvas.
             keep: the graph takes a region of interest with each image, also where the model needs none.
+            precision: ``"float32"``; ``"float16"``: weights and banks are stored so, in half the size; ``"int8"``:
+                convolutions are quantised as well.
+            test: labelled images, on which image AUROC and AUPRO of torch and of the file are compared; None: neither
+                is measured.
+            max_loss: the file is refused where it loses more of one of them.
             progress: called with (stage, done, total).
 
         Returns:
@@ -543,4 +554,16 @@ class Detector(Method):
         """
         from pickglass.detectors.export import export
 
-        return export(self, path, data, batch=batch, input_form=input, map_form=map, keep=keep, progress=progress)
+        return export(
+            self,
+            path,
+            data,
+            batch=batch,
+            input_form=input,
+            map_form=map,
+            keep=keep,
+            precision=precision,
+            test=test,
+            max_loss=max_loss,
+            progress=progress,
+        )

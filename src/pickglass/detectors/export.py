@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pickglass.data import as_table
+from pickglass.data import Row, Table, as_table
 from pickglass.data.files import output_path
-from pickglass.detectors.certificate import certify
+from pickglass.detectors.certificate import Claim, certify, evenly, inputs_of
 from pickglass.detectors.loading import silent
 from pickglass.detectors.method import Method
 from pickglass.detectors.modelfile import model_id
 from pickglass.detectors.onnx_graph import OPSET, InputForm, MapForm, onnx_graph
-from pickglass.errors import InputError
+from pickglass.detectors.precision import Precision, check_precision, halve, quantised
+from pickglass.errors import DataError, InputError
 from pickglass.runtime.compute import Progress
 from pickglass.runtime.export_file import write_export
 from pickglass.runtime.exported import array_to_json
@@ -22,6 +24,7 @@ from pickglass.runtime.model_header import history_of
 
 __all__ = ["export"]
 
+_RANGES = 100  # images that say which ranges the numbers of an int8 file have
 _MOST_REFERENCE = 8_000_000  # bytes of the arrays that drift compares with
 
 
@@ -34,6 +37,9 @@ def export(
     input_form: InputForm = "float32",
     map_form: MapForm = "grid",
     keep: bool = False,
+    precision: Precision = "float32",
+    test: Any = None,
+    max_loss: float = 0.01,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a detector as one ONNX file and return its certificate; see :meth:`pickglass.Detector.export`."""
@@ -41,16 +47,39 @@ def export(
     for name, value, known in (("input", input_form, ("float32", "uint8")), ("map", map_form, ("grid", "full"))):
         if value not in known:
             raise InputError(f"{name}={value!r}: expected one of {', '.join(known)}")
-    table = None if data is None else detector.provenance.within_regions(as_table(data, role="test"))
+    check_precision(precision)
+    if not (math.isfinite(max_loss) and max_loss >= 0):
+        raise InputError(f"max_loss={max_loss!r}: expected a number from 0 on, e.g. 0.01 for one point of AUROC")
+    if precision == "int8" and data is None:
+        raise InputError(
+            "precision='int8' takes the ranges of its numbers from good images: name some (data, --data), at best "
+            "those that the model was fitted on. Test images are no substitute"
+        )
+    if precision == "int8" and batch is None:
+        batch = 1  # with an open number of images OpenVINO 2026.4 answers wrong in int8
+    regions = detector.provenance.within_regions
+    table = None if data is None else regions(as_table(data, role="test"))
+    labelled = None if test is None else regions(as_table(test, role="test"))
     own = copy.deepcopy(detector).to("cpu").eval()
-    if _too_large(own):  # drift is left out as a whole
+    if _too_large(own) or precision == "int8":  # features in int8 are no longer those that drift compares with
         own.reference = None
     model = onnx_graph(own, batch, input_form, map_form, keep)
-    content = model.SerializeToString()
     takes_keep = "keep" in [node.name for node in model.graph.input]
-    certificate = certify(own, content, table, batch, input_form, map_form, takes_keep, progress or silent)
+    fresh, learned = _divided(detector, table)
+    if precision == "int8":
+        ranges, fresh = (learned, fresh) if learned else (fresh, [])
+        if not ranges:
+            raise DataError("no good image for precision='int8': name a folder with good images, at best a hundred")
+        ranges = evenly(ranges, _RANGES)
+        model = quantised(model, (inputs for _, inputs in inputs_of(own, ranges, batch, input_form, takes_keep)))
+    if precision != "float32":
+        halve(model)
+    content = model.SerializeToString()
+    claim = Claim(precision, tuple(fresh), labelled, max_loss)
+    certificate, calibration = certify(
+        own, content, table, batch, input_form, map_form, takes_keep, claim, progress or silent
+    )
     certificate.check()
-    calibration = detector.calibration
     if calibration is not None:
         calibration = calibration.against(detector.settings_digest())
     write_export(
@@ -76,12 +105,20 @@ def export(
             "batch": batch,
             "input": input_form,
             "map": map_form,
+            "precision": precision,
             "keep": takes_keep,
             "outputs": [node.name for node in model.graph.output],
             "certificate": certificate.to_json(),
         },
     )
     return certificate.to_json()
+
+
+def _divided(detector: Method, table: Table | None) -> tuple[list[Row], list[Row]]:
+    """Divide good images into those that the model was not fitted on and the others; where it does not tell, no one."""
+    good = [] if table is None else [row for row in table if row.label != 1]
+    fresh = set() if detector.provenance.fitted_images is None else set(detector.provenance.unseen(Table(good)))
+    return [row for row in good if row in fresh], [row for row in good if row not in fresh]
 
 
 def _too_large(detector: Method) -> bool:

@@ -1,0 +1,125 @@
+"""What a lower precision of an exported file saves and costs: size, time and accuracy, for four methods.
+
+python -m bench.precision DATA OUT [--methods patchcore,padim,...] [--precisions float32,float16,int8] [--calls 30]
+    fits each method with its quick preset on the training images (EfficientAD with few steps) and saves
+    OUT/METHOD.safetensors; what is there already is left alone. Exports each in each precision, with its certificate,
+    compares torch and the file on the test images, and times both runtimes with one thread and with all.
+    Prints a JSON line for each file, and a Markdown table.
+
+A file takes one image a call; of the calls the median counts. AUROC and AUPRO are those of the worse runtime; ``torch``
+is the model itself. A file that the certificate refuses is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pickglass.app.fit import build
+from pickglass.data import Dataset, load_dataset
+from pickglass.detectors.certificate import inputs_of
+from pickglass.detectors.detector import Detector
+from pickglass.detectors.onnx_graph import needs_keep
+from pickglass.detectors.precision import Inputs, Precision
+from pickglass.errors import InputError
+from pickglass.methods import METHODS, load
+
+FEW: dict[str, dict[str, Any]] = {"efficientad": {"steps": 60}}
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
+HEADS = "method | precision | MB | onnxruntime, 1 thread | all | OpenVINO, 1 thread | all | image AUROC | AUPRO | flips"
+
+Figures = dict[str, Any]
+
+
+def fitted(method: str, dataset: Dataset, out: Path) -> Detector:
+    path = out / f"{method}.safetensors"
+    if not path.exists():
+        preset = "quick" if "quick" in METHODS[method].presets else None
+        build(method, preset, FEW.get(method, {})).fit(dataset.train, seed=0).save(path)
+    return load(path)
+
+
+def median_ms(run: Callable[[], Any], calls: int) -> float:
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return round(1000 * float(np.median(times)), 2)
+
+
+def times(path: Path, inputs: Inputs, calls: int) -> Figures:
+    import onnxruntime
+    import openvino
+
+    found: Figures = {}
+    for label, threads in (("1", 1), ("all", os.cpu_count() or 1)):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        found[f"onnxruntime {label}"] = median_ms(lambda s=session: s.run(None, inputs), calls)  # type: ignore[misc]
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        found[f"openvino {label}"] = median_ms(lambda c=compiled: c(inputs), calls)  # type: ignore[misc]
+    return found
+
+
+def measured(detector: Detector, precision: Precision, dataset: Dataset, out: Path, calls: int) -> Figures:
+    path = out / f"{detector.method}-{precision}.onnx"
+    result: Figures = {"method": detector.method, "precision": precision, "canvas": list(detector.input_size)}
+    try:
+        certificate = detector.export(path, dataset.train, precision=precision, test=dataset.test, max_loss=1.0)
+    except InputError as error:
+        return {**result, "refused": str(error)}
+    _, inputs = next(inputs_of(detector, dataset.test[:1], 1, "float32", needs_keep(detector)))
+    return {**result, "mb": path.stat().st_size / 1e6, "ms": times(path, inputs, calls), "certificate": certificate}
+
+
+def worse(accuracy: Figures, key: str) -> float:
+    return min(float(accuracy[name][key]) for name in ("onnxruntime", "openvino"))
+
+
+def row(figures: Figures) -> str:
+    names = [figures["method"], figures["precision"]]
+    if "refused" in figures:
+        return " | ".join([*names, figures["refused"]])
+    certificate, ms = figures["certificate"], figures["ms"]
+    flips = max(own["flips"] for own in certificate["runtimes"].values())
+    cells = [f"{figures['mb']:.1f}"]
+    cells += [f"{ms[key]:.1f}" for key in ("onnxruntime 1", "onnxruntime all", "openvino 1", "openvino all")]
+    cells += [f"{worse(certificate['accuracy'], key):.3f}" for key in ("image_auroc", "aupro_30")]
+    return " | ".join([*names, *cells, f"{flips} of {certificate['good'] + certificate['painted']}"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--methods", default="patchcore,padim,efficientad,fastflow")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--calls", type=int, default=30)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    dataset = load_dataset(given.data)
+    rows = []
+    for method in given.methods.split(","):
+        detector = fitted(method, dataset, given.out)
+        for precision in (p for p in PRECISIONS if p in given.precisions.split(",")):
+            figures = measured(detector, precision, dataset, given.out, given.calls)
+            print(json.dumps(figures), flush=True)
+            rows.append(row(figures))
+    print(f"| {HEADS} |\n|{'---|' * (HEADS.count('|') + 1)}")
+    print("\n".join(f"| {line} |" for line in rows))
+
+
+if __name__ == "__main__":
+    main()
