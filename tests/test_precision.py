@@ -18,11 +18,14 @@ import pickglass as pg
 from pickglass.calibration import Calibration, Evidence, Wish, promised, usual_threshold
 from pickglass.calibration.promises import fixed_value
 from pickglass.calibration.transfer import found_among, other_scores, transferred
+from pickglass.cli.export import _show as show_export
 from pickglass.cli.main import main
 from pickglass.data import Preprocess, Row
 from pickglass.detectors import export as exports
 from pickglass.detectors.accuracy import Comparison
 from pickglass.detectors.certificate import TOLERANCES, Certificate, RuntimeFigures
+from pickglass.runtime.export_file import read_export_header
+from pickglass.detectors.onnx_graph import OPSET
 from pickglass.detectors.precision import halve
 from pickglass.errors import DataError, InputError
 from pickglass.methods import METHODS
@@ -110,6 +113,7 @@ def test_halve_keeps_what_would_suffer() -> None:
 
 def test_int8_is_for_convolutions_of_networks_alone(files: dict[str, Path]) -> None:
     model = onnx.load(files["int8"])
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", OPSET)]
     made = {name: node for node in model.graph.node for name in node.output}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     narrow = [made[node.input[1]].op_type == "DequantizeLinear" for node in convolutions if node.input[1] in made]
@@ -370,7 +374,13 @@ def test_the_command_and_info(
     assert command(monkeypatch, "export", model, "-o", output, "--precision", "int8") == 2
     assert "name some (data, --data)" in capsys.readouterr().err
     given = ("export", model, "-o", output, "--data", small_dataset, "--precision", "int8", "--test", small_dataset)
-    assert command(monkeypatch, *given, "--max-loss", 1) == 0
+    assert command(monkeypatch, *given, "--max-loss", 1, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    header = read_export_header(output)
+    assert (result["precision"], result["batch"]) == ("int8", 1)
+    assert set(result["certificate"]["accuracy"]["loss"]) == {"image_auroc", "aupro_30"}
+    assert result["sentence"] == header["calibration"]["sentence"]
+    show_export(result)
     shown = capsys.readouterr().out
     assert "MB, int8, ONNX opset 16)" in shown
     assert f"image (1, 3, {SIDE}, {SIDE}) float32" in shown
@@ -381,8 +391,3 @@ def test_the_command_and_info(
     shown = capsys.readouterr().out
     assert "Its precision is int8." in shown
     assert "On 8 labelled images" in shown
-    assert command(monkeypatch, *given, "--max-loss", 1, "--force", "--json") == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["precision"] == "int8"
-    assert set(result["certificate"]["accuracy"]["loss"]) == {"image_auroc", "aupro_30"}
-    assert result["sentence"] == read_export_header(output)["calibration"]["sentence"]

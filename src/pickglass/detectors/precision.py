@@ -104,9 +104,10 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs]) -> ModelProto:
         )
     add_pre_process_metadata(model)  # shapes are known and constants folded; otherwise it asks for that
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        path = Path(folder) / "int8.onnx"
+        wide, path = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, wide)  # given in memory, onnxruntime 1.20 loses its tensors
         quantize_static(
-            model,
+            wide,
             path,
             _Reader(inputs),
             quant_format=QuantFormat.QDQ,
@@ -117,7 +118,7 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs]) -> ModelProto:
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
-        done = onnx.load(str(path))
+        done = onnx.load(path)
     _leave(done, {node.name for node in inside})
     del done.graph.value_info[:]
     onnx.checker.check_model(done, full_check=True)
@@ -172,16 +173,14 @@ def _inside(model: ModelProto) -> list[NodeProto]:
     made = {node.output[0] for node in convolutions}
     after = []
     for node in passed:
-        if all(name in made for name in node.input if name and name not in tensors):
+        if any(name in made for name in node.input):
             after.append(node)
             made.add(node.output[0])
-    names = {node.name for node in convolutions}
-    between = []
+    names, between = {node.name for node in convolutions}, []
     for node in reversed(after):
         into = [name in names for name in readers.get(node.output[0], [])]
-        if (
-            all(into) if node.op_type in ("Clip", "Relu", "Pad") else any(into)
-        ):  # the range of int8 clips in their place
+        # the range of int8 clips in place of these three, so where others read them they stay in float32
+        if any(into) and (all(into) or node.op_type not in ("Clip", "Relu", "Pad")):
             between.append(node)
             names.add(node.name)
     initializers = {tensor.name for tensor in model.graph.initializer}
