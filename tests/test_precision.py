@@ -24,7 +24,6 @@ from pickglass.data import Preprocess, Row
 from pickglass.detectors import export as exports
 from pickglass.detectors.accuracy import Comparison
 from pickglass.detectors.certificate import TOLERANCES, Certificate, RuntimeFigures
-from pickglass.runtime.export_file import read_export_header
 from pickglass.detectors.onnx_graph import OPSET
 from pickglass.detectors.precision import halve
 from pickglass.errors import DataError, InputError
@@ -314,7 +313,7 @@ def test_the_loss_is_that_of_the_worse_runtime() -> None:
 
 @pytest.mark.parametrize(("loss", "kept"), [(0.011, False), (0.01, True), (-0.2, True)])
 def test_a_file_that_loses_more_is_refused(loss: float, kept: bool) -> None:
-    sound = RuntimeFigures(0.0, 0.0, 0, 0, 1.0, "1")
+    sound = RuntimeFigures(0.0, 0.0, 0.0, 0, 0, 1.0, "1")
     accuracy = {"images": 9, "loss": {"image_auroc": 0.0, "aupro_30": loss}, "max_loss": 0.01}
     certificate = Certificate("given", 1, 1, 0, {"onnxruntime": sound}, "1", "int8", "file", accuracy)
     if kept:
@@ -325,14 +324,14 @@ def test_a_file_that_loses_more_is_refused(loss: float, kept: bool) -> None:
 
 
 def test_some_verdicts_may_flip_in_int8_and_none_in_float16() -> None:
-    flipped = RuntimeFigures(0.05, 0.05, 10, 0, 1.0, "1")
+    flipped = RuntimeFigures(0.05, 0.05, 0.0, 10, 0, 1.0, "1")
     Certificate("given", 50, 50, 0, {"a": flipped}, "1", "int8").check()
     more = replace(flipped, flips=11)
     with pytest.raises(
         InputError, match=r"11 verdicts of 100 flipped \(allowed 10\)\. Export it with precision float16"
     ):
         Certificate("given", 50, 50, 0, {"a": more}, "1", "int8").check()
-    half = RuntimeFigures(0.001, 0.001, 1, 0, 1.0, "1")
+    half = RuntimeFigures(0.001, 0.001, 0.0, 1, 0, 1.0, "1")
     with pytest.raises(InputError, match=r"1 verdicts of 100 flipped \(allowed 0\)\. Export it with precision float32"):
         Certificate("given", 50, 50, 0, {"a": half}, "1", "float16").check()
 
