@@ -344,8 +344,8 @@ def test_a_verdict_between_two_thresholds_may_flip_too() -> None:
     calibration = set_by_hand(usual_threshold([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), unsure=2.0)
     compared = certificates._Compared()
     expected, got = np.array([2.0, 1.9, 2.5, 3.0]), np.array([2.00001, 2.1, 2.6, 3.00001])
-    compared.add(expected, np.ones((4, 1, 1)), got, np.ones((4, 1, 1)))
-    figures = compared.figures(calibration, "1")
+    compared.add([expected, np.ones((4, 1, 1))], [got, np.ones((4, 1, 1))])
+    figures = compared.figures(calibration, calibration, "1", 1e-4)
     assert (figures.flips, figures.at_threshold) == (1, 2)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pickglass.app.results import ExportResult
 from pickglass.app.testing.selection import select, sentences
@@ -79,7 +81,7 @@ def export(
         "canvas": header["canvas"],
         "certificate": certificate,
         "sentence": (header["calibration"] or {}).get("sentence") or None,
-        "missing": _missing(detector, header["drift_reference"] is not None),
+        "missing": _missing(detector, header),
     }
 
 
@@ -108,11 +110,12 @@ def _labelled(test: DataSource | Dataset | str | Path, detector: Detector) -> Ta
     return table
 
 
-def _missing(detector: Detector, has_reference: bool) -> list[str]:
+def _missing(detector: Detector, header: Mapping[str, Any]) -> list[str]:
     """Say what the model has and the file does not."""
     missing = []
     if detector.namer is not None:
         missing.append("the names of types of defects")
-    if detector.reference is not None and not has_reference:
-        missing.append("the sample that drift compares with, which is larger than 8 MB")
+    if detector.reference is not None and header["drift_reference"] is None:
+        why = "is of features in float32" if header["precision"] == "int8" else "is larger than 8 MB"
+        missing.append(f"the sample that drift compares with, which {why}")
     return missing
