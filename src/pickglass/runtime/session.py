@@ -69,7 +69,7 @@ def open_session(
         source: the file's name, for messages.
 
     Raises:
-        MissingExtra: the runtime is not installed.
+        MissingExtra: OpenVINO is not installed.
         InputError: the runtime does not run on the device.
         ModelFileError: the runtime refuses the graph.
     """
@@ -83,10 +83,8 @@ def open_session(
 
 
 def _onnxruntime(content: bytes, threads: int | None, device: str, source: str) -> Session:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra.needed(f"running {source}", error) from error
+    import onnxruntime
+
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     if provider not in onnxruntime.get_available_providers():
         raise InputError(
