@@ -47,10 +47,10 @@ def transferred(
     """Set the thresholds for a model in another precision, which gave the calibration images these scores.
 
     Args:
-        calibration: of the model as it was fitted.
+        calibration: the thresholds of the model as it was fitted.
         scores, peaks: (N,) image scores and highest map values of its images now, in its order.
         names: (N,) what to call the images.
-        precision: of the model that gave them, for the sentence.
+        precision: that of the model which gave them, for the sentence.
 
     Returns:
         The thresholds with the promise that they had. A number that somebody chose stays, and is compared with the new

@@ -36,6 +36,7 @@ from pickglass.runtime.session import RuntimeName, open_session
 
 __all__ = [
     "TOLERANCES",
+    "Canvases",
     "Certificate",
     "Claim",
     "RuntimeFigures",
@@ -51,8 +52,8 @@ class Tolerance(NamedTuple):
     """A file may differ so far from torch.
 
     Attributes:
-        score: of a score, see :class:`RuntimeFigures`.
-        map: of the range of all maps.
+        score: share of a score, see :class:`RuntimeFigures`.
+        map: share of the range of all maps.
         flips: share of all verdicts that may differ.
     """
 
@@ -64,7 +65,7 @@ class Tolerance(NamedTuple):
 TOLERANCES: dict[Precision, Tolerance] = {
     "float32": Tolerance(1e-4, 1e-3, 0.0),
     "float16": Tolerance(1e-2, 1e-2, 0.0),
-    "int8": Tolerance(0.2, 0.2, 0.1),
+    "int8": Tolerance(0.1, 0.1, 0.02),
 }
 
 _WANTED = 100  # good images
@@ -107,7 +108,7 @@ class Claim(NamedTuple):
     """What a file claims to be, and what it is to be held to.
 
     Attributes:
-        precision: of its weights.
+        precision: what the file's weights are stored in.
         fresh: good images that the model was not fitted on and that set no range of an int8 file: those among them that
             set the model's thresholds set the file's.
         test: labelled images, on which the loss is measured; None: it is not.
@@ -130,7 +131,7 @@ class Certificate:
         bad: how many of all torch judges bad; None without a threshold.
         runtimes: figures by the runtime's name.
         torch: the version of torch.
-        precision: of the file.
+        precision: what the file's weights are stored in.
         thresholds: ``"torch"``: the model's own; ``"file"``: set anew by the file's scores of the calibration images.
         accuracy: image AUROC and AUPRO of torch and of the file on labelled images, see
             :func:`pickglass.detectors.accuracy.compared`; None where none were given.
