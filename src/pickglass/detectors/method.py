@@ -42,6 +42,7 @@ class FitContext:
             model holds them all.
         n_validate: how many images ``observe_validation`` will see in all, of one position.
         units: for each image that ``observe`` sees in one of its turns, the number of the part or roll that it shows.
+        before: in an update, how many images were learned before, counted as ``n_images``; 0: this is a fit.
     """
 
     n_images: int
@@ -53,6 +54,7 @@ class FitContext:
     groups: int = 1
     n_validate: int = 0
     units: tuple[int, ...] = ()
+    before: int = 0
 
 
 class Method(Configured, ABC):

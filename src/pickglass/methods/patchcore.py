@@ -18,6 +18,12 @@ Where we depart, and why
 - Unless ``ratio`` is given, the bank keeps 1 % of the patches, but no more than 4,000.
 - Levels can be standardised (``standardise``): each is divided by its overall standard deviation on good images.
 - Squared distances are expanded in float32 around the bank's mean; the winner's distance is measured directly.
+- Patches that the memory does not hold are taken in blocks: of each a greedy coreset stays, twice as large as the bank
+  is to be, and the bank is chosen from these. Nothing is then farther from it than the two radii together, and in
+  measurements (bench/streamed.py) the farthest patch is at most a tenth farther than from the bank of all patches. On
+  composing the greedy of parts: Malkomes et al., "Fast Distributed k-Center Clustering with Outliers on Massive Data",
+  NIPS 2015.
+- A bank can learn further images: the greedy chooses anew from the bank and their patches.
 
 Letters: B images, P positions, C channels, h x w cells of the first level, N patches seen, M patches kept.
 """
@@ -26,7 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +52,8 @@ __all__ = ["PatchCore"]
 _RATIO, _MOST = 0.01, 4000  # the default share of the patches, and how many patches it is at most
 _LEAST = 0.1  # patches of the bank, per patch of one image
 _SAMPLE = 65_536  # patches among which those are chosen that stand in for the members of an image
+_BLOCK_KEEPS = 2  # patches that stay of a block, per patch of the bank: with 1 the farthest patch was 12 % farther
+_NO_UNIT = -1  # of patches that no left-out image takes along
 _QUICK_BANK = 400  # patches of the bank of a quick fit ...
 _QUICK_REACH = 20_000  # ... and of those that it is chosen from
 
@@ -186,34 +194,57 @@ class PatchCore(Detector):
         self._check()
         channels = [self.dims or c for c, _, _ in context.shapes]
         self._width = (self.dims or sum(channels)) + (2 if self.position_weight else 0)
-        _, h, w = context.shapes[0]
         if self.rotations == 4 and self.input_size[0] != self.input_size[1]:
             raise InputError(
                 f"rotations=4 turns the input by quarters, but it is {self.input_size[0]}x{self.input_size[1]} pixels: "
                 "use a square size, or rotations=2"
             )
-        n = context.n_images * (min(self.sample, h * w) or h * w)
-        self._keep = self._bank_size(n, context.n_images)
+        self._begin(context, 0)
+
+    def begin_update(self, context: FitContext) -> None:
+        """Begin with the members of the bank, beside which the patches of the further images come.
+
+        The bank may grow to the same share of all patches that a fit on all images would keep, and without a ``ratio``
+        to 4,000: then old members give way to new ones. It never becomes smaller.
+        """
+        bank = self._bank()
+        self._begin(context, bank.shape[1])
+        known = bank if self.scale is None else bank / self.scale[:, None]
+        self._patches.append(known)
+        self._units.append(torch.full(known.shape[:2], _NO_UNIT, dtype=torch.int32))
+        self._held = known.shape[1]
+
+    def _begin(self, context: FitContext, members: int) -> None:
+        """Predict the bank's size, and set up the working set; ``members`` of the bank are known already."""
+        channels = [self.dims or c for c, _, _ in context.shapes]
+        self._width = (self.dims or sum(channels)) + (2 if self.position_weight else 0)
+        _, h, w = context.shapes[0]
+        each, images = min(self.sample, h * w) or h * w, context.before + context.n_images
+        n = context.n_images * each
+        self._keep = max(members, self._bank_size(images * each, images))
         bank_mb = context.groups * self.predicted_mb(context)
         if bank_mb > self.max_bank_mb:
-            fitting = self._keep / n * self.max_bank_mb / bank_mb
+            fitting = self._keep / (images * each) * self.max_bank_mb / bank_mb
             raise InputError(
-                f"the bank would take {bank_mb:,.0f} MB ({self._keep:,} of {n:,} patches), more than "
+                f"the bank would take {bank_mb:,.0f} MB ({self._keep:,} of {images * each:,} patches), more than "
                 f"max_bank_mb={self.max_bank_mb:g}: lower ratio to {fitting:.2g}, or raise max_bank_mb"
             )
         # a selection holds the patches, their projection and its centred copy
         per_patch = 4 * 3 * self._width * context.positions
         self._room = int(context.memory_gb * 1e9 / per_patch)  # patches a position may hold
-        if self._room < 2 * self._keep:
+        if self._room < min(members + n, 4 * self._keep):
             raise InputError(
                 f"memory_gb={context.memory_gb:g} holds {self._room:,} patches, but the bank alone takes "
-                f"{self._keep:,}: raise memory_gb to {2.1 * self._keep * per_patch / 1e9:.1f} or lower ratio"
+                f"{self._keep:,}: raise memory_gb to {4.1 * self._keep * per_patch / 1e9:.1f} or lower ratio"
             )
         self._context = context
         self._splits = [self.dims] if self.dims else channels  # channels of each level in a patch feature
         self._patches: list[Tensor] = []  # each (P, n, C)
         self._units: list[Tensor] = []  # each (P, n), unit of the image of each patch
+        self._cores: list[tuple[Tensor, Tensor]] = []  # what stays of earlier blocks: patches (P, n, C), units (P, n)
+        self._drawn: _Drawn | None = None  # some of the patches of earlier blocks
         self._seen = self._held = self._reductions = self._images = 0
+        self._reach = 0.0  # no patch of an earlier block is farther than this from what stays
         self._generator = torch.Generator().manual_seed(context.seed)
         self._sums = torch.zeros(2, context.positions, self._width, dtype=torch.float64)  # of x and of x^2
 
@@ -221,7 +252,8 @@ class PatchCore(Detector):
         """Predict the megabytes of the banks."""
         _, h, w = context.shapes[0]
         width = self.dims or sum(c for c, _, _ in context.shapes)
-        members = self._bank_size(context.n_images * h * w, context.n_images)
+        images = context.before + context.n_images
+        members = self._bank_size(images * h * w, images)
         return context.positions * members * width * 4 / 1e6
 
     def _bank_size(self, patches: int, images: int) -> int:
@@ -273,30 +305,54 @@ class PatchCore(Detector):
         self._images += b
         self._seen += patches.shape[1]
         self._held += patches.shape[1]
-        if self._held > self._room:
-            # a coreset of coresets: the cover is at most twice as wide, the memory bounded
-            smaller, units, _ = self._select(max(self._keep, self._room // 2), "making room")
-            self._patches, self._units, self._held = [smaller], [units], smaller.shape[1]
-            self._reductions += 1
+        if self._held + sum(core.shape[1] for core, _ in self._cores) > self._room:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Reduce the collected patches to a coreset of them; where these are many, reduce them together."""
+        points, units = torch.cat(self._patches, dim=1), torch.cat(self._units, dim=1)  # (P, n, C), (P, n)
+        self._drawn = _Drawn.some_of(points, units, self._generator, self._drawn)
+        size = min(_BLOCK_KEEPS * self._keep, self._room // 4)
+        core = self._select(points, units, size, "making room")
+        self._cores.append((core.patches, core.units))
+        self._reach = max(self._reach, core.radius)
+        self._patches, self._units, self._held = [], [], 0
+        self._reductions += 1
+        if sum(core.shape[1] for core, _ in self._cores) > self._room // 2:
+            points, units = (torch.cat(part, dim=1) for part in zip(*self._cores, strict=True))
+            core = self._select(points, units, size, "making room")
+            self._cores = [(core.patches, core.units)]
+            self._reach += core.radius
 
     def end_fit(self) -> dict[str, Any]:
         """Choose the bank (algorithm 1)."""
-        if self.standardise or self.position_weight:
-            self.scale = self._level_scales().to(self._patches[0])
-            self._patches = [self._scaled(p) for p in self._patches]
-        size = self._bank_size(self._seen, self._context.n_images)
-        self.bank, self.owners, coresets = self._select(size, "choosing the bank")
-        self.stand_ins, self.stand_in_for = self._stand_ins(self.bank, self.owners)
+        context = self._context
+        points, units = torch.cat(self._patches, dim=1), torch.cat(self._units, dim=1)  # (P, n, C), (P, n)
+        drawn = _Drawn.some_of(points, units, self._generator, self._drawn)
+        if self._cores:
+            points, units = (torch.cat(part, dim=1) for part in zip(*self._cores, (points, units), strict=True))
+        self._patches, self._units, self._cores, self._drawn = [], [], [], None
+        images = context.before + context.n_images
+        size = self._bank_size(round(self._seen * images / context.n_images), images)
+        if context.before:
+            size = max(size, self._bank().shape[1])
+        chosen = self._select(points, units, size, "choosing the bank")
+        del points
+        scale = self._level_scales()
+        self.scale = None if scale is None else scale.to(chosen.patches)
+        self.bank, self.owners = self._scaled(chosen.patches), chosen.units
+        self.stand_ins, self.stand_in_for = self._stand_ins(
+            self.bank, self.owners, self._scaled(drawn.patches), drawn.units
+        )
         details = {
             "patches": self._seen,
             "bank": self.bank.shape[1],
             "channels": self.bank.shape[2],
-            "radius": max(c.radius for c in coresets),
-            "passes": sum(c.passes for c in coresets),
-            "close_calls": sum(c.close_calls for c in coresets),
+            "radius": self._reach + chosen.radius,
+            "passes": sum(c.passes for c in chosen.coresets),
+            "close_calls": sum(c.close_calls for c in chosen.coresets),
             "reductions": self._reductions,
         }
-        self._patches, self._units = [], []
         del self._context, self._generator  # neither can be copied to another process
         return details
 
@@ -307,12 +363,13 @@ class PatchCore(Detector):
             return torch.zeros(n, dtype=torch.int32)
         return torch.tensor([known[(self._images + i) % len(known)] for i in range(n)], dtype=torch.int32)
 
-    def _select(self, size: int, stage: str) -> tuple[Tensor, Tensor, list[Coreset]]:
-        """Choose a greedy coreset of the collected patches, each position on its own: (P, M, C), their units (P, M)."""
-        points, units = torch.cat(self._patches, dim=1), torch.cat(self._units, dim=1)  # (P, n, C), (P, n)
+    def _select(self, points: Tensor, units: Tensor, size: int, stage: str) -> _Chosen:
+        """Choose a greedy coreset of patches (P, n, C) of units (P, n), each position on its own."""
+        scale = self._level_scales()
         banks, owners, coresets = [], [], []
         for position, patches in enumerate(points):
-            low = random_projection(patches, self.projection or patches.shape[1], self._context.seed)
+            compared = patches if scale is None else patches * scale[position].to(patches)
+            low = random_projection(compared, self.projection or patches.shape[1], self._context.seed)
             done = position * size
             coresets.append(
                 greedy_coreset(
@@ -325,25 +382,24 @@ class PatchCore(Detector):
             banks.append(patches[None, chosen.to(patches.device)])
             owners.append(units[None, position, chosen.cpu()])
         # where duplicates ended a selection early, repeating a member changes no distance
-        return self.stacked("bank", banks), self.stacked("owners", owners), coresets
+        return _Chosen(self.stacked("bank", banks), self.stacked("owners", owners), coresets)
 
-    def _stand_ins(self, bank: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+    def _stand_ins(self, bank: Tensor, owners: Tensor, points: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
         """Choose what fills the bank where a unit is left out: (P, F, C), and the unit (P, F) that each is for.
 
         A bank without the members of an image has holes that a selection without the image would have filled first, and
         judges it too severely. So the greedy goes on without the image: patches of others (of a sample of them) that
         lie in the holes are chosen, the farthest first, until none is farther than the whole bank leaves its patches.
+
+        Args:
+            bank, owners: the bank (P, M, C), and the unit (P, M) that each member is of.
+            points, units: patches to choose from, (P, n, C), and their units (P, n).
         """
-        points, units = torch.cat(self._patches, dim=1), torch.cat(self._units, dim=1)  # (P, n, C), (P, n)
-        if points.shape[1] > _SAMPLE:
-            generator = torch.Generator().manual_seed(self._context.seed)
-            drawn = torch.randperm(points.shape[1], generator=generator)[:_SAMPLE]
-            points, units = points[:, drawn.to(points.device)], units[:, drawn]
         fillings, lefts = [], []
         for members, owner, patches, unit in zip(bank, owners.to(bank.device), points, units, strict=True):
             nearest, first, second = nearest_of_two_owners(patches, members, owner)  # (n,) each
-            chosen, left = [members[:1]], [owner[:1] * 0 - 1]  # of no unit, so that there is one at least
-            for out in owner.unique():
+            chosen, left = [members[:1]], [torch.full_like(owner[:1], _NO_UNIT)]  # so that there is one at least
+            for out in owner[owner != _NO_UNIT].unique():
                 holes = (nearest == out) & (unit.to(bank.device) != out)
                 x, distance = patches[holes], second[holes]
                 while len(x) and distance.max() > first.max():
@@ -363,12 +419,14 @@ class PatchCore(Detector):
         last = [part[:, -1:].expand(-1, longest - part.shape[1], *part.shape[2:]) for part in parts]
         return torch.cat([torch.cat(pair, dim=1) for pair in zip(parts, last, strict=True)])
 
-    def _level_scales(self) -> Tensor:
-        """Return the factor of each channel, (P, C).
+    def _level_scales(self) -> Tensor | None:
+        """Return the factor of each channel, (P, C), in an update that of the fit; None where features are not scaled.
 
         Where levels are standardised it is 1 / standard deviation of the level, all its channels together; for the
         place it is the weight in units of the features' standard deviation.
         """
+        if self._context.before or not (self.standardise or self.position_weight):
+            return self.scale
         mean, square = (self._sums / self._seen).split(1)
         variance = (square - mean * mean)[0].clamp(min=0)[:, : sum(self._splits)]  # (P, C of the levels)
         tiny = torch.finfo(torch.float32).tiny
@@ -496,6 +554,49 @@ class PatchCore(Detector):
         if self.bank is None:
             raise self.unfitted()
         return self.bank
+
+
+class _Chosen(NamedTuple):
+    """A coreset of each position: patches (P, M, C), the units (P, M) that they are of, and how they were chosen."""
+
+    patches: Tensor
+    units: Tensor
+    coresets: list[Coreset]
+
+    @property
+    def radius(self) -> float:
+        """No patch is farther than this from those that were chosen."""
+        return max(coreset.radius for coreset in self.coresets)
+
+
+class _Drawn(NamedTuple):
+    """Patches (P, n, C) drawn at random from a stream, with their units (P, n) and the numbers (n,) that decided it."""
+
+    patches: Tensor
+    units: Tensor
+    numbers: Tensor
+
+    @classmethod
+    def some_of(cls, patches: Tensor, units: Tensor, generator: torch.Generator, before: _Drawn | None) -> _Drawn:
+        """Draw at most 65,536 of all patches so far: of more those with the lowest numbers, by which none is favoured.
+
+        Args:
+            patches, units: patches that come now, (P, n, C), and their units (P, n).
+            generator: draws the numbers.
+            before: what was drawn until now; None: these are the first.
+        """
+        if before is None and patches.shape[1] <= _SAMPLE:
+            return cls(patches, units, torch.rand(patches.shape[1], generator=generator))
+        numbers = torch.rand(patches.shape[1], generator=generator)
+        lowest = numbers.argsort()[:_SAMPLE]  # no more can stay
+        drawn = cls(patches[:, lowest.to(patches.device)], units[:, lowest], numbers[lowest])
+        if before is not None:
+            both = cls(
+                *(torch.cat(pair, dim=-1 if pair[0].ndim < 3 else 1) for pair in zip(before, drawn, strict=True))
+            )
+            lowest = both.numbers.argsort()[:_SAMPLE]
+            drawn = cls(both.patches[:, lowest.to(patches.device)], both.units[:, lowest], both.numbers[lowest])
+        return drawn
 
 
 def _only(patches: Tensor, keep: Tensor) -> Tensor:

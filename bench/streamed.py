@@ -1,0 +1,121 @@
+"""PatchCore's fit under a memory budget: how far patches are from its bank, against the greedy on all, and the peak.
+
+    python -m bench.streamed [--images 100 400] [--cells 32] [--memory-gb 0.1] [--exact-up-to 400]
+
+The features are made up, 40 and 112 channels as EfficientNet-Lite0 gives them, with an offset for each image and
+heavy tails, and made anew from their seed whenever they are read, so that nothing holds them all. Each fit runs in a
+process of its own: ``peak_mb`` is its peak resident set less that before the fit. ``radius`` is the distance of the
+farthest of all patches from the bank, measured in a second pass; ``ratio`` divides it by that of the exact greedy on all
+patches at once, which is left out where the images are more than ``--exact-up-to``. Prints one JSON line a fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pickglass as pg
+from pickglass.detectors.method import FitContext
+from pickglass.features.batch import Batch
+from pickglass.nn.search.neighbours import BankIndex
+
+_CHANNELS = (40, 112)
+_FACTORS = 12  # directions in which patches differ most
+_AT_ONCE = 8
+
+
+def features(images: int, cells: int) -> Iterator[Batch]:
+    """Make the batches of a data set: levels (8, 1, 40, cells, cells) and (8, 1, 112, cells / 2, cells / 2)."""
+    generator = torch.Generator().manual_seed(0)
+    bases = [torch.randn(c, _FACTORS, generator=generator) for c in _CHANNELS]
+    for begin in range(0, images, _AT_ONCE):
+        n = min(_AT_ONCE, images - begin)
+        generator.manual_seed(1 + begin)
+        offset = 0.5 * torch.randn(n, _FACTORS, 1, 1, generator=generator)
+        factors = torch.randn(n, _FACTORS, cells, cells, generator=generator)
+        factors = factors.tanh() * factors.abs() + offset
+        rare = torch.rand(n, 1, cells, cells, generator=generator).clamp(min=1e-6) ** -0.25  # heavy tails
+        levels = []
+        for basis in bases:
+            c = len(basis)
+            noise = 0.3 * rare * torch.randn(n, c, cells, cells, generator=generator)
+            levels.append(torch.einsum("cf,nfhw->nchw", basis, factors) + noise)
+        levels[1] = F.avg_pool2d(levels[1], 2)
+        yield Batch(tuple(level[:, None] for level in levels))
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def one_fit(images: int, cells: int, memory_gb: float) -> dict[str, Any]:
+    """Fit, then measure how far the farthest patch lies."""
+    detector = pg.PatchCore(size=8 * cells)
+    shapes = [(_CHANNELS[0], cells, cells), (_CHANNELS[1], cells // 2, cells // 2)]
+    for _ in features(_AT_ONCE, cells):
+        before = peak_mb()
+    began = time.perf_counter()
+    detector.begin_fit(FitContext(images, shapes, 1, 0, memory_gb, lambda *_: None, units=tuple(range(images))))
+    for batch in features(images, cells):
+        detector.observe(batch)
+    details = detector.end_fit()
+    seconds, peak = time.perf_counter() - began, peak_mb() - before
+    if detector.bank is None:
+        raise RuntimeError("the fit left no bank")
+    index = BankIndex(detector.bank[0])
+    radius = 0.0
+    for batch in features(images, cells):
+        queries: Tensor = detector._patch_features(batch.levels).permute(1, 0, 3, 4, 2).flatten(1, 3)[0]  # (n, C)
+        radius = max(radius, float(index.distances(queries).max()))
+    return {
+        "images": images,
+        "patches": details["patches"],
+        "bank": details["bank"],
+        "memory_gb": memory_gb,
+        "reductions": details["reductions"],
+        "radius": radius,
+        "promised_radius": details["radius"],
+        "peak_mb": round(peak),
+        "seconds": round(seconds, 1),
+    }
+
+
+def in_process(*arguments: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.streamed", "--one", *map(str, arguments)]
+    result: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[100, 400])
+    parser.add_argument("--cells", type=int, default=32)
+    parser.add_argument("--memory-gb", type=float, default=0.1)
+    parser.add_argument("--exact-up-to", type=int, default=400)
+    parser.add_argument("--one", nargs=3, metavar=("IMAGES", "CELLS", "MEMORY_GB"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        images, cells, memory_gb = given.one
+        print(json.dumps(one_fit(int(images), int(cells), float(memory_gb))))
+        return
+    for images in given.images:
+        streamed = in_process(images, given.cells, given.memory_gb)
+        if images <= given.exact_up_to:
+            exact = in_process(images, given.cells, 1e3)
+            streamed |= {"ratio": round(streamed["radius"] / exact["radius"], 3)}
+            streamed |= {f"exact_{name}": exact[name] for name in ("radius", "peak_mb", "seconds")}
+        print(json.dumps(streamed), flush=True)
+
+
+if __name__ == "__main__":
+    main()
