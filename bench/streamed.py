@@ -5,8 +5,8 @@
 The features are made up, 40 and 112 channels as EfficientNet-Lite0 gives them, with an offset for each image and
 heavy tails, and made anew from their seed whenever they are read, so that nothing holds them all. Each fit runs in a
 process of its own: ``peak_mb`` is its peak resident set less that before the fit. ``radius`` is the distance of the
-farthest of all patches from the bank, measured in a second pass; ``ratio`` divides it by that of the exact greedy on all
-patches at once, which is left out where the images are more than ``--exact-up-to``. Prints one JSON line a fit.
+farthest of all patches from the bank, measured in a second pass; ``ratio`` divides it by that of the exact greedy on
+all patches at once, and is left out where the images are more than ``--exact-up-to``. Prints one JSON line a fit.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ __all__ = [
     "Suspicious",
     "TestResult",
     "ThresholdResult",
+    "UpdateResult",
+    "UpdatedImage",
     "WatchHeartbeat",
     "WatchResult",
     "WatchedImage",
@@ -714,6 +716,69 @@ class ThresholdResult(TypedDict):
     sentence_before: str | None
     model_id: str
     model_version: int
+
+
+class UpdatedImage(TypedDict):
+    """One image of ``pickglass update``, before and after.
+
+    ``judged``: how the score after the update came about: ``held back`` or ``left out`` (the image was not learned, or
+    judged as if not), ``learned``, or ``bad`` for a known bad image.
+    """
+
+    path: str
+    score_before: float
+    verdict_before: str | None
+    score: float
+    verdict: str | None
+    judged: str
+
+
+class UpdateResult(TypedDict):
+    """The result of ``pickglass update``.
+
+    ``model`` is null where nothing was written, because known bad images that were found before are found no more
+    (``bad_lost``). ``learned``, ``validated`` and ``held_back`` count the new images by what they were for, ``known``
+    those that were learned before, ``left_out`` those that the fit left out as suspicious. ``suspicious``: new ones
+    that look like none of the other new ones; ``dropped``: whether they were left out. ``trained_again`` and ``earlier_judged`` count images of ``--with``.
+    ``false_alarms_before`` and ``false_alarms`` count new images that are called bad; ``unlearned_false_alarms`` those
+    among the ``unlearned``, which were held back or judged as if left out: for learned ones the figure flatters.
+    ``bad_found_before`` and ``bad_found`` count known bad images that are called bad. Counts of verdicts are null where
+    there are no images or no thresholds. ``drift_reference``: images that ``drift`` compares with from now on.
+    """
+
+    model: str | None
+    model_id: str
+    model_version: int
+    method: str
+    learned: int
+    validated: int
+    held_back: int
+    known: int
+    left_out: int
+    suspicious: list[Suspicious]
+    dropped: bool
+    trained_again: int
+    earlier_judged: int
+    promise: str
+    image_threshold: float | None
+    image_threshold_before: float | None
+    pixel_threshold: float | None
+    pixel_threshold_before: float | None
+    false_alarm_bound: float | None
+    sentence: str
+    sentence_before: str | None
+    false_alarms_before: int | None
+    false_alarms: int | None
+    unlearned: int
+    unlearned_false_alarms: int | None
+    images: list[UpdatedImage]
+    bad_found_before: int | None
+    bad_found: int | None
+    bad: list[UpdatedImage]
+    bad_lost: list[str]
+    drift_reference: int
+    details: dict[str, Any]
+    failed: list[Failed]
 
 
 class ExportResult(TypedDict):

@@ -14,7 +14,8 @@ position     grey on 16 x 16 cells, free of brightness and contrast             
 features     mean of each channel over the cells                                 energy distance, 16 main directions
 ===========  ==================================================================  =======================================
 
-Each gets a permutation p-value, exact at any number of images, and Holm's correction divides the level among them: if
+The score is not asked of a reference with images that were judged before the model was updated: theirs are NaN. Each
+gets a permutation p-value, exact at any number of images, and Holm's correction divides the level among them: if
 nothing has changed, the chance of any alarm is at most the level (over reference sets and new images together; checks
 against one and the same reference are not independent of each other). Images are seen as the network gets them.
 
@@ -101,7 +102,7 @@ class Sample:
     """A sample holds what drift is judged by, for n images; that of the held-back images is part of the model.
 
     Attributes:
-        scores: (n,) raw image scores.
+        scores: (n,) raw image scores; NaN of images that the model judged before it was updated.
         facts: (n, 3) of :func:`image_facts`.
         layouts: (n, 256) likewise.
         features: (n, d) mean of each channel over the cells; d = 0 where the head reads no features.
@@ -145,6 +146,18 @@ class Sample:
         index = np.asarray(which)
         columns: dict[str, Any] = {name: getattr(self, name)[index] for name in _FIELDS}
         return replace(self, **columns)
+
+    def without_scores(self) -> Sample:
+        """Return the sample without its scores, which are those of the model before it was updated."""
+        return replace(self, scores=np.full_like(self.scores, np.nan))
+
+    def joined(self, new: Sample) -> Sample:
+        """Return the sample with new images; where an image, or one of its group, is among these, the new one stays."""
+        if self.features.shape[1:] != new.features.shape[1:]:
+            return new
+        old = self.take(~already_known(new, self))
+        columns: dict[str, Any] = {name: np.concatenate([getattr(old, name), getattr(new, name)]) for name in _FIELDS}
+        return replace(new, **columns)
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Return the sample as arrays for a model file."""
@@ -268,7 +281,7 @@ def find_drift(reference: Sample, new: Sample, level: float = 0.05, seed: int = 
     rng = np.random.default_rng(seed)
     reference, new = units(reference, rng), units(new, rng)
     n, m = len(reference), len(new)
-    questions = len(FACTS) + 2 + bool(reference.features.shape[1])
+    questions = len(FACTS) + 1 + _scored(reference) + bool(reference.features.shape[1])
     smallest = questions * smallest_p_value(n, m)
     if n < 2 or smallest > level:
         raise _too_few(n, m, level, questions)
@@ -290,10 +303,15 @@ def find_drift(reference: Sample, new: Sample, level: float = 0.05, seed: int = 
     )
 
 
+def _scored(reference: Sample) -> bool:
+    """Whether all scores of the reference are those of the model as it is."""
+    return bool(np.isfinite(reference.scores).all())
+
+
 def _questions(reference: Sample, new: Sample) -> tuple[list[tuple[str, FloatArray]], list[Statistic]]:
     """Return each property's value for each pooled image, by which its change is described, and its statistic."""
     n = len(reference)
-    scalars = {"score": np.concatenate([reference.scores, new.scores])}
+    scalars = {"score": np.concatenate([reference.scores, new.scores])} if _scored(reference) else {}
     scalars |= {what: np.concatenate([reference.facts[:, k], new.facts[:, k]]) for k, what in enumerate(FACTS)}
     described = list(scalars.items())
     statistics = [cramer_von_mises(values) for values in scalars.values()]

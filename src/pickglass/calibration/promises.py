@@ -69,9 +69,9 @@ SHARES: FloatArray = np.append(0.0, np.geomspace(1e-7, 1.0, 816))
 Verdict = Literal["good", "unsure", "bad"]
 """``unsure`` lies between two thresholds; a model with one threshold never says it."""
 
-Source = Literal["held back", "given", "folds", "left out"]
-"""Where scores come from: images held back at the fit, images given later, training images judged by refits, and
-training images each judged as if it had been left out of the fit."""
+Source = Literal["held back", "given", "folds", "left out", "updated"]
+"""Where scores come from: images held back at the fit, images given later, training images judged by refits, training
+images each judged as if it had been left out of the fit, and those of an update beside those before."""
 
 FALSE_ALARM = 0.05
 """The share of good parts that the threshold of a fit flags, where it has the images for it."""
@@ -228,13 +228,14 @@ class Change:
 
     Attributes:
         time: date and time (UTC).
-        command: what changed it: ``fit``, ``threshold``, ``label``, or ``set_thresholds`` in Python.
+        command: what changed it: ``fit``, ``threshold``, ``label``, ``update``, or ``set_thresholds`` in Python.
         image_threshold, pixel_threshold: its thresholds since then, None where it has none.
         image_threshold_before, pixel_threshold_before: those until then.
         promise: how the thresholds were set, as in :class:`Calibration`; None without any.
         n: number of good images, or of groups of them, that the thresholds rest on.
         unsure_threshold, unsure_threshold_before: the threshold of unsure since then and until then, likewise; older
             files do not have them.
+        learned: number of images that an update learned.
     """
 
     time: str
@@ -247,6 +248,7 @@ class Change:
     n: int
     unsure_threshold: float | None = None
     unsure_threshold_before: float | None = None
+    learned: int = 0
 
     @classmethod
     def between(cls, command: str, before: Calibration | None, after: Calibration | None) -> Change:

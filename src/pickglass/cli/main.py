@@ -26,6 +26,7 @@ from pickglass.cli.predict import predict
 from pickglass.cli.study import study
 from pickglass.cli.test import test
 from pickglass.cli.threshold import threshold
+from pickglass.cli.update import update
 from pickglass.cli.watch import watch
 from pickglass.errors import MissingExtra, PickglassError
 
@@ -39,6 +40,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     predict,
     watch,
     threshold,
+    update,
     export,
     label,
     distill,

@@ -161,8 +161,10 @@ class CleanCheck(FitObserver):
             self.cleanliness = self._comparison.finish()
         self._comparison = None
         if self.cleanliness is not None:
-            suspicious = tuple(s._asdict() for s in self.cleanliness.suspicious)
-            method.provenance = replace(method.provenance, suspicious=suspicious, left_out=self._left_out or None)
+            known = method.provenance  # of an update: what an earlier check found stays
+            suspicious = (*known.suspicious, *(s._asdict() for s in self.cleanliness.suspicious))
+            left_out = (*(known.left_out or ()), *self._left_out) or None
+            method.provenance = replace(known, suspicious=suspicious, left_out=left_out)
 
 
 class ImageComparison:

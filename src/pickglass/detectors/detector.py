@@ -190,6 +190,54 @@ class Detector(Method):
             observer.fitted(self)
         return self
 
+    def update(
+        self: Self,
+        data: Any,
+        *,
+        earlier: Any = None,
+        calibrate: float | None = None,
+        seed: int = 0,
+        memory_gb: float = 4.0,
+        channels: Channels = "rgb",
+        observers: Sequence[FitObserver] = (),
+        progress: Progress | None = None,
+        **compute: Unpack[ComputeArguments],
+    ) -> Self:
+        """Learn further good images on top of what was learned, and set the thresholds anew with them.
+
+        Images that were learned before are not learned twice, and those that the fit left out as suspicious stay out.
+        What becomes of the thresholds is in :mod:`pickglass.calibration.renewal`, of the rest in ``docs/update.md``.
+
+        Args:
+            data: new good images, as for :meth:`fit`.
+            earlier: good images from before, likewise. A method that trains trains again on those that it has learned,
+                so that it does not forget them. Those that were never learned say how such parts are judged now.
+            calibrate: share of the new images that is held back for the thresholds, above 0. None: each is judged as if
+                it had been left out, where the method can do that (PatchCore, PaDiM); otherwise 0.25.
+            seed, memory_gb, channels, observers, progress, compute: as in :meth:`fit`.
+
+        Returns:
+            self; an update that fails leaves it as it was.
+
+        Raises:
+            InputError: the method, or this model of it, cannot be updated; or settings were changed after the fit.
+            DataError: broken images (all are listed), a defective one among them, or too few new ones.
+        """
+        from pickglass.detectors.updating import update
+
+        if calibrate is not None and not 0 < calibrate < 1:
+            raise InputError(
+                f"calibrate={calibrate!r}: expected a share of the new images above 0 and below 1, e.g. 0.25: without "
+                "images that were not learned the thresholds cannot be set"
+            )
+        tell = progress or silent
+        plan = FitPlan(self.wanted_validation, calibrate, seed, memory_gb, observers=tuple(observers), progress=tell)
+        if channels != "rgb":
+            data = as_table(data, "train", channels)
+            earlier = None if earlier is None else as_table(earlier, "train", channels)
+        update(self, data, earlier, plan, ComputeOptions(**compute))
+        return self
+
     def _origin(self, table: Table, plan: FitPlan) -> Provenance:
         """Record what is known of a fit's images and network before anything is learned."""
         counts = {role: len(table.role(role)) for role in ("fit", "validate", "calibrate")}

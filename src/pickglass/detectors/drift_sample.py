@@ -28,7 +28,7 @@ class DriftSample(FitObserver):
     """The sample keeps facts and features of the images that set the thresholds, for ``pickglass drift``.
 
     They were held back, or judged as if they had been left out of the fit. The sample goes with the model, as
-    ``detector.reference``. Without thresholds (``calibrate=0``) there is none.
+    ``detector.reference``. Without thresholds (``calibrate=0``) there is none. In an update it joins that of the fit.
 
     Example:
         ``PatchCore().fit(bottle.train, calibrate=0.2, observers=[DriftSample()])``
@@ -64,7 +64,8 @@ class DriftSample(FitObserver):
     def fitted(self, method: Method) -> None:
         """Give the sample to the model."""
         sample = self.sample(method.settings_digest())
-        method.reference = sample if len(sample) else None
+        if len(sample):
+            method.reference = sample if method.reference is None else method.reference.joined(sample)
 
 
 def describe(

@@ -60,11 +60,19 @@ if TYPE_CHECKING:
 __all__ = [
     "FitObserver",
     "FitPlan",
+    "Judge",
+    "Judged",
     "TrainingImages",
     "adapt_backbone",
     "calibrate",
+    "check_meaning",
+    "checked",
+    "drawn_to_leave_out",
+    "good_rows",
     "learn_fusion",
+    "numbered",
     "prepare",
+    "short_names",
     "teach",
 ]
 
@@ -103,7 +111,10 @@ class FitObserver:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """The plan says what a fit is asked for; the attributes are the arguments of :meth:`pickglass.Detector.fit`."""
+    """The plan says what a fit is asked for; the attributes are the arguments of :meth:`pickglass.Detector.fit`.
+
+    ``before`` is the number of images that the method has learned already, on top of which it learns; 0: it is a fit.
+    """
 
     validate: float
     calibrate: float | None
@@ -112,6 +123,7 @@ class FitPlan:
     checkpoint: Path | None = None
     observers: Sequence[FitObserver] = ()
     progress: Progress = silent
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,8 +158,11 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
             of one.
     """
     method.scored_share  # noqa: B018  (settings that contradict each other are refused before images are read)
-    table = _good_rows(data)
-    sizes, ready = _checked(table, method, plan.memory_gb / 4, compute)
+    table = good_rows(data)
+    preprocess: Preprocess | None = None
+    if parse_size(method.size).size is not None:
+        preprocess = Preprocess.for_images(method.size, find_backbone(method.backbone).interpolation, [])
+    sizes, ready = checked(table, preprocess, None, plan.memory_gb / 4, compute)
     asked = (method.backbone, method.layers, method.weights, plan.seed, method.scales)
     if method.extractor is None or not method.extractor.is_still(*asked):  # otherwise its engine is ready, too
         method.extractor = FeatureExtractor(*asked)
@@ -177,16 +192,16 @@ def _can_leave_out(method: Method, rows: Table) -> bool:
         return False
     if method.tiles is not None and method.tiles.heads != method.tiles.n:
         return False
-    return method.leaves_out(_numbered(rows))
+    return method.leaves_out(numbered(rows))
 
 
-def _numbered(rows: Table) -> tuple[int, ...]:
+def numbered(rows: Table) -> tuple[int, ...]:
     """Number the units of the rows: images of one part or roll have one number."""
     numbers: dict[str, int] = {}
     return tuple(numbers.setdefault(row.unit, len(numbers)) for row in rows)
 
 
-def _good_rows(data: Any) -> Table:
+def good_rows(data: Any) -> Table:
     """Return the rows that a fit may learn from."""
     if isinstance(data, Dataset):
         data = data.train
@@ -202,24 +217,31 @@ def _good_rows(data: Any) -> Table:
     return table
 
 
-def _checked(
-    table: Table, method: Method, memory_gb: float, compute: ComputeOptions
+def checked(
+    table: Table,
+    preprocess: Preprocess | None,
+    roi: np.ndarray | None,
+    memory_gb: float,
+    compute: ComputeOptions,
 ) -> tuple[dict[str, Size], dict[str, Decoded[Row, Prepared]]]:
     """Read each image once: its size (H, W) by path, and prepared, by path, as many as the memory holds.
 
-    Where the sizes have a say in how images are prepared, none can be prepared yet.
-    """
-    preprocess: Preprocess | None = None
-    room = 0  # images
-    if parse_size(method.size).size is not None:
-        preprocess = Preprocess.for_images(method.size, find_backbone(method.backbone).interpolation, [])
-        room = int(memory_gb * 1e9 / (12 * math.prod(preprocess.size)))
+    Args:
+        table: good images.
+        preprocess: how they are prepared; None: their sizes have a say in that, and none can be prepared yet.
+        roi: (H, W) bool on the canvas, for rows without a region of interest; None: everything counts.
+        memory_gb: what prepared images may take.
+        compute: how many are decoded at once.
 
+    Raises:
+        DataError: broken images (all are listed), blank images, or copies of one.
+    """
+    room = 0 if preprocess is None else int(memory_gb * 1e9 / (12 * math.prod(preprocess.size)))  # images
     variety = _Variety()
 
     def prepare_one(image: Array, row: Row) -> Prepared | None:
         variety.see(image)
-        return None if preprocess is None else preprocess.prepared(image, row)
+        return None if preprocess is None else preprocess.prepared(image, row, roi)
 
     sizes: dict[str, Size] = {}
     ready: dict[str, Decoded[Row, Prepared]] = {}
@@ -369,25 +391,34 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
     """
     turns = 1 if method.trains else len(method.quarter_turns)
     n_fit, n_validate = len(table.role("fit")), len(table.role("validate"))
-    units = _numbered(table.role("fit"))
+    units = numbered(table.role("fit"))
     context = FitContext(
-        n_fit * turns, method.level_shapes(), 1, plan.seed, plan.memory_gb, plan.progress, 1, n_validate, units
+        n_fit * turns,
+        method.level_shapes(),
+        1,
+        plan.seed,
+        plan.memory_gb,
+        plan.progress,
+        n_validate=n_validate,
+        units=units,
+        before=plan.before * turns,
     )
     tiles = loader.tiles
     if tiles is None:
         return _teach(method, loader, table, context, plan, fingerprint)
     _check_size(method, tiles, context)
-    if tiles.heads not in (1, tiles.n):
+    if tiles.heads not in (1, tiles.n) and not plan.before:
         tiles.assign(_mean_features(loader, table), context.seed)
     units = units if tiles.heads == tiles.n else ()  # heads that tiles share see each image several times
-    context = replace(context, positions=tiles.heads, n_images=context.n_images * tiles.per_head, units=units)
+    n_images, before = (n * tiles.per_head for n in (context.n_images, context.before))
+    context = replace(context, positions=tiles.heads, n_images=n_images, before=before, units=units)
     groups = _groups(method, loader, table, context)
     if len(groups) == 1:
         watched = plan if tiles.heads == tiles.n else replace(plan, observers=())
         details = _teach(method, loader, table, context, watched, fingerprint)
     else:
         details = _teach_groups(method, loader, table, context, plan, fingerprint, groups)
-    if tiles.settings.normalise == "position":
+    if tiles.settings.normalise == "position" and not plan.before:
         tiles.scale = _scales(method, loader, tiles, table)
     return details
 
@@ -404,12 +435,16 @@ def _teach_groups(
     """Teach one group of positions after the other, and put together what they learned."""
     details: list[dict[str, Any]] = []
     grown: list[dict[str, Tensor]] = []  # per group the tensors whose size the images decide
+    learned = method.head_state()
     method.build(context.shapes, context.positions, context.seed)
     built = method.head_state()
     unwatched = replace(plan, observers=())
     for group in groups:
         part = method.clone()
         smaller = replace(context, positions=len(group), seed=context.seed + group.start, groups=len(groups))
+        if plan.before:
+            own = {name: tensor[group.start : group.stop] for name, tensor in learned.items()}
+            part.go_on_from(own, context.shapes, len(group))
         details.append(_teach(part, loader.only(group), table, smaller, unwatched, f"{fingerprint} {group}"))
         grown.append({})
         for name, tensor in part.head_state().items():
@@ -428,9 +463,13 @@ def _teach(
     method: Method, loader: FeatureLoader, table: Table, context: FitContext, plan: FitPlan, fingerprint: str
 ) -> dict[str, Any]:
     """Teach a method the positions that the loader reads."""
-    method.build(context.shapes, context.positions, context.seed)
+    if not context.before:
+        method.build(context.shapes, context.positions, context.seed)
     method.to(loader.engine.device)
-    method.begin_fit(context)
+    if context.before:
+        method.begin_update(context)
+    else:
+        method.begin_fit(context)
     if method.trains:
         return _train(method, loader, table, context, plan, fingerprint)
     for turn in method.quarter_turns:
@@ -457,12 +496,16 @@ def _train(
             stack.enter_context(FeatureCache(n, half_gb * n / (n_fit + n_validate))) for n in (n_fit, n_validate)
         )
         for batch in _batches(loader, fit, context.progress, plan.observers):
-            method.observe(batch)
+            if not context.before:
+                method.observe(batch)
             fit_cache.add(batch)
         for batch in _batches(loader, validate, silent):
             validate_cache.add(batch)
+        phases = method.phases()
+        if context.before:
+            phases = [replace(phase, plan=phase.plan.further()) for phase in phases]
         histories = train_all(
-            method.phases(),
+            phases,
             lambda indices: on_device(fit_cache.read(indices), device),
             n_fit,
             (lambda indices: on_device(validate_cache.read(indices), device)) if validate else None,
@@ -594,7 +637,7 @@ def _scales(method: Method, loader: FeatureLoader, tiles: Tiles, table: Table) -
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Judged:
     """Good images that were not learned from, or were judged so.
 
     Attributes:
@@ -645,14 +688,14 @@ def calibrate(
     """
     table = images.table
     fit, held = table.role("fit"), table.role("calibrate")
-    judge = _Judge(method, joined, loader, plan)
+    judge = Judge(method, joined, loader, plan)
     uses_left_out = images.leaves_out and not held and plan.calibrate is None
-    left: _Judged | None = None
+    left: Judged | None = None
     if images.leaves_out and (uses_left_out or method.places_matter is not False):
-        left = judge(*_left_out(fit, plan.seed), leave_out=True, watched=uses_left_out)
-        _check_meaning(method, left)
+        left = judge(*drawn_to_leave_out(fit, plan.seed), leave_out=True, watched=uses_left_out)
+        check_meaning(method, left)
     known, validated = left, table.role("validate")
-    if not images.leaves_out and method.places_matter is not False and len(set(_numbered(validated))) >= _PLACES:
+    if not images.leaves_out and method.places_matter is not False and len(set(numbered(validated))) >= _PLACES:
         known = judge(validated)
     places = None if known is None else _learn_places(method, known, loader.engine.device)
     if uses_left_out and left is not None:
@@ -660,7 +703,7 @@ def calibrate(
         good = left
     else:
         good = judge(held or fit[: loader.batch], watched=bool(held))
-        _check_meaning(method, good, learned=not held)
+        check_meaning(method, good, learned=not held)
         if not held:
             return usual_threshold([], []), _told(places)
         scores, peaks = good.scores, good.peaks
@@ -669,14 +712,14 @@ def calibrate(
         peaks.tolist(),
         [row.group for row in good.rows],
         method.settings_digest(),
-        _short_names([row.path for row in good.rows]),
+        short_names([row.path for row in good.rows]),
         "left out" if good is left else "held back",
         monotone=method.falls_with_images and method.place_gain is None,
     )
     return calibration, _told(places)
 
 
-class _Judge:
+class Judge:
     """A taught method judges good images.
 
     Args:
@@ -688,7 +731,7 @@ class _Judge:
 
     def __call__(
         self, rows: Table, units: tuple[int, ...] | None = None, *, leave_out: bool = False, watched: bool = False
-    ) -> _Judged:
+    ) -> Judged:
         """Judge images.
 
         Args:
@@ -697,7 +740,7 @@ class _Judge:
             leave_out: they were learned, and each is judged as if it had not been.
             watched: the observers see them.
         """
-        numbers = torch.tensor(_numbered(rows) if units is None else units)
+        numbers = torch.tensor(numbered(rows) if units is None else units)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         done = 0
         for loaded in self.loader.sound_batches(rows, silent):
@@ -714,12 +757,12 @@ class _Judge:
             for observer in self.plan.observers if watched else ():
                 observer.judged(loaded, scores)
         scores, maps, inside = (torch.cat(part) for part in zip(*parts, strict=True))
-        return _Judged(rows, numbers, scores, maps, inside)
+        return Judged(rows, numbers, scores, maps, inside)
 
 
-def _left_out(fit: Table, seed: int) -> tuple[Table, tuple[int, ...]]:
+def drawn_to_leave_out(fit: Table, seed: int) -> tuple[Table, tuple[int, ...]]:
     """Draw the training images that are judged as if left out, with the numbers of their units; units are whole."""
-    numbers = _numbered(fit)
+    numbers = numbered(fit)
     members = np.bincount(numbers)
     order = np.random.default_rng(seed).permutation(len(members))
     taken = order[np.cumsum(members[order]) - members[order] < _MOST_LEFT_OUT]
@@ -748,7 +791,7 @@ def _told(places: _Places | None) -> dict[str, Any]:
     return {"explained": places.explained, "used": places.sums is not None, "images": places.images}
 
 
-def _learn_places(method: Method, known: _Judged, device: str) -> _Places | None:
+def _learn_places(method: Method, known: Judged, device: str) -> _Places | None:
     """Learn what is usual at each place of the map from good images, and leave it with the method where it matters."""
     if method.places_matter is False or len(known.units.unique()) < _PLACES:
         return None
@@ -760,7 +803,7 @@ def _learn_places(method: Method, known: _Judged, device: str) -> _Places | None
     return _Places(explained, sums, len(known.maps))
 
 
-def _left_out_scores(method: Method, left: _Judged, places: _Places | None) -> tuple[Tensor, Tensor]:
+def _left_out_scores(method: Method, left: Judged, places: _Places | None) -> tuple[Tensor, Tensor]:
     """Return the scores (N,) and highest map values (N,) of images, each of which no part of the model knows.
 
     What is usual at a place is learned from the same images; so each unit is taken out of the sums.
@@ -778,7 +821,7 @@ def _left_out_scores(method: Method, left: _Judged, places: _Places | None) -> t
     return scores, peaks
 
 
-def _check_meaning(method: Method, good: _Judged, learned: bool = False) -> None:
+def check_meaning(method: Method, good: Judged, learned: bool = False) -> None:
     """Raise where the scores of good images say nothing about the next part.
 
     Images that were learned may well have the score 0 everywhere, where a memory bank holds all their patches.
@@ -803,10 +846,10 @@ def _check_meaning(method: Method, good: _Judged, learned: bool = False) -> None
         )
 
 
-def _short_names(paths: Sequence[str]) -> list[str]:
+def short_names(paths: Sequence[str]) -> list[str]:
     """Return the name of each file, with as many folders in front as tell it from the others.
 
-    >>> _short_names(["line/monday/7.png", "line/tuesday/7.png", "line/tuesday/8.png"])
+    >>> short_names(["line/monday/7.png", "line/tuesday/7.png", "line/tuesday/8.png"])
     ['monday/7.png', 'tuesday/7.png', '8.png']
     """
     parts = [PurePath(path).parts for path in paths]

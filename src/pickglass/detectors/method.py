@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.detectors.settings import Configured
+from pickglass.errors import InputError
 from pickglass.features.batch import Batch
 from pickglass.nn.training.loop import Phase
 from pickglass.runtime.compute import Progress, Shape
@@ -113,6 +114,19 @@ class Method(Configured, ABC):
         """Finish after the last image and return what is worth telling the user, as JSON knows it."""
         return {}
 
+    def begin_update(self, context: FitContext) -> None:
+        """Get ready to learn further images on top of what was learned; what follows is as in a fit.
+
+        A statistical method is shown the further images by :meth:`observe`; a trained one is not, for what it gathers
+        there is of the fit: its :meth:`phases` train on, for a tenth of their time.
+
+        Raises:
+            InputError: the method cannot do that, as long as it does not override this.
+        """
+        raise InputError(
+            f"{type(self).__name__} cannot be updated: fit a new model on the old and the new images together"
+        )
+
     # -- judging -------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -189,6 +203,17 @@ class Method(Configured, ABC):
         """Return what the method has learned: its tensors by name, each with the position axis in front."""
         others = ("extractor.", "tiles.", "fusion.", "roi", "place_")
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(others)}
+
+    def go_on_from(self, learned: Mapping[str, Tensor], shapes: list[Shape], positions: int) -> None:
+        """Lay out the method anew, so that its networks can be trained, and fill it with copies of what was learned."""
+        self.build(shapes, positions, seed=0)
+        built = self.head_state()
+        with torch.no_grad():
+            for name, tensor in learned.items():
+                if name in built and built[name].shape == tensor.shape:
+                    built[name].copy_(tensor)
+                else:
+                    assign(self, name, tensor.clone())
 
     def load_head_state(self, learned: Mapping[str, Tensor]) -> None:
         """Fill the method with tensors as :meth:`head_state` returns them."""

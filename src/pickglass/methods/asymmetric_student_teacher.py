@@ -191,6 +191,9 @@ class AsymmetricStudentTeacher(Detector):
     def begin_fit(self, context: FitContext) -> None:
         """Gather nothing: everything is learned in the two phases."""
 
+    def begin_update(self, context: FitContext) -> None:
+        """Allocate nothing: the teacher is trained on, then the student, from where they are."""
+
     def phases(self) -> Sequence[Phase[Batch]]:
         """Return two phases: the teacher is trained first, then the student learns to follow it."""
         teacher, student = self._networks()

@@ -214,6 +214,10 @@ class EfficientAD(Detector):
             photos = natural_photos(self.natural, self.seen_size, _PHOTOS, context.seed)  # (N, H, W, 3)
             self._pictures = torch.from_numpy(photos).permute(0, 3, 1, 2)
 
+    def begin_update(self, context: FitContext) -> None:
+        """Get ready as for a fit; the teacher's channels keep the scale in which the student has learned them."""
+        self.begin_fit(context)
+
     def observe(self, batch: Batch) -> None:
         """Add a batch to the mean and deviation of the teacher's channels."""
         if self._moments is None:

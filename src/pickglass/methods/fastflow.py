@@ -173,6 +173,9 @@ class FastFlow(Detector):
     def begin_fit(self, context: FitContext) -> None:
         """Gather nothing: everything is learned in the one phase."""
 
+    def begin_update(self, context: FitContext) -> None:
+        """Allocate nothing: the flows are trained on from where they are."""
+
     def phases(self) -> Sequence[Phase[Batch]]:
         """Return one phase: the flows of all levels are trained together."""
         plan = Plan(epochs=self.epochs, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay, pick=self.pick)

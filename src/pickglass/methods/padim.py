@@ -114,7 +114,7 @@ class PaDiM(Detector):
         self.max_statistics_mb = max_statistics_mb
         self.register_buffer("channels", None)  # (P, D) indices into all C, rising
         self.register_buffer("projection", None)  # (P, C, D)
-        self.register_buffer("counts", None)  # (P, h, w) images in which each cell counts; during the fit
+        self.register_buffer("counts", None)  # (P, h, w) images in which each cell counts
         self.channels: Tensor | None
         self.projection: Tensor | None
         self.counts: Tensor | None
@@ -157,27 +157,57 @@ class PaDiM(Detector):
 
     def begin_fit(self, context: FitContext) -> None:
         """Choose the smaller form, predict what it takes, and set up the sums."""
-        gaussians = self._gaussians()
-        few = _few(gaussians, context.n_images)
-        size = context.groups * _megabytes(gaussians, context.n_images)  # the model holds those of all groups
-        limit = self.max_statistics_mb
+        gaussians, images = self._gaussians(), context.n_images
+        self._check_memory(context, images)
+        few = _few(gaussians, images)
+        self._learner = FewSamples(gaussians) if few else RunningSums(gaussians, gaussians.cell.device)
+        self._images = 0
+        self.counts = torch.zeros(gaussians.positions, *gaussians.grid, device=gaussians.cell.device)
+
+    def begin_update(self, context: FitContext) -> None:
+        """Go back from the whitening of each cell to its sums; the outcome is that of a fit on all images.
+
+        It is in the form of many images, whatever that of the fit was.
+
+        Raises:
+            InputError: images had regions of their own, so the cells counted in different ones, or the model does not
+                tell in how many.
+        """
+        counts = self.counts
+        if counts is None:
+            raise InputError(
+                "this PaDiM model, of an older pickglass, does not tell how many images each cell counted in, so it "
+                "cannot be updated: fit it anew on the old and the new images"
+            )
+        if bool(((counts != 0) & (counts != counts.max())).any()):
+            raise InputError(
+                "this PaDiM model was fitted on images with regions of interest of their own, so what each cell has "
+                "learned is of other images than its neighbour's, and it cannot be updated: fit it anew on the old and "
+                "the new images"
+            )
+        self._check_memory(context, None)
+        self._learner = RunningSums.going_on(self._gaussians(), counts)
+        self._gaussians().factor = None
+        self._images = 0
+
+    def _check_memory(self, context: FitContext, images: int | None) -> None:
+        """Raise where the statistics of so many images, or in the form of many (None), would take too much."""
+        gaussians, limit = self._gaussians(), self.max_statistics_mb
+        size = context.groups * _megabytes(gaussians, images)  # the model holds those of all groups
         if size > limit:
             raise InputError(
                 f"the statistics would take {size:,.0f} MB ({sum(gaussians.channels)} channels in each of "
                 f"{gaussians.grid[0]}x{gaussians.grid[1]} cells), more than max_statistics_mb={limit:g}: "
-                f"{self._remedy(context, lambda g: context.groups * _megabytes(g, context.n_images) <= limit)}, "
+                f"{self._remedy(context, lambda g: context.groups * _megabytes(g, images) <= limit)}, "
                 "or raise max_statistics_mb"
             )
-        working = _working_gb(gaussians, context.n_images)
+        working = _working_gb(gaussians, images)
         if working > context.memory_gb:
-            remedy = self._remedy(context, lambda g: _working_gb(g, context.n_images) <= context.memory_gb)
+            remedy = self._remedy(context, lambda g: _working_gb(g, images) <= context.memory_gb)
             raise InputError(
                 f"learning the statistics would take {working:.2g} GB, more than memory_gb={context.memory_gb:g}: "
                 f"{remedy}, or raise memory_gb"
             )
-        self._learner = FewSamples(gaussians) if few else RunningSums(gaussians, gaussians.cell.device)
-        self._images = 0
-        self.counts = torch.zeros(gaussians.positions, *gaussians.grid, device=gaussians.cell.device)
 
     def predicted_mb(self, context: FitContext) -> float:
         """Predict the megabytes of the statistics."""
@@ -259,10 +289,6 @@ class PaDiM(Detector):
         left = share.square() * (n - 2) * squared / (1 - share * squared).clamp(min=1e-6)
         return self._scored(batch, left.sqrt().float())
 
-    def forget_images(self) -> None:
-        """Drop how often each cell counted."""
-        self.counts = None
-
     def _reduced(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Pick the channels that are modelled, before anything is enlarged: per level (B, P, d, h_l, w_l)."""
         if self.projection is not None:
@@ -333,15 +359,17 @@ def _projected(levels: Sequence[Tensor], projection: Tensor) -> Tensor:
     return total.view(b, p, -1, h, w)
 
 
-def _few(gaussians: CellGaussians, images: int) -> bool:
-    """Whether the low-rank form is the smaller one, and its eigenvalues the quicker ones."""
-    return 2 * images <= sum(gaussians.channels) and gaussians.floats(images) < gaussians.floats()
+def _few(gaussians: CellGaussians, images: int | None) -> bool:
+    """Whether the low-rank form is the smaller one, and its eigenvalues the quicker ones; None: many images."""
+    return (
+        images is not None and 2 * images <= sum(gaussians.channels) and gaussians.floats(images) < gaussians.floats()
+    )
 
 
-def _megabytes(gaussians: CellGaussians, images: int) -> float:
+def _megabytes(gaussians: CellGaussians, images: int | None) -> float:
     return gaussians.floats(images if _few(gaussians, images) else None) * 4 / 1e6
 
 
-def _working_gb(gaussians: CellGaussians, images: int) -> float:
-    few = _few(gaussians, images)
-    return (FewSamples.bytes(gaussians, images) if few else RunningSums.bytes(gaussians)) / 1e9
+def _working_gb(gaussians: CellGaussians, images: int | None) -> float:
+    few = images is not None and _few(gaussians, images)
+    return (FewSamples.bytes(gaussians, images or 0) if few else RunningSums.bytes(gaussians)) / 1e9

@@ -178,6 +178,9 @@ class ReverseDistillation(Detector):
     def begin_fit(self, context: FitContext) -> None:
         """Allocate nothing: the networks were built for these levels."""
 
+    def begin_update(self, context: FitContext) -> None:
+        """Allocate nothing: embedding and decoder are trained on from where they are."""
+
     def phases(self) -> Sequence[Phase[Batch]]:
         """Return one phase: embedding and decoder are trained together."""
         plan = Plan(

@@ -140,6 +140,9 @@ class STFPM(Detector):
     def begin_fit(self, context: FitContext) -> None:
         """Allocate nothing: the student was built for these levels."""
 
+    def begin_update(self, context: FitContext) -> None:
+        """Allocate nothing: the student learns on from where it is."""
+
     def phases(self) -> Sequence[Phase[Batch]]:
         """Return one phase: the student follows the teacher."""
         plan = Plan(

@@ -61,8 +61,8 @@ class Provenance:
         n_fit, n_validate, n_calibrate: number of images of each role.
         seed: by which images were divided and everything else was drawn.
         data_sha256: over the contents of the images, their roles and their order.
-        fitted_images: start of the digest of each image of the roles fit and validate; None in models that do not
-            tell.
+        fitted_images: start of the digest of each image of the roles fit and validate, also of updates; None in models
+            that do not tell.
         pixel_mm: side of a pixel on the part in millimetres, where all images share it.
         regions: the regions of interest of the images.
         backbone_weights: what identifies the backbone's weights, as JSON; None where nothing is known.
@@ -78,6 +78,8 @@ class Provenance:
         data: name of the data set, where the use case knew it.
         auto: how the preset ``auto`` chose, if it did.
         foreground: where the part is in the images, if it was looked for.
+        updates: what each update learned, oldest first; None: there was none. ``n_fit``, ``n_validate`` and
+            ``n_calibrate`` count the images of the fit and of all updates.
     """
 
     n_fit: int = 0
@@ -101,10 +103,11 @@ class Provenance:
     data: str | None = None
     auto: dict[str, Any] | None = None
     foreground: dict[str, Any] | None = None
+    updates: tuple[dict[str, Any], ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict as a model file keeps it; what is optional and not known is left out."""
-        optional = ("fitted_images", "left_out", "adaptation", "data", "auto", "foreground")
+        optional = ("fitted_images", "left_out", "adaptation", "data", "auto", "foreground", "updates")
         known = {f.name: getattr(self, f.name) for f in fields(self)}
         stored = {name: value for name, value in known.items() if not (name in optional and value is None)}
         return {**stored, **asdict(self.regions)}
@@ -114,7 +117,7 @@ class Provenance:
         """Read the dict that :meth:`to_json` returned, also one that an older version wrote."""
         names = {f.name for f in fields(cls)} - {"regions"}
         known = {name: value for name, value in stored.items() if name in names}
-        for name in ("fitted_images", "suspicious", "left_out"):
+        for name in ("fitted_images", "suspicious", "left_out", "updates"):
             if known.get(name) is not None:
                 known[name] = tuple(known[name])
         regions = {f.name: stored[f.name] for f in fields(Regions) if f.name in stored}

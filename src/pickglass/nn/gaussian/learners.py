@@ -92,6 +92,80 @@ class RunningSums(_Learner):
         self._sums = [zeros(u, d + 1, d + 1) for u, d, _ in sizes]
         self._cross = [zeros(u, d + 1, c) for u, d, c in sizes]
 
+    @classmethod
+    def going_on(cls, gaussians: CellGaussians, counts: Tensor) -> RunningSums:
+        """Return the sums of the images that the Gaussians were learned from, to which others can be added.
+
+        The covariance follows from the factor, C = L L^T - eps I, so sums and Gaussians agree to the rounding of the
+        file's single precision.
+
+        Args:
+            gaussians: learned, in either form.
+            counts: (P, h, w) images in which each cell counted: one number, or 0, for otherwise the sums of channels
+                of two levels would be over different images, and cannot be told from their covariance.
+        """
+        learner = cls(gaussians, gaussians.cell.device)
+        images = _unit_counts(gaussians, counts.double())
+        roots = len(gaussians.levels[0].source)
+        doubles = sum(u * (c + d) ** 2 for u, d, c in gaussians.sizes())
+        step = max(1, _BLOCK * roots // max(1, gaussians.positions * doubles))
+        for k, level in enumerate(gaussians.levels):
+            learner._shift[k].copy_(level.mean)
+            learner._sums[k][..., -1, -1] = images[k]
+        if gaussians.factor is not None:
+            learner._recall_low_rank(images)
+        else:
+            for lo in range(0, roots, step):
+                learner._recall(lo, min(lo + step, roots), images)
+        return learner
+
+    def _recall(self, lo: int, hi: int, images: Sequence[Tensor]) -> None:
+        """Put back the sums of the units lo..hi of the coarsest level and of all that lie under them.
+
+        With L = [[A, 0], [B, D]] of the coarser channels and the level's own, L^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]].
+        """
+        levels, before = self.gaussians.levels, 0
+        whole = self._shift[0].new_zeros(self.gaussians.positions, 1, 0, 0)  # (P, V, c, c), L of all coarser levels
+        for k, level in enumerate(levels):
+            if k > 0:
+                ends = torch.tensor([lo, hi], device=level.parent.device)
+                before, (lo, hi) = lo, torch.searchsorted(level.parent, ends).tolist()
+            parent, c = level.parent[lo:hi] - before, whole.shape[3]
+            rows = level.rows[:, lo:hi].double()  # (P, U, d, c + d)
+            identity = torch.eye(rows.shape[2], dtype=rows.dtype, device=rows.device)
+            own = torch.linalg.solve_triangular(rows[..., c:], identity, upper=False)  # D, (P, U, d, d)
+            above = whole[:, parent]  # A, (P, U, c, c)
+            lower = -(own @ rows[..., :c] @ above)  # B, (P, U, d, c)
+            covariance = lower @ lower.transpose(2, 3) + own @ own.transpose(2, 3) - self.gaussians.eps * identity
+            self._put(k, slice(lo, hi), covariance, lower @ above.transpose(2, 3), images[k][:, lo:hi])
+            top = nn.functional.pad(above, (0, rows.shape[2]))  # (P, U, c, c + d)
+            whole = torch.cat([top, torch.cat([lower, own], dim=3)], dim=2)
+
+    def _recall_low_rank(self, images: Sequence[Tensor]) -> None:
+        """Put back the sums from F of :class:`FewSamples`: with r = 1 - |F_i|^2 is lambda_i + eps = eps / r^2."""
+        model, levels = self.gaussians, self.gaussians.levels
+        if model.factor is None:
+            raise RuntimeError("there is no low-rank form to go on from")
+        factor = model.factor.double()  # (P, U, N, D)
+        r = (1 - factor.square().sum(3)).clamp(min=1e-12)  # (P, U, N)
+        weighted = factor * (model.eps * (1 + r) / r.square())[..., None]
+        under = torch.arange(factor.shape[1], device=factor.device)  # a finest unit under each unit of the level
+        wide = sum(model.channels)
+        for k in range(len(levels) - 1, -1, -1):
+            d = levels[k].mean.shape[2]
+            wide -= d
+            products = weighted[:, under, :, wide : wide + d].transpose(2, 3) @ factor[:, under, :, : wide + d]
+            self._put(k, slice(None), products[..., wide:], products[..., :wide], images[k])
+            first = torch.full((int(levels[k].parent.max()) + 1,), len(under), device=under.device)
+            first.scatter_reduce_(0, levels[k].parent, torch.arange(len(under), device=under.device), "amin")
+            under = under[first]
+
+    def _put(self, k: int, units: slice, covariance: Tensor, joint: Tensor, n: Tensor) -> None:
+        """Set the sums of a level's units: covariance (P, U, d, d), joint (P, U, d, c), n (P, U) images."""
+        dof = (n - 1).clamp(min=0)[..., None, None]
+        self._sums[k][:, units, :-1, :-1] = dof * covariance
+        self._cross[k][:, units, :-1] = dof * joint
+
     @staticmethod
     def bytes(gaussians: CellGaussians) -> int:
         """Estimate the most bytes that the sums take while they are filled and turned into rows of L^-1."""
@@ -261,6 +335,17 @@ class FewSamples(_Learner):
         scale = (raised + (eps * raised).sqrt()).rsqrt()
         factor: Tensor = scale[..., None] * (vectors.transpose(2, 3) @ z)
         return factor
+
+
+def _unit_counts(gaussians: CellGaussians, counts: Tensor) -> list[Tensor]:
+    """Return in how many images each unit of each level counted, (P, U), coarsest first: as any cell under it did."""
+    index, values, found = gaussians.cell, counts.flatten(1), []
+    for level in reversed(gaussians.levels):
+        most = values.new_zeros(len(values), len(level.source))
+        values = most.scatter_reduce(1, index.expand_as(values), values, "amax")  # (P, U)
+        found.append(values)
+        index = level.parent
+    return found[::-1]
 
 
 def _choose_shift(shift: Tensor, unseen: Tensor, x: Tensor, mask: Tensor | None) -> None:

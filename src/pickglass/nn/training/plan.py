@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
@@ -83,6 +83,14 @@ class Plan:
             raise InputError(f"cosine=True, milestone={self.milestone!r}: give one of the two")
         if self.milestone is not None and not 0 <= self.milestone <= 1:
             raise InputError(f"milestone={self.milestone!r}: expected a share of the steps, 0 to 1")
+
+    def further(self) -> Plan:
+        """Return the plan for going on with new images: a tenth of the time and of the learning rate.
+
+        The weights before the first step compete where the best ones are kept: then the validation images get no worse.
+        """
+        epochs, steps = (None if n is None else math.ceil(n / 10) for n in (self.epochs, self.steps))
+        return replace(self, epochs=epochs, steps=steps, lr=self.lr / 10, start=self.pick == "best")
 
     def rate(self, step: int, total: int) -> float:
         """Compute the learning rate of a step, counted from 0, of ``total``."""

@@ -1,0 +1,242 @@
+"""A fitted detector learns further good images on top of what it has learned, and its thresholds are set anew.
+
+The images of the fit need not be at hand. What is kept of them is what the method learned: PatchCore chooses its bank
+anew from the bank and the new patches, PaDiM goes back from its Gaussians to their sums and adds to them, and what was
+trained is trained on for a tenth of the time. What a training forgets of parts as they were can only be held by showing
+it some of them again (``earlier``). Backbone, canvas, tiles, layers that were fused and what is usual at each place of
+the map stay as the fit left them.
+
+The new images are learned and judged as in a fit: each as if it had been left out, where the method can do that, and
+otherwise some are held back. How thresholds follow is in :mod:`pickglass.calibration.renewal`. The reference of
+``pickglass drift`` keeps its images and gets the new ones that were judged; scores of the earlier ones are dropped, for
+the updated model would give others.
+
+Everything happens on a copy of the detector: an update that fails leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from copy import copy
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pickglass.calibration import Calibration, Change, Evidence
+from pickglass.calibration.renewal import renewed
+from pickglass.data import Row, Table, fingerprint, image_digest, split_roles
+from pickglass.detectors.compute import ComputeOptions
+from pickglass.detectors.fitting import (
+    FitPlan,
+    Judge,
+    Judged,
+    check_meaning,
+    checked,
+    drawn_to_leave_out,
+    good_rows,
+    numbered,
+    short_names,
+    teach,
+)
+from pickglass.detectors.method import Method
+from pickglass.detectors.provenance import Provenance
+from pickglass.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from pickglass.detectors.detector import Detector
+
+__all__ = ["update"]
+
+_HELD_BACK = 0.25  # of the new images, for the thresholds: a tenth of twenty would be two
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of an update.
+
+    Attributes:
+        new: rows that were not learned before, with the roles fit, validate and calibrate.
+        again: earlier images that are trained on again, with the roles fit and validate.
+        fresh: earlier images that were never learned: they say how parts as they were are judged.
+        independent: the new rows of which no part was learned before.
+        left_out: each new image is judged as if it had been left out.
+        known: how many of the images given were learned before.
+        dropped: how many of them the fit left out as suspicious.
+    """
+
+    new: Table
+    again: Table
+    fresh: Table
+    independent: frozenset[Row]
+    left_out: bool
+    known: int
+    dropped: int
+
+
+def update(detector: Detector, data: Any, earlier: Any, plan: FitPlan, compute: ComputeOptions) -> None:
+    """Learn further images; see :meth:`pickglass.Detector.update`, whose arguments ``plan`` and ``compute`` hold."""
+    calibration = detector.current_calibration()
+    if calibration is not None and calibration.stale:
+        raise InputError(
+            "settings were changed after the fit, and what was learned is of the settings then: set them back, or fit "
+            "anew on the old and the new images"
+        )
+    detector.preprocess  # noqa: B018  (an unfitted detector says so before images are read)
+    if type(detector).begin_update is Method.begin_update:
+        detector.begin_update(None)  # type: ignore[arg-type]  # it says that it cannot
+    given = detector.provenance.within_regions(good_rows(data))
+    before = Table([]) if earlier is None else detector.provenance.within_regions(good_rows(earlier))
+    roi = None if detector.roi is None else detector.roi.cpu().numpy()
+    _, ready = checked(given + before, detector.preprocess, roi, plan.memory_gb / 4, compute)
+    images = _divided(detector, given, before, plan)
+
+    twin = copy(detector)  # shares what an update leaves alone
+    twin._engine = detector._engine
+    loader = twin.loader(compute)
+    loader.ready = ready
+    new = images.new
+    for observer in plan.observers:
+        new = observer.prepared(new, loader, plan.progress)
+    images = replace(images, new=new)
+    _check_number(twin, images)
+    twin.go_on_from(detector.head_state(), detector.level_shapes(), detector.tiles.heads if detector.tiles else 1)
+    plan = replace(plan, before=max(1, detector.provenance.n_fit))
+    details = teach(twin, loader, images.new.role("fit", "validate") + images.again, plan, "update")
+    twin.eval()
+    twin.calibration = _calibrated(twin, Judge(twin, twin._joined, loader, plan), images, plan.seed)
+    twin.forget_images()
+    twin.provenance = _told(twin, images, details, plan)
+    learned = twin.provenance.n_fit - detector.provenance.n_fit
+    twin.history += (replace(Change.between("update", detector.calibration, twin.calibration), learned=learned),)
+    twin._file_id = None
+    if twin.reference is not None:
+        twin.reference = twin.reference.without_scores()
+    for observer in plan.observers:
+        observer.fitted(twin)
+    detector.__dict__.update({name: value for name, value in vars(twin).items() if name != "_lock"})
+
+
+def _divided(detector: Detector, given: Table, before: Table, plan: FitPlan) -> _Images:
+    """Tell new images from those that are known, and divide them into roles."""
+    provenance = detector.provenance
+    trusted = provenance.without_left_out(given)
+    learned = set(provenance.fitted_images or ())
+    digests = {row: image_digest(row)[:16] for row in (*trusted, *before)}
+    new = Table([replace(row, role="train") for row in dict.fromkeys(trusted) if digests[row] not in learned])
+    if not new:
+        raise DataError(
+            f"there is no new image: {len(trusted)} of {len(given)} were learned before, and the fit left out the "
+            "others: give good images that the model has not learned"
+        )
+    independent = {row.path for row in provenance.unseen(trusted)}
+    parted = Table([row if row.path in independent else replace(row, role="fit") for row in new])
+    left_out = plan.calibrate is None and _can_leave_out(detector, parted)
+    share = 0.0 if left_out else _HELD_BACK if plan.calibrate is None else plan.calibrate
+    parted = split_roles(parted, 0.0, share, plan.seed)
+    mine = {digests[row] for row in trusted}
+    old = provenance.without_left_out(before).where(lambda row: digests[row] not in mine)
+    again = old.where(lambda row: digests[row] in learned) if detector.trains else Table([])
+    fresh = old.where(lambda row: digests[row] not in learned)
+    if detector.trains:
+        taught = Table([replace(row, role="train") for row in (*parted.role("fit"), *again)])
+        taught = split_roles(taught, plan.validate, 0.0, plan.seed)
+        n = len(parted.role("fit"))
+        parted, again = taught[:n] + parted.role("calibrate"), taught[n:]
+    return _Images(
+        parted,
+        again,
+        fresh,
+        frozenset(row for row in parted if row.path in independent),
+        left_out,
+        len(trusted) - len(new),
+        len(given) - len(trusted),
+    )
+
+
+def _can_leave_out(detector: Detector, new: Table) -> bool:
+    """Whether each new image can be judged as if it had been left out; those of the fit count as learned, too."""
+    if type(detector).score_left_out is Method.score_left_out:
+        return False
+    if detector.tiles is not None and detector.tiles.heads != detector.tiles.n:
+        return False
+    units = numbered(new)
+    before = range(-detector.provenance.n_fit, 0)
+    return detector.leaves_out((*before, *units))
+
+
+def _check_number(detector: Detector, images: _Images) -> None:
+    """Raise where too few new images are left to learn from and to judge."""
+    fit, validate = (len(images.new.role(role)) + len(images.again.role(role)) for role in ("fit", "validate"))
+    held = images.new.role("fit", "calibrate") if images.left_out else images.new.role("calibrate")
+    judged = [row for row in held if row in images.independent]
+    if images.new.role("fit") and judged and (validate or not (detector.trains and detector.uses_validation)):
+        return
+    parts = ["1 to learn"]
+    parts += ["1 to validate"] if detector.trains and detector.uses_validation and validate < 1 else []
+    parts += [] if images.left_out else ["1 for the thresholds"]
+    raise DataError(
+        f"{len(images.new)} new images are too few to update {type(detector).__name__}: {fit} are left to learn, "
+        f"{len(judged)} of parts that it does not know to set the thresholds by. At least {len(parts)} images of "
+        f"different new parts are needed ({', '.join(parts)}): give more"
+    )
+
+
+def _calibrated(detector: Detector, judge: Judge, images: _Images, seed: int) -> Calibration:
+    """Judge new images that were held back or are left out, and earlier ones that were never learned."""
+    with torch.no_grad():
+        if images.left_out:
+            fit = images.new.role("fit")
+            drawn, units = drawn_to_leave_out(fit, seed)
+            kept = [i for i, row in enumerate(drawn) if row in images.independent]
+            new = judge(Table([drawn[i] for i in kept]), tuple(units[i] for i in kept), leave_out=True, watched=True)
+        else:
+            new = judge(images.new.role("calibrate"), watched=True)
+        check_meaning(detector, new)
+        earlier = judge(images.fresh, watched=True) if images.fresh else None
+    return renewed(
+        detector.calibration,
+        _evidence(detector, new, images.left_out),
+        None if earlier is None else _evidence(detector, earlier, False),
+        comparable=not detector.trains,
+        monotone=detector.falls_with_images,
+        names=short_names([row.path for row in new.rows]),
+    )
+
+
+def _evidence(detector: Detector, judged: Judged, left_out: bool) -> Evidence:
+    groups = [row.group for row in judged.rows]
+    source = "left out" if left_out else "given"
+    digest = detector.settings_digest()
+    return Evidence(judged.scores.tolist(), judged.peaks.tolist(), groups, source, settings=digest)  # type: ignore[arg-type]
+
+
+def _told(detector: Detector, images: _Images, details: dict[str, Any], plan: FitPlan) -> Provenance:
+    """Return the provenance with what the update learned."""
+    known, new = detector.provenance, images.new
+    counts = {role: len(new.role(role)) for role in ("fit", "validate", "calibrate")}
+    told = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "learned": counts["fit"],
+        "validated": counts["validate"],
+        "held_back": counts["calibrate"],
+        "left_out_judged": images.left_out,
+        "known": images.known,
+        "left_out": images.dropped,
+        "trained_again": len(images.again),
+        "earlier_judged": len(images.fresh),
+        "seed": plan.seed,
+        "details": details,
+    }
+    digests = [image_digest(row)[:16] for row in new.role("fit", "validate")]
+    both = f"{known.data_sha256} {fingerprint(new)}"  # images of the fit alone are not those of this model any more
+    return replace(
+        known,
+        n_fit=known.n_fit + counts["fit"],
+        n_validate=known.n_validate + counts["validate"],
+        n_calibrate=known.n_calibrate + counts["calibrate"],
+        data_sha256=hashlib.sha256(both.encode()).hexdigest(),
+        fitted_images=None if known.fitted_images is None else (*known.fitted_images, *digests),
+        updates=(*(known.updates or ()), told),
+    )
