@@ -69,7 +69,7 @@ def update(
         earlier: good images from before, likewise; see :meth:`pickglass.Detector.update`.
         bad: files and folders of known bad images; of a data set its defective ones. They are only judged, before and
             after: nothing is learned from them, and no threshold hangs on them. Where one that was found before is
-            found no more, nothing is written.
+            found no more, the model is not replaced; another output is written all the same.
         compute: where to compute.
         progress: called with (stage, done, total).
 
@@ -115,7 +115,8 @@ def update(
         if path in bad_now.scores
     ]
     lost = [image["path"] for image in of_bad if image["verdict_before"] == "bad" and image["verdict"] != "bad"]
-    written = None if lost else str(detector.save(target))
+    replaces = os.path.realpath(target) == os.path.realpath(model)
+    written = None if lost and replaces else str(detector.save(target))
     paths = {row.path for row in new}
     return _result(
         detector,

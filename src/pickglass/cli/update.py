@@ -42,8 +42,8 @@ def update(
         list[Path] | None,
         typer.Option(
             metavar="FOLDER",
-            help="Known bad images, judged before and after and never learned; where one is found no more, nothing is "
-            "written. May be given several times.",
+            help="Known bad images, judged before and after and never learned; where one that was found is missed, "
+            "MODEL is not replaced. May be given several times.",
         ),
     ] = None,
     calibrate: Annotated[
@@ -119,29 +119,30 @@ def _show(result: UpdateResult) -> None:
         was = "" if before is None else f" (before: {before})"
         say(f"known bad images: {found} of {n} are found{was}")
         _name("missed", [one for one in result["bad"] if one["verdict"] != "bad"])
+    lost = result["bad_lost"]
+    if lost:
+        named = f"{', '.join(lost[:_NAMED])}{f' and {len(lost) - _NAMED} more' if len(lost) > _NAMED else ''}"
+        say(f"warning: {len(lost)} known bad images were found before and are missed now: {named}")
     if result["model"] is None:
-        say(
-            f"nothing was written: {', '.join(result['bad_lost'])} would be found no more. Look whether a new image "
-            "shows a defect, or leave out --bad to write the model all the same"
-        )
+        say("the model was not replaced: look whether a new image shows a defect, or name another file with -o")
         return
     say(f"model: {result['model']}, {result['model_id']}, version {result['model_version']}")
 
 
 def _show_good(result: UpdateResult) -> None:
-    before, now = result["false_alarms_before"], result["false_alarms"]
-    n = len(result["images"])
+    before, now, n = result["false_alarms_before"], result["false_alarms"], len(result["images"])
     if now is None:
         return
-    if before is not None:
-        say(f"{before} of {n} new images were false alarms before, {now} {'is' if now == 1 else 'are'} now")
-        _name("false alarms before", [one for one in result["images"] if one["verdict_before"] == "bad"])
-    how = {one["judged"] for one in result["images"]} - {"learned"}
-    said = " and ".join("each judged as if left out" if kind == "left out" else "held back" for kind in sorted(how))
-    if result["unlearned"] < n:
-        say(f"of the {result['unlearned']} that were not learned ({said}) {result['unlearned_false_alarms']} are")
+    how = {"left out": "each judged as if left out", "held back": "held back"}
+    kinds = {one["judged"] for one in result["images"]}
+    said = " and ".join(words for kind, words in how.items() if kind in kinds)
+    was = "" if before is None else f"{before} of {n} new images were false alarms before, "
+    if result["unlearned"] == n:
+        say(f"{was}{now} {'is' if now == 1 else 'are'} now ({said})")
     else:
-        say(f"({said})")
+        unlearned = f"of the {result['unlearned']} that it did not learn ({said}) {result['unlearned_false_alarms']}"
+        say(f"{was}{now} {'is' if now == 1 else 'are'} now; {unlearned}")
+    _name("false alarms before", [one for one in result["images"] if one["verdict_before"] == "bad"])
 
 
 def _show_odd(result: UpdateResult) -> None:

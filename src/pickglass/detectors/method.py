@@ -76,10 +76,13 @@ class Method(Configured, ABC):
     Attributes:
         trains: whether the class has phases to train; set by itself when the class is made.
         validates: whether it wants to see validation images, likewise.
+        leaves_out_known: whether :meth:`score_left_out` needs nothing but the image itself, so that an update can judge
+            images of the fit, too, as if they had been left out.
     """
 
     trains: ClassVar[bool] = False
     validates: ClassVar[bool] = False
+    leaves_out_known: ClassVar[bool] = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -118,7 +121,7 @@ class Method(Configured, ABC):
         """Get ready to learn further images on top of what was learned; what follows is as in a fit.
 
         A statistical method is shown the further images by :meth:`observe`; a trained one is not, for what it gathers
-        there is of the fit: its :meth:`phases` train on, for a tenth of their time.
+        there is of the fit: its :meth:`phases` train on, for a quarter of their time.
 
         Raises:
             InputError: the method cannot do that, as long as it does not override this.

@@ -290,6 +290,11 @@ class Configured(nn.Module):
         """Whether scores never rise with more images to learn from."""
         return False
 
+    @property
+    def scores_stay(self) -> bool:
+        """Whether parts get no higher and much the same scores once further images are learned."""
+        return False
+
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.configuration().items())
         return f"{type(self).__name__}({settings})"

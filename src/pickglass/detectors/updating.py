@@ -2,9 +2,9 @@
 
 The images of the fit need not be at hand. What is kept of them is what the method learned: PatchCore chooses its bank
 anew from the bank and the new patches, PaDiM goes back from its Gaussians to their sums and adds to them, and what was
-trained is trained on for a tenth of the time. What a training forgets of parts as they were can only be held by showing
-it some of them again (``earlier``). Backbone, canvas, tiles, layers that were fused and what is usual at each place of
-the map stay as the fit left them.
+trained is trained on, for a quarter of the time at a tenth of the learning rate. What a training forgets of parts as
+they were can only be held by showing it some of them again (``earlier``). Backbone, canvas, tiles, layers that were
+fused and what is usual at each place of the map stay as the fit left them.
 
 The new images are learned and judged as in a fit: each as if it had been left out, where the method can do that, and
 otherwise some are held back. How thresholds follow is in :mod:`pickglass.calibration.renewal`. The reference of
@@ -59,7 +59,8 @@ class _Images:
     Attributes:
         new: rows that were not learned before, with the roles fit, validate and calibrate.
         again: earlier images that are trained on again, with the roles fit and validate.
-        fresh: earlier images that were never learned: they say how parts as they were are judged.
+        fresh: earlier images that say how parts as they were are judged now.
+        fresh_learned: these were learned, and each is judged as if it had been left out; otherwise they never were.
         independent: the new rows of which no part was learned before.
         left_out: each new image is judged as if it had been left out.
         known: how many of the images given were learned before.
@@ -69,6 +70,7 @@ class _Images:
     new: Table
     again: Table
     fresh: Table
+    fresh_learned: bool
     independent: frozenset[Row]
     left_out: bool
     known: int
@@ -87,7 +89,7 @@ def update(detector: Detector, data: Any, earlier: Any, plan: FitPlan, compute: 
     if type(detector).begin_update is Method.begin_update:
         detector.begin_update(None)  # type: ignore[arg-type]  # it says that it cannot
     given = detector.provenance.within_regions(good_rows(data))
-    before = Table([]) if earlier is None else detector.provenance.within_regions(good_rows(earlier))
+    before = Table([]) if earlier is None else detector.provenance.within_regions(_named_apart(good_rows(earlier)))
     roi = None if detector.roi is None else detector.roi.cpu().numpy()
     _, ready = checked(given + before, detector.preprocess, roi, plan.memory_gb / 4, compute)
     images = _divided(detector, given, before, plan)
@@ -118,6 +120,11 @@ def update(detector: Detector, data: Any, earlier: Any, plan: FitPlan, compute: 
     detector.__dict__.update({name: value for name, value in vars(twin).items() if name != "_lock"})
 
 
+def _named_apart(table: Table) -> Table:
+    """Return the rows with other names for images in memory: these are numbered anew in each call."""
+    return Table([row if row.pixels is None else replace(row, path=f"earlier {row.path}") for row in table])
+
+
 def _divided(detector: Detector, given: Table, before: Table, plan: FitPlan) -> _Images:
     """Tell new images from those that are known, and divide them into roles."""
     provenance = detector.provenance
@@ -139,6 +146,9 @@ def _divided(detector: Detector, given: Table, before: Table, plan: FitPlan) -> 
     old = provenance.without_left_out(before).where(lambda row: digests[row] not in mine)
     again = old.where(lambda row: digests[row] in learned) if detector.trains else Table([])
     fresh = old.where(lambda row: digests[row] not in learned)
+    fresh_learned = left_out and detector.leaves_out_known and len(fresh) < len(old) - len(fresh)
+    if fresh_learned:
+        fresh = old.where(lambda row: digests[row] in learned)
     if detector.trains:
         taught = Table([replace(row, role="train") for row in (*parted.role("fit"), *again)])
         taught = split_roles(taught, plan.validate, 0.0, plan.seed)
@@ -148,6 +158,7 @@ def _divided(detector: Detector, given: Table, before: Table, plan: FitPlan) -> 
         parted,
         again,
         fresh,
+        fresh_learned,
         frozenset(row for row in parted if row.path in independent),
         left_out,
         len(trusted) - len(new),
@@ -194,12 +205,12 @@ def _calibrated(detector: Detector, judge: Judge, images: _Images, seed: int) ->
         else:
             new = judge(images.new.role("calibrate"), watched=True)
         check_meaning(detector, new)
-        earlier = judge(images.fresh, watched=True) if images.fresh else None
+        earlier = judge(images.fresh, leave_out=images.fresh_learned, watched=True) if images.fresh else None
     return renewed(
         detector.calibration,
         _evidence(detector, new, images.left_out),
-        None if earlier is None else _evidence(detector, earlier, False),
-        comparable=not detector.trains,
+        None if earlier is None else _evidence(detector, earlier, images.fresh_learned),
+        comparable=detector.scores_stay,
         monotone=detector.falls_with_images,
         names=short_names([row.path for row in new.rows]),
     )

@@ -73,6 +73,7 @@ class PaDiM(Detector):
 
     method = "padim"
     fewest_images = 2  # a covariance
+    leaves_out_known = True
     presets: ClassVar = {
         "paper": {
             "backbone": "wide_resnet50_2",
@@ -179,7 +180,8 @@ class PaDiM(Detector):
                 "this PaDiM model, of an older pickglass, does not tell how many images each cell counted in, so it "
                 "cannot be updated: fit it anew on the old and the new images"
             )
-        if bool(((counts != 0) & (counts != counts.max())).any()):
+        most = counts.amax((1, 2), keepdim=True)  # (P, 1, 1); heads that tiles share may have seen different numbers
+        if bool(((counts != 0) & (counts != most)).any()):
             raise InputError(
                 "this PaDiM model was fitted on images with regions of interest of their own, so what each cell has "
                 "learned is of other images than its neighbour's, and it cannot be updated: fit it anew on the old and "

@@ -142,7 +142,7 @@ class RunningSums(_Learner):
             whole = torch.cat([top, torch.cat([lower, own], dim=3)], dim=2)
 
     def _recall_low_rank(self, images: Sequence[Tensor]) -> None:
-        """Put back the sums from F of :class:`FewSamples`: with r = 1 - |F_i|^2 is lambda_i + eps = eps / r^2."""
+        """Put back the sums from the low-rank form: with r = 1 - |F_i|^2 the eigenvalue is eps / r^2 - eps."""
         model, levels = self.gaussians, self.gaussians.levels
         if model.factor is None:
             raise RuntimeError("there is no low-rank form to go on from")
