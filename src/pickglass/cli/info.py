@@ -152,6 +152,8 @@ def _export(path: str, header: Mapping[str, Any]) -> Iterator[str]:
 
 def _beside(header: Mapping[str, Any]) -> str:
     """Say which images set the threshold."""
+    if (header["calibration"] or {}).get("source") == "updated":
+        return "later updates included; "
     more = header["provenance"].get("n_calibrate", 0)
     if not more and (header["calibration"] or {}).get("source") == "left out":
         return "each judged as if left out, they set its threshold; "
@@ -188,6 +190,8 @@ def _history(header: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _steps(change: Mapping[str, Any]) -> Iterator[str]:
+    if change.get("learned"):
+        yield f"{change['learned']} images learned"
     same = True
     for what in ("image", "unsure", "pixel"):
         now, before = change.get(f"{what}_threshold"), change.get(f"{what}_threshold_before")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -230,12 +231,23 @@ class Detector(Method):
                 f"calibrate={calibrate!r}: expected a share of the new images above 0 and below 1, e.g. 0.25: without "
                 "images that were not learned the thresholds cannot be set"
             )
-        tell = progress or silent
-        plan = FitPlan(self.wanted_validation, calibrate, seed, memory_gb, observers=tuple(observers), progress=tell)
+        calibration = self.current_calibration()
+        if calibration is not None and calibration.stale:
+            raise InputError(
+                "settings were changed after the fit, and what was learned is of the settings then: set them back, or "
+                "fit anew on the old and the new images"
+            )
+        self.preprocess  # noqa: B018  (an unfitted detector says so before images are read)
+        plan = FitPlan(
+            self.wanted_validation, calibrate, seed, memory_gb, observers=tuple(observers), progress=progress or silent
+        )
         if channels != "rgb":
             data = as_table(data, "train", channels)
             earlier = None if earlier is None else as_table(earlier, "train", channels)
-        update(self, data, earlier, plan, ComputeOptions(**compute))
+        twin = copy(self)
+        twin._engine = self._engine  # copies go without
+        update(twin, twin._joined, twin.loader(ComputeOptions(**compute)), data, earlier, plan)
+        self.__dict__.update({name: value for name, value in vars(twin).items() if name != "_lock"})
         return self
 
     def _origin(self, table: Table, plan: FitPlan) -> Provenance:

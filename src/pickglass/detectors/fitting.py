@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FitObserver",
     "FitPlan",
+    "Joined",
     "Judge",
     "Judged",
     "TrainingImages",

@@ -17,19 +17,18 @@ Everything happens on a copy of the detector: an update that fails leaves it as 
 from __future__ import annotations
 
 import hashlib
-from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from pickglass.calibration import Calibration, Change, Evidence
 from pickglass.calibration.renewal import renewed
 from pickglass.data import Row, Table, fingerprint, image_digest, split_roles
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.fitting import (
     FitPlan,
+    Joined,
     Judge,
     Judged,
     check_meaning,
@@ -40,12 +39,10 @@ from pickglass.detectors.fitting import (
     short_names,
     teach,
 )
-from pickglass.detectors.method import Method
+from pickglass.detectors.loading import FeatureLoader
+from pickglass.detectors.method import FitContext, Method
 from pickglass.detectors.provenance import Provenance
-from pickglass.errors import DataError, InputError
-
-if TYPE_CHECKING:
-    from pickglass.detectors.detector import Detector
+from pickglass.errors import DataError
 
 __all__ = ["update"]
 
@@ -77,47 +74,41 @@ class _Images:
     dropped: int
 
 
-def update(detector: Detector, data: Any, earlier: Any, plan: FitPlan, compute: ComputeOptions) -> None:
-    """Learn further images; see :meth:`pickglass.Detector.update`, whose arguments ``plan`` and ``compute`` hold."""
-    calibration = detector.current_calibration()
-    if calibration is not None and calibration.stale:
-        raise InputError(
-            "settings were changed after the fit, and what was learned is of the settings then: set them back, or fit "
-            "anew on the old and the new images"
-        )
-    detector.preprocess  # noqa: B018  (an unfitted detector says so before images are read)
-    if type(detector).begin_update is Method.begin_update:
-        detector.begin_update(None)  # type: ignore[arg-type]  # it says that it cannot
-    given = detector.provenance.within_regions(good_rows(data))
-    before = Table([]) if earlier is None else detector.provenance.within_regions(_named_apart(good_rows(earlier)))
-    roi = None if detector.roi is None else detector.roi.cpu().numpy()
-    _, ready = checked(given + before, detector.preprocess, roi, plan.memory_gb / 4, compute)
-    images = _divided(detector, given, before, plan)
+def update(method: Method, joined: Joined, loader: FeatureLoader, data: Any, earlier: Any, plan: FitPlan) -> None:
+    """Learn further images; see :meth:`pickglass.Detector.update`.
 
-    twin = copy(detector)  # shares what an update leaves alone
-    twin._engine = detector._engine
-    loader = twin.loader(compute)
-    loader.ready = ready
+    Args:
+        method: a copy of the detector, which shares what an update leaves alone.
+        joined, loader: as for :func:`pickglass.detectors.fitting.calibrate`.
+        data, earlier: as there.
+        plan: shares of the roles, seed, memory, observers and progress.
+    """
+    if type(method).begin_update is Method.begin_update:
+        method.begin_update(FitContext(0, [], 0, 0, 0.0, plan.progress))  # it says that it cannot
+    before = method.provenance
+    given = before.within_regions(good_rows(data))
+    old = Table([]) if earlier is None else before.within_regions(_named_apart(good_rows(earlier)))
+    _, loader.ready = checked(given + old, method.preprocess, loader.roi, plan.memory_gb / 4, loader.compute)
+    images = _divided(method, given, old, plan)
     new = images.new
     for observer in plan.observers:
         new = observer.prepared(new, loader, plan.progress)
     images = replace(images, new=new)
-    _check_number(twin, images)
-    twin.go_on_from(detector.head_state(), detector.level_shapes(), detector.tiles.heads if detector.tiles else 1)
-    plan = replace(plan, before=max(1, detector.provenance.n_fit))
-    details = teach(twin, loader, images.new.role("fit", "validate") + images.again, plan, "update")
-    twin.eval()
-    twin.calibration = _calibrated(twin, Judge(twin, twin._joined, loader, plan), images, plan.seed)
-    twin.forget_images()
-    twin.provenance = _told(twin, images, details, plan)
-    learned = twin.provenance.n_fit - detector.provenance.n_fit
-    twin.history += (replace(Change.between("update", detector.calibration, twin.calibration), learned=learned),)
-    twin._file_id = None
-    if twin.reference is not None:
-        twin.reference = twin.reference.without_scores()
+    _check_number(method, images)
+    method.go_on_from(method.head_state(), method.level_shapes(), method.tiles.heads if method.tiles else 1)
+    plan = replace(plan, before=max(1, before.n_fit))
+    details = teach(method, loader, images.new.role("fit", "validate") + images.again, plan, "update")
+    method.eval()
+    calibration = _calibrated(method, Judge(method, joined, loader, plan), images, plan.seed)
+    method.forget_images()
+    change = Change.between("update", method.calibration, calibration)
+    method.history += (replace(change, learned=len(images.new.role("fit"))),)
+    method.calibration, method._file_id = calibration, None
+    method.provenance = _told(before, images, details, plan)
+    if method.reference is not None:
+        method.reference = method.reference.without_scores()
     for observer in plan.observers:
-        observer.fitted(twin)
-    detector.__dict__.update({name: value for name, value in vars(twin).items() if name != "_lock"})
+        observer.fitted(method)
 
 
 def _named_apart(table: Table) -> Table:
@@ -125,9 +116,9 @@ def _named_apart(table: Table) -> Table:
     return Table([row if row.pixels is None else replace(row, path=f"earlier {row.path}") for row in table])
 
 
-def _divided(detector: Detector, given: Table, before: Table, plan: FitPlan) -> _Images:
+def _divided(method: Method, given: Table, before: Table, plan: FitPlan) -> _Images:
     """Tell new images from those that are known, and divide them into roles."""
-    provenance = detector.provenance
+    provenance = method.provenance
     trusted = provenance.without_left_out(given)
     learned = set(provenance.fitted_images or ())
     digests = {row: image_digest(row)[:16] for row in (*trusted, *before)}
@@ -139,17 +130,17 @@ def _divided(detector: Detector, given: Table, before: Table, plan: FitPlan) -> 
         )
     independent = {row.path for row in provenance.unseen(trusted)}
     parted = Table([row if row.path in independent else replace(row, role="fit") for row in new])
-    left_out = plan.calibrate is None and _can_leave_out(detector, parted)
+    left_out = plan.calibrate is None and _can_leave_out(method, parted)
     share = 0.0 if left_out else _HELD_BACK if plan.calibrate is None else plan.calibrate
     parted = split_roles(parted, 0.0, share, plan.seed)
     mine = {digests[row] for row in trusted}
     old = provenance.without_left_out(before).where(lambda row: digests[row] not in mine)
-    again = old.where(lambda row: digests[row] in learned) if detector.trains else Table([])
+    again = old.where(lambda row: digests[row] in learned) if method.trains else Table([])
     fresh = old.where(lambda row: digests[row] not in learned)
-    fresh_learned = left_out and detector.leaves_out_known and len(fresh) < len(old) - len(fresh)
+    fresh_learned = left_out and method.leaves_out_known and len(fresh) < len(old) - len(fresh)
     if fresh_learned:
         fresh = old.where(lambda row: digests[row] in learned)
-    if detector.trains:
+    if method.trains:
         taught = Table([replace(row, role="train") for row in (*parted.role("fit"), *again)])
         taught = split_roles(taught, plan.validate, 0.0, plan.seed)
         n = len(parted.role("fit"))
@@ -166,35 +157,35 @@ def _divided(detector: Detector, given: Table, before: Table, plan: FitPlan) -> 
     )
 
 
-def _can_leave_out(detector: Detector, new: Table) -> bool:
+def _can_leave_out(method: Method, new: Table) -> bool:
     """Whether each new image can be judged as if it had been left out; those of the fit count as learned, too."""
-    if type(detector).score_left_out is Method.score_left_out:
+    if type(method).score_left_out is Method.score_left_out:
         return False
-    if detector.tiles is not None and detector.tiles.heads != detector.tiles.n:
+    if method.tiles is not None and method.tiles.heads != method.tiles.n:
         return False
     units = numbered(new)
-    before = range(-detector.provenance.n_fit, 0)
-    return detector.leaves_out((*before, *units))
+    before = range(-method.provenance.n_fit, 0)
+    return method.leaves_out((*before, *units))
 
 
-def _check_number(detector: Detector, images: _Images) -> None:
+def _check_number(method: Method, images: _Images) -> None:
     """Raise where too few new images are left to learn from and to judge."""
     fit, validate = (len(images.new.role(role)) + len(images.again.role(role)) for role in ("fit", "validate"))
     held = images.new.role("fit", "calibrate") if images.left_out else images.new.role("calibrate")
     judged = [row for row in held if row in images.independent]
-    if images.new.role("fit") and judged and (validate or not (detector.trains and detector.uses_validation)):
+    if images.new.role("fit") and judged and (validate or not (method.trains and method.uses_validation)):
         return
     parts = ["1 to learn"]
-    parts += ["1 to validate"] if detector.trains and detector.uses_validation and validate < 1 else []
+    parts += ["1 to validate"] if method.trains and method.uses_validation and validate < 1 else []
     parts += [] if images.left_out else ["1 for the thresholds"]
     raise DataError(
-        f"{len(images.new)} new images are too few to update {type(detector).__name__}: {fit} are left to learn, "
+        f"{len(images.new)} new images are too few to update {type(method).__name__}: {fit} are left to learn, "
         f"{len(judged)} of parts that it does not know to set the thresholds by. At least {len(parts)} images of "
         f"different new parts are needed ({', '.join(parts)}): give more"
     )
 
 
-def _calibrated(detector: Detector, judge: Judge, images: _Images, seed: int) -> Calibration:
+def _calibrated(method: Method, judge: Judge, images: _Images, seed: int) -> Calibration:
     """Judge new images that were held back or are left out, and earlier ones that were never learned."""
     with torch.no_grad():
         if images.left_out:
@@ -204,28 +195,28 @@ def _calibrated(detector: Detector, judge: Judge, images: _Images, seed: int) ->
             new = judge(Table([drawn[i] for i in kept]), tuple(units[i] for i in kept), leave_out=True, watched=True)
         else:
             new = judge(images.new.role("calibrate"), watched=True)
-        check_meaning(detector, new)
+        check_meaning(method, new)
         earlier = judge(images.fresh, leave_out=images.fresh_learned, watched=True) if images.fresh else None
     return renewed(
-        detector.calibration,
-        _evidence(detector, new, images.left_out),
-        None if earlier is None else _evidence(detector, earlier, images.fresh_learned),
-        comparable=detector.scores_stay,
-        monotone=detector.falls_with_images,
+        method.calibration,
+        _evidence(method, new, images.left_out),
+        None if earlier is None else _evidence(method, earlier, images.fresh_learned),
+        comparable=method.scores_stay,
+        monotone=method.falls_with_images,
         names=short_names([row.path for row in new.rows]),
     )
 
 
-def _evidence(detector: Detector, judged: Judged, left_out: bool) -> Evidence:
+def _evidence(method: Method, judged: Judged, left_out: bool) -> Evidence:
     groups = [row.group for row in judged.rows]
     source = "left out" if left_out else "given"
-    digest = detector.settings_digest()
+    digest = method.settings_digest()
     return Evidence(judged.scores.tolist(), judged.peaks.tolist(), groups, source, settings=digest)  # type: ignore[arg-type]
 
 
-def _told(detector: Detector, images: _Images, details: dict[str, Any], plan: FitPlan) -> Provenance:
+def _told(known: Provenance, images: _Images, details: dict[str, Any], plan: FitPlan) -> Provenance:
     """Return the provenance with what the update learned."""
-    known, new = detector.provenance, images.new
+    new = images.new
     counts = {role: len(new.role(role)) for role in ("fit", "validate", "calibrate")}
     told = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
