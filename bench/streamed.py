@@ -30,7 +30,10 @@ from pickglass.features.batch import Batch
 from pickglass.nn.search.neighbours import BankIndex
 
 _CHANNELS = (40, 112)
-_FACTORS = 12  # directions in which patches differ most
+_FACTORS = 64  # directions in which patches differ most, ...
+_DECAY = (
+    0.4  # ... each less than the one before; the farthest is 1.22 times as far as the median, on magnetic_tile 1.20
+)
 _AT_ONCE = 8
 
 
@@ -43,12 +46,12 @@ def features(images: int, cells: int) -> Iterator[Batch]:
         generator.manual_seed(1 + begin)
         offset = 0.5 * torch.randn(n, _FACTORS, 1, 1, generator=generator)
         factors = torch.randn(n, _FACTORS, cells, cells, generator=generator)
-        factors = factors.tanh() * factors.abs() + offset
-        rare = torch.rand(n, 1, cells, cells, generator=generator).clamp(min=1e-6) ** -0.25  # heavy tails
+        factors = (factors + offset) * torch.arange(1.0, _FACTORS + 1)[:, None, None] ** -_DECAY
+        rare = torch.rand(n, 1, cells, cells, generator=generator).clamp(min=1e-6) ** -0.1  # heavy tails
         levels = []
         for basis in bases:
             c = len(basis)
-            noise = 0.3 * rare * torch.randn(n, c, cells, cells, generator=generator)
+            noise = rare * torch.randn(n, c, cells, cells, generator=generator)
             levels.append(torch.einsum("cf,nfhw->nchw", basis, factors) + noise)
         levels[1] = F.avg_pool2d(levels[1], 2)
         yield Batch(tuple(level[:, None] for level in levels))

@@ -197,6 +197,8 @@ def test_padim_left_out_scores_are_those_of_a_fit_on_both() -> None:
     assert updated.calibration is not None
     expected = [*whole.calibration.scores[30:], *whole.calibration.scores[:30]]
     np.testing.assert_allclose(updated.calibration.scores, expected, rtol=1e-3)
+    assert updated.provenance.updates is not None
+    assert (updated.provenance.updates[0]["earlier_judged"], updated.provenance.updates[0]["earlier_unused"]) == (30, 0)
 
 
 def test_padim_with_regions_of_each_image_or_of_an_older_pickglass_says_why_not() -> None:
@@ -362,6 +364,20 @@ def test_images_that_are_known_are_not_learned_twice() -> None:
     with pytest.raises(DataError, match="there is no new image: 4 of 4 were learned before"):
         detector.update(new, **TORCH)
     assert not detector.provenance.unseen(old + new)
+
+
+def test_old_images_that_a_bank_knows_are_of_no_use_and_unlearned_ones_set_the_threshold() -> None:
+    old, kept, new = rows(textures(8, SIDE), "old"), rows(textures(3, SIDE, seed=3), "kept"), rows(bright(4))
+    detector = pg.PatchCore(size=SIDE).fit(old, **TORCH).update(new, earlier=old + kept + new[:1], **TORCH)
+    assert detector.provenance.updates is not None
+    told = detector.provenance.updates[0]
+    assert (told["trained_again"], told["earlier_judged"], told["earlier_unused"]) == (0, 3, 9)
+    assert detector.calibration is not None
+    assert (
+        "good parts like the earlier ones will be flagged, from 3 images that it did not"
+        in detector.calibration.sentence
+    )
+    assert len(detector.calibration.scores) == 7
 
 
 def test_a_photo_that_was_left_out_stays_out() -> None:

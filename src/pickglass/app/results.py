@@ -736,15 +736,16 @@ class UpdatedImage(TypedDict):
 class UpdateResult(TypedDict):
     """The result of ``pickglass update``.
 
-    ``model`` is null where the model was not replaced, because known bad images that were found before are missed now
-    (``bad_lost``). ``learned``, ``validated`` and ``held_back`` count the new images by what they were for, ``known``
-    those that were learned before, ``left_out`` those that the fit left out as suspicious. ``suspicious``: new ones
-    that look like none of the other new ones; ``dropped``: whether they were left out. ``trained_again`` and
-    ``earlier_judged`` count images of ``--with``. ``false_alarms_before`` and ``false_alarms`` count new images that
-    are called bad; ``unlearned_false_alarms`` those among the ``unlearned``, which were held back or judged as if left
-    out: for learned ones the figure flatters. ``bad_found_before`` and ``bad_found`` count known bad images that are
-    called bad. Counts of verdicts are null where there are no images or no thresholds. ``drift_reference``: images that
-    ``drift`` compares with from now on.
+    ``model`` is null where the model was not replaced, because known bad images that were found before are missed
+    now (``bad_lost``). ``learned``, ``validated`` and ``held_back`` count the new images by what they were for,
+    ``known`` those that were learned before, ``left_out`` those that the fit left out as suspicious.
+    ``suspicious``: new ones that look like none of the other new ones; ``dropped``: whether they were left out.
+    ``trained_again``, ``earlier_judged`` and ``earlier_unused`` count images of ``--with``. ``false_alarms_before``
+    and ``false_alarms`` count new images that are called bad; ``unlearned_false_alarms`` those among the
+    ``unlearned``, which were held back or judged as if left out: for learned ones the figure flatters.
+    ``bad_found_before`` and ``bad_found`` count known bad images that are called bad. Counts of verdicts are null
+    where there are no images or no thresholds. ``drift_reference``: images that ``drift`` compares with from now
+    on.
     """
 
     model: str | None
@@ -760,6 +761,7 @@ class UpdateResult(TypedDict):
     dropped: bool
     trained_again: int
     earlier_judged: int
+    earlier_unused: int
     promise: str
     image_threshold: float | None
     image_threshold_before: float | None

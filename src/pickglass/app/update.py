@@ -266,6 +266,7 @@ def _result(
         "dropped": dropped,
         "trained_again": told["trained_again"],
         "earlier_judged": told["earlier_judged"],
+        "earlier_unused": told["earlier_unused"],
         "promise": calibration.promise,
         "image_threshold": change.image_threshold,
         "image_threshold_before": change.image_threshold_before,

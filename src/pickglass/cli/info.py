@@ -153,7 +153,7 @@ def _export(path: str, header: Mapping[str, Any]) -> Iterator[str]:
 def _beside(header: Mapping[str, Any]) -> str:
     """Say which images set the threshold."""
     if (header["calibration"] or {}).get("source") == "updated":
-        return "later updates included; "
+        return "those of later updates are among them; "
     more = header["provenance"].get("n_calibrate", 0)
     if not more and (header["calibration"] or {}).get("source") == "left out":
         return "each judged as if left out, they set its threshold; "

@@ -108,6 +108,8 @@ def _show(result: UpdateResult) -> None:
         say(
             f"not learned: {result['left_out']} images that an earlier fit left out, for they look like none of its own"
         )
+    if result["earlier_unused"]:
+        say(f"not used: {result['earlier_unused']} images of --with, for the model has learned what they show")
     _show_odd(result)
     image = _changed(result["image_threshold"], result["image_threshold_before"])
     pixel = _changed(result["pixel_threshold"], result["pixel_threshold_before"])

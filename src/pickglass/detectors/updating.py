@@ -62,6 +62,7 @@ class _Images:
         left_out: each new image is judged as if it had been left out.
         known: how many of the images given were learned before.
         dropped: how many of them the fit left out as suspicious.
+        unused: how many earlier images are neither trained on nor judged: what they show is in the model.
     """
 
     new: Table
@@ -72,6 +73,7 @@ class _Images:
     left_out: bool
     known: int
     dropped: int
+    unused: int
 
 
 def update(method: Method, joined: Joined, loader: FeatureLoader, data: Any, earlier: Any, plan: FitPlan) -> None:
@@ -124,9 +126,11 @@ def _divided(method: Method, given: Table, before: Table, plan: FitPlan) -> _Ima
     digests = {row: image_digest(row)[:16] for row in (*trusted, *before)}
     new = Table([replace(row, role="train") for row in dict.fromkeys(trusted) if digests[row] not in learned])
     if not new:
+        others = len(given) - len(trusted)
+        also = f", and {others} the fit left out as suspicious" if others else ""
         raise DataError(
-            f"there is no new image: {len(trusted)} of {len(given)} were learned before, and the fit left out the "
-            "others: give good images that the model has not learned"
+            f"there is no new image: {len(trusted)} of {len(given)} were learned before{also}. Give good images that "
+            "the model has not learned"
         )
     independent = {row.path for row in provenance.unseen(trusted)}
     parted = Table([row if row.path in independent else replace(row, role="fit") for row in new])
@@ -154,6 +158,7 @@ def _divided(method: Method, given: Table, before: Table, plan: FitPlan) -> _Ima
         left_out,
         len(trusted) - len(new),
         len(given) - len(trusted),
+        len(before) - len(again) - len(fresh),
     )
 
 
@@ -228,6 +233,7 @@ def _told(known: Provenance, images: _Images, details: dict[str, Any], plan: Fit
         "left_out": images.dropped,
         "trained_again": len(images.again),
         "earlier_judged": len(images.fresh),
+        "earlier_unused": images.unused,
         "seed": plan.seed,
         "details": details,
     }
