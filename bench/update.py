@@ -22,7 +22,7 @@ import numpy as np
 
 import pickglass as pg
 from pickglass.data import Row, Table, load_dataset
-from pickglass.methods import find_method
+from pickglass.methods import find_method, load
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "patchcore": {"size": 192},
@@ -84,7 +84,7 @@ def main() -> None:
         file = fitted.save(Path(f"{method}.bench.safetensors"))
         show("as fitted", fitted, began)
         for what, earlier in (("updated", None), ("updated, with the old images", old)):
-            detector = pg.load(file)
+            detector = load(file)
             began = time.perf_counter()
             show(what, detector.update(new, earlier=earlier), began)
         file.unlink()

@@ -356,6 +356,16 @@ def test_the_header_is_what_onnx_says(file: Path) -> None:
     assert read_export_header(file) == json.loads(entries["pickglass"]) == read_export(file)[0]
 
 
+def test_what_learns_wants_the_model_file(file: Path, tmp_path: Path) -> None:
+    images = folder_of(tmp_path / "images", textures(2, SIDE, seed=7))
+    for arguments in (
+        ["update", str(file), str(images), "-o", str(tmp_path / "m.safetensors")],
+        ["label", str(file), str(images)],
+    ):
+        done = CliRunner().invoke(app, arguments)
+        assert "an exported model, which judges and does not learn" in str(done.exception), done.output
+
+
 def test_damage_is_noticed(file: Path, tmp_path: Path) -> None:
     content, target = file.read_bytes(), tmp_path / "m.onnx"
     for wrong, message in (

@@ -20,17 +20,18 @@ from pickglass.app.fit import FitRequest, fit
 from pickglass.app.update import UpdateRequest, update
 from pickglass.calibration import Evidence, usual_threshold
 from pickglass.calibration.drift import Sample, find_drift
+from pickglass.calibration.promises import set_by_hand
 from pickglass.calibration.renewal import renewed
 from pickglass.cli.main import main
 from pickglass.data import Row, Table, image_digest, paint
-from pickglass.detectors.compute import ComputeOptions
 from pickglass.detectors.method import FitContext
-from pickglass.detectors.model_header import read_model_header
 from pickglass.errors import DataError, InputError, NotFitted
 from pickglass.features.batch import Batch
 from pickglass.methods import METHODS
 from pickglass.nn.search.coreset import greedy_coreset
 from pickglass.nn.training.plan import Plan
+from pickglass.runtime.compute import ComputeOptions
+from pickglass.runtime.model_header import read_model_header
 from pickglass.testing import textures
 
 SIDE = 64
@@ -328,6 +329,13 @@ def test_where_scores_changed_the_old_threshold_is_void() -> None:
     held = renewed(before, new, Evidence([7.0], [7.0], source="given"), comparable=False)
     assert (held.image_threshold, held.false_alarm_bound) == (7, 0.5)
     assert "nothing is known" not in held.sentence
+
+
+def test_a_band_of_unsure_images_ends_and_that_is_said() -> None:
+    before = set_by_hand(usual_threshold([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), unsure=2.0)
+    found = renewed(before, Evidence([5.0], [5.0]), None, comparable=True)
+    assert found.unsure_threshold is None
+    assert "no image is unsure any more, until 'pickglass threshold' sets a band again (--unsure)" in found.sentence
 
 
 def test_a_stricter_threshold_stays_as_strict() -> None:

@@ -15,7 +15,6 @@ from pickglass.calibration import Calibration
 from pickglass.data import Dataset, DataSource, Table, as_table, group_by, image_digest, load_dataset, with_roi
 from pickglass.data.files import check_exist, output_path
 from pickglass.data.tables.joining import join_tables
-from pickglass.detectors.compute import ComputeOptions, Progress
 from pickglass.detectors.contamination import CleanCheck
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.drift_sample import DriftSample
@@ -24,6 +23,7 @@ from pickglass.detectors.loading import LoadedBatch
 from pickglass.errors import DataError
 from pickglass.methods import load
 from pickglass.result import Found
+from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["UpdateRequest", "update"]
 

@@ -159,6 +159,8 @@ def _sentence(
         )
     if image == new.image and len(names) == len(new.evidence.scores) and new.n > 1:
         parts.append(f"{names[list(new.evidence.scores).index(image)]} sets it")
+    if before is not None and before.unsure_threshold is not None:
+        parts.append("no image is unsure any more, until 'pickglass threshold' sets a band again (--unsure)")
     if new.n < _FEW:
         parts.append(f"{new.n} new image{' says' if new.n == 1 else 's say'} little, {_FEW} or more say much more")
     return "; ".join(parts)

@@ -178,6 +178,11 @@ def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ModelFileError: missing, not a pickglass model, of another format version, or damaged.
     """
     check_model_file(path)
+    if Path(path).suffix == ".onnx":
+        raise ModelFileError(
+            f"{path}: an exported model, which judges and does not learn: name the model file (.safetensors) that it "
+            "was exported from"
+        )
     try:
         with safe_open(str(path), framework="pt") as file:
             header = parse_header(file.metadata() or {}, path)

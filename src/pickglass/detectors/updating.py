@@ -41,8 +41,8 @@ from pickglass.detectors.fitting import (
 )
 from pickglass.detectors.loading import FeatureLoader
 from pickglass.detectors.method import FitContext, Method
-from pickglass.detectors.provenance import Provenance
 from pickglass.errors import DataError
+from pickglass.runtime.provenance import Provenance
 
 __all__ = ["update"]
 
