@@ -357,12 +357,9 @@ def test_the_header_is_what_onnx_says(file: Path) -> None:
 
 
 def test_what_learns_wants_the_model_file(file: Path, tmp_path: Path) -> None:
-    images = folder_of(tmp_path / "images", textures(2, SIDE, seed=7))
-    for arguments in (
-        ["update", str(file), str(images), "-o", str(tmp_path / "m.safetensors")],
-        ["label", str(file), str(images)],
-    ):
-        done = CliRunner().invoke(app, arguments)
+    images, out = folder_of(tmp_path / "images", textures(2, SIDE, seed=7)), str(tmp_path / "m.safetensors")
+    for command in ("update", "label"):
+        done = CliRunner().invoke(app, [command, str(file), str(images), "-o", out])
         assert "an exported model, which judges and does not learn" in str(done.exception), done.output
 
 
