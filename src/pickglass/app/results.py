@@ -14,6 +14,10 @@ __all__ = [
     "AblationRow",
     "AdviseResult",
     "Advised",
+    "BenchMachine",
+    "BenchResult",
+    "BenchRun",
+    "BenchTimes",
     "CompareResult",
     "ConvertResult",
     "ConvertedSet",
@@ -188,6 +192,91 @@ class ModelMetrics(Metrics):
     model: str
     name: str
     images_per_s: float
+
+
+class BenchTimes(TypedDict):
+    """Times of ``n`` passes in milliseconds; a percentile is null where there are too few passes to know it."""
+
+    n: int
+    mean_ms: float
+    median_ms: float
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+class BenchRun(TypedDict):
+    """One model in one runtime, as ``pickglass bench`` measured it.
+
+    ``first_s``: from loading the file to the first verdict, the runtime's libraries included. ``latency``: all stages
+    of one image, ``stages`` each of them, ``times_ms`` all single times. ``images_per_s``: from the files to the
+    defects, with ``batch`` images at once and threads that decode ahead (EfficientAD's protocol: of the network
+    alone); ``stage_images_per_s``: each stage alone. ``peak_mb``: of the process, before accuracy is looked at.
+    ``gflop``: billions of operations that an image takes; ``peak_share``: how much of the machine's matrix peak the
+    network reaches. ``n_judged``: labelled images behind ``image_auroc`` and ``aupro_30``. Null: not known.
+    """
+
+    model: str
+    name: str
+    method: str
+    runtime: str
+    precision: str
+    canvas: list[int]
+    first_s: float
+    latency: BenchTimes
+    stages: dict[str, BenchTimes]
+    times_ms: list[float]
+    batch: int
+    images_per_s: float
+    stage_images_per_s: dict[str, float]
+    file_mb: float
+    peak_mb: float | None
+    gflop: float | None
+    peak_share: float | None
+    n_judged: int
+    image_auroc: float | None
+    aupro_30: float | None
+
+
+class BenchMachine(TypedDict):
+    """The machine of a ``pickglass bench``.
+
+    ``threads``: what ``OMP_NUM_THREADS`` or ``--threads`` asks for, null: as each runtime likes. ``peak_gflops``:
+    billions of operations a second in a product of large float32 matrices, in ``peak_library`` on ``device``.
+    ``load``: mean number of processes that wanted a core in the minute before.
+    """
+
+    cpu: str
+    cores: int
+    threads: int | None
+    device: str
+    memory_gb: float | None
+    system: str
+    python: str
+    versions: dict[str, str]
+    peak_gflops: float
+    peak_library: str
+    load: float | None
+
+
+class BenchResult(TypedDict):
+    """The result of ``pickglass bench``.
+
+    ``warm_up`` and ``repeat``: passes before the timed ones, and the timed ones that were asked for. ``images``: what
+    was read. ``notes``: what a reader of the times has to know. ``written``: files.
+    """
+
+    protocol: str
+    warm_up: int
+    repeat: int
+    batch: int
+    workers: int
+    time: str
+    images: str
+    machine: BenchMachine
+    runs: list[BenchRun]
+    notes: list[str]
+    failed: list[Failed]
+    written: list[str]
 
 
 class CompareResult(TypedDict):

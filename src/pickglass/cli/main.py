@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pickglass.cli.advise import advise
+from pickglass.cli.bench import bench
 from pickglass.cli.command import with_groups
 from pickglass.cli.convert import convert
 from pickglass.cli.demo import demo
@@ -42,6 +43,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     threshold,
     update,
     export,
+    bench,
     label,
     distill,
     methods,

@@ -30,6 +30,7 @@ from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.maps import ProcessLock, may_use_bfloat16
 from pickglass.nn.networks.stacked import at_position
 from pickglass.runtime.compute import EngineName
+from pickglass.runtime.session import usual_threads
 
 __all__ = [
     "BackboneEngine",
@@ -302,7 +303,11 @@ def _compile(network: nn.Module, example: Sequence[Tensor], name: str) -> Any:
     model = core.read_model(to_onnx(network, example, names, dynamic_axes={name: {0: "batch"} for name in names}))
     model.reshape({name: [-1, *x.shape[1:]] for name, x in zip(names, example, strict=True)})
     # where the CPU has bfloat16 the plugin would use it by itself
-    return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if name == "bfloat16" else "f32"})
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if name == "bfloat16" else "f32"}
+    threads = usual_threads()
+    if threads is not None:  # torch reads it, and OpenVINO does not
+        settings["INFERENCE_NUM_THREADS"] = threads
+    return core.compile_model(model, "CPU", settings)
 
 
 def to_onnx(network: nn.Module, example: Sequence[Tensor], names: Sequence[str], **options: Any) -> bytes:

@@ -195,7 +195,7 @@ class ExportedModel:
         """Open the session and run it once, so that the first part on the line does not wait; return the seconds."""
         began = time.perf_counter()
         options = ComputeOptions(**compute)
-        self._session(options, None).run(self._example(self.batch or min(options.batch, 1)))
+        self.session(options, None).run(self._example(self.batch or min(options.batch, 1)))
         return time.perf_counter() - began
 
     # -- the runtimes --------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class ExportedModel:
         times = ", ".join(f"{name} {value:.3g}" for name, value in self._milliseconds.items())
         return f"{min(self._milliseconds, key=self._milliseconds.__getitem__)} (ms an image here: {times})"
 
-    def _session(self, options: ComputeOptions, n: int | None) -> Session:
+    def session(self, options: ComputeOptions, n: int | None) -> Session:
         """Return the session to judge n images with, None: nobody knows how many."""
         device = "cpu" if options.device == "auto" else options.device
         if options.engine != "auto":
@@ -240,9 +240,9 @@ class ExportedModel:
     def _example(self, n: int) -> dict[str, NDArray[Any]]:
         """Return inputs of n images of noise: some methods are quicker where nothing is seen."""
         noise = np.random.default_rng(0).random((n, 3, *self.canvas), np.float32)
-        return self._inputs([Prepared(image, None) for image in noise])
+        return self.inputs([Prepared(image, None) for image in noise])
 
-    def _inputs(self, values: Sequence[Prepared]) -> dict[str, NDArray[Any]]:
+    def inputs(self, values: Sequence[Prepared]) -> dict[str, NDArray[Any]]:
         """Return the inputs of the graph; one for a fixed number of images gets the last one again and again."""
         values = [*values, *[values[-1]] * ((self.batch or len(values)) - len(values))]
         images = np.stack([value.image for value in values])  # (B, 3, H, W)
@@ -269,12 +269,12 @@ class ExportedModel:
             if getattr(options, name) < 1:
                 raise InputError(f"{name}={getattr(options, name)!r}: expected at least 1")
         total = len(rows) if isinstance(rows, Sized) else None
-        session, size, done = self._session(options, total), self.batch or options.batch, 0
+        session, size, done = self.session(options, total), self.batch or options.batch, 0
         ahead = max(2 * size, options.workers)
         decoded = decode(rows, self._prepare, options.workers, ahead, options.max_pixels)
         for batch in _batches(decoded, size):
             values = [item.value for item in batch if item.value is not None]
-            answer = session.run(self._inputs(values)) if values else None
+            answer = session.run(self.inputs(values)) if values else None
             place = 0
             for item in batch:
                 done += 1

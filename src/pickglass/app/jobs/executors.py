@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
-from pickglass.errors import InputError, MissingExtra
+from pickglass.errors import InputError, MissingExtra, PickglassError
 
 __all__ = ["Event", "Executor", "LocalExecutor", "RayExecutor", "Where"]
 
@@ -60,18 +60,20 @@ class LocalExecutor:
 
     Args:
         workers: tasks at once; 1 runs them in this process, more of them each in a process of its own.
+        apart: each task has a process of its own in any case, so that it finds nothing of the others in memory.
     """
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, *, apart: bool = False) -> None:
         if workers < 1:
             raise InputError(f"workers={workers!r}: expected at least 1")
         self.workers = workers
+        self.apart = apart or workers > 1
 
     def run(
         self, function: Callable[[Task], Iterator[Result]], take: Callable[[], Task | None]
     ) -> Iterator[Event[Task, Result]]:
         """Run all tasks; see :class:`Executor`. In this process an error of the function is raised."""
-        return self._here(function, take) if self.workers == 1 else self._apart(function, take)
+        return self._apart(function, take) if self.apart else self._here(function, take)
 
     def _here(
         self, function: Callable[[Task], Iterator[Result]], take: Callable[[], Task | None]
@@ -122,6 +124,8 @@ def _work(pipe: Connection, function: Callable[[Any], Iterator[Any]], task: Any)
             pipe.send(("result", result))
     except BrokenPipeError:
         return  # whoever asked is gone
+    except PickglassError as error:  # it says by itself what is wrong
+        pipe.send(("error", str(error)))
     except Exception as error:
         pipe.send(("error", f"{type(error).__name__}: {error}"))
     else:

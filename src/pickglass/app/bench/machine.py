@@ -1,0 +1,108 @@
+"""What machine this is: its processor, what is installed, and the most that it does in matrix products."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pickglass.app.results import BenchMachine
+from pickglass.runtime.session import usual_threads
+
+__all__ = ["describe_machine"]
+
+_SIDE = 2048  # of the matrices
+_PRODUCTS = 8  # of which the fastest counts
+_PACKAGES = ("pickglass", "numpy", "pillow", "onnxruntime", "openvino", "torch", "onnx")
+
+
+def describe_machine(device: str) -> Iterator[BenchMachine]:
+    """Yield what this machine is, once.
+
+    The peak is that of float32 matrices of 2048 x 2048, the fastest of eight products: in torch where it is installed,
+    which runs them on the device, else in numpy.
+
+    Args:
+        device: ``"auto"`` is the GPU where torch finds one.
+    """
+    gflops, library, device_name = _peak(device)
+    yield {
+        "cpu": _processor(),
+        "cores": _cores(),
+        "threads": usual_threads(),
+        "device": device_name,
+        "memory_gb": _memory_gb(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "peak_gflops": gflops,
+        "peak_library": library,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _peak(device: str) -> tuple[float, str, str]:
+    """Return billions of operations a second, what computed them, and the device."""
+    if importlib.util.find_spec("torch") is None:
+        left, right = np.random.default_rng(0).random((2, _SIDE, _SIDE), np.float32)
+        return _fastest(lambda: left @ right), "numpy", "cpu"
+    import torch
+
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    a, b = torch.rand(2, _SIDE, _SIDE, device=name)
+
+    def product() -> None:
+        torch.mm(a, b)
+        if name != "cpu":
+            torch.cuda.synchronize()
+
+    return _fastest(product), "torch", torch.cuda.get_device_name() if name != "cpu" else "cpu"
+
+
+def _fastest(product: Callable[[], Any]) -> float:
+    product()
+    seconds = []
+    for _ in range(_PRODUCTS):
+        began = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - began)
+    return 2 * _SIDE**3 / min(seconds) / 1e9
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_gb() -> float | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    for installed in (name, f"{name}-gpu"):
+        try:
+            return version(installed)
+        except PackageNotFoundError:
+            continue
+    return None
