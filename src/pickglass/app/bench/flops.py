@@ -54,7 +54,7 @@ def graph_gflop(model: Any) -> float | None:
         images = first.dim_value or 1
         first.dim_value = images
     for given in model.graph.output:
-        given.type.tensor_type.shape.Clear()
+        given.type.tensor_type.ClearField("shape")
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {value.name: _shape(value) for value in (*graph.value_info, *graph.input, *graph.output)}
     shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
