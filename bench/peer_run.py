@@ -1,8 +1,10 @@
 """Run the peer's script in the peer's environment, keep its memory bank and time its coreset.
 
-It is the other side of bench/patchcore.py and bench/parity.py.
+It is the other side of bench/patchcore.py, bench/parity.py and bench/runtime.py.
 
-Usage (python of the peer's environment): python bench/peer_run SCRIPT BANK.npy -- arguments of the script
+Usage (python of the peer's environment): python bench/peer_run.py SCRIPT BANK.npy [--random-bank] -- arguments of the
+script. With --random-bank the bank is drawn at random, as large as it would be: enough to time predictions, minutes
+sooner.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import numpy as np
 
 def main() -> None:
     script, bank = sys.argv[1:3]
-    sys.argv = [script, *sys.argv[4:]]
+    at = sys.argv.index("--")
+    random_bank = "--random-bank" in sys.argv[3:at]
+    sys.argv = [script, *sys.argv[at + 1 :]]
     spec = importlib.util.spec_from_file_location("peer_script", script)
     if spec is None or spec.loader is None:
         raise SystemExit(f"{script!r} is no Python file")
@@ -32,7 +36,11 @@ def main() -> None:
 
     def sample_coreset(self: Any, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
-        result = select(self, *args, **kwargs)
+        if random_bank:
+            rows = np.random.default_rng(0).permutation(len(self.embedding))[: self.coreset_size]
+            result = self.embedding[rows.tolist()]
+        else:
+            result = select(self, *args, **kwargs)
         print(json.dumps({"coreset_s": time.perf_counter() - start}))
         return result
 

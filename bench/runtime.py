@@ -1,0 +1,109 @@
+"""Exported PatchCore and PaDiM against the peer, in one run on one machine: images/s, and p99 beside the median.
+
+    python -m bench.runtime DATA --peer-python PY --peer-script SCRIPT
+
+DATA is a folder in MVTec AD layout, for the figures in the docs magnetic_tile. Both tools read the same files with
+EfficientNet-Lite0, the same weights and layers, 256 px and 16 images at once; PatchCore has a bank of 1 % of the
+patches, PaDiM 100 channels of three layers. Ours are exported and measured by ``pickglass bench``, each runtime in a
+process of its own without torch in use: ``images_per_s`` is from the files to the maps, as the peer's predict is;
+``p99_over_median`` that of one image at a time. The peer's bank is drawn at random, which changes nothing but the
+minutes that its coreset takes. ``times_faster`` is the faster runtime's images/s divided by the peer's. Aims: at least
+10 for both, and a p99 within twice the median. Without a peer only our figures are printed. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pickglass as pg
+from bench.padim import DIMS, LAYERS
+from pickglass.app.bench.bench import BenchRequest, bench
+from pickglass.app.results import BenchResult, BenchRun
+
+BATCH = 16
+CERTIFIED = 4  # images of the certificate, which is not what is measured
+
+Figures = dict[str, Any]
+
+
+def write_models(data: pg.Dataset, folder: Path, size: int, ratio: float) -> list[Path]:
+    """Fit both detectors on the good images, and export them."""
+    written = []
+    detectors = (pg.PatchCore(size=size, ratio=ratio), pg.PaDiM(layers=list(LAYERS), dims=DIMS, size=size))
+    for detector in detectors:
+        detector.fit(data, calibrate=0, batch=BATCH)
+        written.append(folder / f"{detector.method}.onnx")
+        detector.export(written[-1], data.train[:CERTIFIED])
+    return written
+
+
+def ours(models: list[Path], folder: Path, repeat: int) -> BenchResult:
+    result = bench(models, folder, BenchRequest(repeat=repeat, batch=BATCH))
+    if result["failed"]:
+        raise SystemExit(f"not all could be measured: {result['failed']}")
+    return result
+
+
+def of_run(run: BenchRun) -> Figures:
+    latency = run["latency"]
+    p99 = latency["p99_ms"]
+    return {
+        "images_per_s": run["images_per_s"],
+        "median_ms": latency["median_ms"],
+        "p99_ms": p99,
+        "p99_over_median": None if p99 is None else p99 / latency["median_ms"],
+        "peak_mb": run["peak_mb"],
+        "image_auroc": run["image_auroc"],
+        "aupro_30": run["aupro_30"],
+    }
+
+
+def peer(method: str, folder: Path, size: int, ratio: float, python: str, script: str) -> Figures:
+    """Let the peer fit and predict, and return what its script printed."""
+    arguments = [str(folder), "--method", method, "--size", str(size), "--batch", str(BATCH)]
+    with tempfile.TemporaryDirectory() as scratch:
+        if method == "patchcore":
+            wrapper = str(Path(__file__).with_name("peer_run.py"))
+            command = [python, wrapper, script, f"{scratch}/bank.npy", "--random-bank", "--", *arguments]
+            command += ["--ratio", str(ratio)]
+        else:
+            command = [python, script, *arguments, "--n-features", str(DIMS), "--layers", *LAYERS.values()]
+        out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=scratch).stdout
+    figures: Figures = json.loads([line for line in out.splitlines() if line.startswith("{")][-1])
+    return figures
+
+
+def compare(given: argparse.Namespace) -> Figures:
+    data = pg.load_dataset(given.data)
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = ours(write_models(data, Path(scratch), given.size, given.ratio), given.data, given.repeat)
+    result: Figures = {"data": data.name, "n_fit": len(data.train), "machine": measured["machine"]}
+    result["notes"] = measured["notes"]
+    for method in ("patchcore", "padim"):
+        found: Figures = {run["runtime"]: of_run(run) for run in measured["runs"] if run["method"] == method}
+        result[method] = {"ours": found}
+        if given.peer_python:
+            theirs = peer(method, given.data.resolve(), given.size, given.ratio, given.peer_python, given.peer_script)
+            best = max(figures["images_per_s"] for figures in found.values())
+            result[method] |= {"peer": theirs, "times_faster": best / theirs["images_per_s"]}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--ratio", type=float, default=0.01, help="share of the patches in PatchCore's bank")
+    parser.add_argument("--repeat", type=int, default=400, help="passes of one image, and images of the throughput")
+    parser.add_argument("--peer-python", help="python of an environment with anomalib 2.7")
+    parser.add_argument("--peer-script", help="runs the peer on a folder and prints one JSON line")
+    print(json.dumps(compare(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
