@@ -24,10 +24,10 @@ from pickglass.app.bench.bench import BenchRequest, bench
 from pickglass.app.bench.flops import gflop_of, graph_gflop
 from pickglass.app.bench.images import images_for, model_at
 from pickglass.app.bench.measure import Job, measured, times_of
-from pickglass.app.bench.stages import STAGES, Pass, stages_of, timed
+from pickglass.app.bench.stages import Pass, stages_of, timed
 from pickglass.app.bench.suite import write_suite
 from pickglass.app.jobs.executors import LocalExecutor
-from pickglass.app.results import BenchResult
+from pickglass.app.results import BENCH_STAGES, BenchResult
 from pickglass.cli.main import main
 from pickglass.data import Row, Table, read_image
 from pickglass.errors import DataError, InputError, ModelFileError
@@ -255,7 +255,7 @@ def test_the_files(result: tuple[BenchResult, Path]) -> None:
     assert page is not None
     text = (folder / "page.html").read_text()
     assert "m.safetensors, torch float32" in text
-    assert all(f'<th scope="col">{stage}</th>' in text for stage in STAGES)
+    assert all(f'<th scope="col">{stage}</th>' in text for stage in BENCH_STAGES)
     assert text.count('class="line series') >= len(found["runs"])
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict
 from pickglass.calibration import Verdict
 
 __all__ = [
+    "BENCH_STAGES",
     "AblationRow",
     "AdviseResult",
     "Advised",
@@ -192,6 +193,12 @@ class ModelMetrics(Metrics):
     model: str
     name: str
     images_per_s: float
+
+
+BENCH_STAGES = ("decode", "prepare", "backbone", "method", "graph", "map")
+"""What ``pickglass bench`` times, in the order in which an image passes it. ``prepare`` fits the image on the canvas;
+``graph`` is backbone and method in one, which an exported file does not tell apart; ``map`` enlarges the map to the
+image and finds the defects in it."""
 
 
 class BenchTimes(TypedDict):

@@ -141,9 +141,9 @@ def _times(run_: BenchRun) -> dict[str, float]:
 
 
 def _show_stages(title: str, runs: Sequence[BenchRun], values: Sequence[dict[str, float]]) -> None:
-    from pickglass.app.bench.stages import STAGES
+    from pickglass.app.results import BENCH_STAGES
 
-    stages = [name for name in STAGES if any(name in figures for figures in values)]
+    stages = [name for name in BENCH_STAGES if any(name in figures for figures in values)]
     rows = [
         [run_["name"], run_["runtime"], run_["precision"], *(_number(figures.get(name)) for name in stages)]
         for run_, figures in zip(runs, values, strict=True)

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pickglass.app.bench.stages import STAGES
 from pickglass.app.judgements import cell
-from pickglass.app.results import BenchResult, BenchRun
+from pickglass.app.results import BENCH_STAGES, BenchResult, BenchRun
 from pickglass.data.files import output_path, written_whole
 from pickglass.errors import InputError
 
@@ -52,10 +51,10 @@ def _flat(run: BenchRun) -> dict[str, Any]:
     height, width = run["canvas"]
     row: dict[str, Any] = {"model": cell(run["model"]), "method": run["method"], "runtime": run["runtime"]}
     row |= {"precision": run["precision"], "canvas": f"{height}x{width}", **run["latency"]}
-    row |= {f"{name}_median_ms": run["stages"][name]["median_ms"] for name in STAGES if name in run["stages"]}
+    row |= {f"{name}_median_ms": run["stages"][name]["median_ms"] for name in BENCH_STAGES if name in run["stages"]}
     row |= {"batch": run["batch"], "images_per_s": run["images_per_s"]}
     rates = run["stage_images_per_s"]
-    row |= {f"{name}_images_per_s": rates[name] for name in STAGES if name in rates}
+    row |= {f"{name}_images_per_s": rates[name] for name in BENCH_STAGES if name in rates}
     last = ("file_mb", "peak_mb", "first_s", "gflop", "peak_share", "n_judged", "image_auroc", "aupro_30")
     return {**row, **{name: run[name] for name in last}}  # type: ignore[literal-required]
 

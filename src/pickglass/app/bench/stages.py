@@ -26,11 +26,7 @@ if TYPE_CHECKING:
     from pickglass.detectors.detector import Detector
     from pickglass.features.batch import Batch
 
-__all__ = ["FORWARD", "STAGES", "Pass", "Stage", "finish", "stages_of", "timed"]
-
-STAGES = ("decode", "prepare", "backbone", "method", "graph", "map")
-"""All stages in their order. ``prepare`` fits the image on the canvas; ``graph`` is backbone and method in one, which
-an exported file does not tell apart; ``map`` enlarges the map to the image and finds the defects in it."""
+__all__ = ["FORWARD", "Pass", "Stage", "finish", "stages_of", "timed"]
 
 FORWARD = ("backbone", "method", "graph")
 """The stages that are the network and what was learned: from canvases to scores and maps."""
@@ -50,7 +46,7 @@ class Pass:
 
 
 class Stage(NamedTuple):
-    """One stage: its name in :data:`STAGES`, and what it does to the images of a pass."""
+    """One stage: its name in :data:`pickglass.app.results.BENCH_STAGES`, and what it does to the images of a pass."""
 
     name: str
     run: Callable[[Pass], None]

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pickglass.app.bench.stages import STAGES
 from pickglass.app.pages.build import write_page
 from pickglass.app.pages.charts import Axis, Chart, Key, Line, line_chart
-from pickglass.app.results import BenchResult, BenchRun
+from pickglass.app.results import BENCH_STAGES, BenchResult, BenchRun
 from pickglass.metrics.catalogue import METRICS
 
 __all__ = ["FIGURES", "name_of", "write_bench"]
@@ -45,7 +44,7 @@ def write_bench(target: Path, result: BenchResult) -> Path:
         result: what was measured.
     """
     runs = result["runs"]
-    stages = [name for name in STAGES if any(name in run["stages"] for run in runs)]
+    stages = [name for name in BENCH_STAGES if any(name in run["stages"] for run in runs)]
     fastest = min((run["latency"]["median_ms"] for run in runs), default=None)
     most = max((run["images_per_s"] for run in runs), default=None)
     machine = result["machine"]
