@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pickglass.app.jobs.executors import LocalExecutor
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if not path.stem.startswith(("__", "peer_")))
 LIBRARIES = {"textures"}  # imported by others
@@ -61,6 +63,8 @@ def test_the_runtime_against_a_peer(
         "    main()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    # in this process: a new one for each run takes seconds
+    monkeypatch.setattr("pickglass.app.bench.bench.LocalExecutor", lambda apart: LocalExecutor())
     runtime = importlib.import_module("bench.runtime")
     small = ["--size", "64", "--repeat", "4", "--ratio", "0.1"]
     words = ["bench/runtime.py", small_dataset, *small, "--peer-python", sys.executable, "--peer-script", script]

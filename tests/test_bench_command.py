@@ -27,6 +27,7 @@ from pickglass.app.bench.measure import Job, measured, times_of
 from pickglass.app.bench.stages import Pass, stages_of, timed
 from pickglass.app.bench.suite import write_suite
 from pickglass.app.jobs.executors import LocalExecutor
+from pickglass.app.jobs.peak import peak_mb
 from pickglass.app.results import BENCH_STAGES, BenchResult
 from pickglass.cli.main import main
 from pickglass.data import Row, Table, read_image
@@ -370,29 +371,14 @@ def test_the_command(
 
 
 @pytest.mark.slow
-def test_runs_have_processes_of_their_own_and_the_suite_needs_no_model(tmp_path: Path) -> None:
-    """The whole way, at a size at which it takes seconds: no model, no data."""
-    code = (
-        "import json, sys\n"
-        "from functools import partial\n"
-        "from pickglass.app.bench import bench, suite\n"
-        "if __name__ == '__main__':\n"
-        "    suite.write_suite = partial(suite.write_suite, side=64)\n"
-        "    print(json.dumps(bench.bench((), None, bench.BenchRequest(repeat=3, warm_up=1, threads=1))))\n"
-    )
-    script = tmp_path / "run.py"
-    script.write_text(code)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert not found["failed"]
-    assert [(run["method"], run["runtime"]) for run in found["runs"]] == [
-        (method, runtime)
-        for method in ("patchcore", "padim", "efficientad")
-        for runtime in ("openvino", "onnxruntime", "openvino")
-    ]
+def test_each_run_has_a_process_of_its_own(folder: Path, small_dataset: Path) -> None:
+    request = BenchRequest(repeat=3, warm_up=1, batch=2, threads=1)
+    found = bench([folder / "m.onnx"], small_dataset, request, compute=ComputeOptions(engine="onnxruntime"))
+    (run,) = found["runs"]
+    here = peak_mb()
+    if run["peak_mb"] is not None and here is not None:
+        assert run["peak_mb"] < here  # where torch is
     assert found["machine"]["threads"] == 1
-    assert any("OpenVINO alone" in note for note in found["notes"])
 
 
 @pytest.mark.slow
@@ -411,9 +397,33 @@ def test_an_exported_model_is_measured_without_torch(folder: Path, small_dataset
     assert (done.returncode, done.stdout.split()) == (0, ["numpy", "onnxruntime", "openvino"]), done.stderr
 
 
+# -- without a model ---------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.slow
-def test_the_suite_has_a_bank_of_the_usual_size(tmp_path: Path) -> None:
-    written = write_suite(tmp_path, side=96)
-    assert [path.name for path in written[:2]] == ["patchcore.safetensors", "patchcore.onnx"]
-    header = pg.load(tmp_path / "patchcore.onnx").provenance
-    assert header.details["bank"] == pytest.approx(2304, abs=300)
+def test_the_models_of_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported: list[tuple[str, tuple[int, ...]]] = []
+    # that each method can be exported is held elsewhere, and takes seconds
+    monkeypatch.setattr(
+        pg.Detector, "export", lambda self, path, images: exported.append((Path(path).name, images.shape))
+    )
+    written = write_suite(tmp_path, side=64)
+    methods = ("patchcore", "padim", "efficientad")
+    assert [path.name for path in written] == [f"{m}{suffix}" for m in methods for suffix in (".safetensors", ".onnx")]
+    assert exported == [(f"{method}.onnx", (2, 64, 64, 3)) for method in methods]
+    assert [model_at(path).canvas for path in written[::2]] == [(64, 64)] * 3
+    assert model_at(written[0]).provenance.details["bank"] == 16 * 8 * 8  # of so small pictures: all
+
+
+@pytest.mark.usefixtures("here")
+def test_without_a_model_the_suite_is_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [folder / "m.safetensors", folder / "m.onnx"]
+    monkeypatch.setattr("pickglass.app.bench.suite.write_suite", lambda *_: models)
+    found = bench(request=BenchRequest(repeat=3, warm_up=1))
+    assert [(run["name"], run["runtime"]) for run in found["runs"]] == [
+        ("m.safetensors", "openvino"),
+        ("m.onnx", "onnxruntime"),
+        ("m.onnx", "openvino"),
+    ]
+    assert found["batch"] == 4
+    assert any("OpenVINO alone" in note for note in found["notes"])
