@@ -179,22 +179,9 @@ def test_a_graph_of_known_operations() -> None:
         assert graph_gflop(model) == pytest.approx(2 * (conv + transposed + product + gemm) / 1e9), batch
 
 
-def test_a_size_that_nobody_knows_is_not_guessed() -> None:
-    nodes = [
-        helper.make_node("NonZero", ["x"], ["n"]),
-        helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("MatMul", ["y", "f"], ["z"]),
-    ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])
-    z = helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, None])
-    graph = helper.make_graph(nodes, "g", [x, y], [z])
-    assert graph_gflop(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)])) is None
-
-
 def test_lab_and_export_count_alike(folder: Path) -> None:
     lab, line = gflop_of(pg.load(folder / "m.safetensors")), gflop_of(pg.load(folder / "m.onnx"))
-    assert lab == pytest.approx(line, rel=0.1)
+    assert lab == pytest.approx(line, rel=0.02)
     assert lab is not None
     assert lab > 0.1
 

@@ -179,6 +179,7 @@ def test_what_needs_more_names_the_extra(python: Path, small_dataset: Path, tmp_
         "look": [f"{data}/train/good/00.png", "-o", str(tmp_path / "look.html")],
         "distill": [data, "-o", str(tmp_path / "teacher.safetensors")],
         "demo": [out],
+        "bench": [],
     }
     for command, arguments in commands.items():
         done = run(python, "-m", "pickglass", command, *arguments)

@@ -272,8 +272,7 @@ def _notes(
     notes += [f"{name} takes {n} images at once: its latency is that of {n}" for name, n in fixed.items()]
     uncounted = sorted({run["name"] for run in runs if run["gflop"] is None})
     if uncounted:
-        why = "onnx is not installed" if "onnx" not in machine["versions"] else "a size in the graph is not known"
-        notes.append(f"operations are not counted ({why}), and so no share of the peak: {', '.join(uncounted)}")
+        notes.append(f"no operations are counted and so no share of the peak, without onnx: {', '.join(uncounted)}")
     if any(run["precision"] != "float32" for run in runs) and any(run["peak_share"] for run in runs):
         notes.append("the share is that of the float32 peak also where a run computes in another precision")
     return notes

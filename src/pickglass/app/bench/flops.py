@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pickglass.app.models import AnyModel
 from pickglass.runtime.exported import ExportedModel
@@ -23,10 +24,10 @@ _PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul")
 def gflop_of(model: AnyModel) -> float | None:
     """Return the billions of operations that one image takes; None where they cannot be counted.
 
-    A detector's graph is counted as torch runs it; an exported one is read with onnx, and not counted without that.
+    A detector's graph is counted as torch runs it; an exported one takes onnx and onnxruntime.
     """
     if isinstance(model, ExportedModel):
-        if importlib.util.find_spec("onnx") is None:
+        if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None:
             return None
         import onnx
 
@@ -40,48 +41,47 @@ def gflop_of(model: AnyModel) -> float | None:
     return float(counter.get_total_flops()) / 1e9
 
 
-def graph_gflop(model: Any) -> float | None:
-    """Return the billions of operations that one image takes in an ONNX graph; None where a size is not known.
+def graph_gflop(model: Any) -> float:
+    """Return the billions of operations that one image takes in an ONNX graph.
+
+    The graph is run once in onnxruntime with the values as outputs whose sizes count: shape inference does not know
+    all of them.
 
     Args:
-        model: a ``ModelProto``; it is changed to one image at a time.
+        model: a ``ModelProto``, whose outputs are replaced; only the first axis of its inputs may be left open.
     """
     import onnx
+    import onnxruntime
 
-    images = 1
-    for given in model.graph.input:
-        first = given.type.tensor_type.shape.dim[0]
-        images = first.dim_value or 1
-        first.dim_value = images
-    for given in model.graph.output:
-        given.type.tensor_type.ClearField("shape")
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {value.name: _shape(value) for value in (*graph.value_info, *graph.input, *graph.output)}
-    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    operations = 0
-    for node in graph.node:
-        if node.op_type in _WEIGHT or node.op_type in _PRODUCTS:
-            n = _operations(node, [shapes.get(name) for name in node.input], shapes.get(node.output[0]))
-            if n is None:
-                return None
-            operations += n
-    return operations / images / 1e9
-
-
-def _shape(value: Any) -> list[int] | None:
-    dims = value.type.tensor_type.shape.dim
-    return [dim.dim_value for dim in dims] if all(dim.HasField("dim_value") for dim in dims) else None
+    graph = model.graph
+    images = graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    inputs = {}
+    for given in graph.input:
+        shape = (images, *(dim.dim_value for dim in given.type.tensor_type.shape.dim[1:]))
+        inputs[given.name] = np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type))
+        shapes[given.name] = shape
+    nodes = [node for node in graph.node if node.op_type in _WEIGHT or node.op_type in _PRODUCTS]
+    wanted = dict.fromkeys(name for node in nodes for name in _counted(node) if name not in shapes)
+    if wanted:
+        del graph.output[:]
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        shapes |= dict(zip(wanted, (value.shape for value in session.run(list(wanted), inputs)), strict=True))
+    return sum(_operations(node, *(shapes[name] for name in _counted(node))) for node in nodes) / images / 1e9
 
 
-def _operations(node: Any, inputs: Sequence[Sequence[int] | None], output: Sequence[int] | None) -> int | None:
-    first = inputs[0]
-    if first is None or output is None:
-        return None
+def _counted(node: Any) -> tuple[str, str, str]:
+    """Return the names of a node's first input, of its weight or second factor, and of its output."""
+    weight = _WEIGHT.get(node.op_type, 3 if node.op_type == "QLinearMatMul" else 1)
+    return node.input[0], node.input[weight], node.output[0]
+
+
+def _operations(node: Any, first: tuple[int, ...], weight: tuple[int, ...], output: tuple[int, ...]) -> int:
     if node.op_type in _PRODUCTS:
         turned = any(option.name == "transA" and option.i for option in node.attribute)
         return 2 * math.prod(output) * (first[0] if turned else first[-1])
-    weight = inputs[_WEIGHT[node.op_type]]
-    if weight is None:
-        return None
     cells = first if node.op_type == "ConvTranspose" else output  # each of which meets all but one axis of the weight
     return 2 * math.prod(cells) * math.prod(weight[1:])
