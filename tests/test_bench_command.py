@@ -33,6 +33,7 @@ from pickglass.cli.main import main
 from pickglass.data import Row, Table, read_image
 from pickglass.errors import DataError, InputError, ModelFileError
 from pickglass.runtime.compute import ComputeOptions
+from pickglass.runtime.export_file import read_export, replace_header
 from pickglass.testing import textures
 
 SIDE = 64
@@ -219,6 +220,7 @@ def test_all_runtimes_side_by_side(result: tuple[BenchResult, Path]) -> None:
         )
         assert run["peak_share"] == pytest.approx(run["gflop"] / seconds / found["machine"]["peak_gflops"])  # type: ignore[operator]
     assert any("bfloat16" in text for text in [*found["notes"], *(run["precision"] for run in found["runs"])])
+    assert "accuracy is that of 8 labelled test images" in found["notes"]
     assert "three.onnx takes 3 images at once: its latency is that of 3" in found["notes"]
     assert found["images"] == "8 images of tile, 80 x 96 pixels (height x width), read again and again"
     machine = found["machine"]
@@ -263,11 +265,32 @@ def test_a_broken_image_is_named_and_left_out(folder: Path, tmp_path: Path) -> N
     found = bench([folder / "m.onnx"], tmp_path, QUICK, compute=ComputeOptions(engine="onnxruntime"))
     assert [Path(item["path"]).name for item in found["failed"]] == ["broken.png"]
     assert len(found["runs"]) == 1
+    assert found["runs"][0]["latency"]["n"] == 4
     assert any("no good and bad images: no accuracy" in note for note in found["notes"])
     for path in (tmp_path / "good").glob("[0-9].png"):
         path.unlink()
     with pytest.raises(DataError, match="no image can be read"):
         bench([folder / "m.onnx"], tmp_path, QUICK)
+
+
+def test_an_image_that_does_not_fit_the_canvas_loses_no_other(folder: Path, tmp_path: Path) -> None:
+    header, _ = read_export(folder / "m.onnx")
+    preprocess = {**header["preprocess"], "geometry": "native"}
+    native = tmp_path / "native.onnx"
+    native.write_bytes((folder / "m.onnx").read_bytes())
+    replace_header(native, {**header, "preprocess": preprocess})
+    images = []
+    for i, side in enumerate((SIDE + 1, SIDE, SIDE, SIDE)):
+        Image.fromarray(textures(1, side, seed=i)[0]).save(tmp_path / f"{i}.png")
+        images.append(Row(str(tmp_path / f"{i}.png"), label=i % 2))
+    compute = ComputeOptions(engine="onnxruntime", batch=2)
+    (run,) = measured(Job(str(native), compute, tuple(images), tuple(images), repeat=4, warm_up=1))
+    (failed,) = run["failed"]
+    assert failed["path"] == images[0].path
+    assert "do not fit on the model's canvas" in failed["error"]
+    assert run["n_judged"] == 3
+    with pytest.raises(DataError, match="can judge none of 1 images"):
+        list(measured(Job(str(native), compute, tuple(images[:1]))))
 
 
 def test_threads_are_those_of_the_processes_alone(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

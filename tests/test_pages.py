@@ -227,6 +227,7 @@ def bench_page(folder: Path) -> Path:
         "n_judged": 0,
         "image_auroc": 0.5,
         "aupro_30": None,
+        "failed": [],
     }
     result: Any = {
         "protocol": "files",

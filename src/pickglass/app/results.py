@@ -219,7 +219,8 @@ class BenchRun(TypedDict):
     defects, with ``batch`` images at once and threads that decode ahead (EfficientAD's protocol: of the network
     alone); ``stage_images_per_s``: each stage alone. ``peak_mb``: of the process, before accuracy is looked at.
     ``gflop``: billions of operations that an image takes; ``peak_share``: how much of the machine's matrix peak the
-    network reaches. ``n_judged``: labelled images behind ``image_auroc`` and ``aupro_30``. Null: not known.
+    network reaches. ``n_judged``: labelled images behind ``image_auroc`` and ``aupro_30``. ``failed``: images
+    that this run left out. Null: not known.
     """
 
     model: str
@@ -242,6 +243,7 @@ class BenchRun(TypedDict):
     n_judged: int
     image_auroc: float | None
     aupro_30: float | None
+    failed: list[Failed]
 
 
 class BenchMachine(TypedDict):

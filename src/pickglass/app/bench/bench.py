@@ -141,6 +141,7 @@ def bench(
             what = f"{event.task.model} in {engine}"
             if event.result is not None:
                 runs.append(_with_share(event.result, machine))
+                failed += [item for item in event.result["failed"] if item not in failed]
             elif event.error is not None and engine == "bfloat16" != options.engine:
                 notes.append(f"{what} is not measured: {event.error}")  # nobody asked for it, and it may be refused
             elif event.error is not None:
@@ -265,7 +266,12 @@ def _notes(
     notes = []
     load, cores = machine["load"], machine["cores"]
     if load is not None and load > _BUSY * cores:
-        notes.append(f"the machine was busy (load {load:.1f} on {cores} cores): on an idle one the times are others")
+        notes.append(
+            f"the machine was busy (load {load:.1f} on {cores} cores): on an idle one the times and the peak are others"
+        )
+    judged = sorted({run["n_judged"] for run in runs} - {0})
+    if judged:
+        notes.append(f"accuracy is that of {' or '.join(map(str, judged))} labelled test images")
     if protocol == "efficientad":
         notes += _departures(numbers, machine)
     fixed = {model.path.name: model.batch for model in models if model.batch not in (None, 1)}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from pickglass.app.models import AnyModel, load
 from pickglass.app.results import BenchRun, BenchTimes
 from pickglass.app.testing.evaluate import evaluate
 from pickglass.data import Row, Table
-from pickglass.errors import DataError, Failure
+from pickglass.errors import DataError, Failure, ImageError
 from pickglass.runtime.compute import ComputeOptions
 from pickglass.runtime.exported import ExportedModel
 
@@ -72,7 +72,7 @@ def measured(job: Job) -> Iterator[BenchRun]:
     first_s = time.perf_counter() - began
     half = job.protocol == "efficientad" and _half(model, job)
     stages = stages_of(model, job.compute, half=half)
-    rows = tuple(model.provenance.rows_to_judge(Table(job.rows)))
+    rows, failed = _fitting(stages, list(model.provenance.rows_to_judge(Table(job.rows))))
     at_once = _at_once(model, job)
     singles, several = [Pass((row,)) for row in rows], Pass(tuple(islice(cycle(rows), at_once)))
     if job.protocol == "efficientad":
@@ -86,9 +86,9 @@ def measured(job: Job) -> Iterator[BenchRun]:
     if job.protocol == "efficientad":
         rate = at_once * len(batches) / float(batches.sum())
     else:
-        rate = _streamed(model, job, at_once)
+        rate = _streamed(model, rows, job, at_once)
     peak = peak_mb()
-    image_auroc, aupro_30 = _accuracy(model, job)
+    accuracy = _accuracy(model, job)
     total_ms = 1000 * latency.sum(1)
     yield {
         "model": job.model,
@@ -108,18 +108,37 @@ def measured(job: Job) -> Iterator[BenchRun]:
         "peak_mb": peak,
         "gflop": gflop_of(model),
         "peak_share": None,
-        "n_judged": len(job.judged),
-        "image_auroc": image_auroc,
-        "aupro_30": aupro_30,
+        "n_judged": accuracy.n,
+        "image_auroc": accuracy.image_auroc,
+        "aupro_30": accuracy.aupro_30,
+        "failed": [{"path": path, "error": error} for path, error in dict.fromkeys((*failed, *accuracy.failed))],
     }
 
 
 def _first_verdict(model: AnyModel, job: Job) -> None:
-    """Judge one image as ``predict`` does, which also opens the runtime."""
-    prediction = model.predict(Table(job.rows[:1]), **replace(job.compute, batch=1).arguments())
-    if prediction.failed:
-        raise DataError(f"{job.model} cannot judge an image:", prediction.failed)
-    finish(prediction.found[0], prediction.calibration)
+    """Judge one image as ``predict`` does, which also opens the runtime; where that fails, the next one."""
+    failed: list[Failure] = []
+    for row in job.rows:
+        prediction = model.predict(Table([row]), **replace(job.compute, batch=1).arguments())
+        if prediction.found:
+            finish(prediction.found[0], prediction.calibration)
+            return
+        failed += prediction.failed
+    raise DataError(f"{job.model} can judge none of {len(job.rows)} images:", failed)
+
+
+def _fitting(stages: Sequence[Stage], rows: Sequence[Row]) -> tuple[list[Row], list[Failure]]:
+    """Return the images that can be brought to the model's canvas, and the others with the reason."""
+    fitting: list[Row] = []
+    failed: list[Failure] = []
+    for row in rows:
+        try:
+            timed([stage for stage in stages if stage.name in ("decode", "prepare")], Pass((row,)))
+        except ImageError as error:
+            failed.append(Failure(row.path, error.reason))
+        else:
+            fitting.append(row)
+    return fitting, failed
 
 
 def _half(model: AnyModel, job: Job) -> bool:
@@ -156,11 +175,11 @@ def _run(stages: Sequence[Stage], passes: Sequence[Pass], n: int, longest_s: flo
     return seconds
 
 
-def _streamed(model: AnyModel, job: Job, at_once: int) -> float:
+def _streamed(model: AnyModel, rows: Sequence[Row], job: Job, at_once: int) -> float:
     """Return images a second from the files to the defects, as ``predict`` reads them: decoded ahead in threads."""
     calibration = model.current_calibration()
     batches = max(-(-job.repeat // at_once), _FEWEST)
-    table, done, began = Table(list(islice(cycle(job.rows), batches * at_once))), 0, time.perf_counter()
+    table, done, began = Table(list(islice(cycle(rows), batches * at_once))), 0, time.perf_counter()
     for found in model.stream(table, **job.compute.arguments()):
         if isinstance(found, Failure):
             raise DataError(f"{job.model} cannot judge an image:", [found])
@@ -188,12 +207,21 @@ def times_of(ms: NDArray[np.float64]) -> BenchTimes:
     }
 
 
-def _accuracy(model: AnyModel, job: Job) -> tuple[float | None, float | None]:
-    """Return image AUROC and AUPRO@0.3 of the labelled images."""
+class _Accuracy(NamedTuple):
+    """What a model's answers are worth on n images; None where that is not known."""
+
+    n: int = 0
+    image_auroc: float | None = None
+    aupro_30: float | None = None
+    failed: tuple[Failure, ...] = ()
+
+
+def _accuracy(model: AnyModel, job: Job) -> _Accuracy:
+    """Judge the labelled images."""
     if not job.judged:
-        return None, None
+        return _Accuracy()
     prediction = model.predict(Table(job.judged), **job.compute.arguments())
-    if prediction.failed:
-        raise DataError(f"{job.model} cannot judge all images:", prediction.failed)
+    if not prediction.found:
+        return _Accuracy(failed=prediction.failed)
     found = evaluate(prediction)
-    return found["image_auroc"], found["aupro_30"]
+    return _Accuracy(len(prediction), found["image_auroc"], found["aupro_30"], prediction.failed)
