@@ -191,12 +191,12 @@ def test_lab_and_export_count_alike(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def result(folder: Path, small_dataset: Path) -> Iterator[tuple[BenchResult, Path]]:
+def result(folder: Path, small_dataset: Path) -> tuple[BenchResult, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benches, "LocalExecutor", lambda apart: LocalExecutor())
         output = [folder / name for name in ("page.html", "table.csv", "lines.jsonl")]
         models = [folder / name for name in ("m.safetensors", "m.onnx", "three.onnx")]
-        yield bench(models, small_dataset, QUICK, output), folder
+        return bench(models, small_dataset, QUICK, output), folder
 
 
 def test_all_runtimes_side_by_side(result: tuple[BenchResult, Path]) -> None:

@@ -54,7 +54,7 @@ def write_bench(target: Path, result: BenchResult) -> Path:
         "stages": stages,
         "metrics": [METRICS[key] for key in FIGURES],
         "rows": [_row(run, stages, fastest, most) for run in runs],
-        "charts": [_chart(runs[i : i + _CURVES]) for i in range(0, len(runs), _CURVES)],
+        "charts": _charts(runs),
         "failed": [(item["path"], item["error"]) for item in result["failed"]],
         "machine": [
             *((name, str(value)) for name, value in machine.items() if name != "versions" and value is not None),
@@ -92,7 +92,18 @@ def _ms(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _chart(runs: Sequence[BenchRun]) -> Chart:
+def _charts(runs: Sequence[BenchRun]) -> list[Chart]:
+    """Chart all runs together, or each method by itself where they are many."""
+    if len(runs) <= _CURVES:
+        return [_chart("Judged within", runs)] if runs else []
+    charts = []
+    for method in dict.fromkeys(run["method"] for run in runs):
+        own = [run for run in runs if run["method"] == method]
+        charts += [_chart(f"{method}: judged within", own[i : i + _CURVES]) for i in range(0, len(own), _CURVES)]
+    return charts
+
+
+def _chart(title: str, runs: Sequence[BenchRun]) -> Chart:
     """Chart for each run the share of images that were judged within a time."""
     high = max(float(np.percentile(run["times_ms"], _SHOWN)) for run in runs) * 1.1
     lines, keys, slower = [], [], 0
@@ -108,4 +119,4 @@ def _chart(runs: Sequence[BenchRun]) -> Chart:
         keys.append(Key(style, f"{name_of(run)}: median {run['latency']['median_ms']:.2f} ms", "line"))
     note = f"{slower} slower images lie beyond the right edge" if slower else ""
     x_axis = Axis("milliseconds from beginning to end, one image at a time", 0.0, high)
-    return line_chart("Judged within", x_axis, Axis("% of the images", 0.0, 100.0), lines, keys, note)
+    return line_chart(title, x_axis, Axis("% of the images", 0.0, 100.0), lines, keys, note)
