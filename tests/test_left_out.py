@@ -18,8 +18,9 @@ import pickglass as pg
 from pickglass.app.fit import FitRequest, fit
 from pickglass.app.threshold import ThresholdRequest, threshold
 from pickglass.data import Row, Table
+from pickglass.detectors import fitting
 from pickglass.errors import InputError, PromiseUnreachable
-from pickglass.nn.maps import PlaceSums, explained_by_place
+from pickglass.nn.maps import LevelLine, PlaceSums, explained_by_place, level_lines, quiet_level
 from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
@@ -53,7 +54,9 @@ def left_out(detector: pg.Detector, table: Table) -> dict[str, np.ndarray[Any, A
         for loaded in detector.loader(ComputeOptions(**TORCH)).batches(table.rows):
             assert loaded.batch is not None
             own = torch.tensor(numbers[len(found) : len(found) + len(loaded.items)])
-            _, maps, _ = detector._joined(*detector.score_left_out(loaded.batch, own), loaded.batch.keep, placed=False)
+            _, maps, _ = detector._joined(
+                *detector.score_left_out(loaded.batch, own), loaded.batch.keep, compared=False
+            )
             found.update({item.row.path: map_.numpy() for item, map_ in zip(loaded.items, maps, strict=True)})
     return found
 
@@ -62,7 +65,7 @@ def refitted(detector: pg.Detector, table: Table, path: str) -> np.ndarray[Any, 
     """The map of an image by a fit without its unit."""
     (row,) = [row for row in table if row.path == path]
     others = table.where(lambda other: other.unit != row.unit)
-    fresh = type(detector).configured({**detector.configuration(), "place_scale": False})
+    fresh = type(detector).configured({**detector.configuration(), "place_scale": False, "level_shift": False})
     return fresh.fit(others, calibrate=0, **TORCH).predict(Table([row]), **TORCH).maps[0]
 
 
@@ -71,9 +74,9 @@ def refitted(detector: pg.Detector, table: Table, path: str) -> np.ndarray[Any, 
 @pytest.mark.usefixtures("keeping")
 def test_a_bank_of_all_patches_answers_as_without_the_image(group: int, tiled: bool) -> None:
     table = rows(9, group=group)
-    detector: pg.Detector = pg.PatchCore(size=64, ratio=1, place_scale=False)
+    detector: pg.Detector = pg.PatchCore(size=64, ratio=1, place_scale=False, level_shift=False)
     if tiled:
-        detector = pg.PatchCore(size=96, ratio=1, place_scale=False).tiled(tile=64, stride=32)
+        detector = pg.PatchCore(size=96, ratio=1, place_scale=False, level_shift=False).tiled(tile=64, stride=32)
     detector.fit(table, **TORCH)
     maps = left_out(detector, table)
     for path in ("0.png", "4.png"):
@@ -84,7 +87,7 @@ def test_a_bank_of_all_patches_answers_as_without_the_image(group: int, tiled: b
 @pytest.mark.usefixtures("keeping")
 def test_turned_copies_are_left_out_too() -> None:
     table = rows(6)
-    detector = pg.PatchCore(size=64, ratio=1, rotations=4, place_scale=False).fit(table, **TORCH)
+    detector = pg.PatchCore(size=64, ratio=1, rotations=4, place_scale=False, level_shift=False).fit(table, **TORCH)
     np.testing.assert_allclose(
         left_out(detector, table)["2.png"], refitted(detector, table, "2.png"), rtol=2e-3, atol=1e-3
     )
@@ -96,7 +99,7 @@ def test_regions_of_interest_keep_patches_and_owners_together() -> None:
     for i, mask in enumerate(masks):
         mask[8 * (i % 3) :, :] = 255  # differing numbers of patches
     table = Table([replace(row, roi=mask) for row, mask in zip(rows(6), masks, strict=True)])
-    detector = pg.PatchCore(size=64, ratio=1, place_scale=False).fit(table, **TORCH)
+    detector = pg.PatchCore(size=64, ratio=1, place_scale=False, level_shift=False).fit(table, **TORCH)
     np.testing.assert_allclose(
         left_out(detector, table)["2.png"], refitted(detector, table, "2.png"), rtol=2e-3, atol=1e-3
     )
@@ -106,7 +109,7 @@ def test_regions_of_interest_keep_patches_and_owners_together() -> None:
 def test_a_coreset_without_an_image_is_never_nearer_than_the_whole_one() -> None:
     """So the threshold errs on the side of fewer false alarms."""
     table = rows()
-    detector = pg.PatchCore(size=64, ratio=0.1, place_scale=False).fit(table, **TORCH)
+    detector = pg.PatchCore(size=64, ratio=0.1, place_scale=False, level_shift=False).fit(table, **TORCH)
     maps, whole = left_out(detector, table), detector.predict(table, **TORCH)
     for row, map_ in zip(whole.rows, whole.maps, strict=True):
         assert (maps[row.path] >= map_ - 1e-3 * map_.max()).all()
@@ -116,7 +119,7 @@ def test_a_coreset_without_an_image_is_never_nearer_than_the_whole_one() -> None
 @pytest.mark.usefixtures("keeping")
 def test_a_gaussian_without_an_image_follows_from_that_with_it() -> None:
     table = rows(30)
-    detector = pg.PaDiM(size=64, dims=12, place_scale=False).fit(table, **TORCH)
+    detector = pg.PaDiM(size=64, dims=12, place_scale=False, level_shift=False).fit(table, **TORCH)
     maps = left_out(detector, table)
     for path in ("0.png", "17.png"):
         np.testing.assert_allclose(maps[path], refitted(detector, table, path), rtol=0.02)
@@ -243,7 +246,7 @@ def test_places_outside_the_region_of_interest_say_nothing() -> None:
 def test_parts_that_always_lie_alike_are_judged_place_by_place(tmp_path: Path) -> None:
     good, fresh = parts(24), parts(3, seed=1)
     aware = pg.PatchCore(size=128).fit(good, **TORCH)
-    plain = pg.PatchCore(size=128, place_scale=False).fit(good, **TORCH)
+    plain = pg.PatchCore(size=128, place_scale=False, level_shift=False).fit(good, **TORCH)
     told = aware.provenance.details["places"]
     assert told["used"]
     assert told["explained"] > 0.3
@@ -278,6 +281,153 @@ def test_textures_have_no_places_and_own_scores_know_none() -> None:
     assert pg.PatchCore(top_share=0).places_matter is False
     with pytest.raises(InputError, match="place_scale=True"):
         pg.PatchCore(place_scale=True, top_k=3).places_matter  # noqa: B018
+
+
+# -- the level of the whole map ----------------------------------------------------------------------------------------
+
+
+def test_the_level_is_that_of_the_quietest_tenth_within_what_counts() -> None:
+    rng = np.random.default_rng(0)
+    maps = torch.from_numpy(rng.normal(20, 1, (3, 48, 32)))
+    maps[1] += 5
+    maps[2, :40] += 30  # a defect that covers five sixths of it
+    levels = quiet_level(maps)
+    assert float(levels[1] - levels[0]) == pytest.approx(5, abs=0.3)
+    assert float(levels[2] - levels[0]) == pytest.approx(0, abs=0.6)
+    finer = maps.repeat_interleave(2, 1).repeat_interleave(2, 2)  # blocks, not cells: whatever the grid
+    torch.testing.assert_close(quiet_level(finer), levels)
+    keep = torch.zeros(maps.shape, dtype=torch.bool)
+    keep[:, 8:] = True
+    wild = torch.where(keep, maps, -1e6)
+    torch.testing.assert_close(quiet_level(wild, keep), quiet_level(torch.where(keep, maps, 1e6), keep))
+    assert float(quiet_level(wild, keep)[0]) == pytest.approx(float(levels[0]), abs=0.3)
+    assert quiet_level(torch.tensor([[[3.0]]])).tolist() == [3.0]  # a map of one cell
+
+
+def test_a_line_is_least_squares_where_each_image_shows_a_part_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    levels = rng.normal(20, 1, 60)
+    scores = 30 + 1.5 * (levels - 20) + rng.normal(0, 0.5, 60)
+    line, lines, explained = level_lines(*map(torch.from_numpy, (scores, levels)), torch.arange(60))
+    assert line.slope == pytest.approx(np.polyfit(levels, scores, 1)[0], rel=0.02)  # hardly shrunk
+    assert explained == pytest.approx(np.corrcoef(levels, scores)[0, 1] ** 2, abs=0.03)
+    assert line.usual == pytest.approx(levels.mean())
+    assert (line.lowest, line.highest) == pytest.approx(tuple(np.quantile(levels, [0.05, 0.95])))
+    without, _, _ = level_lines(*map(torch.from_numpy, (scores[1:], levels[1:])), torch.arange(59))
+    assert lines[0] == pytest.approx(without, rel=0.01)
+    shift = line.shift(torch.tensor([line.usual, line.highest, 1e6, -1e6])).tolist()
+    assert shift[0] == pytest.approx(0, abs=1e-4)
+    assert shift[1] == pytest.approx(shift[2], abs=1e-4)  # a defect that covers all is not explained away
+    assert shift[3] == pytest.approx(line.slope * (line.lowest - line.usual), abs=1e-4)
+
+
+def test_what_parts_differ_by_is_not_laid_to_their_light() -> None:
+    """Parts of high scores have low levels; within each part the score rises with the level."""
+    rng = np.random.default_rng(0)
+    parts = np.repeat(np.arange(20), 6)
+    light = rng.normal(0, 0.5, 120)
+    level_of, score_of = rng.normal(20, 1, 20), rng.normal(0, 1, 20)
+    levels = level_of[parts] + light
+    scores = 30 + 2 * light + (score_of - 2 * (level_of - 20))[parts] + rng.normal(0, 0.3, 120)
+    given = (*map(torch.from_numpy, (scores, levels)), torch.from_numpy(parts))
+    assert np.polyfit(levels, scores, 1)[0] < 0
+    line, lines, explained = level_lines(*given)
+    assert 1 < line.slope < 2.2
+    assert explained > 0.3
+    assert set(lines) == set(range(20))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_level_that_says_nothing_of_the_score_is_left_in(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    levels, noise = (torch.from_numpy(rng.normal(20, 1, 30)) for _ in range(2))
+    line, _, explained = level_lines(noise, levels, torch.arange(30))
+    assert explained < 0.1
+    assert 0 <= line.slope < 0.3
+    falling, _, explained = level_lines(noise - 3 * levels, levels, torch.arange(30))
+    assert explained > 0.5
+    assert falling.slope == 0  # scores that rise where the map is quiet are another matter
+    even, _, explained = level_lines(noise, torch.full((30,), 7.0), torch.arange(30))
+    assert (even.slope, even.lowest, even.highest) == (0, 7, 7)
+    assert explained <= 0
+    assert level_lines(torch.full((30,), 7.0), levels, torch.arange(30))[2] == 0
+
+
+def lit(n: int, seed: int = 0, group: int = 1) -> Table:
+    """Pieces of one ground under many lights: the more light, the more each cell differs from the bank."""
+    light = np.random.default_rng(seed).uniform(0.4, 1, n)[:, None, None, None]
+    pictures = (textures(n, 64, seed) * light).astype(np.uint8)
+    names = [f"part {i // group}" if group > 1 else None for i in range(n)]
+    return Table(
+        [
+            Row(f"{i}.png", "train", 0, group=name, pixels=p)
+            for i, (p, name) in enumerate(zip(pictures, names, strict=True))
+        ]
+    )
+
+
+def test_the_level_is_taken_out_of_scores_and_thresholds(tmp_path: Path) -> None:
+    table, fresh = lit(20), lit(4, 1)
+    drift = pg.DriftSample()
+    aware = pg.PatchCore(size=64).fit(table, observers=[drift], **TORCH)
+    plain = pg.PatchCore(size=64, level_shift=False).fit(table, **TORCH)
+    told = aware.provenance.details["level"]
+    assert told["used"]
+    assert told["explained"] >= 0.1
+    assert plain.level_line is None
+    assert aware.level_line is not None
+    slope, usual, lowest, highest = aware.level_line.tolist()
+    assert slope == pytest.approx(told["slope"], rel=1e-5)
+    found, before = aware.predict(fresh, **TORCH), plain.predict(fresh, **TORCH)
+    maps = torch.from_numpy(np.stack(found.maps))
+    np.testing.assert_array_equal(maps, np.stack(before.maps))  # the map stays
+    shift = LevelLine(slope, usual, lowest, highest).shift(quiet_level(maps)).numpy()
+    np.testing.assert_allclose(found.scores, before.scores - shift, rtol=1e-4)
+    assert aware.calibration is not None
+    assert plain.calibration is not None
+    assert np.std(aware.calibration.scores) < np.std(plain.calibration.scores)
+    assert aware.calibration.pixel_threshold == plain.calibration.pixel_threshold
+    assert aware.calibration.promise == "estimate"
+    # drift compares with the scores that new images are given
+    assert aware.reference is not None
+    np.testing.assert_allclose(sorted(aware.reference.scores), sorted(aware.calibration.scores), rtol=1e-4)
+    loaded = pg.load(aware.save(tmp_path / "m.safetensors"))
+    np.testing.assert_array_equal(loaded.predict(fresh, **TORCH).scores, found.scores)
+    assert aware.fit(table[:4], **TORCH).level_line is None  # of another fit
+
+
+def test_an_image_is_judged_by_the_line_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So its threshold knows nothing of it: here the lines without a part say nothing, and that of all a lot."""
+
+    def lines(scores: torch.Tensor, levels: torch.Tensor, units: torch.Tensor) -> Any:
+        assert units.tolist() == sorted(units.tolist())
+        return LevelLine(5, 0, 0, 1e9), dict.fromkeys(units.tolist(), LevelLine(0, 0, 0, 0)), 1.0
+
+    table = lit(30, group=3)
+    plain = pg.PatchCore(size=64, level_shift=False).fit(table, **TORCH)
+    monkeypatch.setattr(fitting, "level_lines", lines)
+    aware = pg.PatchCore(size=64).fit(table, **TORCH)
+    assert plain.calibration is not None
+    assert aware.calibration is not None
+    assert len(aware.calibration.scores) == 30
+    assert aware.calibration.scores == plain.calibration.scores
+    assert (aware.predict(table[:2], **TORCH).scores < plain.predict(table[:2], **TORCH).scores - 1).all()
+
+
+@pytest.mark.parametrize("name", ["level_shift", "place_scale"])
+def test_what_is_usual_takes_ten_images_and_a_score_from_the_map(name: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"{name}=True .* takes 10 training images at least .* there are 9: give more"
+    ):
+        pg.PatchCore(size=64, **{name: True}).fit(rows(9), **TORCH)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=rf"{name}=True .*but there are 6"):
+        pg.PatchCore(size=64, **{name: True}).fit(rows(12, group=2), **TORCH)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=rf"{name}=True .* 10 images for validation .* there are 2"):
+        pg.FastFlow(size=64, epochs=1, **{name: True}).fit(rows(12), validate=0.2, **TORCH)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"{name}=True .*leave {name} out"):
+        pg.PatchCore(top_share=0, **{name: True}).fit(rows(), **TORCH)  # type: ignore[arg-type]
+    assert pg.PatchCore(top_share=0).level_matters is False
+    assert pg.PatchCore.from_preset("paper").level_matters is False
 
 
 def test_an_image_that_a_fit_left_out_sets_no_threshold_later(tmp_path: Path) -> None:

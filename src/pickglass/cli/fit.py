@@ -205,12 +205,17 @@ def show_fit(result: FitResult) -> None:
         height, width = result["canvas"]
         say(f"images are read at {height}x{width} pixels (height x width), at their usual aspect; --size 256 squeezes")
     details = dict(result["details"])
-    places = details.pop("places", None)
+    places, level = details.pop("places", None), details.pop("level", None)
     say(", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in details.items()))
     if places and places["used"]:
         say(
             f"the place explains {places['explained']:.0%} of how good maps vary, so each place is compared with what "
             "is usual there (--set place_scale=false: not)"
+        )
+    if level and level["used"]:
+        say(
+            f"the level of the whole map explains {level['explained']:.0%} of how scores of good images vary, and is "
+            "taken out of them (--set level_shift=false: not)"
         )
     if result["adaptation"]:
         kept, auroc = result["adaptation"]["kept"], result["adaptation"]["auroc"]

@@ -48,7 +48,7 @@ from pickglass.features.engine import (
     settle_after_fork,
 )
 from pickglass.features.shared import SharedFeatures
-from pickglass.nn.maps import ProcessLock, cells_of, kept_cells, mean_of_highest
+from pickglass.nn.maps import ProcessLock, cells_of, kept_cells, mean_of_highest, quiet_level
 from pickglass.nn.pooling import channel_means
 from pickglass.result import Found, Named, Prediction, without_number
 from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress
@@ -92,6 +92,7 @@ class Detector(Method):
         smoothing: float | None,
         top_share: float | None = 0.0,
         place_scale: bool | None = None,
+        level_shift: bool | None = None,
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -101,6 +102,7 @@ class Detector(Method):
             smoothing=smoothing,
             top_share=top_share,
             place_scale=place_scale,
+            level_shift=level_shift,
         )
         self.shared_features: SharedFeatures | None = None
         self._engine: BackboneEngine | None = None
@@ -165,7 +167,7 @@ class Detector(Method):
         plan = FitPlan(share, calibrate, seed, memory_gb, file, tuple(observers), progress or silent)
         self.calibration, self.namer, self.reference, self.provenance = None, None, None, Provenance()
         self.history, self._file_id = (), None
-        self.place_gain = self.place_shift = None
+        self.place_gain = self.place_shift = self.level_line = None
         data = data if channels == "rgb" else as_table(data, "train", channels)
         images = prepare(self, data, plan, ComputeOptions(**compute))
         loader = self.loader(ComputeOptions(**compute))
@@ -177,10 +179,10 @@ class Detector(Method):
         fitting = f"{self.method} {self.configuration()} {seed} {self.provenance.data_sha256} {self.provenance.regions}"
         details = teach(self, loader, table, plan, fitting)
         self.eval()
-        self.calibration, places = calibrated(self, self._joined, loader, replace(images, table=table), plan)
+        self.calibration, usual = calibrated(self, self._joined, loader, replace(images, table=table), plan)
         if images.leaves_out:
             self.forget_images()
-        details = {**details, "places": places} if places else details
+        details = {**details, **usual}
         seconds = time.perf_counter() - began
         engine = loader.engine
         self.provenance = replace(
@@ -459,22 +461,27 @@ class Detector(Method):
         return scores, whole
 
     def _joined(
-        self, scores: Tensor, maps: Tensor, kept: Tensor | None, placed: bool = True
+        self, scores: Tensor, maps: Tensor, kept: Tensor | None, compared: bool = True
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return image scores (B,), joined maps (B, h, w), at their places if so asked, and the cells that count."""
+        """Return image scores (B,), joined maps (B, h, w), compared with what is usual if so asked, and what counts."""
         if self.tiles is not None:
             keep = None if kept is None else self.tiles.unfold(kept)
             scores, whole, inside = self.tiles.joined(self.tiles.unfold(scores), self.tiles.unfold(maps), keep)
         else:
             cells = kept_cells(kept, cells_of(maps))
             scores, whole, inside = scores[:, 0], maps[:, 0], None if cells is None else cells[:, 0]
-        if placed and self.place_gain is not None and self.place_shift is not None:
+        if compared and self.place_gain is not None and self.place_shift is not None:
             whole = whole * self.place_gain + self.place_shift
         if inside is not None:
             lowest = whole.masked_fill(~inside, torch.inf).flatten(1).min(1).values  # (B,)
             whole = torch.where(inside, whole, lowest[:, None, None])
-        share = self.scored_share
-        return (mean_of_highest(whole, share, inside) if share else scores), whole, inside
+        if share := self.scored_share:
+            scores = mean_of_highest(whole, share, inside)
+        if compared and self.level_line is not None:
+            slope, usual, lowest, highest = self.level_line.unbind()
+            level = torch.minimum(torch.maximum(quiet_level(whole, inside), lowest), highest)  # (B,)
+            scores = scores - slope * (level - usual)
+        return scores, whole, inside
 
     def forward(self, images: Tensor, keep: Tensor | None = None, features: bool = False) -> tuple[Tensor, ...]:
         """Compute the exported graph: (B, 3, H, W) RGB in [0, 1] -> image scores (B,) and maps (B, h, w).
@@ -508,7 +515,7 @@ class Detector(Method):
             raise DataError("the image can no longer be read:", loaded.failures)
         keep, parts = loaded.batch.keep, self.component_maps(loaded.batch)
         joined = {
-            name: self._joined(maps.flatten(2).max(2).values, maps, keep, placed=False)[1]
+            name: self._joined(maps.flatten(2).max(2).values, maps, keep, compared=False)[1]
             for name, maps in parts.items()
         }
         return {name: found._replace(map=map_[0].float().cpu().numpy()).full_map() for name, map_ in joined.items()}

@@ -56,6 +56,10 @@ class DriftSample(FitObserver):
         pooled = channel_means(loaded.batch.levels, loaded.batch.keep, len(values))
         self._features.append(pooled.cpu().numpy())
 
+    def settled(self, scores: Tensor) -> None:
+        """Keep the scores that new images will be given, instead of those before places and level were known."""
+        self._scores = scores.tolist()
+
     def sample(self, settings: str) -> Sample:
         """Return what was kept; ``settings`` is the digest of what the scores depend on."""
         pooled = np.concatenate(self._features) if self._features else np.zeros((0, 0), np.float32)

@@ -4,7 +4,7 @@
 - :func:`teach` shows the method its images: once each in a stream, and where it trains, from a cache over and over.
   Positions of tiles are taught together, or in groups where the memory has no room for all.
 - :func:`calibrate` judges good images that were held back, or, where the method can, each training image as if it had
-  been left out; their scores set the thresholds, and their maps say what is usual at each place.
+  been left out; their scores set the thresholds, and their maps say what is usual at each place and at each level.
 
 Whoever wants to watch passes a :class:`FitObserver`.
 
@@ -48,7 +48,14 @@ from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.batch import Batch
 from pickglass.features.cache import FeatureCache
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.nn.maps import PlaceSums, explained_by_place, mean_of_highest
+from pickglass.nn.maps import (
+    LevelLine,
+    PlaceSums,
+    explained_by_place,
+    level_lines,
+    mean_of_highest,
+    quiet_level,
+)
 from pickglass.nn.training.loop import train_all
 from pickglass.runtime.compute import ComputeOptions, Progress
 from pickglass.runtime.provenance import common_roi
@@ -80,8 +87,9 @@ __all__ = [
 _DESCRIBED = 16  # images that say which positions look alike
 _HELD_BACK = 0.1  # of the images, for the thresholds, where the method cannot leave images out
 _MOST_LEFT_OUT = 100  # images that are judged as if left out: enough for a rate of 5 %, and quickly judged
-_PLACES = 10  # units with fewer of which nothing is said about places
+_ENOUGH = 10  # units with fewer of which nothing is said about places and levels
 _EXPLAINED = 0.3  # of the variance of the maps: places that explain less have no normal of their own
+_LEVELLED = 0.1  # of the variance of the scores: a level that explains less is left in
 
 Size = tuple[int, int]
 Joined = Callable[[Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor, Tensor | None]"]
@@ -103,7 +111,14 @@ class FitObserver:
     def judged(self, loaded: LoadedBatch, scores: Tensor) -> None:
         """See a batch that sets the thresholds, with its image scores (B,).
 
-        Its rows have the role ``calibrate``, or ``fit`` where each was judged as if it had been left out.
+        Its rows have the role ``calibrate``, or ``fit`` where each was judged as if it had been left out; then
+        :meth:`settled` has the scores that count.
+        """
+
+    def settled(self, scores: Tensor) -> None:
+        """See the image scores (N,) of all judged images that were learned, in the order in which they were judged.
+
+        Each is compared with what is usual at its places and its level, which is known only when all are judged.
         """
 
     def fitted(self, method: Method) -> None:
@@ -157,8 +172,9 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
     Raises:
         DataError: broken images (all are listed), a defective image among them, too few, blank images, or many copies
             of one.
+        InputError: settings contradict each other, or ask for more good images than there are.
     """
-    method.scored_share  # noqa: B018  (settings that contradict each other are refused before images are read)
+    compares = {"place_scale": method.places_matter, "level_shift": method.level_matters}  # contradictions are refused
     table = good_rows(data)
     preprocess: Preprocess | None = None
     if parse_size(method.size).size is not None:
@@ -180,6 +196,13 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
         divided = split_roles(table, plan.validate, held_back, plan.seed)
     table = divided
     _check_number(method, table, plan.validate > 0 and method.uses_validation, held_back > 0)
+    known = len(set(numbered(table.role("fit" if leaves_out else "validate"))))
+    for name in [name for name, asked in compares.items() if asked and known < _ENOUGH]:
+        how = "training images" if leaves_out else "images for validation (validate)"
+        raise InputError(
+            f"{name}=True compares with what is usual among good images, and takes {_ENOUGH} {how} at least (those of "
+            f"one group count as one), but there are {known}: give more, or leave {name} out"
+        )
     return TrainingImages(table, ready, leaves_out)
 
 
@@ -658,7 +681,7 @@ class Judged:
     @property
     def peaks(self) -> Tensor:
         """Each map has this highest value: (N,)."""
-        return self.maps.flatten(1).max(1).values
+        return self.maps.masked_fill(~self.inside, -torch.inf).flatten(1).max(1).values
 
 
 @torch.no_grad()
@@ -669,10 +692,10 @@ def calibrate(
     images: TrainingImages,
     plan: FitPlan,
 ) -> tuple[Calibration, dict[str, Any]]:
-    """Set the thresholds on good images, and learn from their maps what is usual at each place.
+    """Set the thresholds on good images, and learn from their maps what is usual at each place and at each level.
 
     Args:
-        method: was taught; what is usual at a place is left with it.
+        method: was taught; what is usual is left with it.
         joined: scores (B, P), maps (B, P, h, w) and what counts of the canvas -> image scores (B,), joined maps
             (B, h, w) and what counts of them.
         loader: reads the rows.
@@ -681,8 +704,9 @@ def calibrate(
         plan: seed, observers and progress.
 
     Returns:
-        The thresholds, and what is worth telling about places: ``explained``, the share of the variance of the maps
-        that the place explains, and whether it is ``used``; empty where nothing was looked at.
+        The thresholds, and what is worth telling about ``places`` and about the ``level``: ``explained``, the share of
+        the variance of the maps that the place explains, or of the scores that the level explains, and whether it is
+        ``used``; without an entry where nothing was looked at.
 
     Raises:
         DataError: a score is no number, or all maps are one and the same value.
@@ -691,33 +715,36 @@ def calibrate(
     fit, held = table.role("fit"), table.role("calibrate")
     judge = Judge(method, joined, loader, plan)
     uses_left_out = images.leaves_out and not held and plan.calibrate is None
+    compares = method.places_matter is not False or method.level_matters is not False
     left: Judged | None = None
-    if images.leaves_out and (uses_left_out or method.places_matter is not False):
+    if images.leaves_out and (uses_left_out or compares):
         left = judge(*drawn_to_leave_out(fit, plan.seed), leave_out=True, watched=uses_left_out)
         check_meaning(method, left)
     known, validated = left, table.role("validate")
-    if not images.leaves_out and method.places_matter is not False and len(set(numbered(validated))) >= _PLACES:
+    if not images.leaves_out and compares and len(set(numbered(validated))) >= _ENOUGH:
         known = judge(validated)
-    places = None if known is None else _learn_places(method, known, loader.engine.device)
-    if uses_left_out and left is not None:
-        scores, peaks = _left_out_scores(method, left, places)
-        good = left
+    told: dict[str, Any] = {}
+    if known is not None:
+        known = _compared(method, known, told, loader.engine.device)
+    if uses_left_out and known is not None:
+        good = known
+        for observer in plan.observers:
+            observer.settled(good.scores)
     else:
         good = judge(held or fit[: loader.batch], watched=bool(held))
         check_meaning(method, good, learned=not held)
         if not held:
-            return usual_threshold([], []), _told(places)
-        scores, peaks = good.scores, good.peaks
+            return usual_threshold([], []), told
     calibration = usual_threshold(
-        scores.tolist(),
-        peaks.tolist(),
+        good.scores.tolist(),
+        good.peaks.tolist(),
         [row.group for row in good.rows],
         method.settings_digest(),
         short_names([row.path for row in good.rows]),
-        "left out" if good is left else "held back",
-        monotone=method.falls_with_images and method.place_gain is None,
+        "left out" if good is known else "held back",
+        monotone=method.falls_with_images and method.place_gain is None and method.level_line is None,
     )
-    return calibration, _told(places)
+    return calibration, told
 
 
 class Judge:
@@ -771,55 +798,59 @@ def drawn_to_leave_out(fit: Table, seed: int) -> tuple[Table, tuple[int, ...]]:
     return Table([fit[i] for i in some]), tuple(numbers[i] for i in some)
 
 
-@dataclass(frozen=True)
-class _Places:
-    """What good maps say about places.
+def _compared(method: Method, known: Judged, told: dict[str, Any], device: str) -> Judged:
+    """Learn from good images what is usual at each place and at each level, and leave it with the method.
 
-    Attributes:
-        explained: the share of their variance that the place explains.
-        sums: over all of them; None: the places are not used.
-        images: how many maps.
+    Args:
+        method: gets what matters.
+        known: images that no part of the method knows, judged by it alone.
+        told: gets what :func:`calibrate` tells.
+        device: where the method is.
+
+    Returns:
+        The images compared with what is usual. It is learned from themselves; so each unit is compared with what the
+        others say.
     """
-
-    explained: float
-    sums: PlaceSums | None
-    images: int
-
-
-def _told(places: _Places | None) -> dict[str, Any]:
-    if places is None:
-        return {}
-    return {"explained": places.explained, "used": places.sums is not None, "images": places.images}
-
-
-def _learn_places(method: Method, known: Judged, device: str) -> _Places | None:
-    """Learn what is usual at each place of the map from good images, and leave it with the method where it matters."""
-    if method.places_matter is False or len(known.units.unique()) < _PLACES:
-        return None
-    explained = explained_by_place(known.maps, known.inside, known.units)
-    if not (method.places_matter or explained >= _EXPLAINED):
-        return _Places(explained, None, len(known.maps))
-    sums = PlaceSums.of(known.maps, known.inside)
-    method.place_gain, method.place_shift = (part.to(device) for part in sums.scale())
-    return _Places(explained, sums, len(known.maps))
+    if len(known.units.unique()) < _ENOUGH:
+        return known
+    if method.places_matter is not False:
+        explained = explained_by_place(known.maps, known.inside, known.units)
+        used = method.places_matter or explained >= _EXPLAINED
+        told["places"] = {"explained": explained, "used": used, "images": len(known.maps)}
+        if used:
+            sums = PlaceSums.of(known.maps, known.inside)
+            method.place_gain, method.place_shift = (part.to(device) for part in sums.scale())
+            known = _placed(known, sums, method.scored_share)
+    if method.level_matters is not False:
+        levels = quiet_level(known.maps, known.inside)
+        line, lines, explained = level_lines(known.scores, levels, known.units)
+        used = line.slope > 0 and (method.level_matters or explained >= _LEVELLED)
+        told["level"] = {"explained": explained, "used": used, "images": len(known.maps), "slope": line.slope}
+        if used:
+            method.level_line = torch.tensor([line.slope, line.usual, line.lowest, line.highest], device=device)
+            known = _levelled(known, lines, levels)
+    return known
 
 
-def _left_out_scores(method: Method, left: Judged, places: _Places | None) -> tuple[Tensor, Tensor]:
-    """Return the scores (N,) and highest map values (N,) of images, each of which no part of the model knows.
+def _placed(known: Judged, sums: PlaceSums, share: float) -> Judged:
+    """Standardise the maps of each unit by what the others say is usual at each place."""
+    scores, maps = torch.empty_like(known.scores), torch.empty_like(known.maps)
+    for unit in known.units.unique():
+        own = known.units == unit
+        inside = known.inside[own]
+        gain, shift = sums.without(PlaceSums.of(known.maps[own], inside)).scale()
+        maps[own] = known.maps[own] * gain + shift
+        scores[own] = mean_of_highest(maps[own], share, inside)
+    return replace(known, scores=scores, maps=maps)
 
-    What is usual at a place is learned from the same images; so each unit is taken out of the sums.
-    """
-    if places is None or places.sums is None:
-        return left.scores, left.peaks
-    scores, peaks = torch.empty_like(left.scores), torch.empty_like(left.scores)
-    for unit in left.units.unique():
-        own = left.units == unit
-        maps, inside = left.maps[own], left.inside[own]
-        gain, shift = places.sums.without(PlaceSums.of(maps, inside)).scale()
-        placed = maps * gain + shift  # (n, h, w)
-        scores[own] = mean_of_highest(placed, method.scored_share, inside)
-        peaks[own] = placed.masked_fill(~inside, -torch.inf).flatten(1).max(1).values
-    return scores, peaks
+
+def _levelled(known: Judged, lines: Mapping[int, LevelLine], levels: Tensor) -> Judged:
+    """Take out of the scores of each unit what its level adds, as the others say."""
+    scores = known.scores.clone()
+    for unit, line in lines.items():
+        own = known.units == unit
+        scores[own] -= line.shift(levels[own])
+    return replace(known, scores=scores)
 
 
 def check_meaning(method: Method, good: Judged, learned: bool = False) -> None:

@@ -204,7 +204,7 @@ class Method(Configured, ABC):
 
     def head_state(self) -> dict[str, Tensor]:
         """Return what the method has learned: its tensors by name, each with the position axis in front."""
-        others = ("extractor.", "tiles.", "fusion.", "roi", "place_")
+        others = ("extractor.", "tiles.", "fusion.", "roi", "place_", "level_line")
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(others)}
 
     def go_on_from(self, learned: Mapping[str, Tensor], shapes: list[Shape], positions: int) -> None:

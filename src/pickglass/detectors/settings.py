@@ -58,6 +58,10 @@ class Configured(nn.Module):
         place_scale: standardise each cell of the map by the mean and spread of good images there, for parts that
             always lie alike. None: where the place explains at least 0.3 of the variance of good maps, and at least 10
             of them are known; never with the method's own score.
+        level_shift: take out of the image score how far scores of good images go along with the level of the whole
+            map, where light or texture differ from image to image; the map stays. A level beyond those of nine tenths
+            of the good images counts as the nearest of theirs. None: where the level explains at least 0.1 of the
+            variance of good scores, and at least 10 of them are known; never with the method's own score.
 
     Attributes:
         method: the name by which the command line and model files know the method.
@@ -96,6 +100,7 @@ class Configured(nn.Module):
         smoothing: float | None,
         top_share: float | None = 0.0,
         place_scale: bool | None = None,
+        level_shift: bool | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -105,12 +110,15 @@ class Configured(nn.Module):
         self.smoothing = smoothing
         self.top_share = top_share
         self.place_scale = place_scale
+        self.level_shift = level_shift
         self.register_buffer("roi", None)
         self.register_buffer("place_gain", None)  # (h, w) of the joined map
         self.register_buffer("place_shift", None)
+        self.register_buffer("level_line", None)  # (4,) slope, usual, lowest and highest level
         self.roi: Tensor | None
         self.place_gain: Tensor | None
         self.place_shift: Tensor | None
+        self.level_line: Tensor | None
         self.extractor: FeatureExtractor | None = None
         self.tiling: TileSettings | None = None
         self.tiles: Tiles | None = None
@@ -276,12 +284,26 @@ class Configured(nn.Module):
         Raises:
             InputError: asked for together with the method's own score, which knows no places.
         """
+        return self._of_the_map("place_scale")
+
+    @property
+    def level_matters(self) -> bool | None:
+        """Whether the level of the whole map is taken out of the score; None: the good images decide.
+
+        Raises:
+            InputError: asked for together with the method's own score, which knows no level.
+        """
+        return self._of_the_map("level_shift")
+
+    def _of_the_map(self, name: str) -> bool | None:
+        """Return a setting that changes the map, and by it the image score."""
+        asked: bool | None = getattr(self, name)
         if self.scored_share:
-            return self.place_scale
-        if self.place_scale:
+            return asked
+        if asked:
             raise InputError(
-                "place_scale=True standardises the map, and the image score is not taken from it here: leave "
-                "place_scale out, or what asks for the method's own score (top_share=0, top_k, reweight, image_score)"
+                f"{name}=True compares with good maps, and the image score is not taken from the map here: leave "
+                f"{name} out, or what asks for the method's own score (top_share=0, top_k, reweight, image_score)"
             )
         return False
 

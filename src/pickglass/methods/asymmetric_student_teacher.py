@@ -61,7 +61,8 @@ class AsymmetricStudentTeacher(Detector):
     """Asymmetric student-teacher networks (Rudolph et al. 2023).
 
     Args:
-        backbone, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
+        backbone, weights, size, smoothing, top_share, place_scale, level_shift: see
+            :class:`pickglass.Detector`.
         layers: exactly one layer.
         student_hidden: channels of the student's residual blocks (paper: 1024).
         code: channels of the position code, a multiple of 4 (paper: 32); 0 is none.
@@ -112,6 +113,7 @@ class AsymmetricStudentTeacher(Detector):
         smoothing: float | None = None,
         top_share: float | None = None,
         place_scale: bool | None = None,
+        level_shift: bool | None = None,
         student_hidden: int = 256,
         code: int = 32,
         teacher_epochs: int = 72,
@@ -130,6 +132,7 @@ class AsymmetricStudentTeacher(Detector):
             smoothing=smoothing,
             top_share=top_share,
             place_scale=place_scale,
+            level_shift=level_shift,
         )
         self.student_hidden = student_hidden
         self.code = code

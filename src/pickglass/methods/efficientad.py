@@ -84,7 +84,7 @@ class EfficientAD(Detector):
         weights: the teacher's: ``"default"`` (shipped, of tiny and small), a file of ``pickglass distill``, or a
             published checkpoint of the same form.
         size: see :class:`pickglass.Detector`; at least 64 pixels a side.
-        smoothing, top_share: as there (paper: 0). place_scale: as there.
+        smoothing, top_share: as there (paper: 0). place_scale, level_shift: as there.
         natural: images for the penalty: ``"generated"``, a folder of photographs, or ``"none"``.
         frame: how the border is judged: ``"reflect"`` continues the image, ``"zero"`` (paper) leaves a frame of 16
             pixels unjudged.
@@ -121,6 +121,7 @@ class EfficientAD(Detector):
         smoothing: float | None = 0.0,
         top_share: float | None = None,
         place_scale: bool | None = None,
+        level_shift: bool | None = None,
         natural: str = "generated",
         frame: Literal["reflect", "zero"] = "reflect",
         steps: int = 5000,
@@ -137,6 +138,7 @@ class EfficientAD(Detector):
             smoothing=smoothing,
             top_share=top_share,
             place_scale=place_scale,
+            level_shift=level_shift,
         )
         self.natural = natural
         self.frame = frame

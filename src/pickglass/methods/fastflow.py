@@ -55,7 +55,8 @@ class FastFlow(Detector):
     """FastFlow (Yu et al. 2021).
 
     Args:
-        backbone, layers, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
+        backbone, layers, weights, size, smoothing, top_share, place_scale, level_shift: see
+            :class:`pickglass.Detector`.
             The first layer sets the grid.
         steps: coupling steps per level (paper: 8).
         kernels: kernels of the sub-networks: ``"alternating"`` 3x3 and 1x1, or ``"3x3"`` (paper: for ResNet-18).
@@ -103,6 +104,7 @@ class FastFlow(Detector):
         smoothing: float | None = None,
         top_share: float | None = None,
         place_scale: bool | None = None,
+        level_shift: bool | None = None,
         steps: int = 8,
         kernels: Literal["alternating", "3x3"] = "alternating",
         hidden_ratio: float = 1.0,
@@ -121,6 +123,7 @@ class FastFlow(Detector):
             smoothing=smoothing,
             top_share=top_share,
             place_scale=place_scale,
+            level_shift=level_shift,
         )
         self.steps = steps
         self.kernels = kernels

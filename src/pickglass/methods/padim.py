@@ -49,7 +49,8 @@ class PaDiM(Detector):
     """PaDiM (Defard et al. 2020).
 
     Args:
-        backbone, layers, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
+        backbone, layers, weights, size, smoothing, top_share, place_scale, level_shift: see
+            :class:`pickglass.Detector`.
             The first layer sets the grid.
             Smoothing is 4 pixels as in the paper.
         dims: channels kept (paper: 100 of ResNet-18's 448, 550 of WideResNet-50's 1792); as many as there are or
@@ -95,6 +96,7 @@ class PaDiM(Detector):
         smoothing: float | None = 4.0,
         top_share: float | None = None,
         place_scale: bool | None = None,
+        level_shift: bool | None = None,
         dims: int = 100,
         reduce: Reduce = "subset",
         eps: float = 0.01,
@@ -108,6 +110,7 @@ class PaDiM(Detector):
             smoothing=smoothing,
             top_share=top_share,
             place_scale=place_scale,
+            level_shift=level_shift,
         )
         self.dims = dims
         self.reduce = reduce

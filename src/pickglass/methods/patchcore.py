@@ -61,7 +61,8 @@ class PatchCore(Detector):
     """PatchCore (Roth et al. 2022).
 
     Args:
-        backbone, layers, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
+        backbone, layers, weights, size, smoothing, top_share, place_scale, level_shift: see
+            :class:`pickglass.Detector`.
             The first layer sets the grid.
         ratio: share of all patches that the bank keeps, above 0 to 1 (paper: 0.25, 0.1 and 0.01); of fewer than ten
             images as many as 0.01 would keep of ten. None: 0.01, but no more than 4,000 patches, so that four times the
@@ -115,6 +116,7 @@ class PatchCore(Detector):
         smoothing: float | None = None,
         top_share: float | None = None,
         place_scale: bool | None = None,
+        level_shift: bool | None = None,
         ratio: float | None = None,
         sample: int = 0,
         patch: int = 3,
@@ -135,6 +137,7 @@ class PatchCore(Detector):
             smoothing=smoothing,
             top_share=top_share,
             place_scale=place_scale,
+            level_shift=level_shift,
         )
         self.ratio = ratio
         self.sample = sample

@@ -53,7 +53,8 @@ class ReverseDistillation(Detector):
     """Reverse distillation from a one-class embedding (Deng and Li 2022).
 
     Args:
-        backbone, layers, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
+        backbone, layers, weights, size, smoothing, top_share, place_scale, level_shift: see
+            :class:`pickglass.Detector`.
             Layers from the finest to the coarsest. Paper: WideResNet-50, layer1 to layer3, smoothing 4 pixels.
         block: residual block of embedding and decoder: ``"basic"`` (two 3x3 convolutions) or ``"bottleneck"`` (1x1,
             3x3, 1x1, half as wide inside, as in WideResNet-50; paper).
@@ -106,6 +107,7 @@ class ReverseDistillation(Detector):
         smoothing: float | None = 4.0,
         top_share: float | None = None,
         place_scale: bool | None = None,
+        level_shift: bool | None = None,
         block: BlockName = "basic",
         blocks: int | Sequence[int] = 1,
         width: float | None = 1.0,
@@ -123,6 +125,7 @@ class ReverseDistillation(Detector):
             smoothing=smoothing,
             top_share=top_share,
             place_scale=place_scale,
+            level_shift=level_shift,
         )
         self.block = block
         self.blocks = blocks

@@ -47,7 +47,8 @@ class STFPM(Detector):
     """Student-teacher feature pyramid matching (Wang et al. 2021).
 
     Args:
-        backbone, layers, weights, size, smoothing, top_share, place_scale: see :class:`pickglass.Detector`.
+        backbone, layers, weights, size, smoothing, top_share, place_scale, level_shift: see
+            :class:`pickglass.Detector`.
             The first layer sets the grid; the student is a second backbone, untrained at first. Paper: ResNet-18,
             layer1 to layer3, no smoothing.
         epochs: how often the student sees every image (paper: 100). The one with the lowest validation loss counts.
@@ -93,6 +94,7 @@ class STFPM(Detector):
         smoothing: float | None = None,
         top_share: float | None = None,
         place_scale: bool | None = None,
+        level_shift: bool | None = None,
         epochs: int = 100,
         batch: int = 8,
         lr: float = 0.4,
@@ -108,6 +110,7 @@ class STFPM(Detector):
             smoothing=smoothing,
             top_share=top_share,
             place_scale=place_scale,
+            level_shift=level_shift,
         )
         self.epochs = epochs
         self.batch = batch

@@ -24,6 +24,7 @@ from torch import Tensor
 
 __all__ = [
     "ChannelMoments",
+    "LevelLine",
     "PlaceSums",
     "ProcessLock",
     "RingQuantiles",
@@ -39,11 +40,13 @@ __all__ = [
     "highest",
     "kept_cells",
     "kept_mean",
+    "level_lines",
     "may_use_bfloat16",
     "mean_of_highest",
     "neighbourhood_mean",
     "patch_vectors",
     "pool_channels",
+    "quiet_level",
     "resampled_to",
     "rings",
     "rounding_bound",
@@ -369,6 +372,124 @@ def explained_by_place(maps: Tensor, inside: Tensor, units: Tensor) -> float:
         by_place += float((maps[own].double() - others / n.clamp(min=1))[seen].square().sum())
         by_all += float((maps[own].double() - others.sum() / n.sum().clamp(min=1))[seen].square().sum())
     return 1 - by_place / by_all if by_all > 0 else 0.0
+
+
+# -- the level of a whole map ------------------------------------------------------------------------------------------
+
+_BLOCKS = (
+    16  # a side, at most: the level is the same whatever the grid, and few numbers are ranked in an exported graph
+)
+_QUIET = 0.1  # of the blocks: the level of the ground, unless a defect covers nine tenths of it
+_RARE = 0.05  # of good levels at either end: the line says nothing of them, nor one odd image of how far it goes
+
+
+def quiet_level(maps: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Return the level that each map (B, h, w) has where it is quiet: the mean of the lowest tenth of its blocks, (B,).
+
+    Blocks are means over the cells that count, at most 16 x 16 of them.
+
+    Args:
+        maps: (B, h, w).
+        keep: (B, h, w) bool, the cells that count. None: all count.
+    """
+    h, w = cells_of(maps)
+    size = (min(h, _BLOCKS), min(w, _BLOCKS))
+    if keep is None:
+        return -mean_of_highest(-area_means(maps[:, None], size)[:, 0], _QUIET)
+    share = area_means(keep[:, None].to(maps), size)  # (B, 1, *size)
+    blocks = area_means(torch.where(keep, maps, 0)[:, None], size) / share.clamp(min=1e-6)
+    return -mean_of_highest(-blocks[:, 0], _QUIET, kept_cells(keep, size))
+
+
+class LevelLine(NamedTuple):
+    """A straight line says how far the image score of good images goes along with the level of their maps.
+
+    Attributes:
+        slope: what the score rises by when the level rises by 1.
+        usual: the mean level, each unit of which counts once.
+        lowest, highest: the range of usual levels, outside which nothing is known of the line.
+    """
+
+    slope: float
+    usual: float
+    lowest: float
+    highest: float
+
+    def shift(self, levels: Tensor) -> Tensor:
+        """Return what the level of a map adds to its score, (N,): 0 at the usual level, bounded by the range."""
+        return self.slope * (levels.clamp(self.lowest, self.highest) - self.usual)
+
+
+def level_lines(scores: Tensor, levels: Tensor, units: Tensor) -> tuple[LevelLine, dict[int, LevelLine], float]:
+    """Fit the line of scores over levels, all (N,), and for each of at least four units the line without it.
+
+    Images of one unit show one part, whose own score has nothing to do with their light: each unit has an intercept of
+    its own (random effects, Swamy & Arora 1972). Of units of one image each this is least squares. Each slope is shrunk
+    by how unsure it is, by its variance over the lines without a unit (the jackknife): one no larger than its
+    standard error, or below 0, is 0.
+
+    Returns:
+        The line of all, the lines without each unit, by its number, and the share of the variance of the scores that
+        the level explains, where each unit is predicted by the line without it; below 0 where it explains nothing.
+    """
+    names, number, members = units.unique(return_inverse=True, return_counts=True)
+    scores, levels, members = scores.double(), levels.double(), members.double()
+    own = _own_share(scores, levels, number, members)  # (N,)
+    y, x = (values - own * _unit_means(values, number, members)[number] for values in (scores, levels))
+    one = 1 - own  # the intercept
+    slopes: list[float] = []
+    by_line = by_mean = 0.0
+    for unit in range(len(names)):
+        others, mine = number != unit, number == unit
+        level, slope = _least_squares(y[others], x[others], one[others])
+        slopes.append(slope)
+        mean = float(y[others] @ one[others] / one[others].square().sum())
+        by_line += float((y[mine] - level * one[mine] - slope * x[mine]).square().sum())
+        by_mean += float((y[mine] - mean * one[mine]).square().sum())
+    slope = _least_squares(y, x, one)[1]
+    variance = (len(slopes) - 1) * float(np.var(slopes))
+    sure = max(0.0, 1 - variance / slope**2) if slope > 0 else 0.0
+    means = _unit_means(levels, number, members)
+    lines = {
+        int(name): _line(sure * max(0.0, without), levels[number != i], (means.sum() - means[i]) / (len(means) - 1))
+        for i, (name, without) in enumerate(zip(names.tolist(), slopes, strict=True))
+    }
+    return _line(sure * max(0.0, slope), levels, means.mean()), lines, 1 - by_line / by_mean if by_mean > 0 else 0.0
+
+
+def _line(slope: float, levels: Tensor, usual: Tensor) -> LevelLine:
+    lowest, highest = np.quantile(levels.numpy(), [_RARE, 1 - _RARE])
+    return LevelLine(slope, float(usual), float(lowest), float(highest))
+
+
+def _unit_means(values: Tensor, number: Tensor, members: Tensor) -> Tensor:
+    return torch.zeros(len(members), dtype=torch.float64).index_add(0, number, values) / members
+
+
+def _least_squares(y: Tensor, x: Tensor, one: Tensor) -> tuple[float, float]:
+    """Return the factors of ``one`` and of ``x``; 0 of an x that goes along with ``one``."""
+    apart = x - one * (x @ one) / one.square().sum()
+    spread = float(apart.square().sum())
+    slope = float(apart @ y) / spread if spread > 1e-12 * float(x.square().sum()) else 0.0
+    return float((y - slope * x) @ one / one.square().sum()), slope
+
+
+def _own_share(scores: Tensor, levels: Tensor, number: Tensor, members: Tensor) -> Tensor:
+    """Return which share of its unit's mean is taken off each image, (N,), so that what is left is independent."""
+    n, units = len(scores), len(members)
+    if n - units < 2 or units < 4:
+        return torch.zeros_like(scores)
+    mean_score, mean_level = (_unit_means(values, number, members) for values in (scores, levels))
+    y, x = scores - mean_score[number], levels - mean_level[number]
+    slope = float(x @ y) / max(float(x @ x), 1e-300)
+    within = float((y - slope * x).square().sum()) / (n - units - 1)
+    intercept, slope = _least_squares(mean_score, mean_level, torch.ones_like(mean_score))
+    between = float((mean_score - intercept - slope * mean_level).square().sum()) / (units - 2)
+    between = max(0.0, between - within * float((1 / members).mean()))
+    if within + between == 0:
+        return torch.zeros_like(scores)
+    # a unit of which nothing is left would have no say at all
+    return (1 - (within / (within + members * between)).sqrt()).clamp(max=0.999)[number]
 
 
 # -- rings of cells ----------------------------------------------------------------------------------------------------
