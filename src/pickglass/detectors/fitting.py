@@ -725,7 +725,7 @@ def calibrate(
         known = judge(validated)
     told: dict[str, Any] = {}
     if known is not None:
-        known = _compared(method, known, told, loader.engine.device)
+        known = _compared(method, known, told, loader.engine.device, images.leaves_out)
     if uses_left_out and known is not None:
         good = known
         for observer in plan.observers:
@@ -798,7 +798,7 @@ def drawn_to_leave_out(fit: Table, seed: int) -> tuple[Table, tuple[int, ...]]:
     return Table([fit[i] for i in some]), tuple(numbers[i] for i in some)
 
 
-def _compared(method: Method, known: Judged, told: dict[str, Any], device: str) -> Judged:
+def _compared(method: Method, known: Judged, told: dict[str, Any], device: str, left_out: bool) -> Judged:
     """Learn from good images what is usual at each place and at each level, and leave it with the method.
 
     Args:
@@ -806,6 +806,8 @@ def _compared(method: Method, known: Judged, told: dict[str, Any], device: str) 
         known: images that no part of the method knows, judged by it alone.
         told: gets what :func:`calibrate` tells.
         device: where the method is.
+        left_out: they were learned, and judged as if left out. Otherwise the level stays in unless it is asked for:
+            whether that helps methods which train was not measured.
 
     Returns:
         The images compared with what is usual. It is learned from themselves; so each unit is compared with what the
@@ -824,7 +826,7 @@ def _compared(method: Method, known: Judged, told: dict[str, Any], device: str) 
     if method.level_matters is not False:
         levels = quiet_level(known.maps, known.inside)
         line, lines, explained = level_lines(known.scores, levels, known.units)
-        used = line.slope > 0 and (method.level_matters or explained >= _LEVELLED)
+        used = line.slope > 0 and (method.level_matters or (left_out and explained >= _LEVELLED))
         told["level"] = {"explained": explained, "used": used, "images": len(known.maps), "slope": line.slope}
         if used:
             method.level_line = torch.tensor([line.slope, line.usual, line.lowest, line.highest], device=device)

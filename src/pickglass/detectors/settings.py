@@ -61,7 +61,8 @@ class Configured(nn.Module):
         level_shift: take out of the image score how far scores of good images go along with the level of the whole
             map, where light or texture differ from image to image; the map stays. A level beyond those of nine tenths
             of the good images counts as the nearest of theirs. None: where the level explains at least 0.1 of the
-            variance of good scores, and at least 10 of them are known; never with the method's own score.
+            variance of good scores, and at least 10 of them are known, each of an image that was judged as if left
+            out (PatchCore, PaDiM); never with the method's own score.
 
     Attributes:
         method: the name by which the command line and model files know the method.
