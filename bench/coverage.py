@@ -135,7 +135,7 @@ def left_out(fits: int, seed: int) -> dict[str, Any]:
     side, fresh = 96, 100
     detectors: dict[str, Callable[[], Detector]] = {
         "patchcore": lambda: PatchCore(size=side),
-        "patchcore, all patches": lambda: PatchCore(size=side, ratio=1, place_scale=False, level_shift=False),
+        "patchcore, all patches": lambda: PatchCore(size=side, ratio=1, place_scale=False),
         "padim": lambda: PaDiM(size=side, dims=25),
     }
     result: dict[str, Any] = {}

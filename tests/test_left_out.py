@@ -65,7 +65,7 @@ def refitted(detector: pg.Detector, table: Table, path: str) -> np.ndarray[Any, 
     """The map of an image by a fit without its unit."""
     (row,) = [row for row in table if row.path == path]
     others = table.where(lambda other: other.unit != row.unit)
-    fresh = type(detector).configured({**detector.configuration(), "place_scale": False, "level_shift": False})
+    fresh = type(detector).configured({**detector.configuration(), "place_scale": False})
     return fresh.fit(others, calibrate=0, **TORCH).predict(Table([row]), **TORCH).maps[0]
 
 
@@ -74,9 +74,9 @@ def refitted(detector: pg.Detector, table: Table, path: str) -> np.ndarray[Any, 
 @pytest.mark.usefixtures("keeping")
 def test_a_bank_of_all_patches_answers_as_without_the_image(group: int, tiled: bool) -> None:
     table = rows(9, group=group)
-    detector: pg.Detector = pg.PatchCore(size=64, ratio=1, place_scale=False, level_shift=False)
+    detector: pg.Detector = pg.PatchCore(size=64, ratio=1, place_scale=False)
     if tiled:
-        detector = pg.PatchCore(size=96, ratio=1, place_scale=False, level_shift=False).tiled(tile=64, stride=32)
+        detector = pg.PatchCore(size=96, ratio=1, place_scale=False).tiled(tile=64, stride=32)
     detector.fit(table, **TORCH)
     maps = left_out(detector, table)
     for path in ("0.png", "4.png"):
@@ -87,7 +87,7 @@ def test_a_bank_of_all_patches_answers_as_without_the_image(group: int, tiled: b
 @pytest.mark.usefixtures("keeping")
 def test_turned_copies_are_left_out_too() -> None:
     table = rows(6)
-    detector = pg.PatchCore(size=64, ratio=1, rotations=4, place_scale=False, level_shift=False).fit(table, **TORCH)
+    detector = pg.PatchCore(size=64, ratio=1, rotations=4, place_scale=False).fit(table, **TORCH)
     np.testing.assert_allclose(
         left_out(detector, table)["2.png"], refitted(detector, table, "2.png"), rtol=2e-3, atol=1e-3
     )
@@ -99,7 +99,7 @@ def test_regions_of_interest_keep_patches_and_owners_together() -> None:
     for i, mask in enumerate(masks):
         mask[8 * (i % 3) :, :] = 255  # differing numbers of patches
     table = Table([replace(row, roi=mask) for row, mask in zip(rows(6), masks, strict=True)])
-    detector = pg.PatchCore(size=64, ratio=1, place_scale=False, level_shift=False).fit(table, **TORCH)
+    detector = pg.PatchCore(size=64, ratio=1, place_scale=False).fit(table, **TORCH)
     np.testing.assert_allclose(
         left_out(detector, table)["2.png"], refitted(detector, table, "2.png"), rtol=2e-3, atol=1e-3
     )
@@ -109,7 +109,7 @@ def test_regions_of_interest_keep_patches_and_owners_together() -> None:
 def test_a_coreset_without_an_image_is_never_nearer_than_the_whole_one() -> None:
     """So the threshold errs on the side of fewer false alarms."""
     table = rows()
-    detector = pg.PatchCore(size=64, ratio=0.1, place_scale=False, level_shift=False).fit(table, **TORCH)
+    detector = pg.PatchCore(size=64, ratio=0.1, place_scale=False).fit(table, **TORCH)
     maps, whole = left_out(detector, table), detector.predict(table, **TORCH)
     for row, map_ in zip(whole.rows, whole.maps, strict=True):
         assert (maps[row.path] >= map_ - 1e-3 * map_.max()).all()
@@ -119,7 +119,7 @@ def test_a_coreset_without_an_image_is_never_nearer_than_the_whole_one() -> None
 @pytest.mark.usefixtures("keeping")
 def test_a_gaussian_without_an_image_follows_from_that_with_it() -> None:
     table = rows(30)
-    detector = pg.PaDiM(size=64, dims=12, place_scale=False, level_shift=False).fit(table, **TORCH)
+    detector = pg.PaDiM(size=64, dims=12, place_scale=False).fit(table, **TORCH)
     maps = left_out(detector, table)
     for path in ("0.png", "17.png"):
         np.testing.assert_allclose(maps[path], refitted(detector, table, path), rtol=0.02)
@@ -246,7 +246,7 @@ def test_places_outside_the_region_of_interest_say_nothing() -> None:
 def test_parts_that_always_lie_alike_are_judged_place_by_place(tmp_path: Path) -> None:
     good, fresh = parts(24), parts(3, seed=1)
     aware = pg.PatchCore(size=128).fit(good, **TORCH)
-    plain = pg.PatchCore(size=128, place_scale=False, level_shift=False).fit(good, **TORCH)
+    plain = pg.PatchCore(size=128, place_scale=False).fit(good, **TORCH)
     told = aware.provenance.details["places"]
     assert told["used"]
     assert told["explained"] > 0.3
@@ -304,76 +304,69 @@ def test_the_level_is_that_of_the_quietest_tenth_within_what_counts() -> None:
     assert quiet_level(torch.tensor([[[3.0]]])).tolist() == [3.0]  # a map of one cell
 
 
-def test_a_line_is_least_squares_where_each_image_shows_a_part_of_its_own() -> None:
-    rng = np.random.default_rng(0)
-    levels = rng.normal(20, 1, 60)
-    scores = 30 + 1.5 * (levels - 20) + rng.normal(0, 0.5, 60)
-    line, lines, explained = level_lines(*map(torch.from_numpy, (scores, levels)), torch.arange(60))
-    assert line.slope == pytest.approx(np.polyfit(levels, scores, 1)[0], rel=0.02)  # hardly shrunk
-    assert explained == pytest.approx(np.corrcoef(levels, scores)[0, 1] ** 2, abs=0.03)
-    assert line.usual == pytest.approx(levels.mean())
-    assert (line.lowest, line.highest) == pytest.approx(tuple(np.quantile(levels, [0.05, 0.95])))
-    without, _, _ = level_lines(*map(torch.from_numpy, (scores[1:], levels[1:])), torch.arange(59))
+def shown(seed: int = 0, slope: float = 2.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores, levels and units of 20 parts in 6 lights: parts of high scores have low levels."""
+    rng = np.random.default_rng(seed)
+    parts = np.repeat(np.arange(20), 6)
+    light = rng.normal(0, 0.5, 120)
+    level_of, score_of = rng.normal(20, 1, 20), rng.normal(0, 1, 20)
+    levels = level_of[parts] + light
+    scores = 30 + slope * light + (score_of - 3 * (level_of - 20))[parts] + rng.normal(0, 0.3, 120)
+    return torch.from_numpy(scores), torch.from_numpy(levels), torch.from_numpy(parts)
+
+
+def test_what_parts_differ_by_is_not_laid_to_their_light() -> None:
+    scores, levels, units = shown()
+    assert np.polyfit(levels.numpy(), scores.numpy(), 1)[0] < -1
+    line, lines, explained = level_lines(scores, levels, units)
+    assert line.slope == pytest.approx(2, abs=0.1)
+    assert explained > 0.8
+    assert (line.lowest, line.highest) == pytest.approx(tuple(np.quantile(levels.numpy(), [0.05, 0.95])))
+    without, _, _ = level_lines(scores[6:], levels[6:], units[6:])
+    assert set(lines) == set(range(20))
     assert lines[0] == pytest.approx(without, rel=0.01)
+    # a part of one image more or less says nothing of the slope
+    more = torch.tensor([99.0, 1.0]).double(), torch.tensor([99.0, 1.0]).double(), torch.tensor([20, 21])
+    given = [torch.cat(pair) for pair in zip((scores, levels, units), more, strict=True)]
+    assert level_lines(*given)[0].slope == pytest.approx(line.slope, rel=0.01)
     shift = line.shift(torch.tensor([line.usual, line.highest, 1e6, -1e6])).tolist()
     assert shift[0] == pytest.approx(0, abs=1e-4)
     assert shift[1] == pytest.approx(shift[2], abs=1e-4)  # a defect that covers all is not explained away
     assert shift[3] == pytest.approx(line.slope * (line.lowest - line.usual), abs=1e-4)
 
 
-def test_what_parts_differ_by_is_not_laid_to_their_light() -> None:
-    """Parts of high scores have low levels; within each part the score rises with the level."""
-    rng = np.random.default_rng(0)
-    parts = np.repeat(np.arange(20), 6)
-    light = rng.normal(0, 0.5, 120)
-    level_of, score_of = rng.normal(20, 1, 20), rng.normal(0, 1, 20)
-    levels = level_of[parts] + light
-    scores = 30 + 2 * light + (score_of - 2 * (level_of - 20))[parts] + rng.normal(0, 0.3, 120)
-    given = (*map(torch.from_numpy, (scores, levels)), torch.from_numpy(parts))
-    assert np.polyfit(levels, scores, 1)[0] < 0
-    line, lines, explained = level_lines(*given)
-    assert 1 < line.slope < 2.2
-    assert explained > 0.3
-    assert set(lines) == set(range(20))
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_a_level_that_says_nothing_of_the_score_is_left_in(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    levels, noise = (torch.from_numpy(rng.normal(20, 1, 30)) for _ in range(2))
-    line, _, explained = level_lines(noise, levels, torch.arange(30))
-    assert explained < 0.1
-    assert 0 <= line.slope < 0.3
-    falling, _, explained = level_lines(noise - 3 * levels, levels, torch.arange(30))
+    scores, levels, units = shown(seed, slope=0)
+    line, _, explained = level_lines(scores, levels, units)
+    assert explained < 0.05
+    assert 0 <= line.slope < 0.2
+    falling, _, explained = level_lines(*shown(seed, slope=-2))
     assert explained > 0.5
     assert falling.slope == 0  # scores that rise where the map is quiet are another matter
-    even, _, explained = level_lines(noise, torch.full((30,), 7.0), torch.arange(30))
-    assert (even.slope, even.lowest, even.highest) == (0, 7, 7)
-    assert explained <= 0
-    assert level_lines(torch.full((30,), 7.0), levels, torch.arange(30))[2] == 0
+    even, _, explained = level_lines(scores, torch.full_like(levels, 7.1), units)
+    assert (even.slope, even.lowest, even.highest) == (0, 7.1, 7.1)
+    assert explained == 0
+    assert level_lines(torch.full_like(scores, 7.1), levels, units)[0].slope == pytest.approx(0, abs=1e-9)
+    alone, _, explained = level_lines(scores, levels, torch.arange(120))  # nobody is shown twice
+    assert (alone.slope, explained) == (0, 0)
 
 
-def lit(n: int, seed: int = 0, group: int = 1) -> Table:
-    """Pieces of one ground under many lights: the more light, the more each cell differs from the bank."""
-    light = np.random.default_rng(seed).uniform(0.4, 1, n)[:, None, None, None]
-    pictures = (textures(n, 64, seed) * light).astype(np.uint8)
-    names = [f"part {i // group}" if group > 1 else None for i in range(n)]
-    return Table(
-        [
-            Row(f"{i}.png", "train", 0, group=name, pixels=p)
-            for i, (p, name) in enumerate(zip(pictures, names, strict=True))
-        ]
-    )
+def lit(n: int) -> Table:
+    """Parts, each under two lights: with more light each cell differs more from the bank."""
+    pictures = textures(n, 64)
+    both = np.concatenate([pictures // 2, pictures])
+    return Table([Row(f"{i}.png", "train", 0, group=str(i % n), pixels=picture) for i, picture in enumerate(both)])
 
 
 def test_the_level_is_taken_out_of_scores_and_thresholds(tmp_path: Path) -> None:
-    table, fresh = lit(20), lit(4, 1)
+    table, fresh = lit(10), textures(3, 64, seed=1)
     drift = pg.DriftSample()
-    aware = pg.PatchCore(size=64).fit(table, observers=[drift], **TORCH)
-    plain = pg.PatchCore(size=64, level_shift=False).fit(table, **TORCH)
+    network: dict[str, Any] = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "weights": "random", "size": 64}
+    aware = pg.PatchCore(**network, level_shift=True).fit(table, observers=[drift], **TORCH)
+    plain = pg.PatchCore(**network, level_shift=False).fit(table, **TORCH)
     told = aware.provenance.details["level"]
     assert told["used"]
-    assert told["explained"] >= 0.1
     assert plain.level_line is None
     assert aware.level_line is not None
     slope, usual, lowest, highest = aware.level_line.tolist()
@@ -385,7 +378,7 @@ def test_the_level_is_taken_out_of_scores_and_thresholds(tmp_path: Path) -> None
     np.testing.assert_allclose(found.scores, before.scores - shift, rtol=1e-4)
     assert aware.calibration is not None
     assert plain.calibration is not None
-    assert np.std(aware.calibration.scores) < np.std(plain.calibration.scores)
+    assert aware.calibration.scores != plain.calibration.scores
     assert aware.calibration.pixel_threshold == plain.calibration.pixel_threshold
     assert aware.calibration.promise == "estimate"
     # drift compares with the scores that new images are given
@@ -393,39 +386,45 @@ def test_the_level_is_taken_out_of_scores_and_thresholds(tmp_path: Path) -> None
     np.testing.assert_allclose(sorted(aware.reference.scores), sorted(aware.calibration.scores), rtol=1e-4)
     loaded = pg.load(aware.save(tmp_path / "m.safetensors"))
     np.testing.assert_array_equal(loaded.predict(fresh, **TORCH).scores, found.scores)
-    assert aware.fit(table[:4], **TORCH).level_line is None  # of another fit
+    aware.level_shift = None
+    assert aware.fit(table[:10], **TORCH).level_line is None  # of another fit, in which nobody is shown twice
 
 
 def test_an_image_is_judged_by_the_line_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """So its threshold knows nothing of it: here the lines without a part say nothing, and that of all a lot."""
 
     def lines(scores: torch.Tensor, levels: torch.Tensor, units: torch.Tensor) -> Any:
-        assert units.tolist() == sorted(units.tolist())
-        return LevelLine(5, 0, 0, 1e9), dict.fromkeys(units.tolist(), LevelLine(0, 0, 0, 0)), 1.0
+        assert units.tolist() == [*range(10), *range(10)]
+        return LevelLine(5, 0, 0, 1e9), dict.fromkeys(units.tolist(), LevelLine(0, 0, 0, 0)), explained
 
-    table = lit(30, group=3)
+    table, explained = lit(10), 0.05
     plain = pg.PatchCore(size=64, level_shift=False).fit(table, **TORCH)
     monkeypatch.setattr(fitting, "level_lines", lines)
     aware = pg.PatchCore(size=64).fit(table, **TORCH)
     assert plain.calibration is not None
     assert aware.calibration is not None
-    assert len(aware.calibration.scores) == 30
+    assert len(aware.calibration.scores) == 20
     assert aware.calibration.scores == plain.calibration.scores
     assert (aware.predict(table[:2], **TORCH).scores < plain.predict(table[:2], **TORCH).scores - 1).all()
+    explained = 0.049
+    assert pg.PatchCore(size=64).fit(table, **TORCH).level_line is None
 
 
-@pytest.mark.parametrize("name", ["level_shift", "place_scale"])
-def test_what_is_usual_takes_ten_images_and_a_score_from_the_map(name: str) -> None:
-    with pytest.raises(
-        InputError, match=rf"{name}=True .* takes 10 training images at least .* there are 9: give more"
-    ):
-        pg.PatchCore(size=64, **{name: True}).fit(rows(9), **TORCH)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=rf"{name}=True .*but there are 6"):
-        pg.PatchCore(size=64, **{name: True}).fit(rows(12, group=2), **TORCH)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=rf"{name}=True .* 10 images for validation .* there are 2"):
-        pg.FastFlow(size=64, epochs=1, **{name: True}).fit(rows(12), validate=0.2, **TORCH)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=f"{name}=True .*leave {name} out"):
-        pg.PatchCore(top_share=0, **{name: True}).fit(rows(), **TORCH)  # type: ignore[arg-type]
+def test_what_is_usual_takes_enough_good_images_and_a_score_from_the_map() -> None:
+    cases = (
+        ("place_scale", rows(9), "images to fit, but there are 9"),
+        ("level_shift", lit(9), "parts .* there are 9"),
+    )
+    for name, table, words in cases:
+        asked: dict[str, Any] = {"size": 64, name: True}
+        with pytest.raises(InputError, match=rf"{name}=True .* at least 10 {words}: give more, or leave {name} out"):
+            pg.PatchCore(**asked).fit(table, **TORCH)
+        with pytest.raises(InputError, match=rf"{name}=True .*to validate \(validate\), but there are"):
+            pg.FastFlow(**asked, epochs=1).fit(table, validate=0.2, **TORCH)
+        with pytest.raises(InputError, match=f"{name}=True .*leave {name} out"):
+            pg.PatchCore(**asked, top_share=0).fit(table, **TORCH)
+    with pytest.raises(InputError, match=r"level_shift=True .*several images .*there are 0"):
+        pg.PatchCore(size=64, level_shift=True).fit(rows(12), **TORCH)
     assert pg.PatchCore(top_share=0).level_matters is False
     assert pg.PatchCore.from_preset("paper").level_matters is False
 

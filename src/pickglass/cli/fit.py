@@ -214,7 +214,7 @@ def show_fit(result: FitResult) -> None:
         )
     if level and level["used"]:
         say(
-            f"the level of the whole map explains {level['explained']:.0%} of how scores of good images vary, and is "
+            f"the level of the whole map explains {level['explained']:.0%} of how scores of one good part vary, and is "
             "taken out of them (--set level_shift=false: not)"
         )
     if result["adaptation"]:

@@ -87,9 +87,9 @@ __all__ = [
 _DESCRIBED = 16  # images that say which positions look alike
 _HELD_BACK = 0.1  # of the images, for the thresholds, where the method cannot leave images out
 _MOST_LEFT_OUT = 100  # images that are judged as if left out: enough for a rate of 5 %, and quickly judged
-_ENOUGH = 10  # units with fewer of which nothing is said about places and levels
+_ENOUGH = 10  # units with fewer of which nothing is said about places, nor, of those with several images, about levels
 _EXPLAINED = 0.3  # of the variance of the maps: places that explain less have no normal of their own
-_LEVELLED = 0.1  # of the variance of the scores: a level that explains less is left in
+_LEVELLED = 0.05  # of the variance of the scores of one part: a level that explains less is left in
 
 Size = tuple[int, int]
 Joined = Callable[[Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor, Tensor | None]"]
@@ -196,6 +196,7 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
         divided = split_roles(table, plan.validate, held_back, plan.seed)
     table = divided
     _check_number(method, table, plan.validate > 0 and method.uses_validation, held_back > 0)
+<<<<<<< HEAD
     known = len(set(numbered(table.role("fit" if leaves_out else "validate"))))
     for name in [name for name, asked in compares.items() if asked and known < _ENOUGH]:
         how = "training images" if leaves_out else "images for validation (validate)"
@@ -203,6 +204,18 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
             f"{name}=True compares with what is usual among good images, and takes {_ENOUGH} {how} at least (those of "
             f"one group count as one), but there are {known}: give more, or leave {name} out"
         )
+=======
+    members = np.bincount(_numbered(table.role("fit" if leaves_out else "validate")))
+    for name, least in (("place_scale", 1), ("level_shift", 2)):
+        found = np.count_nonzero(members >= least)
+        if compares[name] and found < _ENOUGH:
+            what = "images" if least == 1 else "parts of which there are several images (groups)"
+            role = "to fit" if leaves_out else "to validate (validate)"
+            raise InputError(
+                f"{name}=True compares with what is usual among good images, and takes at least {_ENOUGH} {what} "
+                f"{role}, but there are {found}: give more, or leave {name} out"
+            )
+>>>>>>> 057946e (Learn the level's line within parts, and use it only where parts are shown several times)
     return TrainingImages(table, ready, leaves_out)
 
 
@@ -705,8 +718,8 @@ def calibrate(
 
     Returns:
         The thresholds, and what is worth telling about ``places`` and about the ``level``: ``explained``, the share of
-        the variance of the maps that the place explains, or of the scores that the level explains, and whether it is
-        ``used``; without an entry where nothing was looked at.
+        the variance of the maps that the place explains, or of the scores of one part that the level explains, and
+        whether it is ``used``; without an entry where nothing was looked at.
 
     Raises:
         DataError: a score is no number, or all maps are one and the same value.
@@ -813,9 +826,8 @@ def _compared(method: Method, known: Judged, told: dict[str, Any], device: str, 
         The images compared with what is usual. It is learned from themselves; so each unit is compared with what the
         others say.
     """
-    if len(known.units.unique()) < _ENOUGH:
-        return known
-    if method.places_matter is not False:
+    members = known.units.unique(return_counts=True)[1]
+    if method.places_matter is not False and len(members) >= _ENOUGH:
         explained = explained_by_place(known.maps, known.inside, known.units)
         used = method.places_matter or explained >= _EXPLAINED
         told["places"] = {"explained": explained, "used": used, "images": len(known.maps)}
@@ -823,7 +835,7 @@ def _compared(method: Method, known: Judged, told: dict[str, Any], device: str, 
             sums = PlaceSums.of(known.maps, known.inside)
             method.place_gain, method.place_shift = (part.to(device) for part in sums.scale())
             known = _placed(known, sums, method.scored_share)
-    if method.level_matters is not False:
+    if method.level_matters is not False and int((members > 1).sum()) >= _ENOUGH:
         levels = quiet_level(known.maps, known.inside)
         line, lines, explained = level_lines(known.scores, levels, known.units)
         used = line.slope > 0 and (method.level_matters or (left_out and explained >= _LEVELLED))

@@ -58,10 +58,10 @@ class Configured(nn.Module):
         place_scale: standardise each cell of the map by the mean and spread of good images there, for parts that
             always lie alike. None: where the place explains at least 0.3 of the variance of good maps, and at least 10
             of them are known; never with the method's own score.
-        level_shift: take out of the image score how far scores of good images go along with the level of the whole
-            map, where light or texture differ from image to image; the map stays. A level beyond those of nine tenths
-            of the good images counts as the nearest of theirs. None: where the level explains at least 0.1 of the
-            variance of good scores, and at least 10 of them are known, each of an image that was judged as if left
+        level_shift: take out of the image score how far scores go along with the level of the whole map where images
+            show one good part in several lights (groups); the map stays. A level beyond those of nine tenths of the
+            good images counts as the nearest of theirs. None: where the level explains at least 0.05 of the variance
+            of the scores of one part, at least 10 of which are shown several times, and images were judged as if left
             out (PatchCore, PaDiM); never with the method's own score.
 
     Attributes:

@@ -402,7 +402,7 @@ def quiet_level(maps: Tensor, keep: Tensor | None = None) -> Tensor:
 
 
 class LevelLine(NamedTuple):
-    """A straight line says how far the image score of good images goes along with the level of their maps.
+    """A straight line says how far the image score goes along with the level of the map where only the light differs.
 
     Attributes:
         slope: what the score rises by when the level rises by 1.
@@ -421,75 +421,48 @@ class LevelLine(NamedTuple):
 
 
 def level_lines(scores: Tensor, levels: Tensor, units: Tensor) -> tuple[LevelLine, dict[int, LevelLine], float]:
-    """Fit the line of scores over levels, all (N,), and for each of at least four units the line without it.
+    """Fit the line of scores over levels, all (N,), and for each of at least two units the line without it.
 
-    Images of one unit show one part, whose own score has nothing to do with their light: each unit has an intercept of
-    its own (random effects, Swamy & Arora 1972). Of units of one image each this is least squares. Each slope is shrunk
-    by how unsure it is, by its variance over the lines without a unit (the jackknife): one no larger than its
-    standard error, or below 0, is 0.
+    The slope is that within units, as in an analysis of covariance (Fisher 1932): images of one unit show one part, so
+    that what differs among them is the light, and what the parts differ by is not laid to it. It is shrunk by how
+    unsure it is, by its variance over the lines without a unit (the jackknife): one no larger than its standard error,
+    or below 0, is 0.
 
     Returns:
-        The line of all, the lines without each unit, by its number, and the share of the variance of the scores that
-        the level explains, where each unit is predicted by the line without it; below 0 where it explains nothing.
+        The line of all, the lines without each unit, by its number, and the share of the variance of the scores within
+        units that the level explains, where each unit is predicted by the line without it; below 0 where it explains
+        nothing.
     """
     names, number, members = units.unique(return_inverse=True, return_counts=True)
-    scores, levels, members = scores.double(), levels.double(), members.double()
-    own = _own_share(scores, levels, number, members)  # (N,)
-    y, x = (values - own * _unit_means(values, number, members)[number] for values in (scores, levels))
-    one = 1 - own  # the intercept
-    slopes: list[float] = []
-    by_line = by_mean = 0.0
-    for unit in range(len(names)):
-        others, mine = number != unit, number == unit
-        level, slope = _least_squares(y[others], x[others], one[others])
-        slopes.append(slope)
-        mean = float(y[others] @ one[others] / one[others].square().sum())
-        by_line += float((y[mine] - level * one[mine] - slope * x[mine]).square().sum())
-        by_mean += float((y[mine] - mean * one[mine]).square().sum())
-    slope = _least_squares(y, x, one)[1]
-    variance = (len(slopes) - 1) * float(np.var(slopes))
-    sure = max(0.0, 1 - variance / slope**2) if slope > 0 else 0.0
-    means = _unit_means(levels, number, members)
+    scores, levels = scores.double(), levels.double()
+
+    def means(values: Tensor) -> Tensor:
+        return torch.zeros(len(names), dtype=torch.float64).index_add(0, number, values) / members  # (U,)
+
+    usual = means(levels)
+    y, x = scores - means(scores)[number], levels - usual[number]
+    least = 1e-12 * float(levels.square().sum())  # what rounding leaves of levels that are all alike
+
+    def slope_of(some: Tensor) -> float:
+        spread = float(x[some].square().sum())
+        return float(x[some] @ y[some]) / spread if spread > least else 0.0
+
+    slope = slope_of(number >= 0)
+    slopes = [slope_of(number != unit) for unit in range(len(names))]
+    sure = max(0.0, 1 - (len(slopes) - 1) * float(np.var(slopes)) / slope**2) if slope > 0 else 0.0
+
+    def line(slope: float, some: Tensor, usual: Tensor) -> LevelLine:
+        lowest, highest = np.quantile(levels[some].numpy(), [_RARE, 1 - _RARE])
+        return LevelLine(sure * max(0.0, slope), float(usual), float(lowest), float(highest))
+
     lines = {
-        int(name): _line(sure * max(0.0, without), levels[number != i], (means.sum() - means[i]) / (len(means) - 1))
-        for i, (name, without) in enumerate(zip(names.tolist(), slopes, strict=True))
+        int(name): line(slopes[i], number != i, (usual.sum() - usual[i]) / (len(usual) - 1))
+        for i, name in enumerate(names.tolist())
     }
-    return _line(sure * max(0.0, slope), levels, means.mean()), lines, 1 - by_line / by_mean if by_mean > 0 else 0.0
-
-
-def _line(slope: float, levels: Tensor, usual: Tensor) -> LevelLine:
-    lowest, highest = np.quantile(levels.numpy(), [_RARE, 1 - _RARE])
-    return LevelLine(slope, float(usual), float(lowest), float(highest))
-
-
-def _unit_means(values: Tensor, number: Tensor, members: Tensor) -> Tensor:
-    return torch.zeros(len(members), dtype=torch.float64).index_add(0, number, values) / members
-
-
-def _least_squares(y: Tensor, x: Tensor, one: Tensor) -> tuple[float, float]:
-    """Return the factors of ``one`` and of ``x``; 0 of an x that goes along with ``one``."""
-    apart = x - one * (x @ one) / one.square().sum()
-    spread = float(apart.square().sum())
-    slope = float(apart @ y) / spread if spread > 1e-12 * float(x.square().sum()) else 0.0
-    return float((y - slope * x) @ one / one.square().sum()), slope
-
-
-def _own_share(scores: Tensor, levels: Tensor, number: Tensor, members: Tensor) -> Tensor:
-    """Return which share of its unit's mean is taken off each image, (N,), so that what is left is independent."""
-    n, units = len(scores), len(members)
-    if n - units < 2 or units < 4:
-        return torch.zeros_like(scores)
-    mean_score, mean_level = (_unit_means(values, number, members) for values in (scores, levels))
-    y, x = scores - mean_score[number], levels - mean_level[number]
-    slope = float(x @ y) / max(float(x @ x), 1e-300)
-    within = float((y - slope * x).square().sum()) / (n - units - 1)
-    intercept, slope = _least_squares(mean_score, mean_level, torch.ones_like(mean_score))
-    between = float((mean_score - intercept - slope * mean_level).square().sum()) / (units - 2)
-    between = max(0.0, between - within * float((1 / members).mean()))
-    if within + between == 0:
-        return torch.zeros_like(scores)
-    # a unit of which nothing is left would have no say at all
-    return (1 - (within / (within + members * between)).sqrt()).clamp(max=0.999)[number]
+    predicted = torch.tensor(slopes, dtype=torch.float64)[number] * x
+    whole = float(y.square().sum())
+    explained = 1 - float((y - predicted).square().sum()) / whole if whole > 0 else 0.0
+    return line(slope, number >= 0, usual.mean()), lines, explained
 
 
 # -- rings of cells ----------------------------------------------------------------------------------------------------
