@@ -180,7 +180,7 @@ class AsLeftOut(FitObserver):
 
 
 def measure(method: str, good: Table, test: Table, seed: int, repeats: int) -> dict[str, Any]:
-    detector, left_out = find_method(method)(), AsLeftOut()
+    detector, left_out = find_method(method).configured({}), AsLeftOut()
     began = time.process_time()
     detector.fit(good, seed=seed, observers=[left_out])
     seconds = time.process_time() - began

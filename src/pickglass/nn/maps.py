@@ -434,10 +434,11 @@ def level_lines(scores: Tensor, levels: Tensor, units: Tensor) -> tuple[LevelLin
         nothing.
     """
     names, number, members = units.unique(return_inverse=True, return_counts=True)
-    scores, levels = scores.double(), levels.double()
+    scores, levels, members = scores.double(), levels.double(), members.double()
 
     def means(values: Tensor) -> Tensor:
-        return torch.zeros(len(names), dtype=torch.float64).index_add(0, number, values) / members  # (U,)
+        averaged: Tensor = torch.zeros(len(names), dtype=torch.float64).index_add(0, number, values) / members  # (U,)
+        return averaged
 
     usual = means(levels)
     y, x = scores - means(scores)[number], levels - usual[number]
