@@ -196,16 +196,7 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
         divided = split_roles(table, plan.validate, held_back, plan.seed)
     table = divided
     _check_number(method, table, plan.validate > 0 and method.uses_validation, held_back > 0)
-<<<<<<< HEAD
-    known = len(set(numbered(table.role("fit" if leaves_out else "validate"))))
-    for name in [name for name, asked in compares.items() if asked and known < _ENOUGH]:
-        how = "training images" if leaves_out else "images for validation (validate)"
-        raise InputError(
-            f"{name}=True compares with what is usual among good images, and takes {_ENOUGH} {how} at least (those of "
-            f"one group count as one), but there are {known}: give more, or leave {name} out"
-        )
-=======
-    members = np.bincount(_numbered(table.role("fit" if leaves_out else "validate")))
+    members = np.bincount(numbered(table.role("fit" if leaves_out else "validate")))
     for name, least in (("place_scale", 1), ("level_shift", 2)):
         found = np.count_nonzero(members >= least)
         if compares[name] and found < _ENOUGH:
@@ -215,7 +206,6 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
                 f"{name}=True compares with what is usual among good images, and takes at least {_ENOUGH} {what} "
                 f"{role}, but there are {found}: give more, or leave {name} out"
             )
->>>>>>> 057946e (Learn the level's line within parts, and use it only where parts are shown several times)
     return TrainingImages(table, ready, leaves_out)
 
 
