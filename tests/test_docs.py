@@ -12,9 +12,12 @@ from pickglass.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pickglass"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 TEXTS = {page.relative_to(ROOT): page.read_text() for page in PAGES}
-OTHER_TOOLS = {"--extra-index-url", "--strict", "--help"}  # of pip, of mypy, of every command
+OTHER_TOOLS = {"--extra-index-url", "--strict", "--help", "--build"}  # of pip, mypy, every command, CMake
 
 
 def named(pattern: str) -> list[tuple[Path, str]]:

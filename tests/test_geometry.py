@@ -79,6 +79,15 @@ def test_preprocess_of_8_bits_is_pillows_resize() -> None:
     np.testing.assert_array_equal(Preprocess((24, 16), "bicubic")(image), expected.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("size", [(300, 17), (17, 300)])
+def test_rows_are_resized_before_columns_whatever_pillow_would_do(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    across = Image.fromarray(image).resize((8, size[0]), Image.Resampling.BILINEAR)
+    expected = np.asarray(across.resize((8, 32), Image.Resampling.BILINEAR))
+    got = Preprocess((32, 8))(image) * 255
+    np.testing.assert_array_equal(np.rint(got).astype(np.uint8).transpose(1, 2, 0), expected)
+
+
 def test_preprocess_uses_all_16_bits() -> None:
     image = np.full((8, 8), 300, np.uint16)
     image[4:] = 301

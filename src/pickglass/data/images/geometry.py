@@ -228,8 +228,7 @@ class Preprocess:
             return None
         inside = np.ones((place.height, place.width), np.bool_)
         if region is not None:
-            grey = Image.fromarray(region.astype(np.uint8) * 255)
-            inside = np.asarray(grey.resize((place.width, place.height), Image.Resampling.BOX)) >= 128
+            inside = _resize(region.astype(np.uint8) * 255, place, Image.Resampling.BOX) >= 128
         return np.pad(inside, self._margins(place))  # (H, W)
 
     def prepared(self, image: Array, row: HasRegion, roi: NDArray[np.bool_] | None = None) -> Prepared:
@@ -260,10 +259,7 @@ class Preprocess:
     def _resized(self, image: Array, place: Placement) -> Array:
         if image.shape[:2] == (place.height, place.width):
             return image
-        resized = Image.fromarray(np.ascontiguousarray(image)).resize(
-            (place.width, place.height), _RESAMPLING[self.interpolation]
-        )
-        return np.asarray(resized)
+        return _resize(image, place, _RESAMPLING[self.interpolation])
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict from which :meth:`from_json` makes an equal Preprocess."""
@@ -277,6 +273,16 @@ class Preprocess:
                 f"{data!r} does not describe a Preprocess: expected size [H, W], interpolation, geometry and side"
             )
         return cls(tuple(data["size"]), data["interpolation"], data["geometry"], data["side"])
+
+
+def _resize(image: Array, place: Placement, resampling: Image.Resampling) -> Array:
+    """Resize an image along its rows, then along its columns.
+
+    Which comes first decides how 8 bits are rounded. Asked for both at once, Pillow 13 begins with the columns where
+    they shrink more, and Pillow 12 never does: a model would see other pixels after an update of Pillow.
+    """
+    across = Image.fromarray(np.ascontiguousarray(image)).resize((place.width, image.shape[0]), resampling)
+    return np.asarray(across.resize((place.width, place.height), resampling))
 
 
 def canvas_of_area(side: int, images: Iterable[tuple[int, int]]) -> tuple[int, int]:
