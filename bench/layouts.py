@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,16 @@ def mask(seed: int, marked: bool = True) -> np.ndarray[Any, Any]:
 def save(path: Path, pixels: np.ndarray[Any, Any]) -> Path:
     """Write an image file and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    path.write_bytes(_encoded(pixels.tobytes(), pixels.shape, pixels.dtype.str, path.suffix.lower()))
     return path
+
+
+@cache  # the tests draw the same trees a thousand times
+def _encoded(content: bytes, shape: tuple[int, ...], dtype: str, suffix: str) -> bytes:
+    file = io.BytesIO()
+    image = Image.fromarray(np.frombuffer(content, dtype).reshape(shape))
+    image.save(file, Image.registered_extensions()[suffix])
+    return file.getvalue()
 
 
 def _many(root: Path, pattern: str, seeds: range, defective: bool = False, colour: bool = True) -> None:

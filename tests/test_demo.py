@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pickglass.app.advise.candidates import input_sizes
 from pickglass.app.demo import (
     ON_CLOTH,
     ON_TEXTURES,
@@ -19,6 +21,7 @@ from pickglass.app.demo import (
     write_textures,
 )
 from pickglass.data import load_dataset
+from pickglass.data.painting.cloth import weave
 from pickglass.errors import InputError
 
 
@@ -50,11 +53,15 @@ def test_the_images_have_exact_masks_of_the_stated_size(
 def test_it_runs_and_says_where_everything_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, fewer in (("TEXTURES", ("gravel",)), ("ON_TEXTURES", ("hole",)), ("ON_CLOTH", ("hole", "slub"))):
         monkeypatch.setattr(f"pickglass.app.demo.{name}", fewer)
+    # half the cloth, and one size instead of three for the advisor, whose own tests try them all
+    monkeypatch.setattr("pickglass.app.demo.weave", lambda cloth, size, seed: weave(cloth, (592, 512), seed))
+    monkeypatch.setattr("pickglass.app.advise.advise._SHORT_LIST", 1)
+    monkeypatch.setattr("pickglass.app.advise.advise.input_sizes", partial(input_sizes, most=1))
     result = demo(tmp_path / "demo")
     assert result["advice"]["command"] in [one["command"] for one in result["advice"]["ranking"]]
     assert Path(result["advice"]["report"] or "").is_file()
     assert Path(result["compared"]).is_file()
-    for part, n_good, n_bad in ((result, 5, 3), (result["cloth"], 40, 18), (result["advised"], 40, 18)):
+    for part, n_good, n_bad in ((result, 5, 3), (result["cloth"], 10, 18), (result["advised"], 10, 18)):
         assert Path(part["model"]).is_file()
         assert Path(part["test"]["report"] or "").is_file()
         assert part["test"]["n"] == n_good + n_bad

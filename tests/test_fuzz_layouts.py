@@ -137,7 +137,7 @@ def test_a_damaged_data_set_is_never_misread(tmp_path: Path, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TREES)
 def test_many_damaged_data_sets_are_never_misread(tmp_path: Path, name: str) -> None:
-    seeds = int(os.environ.get("PICKGLASS_FUZZ", "40"))
+    seeds = int(os.environ.get("PICKGLASS_FUZZ", "24"))
     for seed in range(100, 100 + seeds):
         never_misread(name, tmp_path / str(seed), seed)
         shutil.rmtree(tmp_path / str(seed))

@@ -369,6 +369,7 @@ def test_the_canvas_of_an_area_is_that_of_the_usual_image() -> None:
     assert canvas_of_area(256, [(1248, 1248)]) == (416, 416)  # shrunk to about a third, and no less
 
 
+@pytest.mark.slow
 def test_fit_keeps_the_aspect_unless_a_size_is_given(tmp_path: Path) -> None:
     good = np.concatenate([textures(8, 96), textures(8, 96, seed=1)], axis=2)  # (8, 96, 192, 3)
     detector = pg.PatchCore().fit(good, engine="torch")

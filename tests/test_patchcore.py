@@ -21,12 +21,11 @@ FAST = {"size": 64, "ratio": 0.05}
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
         {"standardise": True, "reweight": 5},
         {"dims": 48, "patch": 5, "top_k": 4, "smoothing": 0.0},
         {"backbone": "resnet18", "layers": ("layer1", "layer2"), "weights": "random", "size": (64, 80)},
     ],
-    ids=["default", "standardised-reweighted", "pooled", "resnet18"],
+    ids=["standardised-reweighted", "pooled", "resnet18"],
 )
 def test_conformance(settings: dict[str, object]) -> None:
     detector = pg.PatchCore(**{**FAST, **settings})  # type: ignore[arg-type]
@@ -231,6 +230,7 @@ def test_the_paper_preset_runs_on_random_weights() -> None:
     assert detector.bank.shape == (1, math.ceil(0.1 * 3 * 64), 1024)
 
 
+@pytest.mark.slow
 def test_the_default_bank_is_bounded_and_a_ratio_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pickglass.methods.patchcore._MOST", 20)
     good = textures(10, 64)  # 640 patches

@@ -231,6 +231,7 @@ MISSES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow  # together
 @pytest.mark.parametrize("miss", MISSES)
 @pytest.mark.parametrize("name", TREES)
 def test_a_near_miss_is_never_misread(tmp_path: Path, name: str, miss: str) -> None:

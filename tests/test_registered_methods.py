@@ -85,7 +85,7 @@ run("fit", data, "-o", model, "--method", "MeanDistance", "--set", "size=64", "-
 loaded = pg.load(model)
 assert type(loaded) is find_method("mean_distance")
 assert np.isfinite(loaded.predict(textures(2, 64), engine="torch").scores).all()
-passed = check_detector(type(loaded)(size=64), n_images=8)
+passed = check_detector(type(loaded)(size=64), modes=["plain", "copied"], n_images=8)  # the rest: test_contributing
 assert "mean_distance" in run("methods")
 study = json.loads(run("study", data, "-o", folder + "/study.sqlite", "--methods", "mean_distance", "--sizes", "64",
                        "--layers", "stage3", "--backbones", "efficientnet_lite0", "--engine", "torch", "--json"))

@@ -98,6 +98,7 @@ def test_a_link_beside_its_image_is_no_second_naming(days: tuple[Path, Path]) ->
     assert len(tables_at([monday, tuesday / "test"])) == MONDAY + 1 + 4
 
 
+@pytest.mark.slow
 def test_one_model_is_fitted_calibrated_and_asked_with_several_folders(
     days: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
