@@ -21,7 +21,7 @@ Where we depart, and why
 - Patches that the memory does not hold are taken in blocks: of each a greedy coreset stays, four times as large as the
   bank is to be, and the bank is chosen from these (on composing the greedy of parts: Malkomes et al., "Fast Distributed
   k-Center Clustering with Outliers on Massive Data", NIPS 2015). Nothing is then farther from it than the two radii
-  together; on real features the farthest patch was at most 8 % farther than from the bank of all patches.
+  together; on real features the farthest patch was at most 9 % farther than from the bank of all patches.
 - A bank can learn further images: the greedy chooses anew from the bank and their patches.
 
 Letters: B images, P positions, C channels, h x w cells of the first level, N patches seen, M patches kept.
@@ -234,10 +234,12 @@ class PatchCore(Detector):
         # a selection holds the patches, their projection and its centred copy
         per_patch = 4 * 3 * self._width * context.positions
         self._room = int(context.memory_gb * 1e9 / per_patch)  # patches a position may hold
-        if self._room < min(members + n, 4 * self._keep):
+        needed = min(members + n, 4 * self._keep)
+        if self._room < needed:
+            enough = 1.1 * needed * per_patch / 1e9
             raise InputError(
-                f"memory_gb={context.memory_gb:g} holds {self._room:,} patches, but the bank alone takes "
-                f"{self._keep:,}: raise memory_gb to {4.1 * self._keep * per_patch / 1e9:.1f} or lower ratio"
+                f"memory_gb={context.memory_gb:g} holds {self._room:,} patches, but choosing a bank of "
+                f"{self._keep:,} takes {needed:,}: raise memory_gb to {enough:.2g} or lower ratio"
             )
         self._context = context
         self._splits = [self.dims] if self.dims else channels  # channels of each level in a patch feature
