@@ -64,7 +64,8 @@ def some_machine(device: str) -> Iterator[dict[str, Any]]:
         "cpu": "a CPU",
         "cores": 1,
         "threads": None,
-        "device": "cpu",
+        "gpu": None,
+        "gpu_peak_gflops": None,
         "load": None,
         "peak_gflops": 1.0,
         "peak_library": "numpy",
@@ -107,12 +108,8 @@ def test_a_run_says_all_that_was_measured(folder: Path, small_dataset: Path) -> 
     test = rows(small_dataset)
     job = Job(str(folder / "m.onnx"), ComputeOptions(engine="onnxruntime", batch=2), test, test, warm_up=1, repeat=5)
     (run,) = measured(job)
-    assert (run["name"], run["method"], run["runtime"], run["precision"]) == (
-        "m.onnx",
-        "patchcore",
-        "onnxruntime",
-        "float32",
-    )
+    what = [run[key] for key in ("name", "method", "runtime", "device", "precision")]  # type: ignore[literal-required]
+    assert what == ["m.onnx", "patchcore", "onnxruntime", "cpu", "float32"]
     assert (run["canvas"], run["batch"], run["n_judged"]) == ([SIDE, SIDE], 2, 8)
     assert list(run["stages"]) == list(run["stage_images_per_s"]) == ["decode", "prepare", "graph", "map"]
     assert run["latency"]["n"] == len(run["times_ms"]) == 5
@@ -152,6 +149,16 @@ def test_a_slow_model_ends_in_time(folder: Path, small_dataset: Path) -> None:
     job = Job(str(folder / "m.onnx"), compute, rows(small_dataset), repeat=10**6, warm_up=10**6, longest_s=0.0)
     (run,) = measured(job)
     assert run["latency"]["n"] == 3
+
+
+@pytest.mark.parametrize(("device", "share"), [("cpu", 0.5), ("cuda", 0.05)])
+def test_the_share_is_that_of_the_device(device: str, share: float) -> None:
+    run: Any = {"device": device, "gflop": 2.0, "stage_images_per_s": {"decode": 9.0, "backbone": 1.0, "method": 1.0}}
+    machine: Any = {"peak_gflops": 2.0, "gpu_peak_gflops": 20.0}
+    assert benches._with_share(run, machine)["peak_share"] == pytest.approx(share)
+    run["peak_share"] = None
+    machine = {"peak_gflops": 2.0, "gpu_peak_gflops": None}
+    assert benches._with_share(run, machine)["peak_share"] == (pytest.approx(share) if device == "cpu" else None)
 
 
 # -- operations --------------------------------------------------------------------------------------------------------

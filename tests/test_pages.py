@@ -211,7 +211,7 @@ def layers_page(folder: Path) -> Path:
 
 def bench_page(folder: Path) -> Path:
     times: Any = {"n": 3, "mean_ms": 2.0, "median_ms": 2.0, "p95_ms": None, "p99_ms": None}
-    run: Any = {key: EVIL for key in ("model", "name", "method", "runtime", "precision")} | {
+    run: Any = {key: EVIL for key in ("model", "name", "method", "runtime", "device", "precision")} | {
         "canvas": [40, 60],
         "first_s": 1.0,
         "latency": times,
@@ -237,7 +237,7 @@ def bench_page(folder: Path) -> Path:
         "workers": 2,
         "time": EVIL,
         "images": EVIL,
-        "machine": {"cpu": EVIL, "cores": 2, "threads": None, "device": EVIL, "versions": {EVIL: EVIL}},
+        "machine": {"cpu": EVIL, "cores": 2, "threads": None, "gpu": EVIL, "versions": {EVIL: EVIL}},
         "runs": [run] * 9,
         "notes": [EVIL],
         "failed": [{"path": EVIL, "error": EVIL}],

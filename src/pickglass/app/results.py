@@ -227,6 +227,7 @@ class BenchRun(TypedDict):
     name: str
     method: str
     runtime: str
+    device: str
     precision: str
     canvas: list[int]
     first_s: float
@@ -249,21 +250,23 @@ class BenchRun(TypedDict):
 class BenchMachine(TypedDict):
     """The machine of a ``pickglass bench``.
 
-    ``threads``: what ``OMP_NUM_THREADS`` or ``--threads`` asks for, null: as each runtime likes. ``peak_gflops``:
-    billions of operations a second in a product of large float32 matrices, in ``peak_library`` on ``device``.
-    ``load``: mean number of processes that wanted a core in the minute before.
+    ``threads``: what ``OMP_NUM_THREADS`` or ``--threads`` asks for, null: as each runtime likes. ``gpu``: null where
+    none is used. ``peak_gflops``: billions of operations a second in a product of large float32 matrices on the CPU,
+    in ``peak_library``; ``gpu_peak_gflops`` likewise on the GPU. ``load``: mean number of processes that wanted a core
+    in the minute before.
     """
 
     cpu: str
     cores: int
     threads: int | None
-    device: str
+    gpu: str | None
     memory_gb: float | None
     system: str
     python: str
     versions: dict[str, str]
     peak_gflops: float
     peak_library: str
+    gpu_peak_gflops: float | None
     load: float | None
 
 

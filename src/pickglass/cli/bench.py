@@ -122,7 +122,7 @@ def _show_runs(result: BenchResult) -> None:
         rows.append(
             [
                 run_["name"],
-                run_["runtime"],
+                _runtime(run_),
                 run_["precision"],
                 *(_number(latency[key]) for key in ("median_ms", "mean_ms", "p95_ms", "p99_ms")),
                 f"{run_['images_per_s']:.1f}",
@@ -145,10 +145,14 @@ def _show_stages(title: str, runs: Sequence[BenchRun], values: Sequence[dict[str
 
     stages = [name for name in BENCH_STAGES if any(name in figures for figures in values)]
     rows = [
-        [run_["name"], run_["runtime"], run_["precision"], *(_number(figures.get(name)) for name in stages)]
+        [run_["name"], _runtime(run_), run_["precision"], *(_number(figures.get(name)) for name in stages)]
         for run_, figures in zip(runs, values, strict=True)
     ]
     print_table(["model", "runtime", "precision", *stages], rows, text=("runtime", "precision"), title=title)
+
+
+def _runtime(run_: BenchRun) -> str:
+    return run_["runtime"] if run_["device"] == "cpu" else f"{run_['runtime']} on {run_['device']}"
 
 
 def _number(value: float | None) -> str:

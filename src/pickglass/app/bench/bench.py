@@ -251,8 +251,9 @@ def _measured(jobs: Sequence[Job], progress: Progress | None) -> Iterator[Event[
 def _with_share(run: BenchRun, machine: BenchMachine) -> BenchRun:
     """Add how much of the machine's matrix peak the network reaches at the batch of the throughput."""
     seconds = sum(1 / rate for name, rate in run["stage_images_per_s"].items() if name in FORWARD)
-    if run["gflop"] is not None and seconds:
-        run["peak_share"] = run["gflop"] / seconds / machine["peak_gflops"]
+    peak = machine["peak_gflops"] if run["device"] == "cpu" else machine["gpu_peak_gflops"]
+    if run["gflop"] is not None and peak is not None and seconds:
+        run["peak_share"] = run["gflop"] / seconds / peak
     return run
 
 
@@ -289,10 +290,9 @@ def _departures(numbers: _Numbers, machine: BenchMachine) -> list[str]:
     departs = [f"{numbers.batch} images at once for throughput are our choice"]
     if numbers[:2] != _DEFAULTS["efficientad"][:2]:
         departs.append(f"{numbers.warm_up} passes to warm up and {numbers.repeat} timed ones, not 1000 each")
-    if machine["device"] == "cpu":
-        departs.append("on a CPU in each model's precision, not in float16 on an NVIDIA RTX A6000")
-    else:
-        departs.append(f"on {machine['device']}, torch in float16 by autocast, not on an NVIDIA RTX A6000")
+    gpu = machine["gpu"] is not None
+    where = f"on {machine['gpu']}, torch in float16 by autocast" if gpu else "on a CPU in each model's precision"
+    departs.append(f"{where}, not in float16 on an NVIDIA RTX A6000")
     cited = (
         "EfficientAD's protocol (Batzner et al., WACV 2024): a canvas in memory to its map in memory, one image a pass"
     )

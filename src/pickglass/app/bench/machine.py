@@ -27,43 +27,56 @@ def describe_machine(device: str) -> Iterator[BenchMachine]:
     """Yield what this machine is, once.
 
     The peak is that of float32 matrices of 2048 x 2048, the fastest of five products: in torch where it is installed,
-    which runs them on the device, else in numpy.
+    else in numpy; that of a GPU likewise, where one is used.
 
     Args:
         device: ``"auto"`` is the GPU where torch finds one.
     """
-    gflops, library, device_name = _peak(device)
+    gpu = _gpu(device)
+    gflops, library = _peak("cpu")
     yield {
         "cpu": _processor(),
         "cores": _cores(),
         "threads": usual_threads(),
-        "device": device_name,
+        "gpu": None if gpu is None else gpu[1],
         "memory_gb": _memory_gb(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
         "peak_gflops": gflops,
         "peak_library": library,
+        "gpu_peak_gflops": None if gpu is None else _peak(gpu[0])[0],
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
 
-def _peak(device: str) -> tuple[float, str, str]:
-    """Return billions of operations a second, what computed them, and the device."""
-    if importlib.util.find_spec("torch") is None:
-        left, right = np.random.default_rng(0).random((2, _SIDE, _SIDE), np.float32)
-        return _fastest(lambda: left @ right), "numpy", "cpu"
+def _gpu(device: str) -> tuple[str, str] | None:
+    """Return the device that torch calls the GPU and what it is; None where none is used, or torch finds none."""
+    if device == "cpu" or importlib.util.find_spec("torch") is None:
+        return None
     import torch
 
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    a, b = torch.rand(2, _SIDE, _SIDE, device=name)
+    if not torch.cuda.is_available():
+        return None
+    name = "cuda" if device == "auto" else device
+    return name, torch.cuda.get_device_name(name)
+
+
+def _peak(device: str) -> tuple[float, str]:
+    """Return billions of operations a second, and what computed them."""
+    if importlib.util.find_spec("torch") is None:
+        left, right = np.random.default_rng(0).random((2, _SIDE, _SIDE), np.float32)
+        return _fastest(lambda: left @ right), "numpy"
+    import torch
+
+    a, b = torch.rand(2, _SIDE, _SIDE, device=device)
 
     def product() -> None:
         torch.mm(a, b)
-        if name != "cpu":
+        if device != "cpu":
             torch.cuda.synchronize()
 
-    return _fastest(product), "torch", torch.cuda.get_device_name() if name != "cpu" else "cpu"
+    return _fastest(product), "torch"
 
 
 def _fastest(product: Callable[[], Any]) -> float:

@@ -70,7 +70,9 @@ def measured(job: Job) -> Iterator[BenchRun]:
     model = load(job.model)
     _first_verdict(model, job)
     first_s = time.perf_counter() - began
-    half = job.protocol == "efficientad" and _half(model, job)
+    device = _device(model, job)
+    # torch computes there in half precision, as in the paper
+    half = job.protocol == "efficientad" and device != "cpu" and not isinstance(model, ExportedModel)
     stages = stages_of(model, job.compute, half=half)
     rows, failed = _fitting(stages, list(model.provenance.rows_to_judge(Table(job.rows))))
     at_once = _at_once(model, job)
@@ -95,6 +97,7 @@ def measured(job: Job) -> Iterator[BenchRun]:
         "name": Path(job.model).name,
         "method": model.method,
         "runtime": "openvino" if job.compute.engine == "bfloat16" else job.compute.engine,
+        "device": device,
         "precision": "float16" if half else _precision(model, job),
         "canvas": list(model.preprocess.size),
         "first_s": first_s,
@@ -141,9 +144,11 @@ def _fitting(stages: Sequence[Stage], rows: Sequence[Row]) -> tuple[list[Row], l
     return fitting, failed
 
 
-def _half(model: AnyModel, job: Job) -> bool:
-    """Say whether torch runs the model on a GPU, where the paper computes in half precision."""
-    return not isinstance(model, ExportedModel) and model.loader(job.compute).engine.device != "cpu"
+def _device(model: AnyModel, job: Job) -> str:
+    """Return the device that the model runs on."""
+    if isinstance(model, ExportedModel):
+        return "cpu" if job.compute.device == "auto" else job.compute.device
+    return model.loader(job.compute).engine.device
 
 
 def _precision(model: AnyModel, job: Job) -> str:

@@ -50,6 +50,7 @@ def _flat(run: BenchRun) -> dict[str, Any]:
     """Return a run as a row of a table: the stages become columns, single times are left out."""
     height, width = run["canvas"]
     row: dict[str, Any] = {"model": cell(run["model"]), "method": run["method"], "runtime": run["runtime"]}
+    row["device"] = run["device"]
     row |= {"precision": run["precision"], "canvas": f"{height}x{width}", **run["latency"]}
     row |= {f"{name}_median_ms": run["stages"][name]["median_ms"] for name in BENCH_STAGES if name in run["stages"]}
     row |= {"batch": run["batch"], "images_per_s": run["images_per_s"]}

@@ -13,7 +13,7 @@ from pickglass.app.pages.charts import Axis, Chart, Key, Line, line_chart
 from pickglass.app.results import BENCH_STAGES, BenchResult, BenchRun
 from pickglass.metrics.catalogue import METRICS
 
-__all__ = ["FIGURES", "name_of", "write_bench"]
+__all__ = ["FIGURES", "name_of", "runtime_of", "write_bench"]
 
 _CURVES = 8  # runs on one chart: as many as there are styles
 _POINTS = 400  # of a curve
@@ -66,7 +66,12 @@ def write_bench(target: Path, result: BenchResult) -> Path:
 
 def name_of(run: BenchRun) -> str:
     """Name a run by file, runtime and precision."""
-    return f"{run['name']}, {run['runtime']} {run['precision']}"
+    return f"{run['name']}, {runtime_of(run)} {run['precision']}"
+
+
+def runtime_of(run: BenchRun) -> str:
+    """Name the runtime, and the device where that is not the CPU."""
+    return run["runtime"] if run["device"] == "cpu" else f"{run['runtime']} on {run['device']}"
 
 
 def _row(run: BenchRun, stages: Sequence[str], fastest: float | None, most: float | None) -> _Row:
@@ -85,7 +90,7 @@ def _row(run: BenchRun, stages: Sequence[str], fastest: float | None, most: floa
     times = [_ms(run["stages"][name]["median_ms"]) if name in run["stages"] else "–" for name in stages]
     rates = run["stage_images_per_s"]
     each = [f"{rates[name]:.1f}" if name in rates else "–" for name in stages]
-    return _Row(run["name"], [run["runtime"], run["precision"]], cells, times, each)
+    return _Row(run["name"], [runtime_of(run), run["precision"]], cells, times, each)
 
 
 def _ms(value: float | None) -> str:
