@@ -9,10 +9,10 @@ import shutil
 import signal
 import sqlite3
 import stat
+import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,16 +34,26 @@ from pickglass.app.watch.journal import Entry, Identity, Journal
 from pickglass.app.watch.watch import WatchRequest, watch
 from pickglass.cli.main import main
 from pickglass.errors import InputError, MissingExtra
+from pickglass.methods import load as load_detector
 from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
 QUICK = ComputeOptions(engine="torch")
+ONNX = ComputeOptions(engine="onnxruntime")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fitted = pg.PatchCore(size=32, ratio=0.05, layers=["stage2"]).fit(textures(12, 32), engine="torch")
     return fitted.save(tmp_path_factory.mktemp("watch") / "m.safetensors")
+
+
+@pytest.fixture(scope="module")
+def light(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model for processes of their own: exported, it starts without torch, in a second."""
+    path = tmp_path_factory.mktemp("watch") / "m.onnx"
+    load_detector(model).export(path, textures(2, 32))
+    return path
 
 
 @pytest.fixture
@@ -538,25 +548,24 @@ def frames(folder: Path, numbers: range) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_two_kills_among_a_few_hundred_frames(model: Path, tmp_path: Path) -> None:
-    """The process is a fork, which needs no seconds to load torch; it is killed while frames arrive."""
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+def test_two_kills_among_a_few_hundred_frames(light: Path, tmp_path: Path) -> None:
+    """The command is killed while frames arrive."""
     folder = tmp_path / "in"
     folder.mkdir()
     out, n = tmp_path / "o.jsonl", 300
     with web_server() as web:
-        wanted = request(
-            model, folder, sort=tmp_path / "sorted", jsonl=out, csv=tmp_path / "o.csv", webhook=web.url, give_up=5.0
-        )
+        outputs = {"sort": tmp_path / "sorted", "jsonl": out, "csv": tmp_path / "o.csv", "webhook": web.url}
+        told_to = [part for name, value in outputs.items() for part in (f"--{name}", value)]
         writer = threading.Thread(target=frames, args=(folder, range(n)))
         writer.start()
         for enough in (n // 3, 2 * n // 3):
-            child = forked(lambda: watch(replace(wanted, once=False)))
+            child = started(light, folder, "--give-up", 5, *told_to)
             until(lambda enough=enough: out.exists() and out.read_bytes().count(b"\n") >= enough, "frames")
-            os.kill(child, signal.SIGKILL)
-            assert exit_code(child) == -signal.SIGKILL
+            child.kill()
+            assert child.wait(60) == -signal.SIGKILL
         writer.join()
-        watch(wanted)
+        watch(replace(request(light, folder, give_up=5.0, compute=ONNX), **outputs))  # type: ignore[arg-type]
         told = {message["id"]: message for message in web.of_images()}
     names = [f"{number:04d}.png" for number in range(n)]
     assert sorted(Path(item["path"]).name for item in lines(out)) == names
@@ -565,27 +574,10 @@ def test_two_kills_among_a_few_hundred_frames(model: Path, tmp_path: Path) -> No
     assert {Path(item["path"]).name for item in lines(out) if item["verdict"] == "bad"} == set(names[::7])
 
 
-def forked(work: Callable[[], object]) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks of processes with threads
-        child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    return child
-
-
-def exit_code(child: int) -> int:
-    found = (0, 0)
-    end = time.monotonic() + 60
-    while found == (0, 0):
-        found = os.waitpid(child, os.WNOHANG)
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.005)
-    return os.waitstatus_to_exitcode(found[1])
+def started(*arguments: object, **streams: Any) -> subprocess.Popen[bytes]:
+    """Start the command in a process of its own."""
+    line = [sys.executable, "-m", "pickglass", "watch", *map(str, arguments), "--settle", "0"]
+    return subprocess.Popen(line, **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **streams})
 
 
 def test_what_somebody_else_wrote_into_a_file_is_never_cut_off(model: Path, incoming: Path, tmp_path: Path) -> None:
@@ -1020,45 +1012,31 @@ def test_the_command_prints_lines_for_people_or_for_programs(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_signal_ends_it_cleanly(
-    model: Path, incoming: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="signals end processes there")
+def test_a_signal_ends_it_cleanly(light: Path, incoming: Path, tmp_path: Path, number: int) -> None:
     out = tmp_path / "o.jsonl"
     frames(incoming, range(40))
-
-    child = forked(lambda: os._exit(run_command(monkeypatch, model, incoming, "--jsonl", out)))
+    child = started(light, incoming, "--jsonl", out)
     until(lambda: out.exists() and out.read_bytes().count(b"\n") >= 1, "the first image")
-    os.kill(child, number)
-    assert exit_code(child) == 0
+    child.send_signal(number)
+    assert child.wait(60) == 0
     before = len(lines(out))
-    watch(request(model, incoming, jsonl=out))
+    watch(request(light, incoming, jsonl=out, compute=ONNX))
     assert before <= len(lines(out)) == 40
     assert len({item["path"] for item in lines(out)}) == 40
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_reader_that_goes_away_ends_it(
-    model: Path, incoming: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_goes_away_ends_it(light: Path, incoming: Path) -> None:
     put(incoming, "a.png", at=1)
-    reader, writer = os.pipe()
-    child = forked(lambda: command_into((reader, writer), monkeypatch, model, incoming, "--json"))
-    os.close(writer)
-    with os.fdopen(reader, "rb") as stream:
-        assert json.loads(stream.readline())["number"] == 1
-    put(incoming, "b.png", at=2)
-    assert exit_code(child) == 2
-    assert "the next start goes on from there" in capfd.readouterr().err
-
-
-def command_into(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    """In a fork: run the command with its results into a pipe, and end with its exit code."""
-    os.dup2(pipe[1], 1)
-    for end in pipe:
-        os.close(end)
-    os._exit(run_command(monkeypatch, *arguments))
+    with started(light, incoming, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert json.loads(child.stdout.readline())["number"] == 1
+        child.stdout.close()
+        put(incoming, "b.png", at=2)
+        assert b"the next start goes on from there" in child.stderr.read()
+        assert child.wait(60) == 2
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are text there")

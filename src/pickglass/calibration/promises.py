@@ -186,7 +186,7 @@ class Calibration:
         """
         if self.image_threshold is None:
             return None
-        if not math.isfinite(score) or score > self.image_threshold:
+        if not (math.isfinite(score) and score <= self.image_threshold):  # also where the threshold is no number
             return "bad"
         return "good" if self.unsure_threshold is None or score <= self.unsure_threshold else "unsure"
 
