@@ -181,7 +181,7 @@ def test_a_graph_of_known_operations() -> None:
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [dimension, 4, 8, 8])
         y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [dimension, 3])
         graph = helper.make_graph(nodes, "g", [x], [y], tensors)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8)
         onnx.checker.check_model(model)
         conv, transposed, product, gemm = 6 * 64 * 2 * 9, 6 * 64 * 5 * 4, 5 * 16 * 7 * 16, 3 * 560
         assert graph_gflop(model) == pytest.approx(2 * (conv + transposed + product + gemm) / 1e9), batch
