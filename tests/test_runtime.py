@@ -26,6 +26,7 @@ from pickglass.app.watch.watch import WatchRequest, watch
 from pickglass.cli.main import app
 from pickglass.data import Row, Table
 from pickglass.errors import InputError, MissingExtra, ModelFileError
+from pickglass.methods import load as load_detector
 from pickglass.runtime import exported as exporteds
 from pickglass.runtime.compute import ComputeOptions
 from pickglass.runtime.export_file import _field, _fields, read_export, read_export_header, write_export
@@ -114,6 +115,15 @@ def test_the_graph_gets_the_same_numbers(detector: pg.Detector, model: ExportedM
         wanted.extend(loaded.batch.images[:, 0].numpy())
     assert len(got) == len(wanted) == 4
     assert all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_a_model_of_an_older_pickglass_keeps_its_id(detector: pg.Detector, tmp_path: Path) -> None:
+    """The older one knew fewer settings, of which the id is a digest."""
+    kept = load_detector(detector.save(tmp_path / "m.safetensors"))
+    kept._file_id = ("0123456789ab", kept.settings_digest())
+    kept.export(tmp_path / "m.onnx", textures(2, SIDE))
+    assert pg.load(tmp_path / "m.onnx").model_id() == kept.model_id() == "0123456789ab"
+    assert load_detector(kept.save(tmp_path / "again.safetensors")).model_id() == "0123456789ab"
 
 
 @pytest.mark.parametrize(

@@ -557,8 +557,6 @@ class Detector(Method):
         Raises:
             NotFitted: nothing was learned yet.
         """
-        if self._file_id is not None and self._file_id[1] == self.settings_digest():
-            return self._file_id[0]
         return model_id(self)
 
     @property

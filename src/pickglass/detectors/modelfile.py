@@ -81,6 +81,9 @@ def model_id(detector: Method) -> str:
     Raises:
         NotFitted: nothing was learned yet.
     """
+    known = detector._file_id
+    if known is not None and known[1] == detector.settings_digest():
+        return known[0]  # also where a newer pickglass knows more settings than the one that wrote the file
     digest = hashlib.sha256(json.dumps([detector.method, detector.preprocess.to_json()]).encode())
     digest.update(settings_digest(detector.configuration()).encode())
     for name, tensor in sorted(_learned(detector).items()):
