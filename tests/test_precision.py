@@ -213,7 +213,7 @@ def test_left_out_scores_need_the_fit(tmp_path: Path) -> None:
     after = calibration_of(tmp_path / "m.onnx")
     assert certificate["thresholds"] == "torch"
     assert (after.image_threshold, after.scores) == (before.image_threshold, before.scores)
-    assert "this is said of the model in float32, and this file computes in float16" in after.sentence
+    assert "this is said of the model in float32, and this file gives other scores in float16" in after.sentence
 
 
 SCORES = [1.0, 4.0, 2.0, 3.0, 5.0]
@@ -270,7 +270,7 @@ def test_what_cannot_go_over_promises_nothing() -> None:
     after = other_scores(before, "int8")
     assert (after.promise, after.false_alarm_bound, after.confidence) == ("estimate", None, None)
     assert after.image_threshold == before.image_threshold
-    assert after.sentence.endswith("this file computes in int8, so that it promises nothing")
+    assert after.sentence.endswith("this file gives other scores in int8, so that it promises nothing")
     between = replace(before, promise="f1", image_threshold=before.image_threshold + 0.5)  # type: ignore[operator]
     assert transferred(between, list(before.scores), list(before.peaks), [""] * 40, "int8") == other_scores(
         between, "int8"

@@ -87,7 +87,7 @@ def other_scores(calibration: Calibration, precision: str) -> Calibration:
         promise="estimate" if promised else calibration.promise,
         confidence=None,
         sentence=f"{calibration.sentence or 'the highest score of good images'}; this is said of the model in float32, "
-        f"and this file computes in {precision}, so that it promises nothing",
+        f"and this file gives other scores in {precision}, so that it promises nothing",
     )
 
 
