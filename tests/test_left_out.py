@@ -445,3 +445,13 @@ def test_an_image_that_a_fit_left_out_sets_no_threshold_later(tmp_path: Path) ->
         kept = pg.load(model).calibration
         assert kept is not None
         assert max(kept.scores) < pg.load(model).predict(tmp_path / "good" / "05.png").scores[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"reweight": 3}, {"calibrate": 0.25}])
+def test_a_model_keeps_nothing_that_only_judging_left_out_images_needs(settings: dict[str, Any]) -> None:
+    calibrate = settings.get("calibrate")
+    reweight = {name: value for name, value in settings.items() if name != "calibrate"}
+    detector = pg.PatchCore(
+        backbone="resnet18", layers=["layer1"], weights="random", size=64, ratio=0.05, **reweight
+    ).fit(textures(8, 64), calibrate=calibrate, **TORCH)
+    assert not {"owners", "stand_ins", "stand_in_for"} & set(detector.head_state())
