@@ -21,9 +21,20 @@ from pickglass.errors import InputError, MissingExtra
 from pickglass.features.engine import to_onnx
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
-__all__ = ["OPSET", "InputForm", "MapForm", "forward_as", "has_features", "needs_keep", "onnx_graph"]
+__all__ = [
+    "OPSET",
+    "InputForm",
+    "MapForm",
+    "constants",
+    "drop_constant",
+    "drop_unread",
+    "forward_as",
+    "has_features",
+    "needs_keep",
+    "onnx_graph",
+]
 
 InputForm = Literal["float32", "uint8"]
 MapForm = Literal["grid", "full"]
@@ -157,7 +168,7 @@ def _folded(model: ModelProto) -> ModelProto:
         for value in (*graph.input, *graph.value_info)
         if value.type.tensor_type.HasField("shape")
     }
-    known: dict[str, Any] = dict(_constants(model))
+    known: dict[str, Any] = dict(constants(model))
     nodes = list(model.graph.node)
     for i, node in enumerate(nodes):
         if node.op_type in ("Constant", "Identity", *_OPAQUE) or len(node.output) != 1:
@@ -175,17 +186,9 @@ def _folded(model: ModelProto) -> ModelProto:
             continue
         nodes[i] = _constant(node.output[0], value)
         known[node.output[0]] = nodes[i].attribute[0].t
-    read = {value.name for value in model.graph.output}
-    kept = []
-    for node in reversed(nodes):
-        if any(name in read for name in node.output):
-            kept.append(node)
-            read.update(node.input)
     del model.graph.node[:]
-    model.graph.node.extend(reversed(kept))
-    initializers = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(initializers)
+    model.graph.node.extend(nodes)
+    drop_unread(model)
     return model
 
 
@@ -208,7 +211,7 @@ def _opened(two: ModelProto, three: ModelProto) -> ModelProto:
     if [_kind(node) for node in nodes] != [_kind(node) for node in three.graph.node]:
         raise _NotOpen("the graph depends on it")
     computed: list[NodeProto] = []  # go first
-    for mine, other in zip(_constants(two), _constants(three), strict=True):
+    for mine, other in zip(constants(two), constants(three), strict=True):
         name, a = mine[0], numpy_helper.to_array(mine[1])
         b = numpy_helper.to_array(other[1])
         if a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
@@ -223,7 +226,7 @@ def _opened(two: ModelProto, three: ModelProto) -> ModelProto:
             computed += _times_batch(name, a, factors)
         else:
             computed += _repeated(name, a, b)
-        _drop(two, name)
+        drop_constant(two, name)
     if computed:
         image = two.graph.input[0].name
         computed[:0] = [
@@ -244,9 +247,24 @@ def _kind(node: NodeProto) -> tuple[Any, ...]:
     return node.op_type, list(node.input), list(node.output), attributes
 
 
-def _constants(model: ModelProto) -> list[tuple[str, Any]]:
+def drop_unread(model: ModelProto) -> None:
+    """Drop the nodes and tensors on which no output rests."""
+    read = {value.name for value in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):
+        if any(name in read for name in node.output):
+            kept.append(node)
+            read.update(node.input)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(kept))
+    initializers = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(initializers)
+
+
+def constants(model: ModelProto) -> list[tuple[str, TensorProto]]:
     """Return the name and the tensor of each constant."""
-    found: list[tuple[str, Any]] = [(tensor.name, tensor) for tensor in model.graph.initializer]
+    found = [(tensor.name, tensor) for tensor in model.graph.initializer]
     for node in model.graph.node:
         if node.op_type == "Constant":
             found += [(node.output[0], a.t) for a in node.attribute if a.name == "value"]
@@ -310,8 +328,8 @@ def _constant(name: str, value: np.ndarray | Sequence[int]) -> NodeProto:
     return node
 
 
-def _drop(model: ModelProto, name: str) -> None:
-    """Remove a constant that is computed instead."""
+def drop_constant(model: ModelProto, name: str) -> None:
+    """Remove a constant, wherever it stands."""
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name == name]:
         model.graph.initializer.remove(tensor)
     for node in [node for node in model.graph.node if node.op_type == "Constant" and node.output[0] == name]:

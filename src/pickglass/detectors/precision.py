@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pickglass.detectors.onnx_graph import constants, drop_constant, drop_unread
 from pickglass.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto, NodeProto
 
 __all__ = ["Inputs", "Precision", "check_precision", "halve", "quantised"]
 
@@ -61,7 +62,7 @@ def halve(model: ModelProto) -> None:
         for name in node.input:
             readers.setdefault(name, set()).add(node.op_type)
     casts: list[NodeProto] = []
-    for name, tensor in _constants(model):
+    for name, tensor in constants(model):
         if tensor.data_type != TensorProto.FLOAT or not readers.get(name, {""}) <= {*_WEIGHTS, *_BANKS}:
             continue
         values = numpy_helper.to_array(tensor)
@@ -69,7 +70,7 @@ def halve(model: ModelProto) -> None:
             rounded = values.astype(np.float16)
         if values.size < _LEAST or np.abs(rounded - values).max() > np.abs(values).max() / 2048:
             continue
-        _remove(model, name)
+        drop_constant(model, name)
         half = numpy_helper.from_array(rounded, f"{name}/half")
         model.graph.initializer.append(half)
         casts.append(helper.make_node("Cast", [half.name], [name], f"{name}/float", to=TensorProto.FLOAT))
@@ -153,7 +154,7 @@ def _inside(model: ModelProto) -> list[NodeProto]:
     convolution with one channel: it smooths a map, whose values on defects lie beyond what good images show. Weights
     become initializers, for the library looks for them there.
     """
-    tensors = dict(_constants(model))
+    tensors = dict(constants(model))
     for node in model.graph.node:
         if node.op_type == "Identity" and node.input[0] in tensors:  # equal tensors are stored once
             tensors[node.output[0]] = tensors[node.input[0]]
@@ -207,31 +208,4 @@ def _leave(model: ModelProto, inside: set[str]) -> None:
             narrow = made.get(wide.input[0]) if wide is not None and wide.op_type == "DequantizeLinear" else None
             if narrow is not None and narrow.op_type == "QuantizeLinear":
                 node.input[i] = narrow.input[0]
-    read = {value.name for value in model.graph.output}
-    kept = []
-    for node in reversed(model.graph.node):
-        if any(name in read for name in node.output):
-            kept.append(node)
-            read.update(node.input)
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(kept))
-    initializers = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(initializers)
-
-
-def _constants(model: ModelProto) -> list[tuple[str, TensorProto]]:
-    """Return the name and the tensor of each constant."""
-    found = [(tensor.name, tensor) for tensor in model.graph.initializer]
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            found += [(node.output[0], a.t) for a in node.attribute if a.name == "value"]
-    return found
-
-
-def _remove(model: ModelProto, name: str) -> None:
-    """Remove a constant, wherever it stands."""
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name == name]:
-        model.graph.initializer.remove(tensor)
-    for node in [node for node in model.graph.node if node.op_type == "Constant" and node.output[0] == name]:
-        model.graph.node.remove(node)
+    drop_unread(model)
