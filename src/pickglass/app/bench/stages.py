@@ -137,11 +137,9 @@ def _fitted(model: Detector, compute: ComputeOptions, half: bool) -> tuple[list[
             torch.cuda.synchronize()  # its work goes on while Python does, and would count as the method's
 
     def method(images: Pass) -> None:
-        if images.batch is None:
-            backbone(images)
-        assert images.batch is not None
         with precision():
-            scores, maps = model.judge(images.batch)
+            batch = loader.batch_of(images.values) if images.batch is None else images.batch
+            scores, maps = model.judge(batch)
         images.scores, images.maps = scores.tolist(), maps.float().cpu().numpy()
         images.batch = None
 
