@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict
 
 from pickglass.errors import InputError, PickglassError, UnknownName, shortened
-from pickglass.web import inspect, pages
+from pickglass.web import inspect, pages, review
 from pickglass.web.safety import Guard
 from pickglass.web.settings import ServeSettings
 from pickglass.web.state import State
@@ -37,6 +37,7 @@ _PROBLEMS: dict[int | str, str] = {
     403: "The request is of a page of another site.",
     404: "There is no such thing.",
     408: "The body did not come in time.",
+    409: "Somebody else has changed it meanwhile: look at it again.",
     413: "The body is too long.",
     415: "The body is of another type.",
     421: "The server does not answer for this host.",
@@ -76,7 +77,7 @@ def create_app(settings: ServeSettings) -> Guard:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _unknown)
-    for router in (pages.router, inspect.router):
+    for router in (pages.router, inspect.router, review.router):
         app.include_router(router)
     app.router.routes.append(pages.static_files())
     return Guard(app, settings)

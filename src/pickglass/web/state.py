@@ -15,9 +15,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from pickglass.app.review.review import Review
+from pickglass.app.review.store import JudgedStore
 from pickglass.errors import InputError
 from pickglass.web.judging import Line
 from pickglass.web.models import Models, ServedModel
+from pickglass.web.reports import Reports
 from pickglass.web.settings import ServeSettings
 
 __all__ = ["Models", "ServedModel", "State", "TheState", "state_of"]
@@ -37,10 +40,28 @@ class State:
             ) from error
         self.models = Models(settings.models, settings.compute)
         self.line = Line(settings.max_requests, settings.max_bytes, settings.compute)
+        self.reports = Reports(self.folder / "reports", settings.compute)
+        self._review: Review | None = None
+        if settings.data is not None:
+            self._review = Review(settings.data, JudgedStore(self.folder / "judged.sqlite"), settings.compute)
+
+    @property
+    def review(self) -> Review:
+        """The data set that is looked through.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self._review is None:
+            raise InputError("no data set to look through: start the server with --data FOLDER")
+        return self._review
 
     def close(self) -> None:
         """End what runs in the background."""
         self.line.close()
+        self.reports.close()
+        if self._review is not None:
+            self._review.close()
         self.models.close()
 
 

@@ -135,8 +135,11 @@ class Review:
         store: where scores and thumbnails are kept; closed with the review.
         compute: where to compute.
 
+    Attributes:
+        error: why the data set cannot be read.
+
     Example:
-        ``review.ask(model); review.published(model).scores``
+        ``data, published = Review(source, store).ask(model)``
     """
 
     def __init__(self, source: DataSource, store: JudgedStore, compute: ComputeOptions | None = None) -> None:
@@ -158,21 +161,27 @@ class Review:
         """The images, None while they are being read or where they cannot be."""
         return self._data
 
-    def ask(self, model: AnyModel) -> Published | None:
-        """Say that a person looks at the data set with this model now, and return what it gave the images so far.
-
-        Returns:
-            None while the data set is being read.
-        """
+    def read(self) -> None:
+        """See to it that the data set is read, in the background."""
         with self._changed:
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._work, name="pickglass-review", daemon=True)
                 self._thread.start()
+
+    def ask(self, model: AnyModel) -> tuple[ReviewedData | None, Published | None]:
+        """Say that a person looks at the data set with this model now.
+
+        Returns:
+            The images, and what the model gave them so far; both None while the data set is being read, or where it
+            cannot be (see ``error``).
+        """
+        self.read()
+        with self._changed:
             key = scores_key(model)
             if not self._asked or scores_key(self._asked[-1]) != key:
                 self._asked = [one for one in self._asked if scores_key(one) != key] + [model]
                 self._changed.notify_all()
-            return self._publish(key)
+            return self._data, self._publish(key)
 
     def reload(self) -> None:
         """Read the data set again: files were added, removed or changed."""
@@ -211,7 +220,7 @@ class Review:
         content = self.store.thumbnail(digest)
         if content is None:
             pixels = row.image(self.compute.max_pixels)
-            content = _jpeg(thumbnail(display(pixels), picture_size(*pixels.shape[:2], side=THUMBNAIL)))
+            content = _jpeg(thumbnail(display(pixels), picture_size(pixels.shape[0], pixels.shape[1], THUMBNAIL)))
             self.store.keep_thumbnail(digest, content)
         found = None if model is None else self.judged(model, index)
         if found is None or found.map is None:
@@ -241,20 +250,22 @@ class Review:
     def _work(self) -> None:
         while True:
             with self._changed:
-                model = None
-                while not self._closed and (model := self._next()) is None:
-                    self._changed.wait()
-                if self._closed or model is None:
+                self._changed.wait_for(lambda: self._closed or self._to_read() or self._next() is not None)
+                if self._closed:
                     return
-            if self._data is None:
+                data, model = self._data, self._next()
+            if data is None:
                 self._read()
-            else:
-                self._advance(self._data, model)
+            elif model is not None:
+                self._advance(data, model)
+
+    def _to_read(self) -> bool:
+        return self._data is None and self.error is None
 
     def _next(self) -> AnyModel | None:
         """Return the model to go on with: the one that was asked for last and is not done."""
         if self._data is None:
-            return None if self.error or not self._asked else self._asked[-1]
+            return None
         for model in reversed(self._asked):
             published = self._published.get(scores_key(model))
             if published is None or published.stage in ("waiting", "judging"):
@@ -283,8 +294,8 @@ class Review:
         """Judge images until all are judged, another model is asked for, or the review ends."""
         with self._changed:
             published = self._publish(scores_key(model))
-        if published is None:
-            return
+            if published is None or self._data is not data:
+                return
         try:
             published.stage = "judging"
             if published.outside is None:

@@ -22,7 +22,7 @@ from pickglass.app.testing.selection import select, sentences
 from pickglass.app.testing.truth import LOCO_LIMIT
 from pickglass.data import DataSource, Table
 from pickglass.data.files import output_path, written_whole
-from pickglass.errors import DataError
+from pickglass.errors import DataError, Failure
 from pickglass.metrics import SaturatedResult
 from pickglass.result import Prediction, find_defects
 from pickglass.runtime.compute import ComputeOptions, Progress
@@ -110,8 +110,22 @@ def write_report(
     result: TestResult,
     name: str,
     progress: Progress | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the HTML page of a test; images are read again one by one."""
+    """Write the HTML page of a test; images are read again one by one.
+
+    Args:
+        target: HTML file.
+        detector: the model that judged.
+        prediction: what it found.
+        evaluation: the metrics of that.
+        result: what the test says.
+        name: what the images are called together.
+        progress: called with (stage, done, total).
+        names: what to call an image, by its path, where the reader is not to know of paths; None: by its path.
+    """
+    named = names or {}
+    hidden = ("fitted_images",) if names is None else ("fitted_images", "suspicious")
     threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
     scale = colour_range(threshold, prediction.maps)
     with ReportWriter(target, f"{name}: {detector.title}", scale) as writer:
@@ -120,7 +134,7 @@ def write_report(
             full = found.full_map()
             writer.add(
                 ReportImage(
-                    path=row.path,
+                    path=named.get(row.path, row.path),
                     defect=row.defect,
                     label=row.label,
                     score=found.score,
@@ -140,8 +154,8 @@ def write_report(
             by_type=evaluation.by_type,
             curves=_curves(evaluation),
             configuration=detector.configuration(),
-            provenance={k: v for k, v in detector.provenance.to_json().items() if k != "fitted_images"},
-            failed=prediction.failed,
+            provenance={k: v for k, v in detector.provenance.to_json().items() if k not in hidden},
+            failed=[Failure(named.get(path, path), error) for path, error in prediction.failed],
             threshold=prediction.calibration.image_threshold if prediction.calibration else None,
             unsure=prediction.calibration.unsure_threshold if prediction.calibration else None,
             notes=(*sentences(result["left_out"]), *evaluation.notes, *_notes(prediction, evaluation)),
