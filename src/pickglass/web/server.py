@@ -15,17 +15,35 @@ from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from typing_extensions import TypedDict
 
-from pickglass.errors import InputError, PickglassError, UnknownName
-from pickglass.web import pages
+from pickglass.errors import InputError, PickglassError, UnknownName, shortened
+from pickglass.web import inspect, pages
 from pickglass.web.safety import Guard
 from pickglass.web.settings import ServeSettings
 from pickglass.web.state import State
 
-__all__ = ["create_app", "serve", "serve_on"]
+__all__ = ["Problem", "create_app", "serve", "serve_on"]
 
 _LOG = logging.getLogger("pickglass.web")
+
+_LONGEST = 400  # characters of what is said of wrong arguments
+_PROBLEMS: dict[int | str, str] = {
+    400: "What came cannot be used.",
+    401: "A token is needed.",
+    403: "The request is of a page of another site.",
+    404: "There is no such thing.",
+    408: "The body did not come in time.",
+    413: "The body is too long.",
+    415: "The body is of another type.",
+    421: "The server does not answer for this host.",
+    422: "An argument is missing, or of another kind.",
+    500: "Something went wrong here.",
+    503: "Too many images are waiting: come back after Retry-After seconds.",
+}
 
 
 def create_app(settings: ServeSettings) -> Guard:
@@ -45,11 +63,20 @@ def create_app(settings: ServeSettings) -> Guard:
         yield
         state.close()
 
-    app = FastAPI(title="pickglass", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app = FastAPI(
+        title="pickglass",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        responses={status: {"model": Problem, "description": meaning} for status, meaning in _PROBLEMS.items()},
+    )
     app.state.pickglass = state
     app.add_exception_handler(PickglassError, _known)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _unknown)
-    for router in (pages.router,):
+    for router in (pages.router, inspect.router):
         app.include_router(router)
     app.router.routes.append(pages.static_files())
     return Guard(app, settings)
@@ -91,6 +118,23 @@ def serve(settings: ServeSettings, ready: Callable[[str], None] | None = None) -
         if ready is not None:
             ready(address)
         run()
+
+
+class Problem(TypedDict):
+    """Something went wrong: what came, what was expected, and what to do."""
+
+    error: str
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    wrong = [f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()]
+    return JSONResponse({"error": shortened("; ".join(wrong), _LONGEST)}, 422)
 
 
 async def _known(_: Request, error: Exception) -> JSONResponse:
