@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 from starlette.routing import BaseRoute, Mount
 
+from pickglass.app.pages.images import HEAT_COLOURS
 from pickglass.web.safety import COOKIE, session_of
 from pickglass.web.state import State, TheState
 
@@ -99,6 +102,14 @@ def session(state: TheState, response: Response) -> JSONResponse:
 def shared_style() -> Response:
     """Return the style sheet that reports have, too."""
     return Response(_SHARED.read_bytes(), media_type="text/css", headers={"cache-control": "no-cache"})
+
+
+@router.get("/static/heat.png")
+def heat_colours() -> Response:
+    """Return the colours of heat maps side by side, the lowest value on the left, as reports have them."""
+    buffer = io.BytesIO()
+    Image.fromarray(HEAT_COLOURS[None]).save(buffer, "PNG")  # (1, 256, 3)
+    return Response(buffer.getvalue(), media_type="image/png", headers={"cache-control": "no-cache"})
 
 
 def static_files() -> BaseRoute:
