@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -37,6 +37,7 @@ __all__ = ["Published", "Review", "ReviewedData", "Stage", "scores_key"]
 Stage = Literal["reading", "waiting", "judging", "done", "failed"]
 
 THUMBNAIL = 192  # px, longest side
+_LOOKS = 5.0  # seconds; who has not asked for so long looks no more
 _SECONDS = 1.0  # between two times that scores are written to the file
 
 _LOG = logging.getLogger("pickglass.review")
@@ -148,7 +149,7 @@ class Review:
         self.compute = compute or ComputeOptions()
         self.error: str | None = None
         self._data: ReviewedData | None = None
-        self._asked: list[AnyModel] = []  # the last one comes first
+        self._asked: dict[str, _Asked] = {}
         self._published: dict[str, Published] = {}
         self._changed = threading.Condition()
         self._closed = False
@@ -178,10 +179,11 @@ class Review:
         self.read()
         with self._changed:
             key = scores_key(model)
-            if not self._asked or scores_key(self._asked[-1]) != key:
-                self._asked = [one for one in self._asked if scores_key(one) != key] + [model]
-                self._changed.notify_all()
-            return self._data, self._publish(key)
+            published = self._publish(key)
+            self._asked[key] = _Asked(model, time.monotonic())
+            self._asked = {name: one for name, one in self._asked.items() if name == key or self._is_left(name)}
+            self._changed.notify_all()
+            return self._data, published
 
     def reload(self) -> None:
         """Read the data set again: files were added, removed or changed."""
@@ -262,15 +264,18 @@ class Review:
     def _to_read(self) -> bool:
         return self._data is None and self.error is None
 
-    def _next(self) -> AnyModel | None:
-        """Return the model to go on with: the one that was asked for last and is not done."""
-        if self._data is None:
+    def _next(self, now: AnyModel | None = None) -> AnyModel | None:
+        """Return the model to go on with: ``now``, unless nobody looks any more and somebody looks with another."""
+        left = [one for key, one in self._asked.items() if self._is_left(key)]
+        if not left or self._data is None:
             return None
-        for model in reversed(self._asked):
-            published = self._published.get(scores_key(model))
-            if published is None or published.stage in ("waiting", "judging"):
-                return model
-        return None
+        latest = max(one.time for one in left)
+        looked = [one.model for one in left if latest - one.time < _LOOKS]
+        return now if now is not None and any(model is now for model in looked) else looked[0]
+
+    def _is_left(self, key: str) -> bool:
+        """Say whether a model has not judged all images."""
+        return key not in self._published or self._published[key].stage in ("waiting", "judging")
 
     def _read(self) -> None:
         roots = [os.fspath(path) for path in (self.source.path, *self.source.more)]
@@ -380,9 +385,18 @@ class Review:
         fresh.clear()
 
     def _is_over(self, data: ReviewedData, model: AnyModel | None) -> bool:
-        """Say whether the review ends, the data set is read anew, or another model is asked for."""
-        other = model is not None and bool(self._asked) and self._asked[-1] is not model
-        return self._closed or self._data is not data or other
+        """Say whether the review ends, the data set is read anew, or another model comes first."""
+        if self._closed or self._data is not data:
+            return True
+        with self._changed:
+            return model is not None and self._next(model) is not model
+
+
+class _Asked(NamedTuple):
+    """Somebody asked for the scores of a model at this time."""
+
+    model: AnyModel
+    time: float
 
 
 def _set(published: Published, index: int, score: float, peak: float) -> None:
