@@ -11,14 +11,18 @@ A router asks for it as a parameter of type :data:`TheState`::
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from pickglass.errors import InputError
 from pickglass.web.judging import Line
+from pickglass.web.metrics import Metrics
 from pickglass.web.models import Models, ServedModel
+from pickglass.web.safety import without_paths
 from pickglass.web.settings import ServeSettings
+from pickglass.web.watching import Folder
 
 __all__ = ["Models", "ServedModel", "State", "TheState", "state_of"]
 
@@ -36,10 +40,28 @@ class State:
                 f"{self.folder}: cannot be made into a folder ({error.strerror}): name another one with --folder"
             ) from error
         self.models = Models(settings.models, settings.compute)
-        self.line = Line(settings.max_requests, settings.max_bytes, settings.compute)
+        self.metrics = Metrics()
+        self.line = Line(settings.max_requests, settings.max_bytes, settings.compute, self.metrics)
+        self.watched: Folder | None = None
+        if settings.watch is not None:
+            self.watched = Folder(settings.watch, self.models.get(None), self.line, settings)
+            self.watched.start()
+
+    def public(self, sentence: str) -> str:
+        """Return a sentence as anybody may read it: without the folders of this machine."""
+        settings, data = self.settings, self.settings.data
+        kept = [
+            *settings.models,
+            self.folder,
+            settings.watch,
+            *(() if data is None else (data.path, data.roi, *data.more)),
+        ]
+        return without_paths(sentence, [Path(path).parent for path in kept if path is not None])
 
     def close(self) -> None:
         """End what runs in the background."""
+        if self.watched is not None:
+            self.watched.close()
         self.line.close()
         self.models.close()
 
