@@ -63,6 +63,14 @@ def client(settings: Settings) -> Iterator[TestClient]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def shared(exported_model: Path, small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client of a server that no test changes, and that takes requests of a megabyte."""
+    folder = tmp_path_factory.mktemp("state")
+    with client_of(ServeSettings((exported_model,), DataSource(small_dataset), folder=folder, max_bytes=2**20)) as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium without a window; tests are skipped, and counted, where there is none (see requirements/browser.sh)."""

@@ -15,9 +15,9 @@ from pickglass.web.safety import HEADERS
 TOKEN = "a-token-of-some-length"
 
 
-def test_every_answer_has_the_headers(client: TestClient) -> None:
+def test_every_answer_has_the_headers(shared: TestClient) -> None:
     for path in ("/", "/static/common.js", "/static/page.css", "/nowhere", "/static/../server.py"):
-        answer = client.get(path)
+        answer = shared.get(path)
         assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS, path
 
 
@@ -32,16 +32,69 @@ def test_every_answer_has_the_headers(client: TestClient) -> None:
         ({"origin": "http://127.0.0.1"}, 200),
         ({"host": "localhost:8000"}, 200),
         ({"host": "[::1]:8000"}, 200),
+        ({"host": ""}, 421),
+        ({"host": "[::1"}, 421),
+        ({"host": "127.0.0.1@evil.example"}, 421),
+        ({"host": "2130706433"}, 421),
+        ({"host": "localhost:8000", "origin": "http://localhost:3000"}, 403),
+        ({"origin": "http://127.0.0.1@evil.example"}, 403),
+        ({"origin": "http://["}, 403),
+        ({"origin": "file://127.0.0.1"}, 403),
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"}, 403),  # another port of this machine
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}, 200),  # a link
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}, 403),
     ],
 )
-def test_other_sites_are_refused(client: TestClient, headers: dict[str, str], status: int) -> None:
-    assert client.get("/", headers=headers).status_code == status
+def test_other_sites_are_refused(shared: TestClient, headers: dict[str, str], status: int) -> None:
+    assert shared.get("/", headers=headers).status_code == status
+
+
+def test_a_form_of_another_site_is_refused(shared: TestClient) -> None:
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert shared.post("/api/session", headers=link).status_code == 403
+    assert shared.post("/api/session").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["host", "origin", "authorization", "sec-fetch-site"])
+def test_a_header_that_comes_twice_is_refused(shared: TestClient, name: str) -> None:
+    value = {"host": "127.0.0.1", "origin": "http://127.0.0.1"}.get(name, "same-origin")
+    answer = shared.get("/", headers=[(name, value), (name, "evil.example")])
+    assert answer.status_code == 400
+    assert "more than once" in answer.json()["error"]
+
+
+ODD_PATHS = ("/static/../server.py", "/static/..%2fserver.py", "/static/%2e%2e/server.py", "/static//etc/passwd",
+             "/static/..%5cserver.py", "/static/%00", "/static/", "//etc/passwd", "/nowhere")  # fmt: skip
+
+
+def test_no_path_leads_out(settings: Settings) -> None:
+    with client_of(settings(token=TOKEN)) as client:
+        bearer = {"authorization": f"Bearer {TOKEN}"}
+        for path in ODD_PATHS:
+            answer = client.get(path, headers=bearer)
+            assert (answer.status_code, list(answer.json())) == (404, ["error"]), path
+        for path in ("/login/../models", "/static/../models", "/health/../models", "/health//models"):  # past the token
+            assert client.get(path).status_code in (401, 404), path
+
+
+def test_sentences_tell_no_folder(client: TestClient) -> None:
+    state = client.app.app.state.pickglass  # type: ignore[attr-defined]
+    model = state.settings.models[0]
+    assert state.public(f"{model}: damaged") == f"{model.name}: damaged"
+    assert state.public(f"{str(model.parent)!r} is gone") == "'models' is gone"
+    assert state.public("no such file: '/srv/line/a.png', D:\\parts\\b.png") == "no such file: 'a.png', b.png"
+    assert state.public("GET /models, and/or /api/review/images") == "GET /models, and/or /api/review/images"
 
 
 def test_a_token_is_asked_for(settings: Settings) -> None:
     with client_of(settings(token=TOKEN, host="0.0.0.0")) as client:
         assert client.get("/").status_code == 401
         assert client.get("/login").status_code == 200
+        sent = client.get("/", headers={"accept": "text/html,*/*"}, follow_redirects=False)
+        assert (sent.status_code, sent.headers["location"]) == (303, "/login")
+        assert client.post("/inspect", headers={"accept": "text/html"}).status_code == 401
         assert client.get("/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
         assert client.get("/", headers={"authorization": "Bearer something-else-entirely"}).status_code == 401
         assert client.post("/api/session").status_code == 401

@@ -24,6 +24,7 @@ from pickglass.data import Row
 from pickglass.errors import Failure
 from pickglass.result import Found
 from pickglass.runtime.compute import ComputeOptions
+from pickglass.web.metrics import Metrics
 from pickglass.web.models import ServedModel
 
 __all__ = ["Line", "Place"]
@@ -66,14 +67,15 @@ class Line:
         most: places.
         max_bytes: longest request; sixteen of them may be held at once.
         compute: where to compute, and images at once.
+        metrics: counts images and places.
 
     Attributes:
         waiting: places that are taken.
     """
 
-    def __init__(self, most: int, max_bytes: int, compute: ComputeOptions) -> None:
+    def __init__(self, most: int, max_bytes: int, compute: ComputeOptions, metrics: Metrics) -> None:
         self._most, self._most_bytes = most, _LARGE * max_bytes
-        self._compute = compute
+        self._compute, self._metrics = compute, metrics
         self._jobs: deque[_Job] = deque()
         self._ready = threading.Condition()
         self._closed = False
@@ -81,7 +83,8 @@ class Line:
         self._number = 0
         self._seconds_each = 0.1
         self.waiting = 0
-        self._threads = [threading.Thread(target=self._work, name=f"pickglass-judge-{n}") for n in range(_THREADS)]
+        names = [f"pickglass-judge-{n}" for n in range(_THREADS)]
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
         for thread in self._threads:
             thread.start()
 
@@ -96,12 +99,14 @@ class Line:
             if self.waiting >= self._most or self._closed:
                 raise self._full()
             self.waiting += 1
+            self._metrics.waiting.set(self.waiting)
         taken = Place(self)
         try:
             yield taken
         finally:
             with self._ready:
                 self.waiting -= 1
+                self._metrics.waiting.set(self.waiting)
                 self._bytes -= taken.bytes
 
     def charge(self, place: Place, more: int) -> None:
@@ -143,6 +148,7 @@ class Line:
             thread.join()
 
     def _full(self) -> HTTPException:
+        self._metrics.refused.inc()
         seconds = math.ceil(len(self._jobs) * self._seconds_each)
         return HTTPException(
             503,
@@ -178,6 +184,7 @@ class Line:
         try:
             found = loaded.detector.stream([job.row for job in jobs], **self._compute.arguments())
             for job, item in zip(jobs, found, strict=True):
+                self._metrics.images.labels(job.served.name, _counted(loaded, item)).inc()
                 job.future.set_result(job.finish(loaded, item))
         except Exception as error:
             if len(jobs) == 1:
@@ -186,3 +193,9 @@ class Line:
             for job in jobs:
                 if not job.future.done():
                     self._judge([job])
+
+
+def _counted(loaded: LoadedModel, item: Found | Failure) -> str:
+    if isinstance(item, Failure):
+        return "failed"
+    return (loaded.calibration and loaded.calibration.verdict(item.score)) or "none"

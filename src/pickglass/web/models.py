@@ -11,6 +11,7 @@ from pickglass.app.models import AnyModel
 from pickglass.app.watch.model import LoadedModel, WatchedModel
 from pickglass.errors import InputError, UnknownName
 from pickglass.runtime.compute import ComputeOptions
+from pickglass.web.safety import without_paths
 
 __all__ = ["Models", "ServedModel"]
 
@@ -49,8 +50,9 @@ class ServedModel:
 
     @property
     def error(self) -> str | None:
-        """Why the file that is there now cannot be used; None: it is the one that judges."""
-        return self._watched.error
+        """Why the file that is there now cannot be used, for anybody to read; None: it is the one that judges."""
+        error = self._watched.error
+        return None if error is None else without_paths(error, [self.path.parent])
 
     def look(self) -> None:
         """Look whether the file was replaced; a new model is loaded by another thread, and takes over when ready."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -90,18 +90,19 @@ def login_page(state: TheState) -> HTMLResponse:
 
 
 @router.post("/api/session")
-def session(state: TheState, response: Response) -> JSONResponse:
+def session(state: TheState, request: Request) -> JSONResponse:
     """Give a browser that showed the token the cookie with which pages and pictures are read."""
     answer = JSONResponse({"ok": True})
     if state.settings.token is not None:
-        answer.set_cookie(COOKIE, session_of(state.settings.token), httponly=True, samesite="strict", path="/")
+        secure = request.url.scheme == "https"  # behind a proxy on this machine that says so
+        answer.set_cookie(COOKIE, session_of(state.settings.token), httponly=True, samesite="strict", secure=secure)
     return answer
 
 
 @router.get("/static/page.css")
 def shared_style() -> Response:
     """Return the style sheet that reports have, too."""
-    return Response(_SHARED.read_bytes(), media_type="text/css", headers={"cache-control": "no-cache"})
+    return Response(_SHARED.read_bytes(), media_type="text/css")
 
 
 @router.get("/static/heat.png")

@@ -7,7 +7,6 @@ dragged threshold at once; what is promised, and what is written into a model fi
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 from fastapi import APIRouter, HTTPException, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
@@ -32,7 +30,7 @@ from pickglass.errors import DataError, Failure, ImageError, InputError, Promise
 from pickglass.result import Found
 from pickglass.runtime.export_file import read_export_header
 from pickglass.runtime.model_header import read_model_header
-from pickglass.web.inspect import Inspected, inspected
+from pickglass.web.answers import Inspected, inspected, png_of
 from pickglass.web.models import ServedModel
 from pickglass.web.reports import MOST
 from pickglass.web.state import State, TheState
@@ -266,9 +264,7 @@ def picture(state: TheState, index: Index, key: Annotated[str | None, Query(max_
     if row.pixels is None and suffix in _SHOWN and pixels.dtype == np.uint8:
         kind = "jpeg" if suffix == "jpg" else suffix
         return FileResponse(row.path, media_type=f"image/{kind}", headers=kept)
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(display(pixels))).save(buffer, "PNG", compress_level=1)
-    return Response(buffer.getvalue(), media_type="image/png", headers=kept)
+    return Response(png_of(display(pixels)), media_type="image/png", headers=kept)
 
 
 @router.get("/images/{index}/judged")

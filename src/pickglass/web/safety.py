@@ -1,9 +1,10 @@
 """Who may ask, and how much: hosts, origins, token, size of a request, and the headers of each answer.
 
 A page of another site must not use the server of a person who visits it. Such a request names a foreign ``Origin``, or
-``Sec-Fetch-Site: cross-site``, or, after DNS rebinding, a foreign ``Host``; all three are refused before anything else
-is looked at. With a token, requests carry it as ``Authorization: Bearer TOKEN``; a cookie (HttpOnly, SameSite=Strict)
-counts only for pages and pictures that are read, so that nothing can be changed by a cookie.
+another ``Sec-Fetch-Site`` than its own, or, after DNS rebinding, a foreign ``Host``; all three are refused before
+anything else is looked at, save that a link may lead here. With a token, requests carry it as
+``Authorization: Bearer TOKEN``; a cookie (HttpOnly, SameSite=Strict) counts only for pages and pictures that are read,
+so that nothing can be changed by a cookie. A browser without either is sent to the page that asks for the token.
 
 Written as plain ASGI, so that bodies and streams pass through without a copy.
 """
@@ -13,15 +14,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pickglass.errors import shortened
 from pickglass.web.settings import ServeSettings, is_loopback
 
-__all__ = ["COOKIE", "HEADERS", "Guard", "session_of"]
+__all__ = ["COOKIE", "HEADERS", "Guard", "session_of", "without_paths"]
 
 COOKIE = "pickglass"
 
@@ -36,8 +42,12 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(self), microphone=(), geolocation=()",
+    "cache-control": "no-cache",
 }
 """Every answer carries them. A page that brings a policy of its own, such as a report, keeps it."""
+
+_ONCE = ("host", "origin", "authorization", "content-length", "sec-fetch-site")  # which of two would count?
+_FOLDERS = re.compile(r"(?<![\w./\\])(?!/api/)(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":;,()]+[/\\])+")
 
 _OPEN = ("/login", "/static/", "/health")  # without a token: the way in, its style and script, and the probe
 _READ_ONLY = ("GET", "HEAD")
@@ -60,7 +70,7 @@ class Guard:
             return
         refused = self._refused(scope)
         if refused is not None:
-            await _answer(send, *refused)
+            await _answer(send, *refused, opens_page=_opens_page(scope))
             return
         taken = 0
 
@@ -68,41 +78,36 @@ class Guard:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self.settings.max_bytes:
-                raise _TooLong
+            if taken > self.settings.max_bytes:  # of a body that did not say how long it is
+                raise HTTPException(413, self._too_long())
             return message
 
-        started = False
-
         async def with_headers(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 have = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *_encoded(HEADERS.items(), have)]
             await send(message)
 
-        try:
-            await self.app(scope, limited, with_headers)
-        except _TooLong:
-            if not started:
-                await _answer(send, 413, self._too_long())
+        await self.app(scope, limited, with_headers)
 
     def _refused(self, scope: Scope) -> tuple[int, str] | None:
         """Return status and sentence for a request that may not pass, None for one that may."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        listed = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        twice = [name for name, n in Counter(name for name, _ in listed).items() if n > 1 and name in _ONCE]
+        if twice:
+            return 400, f"the header {twice[0]!r} came more than once, expected it once"
+        headers = dict(listed)
         host = headers.get("host", "")
         if not self._own_host(host):
-            return 421, f"this server does not answer for the host {host!r}"
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return 403, "requests of pages of other sites are refused"
-        if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+            return 421, f"this server does not answer for the host {shortened(host)}"
+        if not _own_page(scope["method"], host, headers):
             return 403, "requests of pages of other sites are refused"
         if not self._has_token(scope, headers):
             return 401, "a token is needed: open /login in a browser, or send 'Authorization: Bearer TOKEN'"
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.settings.max_bytes:
+        if not (length.isascii() and length.isdecimal()):
+            return 400, f"Content-Length {shortened(length)}: expected a number of bytes"
+        if int(length) > self.settings.max_bytes:
             return 413, self._too_long()
         return None
 
@@ -135,8 +140,33 @@ def session_of(token: str) -> str:
     return hmac.new(token.encode(), b"pickglass page", hashlib.sha256).hexdigest()
 
 
-class _TooLong(Exception):
-    """A body goes on beyond the limit."""
+def without_paths(sentence: str, folders: Iterable[Path]) -> str:
+    """Return a sentence in which files are named without their folders: where they lie is nobody's business.
+
+    Args:
+        sentence: for people.
+        folders: those that may occur, with spaces or relative; any other is known by its beginning with a slash.
+
+    >>> without_paths("'/srv/line 3/bottle.onnx' is damaged, as is /tmp/x/y.png", [Path("/srv/line 3")])
+    "'bottle.onnx' is damaged, as is y.png"
+    """
+    known = {str(path) for folder in folders for path in (folder, folder.resolve())} - {".", "/"}
+    for path in sorted(known, key=len, reverse=True):
+        for mark in "/\\":
+            sentence = sentence.replace(path + mark, "")
+        sentence = re.sub(rf"(?<![\w./\\-]){re.escape(path)}(?![\w./\\-])", Path(path).name, sentence)
+    return _FOLDERS.sub("", sentence)
+
+
+def _own_page(method: str, host: str, headers: dict[str, str]) -> bool:
+    """Say whether a request may come from where it says: from a page of this server, from no page, or by a link."""
+    origin = headers.get("origin")
+    if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
+        return False
+    if headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
+        return True
+    link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
+    return link and method in _READ_ONLY
 
 
 def _equal(given: str, expected: str) -> bool:
@@ -156,9 +186,18 @@ def _encoded(headers: Iterable[tuple[str, str]], have: set[bytes]) -> list[tuple
     return [(name.encode(), value.encode()) for name, value in headers if name.encode() not in have]
 
 
-async def _answer(send: Send, status: int, sentence: str) -> None:
+def _opens_page(scope: Scope) -> bool:
+    """Say whether a browser wants to show the answer as a page."""
+    accepted = next((value for name, value in scope["headers"] if name == b"accept"), b"")
+    return scope["method"] == "GET" and b"text/html" in accepted
+
+
+async def _answer(send: Send, status: int, sentence: str, opens_page: bool) -> None:
     body = json.dumps({"error": sentence}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401 and opens_page:
+        status = 303
+        headers.append((b"location", b"/login"))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send(

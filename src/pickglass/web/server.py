@@ -21,15 +21,17 @@ from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict
 
 from pickglass.errors import InputError, PickglassError, UnknownName, shortened
-from pickglass.web import inspect, pages, review
+from pickglass.web import health, inspect, pages, review
+from pickglass.web.metrics import Counted
 from pickglass.web.safety import Guard
 from pickglass.web.settings import ServeSettings
-from pickglass.web.state import State
+from pickglass.web.state import State, state_of
 
 __all__ = ["Problem", "create_app", "serve", "serve_on"]
 
 _LOG = logging.getLogger("pickglass.web")
 
+_PATIENCE = 10  # seconds in which requests are answered once the server is to end
 _LONGEST = 400  # characters of what is said of wrong arguments
 _PROBLEMS: dict[int | str, str] = {
     400: "What came cannot be used.",
@@ -73,11 +75,12 @@ def create_app(settings: ServeSettings) -> Guard:
         responses={status: {"model": Problem, "description": meaning} for status, meaning in _PROBLEMS.items()},
     )
     app.state.pickglass = state
+    app.add_middleware(Counted, metrics=state.metrics)
     app.add_exception_handler(PickglassError, _known)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _unknown)
-    for router in (pages.router, inspect.router, review.router):
+    for router in (pages.router, inspect.router, health.router, review.router):
         app.include_router(router)
     app.router.routes.append(pages.static_files())
     return Guard(app, settings)
@@ -90,9 +93,6 @@ def serve_on(settings: ServeSettings) -> Iterator[tuple[str, Callable[[], None]]
     Raises:
         InputError: the address cannot be had; also as :func:`create_app`.
     """
-    app = create_app(settings)
-    config = uvicorn.Config(app, log_level="warning", server_header=False, access_log=False, lifespan="on")
-    server = uvicorn.Server(config)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listening = socket.create_server((settings.host.strip("[]"), settings.port), family=family, backlog=2048)
@@ -101,6 +101,20 @@ def serve_on(settings: ServeSettings) -> Iterator[tuple[str, Callable[[], None]]
             f"port {settings.port} of {settings.host} cannot be had ({error.strerror}): end what listens there, or "
             "name another one with --port"
         ) from error
+    try:
+        app = create_app(settings)
+    except BaseException:
+        listening.close()
+        raise
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        server_header=False,
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=_PATIENCE,
+    )
+    server = uvicorn.Server(config)
     host, port = listening.getsockname()[:2]
     try:
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", lambda: server.run([listening])
@@ -138,10 +152,11 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": shortened("; ".join(wrong), _LONGEST)}, 422)
 
 
-async def _known(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, 404 if isinstance(error, UnknownName) else 400)
+async def _known(request: Request, error: Exception) -> JSONResponse:
+    sentence = state_of(request).public(str(error))
+    return JSONResponse({"error": sentence}, 404 if isinstance(error, UnknownName) else 400)
 
 
 async def _unknown(request: Request, error: Exception) -> JSONResponse:
-    _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    _LOG.error("%s %r failed", request.method, request.url.path, exc_info=error)
     return JSONResponse({"error": "something went wrong here; the server's log says what"}, 500)

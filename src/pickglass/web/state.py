@@ -11,6 +11,7 @@ A router asks for it as a parameter of type :data:`TheState`::
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -19,9 +20,12 @@ from pickglass.app.review.review import Review
 from pickglass.app.review.store import JudgedStore
 from pickglass.errors import InputError
 from pickglass.web.judging import Line
+from pickglass.web.metrics import Metrics
 from pickglass.web.models import Models, ServedModel
 from pickglass.web.reports import Reports
+from pickglass.web.safety import without_paths
 from pickglass.web.settings import ServeSettings
+from pickglass.web.watching import Folder
 
 __all__ = ["Models", "ServedModel", "State", "TheState", "state_of"]
 
@@ -39,7 +43,12 @@ class State:
                 f"{self.folder}: cannot be made into a folder ({error.strerror}): name another one with --folder"
             ) from error
         self.models = Models(settings.models, settings.compute)
-        self.line = Line(settings.max_requests, settings.max_bytes, settings.compute)
+        self.metrics = Metrics()
+        self.line = Line(settings.max_requests, settings.max_bytes, settings.compute, self.metrics)
+        self.watched: Folder | None = None
+        if settings.watch is not None:
+            self.watched = Folder(settings.watch, self.models.get(None), self.line, settings)
+            self.watched.start()
         self.reports = Reports(self.folder / "reports", settings.compute)
         self._review: Review | None = None
         if settings.data is not None:
@@ -56,8 +65,21 @@ class State:
             raise InputError("no data set to look through: start the server with --data FOLDER")
         return self._review
 
+    def public(self, sentence: str) -> str:
+        """Return a sentence as anybody may read it: without the folders of this machine."""
+        settings, data = self.settings, self.settings.data
+        kept = [
+            *settings.models,
+            self.folder,
+            settings.watch,
+            *(() if data is None else (data.path, data.roi, *data.more)),
+        ]
+        return without_paths(sentence, [Path(path).parent for path in kept if path is not None])
+
     def close(self) -> None:
         """End what runs in the background."""
+        if self.watched is not None:
+            self.watched.close()
         self.line.close()
         self.reports.close()
         if self._review is not None:

@@ -39,6 +39,8 @@ export const api = async (path, {method = "GET", json, body, as = "json", signal
     throw new Error("The server does not answer. Is it still running?");
   }
   if (answer.status === 401) {
+    localStorage.removeItem(TOKEN);
+    if (location.pathname === "/login") throw new Error("This is not the server's token.");
     location.assign("/login");
     throw new Error("Please sign in.");
   }
@@ -52,9 +54,12 @@ export const api = async (path, {method = "GET", json, body, as = "json", signal
   return as === "blob" ? answer.blob() : answer.json();
 };
 
+// Sign in with a token, or with the one that this browser still has; false: it has none.
 export const signIn = async token => {
-  localStorage.setItem(TOKEN, token);
+  if (token) localStorage.setItem(TOKEN, token);
+  if (!localStorage.getItem(TOKEN)) return false;
   await api("/api/session", {method: "POST"});
+  return true;
 };
 
 // ---- messages ----

@@ -1,10 +1,12 @@
 import {attempt, byId, signIn, start} from "./common.js";
 
 start();
+const enter = token =>
+  attempt(async () => {
+    if (await signIn(token)) location.assign("/");
+  });
 byId("login").onsubmit = event => {
   event.preventDefault();
-  attempt(async () => {
-    await signIn(byId("token").value);
-    location.assign("/");
-  });
+  enter(byId("token").value);
 };
+enter(null); // whoever came by a link of another site has the token, but no cookie yet
