@@ -135,7 +135,7 @@ class Reports:
         except _Closed:
             report.error = "the server ends"
         except PickglassError as error:
-            report.error = _named(str(error), names)
+            report.error = str(error)
         except Exception:
             _LOG.exception("a report cannot be written")
             report.error = "the report cannot be written; the server's log says why"
@@ -148,12 +148,6 @@ class Reports:
             for report in done[:-_KEPT]:
                 self._path(report).unlink(missing_ok=True)
                 del self._reports[report.key]
-
-
-def _named(text: str, names: Mapping[str, str]) -> str:
-    for path, name in names.items():
-        text = text.replace(path, name)
-    return text
 
 
 def _plain(title: str) -> str:

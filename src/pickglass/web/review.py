@@ -218,12 +218,12 @@ def scores(
         "key": None if data is None else data.key,
         "model": _thresholds(served, loaded),
         "stage": published.stage,
-        "error": published.error,
+        "error": None if published.error is None else state.public(published.error),
         "done": len(published.order),
         "total": len(published.scores),
         "images": order,
         "scores": [published.scores[i] for i in order],
-        "errors": {i: published.errors[i] for i in order if i in published.errors},
+        "errors": {i: state.public(published.errors[i]) for i in order if i in published.errors},
         "next": after + len(order),
         "outside": None if published.outside is None else sorted(published.outside),
         "left_out": list(published.left_out),
@@ -334,7 +334,7 @@ def report_state(state: TheState, key: str) -> WrittenReport:
         "done": report.done,
         "total": report.total,
         "ready": report.ready,
-        "error": report.error,
+        "error": None if report.error is None else state.public(report.error),
     }
 
 
@@ -377,7 +377,7 @@ def _inspected(
 ) -> Inspected:
     name = data.names[index]
     if isinstance(item, Failure):
-        raise ImageError(name, data.shown(item.error, index))
+        raise ImageError(name, item.error)
     return inspected(loaded, item, served=served, name=name, picture=True)
 
 

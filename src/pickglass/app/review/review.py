@@ -83,17 +83,6 @@ class ReviewedData:
             known = self.digests[index] = _digest(self.row(index))
         return known
 
-    def shown(self, text: str, index: int | None = None) -> str:
-        """Return an error or note without the folders of the machine: images by their names.
-
-        Args:
-            text: what may name files.
-            index: the image that it is about; None: any of them.
-        """
-        for i in range(len(self.rows)) if index is None else (index,):
-            text = text.replace(self.rows[i].path, self.names[i])
-        return _without_folders(text, [self.dataset.root])
-
 
 @dataclass
 class Published:
@@ -278,16 +267,15 @@ class Review:
         return key not in self._published or self._published[key].stage in ("waiting", "judging")
 
     def _read(self) -> None:
-        roots = [os.fspath(path) for path in (self.source.path, *self.source.more)]
         try:
             dataset = self.source.load(training=False)
             rows = tuple(self.source.placed(dataset.table + dataset.private))
             times = tuple(_changed(row) for row in rows)
             known = self.store.digests()
             digests = [_known_digest(row, known) for row in rows]
-            data = ReviewedData(secrets.token_hex(4), dataset, rows, _names(rows, roots), times, digests)
+            data = ReviewedData(secrets.token_hex(4), dataset, rows, _names(rows, dataset.root), times, digests)
         except PickglassError as error:
-            self.error = _without_folders(str(error), roots)
+            self.error = str(error)
             return
         except Exception:
             _LOG.exception("the data set cannot be read")
@@ -307,7 +295,7 @@ class Review:
                 self._begin(data, model, published)
             self._judge(data, model, published)
         except PickglassError as error:
-            published.stage, published.error = "failed", data.shown(str(error))
+            published.stage, published.error = "failed", str(error)
         except Exception:
             _LOG.exception("the data set cannot be judged")
             published.stage, published.error = "failed", "the images cannot be judged; the server's log says why"
@@ -349,7 +337,7 @@ class Review:
                 if isinstance(item, Found):
                     fresh[i] = Judged(item.score, float(item.map.max()), small_map(item))
                 else:
-                    _fail(published, i, data.shown(item.error, i))
+                    _fail(published, i, item.error)
                 if time.monotonic() - written > _SECONDS:
                     self._write(data, published, fresh)
                     written = time.monotonic()
@@ -369,7 +357,7 @@ class Review:
             try:
                 digest = data.digest(i)
             except ImageError as error:
-                _fail(published, i, data.shown(error.reason, i))
+                _fail(published, i, error.reason)
                 continue
             row = data.rows[i]
             if row.pixels is None:
@@ -449,37 +437,20 @@ def _image_key(row: Row, digest: str) -> str:
     return f"{digest}-{hashlib.sha256(region).hexdigest()[:16]}"
 
 
-def _names(rows: Sequence[Row], roots: Sequence[str]) -> tuple[str, ...]:
-    """Name images by their place in the data set's folder, and by no folder above it.
+def _names(rows: Sequence[Row], root: str) -> tuple[str, ...]:
+    """Name images by their place in the data set's folder, each one otherwise.
 
-    >>> _names([Row("/data/a/good/1.png"), Row("/other/2.png")], ["/data/a"])
-    ('good/1.png', '2.png')
+    >>> _names([Row("/data/a/good/1.png"), Row("array:0", pixels=b""), Row("array:0", pixels=b"")], "/data/a")
+    ('good/1.png', 'array:0', 'array:0 (2)')
     """
-    names: list[str] = []
-    taken: set[str] = set()
+    names: dict[str, None] = {}
     for row in rows:
-        name = _name(row, roots)
-        while name in taken:
-            name += "′"
-        taken.add(name)
-        names.append(name)
+        name = row.path if row.pixels is not None else Path(os.path.relpath(row.path, root)).as_posix()
+        again = 1
+        while (unique := name if again == 1 else f"{name} ({again})") in names:
+            again += 1
+        names[unique] = None
     return tuple(names)
-
-
-def _name(row: Row, roots: Sequence[str]) -> str:
-    path = os.path.abspath(row.path)
-    for root in roots if row.pixels is None else ():
-        folder = os.path.abspath(root if os.path.isdir(root) else os.path.dirname(root))
-        if path.startswith(folder + os.sep):
-            name = path[len(folder) + 1 :].replace(os.sep, "/")
-            return name if len(roots) == 1 else f"{os.path.basename(folder)}/{name}"
-    return os.path.basename(row.path)
-
-
-def _without_folders(text: str, roots: Sequence[str]) -> str:
-    for root in sorted({form for one in roots for form in (one, os.path.abspath(one))}, key=len, reverse=True):
-        text = text.replace(root + os.sep, "").replace(root, os.path.basename(os.path.abspath(root)))
-    return text
 
 
 def _jpeg(pixels: np.ndarray[Any, Any]) -> bytes:

@@ -22,6 +22,7 @@ function review() {
   let saved = null; // the model as the server has it: thresholds, version
   let now = {bad: null, unsure: null}; // the thresholds on this page
   let wish = null; // the promise that they keep, as it is saved; null: chosen by hand
+  let promise = null; // the same in words
   let next = 0;
   let stage = "";
   let turn = 0; // another one whenever everything is asked for anew
@@ -33,9 +34,10 @@ function review() {
 
   // ---- thresholds ----
 
-  function move(thresholds, promise = null, sentence = null) {
+  function move(thresholds, kept = null, sentence = null) {
     now = thresholds;
-    wish = promise;
+    wish = kept;
+    promise = sentence;
     byId("worth").textContent = told(sentence ?? (same(now, saved) ? saved.sentence : "chosen by hand: no rate of false alarms is promised"));
     graph.set(now);
     follow();
@@ -43,6 +45,9 @@ function review() {
 
   const told = words => (words ? `${words[0].toUpperCase()}${words.slice(1).replace(/\.$/, "")}.` : "");
   const same = (thresholds, file) => file && thresholds.bad === file.threshold && thresholds.unsure === file.unsure_threshold;
+
+  // Whether there is something to save: other numbers, or the same ones with another promise.
+  const isChanged = () => !same(now, saved) || (wish !== null && promise !== saved.sentence);
 
   // Everything that hangs on thresholds.
   function follow() {
@@ -61,7 +66,7 @@ function review() {
     write(byId("unsure"), unsure);
     byId("has-unsure").checked = unsure !== null;
     byId("unsure").disabled = unsure === null;
-    const changed = saved && !same(now, saved);
+    const changed = saved && isChanged();
     byId("save").disabled = !changed || bad === null;
     byId("back").disabled = !changed;
     byId("version").textContent = saved ? `${saved.name}, version ${saved.version}${changed ? ", not saved" : ""}` : "";
@@ -144,7 +149,7 @@ function review() {
   function learn(file) {
     if (saved === null || saved.name !== file.name || saved.id !== file.id) return take(file);
     if (file.version === saved.version) return undefined;
-    if (same(now, saved)) {
+    if (!isChanged()) {
       take(file);
       say(`Somebody has set other thresholds: ${file.name} is version ${file.version} now.`);
       return undefined;
