@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -105,19 +105,25 @@ def digest_of(path: str | os.PathLike[str]) -> str:
     return image_digest(Row(os.fspath(path)))
 
 
-def locate(marks: Sequence[Mark], beside: str | Path | None = None, roots: Sequence[str | Path] = ()) -> Located:
+def locate(
+    marks: Sequence[Mark],
+    beside: str | Path | None = None,
+    roots: Sequence[str | Path] = (),
+    allowed: Callable[[str], bool] = lambda _: True,
+) -> Located:
     """Find the files of marked images.
 
     Args:
         marks: one an image.
         beside: folder to which paths may be relative, too, beside the current one: that of the table of marks.
         roots: folders in which images are looked for that are elsewhere now, under whatever name.
+        allowed: whether a file may be looked at that a mark names.
     """
     paths: dict[str, str] = {}
     changed: dict[str, str] = {}
     for mark in marks:
         for path in dict.fromkeys((mark.path, os.path.join(beside or "", mark.path))):
-            if os.path.isfile(path):
+            if allowed(path) and os.path.isfile(path):
                 try:
                     found = digest_of(path)
                 except OSError as error:

@@ -47,7 +47,7 @@ CREATE TABLE marks (
 CREATE TABLE masks (digest TEXT PRIMARY KEY, png BLOB NOT NULL);
 CREATE TABLE audit (
   number INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, what TEXT NOT NULL, model TEXT NOT NULL, user TEXT,
-  before TEXT, after TEXT, note TEXT
+  before TEXT, after TEXT, note TEXT, job TEXT UNIQUE
 );
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
@@ -126,6 +126,7 @@ class AuditEntry(NamedTuple):
         user: who did it, None where nobody was named.
         before, after: what is to be compared, such as id, version and thresholds; None where there is nothing.
         note: anything else, in words.
+        job: the update that was decided on, None for anything else.
     """
 
     number: int
@@ -136,6 +137,7 @@ class AuditEntry(NamedTuple):
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     note: str | None
+    job: str | None = None
 
 
 def now() -> str:
@@ -409,22 +411,37 @@ class MarkStore:
         after: Mapping[str, Any] | None = None,
         user: str | None = None,
         note: str | None = None,
+        job: str | None = None,
     ) -> AuditEntry:
-        """Write what was done to a model, see :class:`AuditEntry`, and return the entry."""
+        """Write what was done to a model, see :class:`AuditEntry`, and return the entry.
+
+        Raises:
+            InputError: somebody has decided on this job already.
+        """
         texts = [None if value is None else json.dumps(dict(value)) for value in (before, after)]
         with self._transaction():
+            decided = self.audit(job) if job is not None else []
+            if decided:
+                by = f" by {decided[0].user}" if decided[0].user else ""
+                raise InputError(
+                    f"job {job}: somebody has decided on it already: {decided[0].what}{by}, {decided[0].time}"
+                )
             cursor = self._connection.execute(
-                "INSERT INTO audit (time, what, model, user, before, after, note) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (now(), what, model, user, *texts, note),
+                "INSERT INTO audit (time, what, model, user, before, after, note, job) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (now(), what, model, user, *texts, note, job),
             )
-            number = cursor.lastrowid
-        return next(entry for entry in self.audit() if entry.number == number)
+            return self._entries("number = ?", cursor.lastrowid)[0]
 
-    def audit(self) -> list[AuditEntry]:
-        """Return the log, first things first."""
+    def audit(self, job: str | None = None) -> list[AuditEntry]:
+        """Return the log, first things first; of one job alone, if it is given."""
+        return self._entries("1") if job is None else self._entries("job = ?", job)
+
+    def _entries(self, condition: str, *values: Any) -> list[AuditEntry]:
         with self._readable():
             rows = self._connection.execute(
-                "SELECT number, time, what, model, user, before, after, note FROM audit ORDER BY number"
+                "SELECT number, time, what, model, user, before, after, note, job FROM audit "
+                f"WHERE {condition} ORDER BY number",
+                values,
             ).fetchall()
         entries = [AuditEntry(*row) for row in rows]
         return [
