@@ -17,8 +17,11 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from pickglass.app.marking.store import MarkStore
+from pickglass.app.marking.teach import Teaching
 from pickglass.app.models import AnyModel, load
 from pickglass.errors import InputError, UnknownName
+from pickglass.web.places import Places
 from pickglass.web.settings import ServeSettings
 
 __all__ = ["Models", "ServedModel", "State", "TheState", "state_of"]
@@ -66,7 +69,13 @@ class Models:
 
 
 class State:
-    """One server's settings, models and state folder."""
+    """One server's settings, models and state folder.
+
+    Attributes:
+        marks: what people said of images, and the log of what was done to models.
+        places: the files of images that may be opened for marks.
+        teaching: updates of the models by marks.
+    """
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
@@ -78,9 +87,14 @@ class State:
             raise InputError(
                 f"{self.folder}: cannot be made into a folder ({error.strerror}): name another one with --folder"
             ) from error
+        self.marks = MarkStore(self.folder / "marks.sqlite")
+        self.places = Places(settings, self.folder / "images")
+        self.teaching = Teaching(self.folder / "teach", self.marks, settings.compute)
 
     def close(self) -> None:
         """End what runs in the background."""
+        self.teaching.close()
+        self.marks.close()
 
 
 def state_of(request: Request) -> State:

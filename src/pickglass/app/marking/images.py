@@ -110,13 +110,15 @@ def locate(
     beside: str | Path | None = None,
     roots: Sequence[str | Path] = (),
     allowed: Callable[[str], bool] = lambda _: True,
+    renamed: bool = True,
 ) -> Located:
     """Find the files of marked images.
 
     Args:
         marks: one an image.
         beside: folder to which paths may be relative, too, beside the current one: that of the table of marks.
-        roots: folders in which images are looked for that are elsewhere now, under whatever name.
+        roots: folders in which images are looked for that are elsewhere now.
+        renamed: look for them under whatever name, which takes reading all images there; otherwise under their own.
         allowed: whether a file may be looked at that a mark names.
     """
     paths: dict[str, str] = {}
@@ -135,7 +137,7 @@ def locate(
                 changed[mark.digest] = "its content is another than when it was marked: mark it again"
     moved: list[tuple[str, str]] = []
     wanted = {mark.digest: mark for mark in marks if mark.digest not in paths}
-    for digest, path in _search(wanted.values(), roots):
+    for digest, path in _search(wanted.values(), roots, renamed):
         paths[digest] = path
         moved.append((wanted[digest].path, path))
     looked = f" and in {', '.join(map(str, roots))}" if roots else ""
@@ -144,7 +146,7 @@ def locate(
     return Located(paths, moved, failed)
 
 
-def _search(marks: Iterable[Mark], roots: Sequence[str | Path]) -> Iterator[tuple[str, str]]:
+def _search(marks: Iterable[Mark], roots: Sequence[str | Path], renamed: bool) -> Iterator[tuple[str, str]]:
     """Yield digest and path of each marked image that lies in a folder; files of the same name are looked at first."""
     wanted = {mark.digest for mark in marks}
     if not wanted or not roots:
@@ -156,7 +158,7 @@ def _search(marks: Iterable[Mark], roots: Sequence[str | Path]) -> Iterator[tupl
             for name in sorted(files):
                 if Path(name).suffix.lower() in IMAGE_SUFFIXES:
                     names[name in known].append(os.path.join(folder, name))
-    for path in (*names[True], *names[False]):
+    for path in (*names[True], *(names[False] if renamed else ())):
         if not wanted:
             return
         try:

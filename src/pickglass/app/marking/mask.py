@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pickglass.data.annotations.raster import fill_ellipse, fill_ring
-from pickglass.data.images.masks import Size
+from pickglass.data.images.masks import Size, check_mask_size
 from pickglass.errors import InputError, shortened
 
-__all__ = ["draw_shapes", "png_of", "size_of"]
+__all__ = ["draw_shapes", "mask_of", "png_of", "size_of"]
 
 _MOST_POINTS = 50_000  # of all shapes: hours of drawing
 _MOST_WORK = 4e8  # pixels looked at, of all shapes: about a second
@@ -39,19 +39,28 @@ def png_of(mask: NDArray[np.bool_]) -> bytes:
     return buffer.getvalue()
 
 
+def mask_of(png: bytes) -> NDArray[np.bool_]:
+    """Return the mask (H, W) of a PNG file that :func:`png_of` wrote."""
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image) > 0
+
+
 def size_of(png: bytes) -> Size:
     """Return the size (H, W) of a PNG file that :func:`png_of` wrote."""
     with Image.open(io.BytesIO(png)) as image:
         return image.height, image.width
 
 
-def draw_shapes(shapes: Sequence[Mapping[str, Any]], size: Size) -> NDArray[np.bool_]:
+def draw_shapes(
+    shapes: Sequence[Mapping[str, Any]], size: Size, start: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
     """Return which pixels shapes mark, bool (H, W).
 
     Args:
         shapes: each ``{"kind": "polygon", "points": [[x, y], ...]}``, or ``"stroke"`` with a ``"radius"`` in pixels;
             ``"erase": true`` takes away instead.
         size: (H, W) of the image.
+        start: what is marked already, of the same size; None: nothing.
 
     Raises:
         InputError: a shape is no such thing, or lies outside the image altogether.
@@ -61,7 +70,8 @@ def draw_shapes(shapes: Sequence[Mapping[str, Any]], size: Size) -> NDArray[np.b
         >>> draw_shapes([stroke], (3, 4)).astype(int).tolist()
         [[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]
     """
-    mask = np.zeros(size, np.bool_)
+    mask = np.zeros(size, np.bool_) if start is None else start.copy()
+    check_mask_size("the mask until now", (mask.shape[0], mask.shape[1]), size)
     points = work = 0.0
     for number, shape in enumerate(shapes, start=1):
         outline, radius, erase = _read(shape, f"shape {number} of the mask")

@@ -169,7 +169,7 @@ class Teaching:
                 "marks and run 'pickglass update MODEL --marks FILE.csv' where it is"
             )
         lab = lab_model_of(served)
-        used = [mark for mark in marks or self._found(leave_out) if mark.digest not in leave_out]
+        used = [mark for mark in (self._found(leave_out) if marks is None else marks) if mark.digest not in leave_out]
         if not any(mark.counts_as == "good" for mark in used):
             raise InputError(
                 f"none of {len(used)} marked images is marked good: an update learns good images, so mark some first"
