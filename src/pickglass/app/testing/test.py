@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from pickglass.app.marking.table import COLUMNS
 from pickglass.app.models import AnyModel, as_model
 from pickglass.app.pages.charts import Curves
 from pickglass.app.pages.images import colour_range, shape_of
-from pickglass.app.pages.report import ReportImage, ReportWriter, TiledImage
+from pickglass.app.pages.report import Marking, ReportImage, ReportWriter, TiledImage
 from pickglass.app.pages.tiles import TileMaps, draw_tiles
 from pickglass.app.results import Metrics, TestResult
 from pickglass.app.testing.evaluate import Evaluation, evaluate
 from pickglass.app.testing.robustness import robustness as judge_robustness
 from pickglass.app.testing.selection import select, sentences
 from pickglass.app.testing.truth import LOCO_LIMIT
-from pickglass.data import DataSource, Table
+from pickglass.data import DataSource, Table, image_digest
 from pickglass.data.files import output_path, written_whole
 from pickglass.errors import DataError, Failure
 from pickglass.metrics import SaturatedResult
@@ -145,6 +146,7 @@ def write_report(
                     predicted=None if threshold is None else full > threshold,
                     boxes=[] if threshold is None else [d.box for d in find_defects(full, threshold)],
                     parts=detector.parts_of(found),
+                    digest=image_digest(row) if row.pixels is None else None,
                 )
             )
             if progress is not None:
@@ -160,6 +162,7 @@ def write_report(
             unsure=prediction.calibration.unsure_threshold if prediction.calibration else None,
             notes=(*sentences(result["left_out"]), *evaluation.notes, *_notes(prediction, evaluation)),
             tiles=_tiles(detector, prediction, scale),
+            marking=Marking(detector.model_id(), detector.model_version, COLUMNS),
         )
 
 
