@@ -1,7 +1,7 @@
 // The review page: a data set with its scores, two thresholds to drag, what they do, and the images.
 
 import {api, attempt, byId, element, keys, model, number, onModel, percent, say, start} from "./common.js";
-import {auroc, confusion, outcomeOf, OUTCOMES, ratesOf, VERDICTS, verdictOf} from "./review_figures.js";
+import {auroc, confusion, nearest, outcomeOf, OUTCOMES, ratesOf, sortedBy, VERDICTS, verdictOf} from "./review_figures.js";
 import {ScoreGraph} from "./review_graph.js";
 import {Grid} from "./review_grid.js";
 import {Viewer} from "./viewer.js";
@@ -189,6 +189,14 @@ function review() {
     )),
   )));
 
+  function fill(button, n, meaning) {
+    const label = `${n} images, ${meaning}`;
+    if (button.getAttribute("aria-label") === label) return;
+    button.textContent = n;
+    button.classList.toggle("zero", n === 0);
+    button.setAttribute("aria-label", label);
+  }
+
   // A cell is a filter: by what is known and by verdict. The same cell again: all images.
   function cell(place) {
     const [truth, verdict] = [["0", "1", "-1"][Math.floor(place / 3)], VERDICTS[place % 3]];
@@ -210,11 +218,7 @@ function review() {
   function showCounts() {
     const matrix = confusion(images, now, counts());
     matrix.forEach((n, place) => {
-      const button = cells[place];
-      const [known, verdict] = [KNOWN[Math.floor(place / 3)], VERDICTS[place % 3]];
-      if (button.textContent !== String(n)) button.textContent = n;
-      button.classList.toggle("zero", n === 0);
-      button.setAttribute("aria-label", `${n} images, known as ${known}, judged ${verdict}`);
+      fill(cells[place], n, `known as ${KNOWN[Math.floor(place / 3)]}, judged ${VERDICTS[place % 3]}`);
     });
     const rates = ratesOf(matrix);
     byId("rates").replaceChildren(
@@ -255,14 +259,15 @@ function review() {
     byId("sort").querySelector("[value=apart]").hidden = !other.name;
     if (!other.name && byId("sort").value === "apart") byId("sort").value = "high";
     if (other.name) await pollOther(turn);
+    scored++;
     follow();
     choose();
   });
 
+  let areas = {}; // what does not hang on thresholds
   function showBoth(matrix) {
     const counted = counts();
-    const row = (name, scores, counted_, rates) => {
-      const area = auroc({scores, truths: images.truths}, counted_);
+    const row = (name, area, rates) => {
       const share = (part, whole) => (whole ? `${percent(part / whole)} (${part})` : "–");
       return element(
         "tr",
@@ -275,9 +280,12 @@ function review() {
       );
     };
     const its = {scores: other.scores, truths: images.truths};
+    if (areas.turn !== scored || areas.counted !== counted || areas.name !== other.name) {
+      areas = {turn: scored, counted, name: other.name, mine: auroc(images, counted), its: auroc(its, counted)};
+    }
     byId("both").replaceChildren(
-      row(model(), images.scores, counted, ratesOf(matrix)),
-      row(other.name, other.scores, counted, ratesOf(confusion(its, other.thresholds, counted))),
+      row(model(), areas.mine, ratesOf(matrix)),
+      row(other.name, areas.its, ratesOf(confusion(its, other.thresholds, counted))),
     );
     const pairs = new Array(9).fill(0);
     for (let i = 0; i < images.scores.length; i++) {
@@ -292,9 +300,7 @@ function review() {
       )));
     }
     pairs.forEach((n, place) => {
-      crosses[place].textContent = n;
-      crosses[place].classList.toggle("zero", n === 0);
-      crosses[place].setAttribute("aria-label", `${n} images, ${VERDICTS[Math.floor(place / 3)]} by ${model()}, ${VERDICTS[place % 3]} by ${other.name}`);
+      fill(crosses[place], n, `${VERDICTS[Math.floor(place / 3)]} by ${model()}, ${VERDICTS[place % 3]} by ${other.name}`);
     });
   }
 
@@ -309,7 +315,7 @@ function review() {
     const [since, until] = [day("since", "00:00:00"), day("until", "23:59:59.999")];
     const counted = counts();
     const chosen = [];
-    for (let i = 0; i < images.scores.length; i++) {
+    for (const i of ordered()) {
       if (!counted[i]) continue;
       const judged = verdictOf(images.scores[i], now);
       if (verdict && VERDICTS[judged] !== verdict) continue;
@@ -322,7 +328,7 @@ function review() {
       if (text && !images.names[i].toLowerCase().includes(text)) continue;
       chosen.push(i);
     }
-    shown = sorted(chosen);
+    shown = chosen;
     grid.show(shown);
     pressCells();
     const words = [
@@ -339,37 +345,42 @@ function review() {
     byId("report").title = shown.length > MOST ? `A report holds ${MOST} images at most: choose fewer` : "";
   }
 
-  // What has no score comes last.
-  function sorted(chosen) {
-    const {scores, names} = images;
-    const by = value => chosen.map(i => [value(i), i]).sort(([a, i], [b, j]) => {
-      const [none, nor] = [Number.isNaN(a), Number.isNaN(b)];
-      return none || nor ? none - nor || i - j : a - b || i - j;
-    }).map(([, i]) => i);
-    switch (byId("sort").value) {
-      case "low": return by(i => scores[i]);
-      case "near": return by(i => Math.min(Math.abs(scores[i] - now.bad), now.unsure === null ? Infinity : Math.abs(scores[i] - now.unsure)));
-      case "apart": return by(apart());
-      case "name": return chosen.sort((i, j) => names[i].localeCompare(names[j], "en", {numeric: true}));
-      default: return by(i => -scores[i]);
-    }
+  // All images in the chosen order; what has no score comes last. Most orders do not hang on thresholds, and are kept.
+  let kept = {by: "", turn: -1, order: new Uint32Array()};
+  let rising = {turn: -1, order: new Uint32Array()};
+  let scored = 0; // another one whenever scores have come
+  function ordered() {
+    const by = byId("sort").value;
+    if (by === "near" && now.bad !== null) return nearest(images.scores, lowest(), now.unsure === null ? [now.bad] : [now.unsure, now.bad]);
+    if (kept.by === by && kept.turn === scored) return kept.order;
+    kept = {by, turn: scored, order: lowest()};
+    if (by === "name") {
+      const collator = new Intl.Collator("en", {numeric: true});
+      kept.order = Uint32Array.from(images.names.keys()).sort((i, j) => collator.compare(images.names[i], images.names[j]));
+    } else if (by === "high") kept.order = sortedBy(images.scores.map(score => -score));
+    else if (by === "apart") kept.order = sortedBy(apart());
+    return kept.order;
+  }
+
+  function lowest() {
+    if (rising.turn !== scored) rising = {turn: scored, order: sortedBy(images.scores)};
+    return rising.order;
   }
 
   // Two models have scores of their own, so what is compared are the places in their orders.
   function apart() {
-    const ranks = scores => {
-      const order = [...scores.keys()].sort((i, j) => scores[i] - scores[j]);
-      const places = new Float64Array(scores.length);
-      order.forEach((i, place) => (places[i] = place));
-      return places;
+    const places = scores => {
+      const place = new Float64Array(scores.length);
+      sortedBy(scores).forEach((i, at) => (place[i] = at));
+      return place;
     };
-    const [mine, its] = [ranks(images.scores), ranks(other.scores)];
-    return i => (Number.isNaN(images.scores[i]) || Number.isNaN(other.scores[i]) ? NaN : -Math.abs(mine[i] - its[i]));
+    const [mine, its] = [places(images.scores), places(other.scores)];
+    return images.scores.map((score, i) => (Number.isNaN(score) || Number.isNaN(other.scores[i]) ? NaN : -Math.abs(mine[i] - its[i])));
   }
 
   let waiting = 0;
   byId("filters").oninput = event => {
-    if (event.target.id === "heat") return grid.show(shown);
+    if (event.target.id === "heat") return grid.redraw();
     if (event.target.id === "scope") {
       graph.show(columns());
       showCounts();
@@ -391,8 +402,9 @@ function review() {
 
   // ---- cards ----
 
+  const heated = byId("heat");
   const pictureOf = i => {
-    const heat = byId("heat").checked && !Number.isNaN(images.scores[i]) ? `&heat=${encodeURIComponent(model())}&id=${saved.id}` : "";
+    const heat = heated.checked && !Number.isNaN(images.scores[i]) ? `&heat=${encodeURIComponent(model())}&id=${saved.id}` : "";
     return `/api/review/images/${i}/thumbnail?key=${images.key}${heat}`;
   };
 
@@ -403,25 +415,27 @@ function review() {
     const score = images.scores[i];
     const verdict = verdictOf(score, now);
     const outcome = outcomeOf(verdict, images.truths[i]);
+    const its = other.name && !Number.isNaN(other.scores[i]) ? verdictOf(other.scores[i], other.thresholds) : null;
+    const source = pictureOf(i);
+    const drawn = [i, verdict, score, outcome, its, source].join();
+    if (card.drawn === drawn) return; // most cards stay as they are while a threshold moves
+    card.drawn = drawn;
     card.classList.toggle("wrong", outcome === 1 || outcome === 2);
     card.title = images.names[i];
     let picture = card.querySelector("img");
-    if (!picture || card.image !== i) {
-      picture = element("img", {alt: "", decoding: "async", src: pictureOf(i)});
-      card.image = i;
+    if (!picture || card.source !== source) {
+      picture = element("img", {alt: "", decoding: "async", src: source});
+      card.source = source;
     }
     const judged = errors.has(i)
       ? [element("span", {className: "verdict"}, "cannot be read")]
       : Number.isNaN(score)
         ? [element("span", {className: "sub"}, "not judged yet")]
         : [verdictMark(verdict), element("span", {}, number(score))];
-    const its = other.name && !Number.isNaN(other.scores[i])
-      ? [verdictMark(verdictOf(other.scores[i], other.thresholds)), element("span", {}, number(other.scores[i]))]
-      : [];
     card.replaceChildren(
       picture,
       element("div", {className: "line"}, ...judged),
-      its.length ? element("div", {className: "line"}, ...its) : "",
+      its === null ? "" : element("div", {className: "line"}, verdictMark(its), element("span", {}, number(other.scores[i]))),
       element("div", {className: "line"}, element("span", {className: "sub"}, `known as ${knownAs(i)}`)),
       element("span", {className: "name"}, element("bdi", {}, images.names[i])),
     );
@@ -544,6 +558,7 @@ function review() {
     learn(found.model);
     const more = other.name && (await pollOther(mine));
     if (fresh || more || before !== stage) {
+      scored++;
       graph.show(columns());
       showCounts();
       choose();
