@@ -1,6 +1,7 @@
 // The review page: a data set with its scores, two thresholds to drag, what they do, and the images.
 
 import {api, attempt, byId, element, keys, model, number, onModel, percent, say, start} from "./common.js";
+import {keepUserName, loadMarks, markImage, tickButtons, userName, WORDS} from "./marks.js";
 import {auroc, confusion, nearest, outcomeOf, OUTCOMES, ratesOf, sortedBy, VERDICTS, verdictOf} from "./review_figures.js";
 import {ScoreGraph} from "./review_graph.js";
 import {Grid} from "./review_grid.js";
@@ -18,6 +19,7 @@ function review() {
   // One entry an image, see review_figures.js; `fair`: 1 where the image judges the model.
   const images = {key: null, names: [], scores: new Float64Array(), truths: new Int8Array(), types: [], times: [], fair: new Uint8Array()};
   let errors = new Map();
+  let marks = new Map(); // what people said of images, by name
   let shown = []; // numbers of the images in the grid
   let saved = null; // the model as the server has it: thresholds, version
   let now = {bad: null, unsure: null}; // the thresholds on this page
@@ -121,6 +123,7 @@ function review() {
     const json = {version: saved.version};
     if (wish) json.promise = wish;
     else json.by_hand = {threshold: now.bad, unsure_threshold: now.unsure};
+    json.user = userName();
     try {
       take(await api(`/api/review/thresholds?model=${encodeURIComponent(model())}`, {method: "POST", json}));
       say(`Saved into ${saved.name}, which is version ${saved.version} now.`);
@@ -308,9 +311,9 @@ function review() {
 
   const hangsOnThresholds = () => byId("verdict").value || byId("outcome").value || crossed || byId("sort").value === "near";
 
-  function choose() {
+  function choose(stay = false) {
     const text = byId("text").value.trim().toLowerCase();
-    const [verdict, truth, type, outcome] = ["verdict", "truth", "type", "outcome"].map(name => byId(name).value);
+    const [verdict, truth, type, outcome, marked] = ["verdict", "truth", "type", "outcome", "marked"].map(name => byId(name).value);
     const day = (name, end) => (byId(name).value ? new Date(`${byId(name).value}T${end}`).getTime() / 1000 : null);
     const [since, until] = [day("since", "00:00:00"), day("until", "23:59:59.999")];
     const counted = counts();
@@ -322,6 +325,7 @@ function review() {
       if (truth && images.truths[i] !== Number(truth)) continue;
       if (type && images.types[i] !== type) continue;
       if (outcome && OUTCOMES[outcomeOf(judged, images.truths[i])] !== outcome) continue;
+      if (marked && (marks.get(images.names[i])?.counts_as ?? "not") !== marked) continue;
       if (crossed && (judged !== crossed[0] || verdictOf(other.scores[i], other.thresholds) !== crossed[1])) continue;
       if (since !== null && !(images.times[i] >= since)) continue;
       if (until !== null && !(images.times[i] <= until)) continue;
@@ -329,12 +333,13 @@ function review() {
       chosen.push(i);
     }
     shown = chosen;
-    grid.show(shown);
+    grid.show(shown, stay);
     pressCells();
     const words = [
       verdict && `judged ${verdict}`,
       truth && `known as ${KNOWN[truth === "-1" ? 2 : Number(truth)]}`,
       type, outcome,
+      marked && (marked === "not" ? "not marked" : `marked ${marked}`),
       crossed && `${VERDICTS[crossed[0]]} by ${model()} and ${VERDICTS[crossed[1]]} by ${other.name}`,
       (since ?? until) !== null && "of this time",
       text && `named ${text}`,
@@ -387,7 +392,8 @@ function review() {
     }
     if (event.target.id === "verdict") crossed = null;
     clearTimeout(waiting);
-    waiting = setTimeout(choose, event.target.id === "text" ? 120 : 0);
+    if (event.target.id === "use-marks") return useMarks();
+    waiting = setTimeout(() => choose(), event.target.id === "text" ? 120 : 0);
     return undefined;
   };
   byId("filters").onsubmit = event => event.preventDefault();
@@ -395,10 +401,57 @@ function review() {
     byId("filters").reset();
     byId("scope").value = "";
     crossed = null;
+    useMarks();
+  };
+
+  // ---- marks ----
+
+  byId("user").value = userName() ?? "";
+  byId("user").onchange = () => keepUserName(byId("user").value);
+
+  async function pollMarks(mine) {
+    const found = await loadMarks();
+    if (mine !== turn) return;
+    const ours = found.marks.filter(mark => mark.place === "data");
+    const same = ours.length === marks.size && ours.every(mark => marks.get(mark.name)?.latest === mark.latest);
+    if (same) return;
+    marks = new Map(ours.map(mark => [mark.name, mark]));
+    useMarks();
+  }
+
+  // What is known of an image is what people said of it last; where they are unsure, or disagree, nothing is known.
+  function useMarks(stay = false) {
+    const words = {good: 0, bad: 1, unsure: -1};
+    const used = byId("use-marks").checked;
+    images.names.forEach((name, i) => {
+      const word = used ? marks.get(name)?.counts_as : null;
+      images.truths[i] = word ? words[word] : images.labels[i] ?? -1;
+    });
+    scored++;
     graph.show(columns());
     showCounts();
-    choose();
+    choose(stay);
+  }
+
+  const mark = (i, word) => attempt(async () => {
+    const before = marks.get(images.names[i]);
+    const score = Number.isNaN(images.scores[i]) ? null : images.scores[i];
+    const said = await markImage({place: "data", name: images.names[i]}, before?.mark === word && !before.disputed ? null : word, {
+      type: before?.type, seen: before?.latest ?? 0, model: model(), score, keepMask: true,
+    });
+    if (said.counts_as === null) marks.set(images.names[i], {...said, counts_as: undefined});
+    else marks.set(images.names[i], said);
+    const place = grid.chosen;
+    useMarks(true);
+    if (opened === i) showMark(i);
+    else if (grid.item === i) grid.choose(place + 1); // go on to the next one, unless it has come to this place
+  });
+
+  const markKey = word => () => {
+    if (opened >= 0) mark(opened, word);
+    else if (document.activeElement === byId("grid") && grid.item !== undefined) mark(grid.item, word);
   };
+  keys(Object.fromEntries(Object.entries(WORDS).map(([key, word]) => [key, markKey(word)])));
 
   // ---- cards ----
 
@@ -409,7 +462,14 @@ function review() {
   };
 
   const verdictMark = place => element("span", {className: `verdict ${VERDICTS[place] ?? ""}`}, VERDICTS[place] ?? "no verdict");
-  const knownAs = i => images.types[i] ?? KNOWN[images.truths[i] < 0 ? 2 : images.truths[i]];
+  const knownAs = i => {
+    const [truth, said] = [images.truths[i], marks.get(images.names[i])];
+    return (truth === 1 && (said?.type ?? images.types[i])) || KNOWN[truth < 0 ? 2 : truth];
+  };
+  const markOf = i => {
+    const said = marks.get(images.names[i]);
+    return said?.counts_as ? element("span", {className: `marked ${said.counts_as}`, title: said.user ? `by ${said.user}` : ""}, said.disputed ? "disputed" : `marked ${said.counts_as}`) : "";
+  };
 
   function draw(card, i) {
     const score = images.scores[i];
@@ -417,7 +477,7 @@ function review() {
     const outcome = outcomeOf(verdict, images.truths[i]);
     const its = other.name && !Number.isNaN(other.scores[i]) ? verdictOf(other.scores[i], other.thresholds) : null;
     const source = pictureOf(i);
-    const drawn = [i, verdict, score, outcome, its, source].join();
+    const drawn = [i, verdict, score, outcome, its, source, images.truths[i], marks.get(images.names[i])?.latest].join();
     if (card.drawn === drawn) return; // most cards stay as they are while a threshold moves
     card.drawn = drawn;
     card.classList.toggle("wrong", outcome === 1 || outcome === 2);
@@ -436,7 +496,7 @@ function review() {
       picture,
       element("div", {className: "line"}, ...judged),
       its === null ? "" : element("div", {className: "line"}, verdictMark(its), element("span", {}, number(other.scores[i]))),
-      element("div", {className: "line"}, element("span", {className: "sub"}, `known as ${knownAs(i)}`)),
+      element("div", {className: "line"}, element("span", {className: "sub"}, knownAs(i)), markOf(i)),
       element("span", {className: "name"}, element("bdi", {}, images.names[i])),
     );
   }
@@ -454,6 +514,7 @@ function review() {
     byId("looked-verdict").replaceChildren(verdictMark(verdictOf(images.scores[i], now)));
     const score = Number.isNaN(images.scores[i]) ? errors.get(i) ?? "not judged yet" : `score ${number(images.scores[i])}`;
     byId("looked-about").textContent = `${score} · known as ${knownAs(i)} · ${grid.chosen + 1} of ${shown.length}`;
+    showMark(i);
     byId("defects").replaceChildren();
     viewer.hide();
     attempt(async () => {
@@ -468,6 +529,10 @@ function review() {
       }));
       if (judged && !judged.defects.length) byId("defects").append(element("li", {className: "sub none-found"}, "nothing above the pixel threshold"));
     });
+  }
+
+  function showMark(i) {
+    byId("looked-mark").replaceChildren(tickButtons(element, images.names[i], marks.get(images.names[i])?.counts_as, word => mark(i, word ?? marks.get(images.names[i])?.mark)));
   }
 
   const step = by => {
@@ -556,6 +621,7 @@ function review() {
     }
     showAbout(found);
     learn(found.model);
+    if (stage === "done" && !fresh) await pollMarks(mine);
     const more = other.name && (await pollOther(mine));
     if (fresh || more || before !== stage) {
       scored++;
@@ -603,6 +669,7 @@ function review() {
     other.scores = new Float64Array(n).fill(NaN);
     other.next = 0;
     const types = [...new Set(found.types.filter(type => type !== null))].sort();
+    await pollMarks(mine);
     byId("type").replaceChildren(element("option", {value: ""}, "all"), ...types.map(type => element("option", {}, type)));
     byId("notes").replaceChildren(...found.notes.map(note => element("p", {className: "note"}, note)));
     choose();

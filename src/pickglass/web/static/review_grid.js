@@ -1,7 +1,7 @@
 // Thousands of cards of which only those in sight exist: a list that is scrolled, and walked through by keys.
 //
 //   const grid = new Grid(place, {draw: (card, item) => ..., onopen: item => ..., onchoose: item => ...});
-//   grid.show([4, 8, 15]);      // the numbers of the items, in their order
+//   grid.show([4, 8, 15]);      // the numbers of the items, in their order; with `true`, the place in the list is kept
 //   grid.redraw();              // the cards in sight, after something about them has changed
 //
 // `draw` fills an empty card, or one that shows another item by now, or the same with something changed.
@@ -39,12 +39,12 @@ export class Grid {
     return this.items[this.chosen];
   }
 
-  show(items) {
+  show(items, stay = false) {
     const before = this.item;
     this.items = items;
     const at = this.touched ? items.indexOf(before) : 0;
-    this.chosen = Math.max(at, 0);
-    if (at < 0) this.place.scrollTop = 0;
+    this.chosen = at >= 0 ? at : stay ? Math.max(Math.min(this.chosen, items.length - 1), 0) : 0;
+    if (at < 0 && !stay) this.place.scrollTop = 0;
     this.#lay();
     this.redraw();
   }
