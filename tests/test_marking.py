@@ -83,6 +83,9 @@ def test_two_people_at_once_are_both_kept_and_told(store: MarkStore) -> None:
     assert (settled.disputed, settled.counts_as) == (False, "bad")
     with pytest.raises(InputError, match=r"seen=9: 'a.png' has 4 marks"):
         store.add(mark(), seen=9)
+    store.add(mark(word=None), seen=4)
+    again = store.add(mark(word="good"), seen=0)  # a page lists no mark of this image: nothing stands against it
+    assert (again.disputed, again.counts_as) == (False, "good")
 
 
 def test_a_moved_image_keeps_its_mark_and_an_image_that_changed_has_none(store: MarkStore, tmp_path: Path) -> None:

@@ -365,6 +365,13 @@ def test_the_page(settings: Settings, page: Page, context: BrowserContext, tmp_p
         page.keyboard.press("Escape")
         expect(page.get_by_role("dialog")).to_be_hidden()
 
+        # marks, by keys: the next one is chosen; what is marked counts as known
+        grid.press("g")
+        expect(page.locator("#shown")).to_contain_text("3 of 24 images")
+        grid.press("u")
+        expect(page.locator("#shown")).to_contain_text("2 of 24 images")
+        assert counts(page) == [0, 5, 0, 0, 2, 0, 0, 1, 0]
+
         # a promise, saved; another tab that had changes of its own is told
         other = context.new_page()
         other.goto(address + "/review")

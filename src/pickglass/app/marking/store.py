@@ -295,6 +295,8 @@ class MarkStore:
                     f"seen={seen!r}: {shortened(mark.path)} has {before} marks, expected a number up to it"
                 )
             missed = [one.mark for one in self.history(mark.digest) if seen is not None and one.version > seen]
+            while None in missed:  # what was taken back says nothing any more
+                del missed[: missed.index(None) + 1]
             return self._write(mark, png, True, any(word != mark.mark for word in missed))
 
     def bring(self, marks: Iterable[tuple[Mark, bytes | None]]) -> Brought:
