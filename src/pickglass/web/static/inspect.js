@@ -315,21 +315,22 @@ const tell = entry => {
   tellDefects(result);
 };
 
-const distanceOf = ({score, threshold, unsure_threshold: unsure, p_value: p, p_value_log10: log10}) => {
+const distanceOf = ({score, threshold, unsure_threshold: unsure, ...rarity}) => {
   if (threshold === null) return `Score ${number(score)}. This model has no threshold; set one under Review.`;
   const limit = `the threshold ${number(threshold)}`;
   let words = `Score ${number(score)}, `;
   if (threshold > 0 && score > 0) words += `${number(score / threshold, 3)} times ${limit}`;
   else words += `${score > threshold ? "above" : "below"} ${limit}`;
   if (unsure !== null && score <= threshold && score > unsure) words += `, above that of unsure, ${number(unsure)}`;
-  return `${words}.${rarityOf(p, log10)}`;
+  return `${words}.${rarityOf(rarity)}`;
 };
 
-const rarityOf = (p, log10) => {
+const rarityOf = ({p_value: p, p_value_log10: log10, p_value_extrapolated: extrapolated}) => {
   if (p === null) return "";
-  if (log10 > 6) return " Fewer than one good part in a million scores as high.";
-  if (p < 0.01) return ` About one good part in ${Number((1 / p).toPrecision(2)).toLocaleString("en")} scores as high.`;
-  return ` Of good parts, ${Number((100 * p).toPrecision(2))} % score as high.`;
+  const beyond = extrapolated ? ", as far as the tail of good scores tells" : "";
+  if (log10 > 6) return ` Fewer than one good part in a million scores as high${beyond}.`;
+  if (p < 0.01) return ` About one good part in ${Number((1 / p).toPrecision(2)).toLocaleString("en")} scores as high${beyond}.`;
+  return ` Of good parts, ${Number((100 * p).toPrecision(2))} % score as high${beyond}.`;
 };
 
 const sentence = words => `${words[0].toUpperCase()}${words.slice(1)}${words.endsWith(".") ? "" : "."}`;

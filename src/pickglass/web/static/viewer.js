@@ -274,13 +274,13 @@ export class Viewer {
     this.crossMark = svg("g", {class: "cross"}, svg("circle", {}), svg("path", {d: "M-9 0H9M0-9V9"}));
     const over = svg("svg", {"aria-hidden": "true"}, this.scaled, this.boxLayer, this.crossMark);
     this.viewport = element("div", {className: "viewport", tabIndex: 0, role: "application", "aria-label": "No image"}, this.stage);
-    this.viewport.append(over);
+    this.valueText = element("span", {className: "value", "aria-hidden": "true"}); // over the image: a bar would grow with it
+    this.viewport.append(over, this.valueText);
 
     const button = (text, label, action) => element("button", {type: "button", title: label, "aria-label": label, onclick: action}, text);
     this.heatSlider = element("input", {type: "range", min: 0, max: 100, step: 5, oninput: () => this.setHeat(Number(this.heatSlider.value))});
     this.outlineBox = element("input", {type: "checkbox", onchange: () => this.setOutlines(this.outlineBox.checked)});
     this.zoomText = element("span", {className: "zoom"});
-    this.valueText = element("span", {className: "value"});
     const bar = element(
       "div",
       {className: "viewer-bar", role: "group", "aria-label": "How the image is shown"},
@@ -295,7 +295,6 @@ export class Viewer {
         button("1:1", "Show each pixel as one", () => this.natural()),
         this.zoomText,
       ),
-      this.valueText,
     );
     const tool = (value, text) =>
       element("label", {}, element("input", {type: "radio", name: `tool-${Viewer.#made}`, value, checked: value === "stroke"}), ` ${text}`);
