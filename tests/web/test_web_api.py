@@ -20,9 +20,7 @@ from pickglass.web.settings import ServeSettings
 
 
 @pytest.fixture(scope="module")
-def described(
-    exported_model: Path, small_dataset: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
+def described(exported_model: Path, small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("state")
     chosen = ServeSettings((exported_model,), DataSource(small_dataset), folder=folder, port=0, max_bytes=2**20)
     with live(chosen) as address:
@@ -37,7 +35,9 @@ def test_answers_are_as_described(described: Any, mode: GenerationMode) -> None:
     for found in described.get_all_operations():
         operation = found.ok()
 
-        @settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        )
         @given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: Any) -> None:
             nonlocal tried
