@@ -19,7 +19,7 @@ let shown = null; // the filter: one of WORDS, or null for all
 let running = 0;
 let models = new Map(); // by name, as GET /models describes them
 
-const viewer = new Viewer(byId("viewer"), {onbox: index => chooseDefect(index)});
+const viewer = new Viewer(byId("viewer"), {hint: "Drop images anywhere on this page", onbox: index => chooseDefect(index)});
 
 // ---- judging ----
 
@@ -308,7 +308,7 @@ const tell = entry => {
     lines.push(element("p", {}, `looks like: ${result.type}${sure}`));
   }
   lines.push(element("p", {}, distanceOf(result)));
-  if (result.model !== model()) lines.push(element("p", {className: "sub"}, `judged by ${result.model}`));
+  if (result.model !== model()) lines.push(element("p", {className: "sub"}, `Judged by ${result.model}: the first model judges what arrives in the folder.`));
   if (result.stale) lines.push(element("p", {className: "note"}, "The settings were changed after the threshold was set: it may not fit any more."));
   verdict.replaceChildren(...lines);
   tellScores(result);

@@ -13,9 +13,10 @@
 //   boxes  [[x, y, w, h], ...] in pixels of the image; numbered from 1 on
 //   mask   null, or address or Blob of a mask (white where a defect is), which is outlined in blue
 //   size   null, or [H, W] of the image where the picture is a smaller one of it; boxes and shapes keep the image's pixels
-// and gives {width, height} of the picture. Options of the constructor, all of them functions or left out:
+// and gives {width, height} of the picture. Options of the constructor, each may be left out:
 //   onbox(index)      somebody chose a box in the image
 //   onshapes(shapes)  somebody drew, erased, took back or cleared
+//   hint              what is said while there is no image
 //
 // Keys, while the image has the focus: arrows move it when it is larger than its place, + and - zoom, 0 fits, 1 shows
 // each pixel as one. With the brush out, arrows move a cross (with Shift by a pixel) and the space bar paints there.
@@ -97,7 +98,7 @@ export class Viewer {
   static heat = Number(localStorage.getItem("pickglass.heat") ?? 85);
   static outlines = localStorage.getItem("pickglass.outlines") !== "no";
 
-  constructor(place, {onbox = () => {}, onshapes = () => {}} = {}) {
+  constructor(place, {onbox = () => {}, onshapes = () => {}, hint = ""} = {}) {
     this.onbox = onbox;
     this.onshapes = onshapes;
     this.shapes = [];
@@ -111,7 +112,7 @@ export class Viewer {
     this.at = {x: 0, y: 0, scale: 1};
     this.cross = null;
     this.fitted = true;
-    this.#build(place);
+    this.#build(place, hint);
     this.#listen();
   }
 
@@ -262,7 +263,7 @@ export class Viewer {
 
   // ---- inside ----
 
-  #build(place) {
+  #build(place, hint) {
     this.picture = element("img", {alt: ""});
     this.heatCanvas = element("canvas", {className: "heat", "aria-hidden": "true"});
     this.brushCanvas = element("canvas", {className: "brushed", "aria-hidden": "true"});
@@ -275,7 +276,7 @@ export class Viewer {
     const over = svg("svg", {"aria-hidden": "true"}, this.scaled, this.boxLayer, this.crossMark);
     this.viewport = element("div", {className: "viewport", tabIndex: 0, role: "application", "aria-label": "No image"}, this.stage);
     this.valueText = element("span", {className: "value", "aria-hidden": "true"}); // over the image: a bar would grow with it
-    this.viewport.append(over, this.valueText);
+    this.viewport.append(over, this.valueText, element("p", {className: "hint"}, hint));
 
     const button = (text, label, action) => element("button", {type: "button", title: label, "aria-label": label, onclick: action}, text);
     this.heatSlider = element("input", {type: "range", min: 0, max: 100, step: 5, oninput: () => this.setHeat(Number(this.heatSlider.value))});
