@@ -18,7 +18,7 @@ from page_reader import PageReader
 from pickglass.app.pages import charts, images
 from pickglass.app.pages.charts import Curves
 from pickglass.app.pages.images import display
-from pickglass.app.pages.report import ReportImage, ReportWriter, draw_panels
+from pickglass.app.pages.report import Marking, ReportImage, ReportWriter, draw_panels
 from pickglass.errors import Failure, InputError
 
 DATA = Path(os.environ.get("PICKGLASS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -129,6 +129,24 @@ def test_worst_mistakes_come_first(tmp_path: Path) -> None:
     assert [card["data-outcome"] for card in cards] == ["missed", "false alarm", "right", "right", "right", ""]
     words = " ".join("".join(page.words).split())
     assert "2 good, 3 bad, 1 without a label. At the threshold 1: 1 of 3 bad missed, 1 of 2 good called bad." in words
+
+
+def test_images_with_a_digest_can_be_marked(tmp_path: Path) -> None:
+    marking = Marking("0123456789ab", 2, ("path", "sha256", "mark"))
+    items = [item("a.png", digest="a" * 64), item("b.png", digest="b" * 64, defect='o"dd'), item("memory")]
+    page = PageReader(write(tmp_path, items, marking=marking))
+    assert [card.get("data-sha256") for card in page.all("article")] == ["a" * 64, "b" * 64, None]
+    (panel,) = [tag for tag in page.all("div") if tag.get("id") == "marking"]
+    assert panel["data-columns"] == "path,sha256,mark"
+    assert (panel["data-model-id"], panel["data-model-version"]) == ("0123456789ab", "2")
+    assert {tag["value"] for tag in page.all("option")} >= {"hole", 'o"dd'}
+    again = PageReader(write(tmp_path, items[::-1], marking=marking))
+    other = PageReader(write(tmp_path, items[1:], marking=marking))
+    names = [tag["data-report"] for one in (page, again, other) for tag in one.all("div") if "data-report" in tag]
+    assert names[0] == names[1] != names[2]  # what a browser keeps is for the same images and model
+    for unmarked in (write(tmp_path, items), write(tmp_path, [item("memory")], marking=marking)):
+        assert 'id="marking"' not in unmarked
+        assert 'id="ticks"' not in unmarked
 
 
 def test_an_unsure_image_is_told_apart(tmp_path: Path) -> None:

@@ -45,11 +45,16 @@ __all__ = [
     "LayersResult",
     "LookLayer",
     "LookResult",
+    "MarksLayoutResult",
+    "MarksResult",
+    "MarksUsed",
     "MethodListing",
     "MethodsResult",
     "Metrics",
     "ModelMetrics",
+    "MovedImage",
     "PredictResult",
+    "RenamedImage",
     "RobustnessResult",
     "RuledOut",
     "SettingListing",
@@ -836,6 +841,75 @@ class UpdatedImage(TypedDict):
     judged: str
 
 
+class MovedImage(TypedDict):
+    """One marked image that lies elsewhere, or under another name, than where it was marked."""
+
+    path: str
+    now: str
+
+
+class MarksUsed(TypedDict):
+    """What ``pickglass update --marks`` took from the marks.
+
+    ``good`` and ``bad`` count images; those that are ``unsure`` are not used, and among them are the ``disputed`` ones,
+    which people have marked differently. ``learned_bad``: images that are marked bad and that the model has learned as
+    good before, which no update takes back.
+    """
+
+    good: int
+    bad: int
+    unsure: int
+    disputed: list[str]
+    moved: list[MovedImage]
+    learned_bad: list[str]
+
+
+class RenamedImage(TypedDict):
+    """One image whose name was taken in a folder: its path, and its name in the new data set."""
+
+    path: str
+    name: str
+
+
+class MarksLayoutResult(TypedDict):
+    """A data set that was written from marks: images by kind, and what became of the others.
+
+    ``failed``: images that were not found, or are others than they were; they are not in the data set.
+    """
+
+    folder: str
+    good: int
+    bad: int
+    masks: int
+    unsure: int
+    disputed: list[str]
+    renamed: list[RenamedImage]
+    moved: list[MovedImage]
+    failed: list[Failed]
+
+
+class MarksResult(TypedDict):
+    """The result of ``pickglass marks``.
+
+    ``good``, ``bad`` and ``unsure`` count the images that are marked so; ``types`` the bad ones by type of defect;
+    ``disputed`` names those that people have marked differently, which count as unsure. ``added`` and ``known`` count
+    marks that were brought into ``into``; null where none was asked for, like ``table`` and ``data_set``.
+    """
+
+    good: int
+    bad: int
+    unsure: int
+    types: dict[str, int]
+    masks: int
+    disputed: list[str]
+    into: str | None
+    added: int | None
+    known: int | None
+    table: str | None
+    data_set: MarksLayoutResult | None
+    failed: list[Failed]
+
+
 class UpdateResult(TypedDict):
     """The result of ``pickglass update``.
 
@@ -848,7 +922,7 @@ class UpdateResult(TypedDict):
     ``unlearned``, which were held back or judged as if left out: for learned ones the figure flatters.
     ``bad_found_before`` and ``bad_found`` count known bad images that are called bad. Counts of verdicts are null
     where there are no images or no thresholds. ``drift_reference``: images that ``drift`` compares with from now
-    on.
+    on. ``marks``: null without ``--marks``.
     """
 
     model: str | None
@@ -883,6 +957,7 @@ class UpdateResult(TypedDict):
     bad: list[UpdatedImage]
     bad_lost: list[str]
     drift_reference: int
+    marks: MarksUsed | None
     details: dict[str, Any]
     failed: list[Failed]
 

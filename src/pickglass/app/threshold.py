@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from pickglass.calibration import (
     flagged_curve,
     promised,
 )
-from pickglass.calibration.promises import Source, best_f1, fixed_value, set_by_hand
+from pickglass.calibration.promises import Source, best_f1, fixed_value, set_by_hand, without_unsure
 from pickglass.data import (
     MARGINS,
     Dataset,
@@ -38,7 +38,16 @@ from pickglass.runtime.exported import ExportedModel
 from pickglass.runtime.model_header import changed
 from pickglass.runtime.provenance import Provenance, Regions
 
-__all__ = ["ThresholdPromise", "ThresholdRequest", "split_as_fitted", "threshold"]
+__all__ = [
+    "JudgedGood",
+    "ThresholdPromise",
+    "ThresholdRequest",
+    "change_by_hand",
+    "good_evidence",
+    "split_as_fitted",
+    "threshold",
+    "write_thresholds",
+]
 
 ThresholdPromise = Literal["tolerance", "marginal", "estimate", "f1", "fixed"]
 
@@ -153,7 +162,7 @@ def threshold(
     elif wish is None:
         calibration = fixed_value(_calibrating(table, judge), float(asked.value))  # type: ignore[arg-type]
     elif wish.promise == "estimate":
-        kept = _kept_scores(table, judge)
+        kept = None if judge.curves else _kept_scores(table, stored)
         left_out = kept is not None and kept.source == "left out"
         calibration = promised(kept if kept and left_out else _out_of_fold(table, judge, asked.folds), wish)
     else:
@@ -161,6 +170,82 @@ def threshold(
     if asked.pixel_value is not None or asked.unsure_value is not None:
         calibration = set_by_hand(calibration, pixel=asked.pixel_value, unsure=asked.unsure_value)
     return _written(stored, calibration, len(given) - len(table))
+
+
+class JudgedGood(NamedTuple):
+    """Good images were judged.
+
+    Attributes:
+        scores: (N,) image scores.
+        peaks: (N,) highest map value of each image.
+    """
+
+    scores: Sequence[float]
+    peaks: Sequence[float]
+
+
+def good_evidence(model: str | Path, data: Table, judged: Callable[[Table], JudgedGood]) -> Evidence:
+    """Return the good images that a promise about a model may rest on, as :func:`threshold` chooses them.
+
+    Where the data has none of them, these are the good images whose scores the model keeps.
+
+    Args:
+        model: model file or exported file; it is only read.
+        data: the rows of a data set but for the test, whose images never set a threshold.
+        judged: gives the scores of rows, in their order.
+
+    Raises:
+        DataError: there is no such image.
+    """
+    stored = _Stored.read(Path(model))
+    table = stored.provenance.without_left_out(data)
+    kept = _kept_scores(table, stored)
+    if kept is not None:
+        return kept
+    try:
+        rows, source, proviso = _calibrating_rows(table, stored)
+    except DataError:
+        known = stored.calibration
+        if known is None or not known.scores or known.against(stored.settings).stale:
+            raise
+        return Evidence(known.scores, known.peaks, known.groups, known.source, None, stored.settings)
+    good = judged(rows)
+    return Evidence(good.scores, good.peaks, [row.group for row in rows], source, None, stored.settings, proviso)
+
+
+def change_by_hand(model: str | Path, image: float, unsure: float | None) -> Calibration:
+    """Return the thresholds of a model with two numbers that somebody chose; the file stays as it is.
+
+    Args:
+        model: model file or exported file.
+        image: an image is bad above it; a promise stays where the number does.
+        unsure: an image is unsure above it; None: no image is.
+
+    Raises:
+        InputError: the numbers are not finite or not in this order, or settings were changed after the thresholds were
+            set.
+    """
+    stored = _Stored.read(Path(model))
+    now = stored.calibration or Calibration("fixed", None, None, settings=stored.settings)
+    _check_fresh(now, stored)
+    same, same_unsure = image == now.image_threshold, unsure == now.unsure_threshold
+    if same and same_unsure:
+        return now
+    if unsure is None:
+        now = without_unsure(now)
+        return now if same else set_by_hand(now, image)
+    # both at once: one after the other may come in the wrong order
+    return set_by_hand(now, None if same else image, None, None if same_unsure else unsure)
+
+
+def write_thresholds(model: str | Path, calibration: Calibration) -> ThresholdResult:
+    """Write thresholds into a model file, whole or not at all, with the change in its history."""
+    return _written(_Stored.read(Path(model)), calibration, 0)
+
+
+def _check_fresh(now: Calibration, stored: _Stored) -> None:
+    if now.against(stored.settings).stale:
+        raise InputError("settings were changed after the threshold was set, which counts no more: name good images")
 
 
 def _by_hand(stored: _Stored, asked: ThresholdRequest) -> Calibration:
@@ -173,8 +258,7 @@ def _by_hand(stored: _Stored, asked: ThresholdRequest) -> Calibration:
     if asked != by_hand:
         raise InputError("a promise rests on good images: name them (DATA), or give nothing but numbers for thresholds")
     now = stored.calibration or Calibration("fixed", None, None, settings=stored.settings)
-    if now.against(stored.settings).stale:
-        raise InputError("settings were changed after the threshold was set, which counts no more: name good images")
+    _check_fresh(now, stored)
     return set_by_hand(now, *numbers)
 
 
@@ -321,17 +405,17 @@ class _Judge:
         )
 
 
-def _kept_scores(table: Table, judge: _Judge) -> Evidence | None:
+def _kept_scores(table: Table, stored: _Stored) -> Evidence | None:
     """Return the scores of the fit that stand in the model, if these are its images and nothing has changed since."""
-    provenance, known = judge.stored.provenance, judge.stored.calibration
+    provenance, known = stored.provenance, stored.calibration
     fitted = split_as_fitted(table, provenance)
-    if fitted is None or known is None or judge.curves or not _same_regions(fitted, provenance):
+    if fitted is None or known is None or not _same_regions(fitted, provenance):
         return None
-    kept = known.against(judge.stored.settings)
+    kept = known.against(stored.settings)
     if kept.stale or kept.source not in ("held back", "left out"):
         return None
     groups = [row.group for row in fitted.role("calibrate")] if kept.source == "held back" else kept.groups
-    return Evidence(kept.scores, kept.peaks, groups, kept.source, None, judge.stored.settings)
+    return Evidence(kept.scores, kept.peaks, groups, kept.source, None, stored.settings)
 
 
 def _same_regions(fitted: Table, provenance: Provenance) -> bool:
@@ -340,17 +424,33 @@ def _same_regions(fitted: Table, provenance: Provenance) -> bool:
     return not named or Regions.of(fitted).regions_sha256 == provenance.regions.regions_sha256
 
 
+class _Calibrating(NamedTuple):
+    """These good images set a threshold; ``source`` and ``proviso`` are those of their :class:`Evidence`."""
+
+    rows: Table
+    source: Source
+    proviso: str = ""
+
+
 def _calibrating(table: Table, judge: _Judge) -> Evidence:
-    """Judge the good images that set the threshold."""
-    kept = _kept_scores(table, judge)
+    """Judge the good images that set the threshold, or take their scores from the model."""
+    kept = None if judge.curves else _kept_scores(table, judge.stored)
     if kept is not None:
         return kept
-    provenance = judge.stored.provenance
+    return judge.evidence(judge.stored.restored(), *_calibrating_rows(table, judge.stored))
+
+
+def _calibrating_rows(table: Table, stored: _Stored) -> _Calibrating:
+    """Choose the good images that set the threshold.
+
+    Raises:
+        DataError: there are none.
+    """
+    provenance = stored.provenance
     fitted = split_as_fitted(table, provenance)
     if fitted is not None and fitted.role("calibrate"):
         # scores of other regions must not pass for those of the fit when this is asked again
-        source: Source = "held back" if _same_regions(fitted, provenance) else "given"
-        return judge.evidence(judge.stored.restored(), fitted.role("calibrate"), source)
+        return _Calibrating(fitted.role("calibrate"), "held back" if _same_regions(fitted, provenance) else "given")
     good = (table.role("calibrate") or table.role("train")).where(lambda row: row.label == 0)
     proviso = "none of them was fitted, which the model does not tell"
     if provenance.fitted_images is not None:
@@ -362,7 +462,7 @@ def _calibrating(table: Table, judge: _Judge) -> Evidence:
             "no good image is left for the threshold: expected good ones that the model was not fitted on; "
             "--promise estimate judges the training images as if left out"
         )
-    return judge.evidence(judge.stored.restored(), good, "given", proviso)
+    return _Calibrating(good, "given", proviso)
 
 
 def split_as_fitted(table: Table, provenance: Provenance) -> Table | None:

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from pickglass.app.results import Failed, UpdatedImage, UpdateResult
+from pickglass.app.marking.images import MarkedImages, MarkedTables
+from pickglass.app.results import Failed, MarksUsed, UpdatedImage, UpdateResult
 from pickglass.calibration import Calibration
 from pickglass.data import Dataset, DataSource, Table, as_table, group_by, image_digest, load_dataset, with_roi
 from pickglass.data.files import check_exist, output_path
@@ -20,7 +21,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.drift_sample import DriftSample
 from pickglass.detectors.fitting import FitObserver
 from pickglass.detectors.loading import LoadedBatch
-from pickglass.errors import DataError
+from pickglass.errors import DataError, InputError
 from pickglass.methods import load
 from pickglass.result import Found
 from pickglass.runtime.compute import ComputeOptions, Progress
@@ -50,12 +51,13 @@ class UpdateRequest:
 
 def update(
     model: str | Path,
-    images: Images,
+    images: Images | None,
     output: str | Path | None = None,
     request: UpdateRequest | None = None,
     *,
     earlier: Images | None = None,
     bad: Sequence[str | Path] = (),
+    marks: MarkedImages | None = None,
     compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> UpdateResult:
@@ -64,12 +66,14 @@ def update(
     Args:
         model: model file.
         images: new good images: files and folders, how to read them, a data set, or rows; test images are not read.
+            None: those that are marked good.
         output: file to write; None: the model's own, replaced whole or not at all.
         request: how; None: as it comes.
         earlier: good images from before, likewise; see :meth:`pickglass.Detector.update`.
         bad: files and folders of known bad images; of a data set its defective ones. They are only judged, before and
             after: nothing is learned from them, and no threshold hangs on them. Where one that was found before is
             found no more, the model is not replaced; another output is written all the same.
+        marks: images that were marked, good ones to learn beside ``images``, bad ones that are known as ``bad`` is.
         compute: where to compute.
         progress: called with (stage, done, total).
 
@@ -80,9 +84,12 @@ def update(
     target = output_path(output or model, ".safetensors")
     wish, run = request or UpdateRequest(), compute or ComputeOptions()
     detector = load(model)
-    new = _good(images)
+    marked = None if marks is None else marks.load()
+    new = _new(images, marked)
     old = None if earlier is None else _good(earlier)
     known_bad = _bad(bad, images.roi if isinstance(images, DataSource) else None)
+    if marked is not None:
+        known_bad = join_tables([("the known bad images", known_bad), ("the marks", marked.bad)])
     until_now = _Verdicts(detector, new, run, progress)
     bad_until_now = _Verdicts(detector, known_bad, run, progress)
     seen = _Seen()
@@ -118,7 +125,7 @@ def update(
     replaces = os.path.realpath(target) == os.path.realpath(model)
     written = None if lost and replaces else str(detector.save(target))
     paths = {row.path for row in new}
-    return _result(
+    result = _result(
         detector,
         until_now.calibration,
         paths,
@@ -129,6 +136,8 @@ def update(
         written,
         bad_until_now.failed,
     )
+    result["marks"] = None if marked is None else _used(marked, known)
+    return result
 
 
 # -- which images ------------------------------------------------------------------------------------------------------
@@ -152,6 +161,34 @@ def _good(images: Images) -> Table:
         dataset = replace(source, path=folders[0], more=tuple(folders[1:])).load()
         parts.append((dataset.root, dataset.train))
     return source.placed(join_tables(parts))
+
+
+def _new(images: Images | None, marked: MarkedTables | None) -> Table:
+    """Return the rows of all new good images, those that are marked good among them."""
+    if images is None and marked is None:
+        raise InputError("no new image: expected files or folders of good images, or marks (--marks)")
+    given = Table([]) if images is None else _good(images)
+    if marked is None:
+        return given
+    new = join_tables([("the images", given), ("the marks", marked.good)])
+    if not new:
+        raise DataError(
+            f"no image is marked good: {len(marked.bad)} are bad and {len(marked.unsure)} unsure. An update learns "
+            "good images: mark some, or name some"
+        )
+    return new
+
+
+def _used(marked: MarkedTables, fitted: set[str]) -> MarksUsed:
+    """Say what was taken from the marks; ``fitted``: what the model had learned before."""
+    return {
+        "good": len(marked.good),
+        "bad": len(marked.bad),
+        "unsure": len(marked.unsure),
+        "disputed": marked.disputed,
+        "moved": [{"path": path, "now": now} for path, now in marked.moved],
+        "learned_bad": [row.path for row in marked.bad if image_digest(row)[:16] in fitted],
+    }
 
 
 def _is_table(place: str | os.PathLike[str]) -> bool:
@@ -284,6 +321,7 @@ def _result(
         "bad_found": _count(bad, "verdict"),
         "bad": bad,
         "bad_lost": lost,
+        "marks": None,
         "drift_reference": 0 if detector.reference is None else len(detector.reference),
         "details": told["details"],
         "failed": failed,

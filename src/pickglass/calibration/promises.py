@@ -59,6 +59,7 @@ __all__ = [
     "tolerance_needs",
     "tolerance_rank",
     "usual_threshold",
+    "without_unsure",
 ]
 
 FloatArray = npt.NDArray[np.float64]
@@ -453,6 +454,17 @@ def set_by_hand(
         pixels = f"{_PIXELS_BY_HAND}{until}, promises nothing: {known} have a pixel above it"
         changed = replace(changed, pixel_threshold=float(pixel), pixel_promise="fixed")
     return replace(changed, sentence=f"{said}{band}{pixels}")
+
+
+def without_unsure(calibration: Calibration) -> Calibration:
+    """Return the thresholds without that of unsure: what was unsure is good from now on.
+
+    >>> both = set_by_hand(usual_threshold([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), unsure=1.5)
+    >>> without_unsure(both) == usual_threshold([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    True
+    """
+    said, _, pixels = _sentence_parts(calibration.sentence)
+    return replace(calibration, unsure_threshold=None, unsure_bound=None, sentence=f"{said}{pixels}")
 
 
 UNSURE = "; flagged or unsure: "

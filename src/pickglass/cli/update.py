@@ -11,9 +11,10 @@ import typer
 from pickglass.cli.command import run
 from pickglass.cli.console import say
 from pickglass.cli.options import Compute, Folder, Force, Json, ModelFile, Roi, Seed, check_new, check_order
+from pickglass.errors import InputError
 
 if TYPE_CHECKING:
-    from pickglass.app.results import UpdatedImage, UpdateResult
+    from pickglass.app.results import MarksUsed, UpdatedImage, UpdateResult
 
 __all__ = ["update"]
 
@@ -23,9 +24,9 @@ _NAMED = 5  # images of a kind that the screen names
 def update(
     model: ModelFile,
     images: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(metavar="IMAGES...", help="New good images: files, or folders, each in its own layout."),
-    ],
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write this model file; by default MODEL itself.")
     ] = None,
@@ -44,6 +45,20 @@ def update(
             metavar="FOLDER",
             help="Known bad images, judged before and after and never learned; where one that was found is missed, "
             "MODEL is not replaced. May be given several times.",
+        ),
+    ] = None,
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Images that were marked: a table (CSV) that a report or the page saved, or the page's own file. Good "
+            "ones are learned, bad ones are known bad images, unsure ones are left alone.",
+        ),
+    ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER", help="Look here, too, for marked images that were moved. May be given several times."
         ),
     ] = None,
     calibrate: Annotated[
@@ -67,14 +82,19 @@ def update(
     as_json: Json = False,
 ) -> None:
     """Learn further good images on top of what a model has learned, and set its threshold anew with them."""
+    images = images or []
     check_order("update", [model], images)
+    if root and marks is None:
+        raise InputError("--root names where marked images are looked for: it needs --marks")
     if output is not None and output != model:
         check_new(output, force)
+    from pickglass.app.marking.images import MarkedImages
     from pickglass.app.update import UpdateRequest
     from pickglass.app.update import update as use_case
 
     request = UpdateRequest(calibrate, seed, memory_gb, drop_suspicious)
-    source = folder.source(images[0], roi, more=images[1:])
+    source = folder.source(images[0], roi, more=images[1:]) if images else None
+    marked = None if marks is None else MarkedImages(folder.source(marks, roi), tuple(root or ()))
     before = folder.source(earlier[0], roi, more=earlier[1:]) if earlier else None
     run(
         lambda progress: use_case(
@@ -84,6 +104,7 @@ def update(
             request,
             earlier=before,
             bad=bad or (),
+            marks=marked,
             compute=compute.options(),
             progress=progress,
         ),
@@ -115,6 +136,7 @@ def _show(result: UpdateResult) -> None:
     pixel = _changed(result["pixel_threshold"], result["pixel_threshold_before"])
     say(f"bad above {image}, pixels above {pixel} ({result['promise']})")
     say(result["sentence"])
+    _show_marks(result["marks"])
     _show_good(result)
     if result["bad"]:
         n, found, before = len(result["bad"]), result["bad_found"], result["bad_found_before"]
@@ -123,12 +145,31 @@ def _show(result: UpdateResult) -> None:
         _name("missed", [one for one in result["bad"] if one["verdict"] != "bad"])
     lost = result["bad_lost"]
     if lost:
-        named = f"{', '.join(lost[:_NAMED])}{f' and {len(lost) - _NAMED} more' if len(lost) > _NAMED else ''}"
-        say(f"warning: {len(lost)} known bad images were found before and are missed now: {named}")
+        say(f"warning: {len(lost)} known bad images were found before and are missed now: {_listed(lost)}")
     if result["model"] is None:
         say("the model was not replaced: look whether a new image shows a defect, or name another file with -o")
         return
     say(f"model: {result['model']}, {result['model_id']}, version {result['model_version']}")
+
+
+def _show_marks(marks: MarksUsed | None) -> None:
+    if marks is None:
+        return
+    unused = f", {marks['unsure']} unsure, which are left alone" if marks["unsure"] else ""
+    say(f"marks: {marks['good']} good, {marks['bad']} bad{unused}")
+    if marks["disputed"]:
+        say(f"warning: unsure, for people have marked them differently: {_listed(marks['disputed'])}")
+    if marks["moved"]:
+        say(f"found elsewhere: {_listed([' -> '.join((one['path'], one['now'])) for one in marks['moved']])}")
+    if marks["learned_bad"]:
+        say(
+            f"warning: marked bad, but learned as good by an earlier fit: {_listed(marks['learned_bad'])}. No update "
+            "takes that back: fit anew without them"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}"
 
 
 def _show_good(result: UpdateResult) -> None:

@@ -26,12 +26,14 @@ class ServedModel:
         name: unique among the served models: the file's name without its suffix, where two are equal with it.
         path: the file.
         replaced: how often another model took over.
+        writing: held by whoever reads the file's version and then writes the file, so that nobody comes between.
     """
 
     def __init__(self, name: str, path: Path, compute: ComputeOptions) -> None:
         self.name = name
         self.path = path
         self.replaced = 0
+        self.writing = threading.Lock()
         self._compute = compute
         self._lock = threading.Lock()
         self._watched = WatchedModel(path, compute, needs_verdicts=False)

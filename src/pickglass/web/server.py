@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict
 
 from pickglass.errors import InputError, PickglassError, UnknownName, shortened
-from pickglass.web import health, inspect, pages
+from pickglass.web import health, inspect, marks, pages, review, teach
 from pickglass.web.metrics import Counted
 from pickglass.web.safety import Guard
 from pickglass.web.settings import ServeSettings
@@ -39,6 +39,7 @@ _PROBLEMS: dict[int | str, str] = {
     403: "The request is of a page of another site.",
     404: "There is no such thing.",
     408: "The body did not come in time.",
+    409: "Somebody else has changed it meanwhile: look at it again.",
     413: "The body is too long.",
     415: "The body is of another type.",
     421: "The server does not answer for this host.",
@@ -79,7 +80,7 @@ def create_app(settings: ServeSettings) -> Guard:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _unknown)
-    for router in (pages.router, inspect.router, health.router):
+    for router in (pages.router, inspect.router, health.router, review.router, marks.router, teach.router):
         app.include_router(router)
     app.router.routes.append(pages.static_files())
     return Guard(app, settings)

@@ -16,10 +16,16 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from pickglass.app.marking.store import MarkStore
+from pickglass.app.marking.teach import Teaching
+from pickglass.app.review.review import Review
+from pickglass.app.review.store import JudgedStore
 from pickglass.errors import InputError
 from pickglass.web.judging import Line
 from pickglass.web.metrics import Metrics
 from pickglass.web.models import Models, ServedModel
+from pickglass.web.places import Places
+from pickglass.web.reports import Reports
 from pickglass.web.safety import without_paths
 from pickglass.web.settings import ServeSettings
 from pickglass.web.watching import Folder
@@ -28,7 +34,14 @@ __all__ = ["Models", "ServedModel", "State", "TheState", "state_of"]
 
 
 class State:
-    """One server's settings, models, line of images, and state folder."""
+    """One server's settings, models, line of images, and state folder.
+
+    Attributes:
+        marks: what people said of images, and the log of what was done to models.
+        places: the files of images that may be opened for marks.
+        teaching: updates of the models by marks.
+        reports: of selected images.
+    """
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
@@ -46,6 +59,24 @@ class State:
         if settings.watch is not None:
             self.watched = Folder(settings.watch, self.models.get(None), self.line, settings)
             self.watched.start()
+        self.marks = MarkStore(self.folder / "marks.sqlite")
+        self.places = Places(settings, self.folder / "images")
+        self.teaching = Teaching(self.folder / "teach", self.marks, settings.compute)
+        self.reports = Reports(self.folder / "reports", settings.compute)
+        self._review: Review | None = None
+        if settings.data is not None:
+            self._review = Review(settings.data, JudgedStore(self.folder / "judged.sqlite"), settings.compute)
+
+    @property
+    def review(self) -> Review:
+        """The data set that is looked through.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self._review is None:
+            raise InputError("no data set to look through: start the server with --data FOLDER")
+        return self._review
 
     def public(self, sentence: str) -> str:
         """Return a sentence as anybody may read it: without the folders of this machine."""
@@ -63,6 +94,11 @@ class State:
         if self.watched is not None:
             self.watched.close()
         self.line.close()
+        self.reports.close()
+        if self._review is not None:
+            self._review.close()
+        self.teaching.close()
+        self.marks.close()
         self.models.close()
 
 

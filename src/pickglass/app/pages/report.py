@@ -7,6 +7,7 @@ either the old file or the whole new one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -43,7 +44,7 @@ from pickglass.app.pages.images import (
 from pickglass.errors import Failure, InputError
 from pickglass.metrics.catalogue import METRICS, WITHOUT_THRESHOLD, shown
 
-__all__ = ["ReportImage", "ReportWriter", "TiledImage", "draw_panels"]
+__all__ = ["Marking", "ReportImage", "ReportWriter", "TiledImage", "draw_panels"]
 
 CLOSE_UP = 192  # original px, side of a close-up
 
@@ -64,6 +65,7 @@ class ReportImage:
         predicted: ``(H, W)`` bool; None when the model has no pixel threshold.
         boxes: ``[x, y, w, h]`` in original pixels.
         parts: what the map is made of, by name, likewise at the original size.
+        digest: SHA-256 of the file, by which marks know the image; None: the reader cannot mark it.
     """
 
     path: str
@@ -77,6 +79,7 @@ class ReportImage:
     predicted: Array | None
     boxes: list[list[int]]
     parts: Mapping[str, Array] = field(default_factory=dict)
+    digest: str | None = None
 
     @property
     def kind(self) -> str:
@@ -124,6 +127,19 @@ class TiledImage(NamedTuple):
     heading: str
     shape: str
     pictures: Sequence[Picture]
+
+
+class Marking(NamedTuple):
+    """A reader can mark the images of a report, and save the marks as a table.
+
+    Attributes:
+        model_id, model_version: the model that judged the images.
+        columns: of the table, in order.
+    """
+
+    model_id: str
+    model_version: int
+    columns: Sequence[str]
 
 
 class _Record(NamedTuple):
@@ -181,6 +197,7 @@ class ReportWriter:
         if not (np.isfinite(scale).all() and scale[0] <= scale[1]):
             raise InputError(f"scale={scale!r}: expected two finite numbers (low, high), e.g. (0.0, 1.0)")
         self._records: list[_Record] = []
+        self._digests: list[str] = []  # of images that can be marked
         self._has_masks = self._has_predictions = False
         # Beside the target, for a temporary folder may live in memory. __exit__ and finish close it.
         self._cards: IO[bytes] = tempfile.TemporaryFile(dir=self.target.parent)  # noqa: SIM115
@@ -205,6 +222,7 @@ class ReportWriter:
             "score": float(item.score),
             "verdict": item.verdict,
             "outcome": item.outcome,
+            "digest": item.digest,
             "shape": shape_of(*item.image.shape[:2]),
             "pictures": draw_panels(item, self.scale),
         }
@@ -212,6 +230,8 @@ class ReportWriter:
         start = self._cards.seek(0, os.SEEK_END)
         self._cards.write(card)
         self._records.append(_Record(start, len(card), item.score, item.label, item.kind, item.outcome))
+        if item.digest is not None:
+            self._digests.append(item.digest)
         self._has_masks |= item.mask is not None
         self._has_predictions |= item.predicted is not None or bool(item.boxes)
 
@@ -228,6 +248,7 @@ class ReportWriter:
         unsure: float | None = None,
         notes: Sequence[str] = (),
         tiles: Sequence[TiledImage] = (),
+        marking: Marking | None = None,
     ) -> Path:
         """Write the page and return its path.
 
@@ -243,6 +264,7 @@ class ReportWriter:
             unsure: image score above which it is unsure; None where no image is.
             notes: sentences for the reader, e.g. warnings.
             tiles: how the maps of some images were put together, for a tiled model.
+            marking: what marks of the images say of the report; None: the reader cannot mark them.
         """
         records = self._records
         labels, outcomes = Counter(r.label for r in records), Counter(r.outcome for r in records)
@@ -280,6 +302,8 @@ class ReportWriter:
                 "scale": self.scale,
                 "ramp": ramp(),
                 "kinds": sorted({record.kind for record in records}),
+                "defects": sorted({record.kind for record in records if record.label == 1} - {"bad"}),
+                "marking": None if marking is None or not self._digests else self._about(marking),
                 "has_masks": self._has_masks,
                 "has_predictions": self._has_predictions,
                 "cards": self._sorted_cards(threshold),
@@ -287,6 +311,11 @@ class ReportWriter:
         )
         self._cards.close()
         return self.target
+
+    def _about(self, marking: Marking) -> dict[str, object]:
+        """Name the report beside what marks say of it: reports of one model on the same images share their marks."""
+        told = " ".join((marking.model_id, str(marking.model_version), *sorted(self._digests)))
+        return {**marking._asdict(), "report": hashlib.sha256(told.encode()).hexdigest()[:16]}
 
     def _type_row(self, kind: str, values: Mapping[str, Any]) -> _TypeRow:
         outcomes = [record.outcome for record in self._records if record.kind == kind and record.outcome]

@@ -10,19 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from pickglass.app.marking.table import COLUMNS
 from pickglass.app.models import AnyModel, as_model
 from pickglass.app.pages.charts import Curves
 from pickglass.app.pages.images import colour_range, shape_of
-from pickglass.app.pages.report import ReportImage, ReportWriter, TiledImage
+from pickglass.app.pages.report import Marking, ReportImage, ReportWriter, TiledImage
 from pickglass.app.pages.tiles import TileMaps, draw_tiles
 from pickglass.app.results import Metrics, TestResult
 from pickglass.app.testing.evaluate import Evaluation, evaluate
 from pickglass.app.testing.robustness import robustness as judge_robustness
 from pickglass.app.testing.selection import select, sentences
 from pickglass.app.testing.truth import LOCO_LIMIT
-from pickglass.data import DataSource, Table
+from pickglass.data import DataSource, Table, image_digest
 from pickglass.data.files import output_path, written_whole
-from pickglass.errors import DataError
+from pickglass.errors import DataError, Failure
 from pickglass.metrics import SaturatedResult
 from pickglass.result import Prediction, find_defects
 from pickglass.runtime.compute import ComputeOptions, Progress
@@ -110,8 +111,22 @@ def write_report(
     result: TestResult,
     name: str,
     progress: Progress | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the HTML page of a test; images are read again one by one."""
+    """Write the HTML page of a test; images are read again one by one.
+
+    Args:
+        target: HTML file.
+        detector: the model that judged.
+        prediction: what it found.
+        evaluation: the metrics of that.
+        result: what the test says.
+        name: what the images are called together.
+        progress: called with (stage, done, total).
+        names: what to call an image, by its path, where the reader is not to know of paths; None: by its path.
+    """
+    named = names or {}
+    hidden = ("fitted_images",) if names is None else ("fitted_images", "suspicious")
     threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
     scale = colour_range(threshold, prediction.maps)
     with ReportWriter(target, f"{name}: {detector.title}", scale) as writer:
@@ -120,7 +135,7 @@ def write_report(
             full = found.full_map()
             writer.add(
                 ReportImage(
-                    path=row.path,
+                    path=named.get(row.path, row.path),
                     defect=row.defect,
                     label=row.label,
                     score=found.score,
@@ -131,6 +146,7 @@ def write_report(
                     predicted=None if threshold is None else full > threshold,
                     boxes=[] if threshold is None else [d.box for d in find_defects(full, threshold)],
                     parts=detector.parts_of(found),
+                    digest=image_digest(row) if row.pixels is None else None,
                 )
             )
             if progress is not None:
@@ -140,12 +156,13 @@ def write_report(
             by_type=evaluation.by_type,
             curves=_curves(evaluation),
             configuration=detector.configuration(),
-            provenance={k: v for k, v in detector.provenance.to_json().items() if k != "fitted_images"},
-            failed=prediction.failed,
+            provenance={k: v for k, v in detector.provenance.to_json().items() if k not in hidden},
+            failed=[Failure(named.get(path, path), error) for path, error in prediction.failed],
             threshold=prediction.calibration.image_threshold if prediction.calibration else None,
             unsure=prediction.calibration.unsure_threshold if prediction.calibration else None,
             notes=(*sentences(result["left_out"]), *evaluation.notes, *_notes(prediction, evaluation)),
             tiles=_tiles(detector, prediction, scale),
+            marking=Marking(detector.model_id(), detector.model_version, COLUMNS),
         )
 
 

@@ -1,0 +1,68 @@
+// What follows from scores and two thresholds: verdicts, outcomes, counts, rates. No elements here, only numbers.
+//
+// A set of images is held in columns, one entry an image:
+//   scores  Float64Array, NaN where there is none
+//   truths  Int8Array: 0 good, 1 bad, -1 not known
+// and thresholds are {bad, unsure}: an image is bad above `bad`, unsure above `unsure` (null: no image is unsure).
+
+export const VERDICTS = ["good", "unsure", "bad"]; // a verdict is a place in this list, -1 where there is none
+export const OUTCOMES = ["right", "missed", "false alarm", "unsure"];
+
+// As the server's: a score that equals a threshold does not exceed it.
+export const verdictOf = (score, {bad, unsure}) => {
+  if (Number.isNaN(score) || bad === null) return -1;
+  if (score > bad) return 2;
+  return unsure !== null && score > unsure ? 1 : 0;
+};
+
+// The place in OUTCOMES, -1 where nobody knows.
+export const outcomeOf = (verdict, truth) => {
+  if (verdict === 1) return 3;
+  if (verdict === -1 || truth === -1) return -1;
+  if ((verdict === 2) === (truth === 1)) return 0;
+  return truth === 1 ? 1 : 2;
+};
+
+// 9 counts: 3 x truth (good, bad, not known) + verdict, over the images that `counts` (Uint8Array) has as 1.
+export const confusion = ({scores, truths}, thresholds, counts) => {
+  const matrix = new Array(9).fill(0);
+  for (let i = 0; i < scores.length; i++) {
+    if (!counts[i]) continue;
+    const verdict = verdictOf(scores[i], thresholds);
+    if (verdict >= 0) matrix[3 * (truths[i] < 0 ? 2 : truths[i]) + verdict]++;
+  }
+  return matrix;
+};
+
+// {alarms, good, missed, bad, unsure, known} as counts.
+export const ratesOf = matrix => ({
+  alarms: matrix[2],
+  good: matrix[0] + matrix[1] + matrix[2],
+  missed: matrix[3],
+  bad: matrix[3] + matrix[4] + matrix[5],
+  unsure: matrix[1] + matrix[4] + matrix[7],
+  all: matrix.reduce((sum, n) => sum + n, 0),
+});
+
+// The share of pairs of a bad and a good image in which the bad one has the higher score (ties count half); null
+// where one of the two kinds is missing.
+export const auroc = ({scores, truths}, counts) => {
+  const used = [];
+  for (let i = 0; i < scores.length; i++) if (counts[i] && truths[i] >= 0 && !Number.isNaN(scores[i])) used.push(i);
+  used.sort((a, b) => scores[a] - scores[b]);
+  let ranks = 0;
+  let bad = 0;
+  for (let from = 0; from < used.length;) {
+    let to = from;
+    while (to < used.length && scores[used[to]] === scores[used[from]]) to++;
+    const rank = (from + to + 1) / 2; // the mean of the places from + 1 to `to`
+    for (let k = from; k < to; k++) {
+      if (truths[used[k]] !== 1) continue;
+      ranks += rank;
+      bad++;
+    }
+    from = to;
+  }
+  const good = used.length - bad;
+  return good && bad ? (ranks - (bad * (bad + 1)) / 2) / (good * bad) : null;
+};
