@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ import pytest
 from PIL import Image
 
 import pickglass as pg
+from made_jobs import ready_job
 from pickglass.app.marking.images import MarkedImages, digest_of
 from pickglass.app.marking.store import Mark, MarkStore
 from pickglass.app.marking.table import read_table, write_table
@@ -197,32 +197,6 @@ def teaching(tmp_path: Path) -> Iterator[Teaching]:
         made.close()
 
 
-def ready_job(teaching: Teaching, served: Path, lab: Path | None = None, lost: int = 0) -> str:
-    """A job that has come to its end, with a made-up candidate."""
-    name = "20260102T030405-0a1b2c"
-    folder = teaching.folder / name
-    folder.mkdir()
-    request = {
-        "served": str(served),
-        "lab": str(lab or served),
-        "sha256": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in {served, lab or served}},
-        "user": "Ann",
-        "time": "2026-01-02T03:04:05+00:00",
-        "compute": {},
-    }
-    (folder / "request.json").write_text(json.dumps(request))
-    for path in {served, lab or served}:
-        (folder / f"candidate{path.suffix}").write_bytes(b"new " + path.read_bytes())
-    outcome = {
-        "update": {"learned": 3, "bad_lost": ["x.png"] * lost},
-        "images": [],
-        "before": {"id": "a"},
-        "after": {"id": "b"},
-    }
-    (folder / "result.json").write_text(json.dumps(outcome))
-    return name
-
-
 def pair(folder: Path) -> tuple[Path, Path]:
     folder.mkdir()
     served, lab = folder / "m.onnx", folder / "m.safetensors"
@@ -240,7 +214,7 @@ OLD, NEW = [b"graph", b"tensors"], [b"new graph", b"new tensors"]
 
 def test_a_decision_is_made_once_and_logged(teaching: Teaching, tmp_path: Path) -> None:
     served, lab = pair(tmp_path / "models")
-    name = ready_job(teaching, served, lab)
+    name = ready_job(teaching.folder, served, lab)
     assert teaching.get(name).state == "ready"
     other = Teaching(teaching.folder, teaching.store)  # another server on the same folder
     taken = other.take(name, "Bob")
@@ -249,13 +223,10 @@ def test_a_decision_is_made_once_and_logged(teaching: Teaching, tmp_path: Path) 
     assert taken.decided["user"] == "Bob"
     assert contents(served, lab) == NEW
     (entry,) = teaching.store.audit()
-    assert (entry.what, entry.model, entry.before, entry.after, entry.user) == (
-        "take",
-        "m.onnx",
-        {"id": "a"},
-        {"id": "b"},
-        "Bob",
-    )
+    assert entry.before is not None
+    assert entry.after is not None
+    assert (entry.what, entry.model, entry.user, entry.job) == ("take", "m.onnx", "Bob", name)
+    assert (entry.before["id"], entry.after["id"]) == ("a", "b")
     for decide in (teaching.take, teaching.leave):
         with pytest.raises(InputError, match="was taken already"):
             decide(name, "Ann")
@@ -265,7 +236,7 @@ def test_a_decision_is_made_once_and_logged(teaching: Teaching, tmp_path: Path) 
 
 def test_an_update_can_be_left(teaching: Teaching, tmp_path: Path) -> None:
     served, lab = pair(tmp_path / "models")
-    name = ready_job(teaching, served, lab)
+    name = ready_job(teaching.folder, served, lab)
     assert teaching.leave(name, "Ann").state == "left"
     assert contents(served, lab) == OLD
     assert [entry.what for entry in teaching.store.audit()] == ["leave"]
@@ -273,7 +244,7 @@ def test_an_update_can_be_left(teaching: Teaching, tmp_path: Path) -> None:
 
 def test_a_model_that_changed_meanwhile_is_not_replaced(teaching: Teaching, tmp_path: Path) -> None:
     served, lab = pair(tmp_path / "models")
-    name = ready_job(teaching, served, lab)
+    name = ready_job(teaching.folder, served, lab)
     served.write_bytes(b"graph with another threshold")
     with pytest.raises(InputError, match=r"m\.onnx was changed after the update began"):
         teaching.take(name)
@@ -284,7 +255,7 @@ def test_a_model_that_changed_meanwhile_is_not_replaced(teaching: Teaching, tmp_
 
 def test_lost_bad_images_are_looked_at_first(teaching: Teaching, tmp_path: Path) -> None:
     served, lab = pair(tmp_path / "models")
-    name = ready_job(teaching, served, lab, lost=2)
+    name = ready_job(teaching.folder, served, lab, lost=2)
     with pytest.raises(InputError, match="2 known bad images that the model finds now would be missed"):
         teaching.take(name)
     assert contents(served, lab) == OLD
@@ -318,7 +289,7 @@ def test_a_kill_in_the_middle_of_a_decision_loses_nothing(
     teaching: Teaching, tmp_path: Path, moment: str, state: str
 ) -> None:
     served, lab = pair(tmp_path / "models")
-    name = ready_job(teaching, served, lab)
+    name = ready_job(teaching.folder, served, lab)
     arguments = [str(teaching.store.path), str(teaching.folder), name, moment]
     assert subprocess.run([sys.executable, "-c", KILLED, *arguments]).returncode == -signal.SIGKILL
     assert all(now in both for now, *both in zip(contents(served, lab), OLD, NEW, strict=True))

@@ -39,7 +39,17 @@ from pickglass.errors import DataError, ImageError, UnknownName
 from pickglass.web.places import Place
 from pickglass.web.state import State, TheState
 
-__all__ = ["BroughtMarks", "ImageName", "KeptImage", "MarkAbout", "MarkHistory", "MarkList", "NewMark", "about_mark"]
+__all__ = [
+    "BroughtMarks",
+    "ImageName",
+    "ImageSize",
+    "KeptImage",
+    "MarkAbout",
+    "MarkHistory",
+    "MarkList",
+    "NewMark",
+    "about_mark",
+]
 
 router = APIRouter(prefix="/api/marks", tags=["marks"])
 
@@ -102,6 +112,13 @@ class KeptImage(TypedDict):
     place: Place
     name: str
     sha256: str
+
+
+class ImageSize(TypedDict):
+    """The size of an image in pixels."""
+
+    height: int
+    width: int
 
 
 class BroughtMarks(TypedDict):
@@ -277,6 +294,13 @@ def picture(
     return Response(
         _jpeg(thumbnail(pixels, picture_size(pixels.shape[0], pixels.shape[1], side))), media_type="image/jpeg"
     )
+
+
+@router.get("/{sha256}/size")
+def size(sha256: Digest, state: TheState) -> ImageSize:
+    """Return the size of a marked image, upright."""
+    header = read_header(state.places.path_of(_known(state, sha256)))
+    return {"height": header.height, "width": header.width}
 
 
 @router.get("/{sha256}/mask", response_class=Response, responses=_PICTURE)

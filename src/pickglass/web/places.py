@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
-from pickglass.app.marking.images import locate
+from pickglass.app.marking.images import digest_of, locate
 from pickglass.app.marking.store import Mark
 from pickglass.data.files import written_whole
 from pickglass.data.images.formats import parse_header
@@ -52,6 +52,7 @@ class Places:
         self._kept = folder
         self._lock = threading.Lock()
         self._data: tuple[str, dict[str, str]] | None = None
+        self._digests: dict[tuple[str, int, int], str] = {}
 
     def find(self, place: Place, name: str) -> Path:
         """Return the file of an image.
@@ -117,7 +118,14 @@ class Places:
         """
         roots = self._roots()
         beside = None if self._settings.data is None else self._data_set()[0]
-        found = locate(marks, beside, roots, lambda path: any(_is_in(path, root) for root in roots), renamed=False)
+        found = locate(
+            marks,
+            beside,
+            roots,
+            allowed=lambda path: any(_is_in(path, root) for root in roots),
+            renamed=False,
+            digest=self._digest,
+        )
         there = [replace(mark, path=found.paths[mark.digest]) for mark in marks if mark.digest in found.paths]
         absent = [mark for mark in marks if mark.digest not in found.paths]
         return there, [(mark, self.public(failed.error)) for mark, failed in zip(absent, found.failed, strict=True)]
@@ -140,6 +148,14 @@ class Places:
         for folder in sorted(known - {".", "/"}, key=len, reverse=True):
             text = text.replace(folder + os.sep, "").replace(folder, PurePath(folder).name)
         return text
+
+    def _digest(self, path: str) -> str:
+        """Return the digest of a file, which is read again when its size or time of change is another."""
+        status = os.stat(path)
+        key = (path, status.st_size, status.st_mtime_ns)
+        if key not in self._digests:
+            self._digests[key] = digest_of(path)
+        return self._digests[key]
 
     def _roots(self) -> list[Path]:
         settings = self._settings

@@ -111,6 +111,7 @@ def locate(
     roots: Sequence[str | Path] = (),
     allowed: Callable[[str], bool] = lambda _: True,
     renamed: bool = True,
+    digest: Callable[[str], str] = digest_of,
 ) -> Located:
     """Find the files of marked images.
 
@@ -120,6 +121,7 @@ def locate(
         roots: folders in which images are looked for that are elsewhere now.
         renamed: look for them under whatever name, which takes reading all images there; otherwise under their own.
         allowed: whether a file may be looked at that a mark names.
+        digest: how the digest of a file is had.
     """
     paths: dict[str, str] = {}
     changed: dict[str, str] = {}
@@ -127,7 +129,7 @@ def locate(
         for path in dict.fromkeys((mark.path, os.path.join(beside or "", mark.path))):
             if allowed(path) and os.path.isfile(path):
                 try:
-                    found = digest_of(path)
+                    found = digest(path)
                 except OSError as error:
                     changed[mark.digest] = f"cannot be read ({error.strerror})"
                     continue
@@ -137,16 +139,18 @@ def locate(
                 changed[mark.digest] = "its content is another than when it was marked: mark it again"
     moved: list[tuple[str, str]] = []
     wanted = {mark.digest: mark for mark in marks if mark.digest not in paths}
-    for digest, path in _search(wanted.values(), roots, renamed):
-        paths[digest] = path
-        moved.append((wanted[digest].path, path))
+    for known, path in _search(wanted.values(), roots, renamed, digest):
+        paths[known] = path
+        moved.append((wanted[known].path, path))
     looked = f" and in {', '.join(map(str, roots))}" if roots else ""
     gone = f"there is no such file any more; looked for there{looked}"
     failed = [Failure(mark.path, changed.get(mark.digest, gone)) for mark in marks if mark.digest not in paths]
     return Located(paths, moved, failed)
 
 
-def _search(marks: Iterable[Mark], roots: Sequence[str | Path], renamed: bool) -> Iterator[tuple[str, str]]:
+def _search(
+    marks: Iterable[Mark], roots: Sequence[str | Path], renamed: bool, digest: Callable[[str], str]
+) -> Iterator[tuple[str, str]]:
     """Yield digest and path of each marked image that lies in a folder; files of the same name are looked at first."""
     wanted = {mark.digest for mark in marks}
     if not wanted or not roots:
@@ -162,9 +166,9 @@ def _search(marks: Iterable[Mark], roots: Sequence[str | Path], renamed: bool) -
         if not wanted:
             return
         try:
-            digest = digest_of(path)
+            found = digest(path)
         except OSError:  # it may be any file; what is missing is named by its mark
             continue
-        if digest in wanted:
-            wanted.remove(digest)
-            yield digest, path
+        if found in wanted:
+            wanted.remove(found)
+            yield found, path

@@ -186,7 +186,7 @@ const startMarks = (gallery, panel) => {
     const input = event.target;
     const card = input.matches(".ticks input") && input.closest("article");
     if (!card) return;
-    input.value = input.value.replace(/[/\\:*?"<>|\p{C}]/gu, " ").replace(/^[\s.]+|[\s.]+$/g, ""); // it becomes a folder's name
+    input.value = input.value.replace(/[/\\:*?"<>|\s\p{C}]+/gu, " ").replace(/^[ .]+|[ .]+$/g, ""); // it becomes a folder's name
     say(card, card.dataset.mark, input.value);
   });
   gallery.addEventListener("focusin", event => choose(event.target.closest("article[data-sha256]")));
