@@ -196,6 +196,37 @@ def test_arrivals_of_the_watched_folder(
         expect(page.locator(".large.verdict")).to_have_text("good")
 
 
+def test_images_are_marked_and_outlined(settings: Settings, page: Page, judged: dict[str, ImageResult]) -> None:
+    with live(settings()) as address:
+        page.goto(address)
+        page.locator("#files").set_input_files([judged["bad"]["path"], judged["good"]["path"]])
+        expect(page.locator("#list .verdict")).to_have_count(2)
+        items = page.locator("#list button")
+        page.keyboard.press("u")
+        expect(items.nth(0)).to_contain_text("marked unsure")
+        page.keyboard.press("n")
+        page.keyboard.press("g")
+        expect(items.nth(1)).to_contain_text("marked good")
+        expect(page.get_by_role("button", name="Outline the defect")).to_be_hidden()
+        page.keyboard.press("p")
+        page.get_by_role("button", name="bad", exact=True).click()
+        expect(items.nth(0)).to_contain_text("marked bad")
+        page.get_by_role("button", name="Outline the defect").click()
+        page.locator(".viewport").focus()
+        page.keyboard.press("Space")
+        page.keyboard.press("n")  # what was drawn is saved
+        expect(page.locator(".large.verdict")).to_have_text("good")
+        page.keyboard.press("p")
+        expect(page.get_by_role("button", name="Draw more of the outline")).to_be_visible()
+        expect(page.locator(".marked path").last).to_have_attribute("d", re.compile("^M"))
+        # the same files in another tab: their marks are there
+        other = page.context.new_page()
+        other.goto(address)
+        other.locator("#files").set_input_files([judged["bad"]["path"]])
+        expect(other.get_by_role("button", name="bad", exact=True)).to_have_attribute("aria-pressed", "true")
+        other.close()
+
+
 def test_a_full_server_loses_no_image(address: str, page: Page, judged: dict[str, ImageResult]) -> None:
     asked = 0
 

@@ -211,17 +211,19 @@ export class Viewer {
     this.#go({...this.at, x: this.at.x + x, y: this.at.y + y});
   }
 
-  // Choose a box and bring it to the middle, about a third of the view large; null: none is chosen.
+  // Choose a box and go to it; null: none is chosen.
   jump(index) {
     const box = index === null ? undefined : this.boxes[index];
     this.chosen = box ? index : -1;
-    if (box) {
-      const [x, y, width, height] = box;
-      const {clientWidth, clientHeight} = this.viewport;
-      const scale = clamp(Math.min(clientWidth / width, clientHeight / height) / 3, this.fitScale, Math.max(8, this.fitScale));
-      this.#go({scale, x: clientWidth / 2 - (x + width / 2) * scale, y: clientHeight / 2 - (y + height / 2) * scale});
-    }
+    if (box) this.jumpTo(box);
     this.#drawBoxes();
+  }
+
+  // Bring a place, [x, y, w, h], to the middle, about a third of the view large.
+  jumpTo([x, y, width, height]) {
+    const {clientWidth, clientHeight} = this.viewport;
+    const scale = clamp(Math.min(clientWidth / width, clientHeight / height) / 3, this.fitScale, Math.max(8, this.fitScale));
+    this.#go({scale, x: clientWidth / 2 - (x + width / 2) * scale, y: clientHeight / 2 - (y + height / 2) * scale});
   }
 
   setHeat(percent) {
