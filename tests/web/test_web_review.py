@@ -191,7 +191,7 @@ def test_thresholds_are_written_into_the_file(own: TestClient, settings: Setting
     file = settings().models[0]
     before = read_export_header(file)
     by_hand = {"threshold": 7.5, "unsure_threshold": 6.5}
-    answer = own.post("/api/review/thresholds", json={"version": 1, "by_hand": by_hand}).json()
+    answer = own.post("/api/review/thresholds", json={"version": 1, "by_hand": by_hand, "user": "Ann"}).json()
     assert (answer["threshold"], answer["unsure_threshold"], answer["version"]) == (7.5, 6.5, 2)
     header = read_export_header(file)
     assert header["calibration"]["image_threshold"] == 7.5
@@ -203,6 +203,10 @@ def test_thresholds_are_written_into_the_file(own: TestClient, settings: Setting
     none = own.post("/api/review/thresholds", json={"version": 2, "by_hand": {"threshold": 7.5}}).json()
     assert (none["threshold"], none["unsure_threshold"], none["version"]) == (7.5, None, 3)
     assert "unsure" not in none["sentence"]
+    newest, first = own.get("/api/audit").json()["entries"]
+    assert [entry["what"] for entry in (newest, first)] == ["thresholds"] * 2
+    assert (first["user"], first["before"]["version"], first["after"]["version"]) == ("Ann", 1, 2)
+    assert (newest["before"]["unsure_threshold"], newest["after"]["unsure_threshold"]) == (6.5, None)
 
 
 def test_two_people_do_not_overwrite_each_other(own: TestClient, settings: Settings) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from fastapi import APIRouter, HTTPException, Query, Response
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from pickglass.app.pages.images import display
+from pickglass.app.results import ThresholdResult
 from pickglass.app.review.review import Published, Review, ReviewedData, Stage, scores_key
 from pickglass.app.threshold import JudgedGood, change_by_hand, good_evidence, write_thresholds
 from pickglass.app.watch.model import LoadedModel
@@ -54,6 +55,7 @@ Index = Annotated[int, InPath(ge=0, description="Number of the image in /api/rev
 _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
 }
+_LOGGED = ("image_threshold", "unsure_threshold", "pixel_threshold")
 _SHOWN = ("jpg", "jpeg", "png", "bmp", "webp")  # files that browsers show, if they have 8 bits
 
 
@@ -166,12 +168,14 @@ class ByHand(_Body):
 class NewThresholds(_Body):
     """Thresholds to write into the model file: numbers, or a promise.
 
-    ``version``: of the model that the person has seen; if it is another by now, nothing is written.
+    ``version``: of the model that the person has seen; if it is another by now, nothing is written. ``user``: who does
+    it, for the log.
     """
 
     version: int = Field(ge=1, lt=2**31)
     by_hand: ByHand | None = None
     promise: PromiseWish | None = None
+    user: str | None = Field(None, max_length=200)
 
 
 class ReportWish(_Body):
@@ -287,7 +291,7 @@ def promise(state: TheState, wish: PromiseWish, model: ModelName = None) -> Prom
 
 @router.post("/thresholds")
 def save_thresholds(state: TheState, new: NewThresholds, model: ModelName = None) -> ReviewThresholds:
-    """Write thresholds into the model file; 409 if somebody else has changed it since."""
+    """Write thresholds into the model file, and into the log; 409 if somebody else has changed it since."""
     served = state.models.get(model)
     if (new.by_hand is None) == (new.promise is None):
         raise InputError("expected either thresholds by hand or a promise")
@@ -305,8 +309,11 @@ def save_thresholds(state: TheState, new: NewThresholds, model: ModelName = None
         else:
             assert new.by_hand is not None
             calibration = change_by_hand(served.path, new.by_hand.threshold, new.by_hand.unsure_threshold)
-        write_thresholds(served.path, calibration)
+        written = write_thresholds(served.path, calibration)
         loaded = served.reload()
+        before, after = (_logged(written, when) for when in ("_before", ""))
+        before["version"], note = version, calibration.sentence
+        state.marks.log("thresholds", served.path.name, before, after, (new.user or "").strip() or None, note)
     return _thresholds(served, loaded)
 
 
@@ -392,6 +399,15 @@ def _thresholds(served: ServedModel, loaded: LoadedModel) -> ReviewThresholds:
         "pixel_threshold": calibration.pixel_threshold if calibration else None,
         "stale": bool(calibration and calibration.stale),
         "sentence": (calibration.sentence or None) if calibration else None,
+    }
+
+
+def _logged(written: ThresholdResult, when: Literal["_before", ""]) -> dict[str, Any]:
+    """Return a model as the log keeps it."""
+    return {
+        "id": written["model_id"],
+        "version": written["model_version"],
+        **{name: cast("dict[str, Any]", written)[f"{name}{when}"] for name in _LOGGED},
     }
 
 

@@ -1,7 +1,8 @@
 // The review page: a data set with its scores, two thresholds to drag, what they do, and the images.
 
 import {api, attempt, byId, element, keys, model, number, onModel, percent, say, start} from "./common.js";
-import {auroc, confusion, outcomeOf, OUTCOMES, ratesOf, VERDICTS, verdictOf} from "./review_figures.js";
+import {keepUserName, loadMarks, markImage, tickButtons, userName, WORDS} from "./marks.js";
+import {auroc, confusion, nearest, outcomeOf, OUTCOMES, ratesOf, sortedBy, VERDICTS, verdictOf} from "./review_figures.js";
 import {ScoreGraph} from "./review_graph.js";
 import {Grid} from "./review_grid.js";
 import {Viewer} from "./viewer.js";
@@ -18,6 +19,7 @@ function review() {
   // One entry an image, see review_figures.js; `fair`: 1 where the image judges the model.
   const images = {key: null, names: [], scores: new Float64Array(), truths: new Int8Array(), types: [], times: [], fair: new Uint8Array()};
   let errors = new Map();
+  let marks = new Map(); // what people said of images, by name
   let shown = []; // numbers of the images in the grid
   let saved = null; // the model as the server has it: thresholds, version
   let now = {bad: null, unsure: null}; // the thresholds on this page
@@ -121,6 +123,7 @@ function review() {
     const json = {version: saved.version};
     if (wish) json.promise = wish;
     else json.by_hand = {threshold: now.bad, unsure_threshold: now.unsure};
+    json.user = userName();
     try {
       take(await api(`/api/review/thresholds?model=${encodeURIComponent(model())}`, {method: "POST", json}));
       say(`Saved into ${saved.name}, which is version ${saved.version} now.`);
@@ -189,6 +192,14 @@ function review() {
     )),
   )));
 
+  function fill(button, n, meaning) {
+    const label = `${n} images, ${meaning}`;
+    if (button.getAttribute("aria-label") === label) return;
+    button.textContent = n;
+    button.classList.toggle("zero", n === 0);
+    button.setAttribute("aria-label", label);
+  }
+
   // A cell is a filter: by what is known and by verdict. The same cell again: all images.
   function cell(place) {
     const [truth, verdict] = [["0", "1", "-1"][Math.floor(place / 3)], VERDICTS[place % 3]];
@@ -210,11 +221,7 @@ function review() {
   function showCounts() {
     const matrix = confusion(images, now, counts());
     matrix.forEach((n, place) => {
-      const button = cells[place];
-      const [known, verdict] = [KNOWN[Math.floor(place / 3)], VERDICTS[place % 3]];
-      if (button.textContent !== String(n)) button.textContent = n;
-      button.classList.toggle("zero", n === 0);
-      button.setAttribute("aria-label", `${n} images, known as ${known}, judged ${verdict}`);
+      fill(cells[place], n, `known as ${KNOWN[Math.floor(place / 3)]}, judged ${VERDICTS[place % 3]}`);
     });
     const rates = ratesOf(matrix);
     byId("rates").replaceChildren(
@@ -255,14 +262,15 @@ function review() {
     byId("sort").querySelector("[value=apart]").hidden = !other.name;
     if (!other.name && byId("sort").value === "apart") byId("sort").value = "high";
     if (other.name) await pollOther(turn);
+    scored++;
     follow();
     choose();
   });
 
+  let areas = {}; // what does not hang on thresholds
   function showBoth(matrix) {
     const counted = counts();
-    const row = (name, scores, counted_, rates) => {
-      const area = auroc({scores, truths: images.truths}, counted_);
+    const row = (name, area, rates) => {
       const share = (part, whole) => (whole ? `${percent(part / whole)} (${part})` : "–");
       return element(
         "tr",
@@ -275,9 +283,12 @@ function review() {
       );
     };
     const its = {scores: other.scores, truths: images.truths};
+    if (areas.turn !== scored || areas.counted !== counted || areas.name !== other.name) {
+      areas = {turn: scored, counted, name: other.name, mine: auroc(images, counted), its: auroc(its, counted)};
+    }
     byId("both").replaceChildren(
-      row(model(), images.scores, counted, ratesOf(matrix)),
-      row(other.name, other.scores, counted, ratesOf(confusion(its, other.thresholds, counted))),
+      row(model(), areas.mine, ratesOf(matrix)),
+      row(other.name, areas.its, ratesOf(confusion(its, other.thresholds, counted))),
     );
     const pairs = new Array(9).fill(0);
     for (let i = 0; i < images.scores.length; i++) {
@@ -292,9 +303,7 @@ function review() {
       )));
     }
     pairs.forEach((n, place) => {
-      crosses[place].textContent = n;
-      crosses[place].classList.toggle("zero", n === 0);
-      crosses[place].setAttribute("aria-label", `${n} images, ${VERDICTS[Math.floor(place / 3)]} by ${model()}, ${VERDICTS[place % 3]} by ${other.name}`);
+      fill(crosses[place], n, `${VERDICTS[Math.floor(place / 3)]} by ${model()}, ${VERDICTS[place % 3]} by ${other.name}`);
     });
   }
 
@@ -302,33 +311,35 @@ function review() {
 
   const hangsOnThresholds = () => byId("verdict").value || byId("outcome").value || crossed || byId("sort").value === "near";
 
-  function choose() {
+  function choose(stay = false) {
     const text = byId("text").value.trim().toLowerCase();
-    const [verdict, truth, type, outcome] = ["verdict", "truth", "type", "outcome"].map(name => byId(name).value);
+    const [verdict, truth, type, outcome, marked] = ["verdict", "truth", "type", "outcome", "marked"].map(name => byId(name).value);
     const day = (name, end) => (byId(name).value ? new Date(`${byId(name).value}T${end}`).getTime() / 1000 : null);
     const [since, until] = [day("since", "00:00:00"), day("until", "23:59:59.999")];
     const counted = counts();
     const chosen = [];
-    for (let i = 0; i < images.scores.length; i++) {
+    for (const i of ordered()) {
       if (!counted[i]) continue;
       const judged = verdictOf(images.scores[i], now);
       if (verdict && VERDICTS[judged] !== verdict) continue;
       if (truth && images.truths[i] !== Number(truth)) continue;
       if (type && images.types[i] !== type) continue;
       if (outcome && OUTCOMES[outcomeOf(judged, images.truths[i])] !== outcome) continue;
+      if (marked && (marks.get(images.names[i])?.counts_as ?? "not") !== marked) continue;
       if (crossed && (judged !== crossed[0] || verdictOf(other.scores[i], other.thresholds) !== crossed[1])) continue;
       if (since !== null && !(images.times[i] >= since)) continue;
       if (until !== null && !(images.times[i] <= until)) continue;
       if (text && !images.names[i].toLowerCase().includes(text)) continue;
       chosen.push(i);
     }
-    shown = sorted(chosen);
-    grid.show(shown);
+    shown = chosen;
+    grid.show(shown, stay);
     pressCells();
     const words = [
       verdict && `judged ${verdict}`,
       truth && `known as ${KNOWN[truth === "-1" ? 2 : Number(truth)]}`,
       type, outcome,
+      marked && (marked === "not" ? "not marked" : `marked ${marked}`),
       crossed && `${VERDICTS[crossed[0]]} by ${model()} and ${VERDICTS[crossed[1]]} by ${other.name}`,
       (since ?? until) !== null && "of this time",
       text && `named ${text}`,
@@ -339,44 +350,50 @@ function review() {
     byId("report").title = shown.length > MOST ? `A report holds ${MOST} images at most: choose fewer` : "";
   }
 
-  // What has no score comes last.
-  function sorted(chosen) {
-    const {scores, names} = images;
-    const by = value => chosen.map(i => [value(i), i]).sort(([a, i], [b, j]) => {
-      const [none, nor] = [Number.isNaN(a), Number.isNaN(b)];
-      return none || nor ? none - nor || i - j : a - b || i - j;
-    }).map(([, i]) => i);
-    switch (byId("sort").value) {
-      case "low": return by(i => scores[i]);
-      case "near": return by(i => Math.min(Math.abs(scores[i] - now.bad), now.unsure === null ? Infinity : Math.abs(scores[i] - now.unsure)));
-      case "apart": return by(apart());
-      case "name": return chosen.sort((i, j) => names[i].localeCompare(names[j], "en", {numeric: true}));
-      default: return by(i => -scores[i]);
-    }
+  // All images in the chosen order; what has no score comes last. Most orders do not hang on thresholds, and are kept.
+  let kept = {by: "", turn: -1, order: new Uint32Array()};
+  let rising = {turn: -1, order: new Uint32Array()};
+  let scored = 0; // another one whenever scores have come
+  function ordered() {
+    const by = byId("sort").value;
+    if (by === "near" && now.bad !== null) return nearest(images.scores, lowest(), now.unsure === null ? [now.bad] : [now.unsure, now.bad]);
+    if (kept.by === by && kept.turn === scored) return kept.order;
+    kept = {by, turn: scored, order: lowest()};
+    if (by === "name") {
+      const collator = new Intl.Collator("en", {numeric: true});
+      kept.order = Uint32Array.from(images.names.keys()).sort((i, j) => collator.compare(images.names[i], images.names[j]));
+    } else if (by === "high") kept.order = sortedBy(images.scores.map(score => -score));
+    else if (by === "apart") kept.order = sortedBy(apart());
+    return kept.order;
+  }
+
+  function lowest() {
+    if (rising.turn !== scored) rising = {turn: scored, order: sortedBy(images.scores)};
+    return rising.order;
   }
 
   // Two models have scores of their own, so what is compared are the places in their orders.
   function apart() {
-    const ranks = scores => {
-      const order = [...scores.keys()].sort((i, j) => scores[i] - scores[j]);
-      const places = new Float64Array(scores.length);
-      order.forEach((i, place) => (places[i] = place));
-      return places;
+    const places = scores => {
+      const place = new Float64Array(scores.length);
+      sortedBy(scores).forEach((i, at) => (place[i] = at));
+      return place;
     };
-    const [mine, its] = [ranks(images.scores), ranks(other.scores)];
-    return i => (Number.isNaN(images.scores[i]) || Number.isNaN(other.scores[i]) ? NaN : -Math.abs(mine[i] - its[i]));
+    const [mine, its] = [places(images.scores), places(other.scores)];
+    return images.scores.map((score, i) => (Number.isNaN(score) || Number.isNaN(other.scores[i]) ? NaN : -Math.abs(mine[i] - its[i])));
   }
 
   let waiting = 0;
   byId("filters").oninput = event => {
-    if (event.target.id === "heat") return grid.show(shown);
+    if (event.target.id === "heat") return grid.redraw();
     if (event.target.id === "scope") {
       graph.show(columns());
       showCounts();
     }
     if (event.target.id === "verdict") crossed = null;
     clearTimeout(waiting);
-    waiting = setTimeout(choose, event.target.id === "text" ? 120 : 0);
+    if (event.target.id === "use-marks") return useMarks();
+    waiting = setTimeout(() => choose(), event.target.id === "text" ? 120 : 0);
     return undefined;
   };
   byId("filters").onsubmit = event => event.preventDefault();
@@ -384,45 +401,102 @@ function review() {
     byId("filters").reset();
     byId("scope").value = "";
     crossed = null;
+    useMarks();
+  };
+
+  // ---- marks ----
+
+  byId("user").value = userName() ?? "";
+  byId("user").onchange = () => keepUserName(byId("user").value);
+
+  async function pollMarks(mine) {
+    const found = await loadMarks();
+    if (mine !== turn) return;
+    const ours = found.marks.filter(mark => mark.place === "data");
+    const same = ours.length === marks.size && ours.every(mark => marks.get(mark.name)?.latest === mark.latest);
+    if (same) return;
+    marks = new Map(ours.map(mark => [mark.name, mark]));
+    useMarks();
+  }
+
+  // What is known of an image is what people said of it last; where they are unsure, or disagree, nothing is known.
+  function useMarks(stay = false) {
+    const words = {good: 0, bad: 1, unsure: -1};
+    const used = byId("use-marks").checked;
+    images.names.forEach((name, i) => {
+      const word = used ? marks.get(name)?.counts_as : null;
+      images.truths[i] = word ? words[word] : images.labels[i] ?? -1;
+    });
+    scored++;
     graph.show(columns());
     showCounts();
-    choose();
+    choose(stay);
+  }
+
+  const mark = (i, word) => attempt(async () => {
+    const before = marks.get(images.names[i]);
+    const score = Number.isNaN(images.scores[i]) ? null : images.scores[i];
+    const said = await markImage({place: "data", name: images.names[i]}, before?.mark === word && !before.disputed ? null : word, {
+      type: before?.type, seen: before?.latest ?? 0, model: model(), score, keepMask: true,
+    });
+    if (said.counts_as === null) marks.set(images.names[i], {...said, counts_as: undefined});
+    else marks.set(images.names[i], said);
+    const place = grid.chosen;
+    useMarks(true);
+    if (opened === i) showMark(i);
+    else if (grid.item === i) grid.choose(place + 1); // go on to the next one, unless it has come to this place
+  });
+
+  const markKey = word => () => {
+    if (opened >= 0) mark(opened, word);
+    else if (document.activeElement === byId("grid") && grid.item !== undefined) mark(grid.item, word);
   };
+  keys(Object.fromEntries(Object.entries(WORDS).map(([key, word]) => [key, markKey(word)])));
 
   // ---- cards ----
 
+  const heated = byId("heat");
   const pictureOf = i => {
-    const heat = byId("heat").checked && !Number.isNaN(images.scores[i]) ? `&heat=${encodeURIComponent(model())}&id=${saved.id}` : "";
+    const heat = heated.checked && !Number.isNaN(images.scores[i]) ? `&heat=${encodeURIComponent(model())}&id=${saved.id}` : "";
     return `/api/review/images/${i}/thumbnail?key=${images.key}${heat}`;
   };
 
   const verdictMark = place => element("span", {className: `verdict ${VERDICTS[place] ?? ""}`}, VERDICTS[place] ?? "no verdict");
-  const knownAs = i => images.types[i] ?? KNOWN[images.truths[i] < 0 ? 2 : images.truths[i]];
+  const knownAs = i => {
+    const [truth, said] = [images.truths[i], marks.get(images.names[i])];
+    return (truth === 1 && (said?.type ?? images.types[i])) || KNOWN[truth < 0 ? 2 : truth];
+  };
+  const markOf = i => {
+    const said = marks.get(images.names[i]);
+    return said?.counts_as ? element("span", {className: `marked ${said.counts_as}`, title: said.user ? `by ${said.user}` : ""}, said.disputed ? "disputed" : `marked ${said.counts_as}`) : "";
+  };
 
   function draw(card, i) {
     const score = images.scores[i];
     const verdict = verdictOf(score, now);
     const outcome = outcomeOf(verdict, images.truths[i]);
+    const its = other.name && !Number.isNaN(other.scores[i]) ? verdictOf(other.scores[i], other.thresholds) : null;
+    const source = pictureOf(i);
+    const drawn = [i, verdict, score, outcome, its, source, images.truths[i], marks.get(images.names[i])?.latest].join();
+    if (card.drawn === drawn) return; // most cards stay as they are while a threshold moves
+    card.drawn = drawn;
     card.classList.toggle("wrong", outcome === 1 || outcome === 2);
     card.title = images.names[i];
     let picture = card.querySelector("img");
-    if (!picture || card.image !== i) {
-      picture = element("img", {alt: "", decoding: "async", src: pictureOf(i)});
-      card.image = i;
+    if (!picture || card.source !== source) {
+      picture = element("img", {alt: "", decoding: "async", src: source});
+      card.source = source;
     }
     const judged = errors.has(i)
       ? [element("span", {className: "verdict"}, "cannot be read")]
       : Number.isNaN(score)
         ? [element("span", {className: "sub"}, "not judged yet")]
         : [verdictMark(verdict), element("span", {}, number(score))];
-    const its = other.name && !Number.isNaN(other.scores[i])
-      ? [verdictMark(verdictOf(other.scores[i], other.thresholds)), element("span", {}, number(other.scores[i]))]
-      : [];
     card.replaceChildren(
       picture,
       element("div", {className: "line"}, ...judged),
-      its.length ? element("div", {className: "line"}, ...its) : "",
-      element("div", {className: "line"}, element("span", {className: "sub"}, `known as ${knownAs(i)}`)),
+      its === null ? "" : element("div", {className: "line"}, verdictMark(its), element("span", {}, number(other.scores[i]))),
+      element("div", {className: "line"}, element("span", {className: "sub"}, knownAs(i)), markOf(i)),
       element("span", {className: "name"}, element("bdi", {}, images.names[i])),
     );
   }
@@ -440,6 +514,7 @@ function review() {
     byId("looked-verdict").replaceChildren(verdictMark(verdictOf(images.scores[i], now)));
     const score = Number.isNaN(images.scores[i]) ? errors.get(i) ?? "not judged yet" : `score ${number(images.scores[i])}`;
     byId("looked-about").textContent = `${score} · known as ${knownAs(i)} · ${grid.chosen + 1} of ${shown.length}`;
+    showMark(i);
     byId("defects").replaceChildren();
     viewer.hide();
     attempt(async () => {
@@ -454,6 +529,10 @@ function review() {
       }));
       if (judged && !judged.defects.length) byId("defects").append(element("li", {className: "sub none-found"}, "nothing above the pixel threshold"));
     });
+  }
+
+  function showMark(i) {
+    byId("looked-mark").replaceChildren(tickButtons(element, images.names[i], marks.get(images.names[i])?.counts_as, word => mark(i, word ?? marks.get(images.names[i])?.mark)));
   }
 
   const step = by => {
@@ -542,8 +621,10 @@ function review() {
     }
     showAbout(found);
     learn(found.model);
+    if (stage === "done" && !fresh) await pollMarks(mine);
     const more = other.name && (await pollOther(mine));
     if (fresh || more || before !== stage) {
+      scored++;
       graph.show(columns());
       showCounts();
       choose();
@@ -588,6 +669,7 @@ function review() {
     other.scores = new Float64Array(n).fill(NaN);
     other.next = 0;
     const types = [...new Set(found.types.filter(type => type !== null))].sort();
+    await pollMarks(mine);
     byId("type").replaceChildren(element("option", {value: ""}, "all"), ...types.map(type => element("option", {}, type)));
     byId("notes").replaceChildren(...found.notes.map(note => element("p", {className: "note"}, note)));
     choose();

@@ -66,3 +66,38 @@ export const auroc = ({scores, truths}, counts) => {
   const good = used.length - bad;
   return good && bad ? (ranks - (bad * (bad + 1)) / 2) / (good * bad) : null;
 };
+
+// The numbers of all images by rising value, equal ones in their order, NaN last.
+export const sortedBy = values => {
+  const keyed = values.map(value => (Number.isNaN(value) ? Infinity : value));
+  return Uint32Array.from(keyed.keys()).sort((i, j) => (keyed[i] === keyed[j] ? i - j : keyed[i] - keyed[j]));
+};
+
+// The numbers of all images, those nearest to one of the thresholds (rising) first; `rising` is sortedBy(scores). Around
+// the thresholds the distances rise in runs, which are merged: no sorting while a threshold is dragged.
+export const nearest = (scores, rising, thresholds) => {
+  const distance = i => Math.min(...thresholds.map(limit => Math.abs(scores[i] - limit)));
+  const edges = [-Infinity, ...thresholds.flatMap((limit, k) => (k ? [(thresholds[k - 1] + limit) / 2, limit] : [limit])), Infinity];
+  const heads = [];
+  let from = 0;
+  for (let k = 1; k < edges.length; k++) {
+    let to = from;
+    while (to < rising.length && (scores[rising[to]] <= edges[k] || (k === edges.length - 1 && !Number.isNaN(scores[rising[to]])))) to++;
+    const run = rising.subarray(from, to);
+    if (run.length) heads.push(k % 2 ? {run: run.slice().reverse(), at: 0} : {run, at: 0}); // towards a threshold: from its end
+    from = to;
+  }
+  heads.forEach(head => (head.value = distance(head.run[0])));
+  const order = new Uint32Array(rising.length);
+  let n = 0;
+  while (heads.length) {
+    let least = 0;
+    for (let k = 1; k < heads.length; k++) if (heads[k].value < heads[least].value) least = k;
+    const head = heads[least];
+    order[n++] = head.run[head.at++];
+    if (head.at < head.run.length) head.value = distance(head.run[head.at]);
+    else heads.splice(least, 1);
+  }
+  order.set(rising.subarray(from), n); // without a score
+  return order;
+};

@@ -41,9 +41,9 @@ export class ScoreGraph {
       {className: "plot"},
       this.zones.good, this.zones.unsure, this.zones.bad, this.drawing, this.handles.unsure, this.handles.bad,
     );
-    this.ticks = element("div", {className: "ticks", "aria-hidden": "true"});
+    this.axis = element("div", {className: "axis", "aria-hidden": "true"});
     this.keys = element("p", {className: "keys"});
-    place.append(this.plot, this.ticks, this.keys);
+    place.append(this.plot, this.axis, this.keys);
     new ResizeObserver(() => this.#draw()).observe(this.plot);
   }
 
@@ -174,7 +174,7 @@ export class ScoreGraph {
       });
       return [svg("path", {class: `area ${kind}`, d: `${path}L${width} ${HEIGHT}Z`})];
     }));
-    this.ticks.replaceChildren(...[0, 0.25, 0.5, 0.75, 1].map(share => element("span", {}, number(this.#score(share), 3))));
+    this.axis.replaceChildren(...[0, 0.25, 0.5, 0.75, 1].map(share => element("span", {}, number(this.#score(share), 3))));
     this.keys.replaceChildren(
       ...KINDS.flatMap((kind, k) => (totals[k] ? [element("span", {}, element("i", {className: `sample ${kind}`}), `${kind} (${totals[k]})`)] : [])),
       element("span", {className: "sub"}, `score${this.logarithmic ? ", logarithmic" : ""}; each kind as shares of its own`),

@@ -1,10 +1,10 @@
 // Thousands of cards of which only those in sight exist: a list that is scrolled, and walked through by keys.
 //
 //   const grid = new Grid(place, {draw: (card, item) => ..., onopen: item => ..., onchoose: item => ...});
-//   grid.show([4, 8, 15]);      // the numbers of the items, in their order
+//   grid.show([4, 8, 15]);      // the numbers of the items, in their order; with `true`, the place in the list is kept
 //   grid.redraw();              // the cards in sight, after something about them has changed
 //
-// `draw` fills an empty card, or one that shows something else by now.
+// `draw` fills an empty card, or one that shows another item by now, or the same with something changed.
 
 import {element} from "./common.js";
 
@@ -39,18 +39,21 @@ export class Grid {
     return this.items[this.chosen];
   }
 
-  show(items) {
+  show(items, stay = false) {
     const before = this.item;
     this.items = items;
     const at = this.touched ? items.indexOf(before) : 0;
-    this.chosen = Math.max(at, 0);
-    if (at < 0) this.place.scrollTop = 0;
-    this.#forget();
+    this.chosen = at >= 0 ? at : stay ? Math.max(Math.min(this.chosen, items.length - 1), 0) : 0;
+    if (at < 0 && !stay) this.place.scrollTop = 0;
     this.#lay();
+    this.redraw();
   }
 
   redraw() {
-    for (const [place, card] of this.cards) this.draw(card, this.items[place]);
+    for (const [place, card] of this.cards) {
+      card.setAttribute("aria-setsize", this.items.length);
+      this.draw(card, this.items[place]);
+    }
   }
 
   // Choose the card at a place, and bring it into sight.
@@ -117,6 +120,8 @@ export class Grid {
         this.cards.set(place, card);
       }
       card.setAttribute("aria-selected", String(place === this.chosen));
+      if (card.width === width) continue;
+      card.width = width;
       card.style.setProperty("width", `${width}px`);
       card.style.setProperty("left", `${(place % this.columns) * (width + CARD.gap)}px`);
       card.style.setProperty("top", `${Math.floor(place / this.columns) * step}px`);
