@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import socket
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,32 @@ def test_a_token_is_asked_for(settings: Settings) -> None:
         assert client.post("/api/session", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
         assert client.get("/").status_code == 200  # by the cookie
         assert client.post("/api/session").status_code == 401  # which changes nothing
+
+
+def test_a_body_that_is_not_wanted_is_read_before_the_answer(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with live(settings(token=TOKEN)) as address:
+        port = int(address.rpartition(":")[2])
+        connection = HTTPConnection("127.0.0.1", port, timeout=20)
+        for headers, status in (({}, 401), ({"Authorization": f"Bearer {TOKEN}", "Content-Type": "text/plain"}, 415)):
+            connection.request("POST", "/inspect", bytes(12 * 2**20), headers)
+            answer = connection.getresponse()
+            assert answer.status == status
+            assert json.loads(answer.read())["error"]
+        with socket.create_connection(("127.0.0.1", port)) as gone:  # it goes away amid its body
+            lines = (
+                "POST /inspect HTTP/1.1",
+                "Host: 127.0.0.1",
+                f"Authorization: Bearer {TOKEN}",
+                "Content-Type: image/png",
+            )
+            gone.sendall("\r\n".join((*lines, "Content-Length: 999", "", "abc")).encode())
+        for _ in range(2):
+            connection.request("GET", "/health")
+            assert json.loads(connection.getresponse().read()) == {"status": "ok"}
+        connection.close()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize(("changed", "reason"), [({"host": "0.0.0.0"}, "token"), ({"token": "short"}, "at least 16")])

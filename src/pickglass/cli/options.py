@@ -39,7 +39,10 @@ __all__ = [
 Json = Annotated[bool, typer.Option("--json", help="Print the result as exactly one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(help="Draw everything that is random from this seed.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file if it exists.")]
-MaxPixels = Annotated[int | None, typer.Option(min=1, help="Refuse images with more pixels; by default 250 million.")]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(min=1, help="Refuse images with more pixels; by default 250 million, of serve 100 million."),
+]
 Roi = Annotated[
     Path | None, typer.Option(help="Look only here: a mask for all images, or a folder with a mask for each image.")
 ]

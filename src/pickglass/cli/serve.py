@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ def serve(
         from pickglass.web.server import serve as use_case
     except ImportError as error:
         raise MissingExtra.needed("The inspection page", error) from error
-    from pickglass.web.settings import ServeSettings
+    from pickglass.web.settings import MAX_PIXELS, ServeSettings
 
     settings = ServeSettings(
         tuple(models),
@@ -64,6 +65,6 @@ def serve(
         watch=watch,
         max_bytes=round(max_mb * 2**20),
         max_requests=max_waiting,
-        compute=compute.options(),
+        compute=replace(compute.options(), max_pixels=compute.max_pixels or MAX_PIXELS),
     )
     use_case(settings, lambda address: typer.echo(f"pickglass listens at {address}  (Ctrl+C ends it)"))

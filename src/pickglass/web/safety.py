@@ -11,6 +11,7 @@ Written as plain ASGI, so that bodies and streams pass through without a copy.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -27,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pickglass.errors import shortened
 from pickglass.web.settings import ServeSettings, is_loopback
 
-__all__ = ["COOKIE", "HEADERS", "Guard", "session_of", "without_paths"]
+__all__ = ["COOKIE", "HEADERS", "Guard", "session_of", "too_long", "without_paths"]
 
 COOKIE = "pickglass"
 
@@ -51,6 +52,7 @@ _FOLDERS = re.compile(r"(?<![\w./\\])(?!/api/)(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":;
 
 _OPEN = ("/login", "/static/", "/health")  # without a token: the way in, its style and script, and the probe
 _READ_ONLY = ("GET", "HEAD")
+_DRAIN_BYTES, _DRAIN_SECONDS = 16 * 2**20, 5.0  # what is read of a body that nobody wants
 
 
 class Guard:
@@ -68,27 +70,20 @@ class Guard:
         if scope["type"] != "http":  # nothing here speaks in web sockets
             await send({"type": "websocket.close", "code": 1008})
             return
-        refused = self._refused(scope)
-        if refused is not None:
-            await _answer(send, *refused, opens_page=_opens_page(scope))
-            return
-        taken = 0
-
-        async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self.settings.max_bytes:  # of a body that did not say how long it is
-                raise HTTPException(413, self._too_long())
-            return message
+        body = _Body(receive, self.settings.max_bytes)
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                await body.drain(scope)
                 have = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *_encoded(HEADERS.items(), have)]
             await send(message)
 
-        await self.app(scope, limited, with_headers)
+        refused = self._refused(scope)
+        if refused is not None:
+            await _answer(with_headers, *refused, opens_page=_opens_page(scope))
+            return
+        await self.app(scope, body.receive, with_headers)
 
     def _refused(self, scope: Scope) -> tuple[int, str] | None:
         """Return status and sentence for a request that may not pass, None for one that may."""
@@ -108,7 +103,7 @@ class Guard:
         if not (length.isascii() and length.isdecimal()):
             return 400, f"Content-Length {shortened(length)}: expected a number of bytes"
         if int(length) > self.settings.max_bytes:
-            return 413, self._too_long()
+            return 413, too_long(self.settings.max_bytes)
         return None
 
     def _own_host(self, host: str) -> bool:
@@ -131,8 +126,50 @@ class Guard:
             return _equal(_cookie(headers.get("cookie", "")), session_of(token))
         return False
 
-    def _too_long(self) -> str:
-        return f"the request is longer than {self.settings.max_bytes / 2**20:g} MB"
+
+class _Body:
+    """The body of a request is read within its limit, and read to its end before an answer begins.
+
+    Who sends a body and is answered amid it gets no answer but a broken connection, for what was not read breaks it.
+    """
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._most = receive, most
+        self._taken, self._ended = 0, False
+
+    async def receive(self) -> Message:
+        """Return the next part.
+
+        Raises:
+            HTTPException: 413, the body did not say how long it is, and goes on beyond the limit.
+        """
+        message = await self._receive()
+        self._taken += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
+        if self._taken > self._most:
+            raise HTTPException(413, too_long(self._most))
+        return message
+
+    async def drain(self, scope: Scope) -> None:
+        """Read what is left of the body, unless it is long, slow, or not sent before it is asked for."""
+        if self._taken == 0 and any(name == b"expect" for name, _ in scope["headers"]):
+            return
+        try:
+            await asyncio.wait_for(self._rest(), _DRAIN_SECONDS)
+        except asyncio.TimeoutError:
+            return
+
+    async def _rest(self) -> None:
+        left = _DRAIN_BYTES
+        while not self._ended and left > 0:
+            message = await self._receive()
+            left -= len(message.get("body", b""))
+            self._ended = not message.get("more_body", False)
+
+
+def too_long(most: int) -> str:
+    """Say that a body is longer than so many bytes."""
+    return f"the request is longer than {most / 2**20:g} MB"
 
 
 def session_of(token: str) -> str:
@@ -200,7 +237,5 @@ async def _answer(send: Send, status: int, sentence: str, opens_page: bool) -> N
         headers.append((b"location", b"/login"))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    await send(
-        {"type": "http.response.start", "status": status, "headers": [*headers, *_encoded(HEADERS.items(), set())]}
-    )
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

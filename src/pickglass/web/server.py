@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from typing_extensions import TypedDict
 
 from pickglass.errors import InputError, PickglassError, UnknownName, shortened
@@ -31,6 +32,7 @@ __all__ = ["Problem", "create_app", "serve", "serve_on"]
 
 _LOG = logging.getLogger("pickglass.web")
 
+_KEEP_ALIVE = 65  # seconds for which a connection is kept; longer than a client is told to wait by Retry-After
 _PATIENCE = 10  # seconds in which requests are answered once the server is to end
 _LONGEST = 400  # characters of what is said of wrong arguments
 _PROBLEMS: dict[int | str, str] = {
@@ -79,6 +81,7 @@ def create_app(settings: ServeSettings) -> Guard:
     app.add_exception_handler(PickglassError, _known)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unknown)
     for router in (pages.router, inspect.router, health.router, review.router, marks.router, teach.router):
         app.include_router(router)
@@ -112,6 +115,8 @@ def serve_on(settings: ServeSettings) -> Iterator[tuple[str, Callable[[], None]]
         server_header=False,
         access_log=False,
         lifespan="on",
+        ws="none",
+        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=_PATIENCE,
     )
     server = uvicorn.Server(config)
@@ -144,6 +149,10 @@ class Problem(TypedDict):
 async def _refused(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+
+async def _gone(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": "the connection ended before the request did"}, 400)  # which nobody reads
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

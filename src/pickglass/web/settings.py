@@ -11,7 +11,9 @@ from pickglass.data.tables.sources import DataSource
 from pickglass.errors import InputError
 from pickglass.runtime.compute import ComputeOptions
 
-__all__ = ["ServeSettings", "is_loopback", "usual_folder"]
+__all__ = ["MAX_PIXELS", "ServeSettings", "is_loopback", "usual_folder"]
+
+MAX_PIXELS = 100_000_000  # of an image that is sent: a few bytes may claim as many, and decoding takes memory
 
 _SHORTEST_TOKEN = 16  # characters
 
@@ -31,7 +33,7 @@ class ServeSettings:
         watch: folder whose new images are judged and shown; None: none.
         max_bytes: longest body of a request.
         max_requests: images that may wait for a model; beyond that the answer is 503 with Retry-After.
-        compute: where to compute, and the largest image.
+        compute: where to compute, how many images at once, and the largest image, by default of 100 megapixels.
     """
 
     models: tuple[Path, ...]
@@ -43,7 +45,7 @@ class ServeSettings:
     watch: Path | None = None
     max_bytes: int = 64 * 2**20
     max_requests: int = 64
-    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    compute: ComputeOptions = field(default_factory=lambda: ComputeOptions(max_pixels=MAX_PIXELS))
 
     def __post_init__(self) -> None:
         if not self.models:

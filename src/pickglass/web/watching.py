@@ -147,7 +147,7 @@ class Folder(threading.Thread):
         """
         name, path = arrival.file.name, self._folder / arrival.file.name
         if arrival.file.size > self._settings.max_bytes:
-            raise ImageError(name, f"is longer than {self._settings.max_bytes / 2**20:g} MB (--max-mb)")
+            raise ImageError(name, f"is longer than {self._settings.max_bytes / 2**20:g} MB: raise --max-mb")
         pixels, error = None, None
         try:
             pixels = read_image(path, self._settings.compute.max_pixels)

@@ -1,6 +1,8 @@
 // Images come in, by drop, paste, choice, camera or the watched folder; each is judged, and one is looked at.
 
+import {becauseOf} from "./because.js";
 import {api, attempt, byId, element, keys, model, number, onModel, percent, say, start} from "./common.js";
+import {keepImage, loadMarks, markImage, tickButtons} from "./marks.js";
 import {scoreChart} from "./scores.js";
 import {Viewer} from "./viewer.js";
 
@@ -18,8 +20,9 @@ let chosen = null;
 let shown = null; // the filter: one of WORDS, or null for all
 let running = 0;
 let models = new Map(); // by name, as GET /models describes them
+let marks = []; // as GET /api/marks lists them
 
-const viewer = new Viewer(byId("viewer"), {onbox: index => chooseDefect(index)});
+const viewer = new Viewer(byId("viewer"), {hint: "Drop images anywhere on this page", onbox: index => chooseDefect(index)});
 
 // ---- judging ----
 
@@ -32,6 +35,9 @@ class Entry {
     this.error = null;
     this.map = null;
     this.picture = null; // what the browser shows, where that is not the file itself
+    this.mark = null; // what people say of it, as the server answers
+    this.place = null; // by which the server knows it, once it is marked
+    this.why = null; // the explanation, once somebody asked
     this.button = element("button", {type: "button", onclick: () => choose(this)});
     this.item = element("li", {}, this.button);
     this.canvas = element("canvas", {width: THUMB * 2, height: THUMB * 2, "aria-hidden": "true"});
@@ -57,6 +63,18 @@ class Entry {
 
   async convert() {
     return api("/api/picture", {method: "POST", body: this.bytes(), as: "blob"});
+  }
+
+  // Where the server has the image; what came from this browser is kept there with its first mark.
+  async kept() {
+    this.place ??= await keepImage(this.file, this.name);
+    return this.place;
+  }
+
+  // The mark that the image has from before, here or by somebody else.
+  async findMark() {
+    const digest = await digestOf(this.file);
+    this.mark ??= marks.find(mark => mark.sha256 === digest) ?? null;
   }
 
   // The picture as the model reads it. Browsers show no TIFF, and of 16 bits only the upper ones, so the server helps.
@@ -87,7 +105,10 @@ class Entry {
     const texts = [element("span", {className: "name"}, this.name)];
     if (word === null) texts.push(element("span", {className: "sub"}, this.state === "judging" ? "being judged …" : "waits"));
     else if (word === "not judged") texts.push(element("span", {className: "sub wrong"}, word));
-    else texts.push(element("span", {}, element("span", {className: `verdict ${word}`}, word), element("span", {className: "sub"}, ` ${number(this.result.score)}`)));
+    else {
+      const said = this.mark?.mark ? ` · marked ${this.mark.disputed ? "differently" : this.mark.mark}` : "";
+      texts.push(element("span", {}, element("span", {className: `verdict ${word}`}, word), element("span", {className: "sub"}, ` ${number(this.result.score)}${said}`)));
+    }
     this.button.replaceChildren(this.canvas, element("span", {className: "texts"}, ...texts));
     this.item.hidden = shown !== null && shown !== word;
     if (this === chosen) this.button.setAttribute("aria-current", "true");
@@ -118,11 +139,26 @@ class Arrived extends Entry {
     return api(`/api/watch/${this.number}`);
   }
 
+  async kept() {
+    return {place: "watch", name: this.name};
+  }
+
+  async findMark() {
+    this.mark ??= marks.find(mark => mark.place === "watch" && mark.name === this.name) ?? null;
+  }
+
   async visible() {
     this.picture ??= await api(`/api/watch/${this.number}/image`, {as: "blob"});
     return this.picture;
   }
 }
+
+// As the server names files; browsers compute it on this machine and over https only.
+const digestOf = async file => {
+  if (!crypto.subtle) return null;
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
+  return [...digest].map(byte => byte.toString(16).padStart(2, "0")).join("");
+};
 
 const isDeepPng = async file => {
   const head = new Uint8Array(await file.slice(0, 25).arrayBuffer());
@@ -182,6 +218,7 @@ const forget = () => {
     if (kept.has(entry) || entry === chosen || entries.length <= KEPT) continue;
     entry.map = null;
     entry.picture = null;
+    entry.why = null;
   }
 };
 
@@ -233,6 +270,7 @@ const filter = word => {
 
 const choose = async entry => {
   const before = chosen;
+  if (viewer.drawing) await putAwayBrush();
   chosen = entry;
   before?.write();
   entry?.write();
@@ -259,6 +297,7 @@ const step = by => {
 // ---- looking at one ----
 
 const look = async entry => {
+  if (viewer.drawing) await putAwayBrush();
   tell(entry);
   if (entry.state === "failed") {
     viewer.hide();
@@ -269,18 +308,23 @@ const look = async entry => {
     const picture = await entry.visible();
     if (entry !== chosen) return;
     const {defects, size} = entry.result;
-    await viewer.show({name: entry.name, image: picture, map: entry.map, boxes: defects.map(defect => defect.box), size});
+    const mask = entry.mark?.mask ? `/api/marks/${entry.mark.sha256}/mask?version=${entry.mark.version}` : null;
+    await viewer.show({name: entry.name, image: picture, map: entry.map, boxes: defects.map(defect => defect.box), mask, size});
   };
+  await entry.findMark();
+  tellMark(entry);
   await draw();
+  explain();
   if (entry.map || entry !== chosen) return;
   const {map} = await entry.judge(true);
   entry.map = map;
-  if (entry === chosen) await draw();
+  if (entry === chosen && !viewer.drawing) await draw();
 };
 
 const tell = entry => {
   const verdict = byId("verdict");
   byId("facts").hidden = entry?.state !== "done";
+  byId("mark").hidden = entry?.state !== "done";
   if (!entry) {
     verdict.replaceChildren(element("p", {className: "sub"}, "No image yet. The verdict will be shown here."));
     return;
@@ -308,28 +352,30 @@ const tell = entry => {
     lines.push(element("p", {}, `looks like: ${result.type}${sure}`));
   }
   lines.push(element("p", {}, distanceOf(result)));
-  if (result.model !== model()) lines.push(element("p", {className: "sub"}, `judged by ${result.model}`));
+  if (result.model !== model()) lines.push(element("p", {className: "sub"}, `Judged by ${result.model}: the first model judges what arrives in the folder.`));
   if (result.stale) lines.push(element("p", {className: "note"}, "The settings were changed after the threshold was set: it may not fit any more."));
   verdict.replaceChildren(...lines);
+  tellMark(entry);
   tellScores(result);
   tellDefects(result);
 };
 
-const distanceOf = ({score, threshold, unsure_threshold: unsure, p_value: p, p_value_log10: log10}) => {
+const distanceOf = ({score, threshold, unsure_threshold: unsure, ...rarity}) => {
   if (threshold === null) return `Score ${number(score)}. This model has no threshold; set one under Review.`;
   const limit = `the threshold ${number(threshold)}`;
   let words = `Score ${number(score)}, `;
   if (threshold > 0 && score > 0) words += `${number(score / threshold, 3)} times ${limit}`;
   else words += `${score > threshold ? "above" : "below"} ${limit}`;
   if (unsure !== null && score <= threshold && score > unsure) words += `, above that of unsure, ${number(unsure)}`;
-  return `${words}.${rarityOf(p, log10)}`;
+  return `${words}.${rarityOf(rarity)}`;
 };
 
-const rarityOf = (p, log10) => {
+const rarityOf = ({p_value: p, p_value_log10: log10, p_value_extrapolated: extrapolated}) => {
   if (p === null) return "";
-  if (log10 > 6) return " Fewer than one good part in a million scores as high.";
-  if (p < 0.01) return ` About one good part in ${Number((1 / p).toPrecision(2)).toLocaleString("en")} scores as high.`;
-  return ` Of good parts, ${Number((100 * p).toPrecision(2))} % score as high.`;
+  const beyond = extrapolated ? ", as far as the tail of good scores tells" : "";
+  if (log10 > 6) return ` Fewer than one good part in a million scores as high${beyond}.`;
+  if (p < 0.01) return ` About one good part in ${Number((1 / p).toPrecision(2)).toLocaleString("en")} scores as high${beyond}.`;
+  return ` Of good parts, ${Number((100 * p).toPrecision(2))} % score as high${beyond}.`;
 };
 
 const sentence = words => `${words[0].toUpperCase()}${words.slice(1)}${words.endsWith(".") ? "" : "."}`;
@@ -405,6 +451,82 @@ const chooseDefect = index => {
 const stepDefect = by => {
   const n = chosen?.result?.defects.length ?? 0;
   if (n > 0) chooseDefect((defect + by + n + (defect < 0 && by < 0 ? 1 : 0)) % n);
+};
+
+// ---- what people say of it ----
+
+const tellMark = entry => {
+  const {mark} = entry;
+  const word = mark?.disputed ? null : (mark?.mark ?? null);
+  const had = document.activeElement?.closest("#mark")?.querySelector(":focus")?.dataset.word;
+  byId("ticks").replaceChildren(tickButtons(element, entry.name, word, markChosen));
+  if (had) byId("ticks").querySelector(`[data-word=${had}]`)?.focus();
+  byId("brush").hidden = word !== "bad" && word !== "unsure";
+  byId("brush").textContent = viewer.drawing ? "Save the outline" : mark?.mask ? "Draw more of the outline" : "Outline the defect";
+  byId("brush").setAttribute("aria-pressed", String(viewer.drawing));
+  byId("marked").textContent = mark?.disputed ? "People have marked it differently: say which it is." : "";
+};
+
+const markChosen = (word, shapes = []) => attempt(async () => {
+  const entry = chosen;
+  if (entry?.state !== "done") return;
+  if (word !== "bad" && word !== "unsure") viewer.draw(false);
+  const {model: by, score} = entry.result;
+  const seen = entry.mark?.latest ?? null;
+  const place = await entry.kept();
+  entry.mark = await markImage(place, word, {type: entry.mark?.type ?? null, note: entry.mark?.note ?? null, model: by, score, seen, shapes, keepMask: true});
+  marks = [entry.mark, ...marks.filter(mark => mark.sha256 !== entry.mark.sha256)];
+  entry.write();
+  if (entry === chosen) tellMark(entry);
+});
+
+const tick = word => markChosen(chosen?.mark?.mark === word && !chosen.mark.disputed ? null : word);
+
+// Nothing that was drawn is lost: it is saved when the brush is put away, and when another image is chosen.
+const putAwayBrush = async () => {
+  const {shapes} = viewer;
+  viewer.draw(false);
+  if (shapes.length > 0) await markChosen(chosen.mark.mark, shapes);
+  else tellMark(chosen);
+};
+
+const brush = async () => {
+  if (!viewer.drawing) {
+    viewer.draw(true);
+    tellMark(chosen);
+    return;
+  }
+  await putAwayBrush();
+  await look(chosen);
+};
+
+// ---- why ----
+
+const WHY = "pickglass.why";
+let asking = null;
+
+// While the part is open, each image that is looked at is explained; it takes a second, so only what stays is asked for.
+const explain = async () => {
+  asking?.abort();
+  const entry = chosen;
+  const place = byId("because");
+  if (!byId("why").open || entry?.state !== "done") return;
+  if (!entry.why) {
+    place.replaceChildren(element("p", {className: "sub"}, "Looking for the reasons …"));
+    asking = new AbortController();
+    const {signal} = asking;
+    await wait(0.4);
+    if (signal.aborted) return;
+    const query = new URLSearchParams({model: entry.result.model, name: entry.name});
+    try {
+      const body = entry.file ? entry.bytes() : await entry.visible();
+      entry.why = await api(`/api/explain?${query}`, {method: "POST", body, signal});
+    } catch (error) {
+      if (error.name !== "AbortError" && entry === chosen) place.replaceChildren(element("p", {className: "wrong"}, sentence(error.message)));
+      return;
+    }
+  }
+  if (entry === chosen) place.replaceChildren(...becauseOf(entry.why, at => viewer.jumpTo(at.box ?? [at.x, at.y, 1, 1])));
 };
 
 // ---- ways in ----
@@ -576,7 +698,17 @@ byId("clear").onclick = () => {
   choose(null);
   tally();
 };
+byId("brush").onclick = () => attempt(brush);
+byId("why").open = localStorage.getItem(WHY) === "open";
+byId("why").ontoggle = () => {
+  localStorage.setItem(WHY, byId("why").open ? "open" : "closed");
+  explain();
+};
+attempt(async () => (marks = (await loadMarks()).marks));
 keys({
+  g: () => tick("good"),
+  b: () => tick("bad"),
+  u: () => tick("unsure"),
   n: () => step(1),
   p: () => step(-1),
   ArrowRight: () => step(1),
@@ -599,6 +731,7 @@ onModel(() => attempt(async () => {
     if (entry instanceof Arrived) continue; // the server judges them, by its first model
     if (entry.state === "done" || entry.state === "failed") entry.state = "waiting";
     entry.map = null;
+    entry.why = null;
     entry.write();
   }
   pump();

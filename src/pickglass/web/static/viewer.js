@@ -13,9 +13,10 @@
 //   boxes  [[x, y, w, h], ...] in pixels of the image; numbered from 1 on
 //   mask   null, or address or Blob of a mask (white where a defect is), which is outlined in blue
 //   size   null, or [H, W] of the image where the picture is a smaller one of it; boxes and shapes keep the image's pixels
-// and gives {width, height} of the picture. Options of the constructor, all of them functions or left out:
+// and gives {width, height} of the picture. Options of the constructor, each may be left out:
 //   onbox(index)      somebody chose a box in the image
 //   onshapes(shapes)  somebody drew, erased, took back or cleared
+//   hint              what is said while there is no image
 //
 // Keys, while the image has the focus: arrows move it when it is larger than its place, + and - zoom, 0 fits, 1 shows
 // each pixel as one. With the brush out, arrows move a cross (with Shift by a pixel) and the space bar paints there.
@@ -97,7 +98,7 @@ export class Viewer {
   static heat = Number(localStorage.getItem("pickglass.heat") ?? 85);
   static outlines = localStorage.getItem("pickglass.outlines") !== "no";
 
-  constructor(place, {onbox = () => {}, onshapes = () => {}} = {}) {
+  constructor(place, {onbox = () => {}, onshapes = () => {}, hint = ""} = {}) {
     this.onbox = onbox;
     this.onshapes = onshapes;
     this.shapes = [];
@@ -111,7 +112,7 @@ export class Viewer {
     this.at = {x: 0, y: 0, scale: 1};
     this.cross = null;
     this.fitted = true;
-    this.#build(place);
+    this.#build(place, hint);
     this.#listen();
   }
 
@@ -210,17 +211,19 @@ export class Viewer {
     this.#go({...this.at, x: this.at.x + x, y: this.at.y + y});
   }
 
-  // Choose a box and bring it to the middle, about a third of the view large; null: none is chosen.
+  // Choose a box and go to it; null: none is chosen.
   jump(index) {
     const box = index === null ? undefined : this.boxes[index];
     this.chosen = box ? index : -1;
-    if (box) {
-      const [x, y, width, height] = box;
-      const {clientWidth, clientHeight} = this.viewport;
-      const scale = clamp(Math.min(clientWidth / width, clientHeight / height) / 3, this.fitScale, Math.max(8, this.fitScale));
-      this.#go({scale, x: clientWidth / 2 - (x + width / 2) * scale, y: clientHeight / 2 - (y + height / 2) * scale});
-    }
+    if (box) this.jumpTo(box);
     this.#drawBoxes();
+  }
+
+  // Bring a place, [x, y, w, h], to the middle, about a third of the view large.
+  jumpTo([x, y, width, height]) {
+    const {clientWidth, clientHeight} = this.viewport;
+    const scale = clamp(Math.min(clientWidth / width, clientHeight / height) / 3, this.fitScale, Math.max(8, this.fitScale));
+    this.#go({scale, x: clientWidth / 2 - (x + width / 2) * scale, y: clientHeight / 2 - (y + height / 2) * scale});
   }
 
   setHeat(percent) {
@@ -262,7 +265,7 @@ export class Viewer {
 
   // ---- inside ----
 
-  #build(place) {
+  #build(place, hint) {
     this.picture = element("img", {alt: ""});
     this.heatCanvas = element("canvas", {className: "heat", "aria-hidden": "true"});
     this.brushCanvas = element("canvas", {className: "brushed", "aria-hidden": "true"});
@@ -274,13 +277,13 @@ export class Viewer {
     this.crossMark = svg("g", {class: "cross"}, svg("circle", {}), svg("path", {d: "M-9 0H9M0-9V9"}));
     const over = svg("svg", {"aria-hidden": "true"}, this.scaled, this.boxLayer, this.crossMark);
     this.viewport = element("div", {className: "viewport", tabIndex: 0, role: "application", "aria-label": "No image"}, this.stage);
-    this.viewport.append(over);
+    this.valueText = element("span", {className: "value", "aria-hidden": "true"}); // over the image: a bar would grow with it
+    this.viewport.append(over, this.valueText, element("p", {className: "hint"}, hint));
 
     const button = (text, label, action) => element("button", {type: "button", title: label, "aria-label": label, onclick: action}, text);
     this.heatSlider = element("input", {type: "range", min: 0, max: 100, step: 5, oninput: () => this.setHeat(Number(this.heatSlider.value))});
     this.outlineBox = element("input", {type: "checkbox", onchange: () => this.setOutlines(this.outlineBox.checked)});
     this.zoomText = element("span", {className: "zoom"});
-    this.valueText = element("span", {className: "value"});
     const bar = element(
       "div",
       {className: "viewer-bar", role: "group", "aria-label": "How the image is shown"},
@@ -295,7 +298,6 @@ export class Viewer {
         button("1:1", "Show each pixel as one", () => this.natural()),
         this.zoomText,
       ),
-      this.valueText,
     );
     const tool = (value, text) =>
       element("label", {}, element("input", {type: "radio", name: `tool-${Viewer.#made}`, value, checked: value === "stroke"}), ` ${text}`);
