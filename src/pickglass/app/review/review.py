@@ -146,13 +146,14 @@ class Review:
 
     # -- for readers ---------------------------------------------------------------------------------------------------
 
-    @property
-    def data(self) -> ReviewedData | None:
-        """The images, None while they are being read or where they cannot be."""
-        return self._data
+    def wait(self, seconds: float) -> ReviewedData | None:
+        """Wait for the data set to be read, and return its images; None: it takes longer, or cannot be read."""
+        self._start()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._to_read() or self._closed, seconds)
+            return self._data
 
-    def read(self) -> None:
-        """See to it that the data set is read, in the background."""
+    def _start(self) -> None:
         with self._changed:
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._work, name="pickglass-review", daemon=True)
@@ -165,7 +166,7 @@ class Review:
             The images, and what the model gave them so far; both None while the data set is being read, or where it
             cannot be (see ``error``).
         """
-        self.read()
+        self._start()
         with self._changed:
             key = scores_key(model)
             published = self._publish(key)
@@ -267,6 +268,7 @@ class Review:
         return key not in self._published or self._published[key].stage in ("waiting", "judging")
 
     def _read(self) -> None:
+        data, error = None, None
         try:
             dataset = self.source.load(training=False)
             rows = tuple(self.source.placed(dataset.table + dataset.private))
@@ -274,14 +276,14 @@ class Review:
             known = self.store.digests()
             digests = [_known_digest(row, known) for row in rows]
             data = ReviewedData(secrets.token_hex(4), dataset, rows, _names(rows, dataset.root), times, digests)
-        except PickglassError as error:
-            self.error = str(error)
-            return
+        except PickglassError as problem:
+            error = str(problem)
         except Exception:
             _LOG.exception("the data set cannot be read")
-            self.error = "the data set cannot be read; the server's log says why"
-            return
-        self._data = data
+            error = "the data set cannot be read; the server's log says why"
+        with self._changed:
+            self._data, self.error = data, error
+            self._changed.notify_all()
 
     def _advance(self, data: ReviewedData, model: AnyModel) -> None:
         """Judge images until all are judged, another model is asked for, or the review ends."""
