@@ -214,7 +214,7 @@ def scores(
     served = state.models.get(model)
     loaded = served.now
     review = state.review
-    data, published = review.ask(loaded.detector)
+    data, published = review.ask(loaded)
     if data is None or published is None:
         published = Published("", [], [], "reading" if review.error is None else "failed", error=review.error)
     order = published.order[after:]
@@ -252,7 +252,7 @@ def thumbnail(
     calibration = None if loaded is None else loaded.calibration
     content = state.review.picture(
         index,
-        None if loaded is None else scores_key(loaded.detector),
+        None if loaded is None else scores_key(loaded),
         None if calibration is None else calibration.pixel_threshold,
     )
     return Response(content, media_type="image/jpeg", headers={"cache-control": _kept(key)})
@@ -421,7 +421,7 @@ def _version(served: ServedModel) -> int:
 
 def _evidence(state: State, served: ServedModel) -> Evidence:
     """Return the good images that a promise rests on."""
-    data, published = state.review.ask(served.model)
+    data, published = state.review.ask(served.now)
     if data is None or published is None:
         raise _reading()
     places = {row.path: i for i, row in enumerate(data.rows)}

@@ -22,10 +22,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pickglass.app.models import AnyModel
 from pickglass.app.pages.images import QUALITY, colour_range, display, heat, picture_size, shrink_max, thumbnail
 from pickglass.app.review.store import Judged, JudgedStore, small_map
 from pickglass.app.testing.selection import select, sentences
+from pickglass.app.watch.model import LoadedModel
 from pickglass.data import MARGINS, Dataset, DataSource, Row, Table, image_digest
 from pickglass.data.images.geometry import resize_map
 from pickglass.errors import ImageError, InputError, PickglassError, UnknownName
@@ -110,11 +110,11 @@ class Published:
     error: str | None = None
 
 
-def scores_key(model: AnyModel) -> str:
+def scores_key(model: LoadedModel) -> str:
     """Return the name under which the scores of a model are kept: two models with one name give the same scores."""
-    header: Mapping[str, Any] = getattr(model, "header", {})
+    header: Mapping[str, Any] = getattr(model.detector, "header", {})
     precision = header.get("precision", "float32")
-    return model.model_id() if precision == "float32" else f"{model.model_id()}-{precision}"
+    return model.id if precision == "float32" else f"{model.id}-{precision}"
 
 
 class Review:
@@ -159,7 +159,7 @@ class Review:
                 self._thread = threading.Thread(target=self._work, name="pickglass-review", daemon=True)
                 self._thread.start()
 
-    def ask(self, model: AnyModel) -> tuple[ReviewedData | None, Published | None]:
+    def ask(self, model: LoadedModel) -> tuple[ReviewedData | None, Published | None]:
         """Say that a person looks at the data set with this model now.
 
         Returns:
@@ -254,7 +254,7 @@ class Review:
     def _to_read(self) -> bool:
         return self._data is None and self.error is None
 
-    def _next(self, now: AnyModel | None = None) -> AnyModel | None:
+    def _next(self, now: LoadedModel | None = None) -> LoadedModel | None:
         """Return the model to go on with: ``now``, unless nobody looks any more and somebody looks with another."""
         left = [one for key, one in self._asked.items() if self._is_left(key)]
         if not left or self._data is None:
@@ -285,7 +285,7 @@ class Review:
             self._data, self.error = data, error
             self._changed.notify_all()
 
-    def _advance(self, data: ReviewedData, model: AnyModel) -> None:
+    def _advance(self, data: ReviewedData, model: LoadedModel) -> None:
         """Judge images until all are judged, another model is asked for, or the review ends."""
         with self._changed:
             published = self._publish(scores_key(model))
@@ -302,10 +302,10 @@ class Review:
             _LOG.exception("the data set cannot be judged")
             published.stage, published.error = "failed", "the images cannot be judged; the server's log says why"
 
-    def _begin(self, data: ReviewedData, model: AnyModel, published: Published) -> None:
+    def _begin(self, data: ReviewedData, model: LoadedModel, published: Published) -> None:
         """Find out which images judge the model, and take up the scores that are known."""
         self.store.begin(published.model)
-        fair = select(data.dataset, [model.provenance])
+        fair = select(data.dataset, [model.detector.provenance])
         paths = {row.path for row in (*fair.table, *data.dataset.private)}
         published.left_out = tuple(sentences(fair.left_out))
         published.outside = frozenset(i for i, row in enumerate(data.rows) if row.path not in paths)
@@ -320,7 +320,7 @@ class Review:
             if found is not None:
                 _set(published, i, found.score, found.peak)
 
-    def _judge(self, data: ReviewedData, model: AnyModel, published: Published) -> None:
+    def _judge(self, data: ReviewedData, model: LoadedModel, published: Published) -> None:
         done = set(published.order)
         left = [i for i in range(len(data.rows)) if i not in done]
         unread = [i for i in left if data.digests[i] is None]
@@ -330,7 +330,7 @@ class Review:
         done = set(published.order)
         left = [i for i in left if i not in done]
         fresh: dict[int, Judged] = {}
-        stream = model.stream(Table([data.rows[i] for i in left]), **self.compute.arguments())
+        stream = model.detector.stream(Table([data.rows[i] for i in left]), **self.compute.arguments())
         written = time.monotonic()
         try:
             for i, item in zip(left, stream, strict=True):
@@ -374,7 +374,7 @@ class Review:
             _set(published, i, one.score, one.peak)
         fresh.clear()
 
-    def _is_over(self, data: ReviewedData, model: AnyModel | None) -> bool:
+    def _is_over(self, data: ReviewedData, model: LoadedModel | None) -> bool:
         """Say whether the review ends, the data set is read anew, or another model comes first."""
         if self._closed or self._data is not data:
             return True
@@ -385,7 +385,7 @@ class Review:
 class _Asked(NamedTuple):
     """Somebody asked for the scores of a model at this time."""
 
-    model: AnyModel
+    model: LoadedModel
     time: float
 
 
