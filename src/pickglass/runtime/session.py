@@ -58,8 +58,8 @@ def usual_threads() -> int | None:
     return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
-def import_runtime(name: RuntimeName) -> Any:
-    """Import a runtime such that it reports nothing to its maker: a machine on the line talks to nobody unasked.
+def import_runtime(name: str) -> Any:
+    """Import a runtime, or a module of it, such that it reports nothing to its maker.
 
     onnxruntime (1.32, Linux) and OpenVINO (its package openvino-telemetry) otherwise send what they run on to Microsoft
     and to Google Analytics, and keep an id in the home folder. Whoever set ``ORT_DISABLE_TELEMETRY``, or imported
