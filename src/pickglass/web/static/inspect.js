@@ -106,8 +106,8 @@ class Entry {
     if (word === null) texts.push(element("span", {className: "sub"}, this.state === "judging" ? "being judged …" : "waits"));
     else if (word === "not judged") texts.push(element("span", {className: "sub wrong"}, word));
     else {
-      const said = this.mark?.mark ? ` · marked ${this.mark.disputed ? "differently" : this.mark.mark}` : "";
-      texts.push(element("span", {}, element("span", {className: `verdict ${word}`}, word), element("span", {className: "sub"}, ` ${number(this.result.score)}${said}`)));
+      texts.push(element("span", {}, element("span", {className: `verdict ${word}`}, word), element("span", {className: "sub"}, ` ${number(this.result.score)}`)));
+      if (this.mark?.mark) texts.push(element("span", {className: "sub"}, `marked ${this.mark.disputed ? "differently" : this.mark.mark}`));
     }
     this.button.replaceChildren(this.canvas, element("span", {className: "texts"}, ...texts));
     this.item.hidden = shown !== null && shown !== word;
