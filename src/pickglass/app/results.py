@@ -29,6 +29,10 @@ __all__ = [
     "Disturbed",
     "DriftChange",
     "DriftResult",
+    "ExplainResult",
+    "ExplainedLayer",
+    "ExplainedPlace",
+    "ExplainedShare",
     "ExportResult",
     "Failed",
     "FitManyResult",
@@ -47,10 +51,12 @@ __all__ = [
     "MethodsResult",
     "Metrics",
     "ModelMetrics",
+    "NearestPatch",
     "PredictResult",
     "RobustnessResult",
     "RuledOut",
     "SettingListing",
+    "SimilarImage",
     "StudyCell",
     "StudyResult",
     "Suspicious",
@@ -621,6 +627,109 @@ class LookResult(TypedDict):
     weights: str
     size: list[int]
     layers: list[LookLayer]
+    page: str | None
+
+
+class NearestPatch(TypedDict):
+    """A patch of a good image that the model remembers, beside a place of ``pickglass explain``.
+
+    ``distance``: in the units of the map, before it is smoothed. ``image``: name of the training image, null where the
+    model does not tell. ``x``, ``y``: middle of the patch in pixels of that image, null unless its file was ``found``;
+    ``canvas_x``, ``canvas_y``: the same in pixels of the network's input, null where the model does not tell.
+    ``turned``: degrees by which the image had been turned when the patch was learned.
+    """
+
+    distance: float
+    image: str | None
+    x: int | None
+    y: int | None
+    canvas_x: int | None
+    canvas_y: int | None
+    turned: int
+    found: bool
+
+
+class ExplainedShare(TypedDict):
+    """How much of a place's value comes from one level, or one part of the method; shares add up to 1."""
+
+    name: str
+    share: float
+
+
+class ExplainedLayer(TypedDict):
+    """How much a place stands out in one layer that the model reads; fields as of :class:`LookLayer`."""
+
+    layer: str
+    contrast_sd: float | None
+    verdict: Literal["visible", "faint", "lost", "unclear"]
+
+
+class ExplainedPlace(TypedDict):
+    """One place of ``pickglass explain``.
+
+    ``x``, ``y``: pixel of the highest map value there, which is ``value``; ``over``: that value over the pixel
+    threshold, null where the model has none above 0. ``box`` and ``area_px``: of the region above the pixel threshold,
+    or of the defect that was ``named``; null where the place lies below the threshold. What needs torch is empty for an
+    exported model: ``shares`` (also where the method cannot tell levels apart), ``nearest`` (also where it remembers no
+    patches) and ``layers``.
+    """
+
+    x: int
+    y: int
+    value: float
+    over: float | None
+    box: list[int] | None
+    area_px: int | None
+    named: bool
+    sentence: str
+    shares: list[ExplainedShare]
+    nearest: list[NearestPatch]
+    layers: list[ExplainedLayer]
+
+
+class SimilarImage(TypedDict):
+    """The good image that is most like an image as a whole.
+
+    ``distance``: between the means of all channels, in standard deviations of good images, a root mean square.
+    ``usual``: the median of the same between each good image and its nearest other one, null with fewer than three.
+    ``found``: whether its file was there to be shown.
+    """
+
+    image: str
+    distance: float
+    usual: float | None
+    found: bool
+
+
+class ExplainResult(TypedDict):
+    """The result of ``pickglass explain``.
+
+    ``ratio``: the score over the image threshold, null unless both are above 0. ``spreads``: how far the score lies
+    above the threshold, in standard deviations of the scores of good images, below it negative. ``spread``: that
+    standard deviation. What the model lacks is null. ``places``: a named defect first, then the hottest first.
+    ``similar``: null where the nearest patches say more, or where nothing is known. ``notes``: what could not be said,
+    and why.
+    """
+
+    path: str
+    model_id: str
+    model_version: int
+    method: str
+    sentence: str
+    verdict: Verdict | None
+    score: float
+    threshold: float | None
+    unsure_threshold: float | None
+    ratio: float | None
+    spread: float | None
+    spreads: float | None
+    p_value: float | None
+    p_value_log10: float | None
+    p_value_extrapolated: bool | None
+    pixel_threshold: float | None
+    places: list[ExplainedPlace]
+    similar: SimilarImage | None
+    notes: list[str]
     page: str | None
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pickglass.calibration.drift import ImageFacts, Sample, image_facts
-from pickglass.data import Table, as_table
+from pickglass.data import Table, as_table, known_names
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.fitting import NAMED, FitObserver, short_names
+from pickglass.detectors.fitting import FitObserver
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch, silent
 from pickglass.detectors.method import Method
 from pickglass.errors import Failure
@@ -65,7 +65,7 @@ class DriftSample(FitObserver):
     def sample(self, settings: str) -> Sample:
         """Return what was kept; ``settings`` is the digest of what the scores depend on."""
         pooled = np.concatenate(self._features) if self._features else np.zeros((0, 0), np.float32)
-        return Sample.of(self._facts, self._scores, pooled, self._groups, settings, short_names(self._paths, NAMED))
+        return Sample.of(self._facts, self._scores, pooled, self._groups, settings, known_names(self._paths))
 
     def fitted(self, method: Method) -> None:
         """Give the sample to the model."""

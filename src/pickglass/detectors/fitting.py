@@ -14,11 +14,10 @@ Letters: T tiles, P positions that have a head of their own, d features.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ from pickglass.data import (
     as_table,
     decode,
     parse_size,
+    short_names,
     split_roles,
 )
 from pickglass.data.images.decoder import Array
@@ -65,7 +65,6 @@ if TYPE_CHECKING:
     from pickglass.features.research.fusion import Fusion
 
 __all__ = [
-    "NAMED",
     "FitObserver",
     "FitPlan",
     "Joined",
@@ -81,7 +80,6 @@ __all__ = [
     "learn_fusion",
     "numbered",
     "prepare",
-    "short_names",
     "teach",
 ]
 
@@ -91,9 +89,6 @@ _MOST_LEFT_OUT = 100  # images that are judged as if left out: enough for a rate
 _ENOUGH = 10  # units with fewer of which nothing is said about places, nor, of those with several images, about levels
 _EXPLAINED = 0.3  # of the variance of the maps: places that explain less have no normal of their own
 _LEVELLED = 0.05  # of the variance of the scores of one part: a level that explains less is left in
-
-NAMED = 3
-"""Parts of its path by which a model knows an image, at least: the file, and two folders."""
 
 Size = tuple[int, int]
 Joined = Callable[[Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor, Tensor | None]"]
@@ -442,8 +437,9 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
         tiles.assign(_mean_features(loader, table), context.seed)
     units = units if tiles.heads == tiles.n else ()  # heads that tiles share see each image several times
     n_images, before = (n * tiles.per_head for n in (context.n_images, context.before))
-    shared = {"units": units, "per_image": tiles.per_head}
-    context = replace(context, positions=tiles.heads, n_images=n_images, before=before, **shared)
+    context = replace(
+        context, positions=tiles.heads, n_images=n_images, before=before, units=units, per_image=tiles.per_head
+    )
     groups = _groups(method, loader, table, context)
     if len(groups) == 1:
         watched = plan if tiles.heads == tiles.n else replace(plan, observers=())
@@ -885,25 +881,3 @@ def check_meaning(method: Method, good: Judged, learned: bool = False) -> None:
             f"{type(method).__name__} gives each place of {len(scores)} good images one and the same value, "
             f"{lowest:g}, so it has learned nothing that a part could differ from: {remedy}"
         )
-
-
-def short_names(paths: Sequence[str], least: int = 1) -> list[str]:
-    """Return the name of each file, with as many folders in front as tell it from the others.
-
-    Args:
-        paths: of files, or other names of images.
-        least: parts that a name has at least, where its path has so many.
-
-    >>> short_names(["line/monday/7.png", "line/tuesday/7.png", "line/tuesday/8.png"])
-    ['monday/7.png', 'tuesday/7.png', '8.png']
-    """
-    parts = [PurePath(path).parts[PurePath(path).is_absolute() :] for path in paths]  # without "/" or "C:\\"
-    depth = [least] * len(paths)
-    while True:
-        names = [str(PurePath(*part[-n:])) for part, n in zip(parts, depth, strict=True)]
-        count = Counter(names)
-        unclear = [i for i, name in enumerate(names) if count[name] > 1 and depth[i] < len(parts[i])]
-        if not unclear:
-            return names
-        for i in unclear:
-            depth[i] += 1

@@ -25,9 +25,8 @@ import torch
 
 from pickglass.calibration import Calibration, Change, Evidence
 from pickglass.calibration.renewal import renewed
-from pickglass.data import Row, Table, fingerprint, image_digest, split_roles
+from pickglass.data import Row, Table, fingerprint, image_digest, known_names, short_names, split_roles
 from pickglass.detectors.fitting import (
-    NAMED,
     FitPlan,
     Joined,
     Judge,
@@ -37,7 +36,6 @@ from pickglass.detectors.fitting import (
     drawn_to_leave_out,
     good_rows,
     numbered,
-    short_names,
     teach,
 )
 from pickglass.detectors.loading import FeatureLoader
@@ -239,7 +237,7 @@ def _told(known: Provenance, images: _Images, details: dict[str, Any], plan: Fit
         "details": details,
     }
     digests = [image_digest(row)[:16] for row in new.role("fit", "validate")]
-    names = short_names([row.path for row in new.role("fit")], NAMED)
+    names = known_names([row.path for row in new.role("fit")])
     both = f"{known.data_sha256} {fingerprint(new)}"  # images of the fit alone are not those of this model any more
     return replace(
         known,

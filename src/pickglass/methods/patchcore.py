@@ -648,7 +648,7 @@ class _Chosen(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """Patches (P, n, C) drawn at random from a stream, their origins (P, n, 2), and the numbers (n,) that decided it."""
+    """Patches (P, n, C) drawn from a stream, their origins (P, n, 2), and the random numbers (n,) that decided."""
 
     patches: Tensor
     origins: Tensor
