@@ -192,6 +192,11 @@ _EXTRAS = {
     "pyarrow": "parquet",
     "matplotlib": "plot",
     "paho": "line",
+    "fastapi": "web",
+    "starlette": "web",
+    "uvicorn": "web",
+    "multipart": "web",
+    "prometheus_client": "web",
 }
 """Extra of pickglass that brings each optional module, by the name that is imported."""
 

@@ -25,6 +25,7 @@ from pickglass.cli.layers import layers
 from pickglass.cli.look import look
 from pickglass.cli.methods import methods
 from pickglass.cli.predict import predict
+from pickglass.cli.serve import serve
 from pickglass.cli.study import study
 from pickglass.cli.test import test
 from pickglass.cli.threshold import threshold
@@ -41,6 +42,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     test,
     predict,
     watch,
+    serve,
     threshold,
     update,
     export,

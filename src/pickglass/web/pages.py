@@ -1,0 +1,106 @@
+"""The pages themselves: templates filled once, style and scripts as files of their own, a way in with a token."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.routing import BaseRoute, Mount
+
+from pickglass.web.safety import COOKIE, session_of
+from pickglass.web.state import State, TheState
+
+__all__ = ["PAGES", "router", "static_files"]
+
+_FOLDER = Path(__file__).parent
+_SHARED = _FOLDER.parent / "app" / "pages" / "page.css"
+
+PAGES = {
+    "/": ("inspect", "Inspect"),
+    "/review": ("review", "Review"),
+    "/teach": ("teach", "Teach"),
+    "/see": ("see", "See"),
+}
+"""Address of each page: its template and script, and what the navigation calls it."""
+
+router = APIRouter(include_in_schema=False)
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _page(state: State, template: str, title: str, address: str) -> str:
+    values: dict[str, Any] = {
+        "title": title,
+        "page": template,
+        "address": address,
+        "pages": [(where, name) for where, (_, name) in PAGES.items()],
+        "models": [served.name for served in state.models],
+        "has_data": state.settings.data is not None,
+        "has_watch": state.settings.watch is not None,
+        "has_token": state.settings.token is not None,
+    }
+    return _templates().get_template(f"{template}.html.j2").render(values)
+
+
+@router.get("/")
+def inspect_page(state: TheState) -> HTMLResponse:
+    """Return the page on which images are judged."""
+    return HTMLResponse(_page(state, "inspect", "Inspect", "/"))
+
+
+@router.get("/review")
+def review_page(state: TheState) -> HTMLResponse:
+    """Return the page on which a data set is looked through and thresholds are set."""
+    return HTMLResponse(_page(state, "review", "Review", "/review"))
+
+
+@router.get("/teach")
+def teach_page(state: TheState) -> HTMLResponse:
+    """Return the page on which people's marks become an update of the model."""
+    return HTMLResponse(_page(state, "teach", "Teach", "/teach"))
+
+
+@router.get("/see")
+def see_page(state: TheState) -> HTMLResponse:
+    """Return the page that shows what the model's layers see."""
+    return HTMLResponse(_page(state, "see", "See", "/see"))
+
+
+@router.get("/login")
+def login_page(state: TheState) -> HTMLResponse:
+    """Return the page that asks for the token."""
+    return HTMLResponse(_page(state, "login", "Sign in", "/login"))
+
+
+@router.post("/api/session")
+def session(state: TheState, response: Response) -> JSONResponse:
+    """Give a browser that showed the token the cookie with which pages and pictures are read."""
+    answer = JSONResponse({"ok": True})
+    if state.settings.token is not None:
+        answer.set_cookie(COOKIE, session_of(state.settings.token), httponly=True, samesite="strict", path="/")
+    return answer
+
+
+@router.get("/static/page.css")
+def shared_style() -> Response:
+    """Return the style sheet that reports have, too."""
+    return Response(_SHARED.read_bytes(), media_type="text/css", headers={"cache-control": "no-cache"})
+
+
+def static_files() -> BaseRoute:
+    """Return the route of scripts and style sheets, which are files of the package and nothing else."""
+    return Mount("/static", StaticFiles(directory=_FOLDER / "static"), name="static")
