@@ -139,8 +139,8 @@ def explained(
     nearest = [patch for place in answers for patch in place["nearest"]]
     if any(patch["image"] is None for patch in nearest):
         notes.append(
-            "the model does not tell which training images its nearest patches are from, for an older pickglass learned "
-            "them: fit it anew to see them"
+            "the model does not tell which training images its nearest patches are from, for an older pickglass fitted "
+            "it: fit it anew to see them"
         )
     if not any(patch["image"] is not None for patch in nearest):
         similar, picture = _similar(detector, found, rows, files, notes, run, progress)

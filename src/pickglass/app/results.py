@@ -33,6 +33,9 @@ __all__ = [
     "ExplainedLayer",
     "ExplainedPlace",
     "ExplainedShare",
+    "ExploreResult",
+    "ExploredField",
+    "ExploredLayer",
     "ExportResult",
     "Failed",
     "FitManyResult",
@@ -731,6 +734,48 @@ class ExplainResult(TypedDict):
     similar: SimilarImage | None
     notes: list[str]
     page: str | None
+
+
+class ExploredLayer(TypedDict):
+    """One layer of the layer explorer; ``rf_theoretical`` as of :class:`LayerResult`, the rest as of LookLayer."""
+
+    layer: str
+    grid: list[int]
+    stride: int
+    channels: int
+    rf_theoretical: int | str | None
+    contrast_sd: float | None
+    verdict: Literal["visible", "faint", "lost", "unclear"] | None
+
+
+class ExploreResult(TypedDict):
+    """What the layer explorer says of an image.
+
+    ``size``: [H, W] of the image. ``seen``: the box [x, y, w, h] of the image that the network reads at once, all of it
+    without tiles. ``frame``: the same with what lies beyond the image, in fractions of pixels; the grids lie over it.
+    ``input``: [H, W] of the network's input.
+    """
+
+    backbone: str
+    weights: str
+    size: list[int]
+    seen: list[int]
+    frame: list[float]
+    input: list[int]
+    layers: list[ExploredLayer]
+
+
+class ExploredField(TypedDict):
+    """What one cell of a layer sees: boxes [x, y, w, h] in pixels of the image, cut off at its edges.
+
+    ``cell``: the cell itself. ``theoretical``: what can reach it, null where it is not known. ``effective``: the square
+    that holds 95 % of what does on this very image, null where nothing does.
+    """
+
+    layer: str
+    cell: list[int]
+    theoretical: list[int] | None
+    effective: list[int] | None
 
 
 class DistillResult(TypedDict):

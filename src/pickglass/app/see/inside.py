@@ -25,7 +25,7 @@ from pickglass.nn.maps import cells_of, kept_cells
 from pickglass.result import Found
 from pickglass.runtime.compute import ComputeOptions
 
-__all__ = ["Asked", "Inside", "LayerSeen", "Near", "look_inside"]
+__all__ = ["Asked", "Inside", "LayerSeen", "Near", "TileAt", "look_inside", "tile_at"]
 
 Window = tuple[float, float, float, float]
 
@@ -104,7 +104,7 @@ def look_inside(
     grid = cells_of(batch.levels[0]) if batch.levels else (found.map.shape[0], found.map.shape[1])
     answers = []
     for place in places:
-        tile = _tile_at(detector, found, place)
+        tile = tile_at(detector, found.size, found.window, (place.y, place.x))
         image, head = (0, 0) if detector.tiles is None else detector.tiles.seat_of(tile.number)
         neighbours = detector.neighbours(batch, (image, head, *tile.cell(grid)), n_near)
         near = [_near(detector, head, grid, neighbour) for neighbour in neighbours]
@@ -119,7 +119,7 @@ def look_inside(
     return answers
 
 
-class _Tile(NamedTuple):
+class TileAt(NamedTuple):
     """The tile of the canvas in which a place lies, the whole canvas without tiles.
 
     Attributes:
@@ -166,12 +166,19 @@ def _levels(detector: Detector, batch: Batch) -> list[tuple[Tensor, Tensor | Non
     return levels
 
 
-def _tile_at(detector: Detector, found: Found, place: Asked) -> _Tile:
-    """Find the tile whose middle is nearest to a place, in heights and widths of a tile."""
+def tile_at(detector: Detector, size: tuple[int, int], window: Window, place: tuple[int, int]) -> TileAt:
+    """Find the tile whose middle is nearest to a place, in heights and widths of a tile.
+
+    Args:
+        detector: fitted.
+        size: (H, W) of the image.
+        window: the image on the canvas, as shares of it.
+        place: y, x in pixels of the image.
+    """
     height, width = detector.input_size
-    top, left, bottom, right = found.window
-    y = height * (top + (place.y + 0.5) / found.size[0] * (bottom - top))
-    x = width * (left + (place.x + 0.5) / found.size[1] * (right - left))
+    top, left, bottom, right = window
+    y = height * (top + (place[0] + 0.5) / size[0] * (bottom - top))
+    x = width * (left + (place[1] + 0.5) / size[1] * (right - left))
     boxes = [(0, 0, width, height)] if detector.tiles is None else detector.tiles.tiling.boxes
     number, box = min(
         enumerate(boxes),
@@ -179,16 +186,16 @@ def _tile_at(detector: Detector, found: Found, place: Asked) -> _Tile:
             abs(y - one[1][1] - one[1][3] / 2) / one[1][3], abs(x - one[1][0] - one[1][2] / 2) / one[1][2]
         ),
     )
-    window = (
+    within = (
         (top * height - box[1]) / box[3],
         (left * width - box[0]) / box[2],
         (bottom * height - box[1]) / box[3],
         (right * width - box[0]) / box[2],
     )
-    return _Tile(number, box[1], box[0], box[3], box[2], (y - box[1]) / box[3], (x - box[0]) / box[2], window)
+    return TileAt(number, box[1], box[0], box[3], box[2], (y - box[1]) / box[3], (x - box[0]) / box[2], within)
 
 
-def _shares(parts: dict[str, Tensor], tile: _Tile) -> dict[str, float]:
+def _shares(parts: dict[str, Tensor], tile: TileAt) -> dict[str, float]:
     """Return the share of each part (h, w) in the value at the place; below 0 nothing is added."""
     values = {name: max(0.0, float(part[tile.cell(cells_of(part))])) for name, part in parts.items()}
     total = sum(values.values())
@@ -223,7 +230,7 @@ def _near(detector: Detector, head: int, grid: tuple[int, int], neighbour: Neigh
 def _seen(
     detector: Detector,
     levels: Sequence[tuple[Tensor, Tensor | None]],
-    tile: _Tile,
+    tile: TileAt,
     place: Asked,
     references: Sequence[Sequence[tuple[Tensor, Tensor | None]]],
 ) -> list[LayerSeen]:
