@@ -55,6 +55,7 @@ def explain(
     box: Sequence[int] | None = None,
     places: int = _PLACES,
     roi: str | Path | None = None,
+    folders: Sequence[str | Path] = (),
     compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> ExplainResult:
@@ -72,6 +73,7 @@ def explain(
         box: x, y, width, height of such a defect in pixels, in place of a mask.
         places: how many places above the pixel threshold at most, 1 or more; below it the hottest one is explained.
         roi: region of interest, a mask; None: the model's.
+        folders: where else the files of training images are looked for.
         compute: where to compute.
         progress: called with (stage, done, total).
 
@@ -87,7 +89,16 @@ def explain(
     """
     target = None if page is None else output_path(page, ".html")
     whole = explained(
-        model, image, good=good, mask=mask, box=box, places=places, roi=roi, compute=compute, progress=progress
+        model,
+        image,
+        good=good,
+        mask=mask,
+        box=box,
+        places=places,
+        roi=roi,
+        folders=folders,
+        compute=compute,
+        progress=progress,
     )
     if target is None:
         return whole.result
@@ -105,6 +116,7 @@ def explained(
     box: Sequence[int] | None = None,
     places: int = _PLACES,
     roi: str | Path | None = None,
+    folders: Sequence[str | Path] = (),
     compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> Explained:
@@ -130,9 +142,9 @@ def explained(
     full = found.full_map()
     hot = _hottest(full, limit, _region(found), places, defect)
     notes = _notes(detector, calibration, rows)
-    files = _Files(
-        detector.provenance, rows, [found.row.path, *([str(model)] if isinstance(model, (str, Path)) else [])]
-    )
+    near = [found.row.path, *([str(model)] if isinstance(model, (str, Path)) else [])]
+    around = [parent for path in near for parent in list(Path(path).absolute().parents)[:_UP]]
+    files = _Files(detector.provenance, rows, [*map(Path, folders), *around, Path.cwd()])
     answers, pictures = _inside(detector, found, hot, rows, files, pixels, run)
     similar: SimilarImage | None = None
     picture: Array | None = None
@@ -378,14 +390,13 @@ class _Files:
     Args:
         provenance: where the model comes from.
         good: rows that the user named.
-        near: files in whose folders they may be, or in one of the folders above.
+        folders: where their files may be, the likeliest first.
     """
 
-    def __init__(self, provenance: Provenance, good: Table, near: Sequence[str]) -> None:
+    def __init__(self, provenance: Provenance, good: Table, folders: Sequence[Path]) -> None:
         self._fitted = set(provenance.fitted_images or ())
         self._good = good
-        above = [parent for path in near for parent in list(Path(path).absolute().parents)[:_UP]]
-        self._folders = list(dict.fromkeys([*above, Path.cwd()]))
+        self._folders = list(dict.fromkeys(folders))
         self._known: dict[str, Row | None] = {}
         self.missing: set[str] = set()
 

@@ -6,7 +6,9 @@ Metrics lie in 0..1, boxes are [x, y, w, h] in pixels of the original image, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 from pickglass.calibration import Verdict
 

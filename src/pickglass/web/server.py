@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from pickglass.errors import InputError, PickglassError, UnknownName
-from pickglass.web import pages
+from pickglass.web import explain, pages
 from pickglass.web.safety import Guard
 from pickglass.web.settings import ServeSettings
 from pickglass.web.state import State
@@ -49,7 +49,7 @@ def create_app(settings: ServeSettings) -> Guard:
     app.state.pickglass = state
     app.add_exception_handler(PickglassError, _known)
     app.add_exception_handler(Exception, _unknown)
-    for router in (pages.router,):
+    for router in (pages.router, explain.router):
         app.include_router(router)
     app.router.routes.append(pages.static_files())
     return Guard(app, settings)

@@ -19,6 +19,7 @@ from fastapi import Depends, Request
 
 from pickglass.app.models import AnyModel, load
 from pickglass.errors import InputError, UnknownName
+from pickglass.web.explorers import Explorers
 from pickglass.web.settings import ServeSettings
 
 __all__ = ["Models", "ServedModel", "State", "TheState", "state_of"]
@@ -71,6 +72,7 @@ class State:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         self.models = Models(settings.models)
+        self.explorers = Explorers()
         self.folder = settings.state_folder
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
