@@ -213,6 +213,7 @@ def sample(rng: np.random.Generator, n: int, groups: Any = None, d: int = 12) ->
         (layouts / np.linalg.norm(layouts, axis=1, keepdims=True)).astype(np.float32),
         rng.normal(size=(n, d)).astype(np.float32),
         np.zeros(n, np.int64) if groups is None else np.asarray(groups, np.int64),
+        np.full(n, ""),
     )
 
 

@@ -27,6 +27,7 @@ from pickglass.app.pages.advise import PaintedImage, ShownModel, write_advice
 from pickglass.app.pages.bench import write_bench
 from pickglass.app.pages.charts import Curves
 from pickglass.app.pages.compare import write_compare
+from pickglass.app.pages.explain import Crop, Explained, PlacePictures, write_explanation
 from pickglass.app.pages.heckler2023 import draw_figures
 from pickglass.app.pages.layers import Gradient, write_fields
 from pickglass.app.pages.look import Channel, LayerView, Scene, write_look
@@ -188,6 +189,22 @@ def look_page(folder: Path) -> Path:
     return write_look(folder / "page.html", result, scene, [view], [np.zeros((3, 3, 3), np.uint8)] * 5)
 
 
+def explain_page(folder: Path) -> Path:
+    near: Any = {"distance": 1.5, "image": EVIL, "x": 3, "y": 4, "canvas_x": 3, "canvas_y": 4, "turned": 90}
+    place: Any = {"x": 30, "y": 20, "value": 0.9, "over": 1.8, "box": [28, 18, 5, 5], "area_px": 20, "named": True}
+    place |= {"sentence": EVIL, "shares": [{"name": EVIL, "share": 1.0}], "nearest": [near, {**near, "image": None}]}
+    place["layers"] = [{"layer": EVIL, "contrast_sd": None, "verdict": "unclear"}]
+    below = {**place, "box": None, "named": False, "over": None, "shares": [], "nearest": [], "layers": []}
+    result: Any = {"path": f"x/{EVIL}", "model_id": EVIL, "model_version": 1, "method": EVIL, "sentence": EVIL}
+    result |= {"verdict": "bad", "score": 1.0, "threshold": 0.5, "unsure_threshold": 0.4, "ratio": 2.0, "spread": 0.1}
+    result |= {"spreads": 5.0, "p_value": 1e-9, "p_value_log10": 9.0, "p_value_extrapolated": True}
+    result |= {"pixel_threshold": 0.5, "places": [place, below], "notes": [EVIL], "page": None}
+    result["similar"] = {"image": EVIL, "distance": 1.0, "usual": 0.5, "found": True}
+    crop = Crop(np.repeat(GREY[..., None], 3, axis=2), (5, 5, 10, 10))
+    pictures = [PlacePictures(crop, [crop, None]), PlacePictures(crop, [])]
+    return write_explanation(folder / "page.html", Explained(result, GREY, HEAT, MASK, pictures, GREY, (0.1, 0.2, 0.3)))
+
+
 def layers_page(folder: Path) -> Path:
     node: Any = {
         "node": EVIL,
@@ -253,6 +270,7 @@ PAGES: dict[str, Callable[[Path], Path]] = {
     "advise": advise_page,
     "study": study_page,
     "look": look_page,
+    "explain": explain_page,
     "layers": layers_page,
     "bench": bench_page,
 }

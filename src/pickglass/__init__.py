@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pickglass.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from pickglass.app.explain import explain
     from pickglass.app.models import load
     from pickglass.app.testing.evaluate import Evaluation, evaluate
     from pickglass.calibration import Calibration
@@ -56,6 +57,7 @@ __all__ = [
     "Table",
     "backbone_names",
     "evaluate",
+    "explain",
     "layer_names",
     "load",
     "load_dataset",
@@ -86,6 +88,7 @@ _HOMES = {
     "Table": "data",
     "backbone_names": "features",
     "evaluate": "app.testing.evaluate",
+    "explain": "app.explain",
     "layer_names": "features",
     "load": "app.models",
     "load_dataset": "data",

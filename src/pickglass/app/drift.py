@@ -16,7 +16,7 @@ from pickglass.errors import DataError, Failure, InputError
 from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress
 from pickglass.runtime.exported import ExportedModel
 
-__all__ = ["drift", "main_change"]
+__all__ = ["described", "drift", "main_change"]
 
 
 def drift(
@@ -61,11 +61,11 @@ def drift(
         table = detector.provenance.unseen(_table(against, group_pattern))
         if not table:
             raise DataError("the model was fitted on all images to compare with: give good ones that it has not seen")
-        reference, broken = _described(detector, table, progress, **run)
+        reference, broken = described(detector, table, progress, **run)
         if broken:  # leaving them out might leave out the difficult ones
             raise DataError(f"{len(broken)} of {len(table)} images to compare with cannot be read:", broken)
     fresh = detector.provenance.unseen(new_table)
-    new, failures = _described(detector, fresh, progress, **run)
+    new, failures = described(detector, fresh, progress, **run)
     repeated = already_known(reference, new)
     new, left_out = new.take(~repeated), len(new_table) - len(fresh) + int(repeated.sum())
     if not len(new):
@@ -79,9 +79,10 @@ def drift(
     return _result(test, len(new_table), left_out, failed)
 
 
-def _described(
+def described(
     detector: AnyModel, table: Table, progress: Progress | None, **compute: Unpack[ComputeArguments]
 ) -> tuple[Sample, list[Failure]]:
+    """Judge images and return what they are compared by, and those that cannot be read."""
     if isinstance(detector, ExportedModel):
         return detector.describe(table, progress=progress, **compute)
     from pickglass.detectors.drift_sample import describe

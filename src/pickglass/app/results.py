@@ -31,6 +31,13 @@ __all__ = [
     "Disturbed",
     "DriftChange",
     "DriftResult",
+    "ExplainResult",
+    "ExplainedLayer",
+    "ExplainedPlace",
+    "ExplainedShare",
+    "ExploreResult",
+    "ExploredField",
+    "ExploredLayer",
     "ExportResult",
     "Failed",
     "FitManyResult",
@@ -53,11 +60,13 @@ __all__ = [
     "Metrics",
     "ModelMetrics",
     "MovedImage",
+    "NearestPatch",
     "PredictResult",
     "RenamedImage",
     "RobustnessResult",
     "RuledOut",
     "SettingListing",
+    "SimilarImage",
     "StudyCell",
     "StudyResult",
     "Suspicious",
@@ -629,6 +638,151 @@ class LookResult(TypedDict):
     size: list[int]
     layers: list[LookLayer]
     page: str | None
+
+
+class NearestPatch(TypedDict):
+    """A patch of a good image that the model remembers, beside a place of ``pickglass explain``.
+
+    ``distance``: in the units of the map, before it is smoothed. ``image``: name of the training image, null where the
+    model does not tell. ``x``, ``y``: middle of the patch in pixels of that image, null unless its file was ``found``;
+    ``canvas_x``, ``canvas_y``: the same in pixels of the network's input, null where the model does not tell.
+    ``turned``: degrees by which the image had been turned when the patch was learned.
+    """
+
+    distance: float
+    image: str | None
+    x: int | None
+    y: int | None
+    canvas_x: int | None
+    canvas_y: int | None
+    turned: int
+    found: bool
+
+
+class ExplainedShare(TypedDict):
+    """How much of a place's value comes from one level, or one part of the method; shares add up to 1."""
+
+    name: str
+    share: float
+
+
+class ExplainedLayer(TypedDict):
+    """How much a place stands out in one layer that the model reads; fields as of :class:`LookLayer`."""
+
+    layer: str
+    contrast_sd: float | None
+    verdict: Literal["visible", "faint", "lost", "unclear"]
+
+
+class ExplainedPlace(TypedDict):
+    """One place of ``pickglass explain``.
+
+    ``x``, ``y``: pixel of the highest map value there, which is ``value``; ``over``: that value over the pixel
+    threshold, null where the model has none above 0. ``box`` and ``area_px``: of the region above the pixel threshold,
+    or of the defect that was ``named``; null where the place lies below the threshold. What needs torch is empty for an
+    exported model: ``shares`` (also where the method cannot tell levels apart), ``nearest`` (also where it remembers no
+    patches) and ``layers``.
+    """
+
+    x: int
+    y: int
+    value: float
+    over: float | None
+    box: list[int] | None
+    area_px: int | None
+    named: bool
+    sentence: str
+    shares: list[ExplainedShare]
+    nearest: list[NearestPatch]
+    layers: list[ExplainedLayer]
+
+
+class SimilarImage(TypedDict):
+    """The good image that is most like an image as a whole.
+
+    ``distance``: between the means of all channels, in standard deviations of good images, a root mean square.
+    ``usual``: the median of the same between each good image and its nearest other one, null with fewer than three.
+    ``found``: whether its file was there to be shown.
+    """
+
+    image: str
+    distance: float
+    usual: float | None
+    found: bool
+
+
+class ExplainResult(TypedDict):
+    """The result of ``pickglass explain``.
+
+    ``ratio``: the score over the image threshold, null unless both are above 0. ``spreads``: how far the score lies
+    above the threshold, in standard deviations of the scores of good images, below it negative. ``spread``: that
+    standard deviation. What the model lacks is null. ``places``: a named defect first, then the hottest first.
+    ``similar``: null where the nearest patches say more, or where nothing is known. ``notes``: what could not be said,
+    and why.
+    """
+
+    path: str
+    model_id: str
+    model_version: int
+    method: str
+    sentence: str
+    verdict: Verdict | None
+    score: float
+    threshold: float | None
+    unsure_threshold: float | None
+    ratio: float | None
+    spread: float | None
+    spreads: float | None
+    p_value: float | None
+    p_value_log10: float | None
+    p_value_extrapolated: bool | None
+    pixel_threshold: float | None
+    places: list[ExplainedPlace]
+    similar: SimilarImage | None
+    notes: list[str]
+    page: str | None
+
+
+class ExploredLayer(TypedDict):
+    """One layer of the layer explorer; ``rf_theoretical`` as of :class:`LayerResult`, the rest as of LookLayer."""
+
+    layer: str
+    grid: list[int]
+    stride: int
+    channels: int
+    rf_theoretical: int | str | None
+    contrast_sd: float | None
+    verdict: Literal["visible", "faint", "lost", "unclear"] | None
+
+
+class ExploreResult(TypedDict):
+    """What the layer explorer says of an image.
+
+    ``size``: [H, W] of the image. ``seen``: the box [x, y, w, h] of the image that the network reads at once, all of it
+    without tiles. ``frame``: the same with what lies beyond the image, in fractions of pixels; the grids lie over it.
+    ``input``: [H, W] of the network's input.
+    """
+
+    backbone: str
+    weights: str
+    size: list[int]
+    seen: list[int]
+    frame: list[float]
+    input: list[int]
+    layers: list[ExploredLayer]
+
+
+class ExploredField(TypedDict):
+    """What one cell of a layer sees: boxes [x, y, w, h] in pixels of the image, cut off at its edges.
+
+    ``cell``: the cell itself. ``theoretical``: what can reach it, null where it is not known. ``effective``: the square
+    that holds 95 % of what does on this very image, null where nothing does.
+    """
+
+    layer: str
+    cell: list[int]
+    theoretical: list[int] | None
+    effective: list[int] | None
 
 
 class DistillResult(TypedDict):

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -107,6 +108,7 @@ class Sample:
         layouts: (n, 256) likewise.
         features: (n, d) mean of each channel over the cells; d = 0 where the head reads no features.
         groups: (n,) a number for the name of each image's group, 0 for none.
+        names: (n,) text, the name of each image, "" where it is not known.
         settings: :func:`pickglass.calibration.settings_digest` of the detector that gave the scores.
     """
 
@@ -115,6 +117,7 @@ class Sample:
     layouts: npt.NDArray[np.float32]
     features: npt.NDArray[np.float32]
     groups: npt.NDArray[np.int64]
+    names: npt.NDArray[np.str_]
     settings: str = ""
 
     def __len__(self) -> int:
@@ -128,6 +131,7 @@ class Sample:
         features: npt.NDArray[np.float32],
         groups: Sequence[str | None],
         settings: str = "",
+        names: Sequence[str] | None = None,
     ) -> Sample:
         """Make the sample of some images; ``groups`` are their names, None for an image that stands alone."""
         measured = list(images)
@@ -138,6 +142,7 @@ class Sample:
             np.array([image.layout for image in measured], np.float32).reshape(n, _CELLS**2),
             np.asarray(features, np.float32).reshape(n, -1) if measured else np.zeros((0, 0), np.float32),
             np.array([_number(name) for name in groups], np.int64),
+            np.array([""] * n if names is None else names, np.str_),
             settings,
         )
 
@@ -162,22 +167,28 @@ class Sample:
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Return the sample as arrays for a model file."""
         settings = np.frombuffer(self.settings.encode(), np.uint8)
-        return {**{name: getattr(self, name) for name in _FIELDS}, "settings": settings}
+        names = np.frombuffer(json.dumps(self.names.tolist()).encode(), np.uint8)
+        return {**{name: getattr(self, name) for name in _NUMBERS}, "settings": settings, "names": names}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], source: str = "the model") -> Sample:
         """Make the sample that :meth:`tensors` described; anything else is a ModelFileError."""
         dimensions = {"scores": 1, "facts": 2, "layouts": 2, "features": 2, "groups": 1, "settings": 1}
+        tensors = dict(tensors)
+        stored = tensors.pop("names", None)  # older files have none
         if set(tensors) != set(dimensions) or any(tensors[name].ndim != dims for name, dims in dimensions.items()):
             raise ModelFileError(f"{source}: its reference for drift is damaged, {sorted(tensors)}: fit the model anew")
-        if len({len(tensors[name]) for name in _FIELDS}) > 1:
+        n = len(tensors["scores"])
+        names = [""] * n if stored is None else json.loads(bytes(stored.astype(np.uint8)))
+        if len({len(names), *(len(tensors[name]) for name in _NUMBERS)}) > 1:
             raise ModelFileError(f"{source}: its reference for drift has arrays of unequal length: fit the model anew")
         settings = bytes(tensors["settings"].astype(np.uint8)).decode()
-        columns: dict[str, Any] = {name: tensors[name] for name in _FIELDS}
-        return cls(**columns, settings=settings)
+        columns: dict[str, Any] = {name: tensors[name] for name in _NUMBERS}
+        return cls(**columns, names=np.array(names, np.str_), settings=settings)
 
 
-_FIELDS = ("scores", "facts", "layouts", "features", "groups")
+_NUMBERS = ("scores", "facts", "layouts", "features", "groups")
+_FIELDS = (*_NUMBERS, "names")
 
 
 def _number(name: str | None) -> int:

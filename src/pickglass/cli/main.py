@@ -16,6 +16,7 @@ from pickglass.cli.convert import convert
 from pickglass.cli.demo import demo
 from pickglass.cli.distill import distill
 from pickglass.cli.drift import drift
+from pickglass.cli.explain import explain
 from pickglass.cli.export import export
 from pickglass.cli.fit import fit
 from pickglass.cli.info import info
@@ -51,6 +52,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     methods,
     layers,
     look,
+    explain,
     advise,
     study,
     drift,

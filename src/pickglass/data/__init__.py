@@ -29,6 +29,8 @@ from pickglass.data.tables.rows import (
     fingerprint,
     group_by,
     image_digest,
+    known_names,
+    short_names,
     split_roles,
 )
 from pickglass.data.tables.sources import DataSource, as_rows, as_table, tables_at
@@ -64,6 +66,7 @@ __all__ = [
     "fingerprint",
     "group_by",
     "image_digest",
+    "known_names",
     "load_dataset",
     "load_datasets",
     "paint",
@@ -74,6 +77,7 @@ __all__ = [
     "read_mask",
     "read_regions",
     "resize_map",
+    "short_names",
     "split_roles",
     "tables_at",
     "usual_size",

@@ -22,7 +22,7 @@ from typing_extensions import Unpack
 
 from pickglass.calibration import Calibration, Change
 from pickglass.calibration.promises import set_by_hand
-from pickglass.data import Channels, Row, Table, as_table, fingerprint, image_digest
+from pickglass.data import Channels, Row, Table, as_table, fingerprint, image_digest, known_names
 from pickglass.detectors.fitting import (
     FitObserver,
     FitPlan,
@@ -266,6 +266,7 @@ class Detector(Method):
             seed=plan.seed,
             data_sha256=fingerprint(table),
             fitted_images=tuple(image_digest(row)[:16] for row in table.role("fit", "validate")),
+            image_names=tuple(known_names([row.path for row in table.role("fit")])),
             pixel_mm=pitches.pop() if len(pitches) == 1 else None,
             regions=Regions.of(table) if any(row.roi is not None for row in table) else Regions(),
             backbone_weights=None if weights is None else weights.to_json(),

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pickglass.calibration.drift import ImageFacts, Sample, image_facts
-from pickglass.data import Table, as_table
+from pickglass.data import Table, as_table, known_names
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.fitting import FitObserver
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch, silent
@@ -39,6 +39,7 @@ class DriftSample(FitObserver):
         self._scores: list[float] = []
         self._features: list[np.ndarray] = []  # (B, d) each
         self._groups: list[str | None] = []
+        self._paths: list[str] = []
 
     def prepared(self, table: Table, loader: FeatureLoader, progress: Progress) -> Table:
         """Forget the images of an earlier fit."""
@@ -53,6 +54,7 @@ class DriftSample(FitObserver):
         self._facts += [image_facts(value.image, value.keep) for value in values]
         self._scores += scores.tolist()
         self._groups += [item.row.group for item in loaded.sound]
+        self._paths += [item.row.path for item in loaded.sound]
         pooled = channel_means(loaded.batch.levels, loaded.batch.keep, len(values))
         self._features.append(pooled.cpu().numpy())
 
@@ -63,7 +65,7 @@ class DriftSample(FitObserver):
     def sample(self, settings: str) -> Sample:
         """Return what was kept; ``settings`` is the digest of what the scores depend on."""
         pooled = np.concatenate(self._features) if self._features else np.zeros((0, 0), np.float32)
-        return Sample.of(self._facts, self._scores, pooled, self._groups, settings)
+        return Sample.of(self._facts, self._scores, pooled, self._groups, settings, known_names(self._paths))
 
     def fitted(self, method: Method) -> None:
         """Give the sample to the model."""

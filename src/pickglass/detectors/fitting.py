@@ -14,11 +14,10 @@ Letters: T tiles, P positions that have a head of their own, d features.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ from pickglass.data import (
     as_table,
     decode,
     parse_size,
+    short_names,
     split_roles,
 )
 from pickglass.data.images.decoder import Array
@@ -80,7 +80,6 @@ __all__ = [
     "learn_fusion",
     "numbered",
     "prepare",
-    "short_names",
     "teach",
 ]
 
@@ -438,7 +437,9 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
         tiles.assign(_mean_features(loader, table), context.seed)
     units = units if tiles.heads == tiles.n else ()  # heads that tiles share see each image several times
     n_images, before = (n * tiles.per_head for n in (context.n_images, context.before))
-    context = replace(context, positions=tiles.heads, n_images=n_images, before=before, units=units)
+    context = replace(
+        context, positions=tiles.heads, n_images=n_images, before=before, units=units, per_image=tiles.per_head
+    )
     groups = _groups(method, loader, table, context)
     if len(groups) == 1:
         watched = plan if tiles.heads == tiles.n else replace(plan, observers=())
@@ -880,21 +881,3 @@ def check_meaning(method: Method, good: Judged, learned: bool = False) -> None:
             f"{type(method).__name__} gives each place of {len(scores)} good images one and the same value, "
             f"{lowest:g}, so it has learned nothing that a part could differ from: {remedy}"
         )
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """Return the name of each file, with as many folders in front as tell it from the others.
-
-    >>> short_names(["line/monday/7.png", "line/tuesday/7.png", "line/tuesday/8.png"])
-    ['monday/7.png', 'tuesday/7.png', '8.png']
-    """
-    parts = [PurePath(path).parts for path in paths]
-    depth = [1] * len(paths)
-    while True:
-        names = [str(PurePath(*part[-n:])) for part, n in zip(parts, depth, strict=True)]
-        count = Counter(names)
-        unclear = [i for i, name in enumerate(names) if count[name] > 1 and depth[i] < len(parts[i])]
-        if not unclear:
-            return names
-        for i in unclear:
-            depth[i] += 1

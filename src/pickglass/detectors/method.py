@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from pickglass.features.batch import Batch
 from pickglass.nn.training.loop import Phase
 from pickglass.runtime.compute import Progress, Shape
 
-__all__ = ["FitContext", "Method", "assign"]
+__all__ = ["FitContext", "Method", "Neighbour", "assign"]
 
 Self = TypeVar("Self", bound="Method")
 
@@ -44,6 +44,7 @@ class FitContext:
         n_validate: how many images ``observe_validation`` will see in all, of one position.
         units: for each image that ``observe`` sees in one of its turns, the number of the part or roll that it shows.
         before: in an update, how many images were learned before, counted as ``n_images``; 0: this is a fit.
+        per_image: how many images of a batch, one after the other, are tiles of one image: those that share a head.
     """
 
     n_images: int
@@ -56,6 +57,22 @@ class FitContext:
     n_validate: int = 0
     units: tuple[int, ...] = ()
     before: int = 0
+    per_image: int = 1
+
+
+class Neighbour(NamedTuple):
+    """A patch of a good image, as a method remembers it.
+
+    Attributes:
+        distance: how far it is from the cell that was asked about, in the units of the map.
+        image: number of the training image, from 0 on in the order in which they were learned; -1: unknown.
+        spot: (turn m + tile) h w + cell, where turn is the place in ``quarter_turns``, tile that among the m tiles
+            that share the head, and cell that on the grid of the turned tile; -1: unknown.
+    """
+
+    distance: float
+    image: int
+    spot: int
 
 
 class Method(Configured, ABC):
@@ -158,6 +175,26 @@ class Method(Configured, ABC):
     def component_maps(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return the maps that the map is made of by name, (B, P, h, w) each, where a method has several."""
         return {}
+
+    def level_maps(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return what each level adds at each cell, by its name: maps (B, P, h, w) at least 0, before any smoothing.
+
+        ``pickglass explain`` tells their shares at a place. Empty where a method cannot tell its levels apart.
+        """
+        return self.component_maps(batch)
+
+    def neighbours(self, batch: Batch, place: tuple[int, int, int, int], n: int) -> Sequence[Neighbour]:
+        """Return what a method remembers of good images that is most like a cell, the nearest first.
+
+        Args:
+            batch: images to explain.
+            place: image, position, row and column of the cell, on the grid of the maps.
+            n: how many at most.
+
+        Returns:
+            Nothing where a method remembers no patches.
+        """
+        return ()
 
     # -- what others may ask -------------------------------------------------------------------------------------------
 

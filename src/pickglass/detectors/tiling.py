@@ -238,6 +238,15 @@ class Tiles(nn.Module):
         table = torch.tensor([o + o[-1:] * (m - len(o)) for o in own], device=device)
         return table, torch.tensor([[i < len(o) for i in range(m)] for o in own], device=device)
 
+    def seat_of(self, tile: int) -> tuple[int, int]:
+        """Return the place of a tile among those that share its head, and that head."""
+        head = int(self.head_of[tile])
+        return self._members()[0][head].tolist().index(tile), head
+
+    def tile_of(self, head: int, member: int) -> int:
+        """Return the position that a head sees in this place among those that share it."""
+        return int(self._members()[0][head, member])
+
     @property
     def per_head(self) -> int:
         """The largest number m of positions that share a head."""

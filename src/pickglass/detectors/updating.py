@@ -25,7 +25,7 @@ import torch
 
 from pickglass.calibration import Calibration, Change, Evidence
 from pickglass.calibration.renewal import renewed
-from pickglass.data import Row, Table, fingerprint, image_digest, split_roles
+from pickglass.data import Row, Table, fingerprint, image_digest, known_names, short_names, split_roles
 from pickglass.detectors.fitting import (
     FitPlan,
     Joined,
@@ -36,7 +36,6 @@ from pickglass.detectors.fitting import (
     drawn_to_leave_out,
     good_rows,
     numbered,
-    short_names,
     teach,
 )
 from pickglass.detectors.loading import FeatureLoader
@@ -238,6 +237,7 @@ def _told(known: Provenance, images: _Images, details: dict[str, Any], plan: Fit
         "details": details,
     }
     digests = [image_digest(row)[:16] for row in new.role("fit", "validate")]
+    names = known_names([row.path for row in new.role("fit")])
     both = f"{known.data_sha256} {fingerprint(new)}"  # images of the fit alone are not those of this model any more
     return replace(
         known,
@@ -246,5 +246,6 @@ def _told(known: Provenance, images: _Images, details: dict[str, Any], plan: Fit
         n_calibrate=known.n_calibrate + counts["calibrate"],
         data_sha256=hashlib.sha256(both.encode()).hexdigest(),
         fitted_images=None if known.fitted_images is None else (*known.fitted_images, *digests),
+        image_names=(*(known.image_names or (None,) * known.n_fit), *names),
         updates=(*(known.updates or ()), told),
     )

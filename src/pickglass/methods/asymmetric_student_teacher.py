@@ -244,6 +244,10 @@ class AsymmetricStudentTeacher(Detector):
         scores = highest(maps, keep) if self.image_score == "max" else kept_mean(maps, keep)
         return scores, self.smoothed(maps, keep)
 
+    def level_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the map of the one level that is read."""
+        return {self.level_names()[0]: self._distance(batch.levels[0])}
+
     def _distance(self, x: Tensor) -> Tensor:
         """Compute the mean over the channels of (z_teacher - z_student)^2: (B, P, C, h, w) -> (B, P, h, w)."""
         teacher, student = self._networks()

@@ -201,11 +201,17 @@ class FastFlow(Detector):
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score by 0.5 z^2, its mean over the channels, then the levels: scores (B, P), maps (B, P, h, w)."""
-        grid = cells_of(batch.levels[0])
-        parts = [to_grid(0.5 * z.square().mean(2), grid) for z, _ in self._flows()(*batch.levels)]  # (B, P, h, w)
-        maps = torch.stack(parts).mean(0)  # (B, P, h, w)
-        keep = kept_cells(batch.keep, grid)
+        maps = torch.stack(self._parts(batch)).mean(0)  # (B, P, h, w)
+        keep = kept_cells(batch.keep, cells_of(maps))
         return highest(maps, keep), self.smoothed(maps, keep)
+
+    def level_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """Return 0.5 z^2 of each level, its mean over the channels; the map is their mean."""
+        return dict(zip(self.level_names(), self._parts(batch), strict=True))
+
+    def _parts(self, batch: Batch) -> list[Tensor]:
+        grid = cells_of(batch.levels[0])
+        return [to_grid(0.5 * z.square().mean(2), grid) for z, _ in self._flows()(*batch.levels)]  # (B, P, h, w)
 
     def _flows(self) -> Stacked:
         if self.flows is None:

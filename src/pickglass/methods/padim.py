@@ -266,6 +266,17 @@ class PaDiM(Detector):
         with exact_float32():
             return gaussians.distance(self._reduced(batch.levels))  # (B, P, h, w)
 
+    def level_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """Split the squared Mahalanobis distance among the levels, see :meth:`CellGaussians.by_level`.
+
+        None where a projection mixes their channels.
+        """
+        if self.projection is not None:
+            return {}
+        with exact_float32():
+            parts = self._gaussians().by_level(self._reduced(batch.levels))  # each (B, P, h, w)
+        return dict(zip(self.level_names(), parts, strict=True))
+
     def _scored(self, batch: Batch, distance: Tensor) -> tuple[Tensor, Tensor]:
         keep = kept_cells(batch.keep, self._gaussians().grid)
         maps = self.smoothed(distance, keep)

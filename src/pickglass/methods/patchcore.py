@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.method import FitContext
+from pickglass.detectors.method import FitContext, Neighbour
 from pickglass.detectors.renamed_settings import renamed_settings
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
@@ -53,6 +53,7 @@ _LEAST = 0.1  # patches of the bank, per patch of one image
 _SAMPLE = 65_536  # patches among which those are chosen that stand in for the members of an image
 _BLOCK_KEEPS = 4  # patches that stay of a block, per patch of the bank; with 1 the farthest patch is 12 % farther
 _NO_UNIT = -1  # of patches that no left-out image takes along
+_UNKNOWN = -1  # image and spot of members that an older pickglass kept
 _QUICK_BANK = 400  # patches of the bank of a quick fit ...
 _QUICK_REACH = 20_000  # ... and of those that it is chosen from
 
@@ -152,12 +153,14 @@ class PatchCore(Detector):
         self.max_bank_mb = max_bank_mb
         self.register_buffer("bank", None)  # (P, M, C)
         self.register_buffer("scale", None)  # (P, C)
+        self.register_buffer("origins", None)  # (P, M, 2) image and spot that each member was cut from, see _origins_of
         # during the fit, to leave images out:
         self.register_buffer("owners", None)  # (P, M) unit of the image that each member was cut from
         self.register_buffer("stand_ins", None)  # (P, F, C) what fills the bank where a unit is left out
         self.register_buffer("stand_in_for", None)  # (P, F) that unit
         self.bank: Tensor | None
         self.scale: Tensor | None
+        self.origins: Tensor | None
         self.owners: Tensor | None
         self.stand_ins: Tensor | None
         self.stand_in_for: Tensor | None
@@ -188,7 +191,7 @@ class PatchCore(Detector):
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """Forget an earlier bank; the size of the next one is known when all images were seen."""
-        self.bank = self.scale = self.owners = self.stand_ins = self.stand_in_for = None
+        self.bank = self.scale = self.origins = self.owners = self.stand_ins = self.stand_in_for = None
         self._indices = []
 
     def begin_fit(self, context: FitContext) -> None:
@@ -213,7 +216,8 @@ class PatchCore(Detector):
         self._begin(context, bank.shape[1])
         known = bank if self.scale is None else bank / self.scale[:, None]
         self._patches.append(known)
-        self._units.append(torch.full(known.shape[:2], _NO_UNIT, dtype=torch.int32))
+        unknown = torch.full((*known.shape[:2], 2), _UNKNOWN, dtype=torch.int32)
+        self._origins.append(unknown if self.origins is None else self.origins.cpu())
         self._held = known.shape[1]
 
     def _begin(self, context: FitContext, members: int) -> None:
@@ -244,8 +248,8 @@ class PatchCore(Detector):
         self._context = context
         self._splits = [self.dims] if self.dims else channels  # channels of each level in a patch feature
         self._patches: list[Tensor] = []  # each (P, n, C)
-        self._units: list[Tensor] = []  # each (P, n), unit of the image of each patch
-        self._cores: list[tuple[Tensor, Tensor]] = []  # what stays of earlier blocks: patches (P, n, C), units (P, n)
+        self._origins: list[Tensor] = []  # each (P, n, 2), image and spot of each patch
+        self._cores: list[tuple[Tensor, Tensor]] = []  # what stays of earlier blocks: patches and origins
         self._drawn: _Drawn | None = None  # some of the patches of earlier blocks
         self._seen = self._held = self._reductions = self._images = 0
         self._reach = 0.0  # no patch of an earlier block is farther than this from what stays
@@ -258,7 +262,7 @@ class PatchCore(Detector):
         width = self.dims or sum(c for c, _, _ in context.shapes)
         images = context.before + context.n_images
         members = self._bank_size(images * h * w, images)
-        return context.positions * members * width * 4 / 1e6
+        return context.positions * members * 4 * (width + 2) / 1e6
 
     def _bank_size(self, patches: int, images: int) -> int:
         """Return how many of so many patches the bank keeps; a tenth of one image's patches at least."""
@@ -290,22 +294,21 @@ class PatchCore(Detector):
     def observe(self, batch: Batch) -> None:
         """Collect the patch features of a batch; past the memory budget, keep a coreset of them."""
         features = self._patch_features(batch.levels)  # (B, P, C, h, w)
-        b = len(features)
+        b, grid = len(features), cells_of(features)
         patches = features.permute(1, 0, 3, 4, 2).flatten(1, 3)  # (P, B h w, C)
-        units = self._units_of(b).repeat_interleave(features.shape[3] * features.shape[4])  # (B h w,)
-        units = units.expand(len(patches), -1)  # (P, B h w)
-        keep = kept_cells(batch.keep, (features.shape[3], features.shape[4]))
+        origins = self._origins_of(b, grid).expand(len(patches), -1, -1)  # (P, B h w, 2)
+        keep = kept_cells(batch.keep, grid)
         if keep is not None:
             counting = keep.transpose(0, 1).flatten(1)  # (P, B h w)
-            patches, units = _only(patches, counting), _only(units, counting)  # (P, n, C), (P, n)
+            patches, origins = _only(patches, counting), _only(origins, counting.cpu())  # (P, n, C), (P, n, 2)
         if self.sample and patches.shape[1] > self.sample * b:
             drawn = torch.randperm(patches.shape[1], generator=self._generator)[: self.sample * b]
             patches = patches[:, drawn.to(patches.device)]  # (P, n, C)
-            units = units[:, drawn]
+            origins = origins[:, drawn]
         exact = patches.double()
         self._sums += torch.stack([exact.sum(1), (exact * exact).sum(1)]).cpu()
         self._patches.append(patches)
-        self._units.append(units)
+        self._origins.append(origins)
         self._images += b
         self._seen += patches.shape[1]
         self._held += patches.shape[1]
@@ -314,49 +317,50 @@ class PatchCore(Detector):
 
     def _make_room(self) -> None:
         """Reduce the collected patches to a coreset of them; where these are many, reduce them together."""
-        points, units = torch.cat(self._patches, dim=1), torch.cat(self._units, dim=1)  # (P, n, C), (P, n)
-        self._drawn = _Drawn.some_of(points, units, self._generator, self._drawn)
+        points, origins = torch.cat(self._patches, dim=1), torch.cat(self._origins, dim=1)  # (P, n, C), (P, n, 2)
+        self._drawn = _Drawn.some_of(points, origins, self._generator, self._drawn)
         size = min(_BLOCK_KEEPS * self._keep, self._room // 4)
-        core = self._select(points, units, size, "making room")
-        self._cores.append((core.patches, core.units))
+        core = self._select(points, origins, size, "making room")
+        self._cores.append((core.patches, core.origins))
         self._reach = max(self._reach, core.radius)
-        self._patches, self._units, self._held = [], [], 0
+        self._patches, self._origins, self._held = [], [], 0
         self._reductions += 1
         if sum(core.shape[1] for core, _ in self._cores) > self._room // 2:
-            points, units = self._joined_cores()
-            core = self._select(points, units, size, "making room")
-            self._cores = [(core.patches, core.units)]
+            points, origins = self._joined_cores()
+            core = self._select(points, origins, size, "making room")
+            self._cores = [(core.patches, core.origins)]
             self._reach += core.radius
 
     def _joined_cores(self) -> tuple[Tensor, Tensor]:
-        """Put together what stays of all blocks: patches (P, n, C) and their units (P, n)."""
-        patches, units = zip(*self._cores, strict=True)
-        return torch.cat(patches, dim=1), torch.cat(units, dim=1)
+        """Put together what stays of all blocks: patches (P, n, C) and their origins (P, n, 2)."""
+        patches, origins = zip(*self._cores, strict=True)
+        return torch.cat(patches, dim=1), torch.cat(origins, dim=1)
 
     def end_fit(self) -> dict[str, Any]:
         """Choose the bank (algorithm 1)."""
         context = self._context
         drawn = self._drawn
         if self._patches:  # the last block may just have been reduced
-            points, units = torch.cat(self._patches, dim=1), torch.cat(self._units, dim=1)  # (P, n, C), (P, n)
-            self._patches, self._units = [], []
-            drawn = _Drawn.some_of(points, units, self._generator, drawn)
-            self._cores.append((points, units))
+            points, origins = torch.cat(self._patches, dim=1), torch.cat(self._origins, dim=1)  # (P, n, C), (P, n, 2)
+            self._patches, self._origins = [], []
+            drawn = _Drawn.some_of(points, origins, self._generator, drawn)
+            self._cores.append((points, origins))
         if drawn is None:
             raise RuntimeError("end_fit before any image was observed")
-        points, units = self._cores[0] if len(self._cores) == 1 else self._joined_cores()
+        points, origins = self._cores[0] if len(self._cores) == 1 else self._joined_cores()
         self._cores, self._drawn = [], None
         images = context.before + context.n_images
         size = self._bank_size(round(self._seen * images / context.n_images), images)
         if context.before:
             size = max(size, self._bank().shape[1])
-        chosen = self._select(points, units, size, "choosing the bank")
+        chosen = self._select(points, origins, size, "choosing the bank")
         del points
         scale = self._level_scales()
         self.scale = None if scale is None else scale.to(chosen.patches)
-        self.bank, self.owners = self._scaled(chosen.patches), chosen.units
+        self.bank, self.origins = self._scaled(chosen.patches), chosen.origins.to(chosen.patches.device)
+        self.owners = self._units_of(chosen.origins)
         self.stand_ins, self.stand_in_for = self._stand_ins(
-            self.bank, self.owners, self._scaled(drawn.patches), drawn.units
+            self.bank, self.owners, self._scaled(drawn.patches), self._units_of(drawn.origins)
         )
         details = {
             "patches": self._seen,
@@ -370,17 +374,37 @@ class PatchCore(Detector):
         del self._context, self._generator  # neither can be copied to another process
         return details
 
-    def _units_of(self, n: int) -> Tensor:
-        """Return the units of the next images that are observed; each turn goes through them again."""
-        known = self._context.units
-        if not known:  # shared heads see several tiles an image, and nothing is left out there
-            return torch.zeros(n, dtype=torch.int32)
-        return torch.tensor([known[(self._images + i) % len(known)] for i in range(n)], dtype=torch.int32)
+    def _origins_of(self, n: int, grid: tuple[int, int]) -> Tensor:
+        """Return where each patch of the next n images that are observed comes from, (n h w, 2): image and spot.
 
-    def _select(self, points: Tensor, units: Tensor, size: int, stage: str) -> _Chosen:
-        """Choose a greedy coreset of patches (P, n, C) of units (P, n), each position on its own."""
+        Images are counted from 0 on in the order in which they are learned, those of an update after those before it.
+        A spot is (turn m + tile) h w + cell: the place in ``quarter_turns``, that among the m tiles that share the
+        head, and the cell of the turned tile.
+        """
+        context, m = self._context, self._context.per_image
+        turns = len(self.quarter_turns)
+        seen, each = torch.arange(self._images, self._images + n), max(1, context.n_images // turns)
+        turn, row = seen // each, seen % each
+        image = self._known_before() + row // m
+        spots = (turn * m + row % m)[:, None] * math.prod(grid) + torch.arange(math.prod(grid))  # (n, h w)
+        return torch.stack([image[:, None].expand_as(spots), spots], dim=2).flatten(0, 1).int()
+
+    def _known_before(self) -> int:
+        """Count the images that were learned before an update."""
+        return self._context.before // (len(self.quarter_turns) * self._context.per_image)
+
+    def _units_of(self, origins: Tensor) -> Tensor:
+        """Return the unit (P, n) of the image of each patch, by its origin (P, n, 2)."""
+        new = origins[..., 0] - self._known_before()
+        # shared heads see several tiles an image, and nothing is left out there
+        known = self._context.units
+        units = torch.tensor(known, dtype=torch.int32)[new.clamp(min=0)] if known else torch.zeros_like(new)
+        return units.masked_fill(new < 0, _NO_UNIT)
+
+    def _select(self, points: Tensor, origins: Tensor, size: int, stage: str) -> _Chosen:
+        """Choose a greedy coreset of patches (P, n, C) with origins (P, n, 2), each position on its own."""
         scale = self._level_scales()
-        banks, owners, coresets = [], [], []
+        banks, places, coresets = [], [], []
         for position, patches in enumerate(points):
             compared = patches if scale is None else patches * scale[position].to(patches)
             low = random_projection(compared, self.projection or patches.shape[1], self._context.seed)
@@ -394,9 +418,9 @@ class PatchCore(Detector):
             )
             chosen = coresets[-1].indices
             banks.append(patches[None, chosen.to(patches.device)])
-            owners.append(units[None, position, chosen.cpu()])
+            places.append(origins[None, position, chosen.cpu()])
         # where duplicates ended a selection early, repeating a member changes no distance
-        return _Chosen(self.stacked("bank", banks), self.stacked("owners", owners), coresets)
+        return _Chosen(self.stacked("bank", banks), self.stacked("origins", places), coresets)
 
     def _stand_ins(self, bank: Tensor, owners: Tensor, points: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
         """Choose what fills the bank where a unit is left out: (P, F, C), and the unit (P, F) that each is for.
@@ -427,7 +451,7 @@ class PatchCore(Detector):
 
     def stacked(self, name: str, parts: Sequence[Tensor]) -> Tensor:
         """Join banks of different lengths, too: a member repeated changes no distance."""
-        if name not in ("bank", "owners", "stand_ins", "stand_in_for"):
+        if name not in ("bank", "origins", "owners", "stand_ins", "stand_in_for"):
             return super().stacked(name, parts)
         longest = max(part.shape[1] for part in parts)
         last = [part[:, -1:].expand(-1, longest - part.shape[1], *part.shape[2:]) for part in parts]
@@ -495,6 +519,41 @@ class PatchCore(Detector):
             return found
 
         return self._scored(batch, distances)
+
+    def level_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """Split the squared distance to the nearest member among the levels, whose channels stand side by side in it.
+
+        None where channels are pooled over the levels (``dims``): then each one is of several.
+        """
+        if self.dims is not None:
+            return {}
+        bank, features = self._bank(), self._patch_features(batch.levels)  # (B, P, C, h, w)
+        b, (h, w) = features.shape[0], cells_of(features)
+        queries = self._scaled(features.permute(1, 0, 3, 4, 2).flatten(1, 3))  # (P, B h w, C)
+        nearest = torch.stack(
+            [members[BankIndex(members).search(own).indices] for members, own in zip(bank, queries, strict=True)]
+        )
+        squared = (queries - nearest).square().unflatten(1, (b, h, w)).permute(1, 0, 4, 2, 3)  # (B, P, C, h, w)
+        widths = [level.shape[2] for level in batch.levels]
+        names = self.level_names()
+        if self.position_weight:
+            widths, names = [*widths, 2], [*names, "place"]
+        return {name: part.sum(2) for name, part in zip(names, squared.split(widths, dim=2), strict=True)}
+
+    def neighbours(self, batch: Batch, place: tuple[int, int, int, int], n: int) -> list[Neighbour]:
+        """Find the members that are nearest to a cell, of each training image the nearest one."""
+        b, p, row, column = place
+        bank, features = self._bank()[p], self._patch_features(batch.levels)[b : b + 1, p : p + 1]
+        query = self._scaled(features[:, :, :, row, column].expand(len(self._bank()), -1, -1))[p]  # (1, C)
+        distances, order = (bank - query).norm(dim=1).sort(stable=True)  # (M,)
+        origins = None if self.origins is None else self.origins[p, order].tolist()
+        found: dict[int, Neighbour] = {}
+        for i, distance in enumerate(distances.tolist()):
+            image, spot = (_UNKNOWN, _UNKNOWN) if origins is None else origins[i]
+            found.setdefault(-1 - i if image == _UNKNOWN else image, Neighbour(distance, image, spot))
+            if len(found) == n:
+                break
+        return list(found.values())
 
     def forget_images(self) -> None:
         """Drop which image each member of the bank came from, and what stands in for it."""
@@ -576,10 +635,10 @@ class PatchCore(Detector):
 
 
 class _Chosen(NamedTuple):
-    """A coreset of each position: patches (P, M, C), the units (P, M) that they are of, and how they were chosen."""
+    """A coreset of each position: patches (P, M, C), their origins (P, M, 2), and how they were chosen."""
 
     patches: Tensor
-    units: Tensor
+    origins: Tensor
     coresets: list[Coreset]
 
     @property
@@ -589,37 +648,37 @@ class _Chosen(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """Patches (P, n, C) drawn at random from a stream, with their units (P, n) and the numbers (n,) that decided it."""
+    """Patches (P, n, C) drawn from a stream, their origins (P, n, 2), and the random numbers (n,) that decided."""
 
     patches: Tensor
-    units: Tensor
+    origins: Tensor
     numbers: Tensor
 
     @classmethod
-    def some_of(cls, patches: Tensor, units: Tensor, generator: torch.Generator, before: _Drawn | None) -> _Drawn:
+    def some_of(cls, patches: Tensor, origins: Tensor, generator: torch.Generator, before: _Drawn | None) -> _Drawn:
         """Draw at most 65,536 of all patches so far: of more those with the lowest numbers, by which none is favoured.
 
         Args:
-            patches, units: patches that come now, (P, n, C), and their units (P, n).
+            patches, origins: patches that come now, (P, n, C), and where they are from (P, n, 2).
             generator: draws the numbers.
             before: what was drawn until now; None: these are the first.
         """
         if before is None and patches.shape[1] <= _SAMPLE:
-            return cls(patches, units, torch.rand(patches.shape[1], generator=generator))
+            return cls(patches, origins, torch.rand(patches.shape[1], generator=generator))
         numbers = torch.rand(patches.shape[1], generator=generator)
         lowest = numbers.argsort()[:_SAMPLE]  # no more can stay
-        drawn = cls(patches[:, lowest.to(patches.device)], units[:, lowest], numbers[lowest])
+        drawn = cls(patches[:, lowest.to(patches.device)], origins[:, lowest], numbers[lowest])
         if before is not None:
             both = cls(
                 *(torch.cat(pair, dim=-1 if pair[0].ndim < 3 else 1) for pair in zip(before, drawn, strict=True))
             )
             lowest = both.numbers.argsort()[:_SAMPLE]
-            drawn = cls(both.patches[:, lowest.to(patches.device)], both.units[:, lowest], both.numbers[lowest])
+            drawn = cls(both.patches[:, lowest.to(patches.device)], both.origins[:, lowest], both.numbers[lowest])
         return drawn
 
 
 def _only(patches: Tensor, keep: Tensor) -> Tensor:
-    """Pick the patches (P, n, C), or their units (P, n), that count, by (P, n) bool.
+    """Pick the patches (P, n, C), or their origins (P, n, 2), that count, by (P, n) bool.
 
     Positions with fewer of them repeat one, which changes no distance. A position of which nothing counts keeps one
     patch; it is never asked for a score.

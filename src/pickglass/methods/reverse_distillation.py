@@ -206,12 +206,21 @@ class ReverseDistillation(Detector):
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score by eq. 1 and 3, 0 to 2 from each level: maps (B, P, h, w) are smoothed, scores (B, P) their maxima."""
         grid = cells_of(batch.levels[0])
+        keep = kept_cells(batch.keep, grid)
+        maps = self.smoothed(torch.stack(self._distances(batch)).sum(0), keep)  # (B, P, h, w)
+        return highest(maps, keep), maps
+
+    def level_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the cosine distances of the levels, whose sum the map is."""
+        return dict(zip(self.level_names(), self._distances(batch), strict=True))
+
+    def _distances(self, batch: Batch) -> list[Tensor]:
+        """Compute the cosine distance of each level on the first one's grid, (B, P, h, w) each."""
         distances = [
             1 - F.cosine_similarity(f_e, f_d, dim=2) for f_e, f_d in self._pairs(batch)
         ]  # each (B, P, h_k, w_k)
-        keep = kept_cells(batch.keep, grid)
-        maps = self.smoothed(torch.stack([to_grid(m, grid) for m in distances]).sum(0), keep)  # (B, P, h, w)
-        return highest(maps, keep), maps
+        grid = cells_of(batch.levels[0])
+        return [to_grid(m, grid) for m in distances]
 
     def _pairs(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Return f_E and f_D of each level, both (B, P, C, h, w)."""

@@ -178,6 +178,16 @@ class STFPM(Detector):
         keep = kept_cells(batch.keep, grid)
         return highest(product, keep), self.smoothed(product, keep)
 
+    def level_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """Return by how much each factor of the map exceeds its median in the image, as a logarithm: these add up."""
+        distances = self._distances(batch)
+        grid, maps = cells_of(distances[0]), {}
+        for name, d in zip(self.level_names(), distances, strict=True):
+            whole = to_grid(d, grid).clamp(min=torch.finfo(torch.float32).tiny)  # (B, P, h, w)
+            usual = whole.flatten(2).median(2).values[..., None, None]
+            maps[name] = (whole / usual).log().clamp(min=0)
+        return maps
+
     def _distances(self, batch: Batch) -> list[Tensor]:
         """Compute eq. 1 per level, 1/2 |F_t - F_s|^2 of features of unit length, from 0 to 2: (B, P, h, w)."""
         levels = self._student()(batch.images)  # per level (B, P, C, h, w)

@@ -22,7 +22,7 @@ from typing_extensions import Unpack
 from pickglass.calibration import Calibration, Change
 from pickglass.calibration.drift import ImageFacts, Sample, image_facts
 from pickglass.calibration.promises import set_by_hand
-from pickglass.data import Channels, Decoded, Prepared, Preprocess, Row, as_table, decode
+from pickglass.data import Channels, Decoded, Prepared, Preprocess, Row, as_table, decode, known_names
 from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
 from pickglass.errors import Failure, InputError, ModelFileError
@@ -175,6 +175,7 @@ class ExportedModel:
         scores: list[float] = []
         features: list[NDArray[np.float32]] = []
         groups: list[str | None] = []
+        names: list[str] = []
         failures: list[Failure] = []
         for judged in self._judged(table, ComputeOptions(**compute), progress):
             if isinstance(judged.found, Failure) or judged.value is None or judged.features is None:
@@ -184,8 +185,9 @@ class ExportedModel:
             scores.append(judged.found.score)
             features.append(judged.features)
             groups.append(judged.found.row.group)
+            names.append(judged.found.row.path)
         pooled = np.stack(features) if features else np.zeros((0, 0), np.float32)
-        return Sample.of(facts, scores, pooled, groups, self.settings_digest()), failures
+        return Sample.of(facts, scores, pooled, groups, self.settings_digest(), known_names(names)), failures
 
     def parts_of(self, found: Found) -> dict[str, NDArray[np.float32]]:
         """Return no maps: an exported file computes the joined map alone."""

@@ -63,6 +63,8 @@ class Provenance:
         data_sha256: over the contents of the images, their roles and their order.
         fitted_images: start of the digest of each image of the roles fit and validate, also of updates; None in models
             that do not tell.
+        image_names: name of each image that was learned, in the order of learning, also of updates: the end of its
+            path, which does not tell where it lay. None of an image, or altogether, where it is not known.
         pixel_mm: side of a pixel on the part in millimetres, where all images share it.
         regions: the regions of interest of the images.
         backbone_weights: what identifies the backbone's weights, as JSON; None where nothing is known.
@@ -88,6 +90,7 @@ class Provenance:
     seed: int = 0
     data_sha256: str = ""
     fitted_images: tuple[str, ...] | None = None
+    image_names: tuple[str | None, ...] | None = None
     pixel_mm: float | None = None
     regions: Regions = Regions()
     backbone_weights: dict[str, Any] | None = None
@@ -107,7 +110,7 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict as a model file keeps it; what is optional and not known is left out."""
-        optional = ("fitted_images", "left_out", "adaptation", "data", "auto", "foreground", "updates")
+        optional = ("fitted_images", "image_names", "left_out", "adaptation", "data", "auto", "foreground", "updates")
         known = {f.name: getattr(self, f.name) for f in fields(self)}
         stored = {name: value for name, value in known.items() if not (name in optional and value is None)}
         return {**stored, **asdict(self.regions)}
@@ -117,7 +120,7 @@ class Provenance:
         """Read the dict that :meth:`to_json` returned, also one that an older version wrote."""
         names = {f.name for f in fields(cls)} - {"regions"}
         known = {name: value for name, value in stored.items() if name in names}
-        for name in ("fitted_images", "suspicious", "left_out", "updates"):
+        for name in ("fitted_images", "image_names", "suspicious", "left_out", "updates"):
             if known.get(name) is not None:
                 known[name] = tuple(known[name])
         regions = {f.name: stored[f.name] for f in fields(Regions) if f.name in stored}

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 from typing_extensions import TypedDict
 
 from pickglass.errors import InputError, PickglassError, UnknownName, shortened
-from pickglass.web import health, inspect, marks, pages, review, teach
+from pickglass.web import explain, health, inspect, marks, pages, review, teach
 from pickglass.web.metrics import Counted
 from pickglass.web.safety import Guard
 from pickglass.web.settings import ServeSettings
@@ -83,8 +83,8 @@ def create_app(settings: ServeSettings) -> Guard:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unknown)
-    for router in (pages.router, inspect.router, health.router, review.router, marks.router, teach.router):
-        app.include_router(router)
+    for subject in (pages, inspect, health, review, marks, teach, explain):
+        app.include_router(subject.router)
     app.router.routes.append(pages.static_files())
     return Guard(app, settings)
 

@@ -21,6 +21,7 @@ from pickglass.app.marking.teach import Teaching
 from pickglass.app.review.review import Review
 from pickglass.app.review.store import JudgedStore
 from pickglass.errors import InputError
+from pickglass.web.explorers import Explorers
 from pickglass.web.judging import Line
 from pickglass.web.metrics import Metrics
 from pickglass.web.models import Models, ServedModel
@@ -45,6 +46,7 @@ class State:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
+        self.explorers = Explorers()
         self.folder = settings.state_folder
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -212,15 +212,24 @@ def bar_chart(
 
 
 def histogram(
-    scores: Array, labels: Sequence[int | None], threshold: float | None, unsure: float | None = None
+    scores: Array,
+    labels: Sequence[int | None],
+    threshold: float | None,
+    unsure: float | None = None,
+    image: float | None = None,
 ) -> Chart:
-    """Chart the scores ``(N,)`` of good, bad and unlabelled images over one another, each kind in percent."""
+    """Chart the scores ``(N,)`` of good, bad and unlabelled images over one another, each kind in percent.
+
+    ``image``: the score of one image that is pointed out among them; None: none is.
+    """
     lower, upper = ("unsure above", "limit lower", unsure), ("bad above", "limit", threshold)
     limits = [
         (text if unsure is not None else "threshold", style, value)
         for text, style, value in (lower, upper)
         if value is not None and math.isfinite(value)
     ]
+    if image is not None:
+        limits.append(("this image", "line series1", image))
     limit = [value for _, _, value in limits]
     if not len(scores):
         return Chart("Scores", "", "", note="no images")

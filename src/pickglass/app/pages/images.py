@@ -26,6 +26,7 @@ __all__ = [
     "Picture",
     "close_up",
     "colour_range",
+    "data_address",
     "display",
     "draw_boxes",
     "draw_contours",
@@ -107,14 +108,14 @@ def jpeg(kind: str, caption: str, pixels: Array, badge: Badge | None = None) -> 
     # Full colour resolution: contours are one pixel wide and would wash out in 4:2:0, and so in WebP. Not optimised:
     # Pillow's buffer for that is too small for a noisy picture, which would raise.
     _image(pixels).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    return Picture(kind, caption, _address("image/jpeg", buffer), (pixels.shape[0], pixels.shape[1]), badge)
+    return Picture(kind, caption, data_address("image/jpeg", buffer.getvalue()), pixels.shape[:2], badge)
 
 
 def png(kind: str, caption: str, pixels: Array, badge: Badge | None = None) -> Picture:
     """Encode a picture ``(h, w)``, ``(h, w, 3)`` or ``(h, w, 4)`` uint8 as PNG, which keeps every value."""
     buffer = io.BytesIO()
     _image(pixels).save(buffer, "PNG")
-    return Picture(kind, caption, _address("image/png", buffer), (pixels.shape[0], pixels.shape[1]), badge)
+    return Picture(kind, caption, data_address("image/png", buffer.getvalue()), pixels.shape[:2], badge)
 
 
 def ramp(caption: str = "the colours from the lowest to the highest value") -> Picture:
@@ -285,5 +286,6 @@ def _image(pixels: Array) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _address(kind: str, buffer: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+def data_address(kind: str, content: bytes) -> str:
+    """Return bytes of this media type as an address that needs no request."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

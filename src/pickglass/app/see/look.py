@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from pickglass.app.pages.look import Channel, LayerView, Scene, write_look
 from pickglass.app.results import LookLayer, LookResult
+from pickglass.app.see.defect import named_defect
 from pickglass.app.see.request import BackboneRequest
-from pickglass.data import MAX_PIXELS, Preprocess, as_table, read_image, read_mask
+from pickglass.data import MAX_PIXELS, Preprocess, as_table, read_image
 from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
 from pickglass.errors import InputError
@@ -64,7 +65,7 @@ def look(
     """
     target = None if page is None else output_path(page, ".html")
     pixels = read_image(image, max_pixels)
-    defect = _defect((pixels.shape[0], pixels.shape[1]), mask, box, max_pixels)
+    defect = named_defect((pixels.shape[0], pixels.shape[1]), mask, box, max_pixels)
     if good is not None and defect is None:
         raise InputError("good images are there to compare a defect with: give its mask or box too")
     asked = request or BackboneRequest()
@@ -202,30 +203,6 @@ def _read(extractor: FeatureExtractor, prepare: Preprocess, pixels: Array) -> li
         levels = [level[0] for level in extractor(torch.from_numpy(prepare(pixels))[None])]  # (C, h, w) each
     keep = None if kept is None else torch.from_numpy(kept)
     return [Seen(level, kept_cells(keep, (level.shape[1], level.shape[2]))) for level in levels]
-
-
-def _defect(
-    size: tuple[int, int], mask: str | Path | None, box: Sequence[int] | None, max_pixels: int
-) -> NDArray[np.bool_] | None:
-    """Return the defect's pixels (H, W); None if neither a mask nor a box was given."""
-    if mask is not None and box is not None:
-        raise InputError("a mask and a box were given: give one of them")
-    if mask is not None:
-        found = read_mask(str(mask), size, max_pixels)
-        if not found.any():
-            raise InputError(f"{mask}: the mask is empty, expected pixels above 0 where the defect is")
-        return found
-    if box is None:
-        return None
-    height, width = size
-    if len(box) != 4 or min(box) < 0 or min(box[2:]) < 1 or box[0] + box[2] > width or box[1] + box[3] > height:
-        raise InputError(
-            f"box {list(box)}: expected x, y, width, height of a box inside the image, which is {width} pixels wide "
-            f"and {height} high"
-        )
-    found = np.zeros(size, np.bool_)
-    found[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = True
-    return found
 
 
 def _some(good: str | Path) -> list[str]:

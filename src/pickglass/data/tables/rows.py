@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple, get_args, overload
 
 import numpy as np
@@ -35,6 +36,8 @@ __all__ = [
     "fingerprint",
     "group_by",
     "image_digest",
+    "known_names",
+    "short_names",
     "split_roles",
 ]
 
@@ -45,6 +48,7 @@ MARGINS = "<margins>"
 
 _WHITE = 0.98  # of the full scale: what JPEG and scanners leave of pure white
 _DIGITS = 16  # hexadecimal digits of an image's sha256 by which a model remembers what it was fitted on
+_NAMED = 3  # parts of its path by which a model knows an image, at least
 
 
 class Saturation(NamedTuple):
@@ -375,3 +379,34 @@ def image_digest(row: Row) -> str:
         return hashlib.sha256(pixels).hexdigest()
     content = Path(row.path).read_bytes() if pixels is None else np.ascontiguousarray(pixels).tobytes()
     return hashlib.sha256(content).hexdigest()
+
+
+def short_names(paths: Sequence[str], least: int = 1) -> list[str]:
+    """Return the name of each file, with as many folders in front as tell it from the others.
+
+    Args:
+        paths: files, or other names of images.
+        least: parts that a name has at least, where its path has so many.
+
+    >>> short_names(["line/monday/7.png", "line/tuesday/7.png", "line/tuesday/8.png"])
+    ['monday/7.png', 'tuesday/7.png', '8.png']
+    """
+    parts = [PurePath(path).parts[PurePath(path).is_absolute() :] for path in paths]  # without "/" or "C:\\"
+    depth = [least] * len(paths)
+    while True:
+        names = [str(PurePath(*part[-n:])) for part, n in zip(parts, depth, strict=True)]
+        count = Counter(names)
+        unclear = [i for i, name in enumerate(names) if count[name] > 1 and depth[i] < len(parts[i])]
+        if not unclear:
+            return names
+        for i in unclear:
+            depth[i] += 1
+
+
+def known_names(paths: Sequence[str]) -> list[str]:
+    """Return the names by which a model knows images: file and two folders, more where others have the same.
+
+    >>> known_names(["/data/parts/bottle/train/good/7.png"])
+    ['train/good/7.png']
+    """
+    return short_names(paths, _NAMED)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,13 +24,22 @@ from pickglass.errors import InputError
 from pickglass.features.anatomy.facts import layer_facts
 from pickglass.features.extractor import FeatureExtractor
 
-__all__ = ["GradientField", "centred_box", "effective_fields", "gradient_fields", "relative_field"]
+__all__ = [
+    "CellField",
+    "GradientField",
+    "centred_box",
+    "effective_fields",
+    "field_of_cell",
+    "gradient_fields",
+    "relative_field",
+]
 
 SIDE = 1024  # px, of the empty image (supplementary, section 1)
 THRESHOLD = 1e-2  # of the largest norm: weaker gradients are none (same place)
 BORDER = 16  # px: the "small area around the image border" whose padding artefacts are ignored; its width is ours
 _STEP = 128  # px
 ENERGY = 0.95  # share of the squared gradient that the effective field holds
+_CENTRE = (0.5, 0.5)
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,6 +61,14 @@ class GradientField:
     image: Literal["zero", "noise"]
     box: tuple[int, int, int, int]
     gradient: Tensor
+
+
+class CellField(NamedTuple):
+    """A cell has its row and column, its centre (y, x) in pixels, and the side of its field, None if nothing passes."""
+
+    cell: tuple[int, int]
+    centre: tuple[float, float]
+    side: int | None
 
 
 def gradient_fields(
@@ -87,7 +104,7 @@ def gradient_fields(
             start = (side - window) // 2
             image = noise[:, :, start : start + window, start : start + window]
             image = image if kind == "noise" else torch.zeros_like(image)
-            for i, gradient in _centre_gradients(extractor, image.to(device), missing):
+            for i, gradient in _gradients(extractor, image.to(device), missing):
                 norm = gradient[0].norm(dim=0).cpu()  # (window, window)
                 if float(norm.max()) > 0 and bool(torch.isfinite(norm).all()):
                     fields[i] = _field(pad(norm, (start,) * 4), "zero" if kind == "zero" else "noise")
@@ -124,14 +141,8 @@ def effective_fields(extractor: FeatureExtractor, images: Iterable[Tensor]) -> l
         InputError: no image, or a layer passes no gradient on any of them.
     """
     energy: list[Tensor] = []
-    everything = list(range(len(extractor.layers)))
     for batch in images:
-        normalised = (batch.to(extractor.mean.device) - extractor.mean) / extractor.std
-        # the gradient by pixels in [0, 1]
-        parts = [
-            (g / extractor.std).square().sum(dim=(0, 1))
-            for _, g in _centre_gradients(extractor, normalised, everything)
-        ]
+        parts = _energies(extractor, batch, _CENTRE)
         energy = [a + b for a, b in zip(energy, parts, strict=True)] if energy else parts  # (H, W) each
     if not energy:
         raise InputError("no image was given: the effective receptive field is measured on images")
@@ -143,6 +154,35 @@ def effective_fields(extractor: FeatureExtractor, images: Iterable[Tensor]) -> l
         centre = ((h // 2 + 0.5) * size[0] / h - 0.5, (w // 2 + 0.5) * size[1] / w - 0.5)
         fields.append(centred_box(total.cpu(), centre, ENERGY))
     return fields
+
+
+def field_of_cell(extractor: FeatureExtractor, image: Tensor, place: tuple[float, float]) -> list[CellField]:
+    """Measure what the cell of each layer over a place sees of this very image, as :func:`effective_fields` does.
+
+    Args:
+        extractor: with its weights.
+        image: (1, 3, H, W) in [0, 1].
+        place: down and across, as shares of the image, 0 to below 1.
+    """
+    size = (image.shape[2], image.shape[3])
+    fields = []
+    for energy, (_, h, w) in zip(_energies(extractor, image, place), extractor.shapes(size), strict=True):
+        cell = (int(place[0] * h), int(place[1] * w))
+        centre = ((cell[0] + 0.5) * size[0] / h, (cell[1] + 0.5) * size[1] / w)
+        seen = float(energy.sum()) > 0
+        side = centred_box(energy.cpu(), (centre[0] - 0.5, centre[1] - 0.5), ENERGY) if seen else None
+        fields.append(CellField(cell, centre, side))
+    return fields
+
+
+def _energies(extractor: FeatureExtractor, batch: Tensor, place: tuple[float, float]) -> list[Tensor]:
+    """Return each layer's squared gradient (H, W) at a place, summed over images (B, 3, H, W) in [0, 1] and colours."""
+    normalised = (batch.to(extractor.mean.device) - extractor.mean) / extractor.std
+    # the gradient by pixels in [0, 1]
+    return [
+        (g / extractor.std).square().sum(dim=(0, 1))
+        for _, g in _gradients(extractor, normalised, list(range(len(extractor.layers))), place)
+    ]
 
 
 def centred_box(energy: Tensor, centre: tuple[float, float], share: float) -> int:
@@ -170,10 +210,10 @@ def relative_field(field: float, size: tuple[int, int]) -> float:
     return field / max(size)
 
 
-def _centre_gradients(
-    extractor: FeatureExtractor, normalised: Tensor, layers: list[int]
+def _gradients(
+    extractor: FeatureExtractor, normalised: Tensor, layers: list[int], place: tuple[float, float] = _CENTRE
 ) -> Iterable[tuple[int, Tensor]]:
-    """Yield each layer's place, and the gradient (B, 3, H, W) of its centre cell's channel mean, image by image."""
+    """Yield each layer's number, and the gradient (B, 3, H, W) of the channel mean of its cell at a place, by image."""
     if not layers:
         return
     image = normalised.clone().requires_grad_(True)
@@ -181,8 +221,9 @@ def _centre_gradients(
         levels = extractor.read(image)
         for i in layers:
             level = levels[i]
-            centre = level[:, :, level.shape[2] // 2, level.shape[3] // 2].mean(dim=1).sum()  # images do not mix
-            (gradient,) = torch.autograd.grad(centre, image, retain_graph=i != layers[-1])
+            cell = level[:, :, int(place[0] * level.shape[2]), int(place[1] * level.shape[3])]  # (B, C)
+            total = cell.mean(dim=1).sum()  # images do not mix
+            (gradient,) = torch.autograd.grad(total, image, retain_graph=i != layers[-1])
             yield i, gradient
 
 

@@ -159,3 +159,37 @@ class CellGaussians(nn.Module):
             squared = white.square().sum(2) / self.eps
         maps = squared[:, self.cell].sqrt().permute(2, 0, 1)  # (B, P, h w)
         return maps.reshape(b, self.positions, *self.grid)
+
+    def by_level(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Split the squared distance of each cell among the levels: their whitened deviations, squared and summed.
+
+        They are at least 0 and add up to M(x)^2. Whitened by L^-1, the coarsest level has its own distance, and each
+        finer one what it adds to those before it; in the low-rank form the whitening is Sigma^-1/2, which favours none.
+
+        Args:
+            features: as in :meth:`distance`.
+
+        Returns:
+            (B, P, h, w) of each level, in the caller's order.
+        """
+        b = len(features[0])
+        parts: dict[int, Tensor] = {}  # (P, U, B) each
+        coarser = features[0].new_zeros(self.positions, 1, 0, b)  # (P, V, c, B)
+        for level, i in zip(self.levels, self.order, strict=True):
+            deviation = level.columns(features[i]) - level.mean[..., None]  # (P, U, d, B)
+            parts = {done: part[:, level.parent] for done, part in parts.items()}
+            parts[i] = deviation.new_zeros(deviation.shape[0], deviation.shape[1], b)
+            if self.factor is None:
+                c = level.rows.shape[3] - level.rows.shape[2]
+                white = level.rows[..., c:] @ deviation  # (P, U, d, B)
+                if c:
+                    white = white + times_parent(level.rows[..., :c], coarser, level.parent, level.siblings)
+                parts[i] = white.square().sum(2)
+            coarser = stack_channels(coarser, deviation, level.parent)
+        if self.factor is not None:
+            white = coarser - self.factor.transpose(2, 3) @ (self.factor @ coarser)  # (P, U, D, B)
+            widths = [level.mean.shape[2] for level in self.levels]
+            split = (white.square() / self.eps).split(widths, dim=2)
+            parts = {i: part.sum(2) for i, part in zip(self.order, split, strict=True)}
+        maps = [parts[i][:, self.cell].permute(2, 0, 1) for i in range(len(features))]  # (B, P, h w)
+        return [part.reshape(b, self.positions, *self.grid) for part in maps]

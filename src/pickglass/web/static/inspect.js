@@ -1,17 +1,16 @@
 // Images come in, by drop, paste, choice, camera or the watched folder; each is judged, and one is looked at.
 
-import {becauseOf} from "./because.js";
 import {api, attempt, byId, element, keys, model, number, onModel, percent, say, start} from "./common.js";
 import {keepImage, loadMarks, markImage, tickButtons} from "./marks.js";
 import {scoreChart} from "./scores.js";
 import {Viewer} from "./viewer.js";
+import {bytesOf, explanation} from "./why.js";
 
 const WATCHED = 100; // arrivals in the list; the server keeps as many
 const AT_ONCE = 3; // requests that wait for the server
 const KEPT = 24; // images whose maps and pictures stay in memory; of others they are asked for again
 const WITH_MAP = 6; // of so few images the maps are asked for at once
 const THUMB = 56; // CSS pixels
-const TYPES = ["image/png", "image/jpeg", "image/bmp", "image/tiff", "image/webp"];
 const ENDINGS = /\.(png|jpe?g|bmp|tiff?|webp|gif|avif|heic)$/i;
 const WORDS = ["bad", "unsure", "good", "no verdict", "not judged"];
 
@@ -49,20 +48,14 @@ class Entry {
     return this.state === "done" ? (this.result.verdict ?? "no verdict") : null;
   }
 
-  bytes() {
-    // a type that the server does not know is left to the decoder, which looks at the bytes
-    return this.file.type && !TYPES.includes(this.file.type) && this.file.type.startsWith("image/")
-      ? this.file : new Blob([this.file], {type: TYPES.includes(this.file.type) ? this.file.type : "application/octet-stream"});
-  }
-
   async judge(withMap) {
     const query = new URLSearchParams({model: model(), name: this.name});
     if (withMap) query.set("map", "png");
-    return api(`/inspect?${query}`, {method: "POST", body: this.bytes()});
+    return api(`/inspect?${query}`, {method: "POST", body: bytesOf(this.file)});
   }
 
   async convert() {
-    return api("/api/picture", {method: "POST", body: this.bytes(), as: "blob"});
+    return api("/api/picture", {method: "POST", body: bytesOf(this.file), as: "blob"});
   }
 
   // Where the server has the image; what came from this browser is kept there with its first mark.
@@ -106,8 +99,8 @@ class Entry {
     if (word === null) texts.push(element("span", {className: "sub"}, this.state === "judging" ? "being judged …" : "waits"));
     else if (word === "not judged") texts.push(element("span", {className: "sub wrong"}, word));
     else {
-      const said = this.mark?.mark ? ` · marked ${this.mark.disputed ? "differently" : this.mark.mark}` : "";
-      texts.push(element("span", {}, element("span", {className: `verdict ${word}`}, word), element("span", {className: "sub"}, ` ${number(this.result.score)}${said}`)));
+      texts.push(element("span", {}, element("span", {className: `verdict ${word}`}, word), element("span", {className: "sub"}, ` ${number(this.result.score)}`)));
+      if (this.mark?.mark) texts.push(element("span", {className: "sub"}, `marked ${this.mark.disputed ? "differently" : this.mark.mark}`));
     }
     this.button.replaceChildren(this.canvas, element("span", {className: "texts"}, ...texts));
     this.item.hidden = shown !== null && shown !== word;
@@ -519,14 +512,18 @@ const explain = async () => {
     if (signal.aborted) return;
     const query = new URLSearchParams({model: entry.result.model, name: entry.name});
     try {
-      const body = entry.file ? entry.bytes() : await entry.visible();
-      entry.why = await api(`/api/explain?${query}`, {method: "POST", body, signal});
+      entry.why = await api(`/api/explain?${query}`, {method: "POST", body: bytesOf(entry.file ?? (await entry.visible())), signal});
     } catch (error) {
       if (error.name !== "AbortError" && entry === chosen) place.replaceChildren(element("p", {className: "wrong"}, sentence(error.message)));
       return;
     }
   }
-  if (entry === chosen) place.replaceChildren(...becauseOf(entry.why, at => viewer.jumpTo(at.box ?? [at.x, at.y, 1, 1])));
+  if (entry !== chosen) return;
+  place.replaceChildren(...explanation(entry.why));
+  const places = place.querySelectorAll("article");
+  entry.why.result.places.forEach(({x, y, box}, at) => {
+    places[at].querySelector("h3").append(" ", element("button", {type: "button", "aria-label": `Go to place ${at + 1}`, onclick: () => viewer.jumpTo(box ?? [x, y, 1, 1])}, "Go there"));
+  });
 };
 
 // ---- ways in ----
