@@ -17,7 +17,7 @@ from typing import Any
 from pickglass.data.files import written_whole
 from pickglass.errors import PickglassError
 
-__all__ = ["main"]
+__all__ = ["main", "with_thresholds_of"]
 
 _EVERY = 0.2  # seconds between two lines about the progress
 
@@ -55,7 +55,7 @@ def _taught(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     progress = _Progress()
     compute = ComputeOptions(**request["compute"])
     served, lab = Path(request["served"]), Path(request["lab"])
-    base = _with_thresholds_of(served, lab, folder)
+    base = with_thresholds_of(served, lab, folder)
     before = load(base)
     candidate = folder / "candidate.safetensors"
     result = update(
@@ -101,7 +101,7 @@ def _taught(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     return {"update": result, "images": images, "before": _about(before), "after": _about(after), "notes": notes}
 
 
-def _with_thresholds_of(served: Path, lab: Path, folder: Path) -> Path:
+def with_thresholds_of(served: Path, lab: Path, folder: Path) -> Path:
     """Return the model to update; where thresholds of the exported file were changed since, a copy that has them."""
     if served.suffix != ".onnx":
         return lab
