@@ -26,7 +26,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -211,11 +211,14 @@ class Teaching:
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    def jobs(self, served: Path | None = None) -> list[Job]:
-        """Return all jobs, or those of a model, the last one first."""
+    def jobs(self, served: Path | None = None) -> Iterator[Job]:
+        """Yield all jobs, or those of a model, the last one first."""
         names = sorted((path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
-        found = [self.get(name) for name in names if (self.folder / name / "request.json").is_file()]
-        return [job for job in found if served is None or job.model == str(served.absolute())]
+        for name in names:
+            if (self.folder / name / "request.json").is_file():
+                job = self.get(name)
+                if served is None or job.model == str(served.absolute()):
+                    yield job
 
     def get(self, name: str) -> Job:
         """Return a job as it is now.
