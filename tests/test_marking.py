@@ -100,6 +100,11 @@ def test_a_moved_image_keeps_its_mark_and_an_image_that_changed_has_none(store: 
     found = locate(store.current(), roots=[tmp_path / "old"])
     assert found.paths == {digest: str(tmp_path / "old" / "b.png")}
     assert found.moved == [(str(tmp_path / "a.png"), str(tmp_path / "old" / "b.png"))]
+    windows = [replace(one, path="C:\\line\\b.png") for one in store.current()]
+    assert locate(windows, roots=[tmp_path / "old"], renamed=False).paths == found.paths
+    assert locate(store.current(), roots=[tmp_path / "old"], renamed=False).paths == {}
+    with pytest.raises(DataError, match="is a folder"):
+        read_marks(tmp_path / "old")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from pickglass.app.marking.store import Mark
@@ -159,7 +159,7 @@ def _search(
     if not wanted or not roots:
         return
     names: defaultdict[bool, list[str]] = defaultdict(list)
-    known = {os.path.basename(mark.path) for mark in marks}
+    known = {PurePath(mark.path.replace("\\", "/")).name for mark in marks}  # also of a table from Windows
     for root in roots:
         for folder, _, files in os.walk(root):
             for name in sorted(files):
