@@ -48,6 +48,7 @@ __all__ = [
     "MarkHistory",
     "MarkList",
     "NewMark",
+    "Shape",
     "about_mark",
 ]
 
@@ -348,8 +349,7 @@ def _zipped(folder: Path, about: Any, beside: Path) -> IO[bytes]:
     try:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(folder.rglob("*")):
-                if file.is_file():
-                    archive.write(file, file.relative_to(folder).as_posix())
+                archive.write(file, file.relative_to(folder).as_posix())
             archive.writestr("about.json", json.dumps(about, indent=1))
         target.seek(0)
     except BaseException:

@@ -357,8 +357,8 @@ class MarkStore:
         """Return the mark that counts of each image, in the order in which these marks came.
 
         Args:
-            digests: of these images; None: of all. Images without a mark, and those whose mark was taken back, are
-                not among them, but for disputed ones.
+            digests: names the images; None: all. Images without a mark, and those whose mark was taken back, are not
+                among them, but for disputed ones.
         """
         marks = [mark for mark in self._marks("m.version = i.counts") if mark.counts_as is not None]
         if digests is None:
