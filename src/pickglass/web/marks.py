@@ -60,7 +60,11 @@ _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
 }
 _FILE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+    200: {
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("text/csv", "application/zip")
+        }
+    }
 }
 
 
