@@ -66,7 +66,7 @@ def test_images_are_judged_in_the_background(own: TestClient, exported_model: Pa
     assert [kind or "good" for kind in images["types"]] == [name.split("/")[1] for name in images["names"]]
     # the training images taught the model, so they do not judge it
     assert sorted(images["names"][i].split("/")[0] for i in found["outside"]) == ["train"] * 16
-    assert "16 images are not judged" in found["left_out"][0]
+    assert "16 images do not count" in found["left_out"][0]
     assert own.get("/api/review/scores", params={"after": 24}).json()["images"] == []
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from pickglass.app.pages.images import QUALITY, colour_range, display, heat, picture_size, shrink_max, thumbnail
 from pickglass.app.review.store import Judged, JudgedStore, small_map
-from pickglass.app.testing.selection import select, sentences
+from pickglass.app.testing.selection import select
 from pickglass.app.watch.model import LoadedModel
 from pickglass.data import MARGINS, Dataset, DataSource, Row, Table, image_digest
 from pickglass.data.images.geometry import resize_map
@@ -307,7 +307,9 @@ class Review:
         self.store.begin(published.model)
         fair = select(data.dataset, [model.detector.provenance])
         paths = {row.path for row in (*fair.table, *data.dataset.private)}
-        published.left_out = tuple(sentences(fair.left_out))
+        published.left_out = tuple(
+            f"{n} {'image does' if n == 1 else 'images do'} not count: {reason}." for reason, n in fair.left_out.items()
+        )
         published.outside = frozenset(i for i, row in enumerate(data.rows) if row.path not in paths)
         self._take_up(data, published, range(len(data.rows)))
 
