@@ -97,7 +97,8 @@ class ReviewScores(TypedDict):
 
     ``images`` and ``scores`` belong together, a score is null where the image cannot be judged, for the reason in
     ``errors``. ``next``: what to give as ``after`` the next time. ``outside``: images by which the model is not judged,
-    because it was taught by them or may have been; null until that is known, and in later answers. ``left_out``: the same in words.
+    because it was taught by them or may have been; null until that is known, and in later answers. ``left_out``: the
+    same in words.
     """
 
     key: str | None
