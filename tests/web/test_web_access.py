@@ -37,6 +37,17 @@ def test_pages_are_for_everybody(settings: Settings, page: Page, small_dataset: 
                 page.locator("#files").set_input_files([images[0], images[-1]])
                 expect(page.locator("#list .verdict")).to_have_count(2)
                 page.keyboard.press("d")
+                page.keyboard.press("b")
+                expect(page.get_by_role("button", name="Outline the defect")).to_be_visible()
+                page.get_by_role("button", name="Outline the defect").click()
+                page.get_by_text("Why?").click()
+                expect(page.locator("#because article").first).to_be_visible()
+                page.get_by_text("Keys", exact=True).click()
+            elif where == "/teach":
+                expect(page.locator("#marks li")).to_have_count(1)
+            elif where == "/see":
+                page.locator("#file").set_input_files(images[0])
+                expect(page.locator("#why article").first).to_be_visible()
             wrong += findings(page)
             page.set_viewport_size({"width": 390, "height": 844})
             page.emulate_media(color_scheme="dark")
