@@ -34,9 +34,11 @@ def test_pages_are_for_everybody(settings: Settings, page: Page, small_dataset: 
             page.goto(address + where)
             page.wait_for_load_state("networkidle")
             if where == "/":
-                page.locator("#files").set_input_files([images[0], images[-1]])
-                expect(page.locator("#list .verdict")).to_have_count(2)
+                page.locator("#files").set_input_files(images)
+                expect(page.locator("#list .verdict")).to_have_count(len(images))
+                page.locator("#list .verdict.bad").first.click()
                 page.keyboard.press("d")
+                expect(page.locator("#defects [aria-current]")).to_have_count(1)
                 page.keyboard.press("b")
                 expect(page.get_by_role("button", name="Outline the defect")).to_be_visible()
                 page.get_by_role("button", name="Outline the defect").click()
