@@ -93,6 +93,16 @@ def test_no_import_cycles() -> None:
         visit(name, ())
 
 
+def test_runtimes_are_imported_in_one_place() -> None:
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            wrong += [f"{path}: {name}" for name in names if name.split(".")[0] in ("onnxruntime", "openvino")]
+    assert not wrong, "by pickglass.runtime.session.import_runtime, which lets them report nothing: " + "\n".join(wrong)
+
+
 def test_public_names_exist_and_are_listed() -> None:
     assert set(pickglass.__all__) == set(pickglass._HOMES)
     for name in pickglass.__all__:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -242,6 +245,19 @@ def test_eight_threads_get_their_own_scores(file: Path, engine: Any) -> None:
         answers = list(pool.map(lambda i: model.predict(images[i % 8], engine=engine).scores[0], range(40)))
     np.testing.assert_allclose(answers, [alone[i % 8] for i in range(40)], rtol=1e-6)
     assert len(model._sessions) == 1
+
+
+def test_runtimes_report_nothing_to_their_makers(file: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy, pickglass; model = pickglass.load(sys.argv[1]); image = numpy.zeros((32, 32, 3), 'u1'); "
+        "model.predict([image], engine='onnxruntime'); model.predict([image], engine='openvino')"
+    )
+    unset = ("ORT_DISABLE_TELEMETRY", "CI", "TF_BUILD", "JENKINS_URL", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    home = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True, env={**environment, **home}, timeout=120)
+    left = [str(path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == [], "they keep an id of this machine, with which they report"
 
 
 def test_copies_and_pickles(model: ExportedModel) -> None:

@@ -195,7 +195,7 @@ _EXTRAS = {
     "fastapi": "web",
     "starlette": "web",
     "uvicorn": "web",
-    "multipart": "web",
+    "python_multipart": "web",
     "prometheus_client": "web",
 }
 """Extra of pickglass that brings each optional module, by the name that is imported."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pickglass.detectors.onnx_graph import constants, drop_constant, drop_unread
 from pickglass.errors import InputError, MissingExtra
+from pickglass.runtime.session import import_runtime
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -91,8 +92,8 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs]) -> ModelProto:
         MissingExtra: onnxruntime is not installed.
     """
     try:
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-        from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+        quantization = import_runtime("onnxruntime.quantization")
+        helpers = import_runtime("onnxruntime.quantization.quant_utils")
     except ImportError as error:
         raise MissingExtra.needed("precision='int8'", error) from error
     import onnx
@@ -103,21 +104,21 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs]) -> ModelProto:
         raise InputError(
             "precision='int8' is for convolutions beyond the first three, and this model has none: export it as float16"
         )
-    add_pre_process_metadata(model)  # shapes are known and constants folded; otherwise it asks for that
+    helpers.add_pre_process_metadata(model)  # shapes are known and constants folded; otherwise it asks for that
     with tempfile.TemporaryDirectory() as folder, _quiet():
         wide, path = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, wide)  # given in memory, onnxruntime 1.20 loses its tensors
-        quantize_static(
+        quantization.quantize_static(
             wide,
             path,
             _Reader(inputs),
-            quant_format=QuantFormat.QDQ,
+            quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=sorted({node.op_type for node in chosen}),
             nodes_to_quantize=[node.name for node in chosen],
             per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
         )
         done = onnx.load(path)
     _leave(done, {node.name for node in inside})

@@ -30,7 +30,7 @@ from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.maps import ProcessLock, may_use_bfloat16
 from pickglass.nn.networks.stacked import at_position
 from pickglass.runtime.compute import EngineName
-from pickglass.runtime.session import usual_threads
+from pickglass.runtime.session import import_runtime, usual_threads
 
 __all__ = [
     "BackboneEngine",
@@ -282,8 +282,7 @@ def device_name(name: str) -> str:
 
 def has_bfloat16() -> bool:
     """Say whether OpenVINO computes in bfloat16 on this CPU, as the environment lets it."""
-    import openvino
-
+    openvino = import_runtime("openvino")
     return may_use_bfloat16() and "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -296,8 +295,7 @@ def _arrays(inputs: Iterable[Tensor]) -> list[np.ndarray]:
 
 
 def _compile(network: nn.Module, example: Sequence[Tensor], name: str) -> Any:
-    import openvino
-
+    openvino = import_runtime("openvino")
     names = [f"input{i}" for i in range(len(example))]
     core = openvino.Core()
     model = core.read_model(to_onnx(network, example, names, dynamic_axes={name: {0: "batch"} for name in names}))

@@ -5,7 +5,9 @@ Letters: B images, H x W pixels of the canvas, h x w cells of the map, d feature
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from pickglass.errors import InputError, MissingExtra, ModelFileError
 
-__all__ = ["Answer", "RuntimeName", "Session", "open_session", "usual_threads"]
+__all__ = ["Answer", "RuntimeName", "Session", "import_runtime", "open_session", "usual_threads"]
 
 RuntimeName = Literal["onnxruntime", "openvino"]
 
@@ -56,6 +58,18 @@ def usual_threads() -> int | None:
     return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
+def import_runtime(name: str) -> Any:
+    """Import a runtime, or a module of it, such that it reports nothing to its maker.
+
+    onnxruntime (1.32, Linux) and OpenVINO (its package openvino-telemetry) otherwise send what they run on to Microsoft
+    and to Google Analytics, and keep an id in the home folder. Whoever set ``ORT_DISABLE_TELEMETRY``, or imported
+    openvino_telemetry before, is obeyed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then has a stub for it
+    return importlib.import_module(name)
+
+
 def open_session(
     name: RuntimeName, content: bytes, threads: int | None, device: str = "cpu", source: str = "the file"
 ) -> Session:
@@ -83,8 +97,7 @@ def open_session(
 
 
 def _onnxruntime(content: bytes, threads: int | None, device: str, source: str) -> Session:
-    import onnxruntime
-
+    onnxruntime = import_runtime("onnxruntime")
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     if provider not in onnxruntime.get_available_providers():
         raise InputError(
@@ -112,7 +125,7 @@ def _onnxruntime(content: bytes, threads: int | None, device: str, source: str) 
 
 def _openvino(content: bytes, threads: int | None, device: str, source: str) -> Session:
     try:
-        import openvino
+        openvino = import_runtime("openvino")
     except ImportError as error:
         raise MissingExtra.needed(f"running {source} in OpenVINO", error) from error
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}

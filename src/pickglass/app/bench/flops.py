@@ -14,6 +14,7 @@ import numpy as np
 
 from pickglass.app.models import AnyModel
 from pickglass.runtime.exported import ExportedModel
+from pickglass.runtime.session import import_runtime
 
 __all__ = ["gflop_of", "graph_gflop"]
 
@@ -51,8 +52,8 @@ def graph_gflop(model: Any) -> float:
         model: a ``ModelProto``, whose outputs are replaced; only the first axis of its inputs may be left open.
     """
     import onnx
-    import onnxruntime
 
+    onnxruntime = import_runtime("onnxruntime")
     graph = model.graph
     images = graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
