@@ -28,7 +28,6 @@ from PIL import Image
 
 from pickglass.app.export import export
 from pickglass.app.models import load
-from pickglass.app.review.review import scores_key
 from pickglass.app.review.store import Judged, JudgedStore, SmallMap
 from pickglass.data import DataSource, Row, image_digest
 from pickglass.methods import PatchCore
@@ -81,7 +80,7 @@ def judged(folder: Path, data: Path, models: list[Path]) -> None:
     cells = SmallMap(np.zeros((8, 8), np.uint8), 0.0, 1.0)
     for seed, model in enumerate(models):
         rng = np.random.default_rng(seed)
-        key = scores_key(load(model))
+        key = load(model).model_id()
         store.begin(key)
         good = {path: 20 + 2 * rng.standard_normal() for path in files}
         scores = {path: value + (6 if "/good/" not in path.as_posix() else 0) for path, value in good.items()}

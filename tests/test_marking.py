@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import signal
 import sqlite3
@@ -83,6 +84,9 @@ def test_two_people_at_once_are_both_kept_and_told(store: MarkStore) -> None:
     assert (settled.disputed, settled.counts_as) == (False, "bad")
     with pytest.raises(InputError, match=r"seen=9: 'a.png' has 4 marks"):
         store.add(mark(), seen=9)
+    store.add(mark(word=None), seen=4)
+    again = store.add(mark(word="good"), seen=0)  # a page lists no mark of this image: nothing stands against it
+    assert (again.disputed, again.counts_as) == (False, "good")
 
 
 def test_a_moved_image_keeps_its_mark_and_an_image_that_changed_has_none(store: MarkStore, tmp_path: Path) -> None:
@@ -99,6 +103,11 @@ def test_a_moved_image_keeps_its_mark_and_an_image_that_changed_has_none(store: 
     found = locate(store.current(), roots=[tmp_path / "old"])
     assert found.paths == {digest: str(tmp_path / "old" / "b.png")}
     assert found.moved == [(str(tmp_path / "a.png"), str(tmp_path / "old" / "b.png"))]
+    windows = [replace(one, path="C:\\line\\b.png") for one in store.current()]
+    assert locate(windows, roots=[tmp_path / "old"], renamed=False).paths == found.paths
+    assert locate(store.current(), roots=[tmp_path / "old"], renamed=False).paths == {}
+    with pytest.raises(DataError, match="is a folder"):
+        read_marks(tmp_path / "old")
 
 
 @pytest.mark.parametrize(
@@ -405,6 +414,18 @@ def test_a_data_set_is_written_whole_or_not_at_all(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_type_that_is_called_like_a_folder_of_good_images_stays_a_defect(store: MarkStore, tmp_path: Path) -> None:
+    for i, name in enumerate(("ok", "train", "mask", "Normal")):
+        digest = image(tmp_path / f"{i}.png", i)
+        store.add(mark(digest, "bad", path=str(tmp_path / f"{i}.png"), type=name))
+    store.add(mark(image(tmp_path / "g.png", 99), path=str(tmp_path / "g.png")))
+    result = write_layout(store, tmp_path / "set")
+    assert len(result["renamed"]) == 4
+    dataset = load_dataset(tmp_path / "set")
+    assert [row.label for row in dataset.test] == [1, 1, 1, 1]
+    assert len(dataset.train) == 1
+
+
 def test_a_mask_of_another_size_is_told(store: MarkStore, tmp_path: Path) -> None:
     for name, value in (("a.png", 1), ("b.png", 2)):
         digest = image(tmp_path / name, value, (9, 9) if name == "a.png" else (8, 6))
@@ -413,3 +434,29 @@ def test_a_mask_of_another_size_is_told(store: MarkStore, tmp_path: Path) -> Non
     assert result["bad"] == result["masks"] == 1
     (failed,) = result["failed"]
     assert "the mask is 8x6 (height x width) but its image is 9x9" in failed["error"]
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pickglass", "marks", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def test_the_command_brings_tables_together_and_writes_a_data_set(marked: MarkStore, tmp_path: Path) -> None:
+    done = run(marked.path, "--csv", tmp_path / "out.csv", "--mvtec", tmp_path / "set")
+    assert done.returncode == 1  # an image is missing
+    assert "3 good, 3 bad (2 scratch), 1 unsure" in done.stdout
+    assert "gone.png: there is no such file any more" in done.stderr
+    assert "A.png is train/good/A-2.png there" in done.stdout
+    added = run(tmp_path / "out.csv", "--into", tmp_path / "page.sqlite", "--json")
+    assert added.returncode == 0
+    result = json.loads(added.stdout)
+    assert (result["added"], result["known"], result["masks"]) == (7, 0, 1)
+    with MarkStore(tmp_path / "page.sqlite") as page:
+        assert page.current() == marked.current()
+    wrong = run(marked.path, "--into", tmp_path / "page.sqlite")
+    assert wrong.returncode == 2
+    assert "marks are added from a table" in wrong.stderr

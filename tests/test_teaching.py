@@ -98,7 +98,15 @@ def test_marked_good_images_are_learned_and_bad_ones_known(shop: Path) -> None:
     result = update(
         model, None, shop / "new.safetensors", marks=MarkedImages(DataSource(shop / "marks.csv")), compute=QUICK
     )
-    assert result["marks"] == {"good": 6, "bad": 3, "unsure": 1, "disputed": [], "moved": [], "learned_bad": []}
+    assert result["marks"] == {
+        "good": 6,
+        "bad": 3,
+        "unsure": 1,
+        "disputed": [],
+        "moved": [],
+        "kept_out": [],
+        "learned_bad": [],
+    }
     assert (result["learned"], len(result["bad"])) == (6, 3)
     after = pg.load(shop / "new.safetensors")
     bright = sorted((shop / "bright").iterdir())
@@ -132,6 +140,25 @@ def test_an_image_that_is_not_what_was_marked_is_named(shop: Path, command: Comm
     used = json.loads(out)["marks"]
     assert used["moved"] == [{"path": str(shop / "holes" / "00.png"), "now": str(shop / "moved" / "hole.png")}]
     assert (used["good"], used["bad"]) == (5, 3)
+
+
+def test_what_is_marked_bad_is_not_learned_from_a_folder_of_good_images(shop: Path, command: Command) -> None:
+    lot = shop / "lot"
+    shutil.copytree(shop / "bright", lot)
+    for path in sorted((shop / "holes").iterdir()):
+        shutil.copy(path, lot / f"hole{path.name}")
+    extra = textures(1, SIDE, seed=11)
+    Image.fromarray(extra[0]).save(lot / "extra.png")
+    arguments = ["update", shop / "m.safetensors", lot, "--marks", shop / "marks.csv", "--engine", "torch"]
+    code, told, _ = command(*arguments, "--bad", shop / "holes", "--json", "-o", shop / "new.safetensors")
+    assert code == 0
+    result = json.loads(told)
+    assert result["marks"]["kept_out"] == [str(lot / f"hole0{i}.png") for i in range(3)]
+    assert result["learned"] == 7  # six that are marked, once each, and the one of which no mark says anything
+    assert len(result["bad"]) == 3
+    code, _, told = command(*arguments, "--bad", shop / "bright")
+    assert code == 2
+    assert "6 known bad images are marked good" in told
 
 
 def test_paths_may_be_relative_to_the_table(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +401,7 @@ def test_a_job_says_at_once_what_it_lacks(teaching: Teaching, shop: Path) -> Non
     assert [Path(one.path).name for one in caught.value.failures] == ["01.png"]
     with pytest.raises(UnknownName):
         teaching.get("../../etc")
-    assert teaching.jobs() == []
+    assert list(teaching.jobs()) == []
 
 
 def test_an_exported_model_needs_its_model_file(tmp_path: Path) -> None:

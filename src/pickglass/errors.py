@@ -194,6 +194,7 @@ _EXTRAS = {
     "paho": "line",
     "fastapi": "web",
     "starlette": "web",
+    "pydantic": "web",
     "uvicorn": "web",
     "python_multipart": "web",
     "prometheus_client": "web",

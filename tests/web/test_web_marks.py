@@ -20,6 +20,7 @@ from serving import Settings, client_of
 import pickglass as pg
 from made_jobs import ready_job
 from pickglass.app.marking.table import COLUMNS
+from pickglass.app.marking.worker import with_thresholds_of
 from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
@@ -185,7 +186,7 @@ def test_marks_become_a_data_set(client: TestClient, tmp_path: Path) -> None:
     client.post("/api/marks/table", content=gone.encode())
     answer = client.get("/api/marks/dataset.zip")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        assert sorted(archive.namelist()) == [
+        assert sorted(name for name in archive.namelist() if name[-1] != "/") == [
             "about.json",
             "ground_truth/hole/05_mask.png",
             "test/hole/05.png",
@@ -263,3 +264,21 @@ def test_an_update_is_decided_on(settings: Settings, exported_model: Path, lab_m
         late = client.post(f"/api/teach/{name}/leave", json={})
         assert late.status_code == 400
         assert "was taken already" in late.json()["error"]
+
+
+def test_an_update_goes_on_from_the_thresholds_of_the_served_file(
+    exported_model: Path, lab_model: Path, tmp_path: Path
+) -> None:
+    served, lab = (Path(shutil.copy(path, tmp_path)) for path in (exported_model, lab_model))
+    assert with_thresholds_of(served, lab, tmp_path) == lab
+    other = pg.load(served)
+    other.set_thresholds(image=7.5, unsure=5.5)
+    other.save(served)
+    base = pg.load(with_thresholds_of(served, lab, tmp_path))
+    assert base.calibration is not None
+    assert (base.calibration.image_threshold, base.calibration.unsure_threshold) == (7.5, 5.5)
+    assert (base.model_id(), base.model_version) == (other.model_id(), 2)
+    changed = pg.load(lab)
+    changed.set_thresholds(image=1.5)
+    changed.save(lab)  # both were changed: those of the model file count
+    assert with_thresholds_of(served, lab, tmp_path) == lab

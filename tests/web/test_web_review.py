@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from serving import Settings, client_of, live
 import pickglass as pg
 from pickglass.app.review.review import Review
 from pickglass.app.review.store import Judged, JudgedStore, SmallMap, small_map
+from pickglass.app.watch.model import LoadedModel
 from pickglass.data.tables.sources import DataSource
 from pickglass.errors import InputError
 from pickglass.runtime.export_file import read_export_header
@@ -64,7 +66,7 @@ def test_images_are_judged_in_the_background(own: TestClient, exported_model: Pa
     assert [kind or "good" for kind in images["types"]] == [name.split("/")[1] for name in images["names"]]
     # the training images taught the model, so they do not judge it
     assert sorted(images["names"][i].split("/")[0] for i in found["outside"]) == ["train"] * 16
-    assert "16 images are not judged" in found["left_out"][0]
+    assert "16 images do not count" in found["left_out"][0]
     assert own.get("/api/review/scores", params={"after": 24}).json()["images"] == []
 
 
@@ -217,23 +219,23 @@ def test_two_people_do_not_overwrite_each_other(own: TestClient, settings: Setti
     assert read_export_header(settings().models[0])["calibration"]["image_threshold"] == 7.5
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"version": 1},
-        {"version": 1, "by_hand": {"threshold": 5.0}, "promise": {}},
-        {"version": 1, "by_hand": {"threshold": 5.0, "unsure_threshold": 6.0}},
-        {"version": 1, "by_hand": {"threshold": "NaN"}},
-        {"version": 1, "by_hand": {"threshold": None}},
-        {"version": 0, "by_hand": {"threshold": 5.0}},
-        {"version": 1, "promise": {"false_alarm": 0}},
-        {"version": 1, "promise": {"false_alarm": 0.5, "unsure": 0.6}},
-        {"version": 1, "promise": {"promise": "surely"}},
-        {"version": 1, "by_hand": {"threshold": 5.0}, "file": "/etc/passwd"},
-    ],
-)
-def test_thresholds_that_make_no_sense(own: TestClient, settings: Settings, wrong: dict[str, Any]) -> None:
-    assert own.post("/api/review/thresholds", json=wrong).status_code in (400, 422)
+WRONG: list[dict[str, Any]] = [
+    {"version": 1},
+    {"version": 1, "by_hand": {"threshold": 5.0}, "promise": {}},
+    {"version": 1, "by_hand": {"threshold": 5.0, "unsure_threshold": 6.0}},
+    {"version": 1, "by_hand": {"threshold": "NaN"}},
+    {"version": 1, "by_hand": {"threshold": None}},
+    {"version": 0, "by_hand": {"threshold": 5.0}},
+    {"version": 1, "promise": {"false_alarm": 0}},
+    {"version": 1, "promise": {"false_alarm": 0.5, "unsure": 0.6}},
+    {"version": 1, "promise": {"promise": "surely"}},
+    {"version": 1, "by_hand": {"threshold": 5.0}, "file": "/etc/passwd"},
+]
+
+
+def test_thresholds_that_make_no_sense(own: TestClient, settings: Settings) -> None:
+    for wrong in WRONG:
+        assert own.post("/api/review/thresholds", json=wrong).status_code in (400, 422), wrong
     assert read_export_header(settings().models[0])["version"] == 1
 
 
@@ -299,19 +301,17 @@ def test_a_report_of_some_images(own: TestClient, small_dataset: Path) -> None:
     assert own.get("/api/review/reports/../../models/file").status_code == 404
 
 
-def test_the_model_that_somebody_looks_with_comes_first(exported_model: Path, data: Path, tmp_path: Path) -> None:
-    model = pg.load(exported_model)
+def test_a_review_ends(exported_model: Path, data: Path, tmp_path: Path) -> None:
+    detector = pg.load(exported_model)
+    model = LoadedModel(detector, detector.calibration, detector.model_id(), detector.model_version)
     review = Review(DataSource(data), JudgedStore(tmp_path / "judged.sqlite"))
     for _ in range(600):
         _, published = review.ask(model)
-        if published is not None and published.stage == "done":
+        if published is not None and published.order:
             break
-        time.sleep(0.05)
-    assert published is not None
-    assert len(published.order) == 24
-    review.close()
-    review.ask(model)  # after the end it does not begin again
-    assert review._thread is None or not review._thread.is_alive()
+        time.sleep(0.02)
+    review.close()  # in the middle of its work, or after it
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pickglass-review")]
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------
@@ -364,6 +364,13 @@ def test_the_page(settings: Settings, page: Page, context: BrowserContext, tmp_p
         expect(page.get_by_role("dialog")).to_contain_text("3 of 4")
         page.keyboard.press("Escape")
         expect(page.get_by_role("dialog")).to_be_hidden()
+
+        # marks, by keys: the next one is chosen; what is marked counts as known
+        grid.press("g")
+        expect(page.locator("#shown")).to_contain_text("3 of 24 images")
+        grid.press("u")
+        expect(page.locator("#shown")).to_contain_text("2 of 24 images")
+        assert counts(page) == [0, 5, 0, 0, 2, 0, 0, 1, 0]
 
         # a promise, saved; another tab that had changes of its own is told
         other = context.new_page()

@@ -19,6 +19,7 @@ from pickglass.app.testing.test import test as judge
 from pickglass.runtime.compute import ComputeOptions
 
 pytestmark = pytest.mark.slow
+expect.set_options(timeout=30_000)
 STATIC = Path(pg.__file__).parent / "web" / "static"
 
 
@@ -81,7 +82,7 @@ def test_a_report_is_ticked_and_saved_as_a_table(
 def test_marks_are_looked_at_and_teach(
     settings: Settings, lab_model: Path, context: BrowserContext, page: Page
 ) -> None:
-    made = settings()
+    made = settings(compute=ComputeOptions(engine="onnxruntime"))
     lab = Path(shutil.copy(lab_model, made.models[0].with_suffix(".safetensors")))
     with client_of(made) as client:
         for i in range(4):

@@ -23,7 +23,7 @@ from pickglass.data.tables.layouts.names import IMAGE_FOLDERS, MASK_FOLDERS, mea
 from pickglass.data.tables.layouts.tree import key
 from pickglass.errors import DataError, Failure, ImageError, InputError
 
-__all__ = ["FORMS", "convert"]
+__all__ = ["FORMS", "convert", "folder_name"]
 
 Form = Literal["mvtec", "table"]
 FORMS: tuple[Form, ...] = ("mvtec", "table")
@@ -265,10 +265,15 @@ def _place(row: Row) -> str:
     """Return the folder of an image in MVTec AD's layout; unlabelled images lie in ``test`` itself."""
     if row.label is None:
         return "test"
-    return f"{_PLACES[row.role]}/{'good' if row.label == 0 else _folder_name(row.defect or 'defect')}"
+    return f"{_PLACES[row.role]}/{'good' if row.label == 0 else folder_name(row.defect or 'defect')}"
 
 
-def _folder_name(defect: str) -> str:
+def folder_name(defect: str) -> str:
+    """Return the name of the folder for a type of defect, which is read again as a type of defect and nothing else.
+
+    >>> folder_name("scratch"), folder_name("ok"), folder_name("a/b")
+    ('scratch', 'defect_ok', 'a_b')
+    """
     name = "".join("_" if letter in '/\\:*?"<>|' or ord(letter) < 32 else letter for letter in defect).strip(" .")
     odd = not name or means_good(name) or split_of(name) is not None or key(name) in _RESERVED
     return f"defect_{name}" if odd else name

@@ -1006,7 +1006,8 @@ class MarksUsed(TypedDict):
     """What ``pickglass update --marks`` took from the marks.
 
     ``good`` and ``bad`` count images; those that are ``unsure`` are not used, and among them are the ``disputed`` ones,
-    which people have marked differently. ``learned_bad``: images that are marked bad and that the model has learned as
+    which people have marked differently. ``kept_out``: images that were named as good and are marked bad or unsure, so
+    that they were not learned. ``learned_bad``: images that are marked bad and that the model has learned as
     good before, which no update takes back.
     """
 
@@ -1015,6 +1016,7 @@ class MarksUsed(TypedDict):
     unsure: int
     disputed: list[str]
     moved: list[MovedImage]
+    kept_out: list[str]
     learned_bad: list[str]
 
 

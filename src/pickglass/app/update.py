@@ -73,7 +73,8 @@ def update(
         bad: files and folders of known bad images; of a data set its defective ones. They are only judged, before and
             after: nothing is learned from them, and no threshold hangs on them. Where one that was found before is
             found no more, the model is not replaced; another output is written all the same.
-        marks: images that were marked, good ones to learn beside ``images``, bad ones that are known as ``bad`` is.
+        marks: images that were marked: good ones to learn beside ``images``, bad ones that are known as ``bad`` is.
+            Of ``images``, those that are marked bad or unsure are not learned.
         compute: where to compute.
         progress: called with (stage, done, total).
 
@@ -85,11 +86,11 @@ def update(
     wish, run = request or UpdateRequest(), compute or ComputeOptions()
     detector = load(model)
     marked = None if marks is None else marks.load()
-    new = _new(images, marked)
+    new, kept_out = _new(images, marked)
     old = None if earlier is None else _good(earlier)
     known_bad = _bad(bad, images.roi if isinstance(images, DataSource) else None)
     if marked is not None:
-        known_bad = join_tables([("the known bad images", known_bad), ("the marks", marked.bad)])
+        known_bad = _with_marked_bad(known_bad, marked)
     until_now = _Verdicts(detector, new, run, progress)
     bad_until_now = _Verdicts(detector, known_bad, run, progress)
     seen = _Seen()
@@ -136,7 +137,7 @@ def update(
         written,
         bad_until_now.failed,
     )
-    result["marks"] = None if marked is None else _used(marked, known)
+    result["marks"] = None if marked is None else _used(marked, known, kept_out)
     return result
 
 
@@ -163,23 +164,35 @@ def _good(images: Images) -> Table:
     return source.placed(join_tables(parts))
 
 
-def _new(images: Images | None, marked: MarkedTables | None) -> Table:
-    """Return the rows of all new good images, those that are marked good among them."""
+def _new(images: Images | None, marked: MarkedTables | None) -> tuple[Table, list[str]]:
+    """Return the rows of all new good images, and the paths of those that are given but marked bad or unsure."""
     if images is None and marked is None:
         raise InputError("no new image: expected files or folders of good images, or marks (--marks)")
     given = Table([]) if images is None else _good(images)
     if marked is None:
-        return given
-    new = join_tables([("the images", given), ("the marks", marked.good)])
+        return given, []
+    words = {row: marked.words.get(image_digest(row)) for row in given}
+    new = join_tables([("the marks", marked.good), ("the images", given.where(lambda row: words[row] is None))])
     if not new:
         raise DataError(
             f"no image is marked good: {len(marked.bad)} are bad and {len(marked.unsure)} unsure. An update learns "
             "good images: mark some, or name some"
         )
-    return new
+    return new, [row.path for row in given if words[row] in ("bad", "unsure")]
 
 
-def _used(marked: MarkedTables, fitted: set[str]) -> MarksUsed:
+def _with_marked_bad(known_bad: Table, marked: MarkedTables) -> Table:
+    """Return known bad images and those that are marked bad, each once."""
+    words = {row: marked.words.get(image_digest(row)) for row in known_bad}
+    wrong = [row.path for row in known_bad if words[row] == "good"]
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} known bad images are marked good, e.g. {wrong[0]}: mark them again, or take them from --bad"
+        )
+    return join_tables([("the marks", marked.bad), ("--bad", known_bad.where(lambda row: words[row] != "bad"))])
+
+
+def _used(marked: MarkedTables, fitted: set[str], kept_out: list[str]) -> MarksUsed:
     """Say what was taken from the marks; ``fitted``: what the model had learned before."""
     return {
         "good": len(marked.good),
@@ -187,6 +200,7 @@ def _used(marked: MarkedTables, fitted: set[str]) -> MarksUsed:
         "unsure": len(marked.unsure),
         "disputed": marked.disputed,
         "moved": [{"path": path, "now": now} for path, now in marked.moved],
+        "kept_out": kept_out,
         "learned_bad": [row.path for row in marked.bad if image_digest(row)[:16] in fitted],
     }
 

@@ -23,6 +23,7 @@ from pickglass.cli.info import info
 from pickglass.cli.label import label
 from pickglass.cli.layers import layers
 from pickglass.cli.look import look
+from pickglass.cli.marks import marks
 from pickglass.cli.methods import methods
 from pickglass.cli.predict import predict
 from pickglass.cli.serve import serve
@@ -44,6 +45,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     watch,
     serve,
     threshold,
+    marks,
     update,
     export,
     bench,

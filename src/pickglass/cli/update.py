@@ -161,6 +161,8 @@ def _show_marks(marks: MarksUsed | None) -> None:
         say(f"warning: unsure, for people have marked them differently: {_listed(marks['disputed'])}")
     if marks["moved"]:
         say(f"found elsewhere: {_listed([' -> '.join((one['path'], one['now'])) for one in marks['moved']])}")
+    if marks["kept_out"]:
+        say(f"not learned, for they are marked bad or unsure: {_listed(marks['kept_out'])}")
     if marks["learned_bad"]:
         say(
             f"warning: marked bad, but learned as good by an earlier fit: {_listed(marks['learned_bad'])}. No update "

@@ -48,6 +48,7 @@ __all__ = [
     "MarkHistory",
     "MarkList",
     "NewMark",
+    "Shape",
     "about_mark",
 ]
 
@@ -59,7 +60,11 @@ _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
 }
 _FILE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+    200: {
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("text/csv", "application/zip")
+        }
+    }
 }
 
 
@@ -348,8 +353,7 @@ def _zipped(folder: Path, about: Any, beside: Path) -> IO[bytes]:
     try:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(folder.rglob("*")):
-                if file.is_file():
-                    archive.write(file, file.relative_to(folder).as_posix())
+                archive.write(file, file.relative_to(folder).as_posix())
             archive.writestr("about.json", json.dumps(about, indent=1))
         target.seek(0)
     except BaseException:

@@ -35,7 +35,7 @@ class Report:
 
     Attributes:
         key: by which it is asked for.
-        name: of the file that is downloaded.
+        name: name of the file that is downloaded.
         stage, done, total: how far the work is.
         ready: the file is there.
         error: why there is none.

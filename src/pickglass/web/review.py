@@ -52,10 +52,11 @@ router = APIRouter(prefix="/api/review", tags=["review"])
 
 ModelName = Annotated[str | None, Query(description="Name of a served model; by default the first.")]
 Index = Annotated[int, InPath(ge=0, description="Number of the image in /api/review/images.")]
-_PICTURE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
-}
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_THUMBNAIL: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": _BYTES}}}
+_PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": _BYTES}}}
 _LOGGED = ("image_threshold", "unsure_threshold", "pixel_threshold")
+_PATIENCE = 5.0  # seconds that a request waits for the data set to be read
 _SHOWN = ("jpg", "jpeg", "png", "bmp", "webp")  # files that browsers show, if they have 8 bits
 
 
@@ -188,7 +189,6 @@ class ReportWish(_Body):
 @router.get("/images")
 def images(state: TheState) -> ReviewImages:
     """Return the images of the data set; 503 while they are being read."""
-    state.review.read()
     data = _data(state.review)
     warning = data.dataset.account.warning(data.dataset.name)
     return {
@@ -214,7 +214,7 @@ def scores(
     served = state.models.get(model)
     loaded = served.now
     review = state.review
-    data, published = review.ask(loaded.detector)
+    data, published = review.ask(loaded)
     if data is None or published is None:
         published = Published("", [], [], "reading" if review.error is None else "failed", error=review.error)
     order = published.order[after:]
@@ -240,7 +240,7 @@ def reload(state: TheState) -> None:
     state.review.reload()
 
 
-@router.get("/images/{index}/thumbnail", response_class=Response, responses=_PICTURE)
+@router.get("/images/{index}/thumbnail", response_class=Response, responses=_THUMBNAIL)
 def thumbnail(
     state: TheState,
     index: Index,
@@ -252,7 +252,7 @@ def thumbnail(
     calibration = None if loaded is None else loaded.calibration
     content = state.review.picture(
         index,
-        None if loaded is None else scores_key(loaded.detector),
+        None if loaded is None else scores_key(loaded),
         None if calibration is None else calibration.pixel_threshold,
     )
     return Response(content, media_type="image/jpeg", headers={"cache-control": _kept(key)})
@@ -356,11 +356,13 @@ def report_file(state: TheState, key: str) -> FileResponse:
 
 
 def _data(review: Review) -> ReviewedData:
-    if review.data is None:
-        if review.error is not None:
-            raise InputError(review.error)
-        raise _reading()
-    return review.data
+    """Return the images, for which a reader may have to wait a little."""
+    data = review.wait(_PATIENCE)
+    if data is not None:
+        return data
+    if review.error is not None:
+        raise InputError(review.error)
+    raise _reading()
 
 
 def _reading() -> HTTPException:
@@ -419,7 +421,7 @@ def _version(served: ServedModel) -> int:
 
 def _evidence(state: State, served: ServedModel) -> Evidence:
     """Return the good images that a promise rests on."""
-    data, published = state.review.ask(served.model)
+    data, published = state.review.ask(served.now)
     if data is None or published is None:
         raise _reading()
     places = {row.path: i for i, row in enumerate(data.rows)}

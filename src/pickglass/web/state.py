@@ -41,7 +41,7 @@ class State:
         marks: what people said of images, and the log of what was done to models.
         places: the files of images that may be opened for marks.
         teaching: updates of the models by marks.
-        reports: of selected images.
+        reports: the reports of selected images.
     """
 
     def __init__(self, settings: ServeSettings) -> None:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -212,7 +213,7 @@ def usable(state: TheState, model: ModelName = None) -> UsableMarks:
 def jobs(state: TheState, model: ModelName = None) -> JobList:
     """List the last updates of a model."""
     path = state.models.get(model).path
-    return {"jobs": [_about(state, job) for job in state.teaching.jobs(path)[:_MOST]]}
+    return {"jobs": [_about(state, job) for job in islice(state.teaching.jobs(path), _MOST)]}
 
 
 @router.post("/teach")

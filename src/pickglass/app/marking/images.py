@@ -9,7 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from pickglass.app.marking.store import Mark
@@ -43,6 +43,7 @@ class MarkedTables(NamedTuple):
         unsure: rows that are neither, of disputed images, too.
         disputed: paths of images that people have marked differently.
         moved: images that are not where they were marked: path then, path now.
+        words: what each image counts as, by its digest.
     """
 
     good: Table
@@ -50,6 +51,7 @@ class MarkedTables(NamedTuple):
     unsure: Table
     disputed: list[str]
     moved: list[tuple[str, str]]
+    words: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class MarkedImages:
             table = Table(rows) if self.source.group_by is None else group_by(Table(rows), self.source.group_by)
             tables[word] = self.source.placed(table) if rows else table
         disputed = [mark.path for mark in marks if mark.disputed]
-        return MarkedTables(tables["good"], tables["bad"], tables["unsure"], disputed, located.moved)
+        words = {mark.digest: str(mark.counts_as) for mark in marks}
+        return MarkedTables(tables["good"], tables["bad"], tables["unsure"], disputed, located.moved, words)
 
 
 def digest_of(path: str | os.PathLike[str]) -> str:
@@ -156,7 +159,7 @@ def _search(
     if not wanted or not roots:
         return
     names: defaultdict[bool, list[str]] = defaultdict(list)
-    known = {os.path.basename(mark.path) for mark in marks}
+    known = {PurePath(mark.path.replace("\\", "/")).name for mark in marks}  # also of a table from Windows
     for root in roots:
         for folder, _, files in os.walk(root):
             for name in sorted(files):

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pickglass.app.convert import folder_name
 from pickglass.app.marking.images import locate
 from pickglass.app.marking.mask import size_of
 from pickglass.app.marking.store import MarkStore
@@ -68,7 +69,7 @@ def write_layout(
             path = located.paths.get(mark.digest)
             if path is None:
                 continue
-            kind = "good" if mark.counts_as == "good" else mark.type or _UNTYPED
+            kind = "good" if mark.counts_as == "good" else folder_name(mark.type or _UNTYPED)
             name = _free(f"{'train' if kind == 'good' else 'test'}/{kind}", os.path.basename(path), taken)
             try:
                 png = None if mark.mask is None else store.mask(mark.mask)
@@ -84,13 +85,15 @@ def write_layout(
                 failed.append(Failure(mark.path, str(error)))
                 continue
             taken.add(_stem(name))
-            if Path(name).name != os.path.basename(path):
+            if Path(name).name != os.path.basename(path) or (kind not in ("good", mark.type or _UNTYPED)):
                 renamed.append((mark.path, name))
             counts["good" if kind == "good" else "bad"] += 1
+            if kind == "good":
+                continue
+            truth = temporary / "ground_truth" / kind  # also without a mask: it says that these are defects
+            truth.mkdir(parents=True, exist_ok=True)
             if png is not None:
-                place = temporary / "ground_truth" / kind / f"{Path(name).stem}_mask.png"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(png)
+                (truth / f"{Path(name).stem}_mask.png").write_bytes(png)
                 masks += 1
         if not counts["good"] + counts["bad"]:
             raise InputError(f"none of {len(sure)} marked images can be found: {failed[0].path}: {failed[0].error}")

@@ -295,6 +295,8 @@ class MarkStore:
                     f"seen={seen!r}: {shortened(mark.path)} has {before} marks, expected a number up to it"
                 )
             missed = [one.mark for one in self.history(mark.digest) if seen is not None and one.version > seen]
+            while None in missed:  # what was taken back says nothing any more
+                del missed[: missed.index(None) + 1]
             return self._write(mark, png, True, any(word != mark.mark for word in missed))
 
     def bring(self, marks: Iterable[tuple[Mark, bytes | None]]) -> Brought:
@@ -355,8 +357,8 @@ class MarkStore:
         """Return the mark that counts of each image, in the order in which these marks came.
 
         Args:
-            digests: of these images; None: of all. Images without a mark, and those whose mark was taken back, are
-                not among them, but for disputed ones.
+            digests: names the images; None: all. Images without a mark, and those whose mark was taken back, are not
+                among them, but for disputed ones.
         """
         marks = [mark for mark in self._marks("m.version = i.counts") if mark.counts_as is not None]
         if digests is None:

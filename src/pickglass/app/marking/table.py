@@ -109,7 +109,8 @@ def read_table(file: str | os.PathLike[str], masks: bool = True) -> list[TableRo
         DataError: no such table, or rows that are wrong, all of them listed.
     """
     if not os.path.isfile(file):
-        raise DataError(f"{file}: {missing(file)}. Expected a table of marks, as a report or the page saves it")
+        why = "is a folder" if os.path.isdir(file) else missing(file)
+        raise DataError(f"{file}: {why}. Expected a table of marks (CSV), as a report or the page saves it")
     lines = read_lines(os.fspath(file), _NEEDED)
     unknown = sorted(set(lines[0]) - set(COLUMNS) - {""}) if lines else []
     if unknown:

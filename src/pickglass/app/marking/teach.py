@@ -26,7 +26,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -47,6 +47,7 @@ __all__ = ["Job", "JobState", "Teaching", "lab_model_of", "locked"]
 JobState = Literal["running", "ready", "failed", "ended", "taking", "taken", "left"]
 """``ready``: it waits for a decision. ``ended``: its process was killed. ``taking``: decided, and not yet complete."""
 
+_AT_ONCE = 1 << 22  # bytes
 _NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 
 
@@ -211,11 +212,14 @@ class Teaching:
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    def jobs(self, served: Path | None = None) -> list[Job]:
-        """Return all jobs, or those of a model, the last one first."""
+    def jobs(self, served: Path | None = None) -> Iterator[Job]:
+        """Yield all jobs, or those of a model, the last one first."""
         names = sorted((path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
-        found = [self.get(name) for name in names if (self.folder / name / "request.json").is_file()]
-        return [job for job in found if served is None or job.model == str(served.absolute())]
+        for name in names:
+            if (self.folder / name / "request.json").is_file():
+                job = self.get(name)
+                if served is None or job.model == str(served.absolute()):
+                    yield job
 
     def get(self, name: str) -> Job:
         """Return a job as it is now.
@@ -297,8 +301,8 @@ class Teaching:
             with ExitStack() as places:
                 for candidate, target in self._pairs(name, request):
                     temporary = places.enter_context(written_whole(target))
-                    with temporary.open("wb") as file:
-                        file.write(candidate.read_bytes())
+                    with candidate.open("rb") as source, temporary.open("wb") as file:
+                        shutil.copyfileobj(source, file, _AT_ONCE)
                         file.flush()
                         os.fsync(file.fileno())
                 file_name = Path(request["served"]).name
@@ -403,7 +407,11 @@ def _note(result: dict[str, Any]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_AT_ONCE):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _write(target: Path, content: bytes) -> None:

@@ -11,13 +11,14 @@ import sqlite3
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pickglass.data.files import written_whole
 from pickglass.errors import PickglassError
 
-__all__ = ["main"]
+__all__ = ["main", "with_thresholds_of"]
 
 _EVERY = 0.2  # seconds between two lines about the progress
 
@@ -54,8 +55,10 @@ def _taught(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 
     progress = _Progress()
     compute = ComputeOptions(**request["compute"])
+    if compute.engine == "onnxruntime":  # it runs exported models alone, and this one is the lab's
+        compute = replace(compute, engine="auto")
     served, lab = Path(request["served"]), Path(request["lab"])
-    base = _with_thresholds_of(served, lab, folder)
+    base = with_thresholds_of(served, lab, folder)
     before = load(base)
     candidate = folder / "candidate.safetensors"
     result = update(
@@ -101,7 +104,7 @@ def _taught(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     return {"update": result, "images": images, "before": _about(before), "after": _about(after), "notes": notes}
 
 
-def _with_thresholds_of(served: Path, lab: Path, folder: Path) -> Path:
+def with_thresholds_of(served: Path, lab: Path, folder: Path) -> Path:
     """Return the model to update; where thresholds of the exported file were changed since, a copy that has them."""
     if served.suffix != ".onnx":
         return lab

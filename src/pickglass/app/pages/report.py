@@ -134,7 +134,7 @@ class Marking(NamedTuple):
 
     Attributes:
         model_id, model_version: the model that judged the images.
-        columns: of the table, in order.
+        columns: the table has these, in order.
     """
 
     model_id: str

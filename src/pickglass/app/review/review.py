@@ -22,10 +22,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pickglass.app.models import AnyModel
 from pickglass.app.pages.images import QUALITY, colour_range, display, heat, picture_size, shrink_max, thumbnail
 from pickglass.app.review.store import Judged, JudgedStore, small_map
-from pickglass.app.testing.selection import select, sentences
+from pickglass.app.testing.selection import select
+from pickglass.app.watch.model import LoadedModel
 from pickglass.data import MARGINS, Dataset, DataSource, Row, Table, image_digest
 from pickglass.data.images.geometry import resize_map
 from pickglass.errors import ImageError, InputError, PickglassError, UnknownName
@@ -110,11 +110,11 @@ class Published:
     error: str | None = None
 
 
-def scores_key(model: AnyModel) -> str:
+def scores_key(model: LoadedModel) -> str:
     """Return the name under which the scores of a model are kept: two models with one name give the same scores."""
-    header: Mapping[str, Any] = getattr(model, "header", {})
+    header: Mapping[str, Any] = getattr(model.detector, "header", {})
     precision = header.get("precision", "float32")
-    return model.model_id() if precision == "float32" else f"{model.model_id()}-{precision}"
+    return model.id if precision == "float32" else f"{model.id}-{precision}"
 
 
 class Review:
@@ -146,26 +146,27 @@ class Review:
 
     # -- for readers ---------------------------------------------------------------------------------------------------
 
-    @property
-    def data(self) -> ReviewedData | None:
-        """The images, None while they are being read or where they cannot be."""
-        return self._data
+    def wait(self, seconds: float) -> ReviewedData | None:
+        """Wait for the data set to be read, and return its images; None: it takes longer, or cannot be read."""
+        self._start()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._to_read() or self._closed, seconds)
+            return self._data
 
-    def read(self) -> None:
-        """See to it that the data set is read, in the background."""
+    def _start(self) -> None:
         with self._changed:
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._work, name="pickglass-review", daemon=True)
                 self._thread.start()
 
-    def ask(self, model: AnyModel) -> tuple[ReviewedData | None, Published | None]:
+    def ask(self, model: LoadedModel) -> tuple[ReviewedData | None, Published | None]:
         """Say that a person looks at the data set with this model now.
 
         Returns:
             The images, and what the model gave them so far; both None while the data set is being read, or where it
             cannot be (see ``error``).
         """
-        self.read()
+        self._start()
         with self._changed:
             key = scores_key(model)
             published = self._publish(key)
@@ -253,7 +254,7 @@ class Review:
     def _to_read(self) -> bool:
         return self._data is None and self.error is None
 
-    def _next(self, now: AnyModel | None = None) -> AnyModel | None:
+    def _next(self, now: LoadedModel | None = None) -> LoadedModel | None:
         """Return the model to go on with: ``now``, unless nobody looks any more and somebody looks with another."""
         left = [one for key, one in self._asked.items() if self._is_left(key)]
         if not left or self._data is None:
@@ -267,6 +268,7 @@ class Review:
         return key not in self._published or self._published[key].stage in ("waiting", "judging")
 
     def _read(self) -> None:
+        data, error = None, None
         try:
             dataset = self.source.load(training=False)
             rows = tuple(self.source.placed(dataset.table + dataset.private))
@@ -274,16 +276,16 @@ class Review:
             known = self.store.digests()
             digests = [_known_digest(row, known) for row in rows]
             data = ReviewedData(secrets.token_hex(4), dataset, rows, _names(rows, dataset.root), times, digests)
-        except PickglassError as error:
-            self.error = str(error)
-            return
+        except PickglassError as problem:
+            error = str(problem)
         except Exception:
             _LOG.exception("the data set cannot be read")
-            self.error = "the data set cannot be read; the server's log says why"
-            return
-        self._data = data
+            error = "the data set cannot be read; the server's log says why"
+        with self._changed:
+            self._data, self.error = data, error
+            self._changed.notify_all()
 
-    def _advance(self, data: ReviewedData, model: AnyModel) -> None:
+    def _advance(self, data: ReviewedData, model: LoadedModel) -> None:
         """Judge images until all are judged, another model is asked for, or the review ends."""
         with self._changed:
             published = self._publish(scores_key(model))
@@ -300,12 +302,14 @@ class Review:
             _LOG.exception("the data set cannot be judged")
             published.stage, published.error = "failed", "the images cannot be judged; the server's log says why"
 
-    def _begin(self, data: ReviewedData, model: AnyModel, published: Published) -> None:
+    def _begin(self, data: ReviewedData, model: LoadedModel, published: Published) -> None:
         """Find out which images judge the model, and take up the scores that are known."""
         self.store.begin(published.model)
-        fair = select(data.dataset, [model.provenance])
+        fair = select(data.dataset, [model.detector.provenance])
         paths = {row.path for row in (*fair.table, *data.dataset.private)}
-        published.left_out = tuple(sentences(fair.left_out))
+        published.left_out = tuple(
+            f"{n} {'image does' if n == 1 else 'images do'} not count: {reason}." for reason, n in fair.left_out.items()
+        )
         published.outside = frozenset(i for i, row in enumerate(data.rows) if row.path not in paths)
         self._take_up(data, published, range(len(data.rows)))
 
@@ -318,7 +322,7 @@ class Review:
             if found is not None:
                 _set(published, i, found.score, found.peak)
 
-    def _judge(self, data: ReviewedData, model: AnyModel, published: Published) -> None:
+    def _judge(self, data: ReviewedData, model: LoadedModel, published: Published) -> None:
         done = set(published.order)
         left = [i for i in range(len(data.rows)) if i not in done]
         unread = [i for i in left if data.digests[i] is None]
@@ -328,7 +332,7 @@ class Review:
         done = set(published.order)
         left = [i for i in left if i not in done]
         fresh: dict[int, Judged] = {}
-        stream = model.stream(Table([data.rows[i] for i in left]), **self.compute.arguments())
+        stream = model.detector.stream(Table([data.rows[i] for i in left]), **self.compute.arguments())
         written = time.monotonic()
         try:
             for i, item in zip(left, stream, strict=True):
@@ -372,7 +376,7 @@ class Review:
             _set(published, i, one.score, one.peak)
         fresh.clear()
 
-    def _is_over(self, data: ReviewedData, model: AnyModel | None) -> bool:
+    def _is_over(self, data: ReviewedData, model: LoadedModel | None) -> bool:
         """Say whether the review ends, the data set is read anew, or another model comes first."""
         if self._closed or self._data is not data:
             return True
@@ -383,7 +387,7 @@ class Review:
 class _Asked(NamedTuple):
     """Somebody asked for the scores of a model at this time."""
 
-    model: AnyModel
+    model: LoadedModel
     time: float
 
 

@@ -433,23 +433,30 @@ function review() {
     choose(stay);
   }
 
-  const mark = (i, word) => attempt(async () => {
-    const before = marks.get(images.names[i]);
-    const score = Number.isNaN(images.scores[i]) ? null : images.scores[i];
-    const said = await markImage({place: "data", name: images.names[i]}, before?.mark === word && !before.disputed ? null : word, {
-      type: before?.type, seen: before?.latest ?? 0, model: model(), score, keepMask: true,
-    });
-    if (said.counts_as === null) marks.set(images.names[i], {...said, counts_as: undefined});
-    else marks.set(images.names[i], said);
-    const place = grid.chosen;
-    useMarks(true);
-    if (opened === i) showMark(i);
-    else if (grid.item === i) grid.choose(place + 1); // go on to the next one, unless it has come to this place
-  });
+  // One after the other: each word is said by somebody who has seen the answer to the one before.
+  let marking = Promise.resolve();
+  function mark(i, word) {
+    const name = images.names[i];
+    marking = marking.then(() => attempt(async () => {
+      const before = marks.get(name);
+      const score = Number.isNaN(images.scores[i]) ? null : images.scores[i];
+      const again = before?.mark === word && !before.disputed; // the same word: the mark is taken back
+      const said = await markImage({place: "data", name}, again ? null : word, {
+        type: before?.type, seen: before?.latest ?? 0, model: model(), score, keepMask: true,
+      });
+      if (said.counts_as === null) marks.delete(name);
+      else marks.set(name, said);
+      useMarks(true);
+      if (opened === i) showMark(i);
+    }));
+  }
 
   const markKey = word => () => {
     if (opened >= 0) mark(opened, word);
-    else if (document.activeElement === byId("grid") && grid.item !== undefined) mark(grid.item, word);
+    else if (document.activeElement === byId("grid") && grid.item !== undefined) {
+      mark(grid.item, word);
+      grid.choose(grid.chosen + 1);
+    }
   };
   keys(Object.fromEntries(Object.entries(WORDS).map(([key, word]) => [key, markKey(word)])));
 
@@ -468,7 +475,7 @@ function review() {
   };
   const markOf = i => {
     const said = marks.get(images.names[i]);
-    return said?.counts_as ? element("span", {className: `marked ${said.counts_as}`, title: said.user ? `by ${said.user}` : ""}, said.disputed ? "disputed" : `marked ${said.counts_as}`) : "";
+    return said?.counts_as ? element("span", {className: `marked ${said.counts_as}`, title: `marked ${said.counts_as}${said.user ? ` by ${said.user}` : ""}`}, said.disputed ? "disputed" : `✎ ${said.counts_as}`) : "";
   };
 
   function draw(card, i) {
@@ -548,8 +555,8 @@ function review() {
   };
   byId("looked").addEventListener("keydown", event => {
     if (event.target.closest("input") || event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.key === "ArrowRight") step(1);
-    else if (event.key === "ArrowLeft") step(-1);
+    if (event.key === "ArrowRight" || event.key === "n") step(1);
+    else if (event.key === "ArrowLeft" || event.key === "p") step(-1);
     else return;
     event.preventDefault();
   });

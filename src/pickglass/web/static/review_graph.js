@@ -12,6 +12,7 @@ import {element, number} from "./common.js";
 const SVG = "http://www.w3.org/2000/svg";
 const KINDS = ["good", "bad", "unlabelled"];
 const BARS = 64;
+const FEW = 30; // images of a kind
 const HEIGHT = 170; // CSS pixels of the bars
 const WIDE = 30; // the highest score by the lowest, above which the axis is logarithmic
 
@@ -161,8 +162,8 @@ export class ScoreGraph {
       bars[kind][Math.min(Math.floor(this.#share(scores[i]) * BARS), BARS - 1)]++;
       totals[kind]++;
     }
-    // Each kind as shares of its own: few bad images stay visible beside thousands of good ones.
-    const shares = bars.map((bar, kind) => bar.map(n => n / Math.max(totals[kind], 1)));
+    // Each kind as shares of its own: few bad images stay visible beside thousands of good ones; very few stay low.
+    const shares = bars.map((bar, kind) => bar.map(n => n / Math.max(totals[kind], FEW)));
     const top = Math.max(...shares.map(bar => Math.max(...bar)), 1e-9);
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.drawing.replaceChildren(...KINDS.flatMap((kind, k) => {
