@@ -198,7 +198,8 @@ class LayerExplorer:
             raise InputError(f"x {x}, y {y} lies outside of the tile that is shown: ask for the place where it is")
         height, width = self._input.shape[2:]
         answers: list[ExploredField] = []
-        cells = field_of_cell(self._extractor, self._input, place)
+        grids = [(seen.features.shape[1], seen.features.shape[2]) for seen in self._levels]
+        cells = field_of_cell(self._extractor, self._input, grids, place)
         for name, field, seen, theoretical in zip(
             self._extractor.layers, cells, self._levels, self._theoretical, strict=True
         ):

@@ -12,7 +12,7 @@ Letters: B images, S side of the empty image, H x W pixels of the network's inpu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -156,17 +156,20 @@ def effective_fields(extractor: FeatureExtractor, images: Iterable[Tensor]) -> l
     return fields
 
 
-def field_of_cell(extractor: FeatureExtractor, image: Tensor, place: tuple[float, float]) -> list[CellField]:
+def field_of_cell(
+    extractor: FeatureExtractor, image: Tensor, grids: Sequence[tuple[int, int]], place: tuple[float, float]
+) -> list[CellField]:
     """Measure what the cell of each layer over a place sees of this very image, as :func:`effective_fields` does.
 
     Args:
         extractor: with its weights.
         image: (1, 3, H, W) in [0, 1].
+        grids: (h, w) of each layer on such an image.
         place: down and across, as shares of the image, 0 to below 1.
     """
     size = (image.shape[2], image.shape[3])
     fields = []
-    for energy, (_, h, w) in zip(_energies(extractor, image, place), extractor.shapes(size), strict=True):
+    for energy, (h, w) in zip(_energies(extractor, image, place), grids, strict=True):
         cell = (int(place[0] * h), int(place[1] * w))
         centre = ((cell[0] + 0.5) * size[0] / h, (cell[1] + 0.5) * size[1] / w)
         seen = float(energy.sum()) > 0
