@@ -128,3 +128,15 @@ def test_a_letterbox_is_taken_off() -> None:
     several: Any = textures(2, 64)
     with pytest.raises(InputError, match="2 images: expected one"):
         LayerExplorer(REQUEST, several)
+
+
+def test_each_scale_has_its_layers() -> None:
+    images = textures(5, 64)
+    fused = pg.PatchCore(size=64).fused("pyramid", levels="all", scales=[1, 0.5])
+    explorer = LayerExplorer(fused.fit(images, calibrate=0, engine="torch"), images[0])
+    layers = explorer.explore()["layers"]
+    assert [layer["layer"] for layer in layers] == ["stage3", "stage5", "stage3 at 0.5", "stage5 at 0.5"]
+    assert [layer["grid"] for layer in layers] == [[8, 8], [4, 4], [4, 4], [2, 2]]
+    once, _, twice, _ = (layer["rf_theoretical"] for layer in layers)
+    assert twice == 2 * once  # type: ignore[operator]
+    assert [field["cell"][2] for field in explorer.fields(30, 30)] == [8, 16, 16, 32]
