@@ -31,6 +31,7 @@ from pickglass.runtime.exported import ExportedModel
 __all__ = ["test", "write_report"]
 
 _NO_METRICS = ("by_type", "left_out", "notes", "failed", "report", "robustness")
+_LISTED = ("fitted_images", "image_names")  # of the provenance: an entry an image, too long for a page
 
 
 def test(
@@ -140,7 +141,7 @@ def write_report(
             by_type=evaluation.by_type,
             curves=_curves(evaluation),
             configuration=detector.configuration(),
-            provenance={k: v for k, v in detector.provenance.to_json().items() if k != "fitted_images"},
+            provenance={k: v for k, v in detector.provenance.to_json().items() if k not in _LISTED},
             failed=prediction.failed,
             threshold=prediction.calibration.image_threshold if prediction.calibration else None,
             unsure=prediction.calibration.unsure_threshold if prediction.calibration else None,
