@@ -107,6 +107,7 @@ def test_test_prints_metrics_and_writes_report_and_maps(
     assert set(result["by_type"]["hole"]) == set(list(result)[:16])
     assert result["report"] == str(report)
     assert report.read_text().count("<img") >= 24
+    assert "image_names" not in report.read_text()  # one for each image that was learned would be too long
     with np.load(maps) as saved:
         assert saved["maps"].shape == (8, 12, 12)
         assert saved["maps"].dtype == np.float32

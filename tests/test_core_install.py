@@ -173,6 +173,7 @@ def test_what_needs_more_names_the_extra(python: Path, small_dataset: Path, tmp_
         "threshold": [model, data],
         "label": [model, data],
         "drift": [model, data],
+        "explain": [model, f"{data}/train/good/00.png"],
         "advise": [data, "--defect-px", "8"],
         "study": [data, "-o", str(tmp_path / "study.sqlite")],
         "layers": ["--list"],
@@ -216,6 +217,11 @@ def test_an_exported_model_does_all_but_learn(python: Path, small_dataset: Path,
     assert promised["image_threshold"] == pytest.approx(in_lab["image_threshold"], rel=1e-4)
     assert answer("info", model)["about"]["version"] == 2
     assert "drift" in answer("drift", model, small_dataset / "test" / "good", "--level", "0.4")
+    why = answer("explain", model, judged["results"][0]["path"], "-o", tmp_path / "why.html")
+    assert why["score"] == judged["results"][0]["score"]
+    assert why["places"]
+    assert why["similar"]["found"]
+    assert (tmp_path / "why.html").stat().st_size > 10_000
     assert "torch" not in succeeded(
         python, "-c", f"import sys, pickglass as pg; pg.load({str(model)!r}); print(*sys.modules)"
     )

@@ -171,6 +171,21 @@ def test_a_patch_that_was_learned_turned_is_shown_where_it_lies_in_the_image(tmp
         assert abs(int(y) - 36) <= 8
 
 
+def test_images_of_an_update_are_named_like_those_of_the_fit(tmp_path: Path) -> None:
+    for i, image in enumerate(textures(9, SIDE)):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    paths = sorted(tmp_path.glob("*.png"))
+    detector = pg.PatchCore(size=SIDE, ratio=1.0, smoothing=0.0).fit(paths[:5], **TORCH)
+    detector.update(paths[5:], **TORCH)
+    loaded = pg.load(detector.save(tmp_path / "m.safetensors"))
+    for i in (1, 7):
+        near = told(loaded, paths[i], box=[30, 20, 2, 2])["places"][0]["nearest"][0]
+        assert near["image"] is not None
+        assert near["image"].endswith(f"{i}.png")
+        assert near["distance"] == pytest.approx(0, abs=1e-3)
+        assert near["found"]
+
+
 # -- files of training images ------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from pickglass.features.anatomy.gradient_field import effective_fields, field_of
 from pickglass.testing import textures
 
 REQUEST = BackboneRequest("efficientnet_lite0", ["stage2", "stage3", "stage5"], size=64)
+GRIDS = [(16, 16), (8, 8), (4, 4)]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_a_field_is_the_cell_under_the_pixel_and_what_reaches_it(explorer: Layer
 def test_what_a_cell_sees_is_what_changes_it(explorer: LayerExplorer) -> None:
     """Pixels far outside of a theoretical field change nothing; those of the effective one do."""
     extractor, image = explorer._extractor, explorer._input
-    (field, *_) = field_of_cell(extractor, image, (0.3, 0.7))
+    (field, *_) = field_of_cell(extractor, image, GRIDS, (0.3, 0.7))
     assert field.cell == (4, 11)
     with torch.no_grad():
         before = extractor(image)[0][0, :, 4, 11].mean()
@@ -96,7 +97,7 @@ def test_what_a_cell_sees_is_what_changes_it(explorer: LayerExplorer) -> None:
 
 
 def test_the_centre_is_what_layers_measures(explorer: LayerExplorer) -> None:
-    cells = field_of_cell(explorer._extractor, explorer._input, (0.5, 0.5))
+    cells = field_of_cell(explorer._extractor, explorer._input, GRIDS, (0.5, 0.5))
     assert [field.side for field in cells] == effective_fields(explorer._extractor, [explorer._input])
 
 
@@ -127,3 +128,15 @@ def test_a_letterbox_is_taken_off() -> None:
     several: Any = textures(2, 64)
     with pytest.raises(InputError, match="2 images: expected one"):
         LayerExplorer(REQUEST, several)
+
+
+def test_each_scale_has_its_layers() -> None:
+    images = textures(5, 64)
+    fused = pg.PatchCore(size=64).fused("pyramid", levels="all", scales=[1, 0.5])
+    explorer = LayerExplorer(fused.fit(images, calibrate=0, engine="torch"), images[0])
+    layers = explorer.explore()["layers"]
+    assert [layer["layer"] for layer in layers] == ["stage3", "stage5", "stage3 at 0.5", "stage5 at 0.5"]
+    assert [layer["grid"] for layer in layers] == [[8, 8], [4, 4], [4, 4], [2, 2]]
+    once, _, twice, _ = (layer["rf_theoretical"] for layer in layers)
+    assert twice == 2 * once  # type: ignore[operator]
+    assert [field["cell"][2] for field in explorer.fields(30, 30)] == [8, 16, 16, 32]

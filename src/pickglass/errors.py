@@ -196,7 +196,7 @@ _EXTRAS = {
     "starlette": "web",
     "pydantic": "web",
     "uvicorn": "web",
-    "multipart": "web",
+    "python_multipart": "web",
     "prometheus_client": "web",
 }
 """Extra of pickglass that brings each optional module, by the name that is imported."""

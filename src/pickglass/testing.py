@@ -26,6 +26,7 @@ from pickglass.detectors.modelfile import model_id
 from pickglass.errors import InputError, NotFitted, UnknownName
 from pickglass.methods import Detector, load
 from pickglass.result import Prediction
+from pickglass.runtime.compute import ComputeOptions
 
 __all__ = ["CHECKS", "MODES", "check_detector", "textures"]
 
@@ -377,6 +378,52 @@ def _a_region_is_saved(suite: _Suite) -> None:
     _expect_saved_whole(suite, suite.within_roi, _wide(suite.painted[:2], 2))
 
 
+# -- what an explanation asks ----------------------------------------------------------------------------------------
+
+
+def _expect_explicable(detector: Detector, images: Images) -> None:
+    """What each level adds is a map of its own, and patches that are remembered come from images that were learned."""
+    import torch
+
+    learned = detector.provenance.n_fit
+    named = len(detector.provenance.image_names or ())
+    _expect(named == learned, f"{named} names of images for {learned} that were learned")
+    for loaded in detector.loader(ComputeOptions(engine="torch")).batches(detector._rows(images)):
+        batch = loaded.batch
+        if batch is None:
+            raise AssertionError("no image was read")
+        with torch.no_grad():
+            scores, maps = detector.score(batch)
+            parts = detector.level_maps(batch)
+        for name, part in parts.items():
+            _expect(part.shape == maps.shape, f"level_maps: {name!r} is {tuple(part.shape)}, maps {tuple(maps.shape)}")
+            _expect(bool(torch.isfinite(part).all()), f"level_maps: {name!r} is not finite")
+        turns = len(detector.quarter_turns) * (1 if detector.tiles is None else detector.tiles.per_head)
+        spots = turns * maps.shape[2] * maps.shape[3]
+        for head in range(scores.shape[1]):
+            near = detector.neighbours(batch, (0, head, maps.shape[2] - 1, 0), 3)
+            distances = [one.distance for one in near]
+            _expect(distances == sorted(distances), f"neighbours: the nearest does not come first: {distances}")
+            known = all(0 <= one.image < learned and 0 <= one.spot < spots for one in near)
+            _expect(known, f"neighbours: of {learned} images with {spots} spots: {near}")
+
+
+def _is_explicable(suite: _Suite) -> None:
+    _expect_explicable(suite.fitted, suite.painted)
+
+
+def _tiles_are_explicable(suite: _Suite) -> None:
+    _expect_explicable(suite.tiled, _wide(suite.painted[:2], 2))
+
+
+def _shared_heads_are_explicable(suite: _Suite) -> None:
+    _expect_explicable(suite.shared, _wide(suite.painted[:2], 3))
+
+
+def _a_region_is_explicable(suite: _Suite) -> None:
+    _expect_explicable(suite.within_roi, _wide(suite.painted[:2], 2))
+
+
 # -- other ways to read ------------------------------------------------------------------------------------------------
 
 
@@ -439,15 +486,22 @@ CHECKS: Mapping[str, Mapping[str, Callable[[_Suite], None]]] = {
         "painted defects score higher": _painted_defects_score_higher,
         "a broken image leaves the others": _a_broken_image_leaves_the_others,
         "save and load are bit-equal": _save_and_load_are_bit_equal,
+        "levels and neighbours are told": _is_explicable,
     },
-    "tiled": {"tiles see defects": _tiles_see_defects, "save and load are bit-equal": _tiles_are_saved},
+    "tiled": {
+        "tiles see defects": _tiles_see_defects,
+        "save and load are bit-equal": _tiles_are_saved,
+        "levels and neighbours are told": _tiles_are_explicable,
+    },
     "shared heads": {
         "results are finite and shaped": _shared_heads_are_sound,
         "save and load are bit-equal": _shared_heads_are_saved,
+        "levels and neighbours are told": _shared_heads_are_explicable,
     },
     "region of interest": {
         "outside of it nothing counts": _outside_the_region_nothing_counts,
         "save and load are bit-equal": _a_region_is_saved,
+        "levels and neighbours are told": _a_region_is_explicable,
     },
     "batch of one": {"results are finite and shaped": _one_image_at_a_time},
     "16 bit": {

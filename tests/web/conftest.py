@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 from serving import Settings, client_of
 
 import pickglass as pg
@@ -81,6 +81,7 @@ def browser() -> Iterator[Browser]:
         arguments.append("--use-fake-device-for-media-stream")  # a camera that shows a moving pattern
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             arguments.append("--no-sandbox")
+        expect.set_options(timeout=20_000)  # machines may be busy
         made = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield made
         made.close()

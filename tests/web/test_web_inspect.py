@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import struct
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from PIL import Image
 from serving import Settings, client_of
@@ -22,7 +24,10 @@ from serving import Settings, client_of
 import pickglass as pg
 from pickglass.app.predict import predict
 from pickglass.errors import InputError
+from pickglass.runtime.compute import ComputeOptions
 from pickglass.runtime.exported import ExportedModel
+from pickglass.web.judging import Line
+from pickglass.web.metrics import Metrics
 
 PNG = {"content-type": "image/png"}
 
@@ -209,6 +214,21 @@ def test_a_full_line_says_when_to_come_again(settings: Settings, held: tuple[thr
         assert 'pickglass_requests_total{method="POST",route="/inspect",status="503"} 1.0' in text
 
 
+def test_a_line_holds_no_more_than_some_bytes() -> None:
+    line = Line(9, 10, ComputeOptions(), Metrics())
+    with line.place() as first:
+        first.grow(100)
+        with line.place() as second:
+            second.grow(60)
+            with pytest.raises(HTTPException) as refused:
+                first.grow(1)
+            assert refused.value.status_code == 503
+        first.grow(60)
+    line.close()
+    with pytest.raises(HTTPException), line.place():
+        pass
+
+
 def test_an_image_at_which_the_model_breaks_leaves_the_others_alone(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +303,13 @@ def test_images_that_arrive_are_judged(settings: Settings, tmp_path: Path, image
         shown = client.get("/api/watch/1/image")
         assert list(Image.open(io.BytesIO(shown.content)).size[::-1]) == whole["size"]
         assert client.get("/api/watch?after=1").json()["images"] == []
+        odd = os.fsencode(folder) + b"/\xff.png"  # no text in UTF-8
+        try:
+            Path(os.fsdecode(odd)).write_bytes(SOUND)
+        except OSError:  # this file system takes no such name
+            Path(os.fsdecode(odd.replace(b"\xff", b""))).write_bytes(SOUND)
+        until(lambda: client.get("/api/watch").json()["last"] == 2)
+        assert client.get("/api/watch?after=1").json()["images"][0]["name"] == ".png"
         (folder / "part.png").unlink()
         assert client.get("/api/watch/1/image").status_code == 404
         assert client.get("/api/watch/7").status_code == 404

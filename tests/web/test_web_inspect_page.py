@@ -196,6 +196,28 @@ def test_arrivals_of_the_watched_folder(
         expect(page.locator(".large.verdict")).to_have_text("good")
 
 
+def test_the_page_says_why(address: str, page: Page, judged: dict[str, ImageResult]) -> None:
+    page.goto(address)
+    page.locator("#files").set_input_files([judged["bad"]["path"], judged["good"]["path"]])
+    expect(page.locator("#list .verdict")).to_have_count(2)
+    page.get_by_text("Why?").click()
+    places = page.locator("#because article")
+    expect(places.first).to_contain_text("times the pixel threshold")
+    expect(places.first.locator("img")).to_be_visible()
+    page.locator(".viewport").focus()
+    for _ in range(3):
+        page.keyboard.press("+")
+    before = zoom(page)
+    page.get_by_role("button", name="Go to place 1").click()
+    assert zoom(page) != before
+    told = places.first.text_content()
+    assert told
+    page.keyboard.press("n")  # the next one is explained, too
+    expect(places.first).to_contain_text("not marked")
+    page.keyboard.press("p")
+    expect(places.first).to_have_text(told)
+
+
 def test_images_are_marked_and_outlined(settings: Settings, page: Page, judged: dict[str, ImageResult]) -> None:
     with live(settings()) as address:
         page.goto(address)

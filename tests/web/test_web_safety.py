@@ -13,6 +13,7 @@ from playwright.sync_api import Page
 from serving import Settings, client_of, live
 
 from pickglass.errors import InputError
+from pickglass.web import inspect
 from pickglass.web.safety import HEADERS
 
 TOKEN = "a-token-of-some-length"
@@ -82,6 +83,12 @@ def test_no_path_leads_out(settings: Settings) -> None:
             assert client.get(path).status_code in (401, 404), path
 
 
+def test_other_methods_are_refused(shared: TestClient) -> None:
+    for method in ("DELETE", "TRACE", "PUT", "GET"):
+        answer = shared.request(method, "/inspect")
+        assert (answer.status_code, list(answer.json())) == (405, ["error"]), method
+
+
 def test_sentences_tell_no_folder(client: TestClient) -> None:
     state = client.app.app.state.pickglass  # type: ignore[attr-defined]
     model = state.settings.models[0]
@@ -107,8 +114,9 @@ def test_a_token_is_asked_for(settings: Settings) -> None:
 
 
 def test_a_body_that_is_not_wanted_is_read_before_the_answer(
-    settings: Settings, caplog: pytest.LogCaptureFixture
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(inspect, "_SECONDS", 0.3)
     with live(settings(token=TOKEN)) as address:
         port = int(address.rpartition(":")[2])
         connection = HTTPConnection("127.0.0.1", port, timeout=20)
@@ -117,14 +125,18 @@ def test_a_body_that_is_not_wanted_is_read_before_the_answer(
             answer = connection.getresponse()
             assert answer.status == status
             assert json.loads(answer.read())["error"]
-        with socket.create_connection(("127.0.0.1", port)) as gone:  # it goes away amid its body
-            lines = (
-                "POST /inspect HTTP/1.1",
-                "Host: 127.0.0.1",
-                f"Authorization: Bearer {TOKEN}",
-                "Content-Type: image/png",
-            )
-            gone.sendall("\r\n".join((*lines, "Content-Length: 999", "", "abc")).encode())
+        for stays in (True, False):  # amid its body
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
+                lines = (
+                    "POST /inspect HTTP/1.1",
+                    "Host: 127.0.0.1",
+                    f"Authorization: Bearer {TOKEN}",
+                    "Content-Type: image/png",
+                    "Content-Length: 999",
+                )
+                slow.sendall("\r\n".join((*lines, "", "abc")).encode())
+                if stays:
+                    assert slow.recv(99).startswith(b"HTTP/1.1 408 ")
         for _ in range(2):
             connection.request("GET", "/health")
             assert json.loads(connection.getresponse().read()) == {"status": "ok"}

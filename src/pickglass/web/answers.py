@@ -23,6 +23,7 @@ from pickglass.runtime.exported import ExportedModel
 from pickglass.web.models import ServedModel
 
 __all__ = [
+    "LONGEST_NAME",
     "Histogram",
     "Inspected",
     "MapPicture",
@@ -31,9 +32,11 @@ __all__ = [
     "histogram",
     "inspected",
     "map_picture",
+    "plain_name",
     "png_of",
 ]
 
+LONGEST_NAME = 200  # characters of an image's name
 _SIDE = 2048  # px, longest side of a map's picture
 _BARS = 40  # of a histogram at most
 
@@ -187,3 +190,9 @@ def png_of(pixels: Array) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def plain_name(name: str) -> str:
+    """Return the last part of an image's name, without what cannot be printed or sent."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    return "".join(letter for letter in last if letter.isprintable())[:LONGEST_NAME] or "image"

@@ -38,7 +38,7 @@ from pickglass.app.watch.model import LoadedModel
 from pickglass.data import Row, read_image
 from pickglass.errors import Failure, ImageError, InputError, shortened
 from pickglass.result import Found
-from pickglass.web.answers import Inspected, ModelAbout, about_model, inspected, png_of
+from pickglass.web.answers import LONGEST_NAME, Inspected, ModelAbout, about_model, inspected, plain_name, png_of
 from pickglass.web.judging import Place
 from pickglass.web.models import ServedModel
 from pickglass.web.state import State, TheState
@@ -51,7 +51,6 @@ router = APIRouter(tags=["inspect"])
 _TYPES = ("png", "jpeg", "bmp", "x-ms-bmp", "tiff", "webp")
 _ANY = "application/octet-stream"
 _SECONDS = 60.0  # in which a body must have come
-_NAME = 200  # characters of an image's name
 _FIELDS = 16  # of a form, beside the image
 
 
@@ -79,7 +78,7 @@ _BODY: dict[str, Any] = {
 _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
-ImageName = Annotated[str, Query(max_length=_NAME, description="What the answer calls the image.")]
+ImageName = Annotated[str, Query(max_length=LONGEST_NAME, description="What the answer calls the image.")]
 
 
 @router.post("/inspect", openapi_extra=_BODY)
@@ -173,7 +172,7 @@ async def _upload(request: Request, place: Place, name: str) -> _Upload:
     if form:
         upload = await run_in_threadpool(_image_of_form, content, options.get(b"boundary", b""), name)
     else:
-        upload = _Upload(_plain(name), content)
+        upload = _Upload(plain_name(name), content)
     if not upload.content:
         raise InputError("the request brings no bytes, expected an image")
     return upload
@@ -197,7 +196,7 @@ def _image_of_form(content: bytes, boundary: bytes, name: str) -> _Upload:
         if part.field_name != b"image" or images:
             raise InputError("expected one file in the form, named 'image': send several images one after the other")
         sent = (part.file_name or b"").decode("utf-8", "replace")
-        images.append(_Upload(_plain(sent or name), part.file_object.read()))
+        images.append(_Upload(plain_name(sent or name), part.file_object.read()))
 
     def other(part: Any) -> None:
         others.append(part)
@@ -215,12 +214,6 @@ def _image_of_form(content: bytes, boundary: bytes, name: str) -> _Upload:
     if not images:
         raise InputError("the form holds no file named 'image'")
     return images[0]
-
-
-def _plain(name: str) -> str:
-    """Return the last part of a name, without what could not be printed."""
-    last = name.replace("\\", "/").rpartition("/")[2]
-    return "".join(letter for letter in last if letter.isprintable())[:_NAME] or "image"
 
 
 def _shown(upload: _Upload, max_pixels: int) -> bytes:

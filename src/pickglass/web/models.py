@@ -119,4 +119,7 @@ class Models:
     def _look(self) -> None:
         while not self._closed.wait(_LOOK):
             for served in self:
-                served.look()
+                try:
+                    served.look()
+                except Exception:  # a thread that ends would say nothing
+                    _LOG.exception("the file of %r cannot be looked at", served.name)

@@ -26,7 +26,7 @@ from pickglass.data.files import missing
 from pickglass.data.images.decoder import Array
 from pickglass.errors import Failure, ImageError, InputError
 from pickglass.result import Found
-from pickglass.web.answers import Inspected, inspected, png_of
+from pickglass.web.answers import Inspected, inspected, plain_name, png_of
 from pickglass.web.judging import Line
 from pickglass.web.models import ServedModel
 from pickglass.web.settings import ServeSettings
@@ -145,7 +145,7 @@ class Folder(threading.Thread):
             ImageError: it cannot be read.
             HTTPException: 404, it is gone or another one.
         """
-        name, path = arrival.file.name, self._folder / arrival.file.name
+        name, path = plain_name(arrival.file.name), self._folder / arrival.file.name
         if arrival.file.size > self._settings.max_bytes:
             raise ImageError(name, f"is longer than {self._settings.max_bytes / 2**20:g} MB: raise --max-mb")
         pixels, error = None, None
@@ -153,14 +153,14 @@ class Folder(threading.Thread):
             pixels = read_image(path, self._settings.compute.max_pixels)
         except ImageError as problem:
             error = ImageError(name, problem.reason)
-        if identity_at(self._folder, name) != arrival.file:
+        if identity_at(self._folder, arrival.file.name) != arrival.file:
             raise HTTPException(404, f"{name} is gone, or another image by now")
         if pixels is None:
             raise error or ImageError(name, "cannot be read")
         return pixels
 
     def _judge(self, arrival: Arrival) -> None:
-        name = arrival.file.name
+        name = plain_name(arrival.file.name)
         try:
             pixels = self._read(arrival)
         except HTTPException:
@@ -201,7 +201,7 @@ class Folder(threading.Thread):
             self._last += 1
             arrived: Arrived = {
                 "number": self._last,
-                "name": arrival.file.name,
+                "name": plain_name(arrival.file.name),
                 "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
                 "result": result,
                 "error": error,

@@ -107,7 +107,12 @@ class LayerExplorer:
         self._levels = [Seen(level, None if own is None else own[0]) for level, own in zip(levels, cells, strict=True)]
         patch = 1 if self._extractor.tokens is None else self._extractor.tokens.patch
         side = max(1, _PROBED // patch) * patch
-        self._theoretical = [fact.theoretical for fact in layer_facts(self._extractor, (side, side))]
+        known = [fact.theoretical for fact in layer_facts(self._extractor, (side, side))]
+        scales, layers = self._extractor.scales, self._extractor.layers
+        self._names = [name if scale == 1 else f"{name} at {scale:g}" for scale in scales for name in layers]
+        self._theoretical = [
+            math.ceil(field / scale) if isinstance(field, int) else field for scale in scales for field in known
+        ]
         self._maps: list[Tensor] | None = None
 
     def explore(self, *, mask: str | Path | None = None, box: Sequence[int] | None = None) -> ExploreResult:
@@ -124,7 +129,7 @@ class LayerExplorer:
         height, width = self._input.shape[2:]
         layers: list[ExploredLayer] = []
         maps = []
-        for name, seen, theoretical in zip(self._extractor.layers, self._levels, self._theoretical, strict=True):
+        for name, seen, theoretical in zip(self._names, self._levels, self._theoretical, strict=True):
             channels, h, w = seen.features.shape
             found = None
             if defect is not None:
@@ -165,11 +170,11 @@ class LayerExplorer:
         Raises:
             UnknownName: no such layer, or kind of picture.
         """
-        if layer not in self._extractor.layers:
-            raise UnknownName("layer", layer, list(self._extractor.layers))
+        if layer not in self._names:
+            raise UnknownName("layer", layer, self._names)
         if kind not in get_args(PictureKind):
             raise UnknownName("kind of picture", kind, get_args(PictureKind))
-        number = self._extractor.layers.index(layer)
+        number = self._names.index(layer)
         seen = self._levels[number]
         if kind == "colours":
             counts = torch.ones(seen.features.shape[1:], dtype=torch.bool) if seen.keep is None else seen.keep
@@ -198,10 +203,9 @@ class LayerExplorer:
             raise InputError(f"x {x}, y {y} lies outside of the tile that is shown: ask for the place where it is")
         height, width = self._input.shape[2:]
         answers: list[ExploredField] = []
-        cells = field_of_cell(self._extractor, self._input, place)
-        for name, field, seen, theoretical in zip(
-            self._extractor.layers, cells, self._levels, self._theoretical, strict=True
-        ):
+        grids = [(seen.features.shape[1], seen.features.shape[2]) for seen in self._levels]
+        cells = field_of_cell(self._extractor, self._input, grids, place)
+        for name, field, seen, theoretical in zip(self._names, cells, self._levels, self._theoretical, strict=True):
             _, h, w = seen.features.shape
             middle = field.centre
             known = max(height, width) * 2 if theoretical == "global" else theoretical

@@ -32,6 +32,7 @@ from pickglass.runtime.exported import ExportedModel
 __all__ = ["test", "write_report"]
 
 _NO_METRICS = ("by_type", "left_out", "notes", "failed", "report", "robustness")
+_LISTED = ("fitted_images", "image_names")  # of the provenance: an entry an image, too long for a page
 
 
 def test(
@@ -126,7 +127,7 @@ def write_report(
         names: what to call an image, by its path, where the reader is not to know of paths; None: by its path.
     """
     named = names or {}
-    hidden = ("fitted_images",) if names is None else ("fitted_images", "suspicious")
+    hidden = _LISTED if names is None else (*_LISTED, "suspicious")
     threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
     scale = colour_range(threshold, prediction.maps)
     with ReportWriter(target, f"{name}: {detector.title}", scale) as writer:

@@ -12,7 +12,7 @@ Letters: B images, S side of the empty image, H x W pixels of the network's inpu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -142,7 +142,7 @@ def effective_fields(extractor: FeatureExtractor, images: Iterable[Tensor]) -> l
     """
     energy: list[Tensor] = []
     for batch in images:
-        parts = _energies(extractor, batch, _CENTRE)
+        parts = _energies(extractor, batch, len(extractor.layers), _CENTRE)
         energy = [a + b for a, b in zip(energy, parts, strict=True)] if energy else parts  # (H, W) each
     if not energy:
         raise InputError("no image was given: the effective receptive field is measured on images")
@@ -156,17 +156,20 @@ def effective_fields(extractor: FeatureExtractor, images: Iterable[Tensor]) -> l
     return fields
 
 
-def field_of_cell(extractor: FeatureExtractor, image: Tensor, place: tuple[float, float]) -> list[CellField]:
+def field_of_cell(
+    extractor: FeatureExtractor, image: Tensor, grids: Sequence[tuple[int, int]], place: tuple[float, float]
+) -> list[CellField]:
     """Measure what the cell of each layer over a place sees of this very image, as :func:`effective_fields` does.
 
     Args:
         extractor: with its weights.
         image: (1, 3, H, W) in [0, 1].
+        grids: (h, w) of each layer on such an image, where the image is read at several scales at each of them.
         place: down and across, as shares of the image, 0 to below 1.
     """
     size = (image.shape[2], image.shape[3])
     fields = []
-    for energy, (_, h, w) in zip(_energies(extractor, image, place), extractor.shapes(size), strict=True):
+    for energy, (h, w) in zip(_energies(extractor, image, len(grids), place), grids, strict=True):
         cell = (int(place[0] * h), int(place[1] * w))
         centre = ((cell[0] + 0.5) * size[0] / h, (cell[1] + 0.5) * size[1] / w)
         seen = float(energy.sum()) > 0
@@ -175,13 +178,13 @@ def field_of_cell(extractor: FeatureExtractor, image: Tensor, place: tuple[float
     return fields
 
 
-def _energies(extractor: FeatureExtractor, batch: Tensor, place: tuple[float, float]) -> list[Tensor]:
-    """Return each layer's squared gradient (H, W) at a place, summed over images (B, 3, H, W) in [0, 1] and colours."""
+def _energies(extractor: FeatureExtractor, batch: Tensor, n: int, place: tuple[float, float]) -> list[Tensor]:
+    """Return the squared gradient (H, W) of the first n levels at a place, summed over images in [0, 1] and colours."""
     normalised = (batch.to(extractor.mean.device) - extractor.mean) / extractor.std
     # the gradient by pixels in [0, 1]
     return [
         (g / extractor.std).square().sum(dim=(0, 1))
-        for _, g in _gradients(extractor, normalised, list(range(len(extractor.layers))), place)
+        for _, g in _gradients(extractor, normalised, list(range(n)), place)
     ]
 
 

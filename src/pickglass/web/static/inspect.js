@@ -292,6 +292,7 @@ const step = by => {
 const look = async entry => {
   if (viewer.drawing) await putAwayBrush();
   tell(entry);
+  explain();
   if (entry.state === "failed") {
     viewer.hide();
     return;
@@ -305,9 +306,8 @@ const look = async entry => {
     await viewer.show({name: entry.name, image: picture, map: entry.map, boxes: defects.map(defect => defect.box), mask, size});
   };
   await entry.findMark();
-  tellMark(entry);
+  if (entry === chosen) tellMark(entry);
   await draw();
-  explain();
   if (entry.map || entry !== chosen) return;
   const {map} = await entry.judge(true);
   entry.map = map;
@@ -503,6 +503,7 @@ const explain = async () => {
   asking?.abort();
   const entry = chosen;
   const place = byId("because");
+  if (!entry?.why) place.replaceChildren(); // no reasons of another image
   if (!byId("why").open || entry?.state !== "done") return;
   if (!entry.why) {
     place.replaceChildren(element("p", {className: "sub"}, "Looking for the reasons …"));

@@ -188,6 +188,7 @@ const drawOutcome = outcome => {
         figure("good images called bad", outcome.false_alarms_before, outcome.false_alarms, count("good")),
         figure("bad images found", outcome.bad_found_before, outcome.bad_found, count("bad")),
         element("span", {}, "bad above: ", element("b", {}, `${number(before.image_threshold)} → ${number(after.image_threshold)}`)),
+        before.unsure_threshold === after.unsure_threshold ? null : element("span", {}, "unsure above: ", element("b", {}, `${number(before.unsure_threshold)} → ${number(after.unsure_threshold)}`)),
         element("span", {}, `version ${before.version} → ${after.version}`),
       ),
       outcome.lost.length ? element("p", {className: "note"}, `These bad images are found now and would be missed: ${outcome.lost.join(", ")}`) : null,
