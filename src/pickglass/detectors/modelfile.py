@@ -144,6 +144,7 @@ def _restored(
         detector.fusion = Fusion(detector.fusing, detector.backbone_shapes())
     detector.build(detector.level_shapes(), detector.tiles.heads if detector.tiles else 1, seed=0)
     own = detector.extractor.state_dict(prefix="backbone.")
+    heads = {f"head.{name}": tensor.dim() for name, tensor in detector.state_dict().items()}
     missing = [name for name in own if name not in tensors]
     if missing:
         raise ModelFileError(f"{source}: lacks {len(missing)} tensors, e.g. {missing[0]!r}: fit the model anew")
@@ -153,6 +154,11 @@ def _restored(
         if part in apart:
             apart[part][rest] = tensor
             continue
+        if heads.get(name, tensor.dim()) != tensor.dim():  # sizes may follow from the data, the axes never do
+            raise ModelFileError(
+                f"{source}: tensor {name!r} has {tensor.dim()} axes, and {method.__name__} expects {heads[name]}: fit "
+                "the model anew"
+            )
         place = f"extractor.{rest}" if part == "backbone" else rest
         if part == "backbone" and name in own and own[name].shape != tensor.shape:
             raise ModelFileError(
@@ -224,6 +230,8 @@ def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             header = parse_header(file.metadata() or {}, path)
             # a copy begins where memory is aligned; a product of tensors that do not may round differently
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except ModelFileError:
+        raise
     except (SafetensorError, RuntimeError, ValueError) as error:  # also a kind of number that torch does not have
         raise ModelFileError(
             f"{path}: not a readable model file, or cut short ({error}): copy it again, or fit the model anew"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pickglass.data.files import written_whole
-from pickglass.errors import InputError, ModelFileError
+from pickglass.errors import InputError, ModelFileError, shortened
 from pickglass.runtime.model_header import check_header, check_model_file
 
 __all__ = [
@@ -146,7 +146,7 @@ def header_of_export(content: memoryview, path: str | Path) -> dict[str, Any]:
             "upgrade pickglass" if isinstance(version, int) and version > EXPORT_FORMAT else "export the model anew"
         )
         raise ModelFileError(
-            f"{path}: exported in format {version!r}, this pickglass reads format {EXPORT_FORMAT}: {remedy}"
+            f"{path}: exported in format {shortened(version)}, this pickglass reads format {EXPORT_FORMAT}: {remedy}"
         )
     if not set(header) >= _KEYS:
         raise ModelFileError(f"{path}: its header lacks {sorted(_KEYS - set(header))}: export the model anew")

@@ -93,7 +93,9 @@ def parse_header(metadata: Mapping[str, str], path: str | Path) -> dict[str, Any
     version = header.get("format") if isinstance(header, dict) else None
     if version != FORMAT:
         remedy = "upgrade pickglass" if isinstance(version, int) and version > FORMAT else "fit the model anew"
-        raise ModelFileError(f"{path}: model format {version!r}, this pickglass reads format {FORMAT}: {remedy}")
+        raise ModelFileError(
+            f"{path}: model format {shortened(version)}, this pickglass reads format {FORMAT}: {remedy}"
+        )
     if not set(header) >= _KEYS:
         raise ModelFileError(f"{path}: its header lacks {sorted(_KEYS - set(header))}: fit the model anew")
     check_header(header, path, "fit the model anew")

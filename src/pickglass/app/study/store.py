@@ -146,7 +146,7 @@ class StudyStore:
                 if not tables:
                     for statement in _TABLES.split(";"):
                         self.connection.execute(statement)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise _unusable(self.path, error) from error
         if tables and version != _VERSION:
             raise InputError(f"{self.path}: tables of version {version}, expected {_VERSION}: name another file")

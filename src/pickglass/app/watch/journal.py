@@ -284,9 +284,8 @@ class Journal:
                 if "locked" in str(error):
                     why = "another 'pickglass watch' has it: end that one, or name another file with --journal"
                 else:
-                    why = (
-                        f"{error}: look for space on the disk and for permissions, or name another file with --journal"
-                    )
+                    said = " ".join(str(error).split())
+                    why = f"{said}: look for space on the disk and for permissions, or name another file with --journal"
                 raise InputError(f"journal {self.path}: {why}") from error
 
 
