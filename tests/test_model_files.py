@@ -30,7 +30,7 @@ def model(detector: pg.Detector, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def rewritten(model: Path, target: Path, **changes: object) -> Path:
     with safe_open(str(model), "pt") as file:
-        header = {**json.loads(file.metadata()["pickglass"]), **changes}
+        header = {**json.loads(file.metadata()["pickglass"]), "sha256": ..., **changes}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     save_file(tensors, target, metadata={"pickglass": json.dumps({k: v for k, v in header.items() if v is not ...})})
     return target
@@ -119,7 +119,9 @@ def test_wrong_files_are_refused(model: Path, tmp_path: Path) -> None:
 def test_foreign_tensors_are_refused(model: Path, tmp_path: Path) -> None:
     with safe_open(str(model), "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
+        about = json.loads(file.metadata()["pickglass"])
+    del about["sha256"]  # as in files of older versions
+    metadata = {"pickglass": json.dumps(about)}
     save_file({**tensors, "backbone.body.nonsense": torch.zeros(1)}, tmp_path / "m.safetensors", metadata=metadata)
     with pytest.raises(ModelFileError, match=r"'backbone.body.nonsense' has no place"):
         pg.load(tmp_path / "m.safetensors")
@@ -129,6 +131,15 @@ def test_foreign_tensors_are_refused(model: Path, tmp_path: Path) -> None:
     short = {name: tensor for name, tensor in tensors.items() if name != "backbone.body.conv_stem.weight"}
     save_file(short, tmp_path / "m.safetensors", metadata=metadata)
     with pytest.raises(ModelFileError, match="lacks"):
+        pg.load(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.03, 0.2, 0.6, 0.95])
+def test_a_flipped_bit_is_noticed(model: Path, tmp_path: Path, share: float) -> None:
+    content = bytearray(model.read_bytes())
+    content[int(share * len(content))] ^= 1
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"not what pickglass wrote|header is damaged|not a readable"):
         pg.load(tmp_path / "m.safetensors")
 
 

@@ -32,7 +32,7 @@ from pickglass.errors import InputError, MissingExtra, ModelFileError
 from pickglass.methods import load as load_detector
 from pickglass.runtime import exported as exporteds
 from pickglass.runtime.compute import ComputeOptions
-from pickglass.runtime.export_file import _field, _fields, read_export, read_export_header, write_export
+from pickglass.runtime.export_file import _field, fields_of, read_export, read_export_header, write_export
 from pickglass.runtime.exported import ExportedModel, array_from_json, array_to_json
 from pickglass.runtime.provenance import Provenance
 from pickglass.runtime.session import usual_threads
@@ -420,7 +420,10 @@ def test_damage_is_noticed(file: Path, tmp_path: Path) -> None:
 
 def test_a_graph_that_no_runtime_takes(file: Path, tmp_path: Path) -> None:
     header, _ = read_export(file)
-    write_export(tmp_path / "m.onnx", onnx.ModelProto(ir_version=8).SerializeToString(), header)
+    node = onnx.helper.make_node("Unheard", ["image"], ["score"])
+    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("score", "map")]
+    graph = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], outputs))
+    write_export(tmp_path / "m.onnx", graph.SerializeToString(), header)
     for engine in ("onnxruntime", "openvino"):
         with pytest.raises(ModelFileError, match="refuses it"):
             pg.load(tmp_path / "m.onnx").predict(textures(1, SIDE), engine=engine)  # type: ignore[arg-type]
@@ -430,7 +433,7 @@ def test_a_graph_that_no_runtime_takes(file: Path, tmp_path: Path) -> None:
 @given(content=st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     try:
-        parts = list(_fields(memoryview(content)))
+        parts = list(fields_of(memoryview(content)))
     except ValueError:
         return
     assert b"".join(bytes(part.whole) for part in parts) == content
@@ -439,7 +442,7 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
 @settings(max_examples=50, deadline=None)
 @given(number=st.integers(1, 1000), value=st.binary(max_size=300))
 def test_a_field_is_read_as_written(number: int, value: bytes) -> None:
-    (field,) = _fields(memoryview(_field(number, value)))
+    (field,) = fields_of(memoryview(_field(number, value)))
     assert (field.number, bytes(field.value)) == (number, value)
 
 

@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from pickglass.calibration.distributions import beta_quantile, binomial_cdf
 from pickglass.calibration.scale import PValue, Tail, fit_tail, p_value
+from pickglass.data.stored import from_stored
 from pickglass.errors import InputError
 
 __all__ = [
@@ -217,10 +218,8 @@ class Calibration:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Calibration:
         """Make the calibration that :meth:`to_json` described."""
-        sequences = {name: tuple(data.get(name, ())) for name in ("scores", "peaks", "groups")}
         # older files also hold the tail, which follows from the scores
-        stored = {name: value for name, value in data.items() if name != "tail"}
-        return cls(**{**stored, **sequences})
+        return from_stored(cls, {name: value for name, value in data.items() if name != "tail"})
 
 
 @dataclass(frozen=True)
@@ -266,6 +265,11 @@ class Change:
             None if after is None else after.unsure_threshold,
             None if before is None else before.unsure_threshold,
         )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Change:
+        """Make the change that a header describes; anything else is an InputError."""
+        return from_stored(cls, data)
 
     @staticmethod
     def version(history: Sequence[Change]) -> int:

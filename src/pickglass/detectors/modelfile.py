@@ -4,8 +4,9 @@ Its tensors are ``head.*`` (what the method learned, the tiles and the fusion), 
 deepest layer used), ``reference.*`` (the images that ``drift`` compares new ones with) and ``naming.*`` (what names
 defects). The header, under the metadata key ``pickglass``, has ``format`` (version of this layout), ``method``,
 ``configuration``, ``preprocess``, ``calibration``, ``provenance`` and, where the model names defects, ``naming``. Files
-that this version wrote also have ``id`` (digest of what decides the scores), ``version`` and ``history`` (a
-:class:`~pickglass.calibration.Change` for the fit and for each later one).
+that this version wrote also have ``id`` (digest of what decides the scores), ``version``, ``history`` (a
+:class:`~pickglass.calibration.Change` for the fit and for each later one) and ``sha256`` of all else in the file, so
+that a bit that flipped on a disk or a network drive is noticed, and nothing is judged with it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 import torch
@@ -28,19 +29,22 @@ from pickglass.calibration import Calibration, Change
 from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess
 from pickglass.data.files import output_path, written_whole
+from pickglass.data.stored import fits
 from pickglass.detectors.method import Method, assign
 from pickglass.detectors.naming import Namer
 from pickglass.detectors.settings import settings_digest
 from pickglass.detectors.tiling import Tiles
-from pickglass.errors import ModelFileError
+from pickglass.errors import InputError, ModelFileError, shortened
 from pickglass.features.backbones.weights import WeightsInfo
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.runtime.model_header import FORMAT, check_model_file, history_of, parse_header
+from pickglass.runtime.model_header import FORMAT, check_model_file, history_of, parse_header, reading
 from pickglass.runtime.provenance import Provenance
 
 __all__ = ["model_id", "read_model", "restore", "save", "write_model"]
 
 Detector = TypeVar("Detector", bound=Method)
+
+_CHECKSUM = "sha256"
 
 # What models did before there was a setting for it: what a file that does not state the setting was fitted with.
 _BEFORE = {"top_share": 0.0}
@@ -111,10 +115,21 @@ def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[
         source: the name of the file, for messages.
 
     Raises:
-        ModelFileError: tensors are missing, or have no place in this method.
+        ModelFileError: tensors are missing or have no place in this method, or the header is damaged.
     """
+    with reading(source, "fit the model anew"):
+        return _restored(method, header, tensors, source)
+
+
+def _restored(
+    method: type[Detector], header: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str
+) -> Detector:
     known = inspect.signature(method.__init__).parameters
     before = {name: value for name, value in _BEFORE.items() if name in known}
+    hints = get_type_hints(method.__init__)
+    for name, value in header["configuration"].items():
+        if name in hints and not fits(value, hints[name]):
+            raise InputError(f"its setting {name} is {shortened(value)}")
     detector = method.configured({**before, **header["configuration"]})
     detector.provenance = Provenance.from_json(header["provenance"])
     detector.extractor = FeatureExtractor(detector.backbone, detector.layers, None, scales=detector.scales)
@@ -128,7 +143,9 @@ def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[
 
         detector.fusion = Fusion(detector.fusing, detector.backbone_shapes())
     detector.build(detector.level_shapes(), detector.tiles.heads if detector.tiles else 1, seed=0)
-    missing = [name for name in detector.extractor.state_dict(prefix="backbone.") if name not in tensors]
+    own = detector.extractor.state_dict(prefix="backbone.")
+    heads = {f"head.{name}": tensor.dim() for name, tensor in detector.state_dict().items()}
+    missing = [name for name in own if name not in tensors]
     if missing:
         raise ModelFileError(f"{source}: lacks {len(missing)} tensors, e.g. {missing[0]!r}: fit the model anew")
     apart: dict[str, dict[str, Tensor]] = {"reference": {}, "naming": {}}
@@ -136,7 +153,19 @@ def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[
         part, _, rest = name.partition(".")
         if part in apart:
             apart[part][rest] = tensor
-        elif not assign(detector, f"extractor.{rest}" if part == "backbone" else rest, tensor):
+            continue
+        if heads.get(name, tensor.dim()) != tensor.dim():  # sizes may follow from the data, the axes never do
+            raise ModelFileError(
+                f"{source}: tensor {name!r} has {tensor.dim()} axes, and {method.__name__} expects {heads[name]}: fit "
+                "the model anew"
+            )
+        place = f"extractor.{rest}" if part == "backbone" else rest
+        if part == "backbone" and name in own and own[name].shape != tensor.shape:
+            raise ModelFileError(
+                f"{source}: tensor {name!r} has the shape {tuple(tensor.shape)}, and this backbone "
+                f"{tuple(own[name].shape)}: fit the model anew"
+            )
+        if not assign(detector, place, tensor):
             raise ModelFileError(f"{source}: tensor {name!r} has no place in {method.__name__}: fit the model anew")
     if apart["reference"]:
         arrays = {name: tensor.numpy() for name, tensor in apart["reference"].items()}
@@ -151,7 +180,7 @@ def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[
         detector.calibration = replace(detector.calibration, settings=now)
     if detector.reference is not None and detector.reference.settings == then:
         detector.reference = replace(detector.reference, settings=now)
-    detector.history = tuple(Change(**change) for change in header.get("history", ()))
+    detector.history = tuple(Change.from_json(change) for change in header.get("history", ()))
     if "id" in header:
         detector._file_id = (header["id"], now)
     return detector.eval()
@@ -167,11 +196,21 @@ def write_model(path: str | Path, header: Mapping[str, Any], tensors: Mapping[st
         InputError: the name does not end in .safetensors, or the place cannot be written.
     """
     target = output_path(path, ".safetensors")
-    text = json.dumps({"format": FORMAT, **header})
+    known = {"format": FORMAT, **{name: value for name, value in header.items() if name != _CHECKSUM}}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({**known, _CHECKSUM: _checksum(known, plain)})
     with written_whole(target) as temporary:
         save_file(plain, temporary, metadata={"pickglass": text})
     return target
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest of a header without its checksum, and of all tensors."""
+    digest = hashlib.sha256(json.dumps(header).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -190,8 +229,17 @@ def read_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(str(path), framework="pt") as file:
             header = parse_header(file.metadata() or {}, path)
             # a copy begins where memory is aligned; a product of tensors that do not may round differently
-            return header, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except ModelFileError:
+        raise
+    except (SafetensorError, RuntimeError, ValueError) as error:  # also a kind of number that torch does not have
         raise ModelFileError(
             f"{path}: not a readable model file, or cut short ({error}): copy it again, or fit the model anew"
         ) from error
+    written = header.pop(_CHECKSUM, None)
+    if written is not None and written != _checksum(header, tensors):
+        raise ModelFileError(
+            f"{path}: its content is not what pickglass wrote (the checksum differs): copy it again, or fit the model "
+            "anew"
+        )
+    return header, tensors

@@ -20,10 +20,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pickglass.data.files import written_whole
-from pickglass.errors import InputError, ModelFileError
-from pickglass.runtime.model_header import check_model_file
+from pickglass.errors import InputError, ModelFileError, shortened
+from pickglass.runtime.model_header import check_header, check_model_file
 
-__all__ = ["EXPORT_FORMAT", "header_of_export", "read_export", "read_export_header", "replace_header", "write_export"]
+__all__ = [
+    "EXPORT_FORMAT",
+    "Field",
+    "fields_of",
+    "header_of_export",
+    "read_export",
+    "read_export_header",
+    "replace_header",
+    "write_export",
+]
 
 EXPORT_FORMAT = 1
 """Version of the header's layout; files of another version are refused."""
@@ -119,8 +128,8 @@ def header_of_export(content: memoryview, path: str | Path) -> dict[str, Any]:
     try:
         for part, ours in _parts(content):
             if ours:
-                entry = next(field.value for field in _fields(part))
-                text = next(bytes(field.value) for field in _fields(entry) if field.number == _VALUE)
+                entry = next(field.value for field in fields_of(part))
+                text = next(bytes(field.value) for field in fields_of(entry) if field.number == _VALUE)
                 if len(text) > _LONGEST:
                     raise ValueError(f"it has a header of {len(text)} bytes")
     except (ValueError, StopIteration) as error:
@@ -137,10 +146,11 @@ def header_of_export(content: memoryview, path: str | Path) -> dict[str, Any]:
             "upgrade pickglass" if isinstance(version, int) and version > EXPORT_FORMAT else "export the model anew"
         )
         raise ModelFileError(
-            f"{path}: exported in format {version!r}, this pickglass reads format {EXPORT_FORMAT}: {remedy}"
+            f"{path}: exported in format {shortened(version)}, this pickglass reads format {EXPORT_FORMAT}: {remedy}"
         )
     if not set(header) >= _KEYS:
         raise ModelFileError(f"{path}: its header lacks {sorted(_KEYS - set(header))}: export the model anew")
+    check_header(header, path, "export the model anew")
     return dict(header)
 
 
@@ -160,8 +170,8 @@ def _digest(parts: list[memoryview]) -> str:
 # -- fields of protobuf ------------------------------------------------------------------------------------------------
 
 
-class _Field(NamedTuple):
-    """A field: its number, what it holds if that is a text or a message, and all of its bytes."""
+class Field(NamedTuple):
+    """A field: its number, the bytes of what it holds, and all of its bytes."""
 
     number: int
     value: memoryview
@@ -170,15 +180,15 @@ class _Field(NamedTuple):
 
 def _parts(content: memoryview) -> Iterator[tuple[memoryview, bool]]:
     """Yield the bytes of each field of a ``ModelProto``, and whether it is the header of pickglass."""
-    for field in _fields(content):
+    for field in fields_of(content):
         ours = field.number == _PROPERTIES and any(
-            inner.number == _NAME and inner.value == _KEY.encode() for inner in _fields(field.value)
+            inner.number == _NAME and inner.value == _KEY.encode() for inner in fields_of(field.value)
         )
         yield field.whole, ours
 
 
-def _fields(content: memoryview) -> Iterator[_Field]:
-    """Yield the fields of a message.
+def fields_of(content: memoryview, most: int = _MOST_FIELDS) -> Iterator[Field]:
+    """Yield the fields of a message of protobuf, of which it may have so many.
 
     Raises:
         ValueError: it is no message, or cut short.
@@ -186,8 +196,8 @@ def _fields(content: memoryview) -> Iterator[_Field]:
     at = count = 0
     while at < len(content):
         count += 1
-        if count > _MOST_FIELDS:
-            raise ValueError(f"it has more than {_MOST_FIELDS} fields")
+        if count > most:
+            raise ValueError(f"it has more than {most} fields")
         start = at
         key, at = _number(content, at)
         kind, begin = key & 7, at
@@ -202,7 +212,7 @@ def _fields(content: memoryview) -> Iterator[_Field]:
             raise ValueError(f"a field of kind {kind}")
         if at > len(content):
             raise ValueError(f"{len(content)} bytes, but a field that ends at {at}")
-        yield _Field(key >> 3, content[begin:at], content[start:at])
+        yield Field(key >> 3, content[begin:at], content[start:at])
 
 
 def _number(content: memoryview, at: int) -> tuple[int, int]:

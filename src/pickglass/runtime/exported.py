@@ -25,17 +25,19 @@ from pickglass.calibration.promises import set_by_hand
 from pickglass.data import Channels, Decoded, Prepared, Preprocess, Row, as_table, decode, known_names
 from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
-from pickglass.errors import Failure, InputError, ModelFileError
+from pickglass.errors import Failure, InputError, ModelFileError, shortened
 from pickglass.result import BoolArray, Found, Prediction, without_number
 from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress
 from pickglass.runtime.export_file import read_export, write_export
-from pickglass.runtime.model_header import history_of
+from pickglass.runtime.graph import check_graph
+from pickglass.runtime.model_header import history_of, reading
 from pickglass.runtime.provenance import Provenance
 from pickglass.runtime.session import Answer, RuntimeName, Session, open_session, usual_threads
 
 __all__ = ["ExportedModel", "array_from_json", "array_to_json"]
 
 _MANY = 32  # images; for fewer, measuring the runtimes takes longer than it can save
+_LARGEST_BATCH = 100_000  # that a file may ask for
 _MEASURED = 5  # runs of each runtime, of which the median counts
 
 
@@ -79,15 +81,22 @@ class ExportedModel:
         self.source = str(path)
         self.threads = threads
         self.header, self._content = read_export(path)
-        header = self.header
         try:
+            check_graph(self._content)
+        except ValueError as error:
+            raise ModelFileError(
+                f"{path}: 'pickglass export' writes no such graph ({error}): do not use the file, and export the model "
+                "anew"
+            ) from error
+        header = self.header
+        with reading(path, "export the model anew"):
             self.method = str(header["method"])
             self.title = str(header["title"])
             self.preprocess = Preprocess.from_json(header["preprocess"])
             self.provenance = Provenance.from_json(header["provenance"])
             stored = header["calibration"]
             self.calibration = None if stored is None else Calibration.from_json(stored)
-            self.history = tuple(Change(**change) for change in header["history"])
+            self.history = tuple(Change.from_json(change) for change in header["history"])
             self.certificate = cast("dict[str, Any]", header["certificate"])
             self.roi: BoolArray | None = None if header.get("roi") is None else _mask(header["roi"])
             arrays = header.get("drift_reference")
@@ -96,12 +105,11 @@ class ExportedModel:
             self.batch: int | None = header["batch"]
             self.input_form = str(header["input"])
             self.takes_keep = bool(header["keep"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, ModelFileError):
-                raise
-            raise ModelFileError(
-                f"{self.source}: its header is damaged ({type(error).__name__}: {str(error)[:100]}): export it anew"
-            ) from error
+            is_batch = self.batch is None or (type(self.batch) is int and 1 <= self.batch <= _LARGEST_BATCH)
+            if not is_batch or not isinstance(self.certificate, dict) or self.input_form not in ("float32", "uint8"):
+                raise InputError(
+                    f"batch={shortened(self.batch)}, input={self.input_form!r} or a certificate of another kind"
+                )
         self._lock = threading.Lock()
         self._sessions: dict[tuple[RuntimeName, str], Session] = {}
         self._milliseconds: dict[RuntimeName, float] = {}

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pickglass.calibration import Calibration, Change
 from pickglass.data.files import missing
-from pickglass.errors import ModelFileError
+from pickglass.data.images.geometry import Preprocess
+from pickglass.errors import InputError, ModelFileError, UnknownName, WeightsMissing, shortened
+from pickglass.runtime.provenance import Provenance
 
-__all__ = ["FORMAT", "changed", "check_model_file", "history_of", "parse_header", "read_model_header"]
+__all__ = [
+    "FORMAT",
+    "changed",
+    "check_header",
+    "check_model_file",
+    "history_of",
+    "parse_header",
+    "read_model_header",
+    "reading",
+]
 
 FORMAT = 2
 """Version of the model file's layout; files of another version are refused."""
@@ -81,10 +93,48 @@ def parse_header(metadata: Mapping[str, str], path: str | Path) -> dict[str, Any
     version = header.get("format") if isinstance(header, dict) else None
     if version != FORMAT:
         remedy = "upgrade pickglass" if isinstance(version, int) and version > FORMAT else "fit the model anew"
-        raise ModelFileError(f"{path}: model format {version!r}, this pickglass reads format {FORMAT}: {remedy}")
+        raise ModelFileError(
+            f"{path}: model format {shortened(version)}, this pickglass reads format {FORMAT}: {remedy}"
+        )
     if not set(header) >= _KEYS:
         raise ModelFileError(f"{path}: its header lacks {sorted(_KEYS - set(header))}: fit the model anew")
+    check_header(header, path, "fit the model anew")
     return dict(header)
+
+
+def check_header(header: Mapping[str, Any], path: str | Path, remedy: str) -> None:
+    """Check that the parts of a header that all model files have can be read, whatever will be asked of them.
+
+    Raises:
+        ModelFileError: one of them is of another kind.
+    """
+    with reading(path, remedy):
+        if not isinstance(header["method"], str) or not isinstance(header["configuration"], Mapping):
+            raise InputError(f"method={shortened(header['method'])} with settings of another kind")
+        Preprocess.from_json(header["preprocess"])
+        Provenance.from_json(header["provenance"])
+        if header["calibration"] is not None:
+            Calibration.from_json(header["calibration"])
+        for change in header.get("history", ()):
+            Change.from_json(change)
+        if not isinstance(header.get("id", ""), str) or type(header.get("version", 1)) is not int:
+            raise InputError(f"id={shortened(header.get('id'))}, version={shortened(header.get('version'))}")
+
+
+@contextmanager
+def reading(path: str | Path, remedy: str) -> Iterator[None]:
+    """Turn whatever goes wrong while a header is read into one error that names the file and what to do.
+
+    Raises:
+        ModelFileError: a part of the header is of another kind.
+    """
+    try:
+        yield
+    except (ModelFileError, UnknownName, WeightsMissing):
+        raise  # they say it better
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        raise ModelFileError(f"{path}: its header is damaged ({' '.join(why.split())[:200]}): {remedy}") from error
 
 
 def history_of(history: Sequence[Change]) -> dict[str, Any]:
@@ -102,7 +152,7 @@ def changed(header: Mapping[str, Any], command: str, calibration: Calibration) -
     """
     before = None if header["calibration"] is None else Calibration.from_json(header["calibration"])
     history = [
-        *(Change(**change) for change in header.get("history", ())),
+        *(Change.from_json(change) for change in header.get("history", ())),
         Change.between(command, before, calibration),
     ]
     return {**header, "calibration": calibration.to_json(), **history_of(history)}

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pickglass.data import MARGINS, Channels, Dataset, Preprocess, Row, Table, as_rows, as_table, image_digest
+from pickglass.data.stored import from_stored
 
 __all__ = ["Provenance", "Regions", "common_roi"]
 
@@ -120,11 +121,8 @@ class Provenance:
         """Read the dict that :meth:`to_json` returned, also one that an older version wrote."""
         names = {f.name for f in fields(cls)} - {"regions"}
         known = {name: value for name, value in stored.items() if name in names}
-        for name in ("fitted_images", "image_names", "suspicious", "left_out", "updates"):
-            if known.get(name) is not None:
-                known[name] = tuple(known[name])
         regions = {f.name: stored[f.name] for f in fields(Regions) if f.name in stored}
-        return cls(**known, regions=Regions(**regions))
+        return replace(from_stored(cls, known), regions=from_stored(Regions, regions))
 
     def within_regions(self, table: Table) -> Table:
         """Return the rows with the region of interest that the model was taught to look at: their margins, if so.

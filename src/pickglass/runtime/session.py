@@ -116,6 +116,7 @@ def _onnxruntime(content: bytes, threads: int | None, device: str, source: str) 
             f"device='cuda', but onnxruntime could not start it: it would run in {session.get_providers()}"
         )
     names = [output.name for output in session.get_outputs()]
+    _check_outputs(set(names), source)
 
     def run(inputs: Inputs) -> Answer:
         return Answer(**dict(zip(names, session.run(names, dict(inputs)), strict=True)))
@@ -137,7 +138,8 @@ def _openvino(content: bytes, threads: int | None, device: str, source: str) -> 
     except Exception as error:  # RuntimeError, or what its parser of protobuf raises
         raise _refused("OpenVINO", source, error) from error
     # an output also has names of values that are passed on to it unchanged
-    names = [next(name for name in Answer._fields if name in output.names) for output in compiled.outputs]
+    names = [next((name for name in Answer._fields if name in output.names), "") for output in compiled.outputs]
+    _check_outputs(set(names), source)
     own = threading.local()  # a request answers one thread at a time
 
     def run(inputs: Inputs) -> Answer:
@@ -147,6 +149,13 @@ def _openvino(content: bytes, threads: int | None, device: str, source: str) -> 
         return Answer(**{name: np.array(answers[i]) for i, name in enumerate(names)})
 
     return Session("openvino", str(openvino.__version__), run)
+
+
+def _check_outputs(names: set[str], source: str) -> None:
+    if not {"score", "map"} <= names <= set(Answer._fields):
+        raise ModelFileError(
+            f"{source}: its graph computes {', '.join(sorted(names))}, and not score and map: export the model anew"
+        )
 
 
 def _refused(runtime: str, source: str, error: Exception) -> ModelFileError:

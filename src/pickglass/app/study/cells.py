@@ -13,6 +13,7 @@ from typing import Any
 
 from pickglass.app.methods import method_name
 from pickglass.data import DataSource
+from pickglass.data.stored import from_stored
 from pickglass.errors import InputError, UnknownName, WeightsMissing
 from pickglass.features.backbones.checkpoints import RECIPES
 from pickglass.features.backbones.registry import find_backbone
@@ -69,7 +70,7 @@ class Cell:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Cell:
         """Make a cell of the dict that :meth:`to_json` returned."""
-        return cls(**{**stored, "layers": tuple(stored["layers"])})
+        return from_stored(cls, stored)
 
     def command(self, file: str | Path) -> str:
         """Write the command line that does this cell, and the smaller seeds."""

@@ -16,14 +16,15 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from pickglass.app.study.cells import Cell, Plan
 from pickglass.data.files import written_whole
-from pickglass.errors import InputError
+from pickglass.errors import InputError, PickglassError
 from pickglass.metrics.catalogue import WITHOUT_THRESHOLD
 
 __all__ = ["Outcome", "Picture", "State", "StudyStore"]
@@ -91,6 +92,24 @@ class Outcome(NamedTuple):
     pictures: tuple[Picture, ...] = ()
 
 
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+def _readable(method: Call) -> Call:
+    """Turn what comes of a damaged file, a full disk or a lock into one error that names the file."""
+
+    @wraps(method)
+    def run(self: StudyStore, *args: Any, **named: Any) -> Any:
+        try:
+            return method(self, *args, **named)
+        except (sqlite3.Error, LookupError, TypeError, ValueError) as error:  # also of what stands in its columns
+            if isinstance(error, PickglassError):
+                raise
+            raise _unusable(self.path, error) from error
+
+    return cast("Call", run)
+
+
 class StudyStore:
     """The file of a study.
 
@@ -127,7 +146,7 @@ class StudyStore:
                 if not tables:
                     for statement in _TABLES.split(";"):
                         self.connection.execute(statement)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise _unusable(self.path, error) from error
         if tables and version != _VERSION:
             raise InputError(f"{self.path}: tables of version {version}, expected {_VERSION}: name another file")
@@ -144,12 +163,14 @@ class StudyStore:
         try:
             yield
         except BaseException:
-            self.connection.execute("ROLLBACK")
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
             raise
         self.connection.execute("COMMIT")
 
     # -- work ----------------------------------------------------------------------------------------------------------
 
+    @_readable
     def enter(self, plan: Plan) -> None:
         """Make rows for the cells of a plan that have none, and let those wait again that failed or lacked weights."""
         with self._transaction():
@@ -179,6 +200,7 @@ class StudyStore:
                     (state, plan.missing.get(cell.key), cell.key),
                 )
 
+    @_readable
     def claim(self, keys: Collection[str]) -> tuple[Cell, ...]:
         """Claim the waiting cells of the first group that has any among ``keys``, and return them; () if none waits."""
         wanted = set(keys)
@@ -223,6 +245,7 @@ class StudyStore:
                     "UPDATE cells SET beat = ? WHERE owner = ? AND state = 'claimed'", (time.time(), self.owner)
                 )
 
+    @_readable
     def release(self, keys: Sequence[str] | None = None) -> None:
         """Let cells that this process has claimed wait again; None: all of them."""
         with self._transaction():
@@ -233,6 +256,7 @@ class StudyStore:
                 [(key,) for key in (held if keys is None else held & set(keys))],
             )
 
+    @_readable
     def write(self, outcome: Outcome) -> bool:
         """Write the outcome of a cell; return False if another process has taken the cell over."""
         values = {**dict.fromkeys((*_RESULTS, "provenance", "error")), **outcome.values}
@@ -253,21 +277,25 @@ class StudyStore:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
+    @_readable
     def rows(self, keys: Collection[str] | None = None) -> list[dict[str, Any]]:
         """Return all columns of some cells in their order; None: of all cells of the file."""
         found = [dict(row) for row in self.connection.execute("SELECT * FROM cells ORDER BY place")]
         return found if keys is None else [row for row in found if row["key"] in set(keys)]
 
+    @_readable
     def pictures(self, key: str) -> list[Picture]:
         """Return the images of a cell, in the order in which they were written."""
         rows = self.connection.execute("SELECT path, about, map FROM pictures WHERE key = ? ORDER BY rowid", (key,))
         return [Picture(*row) for row in rows]
 
+    @_readable
     def fields(self, backbone: str) -> dict[str, int]:
         """Return layer -> receptive field in pixels, as :meth:`keep_fields` wrote them; empty if it did not."""
         rows = self.connection.execute("SELECT layer, field FROM fields WHERE backbone = ?", (backbone,))
         return {row["layer"]: row["field"] for row in rows}
 
+    @_readable
     def keep_fields(self, backbone: str, weights: str, fields: dict[str, int]) -> None:
         """Write the receptive fields by layer in pixels, measured with these weights."""
         with self._transaction():
@@ -276,6 +304,7 @@ class StudyStore:
                 [(backbone, layer, size, weights) for layer, size in fields.items()],
             )
 
+    @_readable
     def export(self, target: Path, keys: Collection[str] | None = None) -> None:
         """Write the cells as CSV, whole or not at all."""
         with written_whole(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -287,8 +316,8 @@ class StudyStore:
                 writer.writerow({**row, "data": cell.root, "settings": cell.settings, "command": command})
 
 
-def _unusable(path: Path, error: sqlite3.Error) -> InputError:
-    return InputError(f"{path}: cannot be used as a study's file ({error}): name another one")
+def _unusable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: cannot be used as a study's file ({' '.join(str(error).split())}): name another one")
 
 
 def _gone(owner: str) -> bool:

@@ -258,7 +258,10 @@ class Journal:
 
     def _one(self, query: str) -> Any:
         with self._readable():
-            return self._connection.execute(query).fetchone()[0]
+            row = self._connection.execute(query).fetchone()
+        if row is None:
+            raise InputError(f"journal {self.path}: it is damaged (nothing for {query!r}): name another file")
+        return row[0]
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -277,13 +280,12 @@ class Journal:
         with self._lock:
             try:
                 yield
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 if "locked" in str(error):
                     why = "another 'pickglass watch' has it: end that one, or name another file with --journal"
                 else:
-                    why = (
-                        f"{error}: look for space on the disk and for permissions, or name another file with --journal"
-                    )
+                    said = " ".join(str(error).split())
+                    why = f"{said}: look for space on the disk and for permissions, or name another file with --journal"
                 raise InputError(f"journal {self.path}: {why}") from error
 
 

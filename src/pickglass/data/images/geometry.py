@@ -47,6 +47,7 @@ Window = tuple[float, float, float, float]
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _STEP = 32  # pixels: the stride of most networks' deepest layer, so that every layer's grid divides the canvas
+_LARGEST = 250_000_000  # pixels of a canvas, as of an image
 _LEAST_SCALE, _MOST_SCALE = 3.0, 2.0  # of an image: divided by the one at most, multiplied by the other at most
 _SHORTER_SIDE = 256  # pixels that are kept of it
 _WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
@@ -151,6 +152,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(isinstance(n, int) and n > 0 for n in self.size):
             raise InputError(f"size={shortened(self.size)}: expected (height, width) in pixels, e.g. (256, 256)")
+        if self.size[0] * self.size[1] > _LARGEST:
+            raise InputError(f"size={self.size}: expected a canvas of at most {_LARGEST // 10**6} million pixels")
         if self.interpolation not in _RESAMPLING:
             raise InputError(f"interpolation={self.interpolation!r}: expected one of {', '.join(_RESAMPLING)}")
         if (self.geometry == "shorter") != (self.side is not None):

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pickglass.data.stored import from_stored
 from pickglass.errors import InputError, WeightsMissing
 from pickglass.features.backbones.checkpoints import RECIPES, Recipe, recognise, renamed
 from pickglass.features.backbones.registry import Backbone, supervised
@@ -68,8 +69,7 @@ class WeightsInfo:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> WeightsInfo:
         """Read what :meth:`to_json` wrote, after a way through JSON."""
-        lists = {key: tuple(stored[key]) for key in ("mean", "std") if stored.get(key) is not None}
-        return cls(**{**stored, **lists})
+        return from_stored(cls, stored)
 
 
 def weights_for(
