@@ -30,7 +30,10 @@ def described(exported_model: Path, small_dataset: Path, tmp_path_factory: pytes
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_answers_are_as_described(described: Any, mode: GenerationMode) -> None:
+def test_answers_are_as_described(
+    described: Any, tmp_path_factory: pytest.TempPathFactory, mode: GenerationMode
+) -> None:
+    inside = str(tmp_path_factory.getbasetemp()).encode()  # of models, images and the state
     wrong: dict[str, str] = {}
     tried = 0
     for found in described.get_all_operations():
@@ -47,6 +50,7 @@ def test_answers_are_as_described(described: Any, mode: GenerationMode) -> None:
             # 503 is what is answered while many wait, or while something is not ready yet
             answer = case.call_and_validate(excluded_checks=[positive_data_acceptance, not_a_server_error])
             assert answer.status_code < 500 or answer.status_code == 503
+            assert inside not in answer.content, "an answer names a folder of the server"
 
         try:
             ask()
