@@ -646,7 +646,9 @@ const startCamera = async device => {
   byId("camera-panel").hidden = false;
   byId("camera").setAttribute("aria-expanded", "true");
   byId("video").srcObject = stream;
+  byId("take").disabled = true; // until there is a picture
   await byId("video").play();
+  byId("take").disabled = false;
   const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(one => one.kind === "videoinput");
   const used = stream.getVideoTracks()[0].getSettings().deviceId;
   byId("camera-choice").hidden = cameras.length < 2;
