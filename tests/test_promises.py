@@ -357,7 +357,9 @@ def test_changed_settings_make_it_stale() -> None:
     [
         ({"false_alarm": 0.0}, "false_alarm=0.0"),
         ({"false_alarm": 1.0}, "false_alarm=1.0"),
+        ({"false_alarm": 5e-324}, "false_alarm=5e-324"),  # which takes more images than a float counts
         ({"confidence": 1.5}, "confidence=1.5"),
+        ({"confidence": 5e-324}, "confidence=5e-324"),
         ({"confidence": float("nan")}, "confidence=nan"),
         ({"promise": "sure"}, "promise='sure'"),
         ({"pixel": "all"}, "pixel='all'"),

@@ -11,6 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from serving import live
@@ -42,14 +43,16 @@ def test_answers_are_as_described(described: Any, mode: GenerationMode) -> None:
         def ask(case: Any) -> None:
             nonlocal tried
             tried += 1
-            # that bytes are an image, and a number one of those that are kept, is more than a schema can say
-            case.call_and_validate(excluded_checks=[positive_data_acceptance])
+            # that bytes are an image, and a number one of those that are kept, is more than a schema can say;
+            # 503 is what is answered while many wait, or while something is not ready yet
+            answer = case.call_and_validate(excluded_checks=[positive_data_acceptance, not_a_server_error])
+            assert answer.status_code < 500 or answer.status_code == 503
 
         try:
             ask()
         except Unsatisfiable:  # it has no argument that could be wrong
             continue
-        except FailureGroup as error:
+        except (FailureGroup, AssertionError) as error:
             wrong[operation.label] = str(error)
     assert tried > 20
     assert not wrong, "\n\n".join(f"{label}: {error}" for label, error in wrong.items())

@@ -29,7 +29,7 @@ __all__ = ["PixelPromise", "Promise", "Wish", "promised"]
 Promise = Literal["tolerance", "marginal", "estimate"]
 PixelPromise = Literal["any", "area"]
 
-_LEAST_UNSURE = 1e-6  # a narrower band would take millions of images
+_LEAST = 1e-6  # a smaller share of good parts would take millions of images
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Wish:
 
     Attributes:
         promise: ``tolerance``, ``marginal`` or ``estimate``.
-        false_alarm: share of good parts that may be flagged, in (0, 1).
-        confidence: that this calibration set keeps the promise, in (0, 1); ``tolerance`` only, and for ``shift``.
+        false_alarm: share of good parts that may be flagged, at least a millionth, below 1.
+        confidence: that this calibration set keeps the promise, likewise; ``tolerance`` only, and for ``shift``.
         pixel: None; ``any``: the same share may have any pixel above the pixel threshold; ``area``: that share of a
             good part's pixels may lie above it, on average.
         shift: how many good parts a shift sees; None: unknown.
@@ -59,9 +59,11 @@ class Wish:
     unsure: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("false_alarm", "confidence"):
-            if not 0 < getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)!r}: expected a share above 0 and below 1, e.g. 0.05")
+        for name, usual in (("false_alarm", 0.05), ("confidence", 0.95)):
+            if not _LEAST <= getattr(self, name) < 1:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r}: expected a share of at least {_LEAST:f} and below 1, e.g. {usual}"
+                )
         if self.promise not in ("tolerance", "marginal", "estimate"):
             raise InputError(f"promise={self.promise!r}: expected 'tolerance', 'marginal' or 'estimate'")
         if self.pixel not in (None, "any", "area"):
@@ -71,10 +73,10 @@ class Wish:
                 f"shift={self.shift!r} with promise={self.promise!r}: expected at least one part, and a promise that "
                 "says something about a shift: 'tolerance' or 'marginal'"
             )
-        if self.unsure is not None and not (self.unsure >= _LEAST_UNSURE and self.false_alarm + self.unsure < 1):
+        if self.unsure is not None and not (self.unsure >= _LEAST and self.false_alarm + self.unsure < 1):
             raise InputError(
                 f"unsure={self.unsure!r} with false_alarm={self.false_alarm!r}: expected a share of at least "
-                f"{_LEAST_UNSURE:f}, and less than 1 with that of the false alarms, e.g. 0.05"
+                f"{_LEAST:f}, and less than 1 with that of the false alarms, e.g. 0.05"
             )
 
     @property
