@@ -24,6 +24,7 @@ from pickglass.app.review.store import Judged, JudgedStore, SmallMap, small_map
 from pickglass.app.watch.model import LoadedModel
 from pickglass.data.tables.sources import DataSource
 from pickglass.errors import InputError
+from pickglass.metrics import image_summary, rates_at
 from pickglass.runtime.export_file import read_export_header
 
 
@@ -319,6 +320,44 @@ def test_a_review_ends(exported_model: Path, data: Path, tmp_path: Path) -> None
 
 def counts(page: Page) -> list[int]:
     return [int(text) for text in page.locator("#matrix button").all_inner_texts()]
+
+
+FIGURES = """async ({scores, truths, bad, unsure, limits}) => {
+  const {auroc, confusion, nearest, ratesOf, sortedBy} = await import("/static/review_figures.js");
+  const columns = {scores: Float64Array.from(scores, score => score ?? NaN), truths: Int8Array.from(truths)};
+  const counts = new Uint8Array(scores.length).fill(1);
+  const rising = sortedBy(columns.scores);
+  return {
+    rates: ratesOf(confusion(columns, {bad, unsure}, counts)),
+    auroc: auroc(columns, counts),
+    nearest: limits.map(each => [...nearest(columns.scores, rising, each)]),
+  };
+}"""
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_the_metrics(settings: Settings, page: Page) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 400)
+    scores = np.round(rng.normal(10 + 2 * labels, 2), 1)  # with ties
+    bad, unsure = 11.3, 10.0
+    shown: list[float | None] = [*scores.tolist(), None, None]  # two images cannot be read
+    limits = [[bad], [unsure, bad], [-9.0, bad], [unsure, 99.0]]
+    asked = {"scores": shown, "truths": [*labels.tolist(), 1, -1], "bad": bad, "unsure": unsure, "limits": limits}
+    with live(settings(data=None)) as address:
+        page.goto(address + "/review")
+        found = page.evaluate(FIGURES, asked)
+    expected = rates_at(labels, scores, bad, unsure)
+    rates = found["rates"]
+    assert rates["alarms"] / rates["good"] == pytest.approx(expected.false_alarm_rate)
+    assert rates["missed"] / rates["bad"] == pytest.approx(expected.miss_rate)
+    assert rates["all"] == 400
+    assert found["auroc"] == pytest.approx(image_summary(labels, scores)["image_auroc"])
+    for order, each in zip(found["nearest"], limits, strict=True):
+        assert sorted(order) == list(range(402))
+        distances = np.abs(scores[order[:400]][:, None] - each).min(axis=1)
+        assert (np.diff(distances) >= -1e-9).all()
+        assert sorted(order[400:]) == [400, 401]
 
 
 @pytest.mark.slow

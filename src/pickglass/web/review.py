@@ -97,7 +97,8 @@ class ReviewScores(TypedDict):
 
     ``images`` and ``scores`` belong together, a score is null where the image cannot be judged, for the reason in
     ``errors``. ``next``: what to give as ``after`` the next time. ``outside``: images by which the model is not judged,
-    because it was taught by them or may have been; null until that is known. ``left_out``: the same in words.
+    because it was taught by them or may have been; null until that is known, and in later answers. ``left_out``: the
+    same in words.
     """
 
     key: str | None
@@ -229,7 +230,7 @@ def scores(
         "scores": [published.scores[i] for i in order],
         "errors": {i: state.public(published.errors[i]) for i in order if i in published.errors},
         "next": after + len(order),
-        "outside": None if published.outside is None else sorted(published.outside),
+        "outside": None if after or published.outside is None else sorted(published.outside),
         "left_out": list(published.left_out),
     }
 

@@ -8,6 +8,7 @@ import {Grid} from "./review_grid.js";
 import {Viewer} from "./viewer.js";
 
 const OFTEN = 500; // ms between two looks for new scores
+const SETTLED = 60; // ms that a card must show the same image: what only flies past is not fetched
 const SELDOM = 4000; // once all images are judged: somebody else may set thresholds
 const KNOWN = ["good", "bad", "not known"];
 const MOST = 500; // images of a report, see reports.py
@@ -489,10 +490,12 @@ function review() {
     card.drawn = drawn;
     card.classList.toggle("wrong", outcome === 1 || outcome === 2);
     card.title = images.names[i];
-    let picture = card.querySelector("img");
-    if (!picture || card.source !== source) {
-      picture = element("img", {alt: "", decoding: "async", src: source});
+    const picture = card.querySelector("img") ?? element("img", {alt: "", decoding: "async"});
+    if (card.source !== source) {
       card.source = source;
+      picture.removeAttribute("src");
+      clearTimeout(card.loading);
+      card.loading = setTimeout(() => (picture.src = source), SETTLED);
     }
     const judged = errors.has(i)
       ? [element("span", {className: "verdict"}, "cannot be read")]

@@ -76,7 +76,8 @@ export const sortedBy = values => {
 // The numbers of all images, those nearest to one of the thresholds (rising) first; `rising` is sortedBy(scores). Around
 // the thresholds the distances rise in runs, which are merged: no sorting while a threshold is dragged.
 export const nearest = (scores, rising, thresholds) => {
-  const distance = i => Math.min(...thresholds.map(limit => Math.abs(scores[i] - limit)));
+  const [first, last] = [thresholds[0], thresholds.at(-1)];
+  const distance = i => Math.min(Math.abs(scores[i] - first), Math.abs(scores[i] - last));
   const edges = [-Infinity, ...thresholds.flatMap((limit, k) => (k ? [(thresholds[k - 1] + limit) / 2, limit] : [limit])), Infinity];
   const heads = [];
   let from = 0;
