@@ -51,11 +51,11 @@ class Entry {
   async judge(withMap) {
     const query = new URLSearchParams({model: model(), name: this.name});
     if (withMap) query.set("map", "png");
-    return api(`/inspect?${query}`, {method: "POST", body: bytesOf(this.file)});
+    return patiently(() => api(`/inspect?${query}`, {method: "POST", body: bytesOf(this.file)}));
   }
 
   async convert() {
-    return api("/api/picture", {method: "POST", body: bytesOf(this.file), as: "blob"});
+    return patiently(() => api("/api/picture", {method: "POST", body: bytesOf(this.file), as: "blob"}));
   }
 
   // Where the server has the image; what came from this browser is kept there with its first mark.
@@ -160,7 +160,19 @@ const isDeepPng = async file => {
 
 const wait = seconds => new Promise(resolve => setTimeout(resolve, 1000 * seconds));
 
-// Judge what waits, the chosen one first; where the server is full, wait as long as it says, and lose nothing.
+// Where the server is full, wait as long as it says and ask again, so that no image is lost.
+const patiently = async ask => {
+  for (;;) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (error.status !== 503 || !error.retryAfter) throw error;
+      await wait(error.retryAfter);
+    }
+  }
+};
+
+// Judge what waits, the chosen one first.
 const pump = async () => {
   while (running < AT_ONCE) {
     const entry = chosen?.state === "waiting" ? chosen : entries.find(one => one.state === "waiting");
@@ -190,11 +202,6 @@ const judge = async entry => {
     if (isNews(result)) await describeModels();
     await entry.visible().catch(error => (entry.error = error.message));
   } catch (error) {
-    if (error.status === 503 && error.retryAfter) {
-      await wait(error.retryAfter);
-      if (entry.state === "judging") entry.state = "waiting";
-      return;
-    }
     entry.state = "failed";
     entry.error = error.message;
   }
@@ -263,7 +270,7 @@ const filter = word => {
 
 const choose = async entry => {
   const before = chosen;
-  if (viewer.drawing) await putAwayBrush();
+  if (viewer.drawing && !(await putAwayBrush())) return;
   chosen = entry;
   before?.write();
   entry?.write();
@@ -290,7 +297,7 @@ const step = by => {
 // ---- looking at one ----
 
 const look = async entry => {
-  if (viewer.drawing) await putAwayBrush();
+  if (viewer.drawing && !(await putAwayBrush())) return;
   tell(entry);
   explain();
   if (entry.state === "failed") {
@@ -460,9 +467,10 @@ const tellMark = entry => {
   byId("marked").textContent = mark?.disputed ? "People have marked it differently: say which it is." : "";
 };
 
+// True once the server has it.
 const markChosen = (word, shapes = []) => attempt(async () => {
   const entry = chosen;
-  if (entry?.state !== "done") return;
+  if (entry?.state !== "done") return false;
   if (word !== "bad" && word !== "unsure") viewer.draw(false);
   const {model: by, score} = entry.result;
   const seen = entry.mark?.latest ?? null;
@@ -471,16 +479,19 @@ const markChosen = (word, shapes = []) => attempt(async () => {
   marks = [entry.mark, ...marks.filter(mark => mark.sha256 !== entry.mark.sha256)];
   entry.write();
   if (entry === chosen) tellMark(entry);
+  return true;
 });
 
 const tick = word => markChosen(chosen?.mark?.mark === word && !chosen.mark.disputed ? null : word);
 
-// Nothing that was drawn is lost: it is saved when the brush is put away, and when another image is chosen.
+// Nothing that was drawn is lost: it is saved when the brush is put away, and when another image is chosen. Where that
+// fails the brush stays out, and so does the image.
 const putAwayBrush = async () => {
   const {shapes} = viewer;
+  if (shapes.length > 0 && !(await markChosen(chosen.mark.mark, shapes))) return false;
   viewer.draw(false);
-  if (shapes.length > 0) await markChosen(chosen.mark.mark, shapes);
-  else tellMark(chosen);
+  tellMark(chosen);
+  return true;
 };
 
 const brush = async () => {
@@ -489,8 +500,7 @@ const brush = async () => {
     tellMark(chosen);
     return;
   }
-  await putAwayBrush();
-  await look(chosen);
+  if (await putAwayBrush()) await look(chosen);
 };
 
 // ---- why ----
@@ -607,6 +617,7 @@ const watch = async () => {
     if (news.error) told = `The folder cannot be looked at: ${news.error}`;
     if (news.dropped > 0) say(`${news.dropped} images came too fast to be shown here; all were judged.`);
     const arrived = news.images.map(one => new Arrived(one));
+    if (arrived.some(({result}) => result && isNews(result))) await describeModels();
     const before = chosen;
     add(arrived);
     const old = entries.filter(entry => entry instanceof Arrived).slice(0, -WATCHED).filter(entry => entry !== chosen);
@@ -646,7 +657,9 @@ const startCamera = async device => {
   byId("camera-panel").hidden = false;
   byId("camera").setAttribute("aria-expanded", "true");
   byId("video").srcObject = stream;
+  byId("take").disabled = true; // until there is a picture
   await byId("video").play();
+  byId("take").disabled = false;
   const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(one => one.kind === "videoinput");
   const used = stream.getVideoTracks()[0].getSettings().deviceId;
   byId("camera-choice").hidden = cameras.length < 2;
