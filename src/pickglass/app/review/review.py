@@ -324,7 +324,9 @@ class Review:
 
     def _judge(self, data: ReviewedData, model: LoadedModel, published: Published) -> None:
         done = set(published.order)
+        outside = published.outside or frozenset()
         left = [i for i in range(len(data.rows)) if i not in done]
+        left.sort(key=lambda i: i in outside)  # the images that people came for are those that judge the model
         unread = [i for i in left if data.digests[i] is None]
         if unread:
             self._read_digests(data, published, unread)
