@@ -22,6 +22,7 @@ __all__ = ["BankIndex", "Searched", "nearest_of_each", "nearest_of_two_owners", 
 _QUERIES = 1024  # of one block ...
 _POINTS = 2048  # ... times bank points
 _PRODUCTS = 2**26  # of all banks at once
+_GROUP = 64  # bank points of which an exported graph first finds the minimum alone
 _WIDE = 512  # channels from which the coarse product saves more than certifying it costs
 _CLOSE = 2.0**-7  # of |x|^2 + |y|^2: below it the expanded square has lost too many digits
 _PATIENCE, _MOST_FALLBACKS = 10_000, 0.1
@@ -29,18 +30,48 @@ _MOST_SHARE = 0.02  # of the bank a query may have as possible nearest points be
 
 
 def nearest_plain(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the nearest by definition, in operations that every exporter knows: distance (..., N) and index (..., N).
+    """Find the nearest in operations that every exporter knows, fast in those that run such graphs.
+
+    Runtimes find a minimum at once and its place slowly. So the bank is cut into groups of 64 points: the minimum of
+    each group, the group with the least of these, and the place of the least among its 64 values, which are at hand.
+    The winner is measured directly: its length is exact, also where both are nearly the same.
+
+    One product gives |y|^2 - 2 x.y. The norm comes in three parts of eight bits each, so that storing it in float16, or
+    multiplying in bfloat16 or TF32, loses none of it.
 
     Args:
         queries: (..., N, C).
         bank: (..., M, C), same leading axes.
+
+    Returns:
+        Distances (..., N) and indices (..., N); of equal computed values the lowest index counts.
     """
+    m = int(bank.shape[-2])  # while a graph is traced, a size is a tensor
     middle = bank.mean(-2, keepdim=True)
     points, x = bank - middle, queries - middle  # products of small numbers lose fewer digits
-    index = ((points * points).sum(-1).unsqueeze(-2) - 2 * x @ points.transpose(-1, -2)).argmin(-1)  # (..., N)
+    groups = -(-m // _GROUP)
+    size = -(-m // groups)  # g points of a group; the last point comes again until the last group is full
+    y = points.index_select(-2, torch.arange(groups * size, device=bank.device).clamp(max=m - 1))  # (..., G g, C)
+    columns = torch.cat([-2 * y, *_parts((y * y).sum(-1, keepdim=True))], dim=-1)  # (..., G g, C + 3)
+    factors = columns.unflatten(-2, (groups, size)).transpose(-1, -2)  # (..., G, C + 3, g)
+    rows = torch.cat([x, x.new_ones((*x.shape[:-1], 3))], dim=-1)  # (..., N, C + 3)
+    squared = rows.unsqueeze(-3) @ factors  # (..., G, N, g), without |x|^2
+    group = squared.amin(-1).argmin(-2)  # (..., N)
+    place = group[..., None, :, None].expand_as(squared[..., :1, :, :])
+    index = (group * size + squared.gather(-3, place).squeeze(-3).argmin(-1)).clamp(max=m - 1)  # (..., N)
     nearest = points.gather(-2, index[..., None].expand_as(x))  # (..., N, C)
-    difference = x - nearest  # its length is exact, also where both are nearly the same
+    difference = x - nearest
     return (difference * difference).sum(-1).sqrt(), index
+
+
+def _parts(norms: Tensor) -> list[Tensor]:
+    """Write numbers from 0 on as the sums of three that have eight bits each."""
+    parts = []
+    for _ in range(2):
+        far = norms * (2**16 + 1)  # as far away as leaves eight bits of the difference (Veltkamp 1968)
+        parts.append(far - (far - norms))
+        norms = norms - parts[-1]
+    return [*parts, norms]
 
 
 def nearest_of_each(queries: Tensor, bank: Tensor) -> Tensor:
