@@ -6,7 +6,7 @@ Banks are drawn points. The queries of ``sparse`` are drawn as they are, those o
 distance of a thousandth of the points' length, where |x|^2 + |y|^2 - 2 x.y cancels, and those of ``members`` are bank
 points themselves. ``times_product`` is the time of the search divided by that of the products alone, block by block
 into one buffer, in turn; medians of processor time, which other load on the machine changes little. ``error`` is the
-largest difference from the distance in float64, divided by the mean length of the points. Prints one JSON line for each.
+largest difference from the distance in float64, divided by the mean length of the points. Prints a JSON line for each.
 """
 
 from __future__ import annotations
