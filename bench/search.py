@@ -43,7 +43,8 @@ def nearest(queries: Tensor, bank: Tensor) -> Tensor:
     """Measure by definition in float64: (N,)."""
     found = [torch.cdist(x.double(), bank.double()).topk(4, largest=False).indices for x in queries.split(256)]
     close = torch.cat(found)  # (N, 4), of which the expanded square of float64 leaves no doubt
-    return (queries.double()[:, None] - bank.double()[close]).norm(dim=2).amin(1)
+    distances: Tensor = (queries.double()[:, None] - bank.double()[close]).norm(dim=2).amin(1)
+    return distances
 
 
 def measured(kind: str, points: int, given: argparse.Namespace) -> dict[str, Any]:
