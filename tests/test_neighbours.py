@@ -65,11 +65,31 @@ def test_queries_with_too_many_possible_neighbours_fall_back_and_stay_exact(monk
     assert not index.coarse  # given up for float32
 
 
-def test_plain_search_is_the_definition() -> None:
-    queries, bank = clouds(60, 80)
-    distance, index = nearest_plain(queries[None], bank[None])
-    assert torch.equal(index[0], truth(queries, bank)[1])
-    torch.testing.assert_close(distance[0].double(), truth(queries, bank)[0], rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("m", [1, 64, 197])
+def test_plain_search_is_the_definition_for_members_of_the_bank_too(m: int) -> None:
+    queries, bank = clouds(60, 2 * m)
+    banks = torch.stack([bank[:m], bank[m:]])  # (2, m, C)
+    asked = torch.stack([torch.cat([queries, own, own[-1:], own[:1] + 1e-3]) for own in banks])
+    distance, index = nearest_plain(asked, banks)
+    for p, own in enumerate(banks):
+        expected = truth(asked[p], own)
+        assert torch.equal(index[p], expected[1])  # the last point, which fills the last group, has its own index
+        torch.testing.assert_close(distance[p].double(), expected[0], rtol=1e-6, atol=1e-6)
+        assert bool((distance[p, 60:-1] == 0).all())
+
+
+def test_plain_search_counts_the_first_of_equals() -> None:
+    corners = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    queries = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    assert nearest_plain(queries, corners.repeat(50, 1))[1].tolist() == [0, 2, 0]
+
+
+def test_norms_are_kept_in_parts_that_few_bits_hold() -> None:
+    norms = torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 300
+    parts = neighbours._parts(norms)
+    assert torch.equal(parts[0] + parts[1] + parts[2], norms)
+    for part in parts:
+        assert torch.equal(part.bfloat16().float(), part)
 
 
 def test_all_banks_at_once_are_each_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.backbones.registry import Backbone, Tokens, find_backbone
 from pickglass.features.backbones.weights import WeightsInfo, weights_for
-from pickglass.nn.maps import resampled_to
+from pickglass.nn.maps import Conv2dSame, NormAct2d, resampled_to
 
 __all__ = ["FeatureExtractor", "layer_list", "layer_names", "untrained"]
 
@@ -239,11 +239,11 @@ def _built(spec: Backbone) -> nn.Module:
 
 
 def _kept_whole() -> dict[str, Any]:
-    """Name what is no part of the graph but a node in it: torchvision's operations, and timm's size-dependent padding.
+    """Name what is no part of the graph but a node in it: our steps, torchvision's, and timm's size-dependent padding.
 
     A library that was not imported has no part in the network, and importing it would take seconds.
     """
-    leaves: list[type] = []
+    leaves: list[type] = [Conv2dSame, NormAct2d]
     modules, functions = [math], []
     if "torchvision" in sys.modules:
         import torchvision

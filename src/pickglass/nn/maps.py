@@ -19,14 +19,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.special import ive
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "ChannelMoments",
+    "Conv2dSame",
     "LevelLine",
+    "NormAct2d",
     "PlaceSums",
     "ProcessLock",
+    "Residual",
     "RingQuantiles",
     "adaptive_windows",
     "area_means",
@@ -58,6 +60,40 @@ __all__ = [
 def cells_of(maps: Tensor) -> tuple[int, int]:
     """Return the grid (h, w) of maps (..., h, w) as numbers: while a graph is traced, sizes are tensors."""
     return int(maps.shape[-2]), int(maps.shape[-1])
+
+
+class Conv2dSame(nn.Conv2d):
+    """A convolution pads as TensorFlow does: ceil(n / stride) cells come of n, and an odd zero goes right or below."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pad (B, C, h, w) and convolve."""
+        pads: list[int] = []  # of the last axis first
+        for side, kernel, stride in zip(cells_of(input)[::-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+            pads += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(input, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class NormAct2d(nn.BatchNorm2d):
+    """A batch normalisation of (B, C, h, w) with the activation that follows it, as one step."""
+
+    def __init__(self, channels: int, act: nn.Module, eps: float) -> None:
+        super().__init__(channels, eps=eps)
+        self.act = act
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise, then activate."""
+        activated: Tensor = self.act(super().forward(input))
+        return activated
+
+
+class Residual(nn.Sequential):
+    """A sequence of steps adds its input to what comes of it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Take the steps and add."""
+        change: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
+        return change + input
 
 
 def neighbourhood_mean(levels: Tensor, patch: int) -> Tensor:
@@ -143,7 +179,10 @@ def discrete_gaussian(sigma: float) -> Tensor:
     Unlike a sampled Gaussian its variance is exactly sigma^2, also below one cell, where most maps here live.
     """
     radius = math.ceil(6 * sigma) + 1  # its tails are heavier than a sampled Gaussian's
-    weights: np.ndarray = ive(np.abs(np.arange(-radius, radius + 1)), sigma**2)
+    n = 4 * radius + 64  # of which the farthest ones are nil
+    # the numbers whose Fourier series is e^(t (cos a - 1)); SciPy, which has them, takes as long to load as a search
+    series = np.exp(sigma**2 * (np.cos(2 * np.pi / n * np.arange(n // 2 + 1)) - 1))
+    weights: np.ndarray = np.fft.irfft(series, n)[np.abs(np.arange(-radius, radius + 1))].clip(min=0)
     return torch.from_numpy(weights / weights.sum()).float()
 
 

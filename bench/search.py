@@ -1,0 +1,170 @@
+"""What a search of a memory bank costs beside its bare products, on sparse and dense banks, in one run.
+
+    OMP_NUM_THREADS=1 python -m bench.search [--queries 4096] [--points 2500 20000] [--channels 152] [--repeat 9]
+
+Banks are drawn points. The queries of ``sparse`` are drawn as they are, those of ``dense`` are bank points with a
+distance of a thousandth of the points' length, where |x|^2 + |y|^2 - 2 x.y cancels, and those of ``members`` are bank
+points themselves. ``times_product`` is the time of the search divided by that of the products alone, block by block
+into one buffer, in turn; medians of processor time, which other load on the machine changes little. ``error`` is the
+largest difference from the distance in float64, divided by the mean length of the points.
+
+``exported`` is the search of exported files, one image of 1,024 queries at a time, in each runtime with one thread:
+``ms`` by groups, as files have it, and ``ms_argmin`` by the place of the minimum at once, as they had it, in turn;
+``difference`` is the largest difference of their distances. Prints a JSON line for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pickglass.detectors.onnx_graph import OPSET
+from pickglass.features.engine import to_onnx
+from pickglass.nn.search.neighbours import BankIndex, nearest_plain
+
+_BLOCK = (2048, 1024)  # bank points times queries of one product
+
+
+def products(queries: Tensor, bank: Tensor) -> None:
+    buffer = torch.empty(_BLOCK)
+    for x in queries.split(_BLOCK[1]):
+        for y in bank.split(_BLOCK[0]):
+            torch.mm(y, x.T, out=buffer[: len(y), : len(x)])
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def nearest(queries: Tensor, bank: Tensor) -> Tensor:
+    """Measure by definition in float64: (N,)."""
+    found = [torch.cdist(x.double(), bank.double()).topk(4, largest=False).indices for x in queries.split(256)]
+    close = torch.cat(found)  # (N, 4), of which the expanded square of float64 leaves no doubt
+    distances: Tensor = (queries.double()[:, None] - bank.double()[close]).norm(dim=2).amin(1)
+    return distances
+
+
+def measured(kind: str, points: int, given: argparse.Namespace) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(20, given.channels, generator=generator)
+
+    def drawn(n: int) -> Tensor:
+        noise = torch.randn(n, given.channels, generator=generator)
+        return torch.randn(n, 20, generator=generator) @ mix + 0.3 * noise
+
+    bank, queries = drawn(points), drawn(given.queries)
+    if kind != "sparse":
+        queries = bank[torch.randint(points, (given.queries,), generator=generator)]
+    if kind == "dense":
+        step = torch.randn(queries.shape, generator=generator)
+        queries = queries + step / step.norm(dim=1, keepdim=True) * queries.norm(dim=1).mean() / 1000
+    index = BankIndex(bank)
+    times: list[tuple[float, float]] = []
+    for _ in range(given.repeat + 1):
+        times.append((seconds(lambda: index.distances(queries)), seconds(lambda: products(queries, bank))))
+    search_s, product_s = np.median(times[1:], axis=0)
+    error = (index.distances(queries).double() - nearest(queries, bank)).abs().max() / bank.norm(dim=1).mean()
+    return {
+        "queries": kind,
+        "points": points,
+        "channels": given.channels,
+        "us_per_query": round(1e6 * search_s / given.queries, 2),
+        "times_product": round(float(np.median([a / b for a, b in times[1:]])), 2),
+        "product_us": round(1e6 * product_s / given.queries, 2),
+        "error": float(error),
+    }
+
+
+class Exported(nn.Module):
+    """A search as it stands in a graph: by groups, or by the place of the minimum at once."""
+
+    def __init__(self, bank: Tensor, grouped: bool) -> None:
+        super().__init__()
+        self.register_buffer("bank", bank)
+        self.bank: Tensor
+        self.grouped = grouped
+
+    def forward(self, queries: Tensor) -> Tensor:
+        if self.grouped:
+            return nearest_plain(queries, self.bank)[0]
+        middle = self.bank.mean(0)
+        points, x = self.bank - middle, queries - middle
+        index = (points.square().sum(1) - 2 * x @ points.T).argmin(1)
+        return (x - points[index]).square().sum(1).sqrt()
+
+
+def in_runtimes(content: bytes) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    import onnxruntime
+    import openvino
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    request = core.compile_model(core.read_model(content), "CPU", settings).create_infer_request()
+
+    def by_openvino(queries: np.ndarray) -> np.ndarray:
+        request.infer({"queries": queries})
+        return np.array(request.get_output_tensor(0).data)
+
+    return {
+        "onnxruntime": lambda queries: np.asarray(session.run(None, {"queries": queries})[0]),
+        "openvino": by_openvino,
+    }
+
+
+def exported(points: int, given: argparse.Namespace) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.randn(points, given.channels, generator=generator)
+    queries = torch.randn(1024, given.channels, generator=generator)
+    graphs = [
+        in_runtimes(to_onnx(Exported(bank, grouped).eval(), [queries], ["queries"], opset_version=OPSET))
+        for grouped in (True, False)
+    ]
+    asked: np.ndarray = queries.numpy()
+    lines = []
+    for name, run in graphs[0].items():
+        other = graphs[1][name]
+        difference = np.abs(run(asked) - other(asked)).max()
+        times = [(seconds(lambda: run(asked)), seconds(lambda: other(asked))) for _ in range(3 * given.repeat)]  # noqa: B023
+        grouped, at_once = 1000 * np.median(times, axis=0)
+        lines.append(
+            {
+                "queries": "exported",
+                "points": points,
+                "channels": given.channels,
+                "runtime": name,
+                "ms": round(grouped, 2),
+                "ms_argmin": round(at_once, 2),
+                "difference": float(difference),
+            }
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=4096)
+    parser.add_argument("--points", type=int, nargs="+", default=[2500, 20_000])
+    parser.add_argument("--channels", type=int, default=152)
+    parser.add_argument("--repeat", type=int, default=9)
+    given = parser.parse_args()
+    for points in given.points:
+        for kind in ("sparse", "dense", "members"):
+            print(json.dumps(measured(kind, points, given)), flush=True)
+        for line in exported(points, given):
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
