@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pickglass.methods import (
         STFPM,
         AsymmetricStudentTeacher,
+        Combined,
         Detector,
         EfficientAD,
         FastFlow,
@@ -39,6 +40,7 @@ __all__ = [
     "AsymmetricStudentTeacher",
     "Calibration",
     "CleanCheck",
+    "Combined",
     "Dataset",
     "Detector",
     "DriftSample",
@@ -76,6 +78,7 @@ _HOMES = {
     "EfficientAD": "methods",
     "FastFlow": "methods",
     "FeatureExtractor": "features",
+    "Combined": "methods",
     "PaDiM": "methods",
     "PatchCore": "methods",
     "PickglassError": "errors",
