@@ -37,7 +37,7 @@ from pickglass.data import Table
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext, Judged, Method
 from pickglass.detectors.plugins import find_method
-from pickglass.errors import DataError, InputError, shortened
+from pickglass.errors import DataError, InputError, UnknownName, shortened
 from pickglass.features.batch import Batch
 from pickglass.features.extractor import layer_list
 from pickglass.methods.fastflow import FastFlow
@@ -120,8 +120,35 @@ class Combined(Detector):
         self.trains = any(part.trains for part in own)
         self.validates = any(part.validates for part in own)
         self.leaves_out_known = all(part.leaves_out_known for part in own)
-        self.fewest_images = max((part.fewest_images for part in own), default=1)
-        self.validate_share = max((part.validate_share for part in own), default=0.0)
+        self.fewest_images = max(part.fewest_images for part in own)
+        self.validate_share = max(part.validate_share for part in own)
+
+    @classmethod
+    def of(cls, names: Sequence[str], preset: str | None = None, settings: Mapping[str, Any] | None = None) -> Combined:
+        """Make a combination of methods by their names.
+
+        Args:
+            names: the methods.
+            preset: a preset that each of them has, e.g. ``"quick"``; the first that names a size, backbone or weights does so for all.
+            settings: changes to the combination and, as ``METHOD.SETTING``, to its parts, e.g. ``{"padim.dims": 50}``;
+                they win over the preset.
+
+        Raises:
+            UnknownName: a method, preset or setting that does not exist.
+        """
+        shared: dict[str, Any] = {}
+        own = dict(settings or {})
+        parts = []
+        for name in names:
+            known = find_method(name).presets
+            if preset is not None and preset not in known:
+                raise UnknownName(f"preset of {name}", preset, known)
+            part = dict(known[preset]) if preset is not None else {}
+            shared = {key: part.pop(key) for key in _SHARED if key in part} | shared
+            part |= {key.removeprefix(f"{name}."): value for key, value in own.items() if key.startswith(f"{name}.")}
+            parts.append({"method": name, **part})
+        rest = {key: value for key, value in own.items() if key.partition(".")[0] not in names}
+        return cls.configured({**shared, **rest, "parts": tuple(parts)})
 
     def _made(self, settings: Mapping[str, Any]) -> Detector:
         """Make one of the methods as it is to be beside the others."""
@@ -210,8 +237,6 @@ class Combined(Detector):
 
     def _check(self) -> None:
         own = list(self.components.values())
-        if len(own) < 2:
-            raise InputError(f"parts={self.parts!r}: expected two methods or more, e.g. 'patchcore+fastflow'")
         if self.fusing is not None and not self.layers:
             raise InputError("layers are fused for all parts alike: give those that all of them read (layers)")
         if self.tiling is not None and self.tiling.normalise == "position":
@@ -424,6 +449,8 @@ def _described(parts: str | Sequence[Part]) -> list[Mapping[str, Any]]:
             f"parts={shortened(parts)}: expected names of methods, 'patchcore+fastflow', or a list of names and of "
             "mappings with a name and settings, [{'method': 'padim', 'dims': 50}, 'patchcore']"
         )
+    if len(described) < 2:
+        raise InputError(f"parts={shortened(parts)}: expected two methods or more, e.g. 'patchcore+fastflow'")
     return described
 
 
