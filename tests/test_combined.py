@@ -133,6 +133,24 @@ def test_parts_are_compared_with_what_is_usual_for_them() -> None:
     torch.testing.assert_close(detector.components["patchcore"].place_gain, again.place_gain)
 
 
+def in_two_lights(n: int) -> Table:
+    pictures = np.concatenate([GOOD[:n] // 2, GOOD[:n]])
+    return Table([pg.Row(f"{i}.png", "train", 0, group=str(i % n), pixels=x) for i, x in enumerate(pictures)])
+
+
+def test_a_part_that_can_leaves_images_out_beside_one_that_holds_them_back() -> None:
+    parts: list[Any] = [{"method": "patchcore", "level_shift": True}, {"method": "fastflow", "steps": 2, "epochs": 1}]
+    detector = pg.Combined(parts, size=SIDE).fit(in_two_lights(14), **TORCH)
+    assert detector.calibration is not None
+    assert detector.calibration.source == "held back"
+    assert {name: part.level_line is not None for name, part in detector.components.items()} == {
+        "patchcore": True,
+        "fastflow": False,
+    }
+    with pytest.raises(InputError, match=r"level_shift=True .* at least 10 parts .* to fit, but there are 4"):
+        pg.Combined(parts, size=SIDE).fit(in_two_lights(6), **TORCH)
+
+
 # -- one scale ---------------------------------------------------------------------------------------------------------
 
 

@@ -172,7 +172,8 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
             of one.
         InputError: settings contradict each other, or ask for more good images than there are.
     """
-    compares = {"place_scale": method.places_matter, "level_shift": method.level_matters}  # contradictions are refused
+    for part in (method, *method.components.values()):
+        _ = part.places_matter, part.level_matters  # contradictions are refused
     table = good_rows(data)
     preprocess: Preprocess | None = None
     if parse_size(method.size).size is not None:
@@ -194,28 +195,35 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
         divided = split_roles(table, plan.validate, held_back, plan.seed)
     table = divided
     _check_number(method, table, plan.validate > 0 and method.uses_validation, held_back > 0)
+    for part in method.components.values():
+        _check_enough(part, table, leaves_out or _can_leave_out(part, table.role("fit"), method))
+    return TrainingImages(table, ready, leaves_out)
+
+
+def _check_enough(part: Method, table: Table, leaves_out: bool) -> None:
+    """Raise where there are too few good images to learn what is usual, which was asked for."""
     members = np.bincount(numbered(table.role("fit" if leaves_out else "validate")))
-    for name, least in (("place_scale", 1), ("level_shift", 2)):
+    for name, asked, least in (("place_scale", part.places_matter, 1), ("level_shift", part.level_matters, 2)):
         found = np.count_nonzero(members >= least)
-        if compares[name] and found < _ENOUGH:
+        if asked and found < _ENOUGH:
             what = "images" if least == 1 else "parts of which there are several images (groups)"
             role = "to fit" if leaves_out else "to validate (validate)"
             raise InputError(
                 f"{name}=True compares with what is usual among good images, and takes at least {_ENOUGH} {what} "
                 f"{role}, but there are {found}: give more, or leave {name} out"
             )
-    return TrainingImages(table, ready, leaves_out)
 
 
-def _can_leave_out(method: Method, rows: Table) -> bool:
+def _can_leave_out(method: Method, rows: Table, whole: Method | None = None) -> bool:
     """Whether the method can judge each image that it learned as if it had been left out.
 
     What else learns from the images would have to leave them out, too: a fusion, an adapted backbone, heads that tiles
-    share.
+    share. Of a component of several it is ``whole`` that says so.
     """
-    if type(method).score_left_out is Method.score_left_out or method.adapting is not None or method.fusing is not None:
+    around = whole or method
+    if type(method).score_left_out is Method.score_left_out or around.adapting is not None or around.fusing is not None:
         return False
-    if method.tiles is not None and method.tiles.heads != method.tiles.n:
+    if around.tiles is not None and around.tiles.heads != around.tiles.n:
         return False
     return method.leaves_out(numbered(rows))
 
@@ -689,7 +697,9 @@ def calibrate(
     uses_left_out = images.leaves_out and not held and plan.calibrate is None
     compares = method.places_matter is not False or method.level_matters is not False or len(method.components) > 1
     parts, validated = list(method.components.values()), table.role("validate")
-    able = parts if images.leaves_out else [part for part in parts if part is not method and _can_leave_out(part, fit)]
+    able = parts if images.leaves_out else []
+    if len(parts) > 1 and not images.leaves_out:
+        able = [part for part in parts if _can_leave_out(part, fit, method)]
     known: dict[Method, Judged] = {}
     if able and (uses_left_out or compares):
         known = judge(able, *drawn_to_leave_out(fit, plan.seed), leave_out=True, watched=uses_left_out)

@@ -129,7 +129,8 @@ class Combined(Detector):
 
         Args:
             names: the methods.
-            preset: a preset that each of them has, e.g. ``"quick"``; the first that names a size, backbone or weights does so for all.
+            preset: a preset that each of them has, e.g. ``"quick"``; the first that names a size, backbone or weights
+                does so for all.
             settings: changes to the combination and, as ``METHOD.SETTING``, to its parts, e.g. ``{"padim.dims": 50}``;
                 they win over the preset.
 
@@ -230,7 +231,7 @@ class Combined(Detector):
             # extractor and tiles are no modules of the part: their tensors are held, moved and saved once
             part.__dict__.update(self._for_all(), extractor=self.extractor, tiles=self.tiles)
             part._preprocess = self._preprocess
-            part.tiling, part.fusing, part.adapting = self.tiling, self.fusing, self.adapting
+            part.tiling, part.fusing = self.tiling, self.fusing
             whole = self.fusing is not None or "features" not in self.reads
             part.own_levels = None if whole else tuple(layers.index(name) for name in part.layers_read)
             part.build(self._shapes_of(part, shapes), positions, seed)
