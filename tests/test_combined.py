@@ -115,6 +115,7 @@ def test_images_are_left_out_where_every_part_can(fitted: pg.Combined) -> None:
     assert few.calibration.source == "held back"
 
 
+@pytest.mark.slow
 def test_parts_are_compared_with_what_is_usual_for_them() -> None:
     detector = pg.Combined([{"method": "padim", "dims": 8}, "patchcore"], size=SIDE, place_scale=True)
     detector.fit(GOOD, **TORCH)
@@ -138,6 +139,7 @@ def in_two_lights(n: int) -> Table:
     return Table([pg.Row(f"{i}.png", "train", 0, group=str(i % n), pixels=x) for i, x in enumerate(pictures)])
 
 
+@pytest.mark.slow
 def test_a_part_that_can_leaves_images_out_beside_one_that_holds_them_back() -> None:
     parts: list[Any] = [{"method": "patchcore", "level_shift": True}, {"method": "fastflow", "steps": 2, "epochs": 1}]
     detector = pg.Combined(parts, size=SIDE).fit(in_two_lights(14), **TORCH)
@@ -179,6 +181,7 @@ def test_maps_that_say_nothing_are_refused(value: float) -> None:
 # -- where it is used --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_maps_of_the_parts_are_shown(fitted: pg.Combined, small_dataset: Path, tmp_path: Path) -> None:
     found = fitted.predict(TEST, **TORCH).found[0]
     parts = fitted.parts_of(found)
@@ -188,6 +191,7 @@ def test_the_maps_of_the_parts_are_shown(fitted: pg.Combined, small_dataset: Pat
     page = (tmp_path / "page.html").read_text()
     assert "padim map" in page
     assert "patchcore map" in page
+    assert "PaDiM + PatchCore" in page
 
 
 def test_a_copy_learns_nothing_that_the_first_would_see(fitted: pg.Combined) -> None:

@@ -578,11 +578,6 @@ class Detector(Method):
                 if item.value is not None:
                     yield item.value.image, TileParts(*(part[i : i + 1] for part in parts))
 
-    @property
-    def title(self) -> str:
-        """The name of the method in headings is that of its class, e.g. ``PatchCore``."""
-        return type(self).__name__
-
     # -- file ----------------------------------------------------------------------------------------------------------
 
     def model_id(self) -> str:

@@ -318,6 +318,11 @@ class Configured(nn.Module):
         """Whether parts get no higher and much the same scores once further images are learned."""
         return False
 
+    @property
+    def title(self) -> str:
+        """The name of the method in headings is that of its class, e.g. ``PatchCore``."""
+        return type(self).__name__
+
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.configuration().items())
         return f"{type(self).__name__}({settings})"

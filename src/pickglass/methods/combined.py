@@ -189,6 +189,11 @@ class Combined(Detector):
         return found
 
     @property
+    def title(self) -> str:
+        """The names of the methods, e.g. ``PatchCore + PaDiM``."""
+        return " + ".join(part.title for part in self.components.values())
+
+    @property
     def layers_read(self) -> tuple[str, ...]:
         """The layers that the backbone computes: those that any part reads."""
         if self.layers:
