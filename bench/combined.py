@@ -1,14 +1,15 @@
 """Several methods in one pass against the best single one: figures, paired intervals by group, and how weights do.
 
-    python -m bench.combined fit OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2]
-    python -m bench.combined table OUT --data DATA [--case magnetic_tile] [--repeats 500]
-    python -m bench.combined weights OUT --data DATA [--case magnetic_tile]
-    python -m bench.combined speed OUT --data DATA [--case magnetic_tile]
+    python -m bench.combined fit OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2] [--size area:512]
+    python -m bench.combined table OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2] [--repeats 500]
+    python -m bench.combined weights OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2]
+    python -m bench.combined speed OUT --data DATA [--case magnetic_tile] [--size area:512]
 
 ``fit`` learns all training images, for each seed: PatchCore and PaDiM alone as ``fit`` makes them by default, and
-PatchCore, PaDiM and FastFlow together, the parts with their defaults, FastFlow with its preset ``quick``. It keeps what
-each part says, OUT/NAME-SEED.npz, so that every average of the three follows without another fit: a part learns the
-same whoever stands beside it (PatchCore and PaDiM together would hold no image back). What is there is left alone.
+PatchCore, PaDiM and FastFlow together on ``--size``; at 256 px FastFlow has its preset ``quick``, at 512 px, where a
+step has four times the cells, 12 epochs of batches of 2, and PaDiM reads the layers of the others. It keeps what each
+part says, OUT/NAME-SEED.npz, so that every average of the three follows without another fit: a part learns the same
+whoever stands beside it (PatchCore and PaDiM together would hold no image back). What is there is left alone.
 
 ``table`` prints a row a combination with equal weights: image AUROC, AUPRO@0.3 and @0.05, the mean over seeds, and the
 difference to FastFlow alone and to PatchCore alone at its own size with their 95 % intervals; groups are drawn.
@@ -17,7 +18,7 @@ difference to FastFlow alone and to PatchCore alone at its own size with their 9
 back for the thresholds), or on ten known defects with the good images of the same draw (ten draws by group; only the
 other groups are judged), beside equal ones.
 
-``speed`` fits with one epoch and prints images a second in one run, each model in turn, three times.
+``speed`` fits with one epoch and prints images a second in one run, each model in turn, three times 64 images.
 """
 
 from __future__ import annotations
@@ -32,21 +33,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 import pickglass as pg
 from bench.defaults import as_train, painted
 from bench.judge import Tool
 from pickglass.app.advise.request import KINDS_PAINTED
 from pickglass.app.fit import build
-from pickglass.data import Row, Table, load_dataset, read_mask, resize_map, split_roles
+from pickglass.data import Row, Table, load_dataset, resize_map, split_roles
 from pickglass.data.files import written_whole
 from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, bootstrap
+from pickglass.runtime.compute import ComputeOptions
 
 PARTS = ("patchcore", "padim", "fastflow")
 TOGETHER = "+".join(PARTS)
 ALONE = ("patchcore", "padim")  # at their own default size and with all images
-SIZE = (256, 256)
-STEPS, KNOWN, DRAWS = 4, 10, 10
+STEPS, KNOWN, DRAWS, SOME = 4, 10, 10, 64
 METRICS = ("image_auroc", "aupro_30", "aupro_05")
 Weights = tuple[float, ...]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--case", default="magnetic_tile")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--size", choices=("area:256", "area:512"), default="area:512")
     parser.add_argument("--repeats", type=int, default=500)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -68,28 +71,34 @@ def main() -> None:
         for seed, name in itertools.product(given.seeds, (*ALONE, TOGETHER)):
             target = given.out / f"{name}-{seed}.npz"
             if not target.exists():
-                keep(target, learned(name, good, seed), good, test, seed)
+                keep(target, learned(name, good, seed, given.size), good, test, seed)
     elif given.do == "table":
         print(table(given.out, test, given.seeds, given.repeats))
     elif given.do == "weights":
         print(weights(given.out, good, test, given.seeds))
     else:
-        print(json.dumps(speed(good, test)))
+        print(json.dumps(speed(good, test, given.size)))
 
 
 # -- fit ---------------------------------------------------------------------------------------------------------------
 
 
-def settings_of(name: str) -> dict[str, Any]:
-    """The preset ``quick`` of FastFlow, and the defaults of the others."""
-    quick = pg.FastFlow.presets["quick"] if "fastflow" in name else {}
-    return {f"fastflow.{key}": value for key, value in quick.items()}
+def settings_of(name: str, size: str) -> dict[str, Any]:
+    """The settings of the models that join several parts, or of FastFlow."""
+    flow: dict[str, Any] = dict(pg.FastFlow.presets["quick"])
+    settings: dict[str, Any] = {"size": size}
+    if size != "area:256":  # four times the cells: as many minutes as at 256 px take as many steps on fewer images
+        flow |= {"epochs": 12, "batch": 2}
+        settings["padim.layers"] = flow["layers"]
+    prefix = "fastflow." if "+" in name else ""
+    settings |= {f"{prefix}{key}": value for key, value in flow.items()}
+    return {key: value for key, value in settings.items() if "." not in key or key.partition(".")[0] in name}
 
 
-def learned(name: str, good: Table, seed: int) -> tuple[pg.Detector, float]:
-    detector = build(name, None, settings_of(name))
+def learned(name: str, good: Table, seed: int, size: str) -> tuple[pg.Detector, float]:
+    detector = build(name, None, {} if name in ALONE else settings_of(name, size))
     began = time.process_time()
-    detector.fit(good, seed=seed)
+    detector.fit(good, seed=seed, memory_gb=2.0)
     return detector, time.process_time() - began
 
 
@@ -102,12 +111,27 @@ def keep(target: Path, fitted: tuple[pg.Detector, float], good: Table, test: Tab
         sets["painted"] = painted_on(held, seed)
     arrays: Arrays = {"cpu_s": np.array(cpu_s)}
     for kind, rows in sets.items():
-        said = [detector.predict(rows) for _ in alone(detector)]
-        arrays[f"{kind}_scores"] = np.stack([found.scores for found in said])  # (K, N)
-        arrays[f"{kind}_maps"] = np.stack([np.stack(found.maps) for found in said]).astype(np.float32)  # (K, N, h, w)
+        arrays[f"{kind}_scores"], arrays[f"{kind}_maps"] = said_of(detector, rows)
     with written_whole(target) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # numpy 2.3 has an option of its own there
     print(f"{target.name}: {cpu_s:.0f} CPU s", flush=True)
+
+
+@torch.no_grad()
+def said_of(detector: pg.Detector, rows: Table) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """What each part says, (K, N) and (K, N, h, w), on their common scale."""
+    if not isinstance(detector, pg.Combined):
+        found = detector.predict(rows)
+        return found.scores[None], np.stack(found.maps)[None]
+    scores, maps = [], []
+    for loaded in detector.loader(ComputeOptions()).batches(rows):
+        if loaded.batch is None or loaded.failures:
+            raise SystemExit(f"cannot be read: {loaded.failures}")
+        batch = loaded.batch
+        own = detector._standardised([part.judged(batch) for part in detector.components.values()])
+        scores.append(own[0].T.numpy())
+        maps.append(own[1].transpose(0, 1).numpy())
+    return np.concatenate(scores, 1), np.concatenate(maps, 1)
 
 
 def painted_on(held: Table, seed: int) -> Table:
@@ -115,30 +139,16 @@ def painted_on(held: Table, seed: int) -> Table:
     return painted(Table(rows), KINDS_PAINTED, seed)
 
 
-def alone(detector: pg.Detector) -> Any:
-    """Give each part all the weight in turn."""
-    if not isinstance(detector, pg.Combined):
-        yield detector
-        return
-    n = len(detector.components)
-    for k in range(n):
-        detector.map_weights = detector.score_weights = tuple(float(i == k) for i in range(n))
-        yield detector
-
-
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def masks_of(rows: Table) -> list[npt.NDArray[np.bool_] | None]:
-    masks: list[npt.NDArray[np.bool_] | None] = []
-    for row in rows:
-        if row.label != 1:
-            masks.append(None)
-        elif isinstance(row.mask, np.ndarray):
-            masks.append(resize_map((row.mask / 255).astype(np.float32), SIZE) >= 0.5)
-        else:
-            masks.append(None if row.mask is None else read_mask(row.mask, SIZE))
-    return masks
+def truth_of(row: Row) -> tuple[tuple[int, int], npt.NDArray[np.bool_] | None]:
+    """The size of the image, and the mask of its defect; None: it is good."""
+    image = row.image()
+    size = (image.shape[0], image.shape[1])
+    if row.label != 1:
+        return size, None
+    return size, row.mask > 0 if isinstance(row.mask, np.ndarray) else row.truth(size)
 
 
 class Said:
@@ -146,7 +156,7 @@ class Said:
 
     def __init__(self, arrays: Arrays, kind: str, rows: Table) -> None:
         self.scores, self.maps = arrays[f"{kind}_scores"], arrays[f"{kind}_maps"]
-        self.masks, self.labels = masks_of(rows), np.array([row.label for row in rows])
+        self.truth, self.labels = [truth_of(row) for row in rows], np.array([row.label for row in rows])
         self.types = np.array([row.defect or "good" for row in rows])
         self.known: dict[Weights, Tool] = {}
 
@@ -154,12 +164,12 @@ class Said:
         if weights not in self.known:
             share = np.array(weights, np.float32) / np.float32(sum(weights))
             mixed = np.tensordot(share, self.maps, 1).astype(np.float32)  # (N, h, w)
-            maps = [resize_map(map_, SIZE) for map_ in mixed]
+            maps = [resize_map(map_, size) for map_, (size, _) in zip(mixed, self.truth, strict=True)]
             curves = PixelCurves()
-            for map_, mask in zip(maps, self.masks, strict=True):
+            for map_, (_, mask) in zip(maps, self.truth, strict=True):
                 curves.update(map_, mask)
             tables = CountTables(curves.ok_quantiles(OK_LEVELS))
-            for map_, mask in zip(maps, self.masks, strict=True):
+            for map_, (_, mask) in zip(maps, self.truth, strict=True):
                 tables.update(map_, mask)
             self.known[weights] = Tool(share @ self.scores, tables, self.labels, self.types)
         return self.known[weights]
@@ -281,20 +291,20 @@ def best(said: Said, grid: Sequence[Weights], weight: npt.NDArray[np.int64]) -> 
 # -- speed -------------------------------------------------------------------------------------------------------------
 
 
-def speed(good: Table, test: Table) -> dict[str, float]:
+def speed(good: Table, test: Table, size: str) -> dict[str, float]:
     """Images a second, the median of three turns through all models."""
     models = {}
     for name in (*ALONE, "fastflow", "patchcore+fastflow", TOGETHER):
-        quick = {**pg.FastFlow.presets["quick"], "epochs": 1}
-        own = {key if name == "fastflow" else f"fastflow.{key}": value for key, value in quick.items()}
-        models[name] = build(name, None, own if "fastflow" in name else {}).fit(good)
+        own = {} if name in ALONE else settings_of(name, size)
+        own |= {key: 1 for key in own if key.endswith("epochs")}
+        models[name] = build(name, None, own).fit(good, memory_gb=2.0)
     found: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(3):
         for name, detector in models.items():
             detector.predict(test[:1])
             began = time.perf_counter()
-            detector.predict(test)
-            found[name].append(len(test) / (time.perf_counter() - began))
+            detector.predict(test[:SOME])
+            found[name].append(SOME / (time.perf_counter() - began))
     return {name: float(np.median(values)) for name, values in found.items()}
 
 
