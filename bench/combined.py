@@ -186,7 +186,7 @@ def table(out: Path, test: Table, seeds: Sequence[int], repeats: int) -> str:
     models: dict[str, list[Tool]] = {
         f"{name} alone": [Said(load(out, name, seed), "test", test)(1) for seed in seeds] for name in ALONE
     }
-    for chosen in ((2,), (0, 2), (0, 1), (1, 2), (0, 1, 2)):
+    for chosen in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
         share = tuple(float(k in chosen) for k in range(len(PARTS)))
         models["+".join(PARTS[k] for k in chosen)] = [said(*share) for said in together]
     cpu = {f"{name} alone": np.mean([load(out, name, seed)["cpu_s"] for seed in seeds]) for name in ALONE}
