@@ -11,8 +11,8 @@ pooled: what is usual becomes 0, and the highest that good parts show 1, whateve
 images that the part did not learn, or was judged without.
 
 The weights w of the maps and v of the image scores may differ, for the method that outlines best need not rank best. By
-default all are equal: weights that were chosen on painted defects did worse than equal ones on real defects, and those
-chosen on ten known defects no better (``docs/combined.md``, ``bench/combined.py``).
+default all are equal: weights that were chosen on painted defects did worse or no better on real ones, and so did
+those chosen on ten known defects (``docs/combined.md``, ``bench/combined.py``).
 
 Averages of detectors are common practice; the linear scale by quantiles of good maps is that of EfficientAD (Batzner et
 al., WACV 2024, section 3.4), with the tail at the share of the map that makes the image score.
