@@ -32,7 +32,13 @@ DOCS = Path(__file__).parents[1] / "docs"
 SIDE = 64
 RESNET: dict[str, Any] = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "weights": "random", "size": SIDE}
 FORMS = ("plain", "tiled", "shared heads", "region of interest")
-LEAST: dict[str, Any] = {"epochs": 1, "teacher_epochs": 1, "student_epochs": 1, "natural": "none"}
+LEAST: dict[str, Any] = {
+    "epochs": 1,
+    "teacher_epochs": 1,
+    "student_epochs": 1,
+    "natural": "none",
+    "parts": ({"method": "patchcore", "ratio": 0.1}, {"method": "fastflow", "steps": 2, "epochs": 1}),
+}
 
 # What the graphs may be made of. TensorRT 8.4 reads all of these: docs/operators.md of github.com/onnx/onnx-tensorrt,
 # at commit 009d654, has "Y" for them. What it lacks, such as Mod, NonZero, OneHot and Unique, is not among them.
@@ -174,7 +180,7 @@ def small(method: str, form: str, folder: Path) -> tuple[pg.Detector, np.ndarray
     cls = METHODS[method]
     settings = cls.configured({"size": SIDE, **cls.quick_settings(8, SIDE)}).configuration()
     least = {name: value for name, value in LEAST.items() if name in settings}
-    if cls.trains and "epochs" not in "".join(least):
+    if "steps" in settings and "epochs" not in "".join(least):
         least["steps"] = 1
     detector = cls.configured({**settings, **least})
     good = textures(8, SIDE)

@@ -90,7 +90,7 @@ def test_two_settings_that_ask_for_two_scores_are_refused() -> None:
         pg.PatchCore(size=64, top_share=2).fit(good)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, cls in METHODS.items() if "paper" in cls.presets])
 def test_papers_have_their_own_score(method: str) -> None:
     assert METHODS[method].from_preset("paper").scored_share == 0
     assert METHODS[method]().scored_share > 0

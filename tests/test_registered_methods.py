@@ -172,7 +172,7 @@ def test_the_name_of_another_method_is_taken(site: Path) -> None:
 
 
 def test_registering_by_hand_is_a_decorator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pickglass.methods.METHODS", dict(METHODS))
+    monkeypatch.setattr(plugins, "METHODS", dict(METHODS))
 
     class Mine(pg.PatchCore):
         method = "mine"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pickglass.methods import (
         STFPM,
         AsymmetricStudentTeacher,
+        Combined,
         Detector,
         EfficientAD,
         FastFlow,
@@ -40,6 +41,7 @@ __all__ = [
     "AsymmetricStudentTeacher",
     "Calibration",
     "CleanCheck",
+    "Combined",
     "Dataset",
     "Detector",
     "DriftSample",
@@ -78,6 +80,7 @@ _HOMES = {
     "EfficientAD": "methods",
     "FastFlow": "methods",
     "FeatureExtractor": "features",
+    "Combined": "methods",
     "PaDiM": "methods",
     "PatchCore": "methods",
     "PickglassError": "errors",

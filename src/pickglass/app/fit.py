@@ -20,7 +20,7 @@ from pickglass.detectors.drift_sample import DriftSample
 from pickglass.detectors.tiling import TileOptions
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.foreground import Foreground
-from pickglass.methods import Detector, find_method
+from pickglass.methods import Combined, Detector, find_method
 from pickglass.runtime.compute import ComputeOptions, Progress
 
 __all__ = ["FitRequest", "build", "fit", "fit_dataset"]
@@ -33,11 +33,13 @@ class FitRequest:
     """The detector to fit, and the shares of the images.
 
     Attributes:
-        method: name of the method; None: patchcore, or the choice of ``preset="auto"``.
+        method: name of the method, or several that judge together, ``"patchcore+padim"``; None: patchcore, or the
+            choice of ``preset="auto"``.
         preset: ``"paper"``, ``"quick"``, ``"auto"`` (see :mod:`pickglass.app.advise.auto`) or None for the defaults.
         defect_px: for ``"auto"``: longest extent of the smallest defect in pixels of the images; None: a thirty-second
             of their shorter side.
-        settings: arguments of the method's constructor, e.g. ``{"size": 320}``; they win over the preset.
+        settings: arguments of the method's constructor, e.g. ``{"size": 320}``; they win over the preset. Those of one
+            of several methods: ``{"padim.dims": 50}``.
         tiling: arguments of :meth:`pickglass.Detector.tiled`, e.g. ``{"tile": 256}``; None: not tiled.
         fusion: arguments of :meth:`pickglass.Detector.fused`, e.g. ``{"kind": "pyramid"}``; None: not fused.
         adaptation: arguments of :meth:`pickglass.Detector.adapted`, e.g. ``{"stages": "stage3"}``; None: not adapted.
@@ -88,10 +90,14 @@ def build(
     Raises:
         UnknownName: a method, preset or setting that does not exist.
     """
-    cls = find_method(method_name(method))
+    names = [method_name(name) for name in method.split("+")]
+    cls = find_method(names[0])
     if preset is not None and preset not in cls.presets:
-        raise UnknownName(f"preset of {method}", preset, cls.presets)
-    detector = cls.configured({**(cls.presets[preset] if preset else {}), **(settings or {})})
+        raise UnknownName(f"preset of {names[0]}", preset, cls.presets)
+    if len(names) > 1:
+        detector: Detector = Combined.of(names, preset, settings)
+    else:
+        detector = cls.configured({**(cls.presets[preset] if preset else {}), **(settings or {})})
     if fusion is not None:
         from pickglass.features.research.fusion import FusionOptions
 

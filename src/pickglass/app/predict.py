@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -41,7 +41,8 @@ def predict(
     Args:
         model: model file, or a fitted detector.
         images: files and folders.
-        out: folder for ``NAME.heat.png``, ``NAME.mask.png``, ``results.csv`` (one row an image, also of those that
+        out: folder for ``NAME.heat.png``, the map of each part of it where it has several (``NAME.patchcore.png``),
+            ``NAME.mask.png``, ``results.csv`` (one row an image, also of those that
             failed) and ``defects.csv`` (one row a defect), see :mod:`pickglass.app.judgements`; None: nothing is
             written. Images of 16 bits or floats are drawn as reports draw them, from the darkest to the brightest value
             of each image.
@@ -100,7 +101,7 @@ def predict(
         rows.append([judged["path"], judged["score"], *limits, *cells, *about, time, None])
         if folder is not None:
             name = f"{len(results):04d}-{Path(item.row.path).stem}"
-            _pictures(folder, name, item, full, limit, run.max_pixels)
+            _pictures(folder, name, item, {"heat": full, **detector.parts_of(item)}, limit, run.max_pixels)
     if isinstance(detector, ExportedModel):
         result["runtime"] = detector.runtime
     if folder is not None:
@@ -162,12 +163,15 @@ def _folder(path: str | Path) -> Path:
     return folder
 
 
-def _pictures(folder: Path, name: str, item: Found, full: FloatArray, threshold: float | None, max_pixels: int) -> None:
-    """Write the heat map over the image and, with a threshold, the predicted mask, both at the original size."""
+def _pictures(
+    folder: Path, name: str, item: Found, maps: Mapping[str, FloatArray], threshold: float | None, max_pixels: int
+) -> None:
+    """Write maps over the image in one scale of colours and, with a threshold, the predicted mask, at original size."""
     image = display(item.row.image(max_pixels))
-    pictures = {"heat": heat(image, full, colour_range(threshold, [] if threshold else [item.map]))}
+    scale = colour_range(threshold, [] if threshold else [item.map])
+    pictures = {kind: heat(image, map_, scale) for kind, map_ in maps.items()}
     if threshold is not None:
-        pictures["mask"] = (full > threshold).astype(np.uint8) * 255
+        pictures["mask"] = (maps["heat"] > threshold).astype(np.uint8) * 255
     for kind, pixels in pictures.items():
         with written_whole(folder / f"{name}.{kind}.png") as temporary:
             Image.fromarray(pixels).save(temporary)

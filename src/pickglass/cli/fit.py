@@ -25,7 +25,11 @@ class Choice:
     """Which detector to fit."""
 
     method: Annotated[
-        str | None, typer.Option(help="Method, patchcore by default; 'pickglass methods' lists them.")
+        str | None,
+        typer.Option(
+            help="Method, patchcore by default; 'pickglass methods' lists them. Several judge together on one backbone "
+            "pass: patchcore+fastflow."
+        ),
     ] = None
     backbone: Annotated[
         str | None, typer.Option(help="Backbone, e.g. efficientnet_lite0; 'pickglass layers --list' lists them.")
@@ -64,7 +68,7 @@ class Choice:
             "--set",
             metavar="KEY=VALUE",
             help="Change a setting that 'pickglass methods NAME' lists, e.g. ratio=0.1; also tiling.heads=1, "
-            "fusion.normalise=whiten.",
+            "fusion.normalise=whiten, and padim.dims=50 where several methods judge together.",
         ),
     ] = None
 
@@ -204,19 +208,7 @@ def show_fit(result: FitResult) -> None:
     if str(result["size"]).startswith("area:"):
         height, width = result["canvas"]
         say(f"images are read at {height}x{width} pixels (height x width), at their usual aspect; --size 256 squeezes")
-    details = dict(result["details"])
-    places, level = details.pop("places", None), details.pop("level", None)
-    say(", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in details.items()))
-    if places and places["used"]:
-        say(
-            f"the place explains {places['explained']:.0%} of how good maps vary, so each place is compared with what "
-            "is usual there (--set place_scale=false: not)"
-        )
-    if level and level["used"]:
-        say(
-            f"the level of the whole map explains {level['explained']:.0%} of how scores of one good part vary, and is "
-            "taken out of them (--set level_shift=false: not)"
-        )
+    _show_details(result["details"])
     if result["adaptation"]:
         kept, auroc = result["adaptation"]["kept"], result["adaptation"]["auroc"]
         what = f"epoch {kept} of {len(auroc) - 1} kept" if kept else "left as it was, no epoch was better"
@@ -228,6 +220,26 @@ def show_fit(result: FitResult) -> None:
         share = f"{result['foreground']['share']:.0%}"
         say(f"region of interest: found on good images, {share} of the image; nothing is seen outside it")
     say(f"model: {result['model']}")
+
+
+def _show_details(details: dict[str, Any], of: str = "") -> None:
+    """Print what a method tells of its fit, and whether places and the level of its maps matter."""
+    own = {key: value for key, value in details.items() if not isinstance(value, dict)}
+    if own:
+        say(of + ", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in own.items()))
+    places, level = details.get("places"), details.get("level")
+    if places and places["used"]:
+        say(
+            f"{of}the place explains {places['explained']:.0%} of how good maps vary, so each place is compared with "
+            "what is usual there (--set place_scale=false: not)"
+        )
+    if level and level["used"]:
+        say(
+            f"{of}the level of the whole map explains {level['explained']:.0%} of how scores of one good part vary, "
+            "and is taken out of them (--set level_shift=false: not)"
+        )
+    for name in details.get("scale", {}):  # several methods
+        _show_details({**details[name], **details.get("components", {}).get(name, {})}, f"{name}: ")
 
 
 def _show_suspicious(result: FitResult) -> None:

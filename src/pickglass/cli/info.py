@@ -112,7 +112,9 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     )
     weights = provenance.get("backbone_weights") or {}
     named = f", weights {weights['name']}" if weights.get("name") else ""
-    read = f"{'+'.join(settings.pop('layers'))} of {settings.pop('backbone')}{named}"
+    layers = settings.pop("layers")
+    layers = layers if isinstance(layers, str) else "+".join(layers)
+    read = f"{layers or 'what each of its methods reads'} of {settings.pop('backbone')}{named}"
     yield f"It reads {read}, at an input of {plain(settings.pop('size'))} pixels."
     settings.pop("weights", None)
     for part in ("tiling", "fusion", "adaptation"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -35,7 +35,7 @@ from pickglass.detectors.fitting import (
     calibrate as calibrated,
 )
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch, canvas_batch, silent
-from pickglass.detectors.method import Method
+from pickglass.detectors.method import Judged, Method
 from pickglass.detectors.modelfile import model_id, save
 from pickglass.detectors.naming import found_regions, unfolded
 from pickglass.detectors.tiling import TileParts
@@ -80,6 +80,7 @@ class Detector(Method):
     Attributes:
         shared_features: features of one backbone pass that many detectors read, as a study does; None: the detector
             runs the backbone itself.
+        own_levels: the numbers of the levels that it reads, of a batch that others read, too; None: all.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Detector(Method):
             level_shift=level_shift,
         )
         self.shared_features: SharedFeatures | None = None
+        self.own_levels: tuple[int, ...] | None = None
         self._engine: BackboneEngine | None = None
         self._lock = ProcessLock()
 
@@ -167,7 +169,8 @@ class Detector(Method):
         plan = FitPlan(share, calibrate, seed, memory_gb, file, tuple(observers), progress or silent)
         self.calibration, self.namer, self.reference, self.provenance = None, None, None, Provenance()
         self.history, self._file_id = (), None
-        self.place_gain = self.place_shift = self.level_line = None
+        for part in self.components.values():
+            part.place_gain = part.place_shift = part.level_line = None
         data = data if channels == "rgb" else as_table(data, "train", channels)
         images = prepare(self, data, plan, ComputeOptions(**compute))
         loader = self.loader(ComputeOptions(**compute))
@@ -179,7 +182,7 @@ class Detector(Method):
         fitting = f"{self.method} {self.configuration()} {seed} {self.provenance.data_sha256} {self.provenance.regions}"
         details = teach(self, loader, table, plan, fitting)
         self.eval()
-        self.calibration, usual = calibrated(self, self._joined, loader, replace(images, table=table), plan)
+        self.calibration, usual = calibrated(self, loader, replace(images, table=table), plan)
         if type(self).score_left_out is not Method.score_left_out:  # also where this fit held images back instead
             self.forget_images()
         details = {**details, **usual}
@@ -248,7 +251,7 @@ class Detector(Method):
             earlier = None if earlier is None else as_table(earlier, "train", channels)
         twin = copy(self)
         twin._engine = self._engine  # copies go without
-        update(twin, twin._joined, twin.loader(ComputeOptions(**compute)), data, earlier, plan)
+        update(twin, twin.loader(ComputeOptions(**compute)), data, earlier, plan)
         self.__dict__.update({name: value for name, value in vars(twin).items() if name != "_lock"})
         return self
 
@@ -458,8 +461,38 @@ class Detector(Method):
     @torch.no_grad()
     def judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return image scores (B,) and joined maps (B, h, w); cells that do not count get the lowest that do."""
-        scores, whole, _ = self._joined(*self.score(batch), batch.keep)
+        scores, whole, _ = self.judged(batch)
         return scores, whole
+
+    def judged(self, batch: Batch, units: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return image scores (B,), joined maps (B, h, w) and what counts of them; see the hook of the same name."""
+        own = self.own(batch)
+        answer = self.score(own) if units is None else self.score_left_out(own, units)
+        return self._joined(*answer, own.keep)
+
+    def own(self, batch: Batch) -> Batch:
+        """Return what it reads of a batch that others read, too."""
+        if self.own_levels is None:
+            return batch
+        return batch._replace(levels=tuple(batch.levels[i] for i in self.own_levels))
+
+    @property
+    def components(self) -> Mapping[str, Method]:
+        """The detector itself, by the name of its method."""
+        return {self.method: self}
+
+    def learn_mixing(
+        self,
+        known: Mapping[Method, Judged],
+        judge: Callable[[Sequence[Method], Table], Mapping[Method, Judged]],
+        rows: Table,
+    ) -> dict[str, Any]:
+        """Learn nothing: one method needs no mixing."""
+        return {}
+
+    def mixed(self, judged: Sequence[Judged]) -> Judged:
+        """Return what the one method says."""
+        return judged[0]
 
     def _joined(
         self, scores: Tensor, maps: Tensor, kept: Tensor | None, compared: bool = True
@@ -504,7 +537,7 @@ class Detector(Method):
     def parts_of(self, found: Found) -> dict[str, np.ndarray]:
         """Return the maps that the map of a judged image is made of, by name, (H, W) float32 at its original size.
 
-        Empty for most methods; EfficientAD tells ``"local"`` and ``"global"`` apart.
+        Empty for most methods; EfficientAD tells ``"local"`` and ``"global"`` apart, and a combination its methods.
 
         Raises:
             DataError: the image can no longer be read.
@@ -514,12 +547,15 @@ class Detector(Method):
         (loaded,) = self.loader(ComputeOptions()).batches([found.row])
         if loaded.batch is None:
             raise DataError("the image can no longer be read:", loaded.failures)
-        keep, parts = loaded.batch.keep, self.component_maps(loaded.batch)
-        joined = {
-            name: self._joined(maps.flatten(2).max(2).values, maps, keep, compared=False)[1]
-            for name, maps in parts.items()
-        }
+        joined = self.joined_parts(loaded.batch)
         return {name: found._replace(map=map_[0].float().cpu().numpy()).full_map() for name, map_ in joined.items()}
+
+    def joined_parts(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the ``component_maps`` of a batch by name, joined over the positions, (B, h, w) each."""
+        return {
+            name: self._joined(maps.flatten(2).max(2).values, maps, batch.keep, compared=False)[1]
+            for name, maps in self.component_maps(batch).items()
+        }
 
     @torch.no_grad()
     def tile_parts(self, data: Any, **compute: Unpack[ComputeArguments]) -> Iterator[tuple[np.ndarray, TileParts]]:
@@ -542,11 +578,6 @@ class Detector(Method):
             for i, item in enumerate(loaded.sound):
                 if item.value is not None:
                     yield item.value.image, TileParts(*(part[i : i + 1] for part in parts))
-
-    @property
-    def title(self) -> str:
-        """The name of the method in headings is that of its class, e.g. ``PatchCore``."""
-        return type(self).__name__
 
     # -- file ----------------------------------------------------------------------------------------------------------
 

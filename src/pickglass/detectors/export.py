@@ -90,7 +90,7 @@ def export(
             **history_of(detector.history),
             "pickglass": version("pickglass"),
             "method": detector.method,
-            "title": type(detector).__name__,
+            "title": detector.title,
             "configuration": detector.configuration(),
             "settings": detector.settings_digest(),
             "preprocess": detector.preprocess.to_json(),

@@ -14,7 +14,7 @@ Letters: T tiles, P positions that have a head of their own, d features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +41,7 @@ from pickglass.data import (
 )
 from pickglass.data.images.decoder import Array
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch, on_device, silent
-from pickglass.detectors.method import FitContext, Method
+from pickglass.detectors.method import FitContext, Judged, Method
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.backbones.registry import find_backbone
@@ -67,9 +67,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FitObserver",
     "FitPlan",
-    "Joined",
     "Judge",
-    "Judged",
     "TrainingImages",
     "adapt_backbone",
     "calibrate",
@@ -79,6 +77,7 @@ __all__ = [
     "good_rows",
     "learn_fusion",
     "numbered",
+    "peaks_of",
     "prepare",
     "teach",
 ]
@@ -91,7 +90,6 @@ _EXPLAINED = 0.3  # of the variance of the maps: places that explain less have n
 _LEVELLED = 0.05  # of the variance of the scores of one part: a level that explains less is left in
 
 Size = tuple[int, int]
-Joined = Callable[[Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor, Tensor | None]"]
 
 
 class FitObserver:
@@ -173,13 +171,14 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
             of one.
         InputError: settings contradict each other, or ask for more good images than there are.
     """
-    compares = {"place_scale": method.places_matter, "level_shift": method.level_matters}  # contradictions are refused
+    for part in (method, *method.components.values()):
+        _ = part.places_matter, part.level_matters  # contradictions are refused
     table = good_rows(data)
     preprocess: Preprocess | None = None
     if parse_size(method.size).size is not None:
         preprocess = Preprocess.for_images(method.size, find_backbone(method.backbone).interpolation, [])
     sizes, ready = checked(table, preprocess, None, plan.memory_gb / 4, compute)
-    asked = (method.backbone, method.layers, method.weights, plan.seed, method.scales)
+    asked = (method.backbone, method.layers_read, method.weights, plan.seed, method.scales)
     if method.extractor is None or not method.extractor.is_still(*asked):  # otherwise its engine is ready, too
         method.extractor = FeatureExtractor(*asked)
     method._preprocess = Preprocess.for_images(method.size, method.extractor.interpolation, sizes.values())
@@ -195,28 +194,35 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
         divided = split_roles(table, plan.validate, held_back, plan.seed)
     table = divided
     _check_number(method, table, plan.validate > 0 and method.uses_validation, held_back > 0)
+    for part in method.components.values():
+        _check_enough(part, table, leaves_out or _can_leave_out(part, table.role("fit"), method))
+    return TrainingImages(table, ready, leaves_out)
+
+
+def _check_enough(part: Method, table: Table, leaves_out: bool) -> None:
+    """Raise where there are too few good images to learn what is usual, which was asked for."""
     members = np.bincount(numbered(table.role("fit" if leaves_out else "validate")))
-    for name, least in (("place_scale", 1), ("level_shift", 2)):
+    for name, asked, least in (("place_scale", part.places_matter, 1), ("level_shift", part.level_matters, 2)):
         found = np.count_nonzero(members >= least)
-        if compares[name] and found < _ENOUGH:
+        if asked and found < _ENOUGH:
             what = "images" if least == 1 else "parts of which there are several images (groups)"
             role = "to fit" if leaves_out else "to validate (validate)"
             raise InputError(
                 f"{name}=True compares with what is usual among good images, and takes at least {_ENOUGH} {what} "
                 f"{role}, but there are {found}: give more, or leave {name} out"
             )
-    return TrainingImages(table, ready, leaves_out)
 
 
-def _can_leave_out(method: Method, rows: Table) -> bool:
+def _can_leave_out(method: Method, rows: Table, whole: Method | None = None) -> bool:
     """Whether the method can judge each image that it learned as if it had been left out.
 
     What else learns from the images would have to leave them out, too: a fusion, an adapted backbone, heads that tiles
-    share.
+    share. Of a component of several it is ``whole`` that says so.
     """
-    if type(method).score_left_out is Method.score_left_out or method.adapting is not None or method.fusing is not None:
+    around = whole or method
+    if type(method).score_left_out is Method.score_left_out or around.adapting is not None or around.fusing is not None:
         return False
-    if method.tiles is not None and method.tiles.heads != method.tiles.n:
+    if around.tiles is not None and around.tiles.heads != around.tiles.n:
         return False
     return method.leaves_out(numbered(rows))
 
@@ -664,44 +670,14 @@ def _scales(method: Method, loader: FeatureLoader, tiles: Tiles, table: Table) -
 # -- calibrate ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Good images that were not learned from, or were judged so.
-
-    Attributes:
-        rows: N of them.
-        units: the number of each one's unit.
-        scores: (N,) image scores.
-        maps: (N, h, w) joined maps.
-        inside: (N, h, w) bool, the cells that count.
-    """
-
-    rows: Table
-    units: Tensor
-    scores: Tensor
-    maps: Tensor
-    inside: Tensor
-
-    @property
-    def peaks(self) -> Tensor:
-        """Each map has this highest value: (N,)."""
-        return self.maps.masked_fill(~self.inside, -torch.inf).flatten(1).max(1).values
-
-
 @torch.no_grad()
 def calibrate(
-    method: Method,
-    joined: Joined,
-    loader: FeatureLoader,
-    images: TrainingImages,
-    plan: FitPlan,
+    method: Method, loader: FeatureLoader, images: TrainingImages, plan: FitPlan
 ) -> tuple[Calibration, dict[str, Any]]:
     """Set the thresholds on good images, and learn from their maps what is usual at each place and at each level.
 
     Args:
         method: was taught; what is usual is left with it.
-        joined: scores (B, P), maps (B, P, h, w) and what counts of the canvas -> image scores (B,), joined maps
-            (B, h, w) and what counts of them.
         loader: reads the rows.
         images: rows with their roles; where no image is held back or left out there are no thresholds, and a few
             fitted images are judged to see that their scores are numbers.
@@ -710,86 +686,107 @@ def calibrate(
     Returns:
         The thresholds, and what is worth telling about ``places`` and about the ``level``: ``explained``, the share of
         the variance of the maps that the place explains, or of the scores of one part that the level explains, and
-        whether it is ``used``; without an entry where nothing was looked at.
+        whether it is ``used``; without an entry where nothing was looked at. Where a method has several components,
+        that of each is under ``components``, beside what :meth:`Method.learn_mixing` tells.
 
     Raises:
         DataError: a score is no number, or all maps are one and the same value.
     """
     table = images.table
     fit, held = table.role("fit"), table.role("calibrate")
-    judge = Judge(method, joined, loader, plan)
+    judge = Judge(loader, plan)
     uses_left_out = images.leaves_out and not held and plan.calibrate is None
-    compares = method.places_matter is not False or method.level_matters is not False
-    left: Judged | None = None
-    if images.leaves_out and (uses_left_out or compares):
-        left = judge(*drawn_to_leave_out(fit, plan.seed), leave_out=True, watched=uses_left_out)
-        check_meaning(method, left)
-    known, validated = left, table.role("validate")
-    if not images.leaves_out and compares and len(set(numbered(validated))) >= _ENOUGH:
-        known = judge(validated)
+    compares = method.places_matter is not False or method.level_matters is not False or len(method.components) > 1
+    parts, validated = list(method.components.values()), table.role("validate")
+    able = parts if images.leaves_out else []
+    if len(parts) > 1 and not images.leaves_out:
+        able = [part for part in parts if _can_leave_out(part, fit, method)]
+    known: dict[Method, Judged] = {}
+    if able and (uses_left_out or compares):
+        known = judge(able, *drawn_to_leave_out(fit, plan.seed), leave_out=True, watched=uses_left_out)
+        for part, judged in known.items():
+            check_meaning(part, judged)
+    others = [part for part in parts if part not in able]
+    if others and compares and len(set(numbered(validated))) >= _ENOUGH:
+        known |= judge(others, validated)
     told: dict[str, Any] = {}
-    if known is not None:
-        known = _compared(method, known, told, loader.engine.device, images.leaves_out)
-    if uses_left_out and known is not None:
-        good = known
+    for name, part in method.components.items():
+        if part in known:
+            own = told if part is method else told.setdefault("components", {}).setdefault(name, {})
+            known[part] = _compared(part, known[part], own, loader.engine.device, part in able)
+    told |= method.learn_mixing(known, judge, validated or held or fit[: loader.batch])
+    if uses_left_out:
+        good = method.mixed([known[part] for part in parts])
         for observer in plan.observers:
             observer.settled(good.scores)
     else:
-        good = judge(held or fit[: loader.batch], watched=bool(held))
+        good = judge([method], held or fit[: loader.batch], watched=bool(held))[method]
         check_meaning(method, good, learned=not held)
         if not held:
             return usual_threshold([], []), told
     calibration = usual_threshold(
         good.scores.tolist(),
-        good.peaks.tolist(),
+        peaks_of(good).tolist(),
         [row.group for row in good.rows],
         method.settings_digest(),
         short_names([row.path for row in good.rows]),
-        "left out" if good is known else "held back",
+        "left out" if uses_left_out else "held back",
         monotone=method.falls_with_images and method.place_gain is None and method.level_line is None,
     )
     return calibration, told
 
 
+def peaks_of(judged: Judged) -> Tensor:
+    """Return the highest value of each map, (N,)."""
+    return judged.maps.masked_fill(~judged.inside, -torch.inf).flatten(1).max(1).values
+
+
 class Judge:
-    """A taught method judges good images.
+    """Taught methods judge good images.
 
     Args:
-        method, joined, loader, plan: as for :func:`calibrate`.
+        loader, plan: as for :func:`calibrate`.
     """
 
-    def __init__(self, method: Method, joined: Joined, loader: FeatureLoader, plan: FitPlan) -> None:
-        self.method, self.joined, self.loader, self.plan = method, joined, loader, plan
+    def __init__(self, loader: FeatureLoader, plan: FitPlan) -> None:
+        self.loader, self.plan = loader, plan
 
     def __call__(
-        self, rows: Table, units: tuple[int, ...] | None = None, *, leave_out: bool = False, watched: bool = False
-    ) -> Judged:
-        """Judge images.
+        self,
+        methods: Sequence[Method],
+        rows: Table,
+        units: tuple[int, ...] | None = None,
+        *,
+        leave_out: bool = False,
+        watched: bool = False,
+    ) -> dict[Method, Judged]:
+        """Let each of the methods judge images, which are read once.
 
         Args:
+            methods: those that read the loader's batches.
             rows: images that can be read.
             units: the numbers of their units in the fit; None: numbered anew.
             leave_out: they were learned, and each is judged as if it had not been.
-            watched: the observers see them.
+            watched: the observers see them, with the scores of the first method.
         """
         numbers = torch.tensor(numbered(rows) if units is None else units)
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: dict[Method, list[tuple[Tensor, Tensor, Tensor]]] = {method: [] for method in methods}
         done = 0
         for loaded in self.loader.sound_batches(rows, silent):
             batch = loaded.batch
             if batch is None:
                 continue
             own = numbers[done : done + len(loaded.items)]
-            scored = self.method.score_left_out(batch, own) if leave_out else self.method.score(batch)
-            scores, maps, inside = self.joined(*scored, batch.keep)
-            counting = torch.ones_like(maps, dtype=torch.bool) if inside is None else inside
-            parts.append((scores.cpu(), maps.cpu(), counting.cpu()))
+            for method in methods:
+                scores, maps, inside = method.judged(batch, own if leave_out else None)
+                counting = torch.ones_like(maps, dtype=torch.bool) if inside is None else inside
+                parts[method].append((scores.cpu(), maps.cpu(), counting.cpu()))
             done += len(loaded.items)
             self.plan.progress("judging good images", done, len(rows))
             for observer in self.plan.observers if watched else ():
-                observer.judged(loaded, scores)
-        scores, maps, inside = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Judged(rows, numbers, scores, maps, inside)
+                observer.judged(loaded, parts[methods[0]][-1][0])
+        joined = {method: map(torch.cat, zip(*of, strict=True)) for method, of in parts.items()}
+        return {method: Judged(rows, numbers, *of) for method, of in joined.items()}
 
 
 def drawn_to_leave_out(fit: Table, seed: int) -> tuple[Table, tuple[int, ...]]:
@@ -863,7 +860,7 @@ def check_meaning(method: Method, good: Judged, learned: bool = False) -> None:
 
     Images that were learned may well have the score 0 everywhere, where a memory bank holds all their patches.
     """
-    scores, peaks = good.scores.tolist(), good.peaks.tolist()
+    scores, peaks = good.scores.tolist(), peaks_of(good).tolist()
     lowest = float(good.maps.min())
     wrong = [score for score in scores if not math.isfinite(score)]
     remedy = (

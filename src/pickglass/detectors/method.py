@@ -10,20 +10,21 @@ Letters: B images, P positions, C channels, h x w cells of the finest layer, H x
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pickglass.data import Table
 from pickglass.detectors.settings import Configured
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
 from pickglass.nn.training.loop import Phase
 from pickglass.runtime.compute import Progress, Shape
 
-__all__ = ["FitContext", "Method", "Neighbour", "assign"]
+__all__ = ["FitContext", "Judged", "Method", "Neighbour", "assign"]
 
 Self = TypeVar("Self", bound="Method")
 
@@ -75,6 +76,25 @@ class Neighbour(NamedTuple):
     spot: int
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Good images that were not learned from, or were judged so.
+
+    Attributes:
+        rows: N of them.
+        units: the number of each one's unit.
+        scores: (N,) image scores.
+        maps: (N, h, w) joined maps.
+        inside: (N, h, w) bool, the cells that count.
+    """
+
+    rows: Table
+    units: Tensor
+    scores: Tensor
+    maps: Tensor
+    inside: Tensor
+
+
 class Method(Configured, ABC):
     """A method is a subclass of :class:`pickglass.Detector` that fills in the hooks of this class.
 
@@ -97,9 +117,9 @@ class Method(Configured, ABC):
             images of the fit, too, as if they had been left out.
     """
 
-    trains: ClassVar[bool] = False
-    validates: ClassVar[bool] = False
-    leaves_out_known: ClassVar[bool] = False
+    trains: bool = False
+    validates: bool = False
+    leaves_out_known: bool = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -153,6 +173,16 @@ class Method(Configured, ABC):
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return raw scores (B, P) and maps (B, P, h, w) of a batch; higher = more anomalous."""
 
+    @abstractmethod
+    def judged(self, batch: Batch, units: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return image scores (B,), maps joined over the positions (B, h, w), and what counts of them; None: all.
+
+        Args:
+            batch: images.
+            units: (B,) the images were learned, and are judged as if these units of theirs had not been; None: they
+                are judged as any other.
+        """
+
     def leaves_out(self, units: Sequence[int]) -> bool:
         """Say whether :meth:`score_left_out` can judge images of these units once they were learned.
 
@@ -171,6 +201,30 @@ class Method(Configured, ABC):
 
     def forget_images(self) -> None:
         """Drop what only :meth:`score_left_out` needs; called when the thresholds are set."""
+
+    @property
+    @abstractmethod
+    def components(self) -> Mapping[str, Method]:
+        """The methods, by name, of which each judges by itself; a detector of one method is its only one."""
+
+    @abstractmethod
+    def learn_mixing(
+        self,
+        known: Mapping[Method, Judged],
+        judge: Callable[[Sequence[Method], Table], Mapping[Method, Judged]],
+        rows: Table,
+    ) -> dict[str, Any]:
+        """Learn from good images how several components go together, and return what is worth telling.
+
+        Args:
+            known: what components say of good images, compared with what is usual; not of all components.
+            judge: lets components judge further images.
+            rows: good images that were not learned, where there are any.
+        """
+
+    @abstractmethod
+    def mixed(self, judged: Sequence[Judged]) -> Judged:
+        """Mix what the components, in their order, say of the same images."""
 
     def component_maps(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return the maps that the map is made of by name, (B, P, h, w) each, where a method has several."""

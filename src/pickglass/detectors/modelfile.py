@@ -132,7 +132,7 @@ def _restored(
             raise InputError(f"its setting {name} is {shortened(value)}")
     detector = method.configured({**before, **header["configuration"]})
     detector.provenance = Provenance.from_json(header["provenance"])
-    detector.extractor = FeatureExtractor(detector.backbone, detector.layers, None, scales=detector.scales)
+    detector.extractor = FeatureExtractor(detector.backbone, detector.layers_read, None, scales=detector.scales)
     if detector.provenance.backbone_weights:
         detector.extractor.expect(WeightsInfo.from_json(detector.provenance.backbone_weights))
     detector._preprocess = Preprocess.from_json(header["preprocess"])

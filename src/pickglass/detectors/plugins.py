@@ -1,18 +1,81 @@
-"""Methods of other packages: how they are found by their entry points, and what each class must bring."""
+"""Methods by their names: those of this package, registered ones, and those that installed packages offer."""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
 
 from pickglass.detectors.detector import Detector
-from pickglass.errors import InputError
+from pickglass.errors import InputError, UnknownName
 
-__all__ = ["GROUP", "checked_method", "import_plugin", "plugin_names"]
+__all__ = [
+    "GROUP",
+    "METHODS",
+    "checked_method",
+    "find_method",
+    "import_plugin",
+    "method_names",
+    "plugin_names",
+    "register_method",
+]
 
 GROUP = "pickglass.methods"
 """The entry point group. A package states ``[project.entry-points."pickglass.methods"]`` and a line
 ``my_method = "my_package.module:MyMethod"``."""
+
+METHODS: dict[str, type[Detector]] = {}
+"""The methods by their names: :mod:`pickglass.methods` fills in its own, :func:`register_method` adds others."""
+
+AnyMethod = TypeVar("AnyMethod", bound=type[Detector])
+
+
+def register_method(method: AnyMethod) -> AnyMethod:
+    """Make a method of yours known by its name, to ``--method``, ``study``, :func:`load` and all else.
+
+    Other processes, such as the workers of a study, only know methods that an installed package offers as an entry
+    point ``pickglass.methods``.
+
+    Args:
+        method: a class derived from :class:`pickglass.Detector`, its name in the class attribute ``method``.
+
+    Returns:
+        The class itself, so that this is also a decorator.
+
+    Raises:
+        InputError: it is no such class, or another method has that name.
+
+    Example:
+        ``@pg.register_method`` above ``class MyMethod(pg.Detector)``
+    """
+    name = checked_method(method).method
+    registered = METHODS.setdefault(name, method)
+    if registered is not method:
+        raise InputError(
+            f"the name {name!r} is taken by {registered.__module__}.{registered.__qualname__}: "
+            f"give {method.__module__}.{method.__qualname__} another name"
+        )
+    return method
+
+
+def find_method(name: str) -> type[Detector]:
+    """Return the class of a method by its name, e.g. ``"patchcore"``; another package's is imported now.
+
+    Raises:
+        UnknownName: no method has that name; the nearest are named.
+        InputError: the package that offers the method cannot be imported, or the name is taken by another method.
+    """
+    plugin = import_plugin(name)
+    if plugin is not None:
+        return register_method(plugin)
+    if name not in METHODS:
+        raise UnknownName("method", name, method_names())
+    return METHODS[name]
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods: of this package, registered, or offered by installed packages."""
+    return [*METHODS, *(name for name in plugin_names() if name not in METHODS)]
 
 
 def plugin_names() -> list[str]:

@@ -86,9 +86,9 @@ class Configured(nn.Module):
     """
 
     method: ClassVar[str]
-    reads: ClassVar[tuple[str, ...]] = ("features",)
-    validate_share: ClassVar[float] = 0.0
-    fewest_images: ClassVar[int] = 1
+    reads: tuple[str, ...] = ("features",)
+    validate_share: float = 0.0
+    fewest_images: int = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(
@@ -318,6 +318,11 @@ class Configured(nn.Module):
         """Whether parts get no higher and much the same scores once further images are learned."""
         return False
 
+    @property
+    def title(self) -> str:
+        """The name of the method in headings is that of its class, e.g. ``PatchCore``."""
+        return type(self).__name__
+
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.configuration().items())
         return f"{type(self).__name__}({settings})"
@@ -389,6 +394,11 @@ class Configured(nn.Module):
         """The factors by which the input is scaled, at each of which the backbone runs."""
         return (1.0,) if self.fusing is None else self.fusing.scales
 
+    @property
+    def layers_read(self) -> tuple[str, ...]:
+        """The layers that the backbone computes, finest first."""
+        return layer_list(self.layers)
+
     def level_shapes(self) -> list[Shape]:
         """Return (C, h, w) of each level that the method reads of one position."""
         if "features" not in self.reads:
@@ -401,7 +411,7 @@ class Configured(nn.Module):
 
     def level_names(self) -> list[str]:
         """Return the names of the levels that the method reads; layers fused into one are ``layer1+layer2``."""
-        layers = layer_list(self.layers)
+        layers = self.layers_read
         names = [name if scale == 1 else f"{name} at {scale:g}" for scale in self.scales for name in layers]
         return names if self.fusing is None or self.fusing.levels == "all" else ["+".join(names)]
 

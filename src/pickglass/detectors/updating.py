@@ -28,18 +28,17 @@ from pickglass.calibration.renewal import renewed
 from pickglass.data import Row, Table, fingerprint, image_digest, known_names, short_names, split_roles
 from pickglass.detectors.fitting import (
     FitPlan,
-    Joined,
     Judge,
-    Judged,
     check_meaning,
     checked,
     drawn_to_leave_out,
     good_rows,
     numbered,
+    peaks_of,
     teach,
 )
 from pickglass.detectors.loading import FeatureLoader
-from pickglass.detectors.method import FitContext, Method
+from pickglass.detectors.method import FitContext, Judged, Method
 from pickglass.errors import DataError
 from pickglass.runtime.provenance import Provenance
 
@@ -75,12 +74,12 @@ class _Images:
     unused: int
 
 
-def update(method: Method, joined: Joined, loader: FeatureLoader, data: Any, earlier: Any, plan: FitPlan) -> None:
+def update(method: Method, loader: FeatureLoader, data: Any, earlier: Any, plan: FitPlan) -> None:
     """Learn further images; see :meth:`pickglass.Detector.update`.
 
     Args:
         method: a copy of the detector, which shares what an update leaves alone.
-        joined, loader: as for :func:`pickglass.detectors.fitting.calibrate`.
+        loader: as for :func:`pickglass.detectors.fitting.calibrate`.
         data, earlier: as there.
         plan: shares of the roles, seed, memory, observers and progress.
     """
@@ -100,7 +99,7 @@ def update(method: Method, joined: Joined, loader: FeatureLoader, data: Any, ear
     plan = replace(plan, before=max(1, before.n_fit))
     details = teach(method, loader, images.new.role("fit", "validate") + images.again, plan, "update")
     method.eval()
-    calibration = _calibrated(method, Judge(method, joined, loader, plan), images, plan.seed)
+    calibration = _calibrated(method, Judge(loader, plan), images, plan.seed)
     method.forget_images()
     change = Change.between("update", method.calibration, calibration)
     method.history += (replace(change, learned=len(images.new.role("fit"))),)
@@ -196,11 +195,14 @@ def _calibrated(method: Method, judge: Judge, images: _Images, seed: int) -> Cal
             fit = images.new.role("fit")
             drawn, units = drawn_to_leave_out(fit, seed)
             kept = [i for i, row in enumerate(drawn) if row in images.independent]
-            new = judge(Table([drawn[i] for i in kept]), tuple(units[i] for i in kept), leave_out=True, watched=True)
+            rows, own = Table([drawn[i] for i in kept]), tuple(units[i] for i in kept)
+            new = judge([method], rows, own, leave_out=True, watched=True)[method]
         else:
-            new = judge(images.new.role("calibrate"), watched=True)
+            new = judge([method], images.new.role("calibrate"), watched=True)[method]
         check_meaning(method, new)
-        earlier = judge(images.fresh, leave_out=images.fresh_learned, watched=True) if images.fresh else None
+        earlier = None
+        if images.fresh:
+            earlier = judge([method], images.fresh, leave_out=images.fresh_learned, watched=True)[method]
     return renewed(
         method.calibration,
         _evidence(method, new, images.left_out),
@@ -215,7 +217,7 @@ def _evidence(method: Method, judged: Judged, left_out: bool) -> Evidence:
     groups = [row.group for row in judged.rows]
     source = "left out" if left_out else "given"
     digest = method.settings_digest()
-    return Evidence(judged.scores.tolist(), judged.peaks.tolist(), groups, source, settings=digest)  # type: ignore[arg-type]
+    return Evidence(judged.scores.tolist(), peaks_of(judged).tolist(), groups, source, settings=digest)  # type: ignore[arg-type]
 
 
 def _told(known: Provenance, images: _Images, details: dict[str, Any], plan: FitPlan) -> Provenance:

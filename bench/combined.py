@@ -1,0 +1,312 @@
+"""Several methods in one pass against the best single one: figures, paired intervals by group, and how weights do.
+
+    python -m bench.combined fit OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2] [--size area:512]
+    python -m bench.combined table OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2] [--repeats 500]
+    python -m bench.combined weights OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2]
+    python -m bench.combined speed OUT --data DATA [--case magnetic_tile] [--size area:512]
+
+``fit`` learns all training images, for each seed: PatchCore and PaDiM alone as ``fit`` makes them by default, and
+PatchCore, PaDiM and FastFlow together on ``--size``; at 256 px FastFlow has its preset ``quick``, at 512 px, where a
+step has four times the cells, 12 epochs of batches of 2, and PaDiM reads the layers of the others. It keeps what each
+part says, OUT/NAME-SEED.npz, so that every average of the three follows without another fit: a part learns the same
+whoever stands beside it (PatchCore and PaDiM together would hold no image back). What is there is left alone.
+
+``table`` prints a row a combination with equal weights: image AUROC, AUPRO@0.3 and @0.05, the mean over seeds, and the
+difference to FastFlow alone and to PatchCore alone at its own size with their 95 % intervals; groups are drawn.
+
+``weights`` prints what weights in quarters bring that were chosen on painted defects (on the good images that were held
+back for the thresholds), or on ten known defects with the good images of the same draw (ten draws by group; only the
+other groups are judged), beside equal ones.
+
+``speed`` fits with one epoch and prints images a second in one run, each model in turn, three times 64 images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import pickglass as pg
+from bench.defaults import as_train, painted
+from bench.judge import Tool
+from pickglass.app.advise.request import KINDS_PAINTED
+from pickglass.app.fit import build
+from pickglass.data import Row, Table, load_dataset, resize_map, split_roles
+from pickglass.data.files import written_whole
+from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, bootstrap
+from pickglass.runtime.compute import ComputeOptions
+
+PARTS = ("patchcore", "padim", "fastflow")
+TOGETHER = "+".join(PARTS)
+ALONE = ("patchcore", "padim")  # at their own default size and with all images
+STEPS, KNOWN, DRAWS, SOME = 4, 10, 10, 64
+METRICS = ("image_auroc", "aupro_30", "aupro_05")
+Weights = tuple[float, ...]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("do", choices=("fit", "table", "weights", "speed"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--case", default="magnetic_tile")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--size", choices=("area:256", "area:512"), default="area:512")
+    parser.add_argument("--repeats", type=int, default=500)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    dataset = load_dataset(given.data / given.case)
+    good, test = as_train(dataset.train), dataset.test
+    if given.do == "fit":
+        for seed, name in itertools.product(given.seeds, (*ALONE, TOGETHER)):
+            target = given.out / f"{name}-{seed}.npz"
+            if not target.exists():
+                keep(target, learned(name, good, seed, given.size), good, test, seed)
+    elif given.do == "table":
+        print(table(given.out, test, given.seeds, given.repeats))
+    elif given.do == "weights":
+        print(weights(given.out, good, test, given.seeds))
+    else:
+        print(json.dumps(speed(good, test, given.size)))
+
+
+# -- fit ---------------------------------------------------------------------------------------------------------------
+
+
+def settings_of(name: str, size: str) -> dict[str, Any]:
+    """The settings of the models that join several parts, or of FastFlow."""
+    flow: dict[str, Any] = dict(pg.FastFlow.presets["quick"])
+    settings: dict[str, Any] = {"size": size}
+    if size != "area:256":  # four times the cells: as many minutes as at 256 px take as many steps on fewer images
+        flow |= {"epochs": 12, "batch": 2}
+        settings["padim.layers"] = flow["layers"]
+    prefix = "fastflow." if "+" in name else ""
+    settings |= {f"{prefix}{key}": value for key, value in flow.items()}
+    return {key: value for key, value in settings.items() if "." not in key or key.partition(".")[0] in name}
+
+
+def learned(name: str, good: Table, seed: int, size: str) -> tuple[pg.Detector, float]:
+    detector = build(name, None, {} if name in ALONE else settings_of(name, size))
+    began = time.process_time()
+    detector.fit(good, seed=seed, memory_gb=2.0)
+    return detector, time.process_time() - began
+
+
+def keep(target: Path, fitted: tuple[pg.Detector, float], good: Table, test: Table, seed: int) -> None:
+    """Save what each part says of the test images, and of painted ones."""
+    detector, cpu_s = fitted
+    held = split_roles(good, detector.wanted_validation, 0.1, seed).role("calibrate")
+    sets = {"test": test}
+    if isinstance(detector, pg.Combined):
+        sets["painted"] = painted_on(held, seed)
+    arrays: Arrays = {"cpu_s": np.array(cpu_s)}
+    for kind, rows in sets.items():
+        arrays[f"{kind}_scores"], arrays[f"{kind}_maps"] = said_of(detector, rows)
+    with written_whole(target) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # numpy 2.3 has an option of its own there
+    print(f"{target.name}: {cpu_s:.0f} CPU s", flush=True)
+
+
+@torch.no_grad()
+def said_of(detector: pg.Detector, rows: Table) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """What each part says, (K, N) and (K, N, h, w), on their common scale."""
+    if not isinstance(detector, pg.Combined):
+        found = detector.predict(rows)
+        return found.scores[None], np.stack(found.maps)[None]
+    scores, maps = [], []
+    for loaded in detector.loader(ComputeOptions()).batches(rows):
+        if loaded.batch is None or loaded.failures:
+            raise SystemExit(f"cannot be read: {loaded.failures}")
+        batch = loaded.batch
+        own = detector._standardised([part.judged(batch) for part in detector.components.values()])
+        scores.append(own[0].T.numpy())
+        maps.append(own[1].transpose(0, 1).numpy())
+    return np.concatenate(scores, 1), np.concatenate(maps, 1)
+
+
+def painted_on(held: Table, seed: int) -> Table:
+    rows = [Row(row.path, "test", 0, group=row.group, pixels=row.image()) for row in held]
+    return painted(Table(rows), KINDS_PAINTED, seed)
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def truth_of(row: Row) -> tuple[tuple[int, int], npt.NDArray[np.bool_] | None]:
+    """The size of the image, and the mask of its defect; None: it is good."""
+    image = row.image()
+    size = (image.shape[0], image.shape[1])
+    if row.label != 1:
+        return size, None
+    return size, row.mask > 0 if isinstance(row.mask, np.ndarray) else row.truth(size)
+
+
+class Said:
+    """What the parts said of images, and how any average of it is to be judged."""
+
+    def __init__(self, arrays: Arrays, kind: str, rows: Table) -> None:
+        self.scores, self.maps = arrays[f"{kind}_scores"], arrays[f"{kind}_maps"]
+        self.truth, self.labels = [truth_of(row) for row in rows], np.array([row.label for row in rows])
+        self.types = np.array([row.defect or "good" for row in rows])
+        self.known: dict[Weights, Tool] = {}
+
+    def __call__(self, *weights: float) -> Tool:
+        if weights not in self.known:
+            share = np.array(weights, np.float32) / np.float32(sum(weights))
+            mixed = np.tensordot(share, self.maps, 1).astype(np.float32)  # (N, h, w)
+            maps = [resize_map(map_, size) for map_, (size, _) in zip(mixed, self.truth, strict=True)]
+            curves = PixelCurves()
+            for map_, (_, mask) in zip(maps, self.truth, strict=True):
+                curves.update(map_, mask)
+            tables = CountTables(curves.ok_quantiles(OK_LEVELS))
+            for map_, (_, mask) in zip(maps, self.truth, strict=True):
+                tables.update(map_, mask)
+            self.known[weights] = Tool(share @ self.scores, tables, self.labels, self.types)
+        return self.known[weights]
+
+
+def load(out: Path, name: str, seed: int) -> Arrays:
+    with np.load(out / f"{name}-{seed}.npz", allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def table(out: Path, test: Table, seeds: Sequence[int], repeats: int) -> str:
+    """Markdown: a row a combination, the mean over seeds."""
+    together = [Said(load(out, TOGETHER, seed), "test", test) for seed in seeds]
+    models: dict[str, list[Tool]] = {
+        f"{name} alone": [Said(load(out, name, seed), "test", test)(1) for seed in seeds] for name in ALONE
+    }
+    for chosen in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
+        share = tuple(float(k in chosen) for k in range(len(PARTS)))
+        models["+".join(PARTS[k] for k in chosen)] = [said(*share) for said in together]
+    cpu = {f"{name} alone": np.mean([load(out, name, seed)["cpu_s"] for seed in seeds]) for name in ALONE}
+    cpu[TOGETHER] = np.mean([load(out, TOGETHER, seed)["cpu_s"] for seed in seeds])
+    groups = [row.group for row in test]
+
+    def mean(tools: list[Tool], weight: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        judged = [tool.judge(weight) for tool in tools]
+        return np.array([np.mean([one[m] for one in judged]) for m in METRICS])
+
+    lines = ["| methods | image AUROC | AUPRO@0.3 | AUPRO@0.05 | minus fastflow | minus patchcore alone | fit, CPU s |"]
+    lines.append("|---" * 7 + "|")
+    once = np.ones(len(groups), np.int64)
+    for name, tools in models.items():
+        cells = [f"{value:.3f}" for value in mean(tools, once)]
+        for other in ("fastflow", "patchcore alone"):
+            cells.append("" if name == other else difference(mean, tools, models[other], groups, repeats))
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {cpu[name]:.0f} |"
+            if name in cpu
+            else f"| {name} | {' | '.join(cells)} | |"
+        )
+    return "\n".join(lines)
+
+
+def difference(
+    mean: Callable[[list[Tool], npt.NDArray[np.int64]], npt.NDArray[np.float64]],
+    ours: list[Tool],
+    theirs: list[Tool],
+    groups: Sequence[str | None],
+    repeats: int,
+) -> str:
+    found = bootstrap(lambda weight: mean(ours, weight) - mean(theirs, weight), groups, repeats=repeats)
+    parts = []
+    for value, low, high in zip(found.value, found.low, found.high, strict=True):
+        text = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        parts.append(f"**{text}**" if low > 0 or high < 0 else text)
+    return "; ".join(parts)
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def weights(out: Path, good: Table, test: Table, seeds: Sequence[int]) -> str:
+    """Markdown: how equal weights, painted and known ones do, for two and for three parts."""
+    lines = ["| parts | weights | image AUROC | mean AUPRO | chosen for scores, maps |", "|---" * 5 + "|"]
+    units = np.array([row.unit for row in test])
+    labels = np.array([row.label for row in test])
+    for parts in ((0, 2), (0, 1, 2)):
+        steps = (w for w in itertools.product(range(STEPS + 1), repeat=3) if sum(w) == STEPS)
+        grid: list[Weights] = [
+            tuple(map(float, w)) for w in steps if all(w[k] == 0 for k in range(3) if k not in parts)
+        ]
+        equal = tuple(float(k in parts) for k in range(3))
+        worth: dict[str, list[list[float]]] = {"equal": [], "painted": [], f"{KNOWN} known": []}
+        picked: list[tuple[Weights, Weights]] = []
+        for seed in seeds:
+            arrays = load(out, TOGETHER, seed)
+            said = Said(arrays, "test", test)
+            held = split_roles(good, 0.1, 0.1, seed).role("calibrate")
+            on_painted = Said(arrays, "painted", painted_on(held, seed))
+            paint = best(on_painted, grid, np.ones(len(on_painted.labels), np.int64))
+            picked.append(paint)
+            rng = np.random.default_rng(seed)
+            for _ in range(DRAWS):
+                known = draw(rng, units, labels)
+                rest = (~known).astype(np.int64)
+                chosen = {"equal": (equal, equal), "painted": paint, f"{KNOWN} known": best(said, grid, known * 1)}
+                for name, (of_scores, of_maps) in chosen.items():
+                    score, map_ = said(*of_scores).judge(rest), said(*of_maps).judge(rest)
+                    worth[name].append([score["image_auroc"], (map_["aupro_30"] + map_["aupro_05"]) / 2])
+        for name, values in worth.items():
+            auroc, pro = np.mean(values, axis=0)
+            which = "; ".join(f"{shown(s)}, {shown(m)}" for s, m in picked) if name == "painted" else ""
+            lines.append(f"| {'+'.join(PARTS[k] for k in parts)} | {name} | {auroc:.3f} | {pro:.3f} | {which} |")
+    return "\n".join(lines)
+
+
+def shown(weights: Weights) -> str:
+    return "/".join(f"{w:g}" for w in weights)
+
+
+def draw(rng: np.random.Generator, units: npt.NDArray[Any], labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which images are known: whole groups at random until there are ten defects and a good image among them."""
+    known = np.zeros(len(units), np.bool_)
+    for unit in rng.permutation(np.unique(units)):
+        known |= units == unit
+        if labels[known].sum() >= KNOWN and not labels[known].all():
+            break
+    return known
+
+
+def best(said: Said, grid: Sequence[Weights], weight: npt.NDArray[np.int64]) -> tuple[Weights, Weights]:
+    """The weights of the scores with the highest image AUROC, those of the maps with the highest mean AUPRO."""
+    judged = {w: said(*w).judge(weight) for w in grid}
+    return (
+        max(grid, key=lambda w: judged[w]["image_auroc"]),
+        max(grid, key=lambda w: judged[w]["aupro_30"] + judged[w]["aupro_05"]),
+    )
+
+
+# -- speed -------------------------------------------------------------------------------------------------------------
+
+
+def speed(good: Table, test: Table, size: str) -> dict[str, float]:
+    """Images a second, the median of three turns through all models."""
+    models = {}
+    for name in (*ALONE, "fastflow", "patchcore+fastflow", TOGETHER):
+        own = {} if name in ALONE else settings_of(name, size)
+        own |= {key: 1 for key in own if key.endswith("epochs")}
+        models[name] = build(name, None, own).fit(good, memory_gb=2.0)
+    found: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(3):
+        for name, detector in models.items():
+            detector.predict(test[:1])
+            began = time.perf_counter()
+            detector.predict(test[:SOME])
+            found[name].append(SOME / (time.perf_counter() - began))
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+if __name__ == "__main__":
+    main()
