@@ -91,7 +91,7 @@ def build(
     cls = find_method(method_name(method))
     if preset is not None and preset not in cls.presets:
         raise UnknownName(f"preset of {method}", preset, cls.presets)
-    detector = cls.configured({**(cls.presets[preset] if preset else {}), **(settings or {})})
+    detector = cls.configured(cls.preset_with(preset, settings or {}) if preset else settings or {})
     if fusion is not None:
         from pickglass.features.research.fusion import FusionOptions
 

@@ -9,12 +9,12 @@ stored with the model.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pickglass.errors import InputError, UnknownName
+from pickglass.errors import InputError, UnknownName, shortened
 from pickglass.features.backbones.layers import PRESETS, Level
 
 if TYPE_CHECKING:
@@ -22,20 +22,122 @@ if TYPE_CHECKING:
 
     from pickglass.nn.networks.pdn import PDNName
 
-__all__ = ["Backbone", "Tokens", "backbone_names", "find_backbone", "supervised"]
+__all__ = [
+    "OWN",
+    "USUAL_STRIDES",
+    "Backbone",
+    "Cells",
+    "OwnBackbone",
+    "as_backbone",
+    "backbone_names",
+    "find_backbone",
+    "supervised",
+]
+
+
+USUAL_STRIDES = (8, 16)
+"""Pixels of the input a cell, of the layers that are read where nobody names any."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """A transformer's tokens lie on the image in a grid, behind those that lie nowhere.
+class Cells:
+    """A network lays the cells of its layers out in one of three ways: as maps, with the channels last, or as tokens.
 
     Attributes:
-        patch: pixels a token, in both directions.
-        prefix: number of class and register tokens, which lead and lie nowhere.
+        patch: pixels of which the sides of an image have to be multiples.
+        prefix: number of a vision transformer's class and register tokens, which lead and lie nowhere; None: its layers
+            give maps.
+        channels_last: maps are (B, h, w, C), not (B, C, h, w).
     """
 
-    patch: int
-    prefix: int
+    patch: int = 1
+    prefix: int | None = None
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Cells:
+        """Read off a network how it lays its cells out."""
+        embedding = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        patch = max(embedding) if isinstance(embedding, tuple) else embedding if isinstance(embedding, int) else 1
+        prefix = getattr(network, "num_prefix_tokens", None)
+        if isinstance(prefix, int) and patch > 1:
+            return cls(patch, prefix)
+        last = getattr(network, "output_fmt", None) == "NHWC" or type(network).__module__.endswith(
+            "torchvision.models.swin_transformer"
+        )
+        return cls(patch if last else 1, None, last)
+
+
+class OwnBackbone(str):
+    """A network of the user's serves as a backbone: ``pg.PatchCore(backbone=pg.OwnBackbone(network))``.
+
+    It counts as a name, ``own:`` and that of its class, and goes wherever the name of a backbone goes. A model file
+    keeps the weights of the part that is read, and the normalisation, but no code: hand the module over again to load
+    it, ``pg.load("model.safetensors", backbone=network)``.
+
+    Args:
+        network: takes (B, 3, H, W); a copy in eval mode is used, so that the given one stays as it is. Its graph has to
+            be one that ``torch.fx`` can draw, as for torchvision's networks.
+        mean, std: normalisation of RGB in [0, 1]; by default the network gets [0, 1] as it is.
+        interpolation: how images are resized.
+
+    Attributes:
+        network, mean, std, interpolation: as given.
+
+    Example:
+        >>> import torch
+        >>> OwnBackbone(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=8)))
+        'own:Sequential'
+    """
+
+    network: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["bilinear", "bicubic"]
+
+    def __new__(
+        cls,
+        network: nn.Module,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    ) -> OwnBackbone:
+        """Make the name that carries the network."""
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3 or (name == "std" and min(values) <= 0):
+                raise InputError(f"{name}={values!r}: expected three numbers, of red, green and blue in [0, 1]")
+        if interpolation not in ("bilinear", "bicubic"):
+            raise InputError(f"interpolation={interpolation!r}: expected 'bilinear' or 'bicubic'")
+        own = super().__new__(cls, f"{OWN}{type(network).__name__}")
+        own.network, own.mean, own.std = network, tuple(map(float, mean)), tuple(map(float, std))
+        own.interpolation = interpolation
+        return own
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made of the same arguments."""
+        return self.network, self.mean, self.std, self.interpolation
+
+
+OWN = "own:"
+"""How the name of a network of the user's begins."""
+
+
+def as_backbone(given: str | nn.Module) -> str:
+    """Return the name of a backbone, also of a network of the user's that was given as it is.
+
+    Raises:
+        InputError: neither.
+    """
+    if isinstance(given, str):
+        return given
+    from torch import nn
+
+    if isinstance(given, nn.Module):
+        return OwnBackbone(given)
+    raise InputError(
+        f"backbone={shortened(given)}: expected a name such as 'resnet18' ('pickglass layers --list' has more), a "
+        "torch module, or pg.OwnBackbone(module, mean, std)"
+    )
 
 
 @dataclass(frozen=True)
@@ -53,7 +155,7 @@ class Backbone:
         interpolation: how images were resized when the weights were trained.
         aliases: short layer names -> graph nodes.
         levels: the layers to choose from, finest first; empty where nobody has chosen any.
-        tokens: where the layers give tokens (B, N, C), how to lay them out as maps; None for all others.
+        licence: under which the weights are published, in the words of those who publish them; None: not stated.
         build: makes the module with unset weights.
     """
 
@@ -68,11 +170,19 @@ class Backbone:
     url: str | None = None
     pretraining: str | None = None
     levels: tuple[Level, ...] = ()
-    tokens: Tokens | None = None
+    licence: str | None = None
     aliases: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "aliases", {v.name: v.node for v in self.levels if v.name != v.node})
+
+    def usual(self, strides: Sequence[int] = USUAL_STRIDES) -> tuple[str, ...]:
+        """Name the layers of the table to read where nobody names any; see ``extractor.usual_layers``."""
+        if len({level.stride for level in self.levels}) < 2:  # blocks of a transformer, the one output of a teacher
+            names = [level.name for level in self.levels[:-1] or self.levels]
+            return tuple(names[-1:] if len(strides) == 1 else names)
+        last = {level.stride: level.name for level in self.levels}
+        return tuple(last[stride] for stride in strides if stride in last) or (self.levels[-1].name,)
 
 
 def find_backbone(name: str) -> Backbone:
@@ -80,7 +190,10 @@ def find_backbone(name: str) -> Backbone:
 
     Raises:
         UnknownName: no library has it; the message holds the nearest names.
+        InputError: a module of the user's has this name, and has to be handed over.
     """
+    if name.startswith(OWN):
+        return _own(name)
     if name in _LITES:
         return _lite(name)
     if name in _PDNS:
@@ -206,6 +319,8 @@ def _from_torchvision(name: str, plain: str, weights: Any = None) -> Backbone:
 def _from_timm(name: str, plain: str) -> Backbone:
     import timm
 
+    from pickglass.features.backbones.per_size import any_size, opened
+
     architecture = plain.partition(".")[0]
     if not timm.is_model(architecture):
         raise _unknown(name)
@@ -216,9 +331,6 @@ def _from_timm(name: str, plain: str) -> Backbone:
     if config is None:
         raise UnknownName("weights tag", plain, timm.list_pretrained(f"{architecture}.*"))
     full = f"{architecture}.{config.tag}" if config.tag else architecture
-    tokens = _tokens(architecture)
-    # position embeddings are interpolated to the size of the input
-    any_size: dict[str, Any] = {"dynamic_img_size": True} if tokens else {}
     return Backbone(
         name=name,
         weights_file=f"{full}.safetensors",
@@ -226,16 +338,10 @@ def _from_timm(name: str, plain: str) -> Backbone:
         mean=config.mean,
         std=config.std,
         interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
+        licence=config.license,
         levels=PRESETS.get(f"timm/{architecture}", ()),
-        tokens=tokens,
-        build=lambda: _module(timm.create_model(full, pretrained=False, **any_size)),
+        build=lambda: opened(_module(timm.create_model(full, pretrained=False, **any_size(architecture)))),
     )
-
-
-def _tokens(architecture: str) -> Tokens | None:
-    """Read the tokens off a plain vision transformer's name; others mix windows or scales and stay as they are."""
-    match = re.fullmatch(r"vit_(?:tiny|small|base|large)_patch(\d+)(?:_reg(\d+))?_(?:224|384|dinov2)", architecture)
-    return Tokens(int(match[1]), 1 + int(match[2] or 0)) if match else None
 
 
 def _module(built: Any) -> nn.Module:
@@ -244,3 +350,23 @@ def _module(built: Any) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise InputError(f"the library built {type(built).__name__}, expected a torch module")
     return built.eval()
+
+
+# -- a network of the user's -------------------------------------------------------------------------------------------
+
+
+def _own(name: str) -> Backbone:
+    if not isinstance(name, OwnBackbone):
+        raise InputError(
+            f"backbone {name!r} is a module of the user's, whose code no file keeps: hand it over, in Python as "
+            "pg.load(MODEL, backbone=module), or as backbone=module where a detector is made"
+        )
+    own = name  # a name that carries its network
+    return Backbone(
+        name=str(own),
+        weights_file="",
+        mean=own.mean,
+        std=own.std,
+        interpolation=own.interpolation,
+        build=lambda: copy.deepcopy(own.network).eval(),
+    )
