@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pickglass.detectors.contamination import CleanCheck
     from pickglass.detectors.drift_sample import DriftSample
     from pickglass.errors import PickglassError
-    from pickglass.features import FeatureExtractor, backbone_names, layer_names
+    from pickglass.features import FeatureExtractor, OwnBackbone, backbone_names, layer_names
     from pickglass.methods import (
         STFPM,
         AsymmetricStudentTeacher,
@@ -47,6 +47,7 @@ __all__ = [
     "ExportedModel",
     "FastFlow",
     "FeatureExtractor",
+    "OwnBackbone",
     "PaDiM",
     "PatchCore",
     "PickglassError",
@@ -76,6 +77,7 @@ _HOMES = {
     "EfficientAD": "methods",
     "FastFlow": "methods",
     "FeatureExtractor": "features",
+    "OwnBackbone": "features",
     "PaDiM": "methods",
     "PatchCore": "methods",
     "PickglassError": "errors",

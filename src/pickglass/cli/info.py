@@ -112,6 +112,8 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     )
     weights = provenance.get("backbone_weights") or {}
     named = f", weights {weights['name']}" if weights.get("name") else ""
+    if weights.get("sha256") or weights.get("licence"):
+        named += f" (licence {weights.get('licence') or 'not known'})"
     read = f"{'+'.join(settings.pop('layers'))} of {settings.pop('backbone')}{named}"
     yield f"It reads {read}, at an input of {plain(settings.pop('size'))} pixels."
     settings.pop("weights", None)
@@ -145,6 +147,10 @@ def _export(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     yield f"It takes {'any number of' if header['batch'] is None else header['batch']} images at once."
     if header.get("precision", "float32") != "float32":
         yield f"Its precision is {header['precision']}."
+    weights = header["provenance"].get("backbone_weights") or {}
+    if weights.get("name"):
+        licence = weights.get("licence") or "not known"
+        yield f"Its backbone is {header['configuration']['backbone']}, weights {weights['name']} (licence {licence})."
     yield from _threshold(header["calibration"])
     yield from certificate_lines(header["certificate"])
     yield "Everything else: --json."

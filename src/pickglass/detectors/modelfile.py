@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pickglass.calibration import Calibration, Change
 from pickglass.calibration.drift import Sample
@@ -32,7 +32,8 @@ from pickglass.detectors.method import Method, assign
 from pickglass.detectors.naming import Namer
 from pickglass.detectors.settings import settings_digest
 from pickglass.detectors.tiling import Tiles
-from pickglass.errors import ModelFileError
+from pickglass.errors import InputError, ModelFileError
+from pickglass.features.backbones.registry import OWN, as_backbone
 from pickglass.features.backbones.weights import WeightsInfo
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.runtime.model_header import FORMAT, check_model_file, history_of, parse_header
@@ -102,20 +103,31 @@ def _learned(detector: Method) -> dict[str, Tensor]:
     return tensors
 
 
-def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> Detector:
+def restore(
+    method: type[Detector],
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    source: str,
+    backbone: nn.Module | str | None = None,
+) -> Detector:
     """Make the detector that the content of a model file describes.
 
     Args:
         method: the class of the detector.
         header, tensors: as :func:`read_model` returns them.
         source: the name of the file, for messages.
+        backbone: the module that it was fitted on, where that was one of the user's.
 
     Raises:
+        InputError: the model needs its backbone handed over, another one, or none.
         ModelFileError: tensors are missing, or have no place in this method.
     """
     known = inspect.signature(method.__init__).parameters
     before = {name: value for name, value in _BEFORE.items() if name in known}
-    detector = method.configured({**before, **header["configuration"]})
+    configuration = {**before, **header["configuration"]}
+    if backbone is not None or configuration["backbone"].startswith(OWN):
+        configuration["backbone"] = _own_backbone(configuration["backbone"], backbone, source)
+    detector = method.configured(configuration)
     detector.provenance = Provenance.from_json(header["provenance"])
     detector.extractor = FeatureExtractor(detector.backbone, detector.layers, None, scales=detector.scales)
     if detector.provenance.backbone_weights:
@@ -155,6 +167,22 @@ def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[
     if "id" in header:
         detector._file_id = (header["id"], now)
     return detector.eval()
+
+
+def _own_backbone(stated: str, given: nn.Module | str | None, source: str) -> str:
+    """Return the module of the user's that a model file says it was fitted on, once it was handed over."""
+    if not stated.startswith(OWN):
+        raise InputError(f"{source}: fitted on {stated}, which the file has inside: load it without backbone")
+    kind = stated.removeprefix(OWN)
+    if given is None:
+        raise InputError(
+            f"{source}: fitted on a module of the user's, {kind}, whose weights are in the file and whose code is not: "
+            "hand it over, in Python as pg.load(MODEL, backbone=module)"
+        )
+    backbone = as_backbone(given)
+    if backbone != stated:
+        raise InputError(f"{source}: fitted on a module of the class {kind}, but backbone={str(backbone)!r} was given")
+    return backbone
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

