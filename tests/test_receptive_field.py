@@ -55,7 +55,10 @@ THEORETICAL: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", preset_names())
+TRACED = [*THEORETICAL, "resnet50", "efficientnet_lite0", "hrnet_w18", "swin_tiny_patch4_window7_224", "pdn_small"]
+
+
+@pytest.mark.parametrize("name", TRACED)
 @pytest.mark.slow
 def test_presets_have_the_channels_strides_and_theoretical_fields_of_the_graphs(name: str) -> None:
     levels = preset_names()[name]

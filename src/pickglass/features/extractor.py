@@ -368,6 +368,7 @@ def _kept_whole() -> dict[str, Any]:
     return {"leaf_modules": leaves, "autowrap_modules": tuple(modules), "autowrap_functions": tuple(functions)}
 
 
+_CLASSIFIES = ("classifier.", "head.", "fc.")  # what tells classes apart is no layer to read
 _NUMBER = re.compile(r"_\d+$")  # fx counts the occurrences of an operation in the whole network
 
 
@@ -468,7 +469,7 @@ class _Drawn:
         for name, node in self.named.items():
             output = shapes.outputs.get(node)
             level = None if output is None else _as_map(output, self.cells, (side // self.cells.patch,) * 2)
-            if level is None or level.ndim != 4 or level.shape[0] != 1:
+            if level is None or level.ndim != 4 or level.shape[0] != 1 or name.startswith(_CLASSIFIES):
                 continue
             if level.shape[2] == level.shape[3] and 1 < level.shape[2] < side:
                 grids[name] = int(level.shape[2])
@@ -534,6 +535,7 @@ class _Drawn:
             graph.erase_node(node)
         for path in wanted:
             if ends[path] != path:
+                body.add_submodule("norm", self.network.get_submodule("norm"))  # the drawn one is its steps alone
                 with graph.inserting_after(last[path]):
                     last[path] = graph.call_module("norm", (last[path],))
         graph.output(last)

@@ -32,22 +32,33 @@ class BySize(nn.Module):
 
 def has_tables(body: fx.GraphModule) -> bool:
     """Say whether a graph computes anything, but numbers, of the size of its input and of its own tensors alone."""
-    known: set[fx.Node] = set()  # values that follow from these
+    known: set[fx.Node] = set()  # what follows from these
     for node in body.graph.nodes:
         module = body.get_submodule(str(node.target)) if node.op == "call_module" else None
-        number = node.op == "call_method" and node.target == "size"
-        number |= node.op == "call_function" and node.target in (getattr, operator.getitem)
+        before = node.all_input_nodes
+        if isinstance(module, (RotaryTable, WindowMask)):
+            return True
         if node.op == "get_attr":
             known.add(node)
-        elif isinstance(module, (RotaryTable, WindowMask)):
-            return True
-        elif node.op in ("call_function", "call_method", "call_module") and node.all_input_nodes:
-            before = [n in known for n in node.all_input_nodes]
-            if all(before) and any(n.op == "get_attr" for n in node.all_input_nodes):
+        elif before and all(n in known for n in before):
+            if any(n.op == "get_attr" for n in before):
                 return True
-            if all(before) or (number and node.all_input_nodes[0] not in known):
-                known.add(node)
+            known.add(node)
+        elif before and _side(node):
+            known.add(node)
     return False
+
+
+def _side(node: fx.Node) -> bool:
+    """Say whether a node is one number of a size, and not the first, which counts the images."""
+    place: Any = None
+    if node.op == "call_method" and node.target == "size" and len(node.args) > 1:
+        place = node.args[1]
+    if node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        whole = node.args[0]
+        if whole.target is getattr and whole.args[1:] == ("shape",):
+            place = node.args[1]
+    return isinstance(place, int) and place != 0
 
 
 @torch.no_grad()

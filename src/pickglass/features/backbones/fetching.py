@@ -16,6 +16,7 @@ import errno
 import hashlib
 import http.client
 import json
+import logging
 import os
 import shutil
 import urllib.error
@@ -218,6 +219,8 @@ def _from_url(wanted: Published, progress: Progress | None) -> Fetched:
             break
         except (urllib.error.HTTPError, urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it is an answer, and holds the connection
             if refused or not left:
                 raise InputError(_broken_off(wanted, part, error)) from error
         except TimeoutError as error:
@@ -259,6 +262,7 @@ def _go_on(wanted: Published, part: Path, progress: Progress | None) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing is left to fetch, or the file is shorter than the part: begin anew
             raise
+        error.close()
         part.unlink(missing_ok=True)
         return _go_on(wanted, part, progress)
     with answer:
@@ -329,14 +333,16 @@ def _from_hub(wanted: Published) -> Fetched:
     """Fetch the file by the hub's own client, which goes on with what it has, and follows mirrors and proxies."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # of its retries nobody needs to hear; what stands in the way is said at the end
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # of its retries nobody needs to hear; what stands in the way is said at the end
     folder = home() if os.environ.get(FOLDER_VARIABLE) else None
+    mirror, revision = os.environ.get("HF_ENDPOINT") or None, _revision(wanted)
     path: Path | None = None
     for name in HUB_FILES:
         try:
-            path = Path(hf_hub_download(str(wanted.hub), name, revision=_revision(wanted), cache_dir=folder))
+            path = Path(hf_hub_download(str(wanted.hub), name, revision=revision, cache_dir=folder, endpoint=mirror))
             break
         except LocalEntryNotFoundError as error:  # its client found no network
             raise InputError(
