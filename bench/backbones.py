@@ -6,8 +6,8 @@ For each backbone PatchCore is fitted with random weights on the good images, at
 the nearest size that fits, and judges the test images in torch and in the engine. Then the backbone reads the same
 images in both, turn by turn in one process; the best round of each counts, by the clock and by the time of all cores
 that it took, which a busy machine changes less. Parity is the largest difference of a score or of a map's value, as a
-share of the largest one. With random weights the scores mean nothing; the speed and the parity do. --layers times `pickglass
-layers NAME` as a process of its own, start included. One JSON line for each backbone, then a table.
+share of the largest one. With random weights the scores mean nothing; the speed and the parity do. --layers times
+`pickglass layers NAME` as a process of its own, start included. One JSON line for each backbone, then a table.
 """
 
 from __future__ import annotations

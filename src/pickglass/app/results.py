@@ -61,6 +61,8 @@ __all__ = [
     "WatchHeartbeat",
     "WatchResult",
     "WatchedImage",
+    "WeightsResult",
+    "WeightsRow",
 ]
 
 

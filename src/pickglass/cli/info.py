@@ -115,7 +115,9 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     if weights.get("sha256") or weights.get("licence"):
         named += f" (licence {weights.get('licence') or 'not known'})"
     read = f"{'+'.join(settings.pop('layers'))} of {settings.pop('backbone')}{named}"
-    yield f"It reads {read}, at an input of {plain(settings.pop('size'))} pixels."
+    size, canvas = settings.pop("size"), header["preprocess"]["size"]
+    nearest = f", of which {canvas[0]}x{canvas[1]} is the nearest that fits" if _differ(size, canvas) else ""
+    yield f"It reads {read}, at an input of {plain(size)} pixels{nearest}."
     settings.pop("weights", None)
     for part in ("tiling", "fusion", "adaptation"):
         values = settings.pop(part, None)
@@ -154,6 +156,12 @@ def _export(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     yield from _threshold(header["calibration"])
     yield from certificate_lines(header["certificate"])
     yield "Everything else: --json."
+
+
+def _differ(size: Any, canvas: Sequence[int]) -> bool:
+    """Say whether a size in pixels that was asked for is not that of the canvas."""
+    asked = [size, size] if isinstance(size, int) else size
+    return isinstance(asked, list) and asked != list(canvas)
 
 
 def _beside(header: Mapping[str, Any]) -> str:
