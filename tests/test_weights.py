@@ -167,7 +167,7 @@ def test_dinov2_reads_as_timm_reads_it(tmp_path: Path, registers: int) -> None:
 
 def dinov3(state: State) -> State:
     """The names that DINOv3's authors give the tensors of a transformer, with what belongs to their training."""
-    published: State = {"mask_token": torch.zeros(1, 192), "rope_embed.periods": torch.ones(16)}
+    published: State = {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16)}
     for name, tensor in state.items():
         block = name.rpartition(".attn.")[0]
         if name.endswith("q_bias"):
@@ -181,7 +181,7 @@ def dinov3(state: State) -> State:
 
 
 def test_dinov3_reads_as_timm_reads_it(tmp_path: Path) -> None:
-    name = "vit_tiny_patch16_dinov3_qkvb"
+    name = "vit_small_patch16_dinov3_qkvb"
     network = find_backbone(name).build()
     generator = torch.Generator().manual_seed(0)
     state = {k: torch.randn(v.shape, generator=generator) for k, v in network.state_dict().items()}

@@ -12,7 +12,7 @@ from pickglass.app.results import WeightsResult, WeightsRow
 from pickglass.data.files import written_whole
 from pickglass.errors import DataError, InputError
 from pickglass.features.backbones.fetching import agrees, fetch, home, pinned, sha256
-from pickglass.features.backbones.published import Published, catalogue, published_as
+from pickglass.features.backbones.registry import Published, catalogue, published_as
 from pickglass.features.backbones.weights import lookup
 
 __all__ = ["Action", "weights"]

@@ -39,7 +39,7 @@ class Recipe:
         url: where each file can be fetched, with ``{file}``, ``{folder}`` (its name up to the first dot) and
             ``{family}`` (its first two words); None: its authors publish no address that anyone may use.
         digests: file -> what its authors or git say it must hash to, as in
-            :class:`pickglass.features.backbones.published.Published`.
+            :class:`pickglass.features.backbones.registry.Published`.
     """
 
     source: str

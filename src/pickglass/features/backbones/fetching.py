@@ -31,7 +31,7 @@ import torch
 
 from pickglass.data.files import written_whole
 from pickglass.errors import InputError
-from pickglass.features.backbones.published import HUB_FILES, Published
+from pickglass.features.backbones.registry import HUB_FILES, Published
 
 __all__ = [
     "DOWNLOAD_VARIABLE",
@@ -48,6 +48,7 @@ __all__ = [
 
 FOLDER_VARIABLE = "PICKGLASS_WEIGHTS"
 DOWNLOAD_VARIABLE = "PICKGLASS_DOWNLOAD"
+
 _OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 _PINS = "pickglass-pins.json"
 _BLOCK = 1 << 20  # bytes
@@ -63,7 +64,7 @@ class Fetched:
 
     Attributes:
         path: where it is.
-        sha256: of the whole file.
+        sha256: hash of the whole file.
         verified: it agrees with a digest that was known before; False: this fetch was the first, and pinned it.
     """
 
@@ -103,6 +104,41 @@ def in_hub_cache(wanted: Published, folder: Path | None = None) -> Path | None:
     return None
 
 
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    return _digest(path, hashlib.sha256())
+
+
+def _digest(path: Path, digest: Any) -> str:
+    """Return what a digest of :mod:`hashlib` gives for a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return str(digest.hexdigest())
+
+
+def pinned(name: str) -> Mapping[str, str]:
+    """Return what the first fetch of these weights noted: ``sha256`` and, of the hub, ``revision``; {}: nothing.
+
+    Raises:
+        InputError: the note cannot be read.
+    """
+    file = home() / _PINS
+    if not file.is_file():
+        return {}
+    try:
+        notes = json.loads(file.read_text(encoding="utf-8"))
+        found = notes.get(name, {})
+        return {str(key): str(value) for key, value in found.items()}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file}: cannot be read ({error}): delete it, and the next fetch pins anew") from error
+
+
+def _revision(wanted: Published) -> str | None:
+    """Return the revision of the hub's entry that is wanted, or that the first fetch brought; None: the newest."""
+    return wanted.revision or pinned(wanted.name).get("revision")
+
+
 def fetch(wanted: Published, progress: Progress | None = None) -> Fetched:
     """Fetch published weights, and compare them with what they must be.
 
@@ -129,18 +165,6 @@ def fetch(wanted: Published, progress: Progress | None = None) -> Fetched:
     return path
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    return _hashed(path, hashlib.sha256())
-
-
-def _hashed(path: Path, digest: Any) -> str:
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return str(digest.hexdigest())
-
-
 def agrees(path: Path, digest: str) -> bool:
     """Say whether a file has a digest, which may be the start of one: ``sha256:``, ``md5:`` or ``git:``, then HEX."""
     kind, _, start = digest.partition(":")
@@ -150,27 +174,10 @@ def agrees(path: Path, digest: str) -> bool:
         own = hashlib.md5(usedforsecurity=False)
     else:
         own = hashlib.sha256()
-    return _hashed(path, own).startswith(start)
+    return _digest(path, own).startswith(start)
 
 
 # -- what the first fetch pinned ---------------------------------------------------------------------------------------
-
-
-def pinned(name: str) -> Mapping[str, str]:
-    """Return what the first fetch of these weights noted: ``sha256`` and, of the hub, ``revision``; {}: nothing.
-
-    Raises:
-        InputError: the note cannot be read.
-    """
-    file = home() / _PINS
-    if not file.is_file():
-        return {}
-    try:
-        notes = json.loads(file.read_text(encoding="utf-8"))
-        found = notes.get(name, {})
-        return {str(key): str(value) for key, value in found.items()}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{file}: cannot be read ({error}): delete it, and the next fetch pins anew") from error
 
 
 def _pin(name: str, **noted: str) -> None:
@@ -180,10 +187,6 @@ def _pin(name: str, **noted: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as temporary:
         temporary.write_text(json.dumps(notes, indent=1, sort_keys=True), encoding="utf-8")
-
-
-def _revision(wanted: Published) -> str | None:
-    return wanted.revision or pinned(wanted.name).get("revision")
 
 
 def _checked(wanted: Published, path: Path, noted: Mapping[str, str] | None = None) -> Fetched:

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import os
 import re
@@ -32,11 +33,9 @@ from pickglass.features.backbones.fetching import (
     FOLDER_VARIABLE,
     fetch,
     in_hub_cache,
-    sha256,
     torch_cache,
 )
-from pickglass.features.backbones.published import HUB_FILES, Published, published
-from pickglass.features.backbones.registry import Backbone, supervised
+from pickglass.features.backbones.registry import HUB_FILES, Backbone, Published, published, supervised
 
 __all__ = ["WeightsInfo", "find_weights", "lookup", "read_state", "weights_for"]
 
@@ -107,10 +106,10 @@ def weights_for(
     strategy, file = _parts(weights)
     path = find_weights(backbone, weights)
     state = read_state(path)
-    digest = sha256(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     origin = None if backbone.own or (file and strategy) else published(backbone, "default" if file else str(strategy))
     named = origin is not None and (path.name in (origin.file, *origin.also) or path.name in HUB_FILES)
-    if strategy in (None, "default"):
+    if strategy is None or (strategy == "default" and path.name != backbone.weights_file):
         strategy = recognise(path.name, state)
     if strategy in RECIPES:
         recipe = RECIPES[strategy]
