@@ -440,7 +440,8 @@ class Published:
         package: the PyPI package that brings it.
         folder: the file's folder in that package.
         also: other names under which it lies in caches.
-        digest: what it must hash to, ``sha256:HEX`` (also its start alone), ``md5:HEX`` or ``git:HEX`` (a blob's); None: not known.
+        digest: what it must hash to, ``sha256:HEX``, ``md5:HEX`` (also the start of one) or ``git:HEX`` (that of a
+            blob); None: not known.
         megabytes: about its size; None: not known.
     """
 
