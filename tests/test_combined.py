@@ -81,7 +81,7 @@ def test_a_part_that_trains_learns_what_it_learns_alone() -> None:
     assert learned.keys() == expected.keys()
     for name, tensor in learned.items():
         assert torch.equal(tensor, expected[name]), name
-    assert detector.layers_read == ("stage3", "stage5")
+    assert detector.read_layers == ("stage3", "stage5")
     assert [phase["phase"] for phase in detector.provenance.details["training"]] == ["flow of fastflow"]
 
 
@@ -214,7 +214,7 @@ def test_by_name_with_a_preset_and_settings_of_a_part() -> None:
     }
     assert detector.components["padim"].dims == 7  # type: ignore[attr-defined]
     paper = build("stfpm+padim", "paper")
-    assert (paper.backbone, paper.layers_read) == (
+    assert (paper.backbone, paper.read_layers) == (
         pg.STFPM.presets["paper"]["backbone"],
         ("layer1", "layer2", "layer3"),
     )

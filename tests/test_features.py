@@ -341,11 +341,11 @@ def test_nodes_and_values_are_those_of_torchvisions_extractor(name: str) -> None
     spec = find_backbone(name)
     network = spec.build()
     kept = extractor_module._kept_whole()
-    nodes = extractor_module._nodes(network)
+    nodes = list(extractor_module._traced(network)[1])
     assert nodes == get_graph_node_names(network, tracer_kwargs=kept, suppress_diff_warning=True)[1][1:]
     chosen = [nodes[len(nodes) // 4], nodes[len(nodes) // 2]]
     other = create_feature_extractor(network, chosen, tracer_kwargs=kept, suppress_diff_warning=True).eval()
-    cut, wanted = extractor_module._cut(spec, network, tuple(chosen))
+    cut, wanted = extractor_module._Drawn(spec, network).cut(tuple(chosen))
     images = torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours, theirs = cut.eval()(images), other(images)

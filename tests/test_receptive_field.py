@@ -20,7 +20,7 @@ from pickglass.data.painting.natural import photograph
 from pickglass.errors import InputError, UnknownName
 from pickglass.features import FeatureExtractor, find_backbone
 from pickglass.features.anatomy import gradient_field as receptive_field_module
-from pickglass.features.anatomy.facts import _Record, layer_facts, outline
+from pickglass.features.anatomy.facts import _Record, layer_facts
 from pickglass.features.anatomy.gradient_field import (
     centred_box,
     effective_fields,
@@ -29,6 +29,7 @@ from pickglass.features.anatomy.gradient_field import (
 )
 from pickglass.features.anatomy.theoretical_field import theoretical_field
 from pickglass.features.backbones.layers import PRESETS, preset_names
+from pickglass.features.extractor import shown_layers
 
 
 def bare(name: str, layers: list[str]) -> FeatureExtractor:
@@ -54,7 +55,10 @@ THEORETICAL: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", preset_names())
+TRACED = [*THEORETICAL, "resnet50", "efficientnet_lite0", "hrnet_w18", "pdn_small"]
+
+
+@pytest.mark.parametrize("name", TRACED)
 @pytest.mark.slow
 def test_presets_have_the_channels_strides_and_theoretical_fields_of_the_graphs(name: str) -> None:
     levels = preset_names()[name]
@@ -80,7 +84,7 @@ def test_presets_name_the_nodes_of_table_2() -> None:
 
 @pytest.mark.slow
 def test_a_backbone_without_a_preset_gets_the_last_node_of_each_grid() -> None:
-    names = outline("mnasnet0_5", 64)
+    names = shown_layers("mnasnet0_5", 64)
     facts = layer_facts(bare("mnasnet0_5", names), (64, 64))
     assert [f.grid[0] for f in facts] == [32, 16, 8, 4, 2]
     assert names[-1] == "layers.16"

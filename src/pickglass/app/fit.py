@@ -19,6 +19,7 @@ from pickglass.detectors.contamination import CleanCheck
 from pickglass.detectors.drift_sample import DriftSample
 from pickglass.detectors.tiling import TileOptions
 from pickglass.errors import InputError, UnknownName
+from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.foreground import Foreground
 from pickglass.methods import Combined, Detector, find_method
 from pickglass.runtime.compute import ComputeOptions, Progress
@@ -97,7 +98,7 @@ def build(
     if len(names) > 1:
         detector: Detector = Combined.of(names, preset, settings)
     else:
-        detector = cls.configured({**(cls.presets[preset] if preset else {}), **(settings or {})})
+        detector = cls.configured(cls.preset_with(preset, settings or {}) if preset else settings or {})
     if fusion is not None:
         from pickglass.features.research.fusion import FusionOptions
 
@@ -226,6 +227,13 @@ def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
         "fit_s": provenance.fit_s,
         "image_threshold": None if calibration is None else calibration.image_threshold,
         "threshold_sentence": None if calibration is None or not calibration.scores else calibration.sentence,
+        "backbone": detector.backbone,
+        "layers": list(detector.read_layers),
+        "layers_chosen": "user"
+        if detector.layers is not None
+        else "table"
+        if find_backbone(detector.backbone).levels
+        else "strides",
         "size": detector.size,
         "canvas": list(detector.input_size),
         "details": provenance.details,

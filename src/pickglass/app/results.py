@@ -77,6 +77,8 @@ __all__ = [
     "WatchHeartbeat",
     "WatchResult",
     "WatchedImage",
+    "WeightsResult",
+    "WeightsRow",
 ]
 
 
@@ -102,12 +104,13 @@ class FitResult(TypedDict):
     """The result of ``pickglass fit``.
 
     ``model_id``: digest of what decides the scores; its version is 1. ``image_threshold`` and ``threshold_sentence``,
-    which names the image that set it: null without such images. ``size``: the setting, and ``canvas``: the [height,
-    width] in pixels at which it has images read. ``dropped``: whether the suspicious images were left out.
-    ``adaptation``: null unless asked for, otherwise ``stages``, ``kept`` (epoch, 0 where none was better), ``auroc``
-    (per epoch from 0 on) and more. ``auto``: how ``--preset auto`` chose, null without it; its ``ablation`` holds an
-    :class:`AblationRow` a part. ``foreground``: null unless a mask of it was found and is the region of interest,
-    else its ``share`` of the image, ``n_images`` and the numbers of its ``checks``.
+    which names the image that set it: null without such images. ``layers_chosen``: by whom, ``"user"``, ``"table"`` (of
+    the layers of well-known backbones) or ``"strides"``, of a backbone that is not in it. ``size``: the setting, and
+    ``canvas``: the [height, width] in pixels at which it has images read. ``dropped``: whether the suspicious images
+    were left out. ``adaptation``: null unless asked for, otherwise ``stages``, ``kept`` (epoch, 0 where none was
+    better), ``auroc`` (per epoch from 0 on) and more. ``auto``: how ``--preset auto`` chose, null without it; its
+    ``ablation`` holds an :class:`AblationRow` a part. ``foreground``: null unless a mask of it was found and is the
+    region of interest, else its ``share`` of the image, ``n_images`` and the numbers of its ``checks``.
     """
 
     model: str
@@ -119,6 +122,9 @@ class FitResult(TypedDict):
     fit_s: float
     image_threshold: float | None
     threshold_sentence: str | None
+    backbone: str
+    layers: list[str]
+    layers_chosen: str
     size: int | str | Sequence[int]
     canvas: list[int]
     details: dict[str, Any]
@@ -606,6 +612,34 @@ class LayersResult(TypedDict):
     nodes: list[LayerResult]
     output: str | None
     probed: dict[str, Any] | None
+
+
+class WeightsRow(TypedDict):
+    """One file of weights, as ``pickglass weights`` names it.
+
+    ``name``: ``BACKBONE`` or ``BACKBONE:WEIGHTS``; ``path``: where it is, null where it is not; ``fetchable``: whether
+    ``weights get`` can fetch it; ``megabytes`` (about), ``licence`` and ``digest`` (what it must hash to): null where
+    not known; ``sha256`` and ``verified`` (it agrees with a digest that was known before): null where nothing was read.
+    """
+
+    name: str
+    file: str
+    path: str | None
+    fetchable: bool
+    megabytes: float | None
+    licence: str | None
+    source: str
+    digest: str | None
+    sha256: str | None
+    verified: bool | None
+
+
+class WeightsResult(TypedDict):
+    """The result of ``pickglass weights``; ``folder``: into which files were packed or imported, otherwise null."""
+
+    action: str
+    weights: list[WeightsRow]
+    folder: str | None
 
 
 class LayersListing(TypedDict):

@@ -10,7 +10,7 @@ import typer
 
 from pickglass.cli.command import run
 from pickglass.cli.console import plain, print_table, say
-from pickglass.cli.options import Compute, Folder, Force, Json, Seed, check_new
+from pickglass.cli.options import Compute, Download, Folder, Force, Json, Seed, check_new, let_download
 from pickglass.cli.types import input_size, joined_layers, setting, sides
 from pickglass.errors import InputError
 
@@ -35,7 +35,10 @@ class Choice:
         str | None, typer.Option(help="Backbone, e.g. efficientnet_lite0; 'pickglass layers --list' lists them.")
     ] = None
     layers: Annotated[
-        str | None, typer.Option(help="Layers that the detector reads, finest first, e.g. stage3+stage5.")
+        str | None,
+        typer.Option(
+            help="Layers that the detector reads, finest first, e.g. stage3+stage5; by default those of the backbone."
+        ),
     ] = None
     weights: Annotated[
         str | None, typer.Option(help="Weights of the backbone: default, random, a pretraining, or a file.")
@@ -113,6 +116,7 @@ def fit(
     ] = False,
     force: Force = False,
     compute: Compute,
+    download: Download = False,
     executor: Annotated[
         Literal["local", "ray"],
         typer.Option(help="Fit the categories of a root on this machine or on a Ray cluster (pickglass[cluster])."),
@@ -124,6 +128,7 @@ def fit(
 ) -> None:
     """Learn from good images and write a model file; from a root of many categories, a folder of models."""
     check_new(model, force)
+    let_download(download)
     settings, parts = _settings(choice)
     from pickglass.app.fit import FitRequest
     from pickglass.app.fit import fit as use_case
@@ -205,6 +210,10 @@ def show_fit(result: FitResult) -> None:
         say(f"for fewer false alarms: pickglass threshold MODEL DATA --promise {promise} --false-alarm 0.01")
     elif result["n_fit"] == 1:
         say("one good image sets no threshold: nothing is known of how good parts differ; give 20 or more")
+    if result["layers_chosen"] != "user":
+        chosen = "its usual layers" if result["layers_chosen"] == "table" else "chosen by their strides"
+        more = f"--layers names others, pickglass layers {result['backbone']} shows them"
+        say(f"read {'+'.join(result['layers'])} of {result['backbone']}, {chosen}; {more}")
     if str(result["size"]).startswith("area:"):
         height, width = result["canvas"]
         say(f"images are read at {height}x{width} pixels (height x width), at their usual aspect; --size 256 squeezes")

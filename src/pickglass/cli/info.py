@@ -112,10 +112,14 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     )
     weights = provenance.get("backbone_weights") or {}
     named = f", weights {weights['name']}" if weights.get("name") else ""
+    if weights.get("sha256") or weights.get("licence"):
+        named += f" (licence {weights.get('licence') or 'not known'})"
     layers = settings.pop("layers")
-    layers = layers if isinstance(layers, str) else "+".join(layers)
+    layers = layers if isinstance(layers, str) else "+".join(layers or ())
     read = f"{layers or 'what each of its methods reads'} of {settings.pop('backbone')}{named}"
-    yield f"It reads {read}, at an input of {plain(settings.pop('size'))} pixels."
+    size, canvas = settings.pop("size"), header["preprocess"]["size"]
+    nearest = f", of which {canvas[0]}x{canvas[1]} is the nearest that fits" if _differ(size, canvas) else ""
+    yield f"It reads {read}, at an input of {plain(size)} pixels{nearest}."
     settings.pop("weights", None)
     for part in ("tiling", "fusion", "adaptation"):
         values = settings.pop(part, None)
@@ -147,9 +151,19 @@ def _export(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     yield f"It takes {'any number of' if header['batch'] is None else header['batch']} images at once."
     if header.get("precision", "float32") != "float32":
         yield f"Its precision is {header['precision']}."
+    weights = header["provenance"].get("backbone_weights") or {}
+    if weights.get("name"):
+        licence = weights.get("licence") or "not known"
+        yield f"Its backbone is {header['configuration']['backbone']}, weights {weights['name']} (licence {licence})."
     yield from _threshold(header["calibration"])
     yield from certificate_lines(header["certificate"])
     yield "Everything else: --json."
+
+
+def _differ(size: Any, canvas: Sequence[int]) -> bool:
+    """Say whether a size in pixels that was asked for is not that of the canvas."""
+    asked = [size, size] if isinstance(size, int) else size
+    return isinstance(asked, list) and asked != list(canvas)
 
 
 def _beside(header: Mapping[str, Any]) -> str:

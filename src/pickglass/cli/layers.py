@@ -30,8 +30,8 @@ def layers(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Weights of the backbone: default, v1, v2, random, mocov2, swav, selav2, simclr, dino, dinov2, or a "
-            "file."
+            help="Weights of the backbone: default, v1, v2, random, mocov2, swav, selav2, simclr, dino, dinov2, "
+            "dinov3, or a file."
         ),
     ] = None,
     size: Annotated[

@@ -32,6 +32,7 @@ from pickglass.cli.test import test
 from pickglass.cli.threshold import threshold
 from pickglass.cli.update import update
 from pickglass.cli.watch import watch
+from pickglass.cli.weights import weights
 from pickglass.errors import MissingExtra, PickglassError
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -52,6 +53,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     label,
     distill,
     methods,
+    weights,
     layers,
     look,
     explain,

@@ -7,6 +7,7 @@ the group, and reaches the use case without another line.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnyModelFile",
     "Compute",
+    "Download",
     "Folder",
     "Force",
     "Json",
@@ -34,11 +36,15 @@ __all__ = [
     "Seed",
     "check_new",
     "check_order",
+    "let_download",
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as exactly one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(help="Draw everything that is random from this seed.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file if it exists.")]
+Download = Annotated[
+    bool, typer.Option("--download", help="Fetch weights that are missing; PICKGLASS_DOWNLOAD=1 does the same.")
+]
 MaxPixels = Annotated[
     int | None,
     typer.Option(min=1, help="Refuse images with more pixels; by default 250 million, of serve 100 million."),
@@ -138,6 +144,12 @@ def check_order(command: str, models: Sequence[Path], data: Sequence[Path]) -> N
         raise InputError(
             f"the arguments are swapped: {data[-1]} is a model, and the model comes first: pickglass {command} {meant}"
         )
+
+
+def let_download(wanted: bool) -> None:
+    """Let this process, and those that it starts, fetch weights that are missing."""
+    if wanted:
+        os.environ["PICKGLASS_DOWNLOAD"] = "1"
 
 
 def check_new(path: Path, force: bool, resumes: Path | None = None) -> None:

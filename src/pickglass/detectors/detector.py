@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pickglass.calibration import Calibration, Change
@@ -86,8 +86,8 @@ class Detector(Method):
     def __init__(
         self,
         *,
-        backbone: str,
-        layers: Sequence[str],
+        backbone: str | nn.Module,
+        layers: Sequence[str] | None,
         weights: str,
         size: int | str | tuple[int, int],
         smoothing: float | None,

@@ -14,7 +14,8 @@ Letters: T tiles, P positions that have a head of their own, d features.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,6 @@ from pickglass.detectors.loading import FeatureLoader, LoadedBatch, on_device, s
 from pickglass.detectors.method import FitContext, Judged, Method
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
-from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.batch import Batch
 from pickglass.features.cache import FeatureCache
 from pickglass.features.extractor import FeatureExtractor
@@ -174,14 +174,12 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
     for part in (method, *method.components.values()):
         _ = part.places_matter, part.level_matters  # contradictions are refused
     table = good_rows(data)
-    preprocess: Preprocess | None = None
-    if parse_size(method.size).size is not None:
-        preprocess = Preprocess.for_images(method.size, find_backbone(method.backbone).interpolation, [])
-    sizes, ready = checked(table, preprocess, None, plan.memory_gb / 4, compute)
-    asked = (method.backbone, method.layers_read, method.weights, plan.seed, method.scales)
+    asked = (method.backbone, method.read_layers, method.weights, plan.seed, method.scales, method.strides)
     if method.extractor is None or not method.extractor.is_still(*asked):  # otherwise its engine is ready, too
         method.extractor = FeatureExtractor(*asked)
-    method._preprocess = Preprocess.for_images(method.size, method.extractor.interpolation, sizes.values())
+    preprocess = None if parse_size(method.size).size is None else _canvas(method, [])
+    sizes, ready = checked(table, preprocess, None, plan.memory_gb / 4, compute)
+    method._preprocess = _canvas(method, sizes.values()) if preprocess is None else preprocess
     roi = common_roi(table, sizes, method.preprocess) if any(row.roi is not None for row in table) else None
     method.roi = None if roi is None else torch.from_numpy(roi)
     method.tiles = None if method.tiling is None else Tiles(method.tiling, method.input_size)
@@ -211,6 +209,27 @@ def _check_enough(part: Method, table: Table, leaves_out: bool) -> None:
                 f"{name}=True compares with what is usual among good images, and takes at least {_ENOUGH} {what} "
                 f"{role}, but there are {found}: give more, or leave {name} out"
             )
+
+
+def _canvas(method: Method, sizes: Iterable[Size]) -> Preprocess:
+    """Choose the canvas for images of these sizes (H, W), which the backbone has to be able to read.
+
+    Warns where the size that was asked for is not one of whole patches.
+    """
+    network = method.network
+    preprocess = Preprocess.for_images(method.size, network.interpolation, sizes)
+    if method.tiling is not None:  # it is the tiles that the network reads
+        return preprocess
+    fits = network.fitting(preprocess.size, up=preprocess.geometry in ("shorter", "native"))
+    if fits != preprocess.size and parse_size(method.size).size is not None:
+        (height, width), (h, w) = preprocess.size, fits
+        warnings.warn(
+            f"{method.backbone} cuts images into patches of {network.cells.patch} pixels: they are read at {h}x{w} "
+            f"instead of {height}x{width} pixels (height x width)",
+            UserWarning,
+            stacklevel=4,
+        )
+    return replace(preprocess, size=fits)
 
 
 def _can_leave_out(method: Method, rows: Table, whole: Method | None = None) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pickglass.calibration import Calibration, Change
 from pickglass.calibration.drift import Sample
@@ -35,6 +35,7 @@ from pickglass.detectors.naming import Namer
 from pickglass.detectors.settings import settings_digest
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import InputError, ModelFileError, shortened
+from pickglass.features.backbones.registry import OWN, as_backbone
 from pickglass.features.backbones.weights import WeightsInfo
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.runtime.model_header import FORMAT, check_model_file, history_of, parse_header, reading
@@ -106,19 +107,31 @@ def _learned(detector: Method) -> dict[str, Tensor]:
     return tensors
 
 
-def restore(method: type[Detector], header: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> Detector:
+def restore(
+    method: type[Detector],
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    source: str,
+    backbone: nn.Module | str | None = None,
+) -> Detector:
     """Make the detector that the content of a model file describes.
 
     Args:
         method: the class of the detector.
         header, tensors: as :func:`read_model` returns them.
         source: the name of the file, for messages.
+        backbone: the module that it was fitted on, where that was one of the user's.
 
     Raises:
+        InputError: the model needs its backbone handed over, another one, or none.
         ModelFileError: tensors are missing or have no place in this method, or the header is damaged.
     """
+    configuration = dict(header["configuration"])
+    stated = str(configuration.get("backbone"))
+    if backbone is not None or stated.startswith(OWN):
+        configuration["backbone"] = _own_backbone(stated, backbone, source)
     with reading(source, "fit the model anew"):
-        return _restored(method, header, tensors, source)
+        return _restored(method, {**header, "configuration": configuration}, tensors, source)
 
 
 def _restored(
@@ -126,13 +139,14 @@ def _restored(
 ) -> Detector:
     known = inspect.signature(method.__init__).parameters
     before = {name: value for name, value in _BEFORE.items() if name in known}
+    configuration = {**before, **header["configuration"]}
     hints = get_type_hints(method.__init__)
-    for name, value in header["configuration"].items():
+    for name, value in configuration.items():
         if name in hints and not fits(value, hints[name]):
             raise InputError(f"its setting {name} is {shortened(value)}")
-    detector = method.configured({**before, **header["configuration"]})
+    detector = method.configured(configuration)
     detector.provenance = Provenance.from_json(header["provenance"])
-    detector.extractor = FeatureExtractor(detector.backbone, detector.layers_read, None, scales=detector.scales)
+    detector.extractor = FeatureExtractor(detector.backbone, detector.read_layers, None, scales=detector.scales)
     if detector.provenance.backbone_weights:
         detector.extractor.expect(WeightsInfo.from_json(detector.provenance.backbone_weights))
     detector._preprocess = Preprocess.from_json(header["preprocess"])
@@ -184,6 +198,22 @@ def _restored(
     if "id" in header:
         detector._file_id = (header["id"], now)
     return detector.eval()
+
+
+def _own_backbone(stated: str, given: nn.Module | str | None, source: str) -> str:
+    """Return the module of the user's that a model file says it was fitted on, once it was handed over."""
+    if not stated.startswith(OWN):
+        raise InputError(f"{source}: fitted on {stated}, which the file has inside: load it without backbone")
+    kind = stated.removeprefix(OWN)
+    if given is None:
+        raise InputError(
+            f"{source}: fitted on a module of the user's, {kind}, whose weights are in the file and whose code is not: "
+            "hand it over, in Python as pg.load(MODEL, backbone=module)"
+        )
+    backbone = as_backbone(given)
+    if backbone != stated:
+        raise InputError(f"{source}: fitted on a module of the class {kind}, but backbone={str(backbone)!r} was given")
+    return backbone
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

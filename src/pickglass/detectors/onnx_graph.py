@@ -124,6 +124,7 @@ def onnx_graph(
             "fewer tiles, heads that are shared or a smaller bank"
         )
     own = copy.deepcopy(detector).to("cpu").eval()
+    own.extractor = own.network.for_size(own.seen_size)
     network = _Exported(own, input_form, map_form).eval()
     names = ["image", "keep"] if keep or needs_keep(detector) else ["image"]
     outputs = ["score", "map", "features"] if has_features(detector) else ["score", "map"]

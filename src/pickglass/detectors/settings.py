@@ -24,7 +24,8 @@ from pickglass.detectors.naming import Namer
 from pickglass.detectors.renamed_settings import with_new_names
 from pickglass.detectors.tiling import TileOptions, Tiles, TileSettings
 from pickglass.errors import InputError, NotFitted, UnknownName
-from pickglass.features.extractor import FeatureExtractor, layer_list
+from pickglass.features.backbones.registry import USUAL_STRIDES, as_backbone
+from pickglass.features.extractor import FeatureExtractor, layer_list, usual_layers
 from pickglass.nn.maps import cells_of, smooth
 from pickglass.runtime.compute import Shape
 from pickglass.runtime.provenance import Provenance
@@ -45,8 +46,11 @@ class Configured(nn.Module):
     """A detector as its settings describe it; :class:`pickglass.Detector` adds fitting and judging.
 
     Args:
-        backbone: name of the frozen network; see :func:`pickglass.backbone_names`.
+        backbone: name of the frozen network; see :func:`pickglass.backbone_names`. Also a torch module of your own, or
+            :class:`pickglass.OwnBackbone` around one, with its normalisation.
         layers: the layers to read, finest first, a sequence or ``"layer1+layer2"``; see :func:`pickglass.layer_names`.
+            None: those that the backbone states for the strides of the method, see
+            :func:`pickglass.features.extractor.usual_layers`.
         weights: the backbone's weights: ``"default"``, ``"random"`` or a file.
         size: how an image comes to the network's input, in pixels: ``"area:512"`` keeps the aspect on about that
             area, 256 or (height, width) squeezes it, ``"letterbox:256"``, ``"shorter:256"`` and ``"native"`` scale each
@@ -67,6 +71,7 @@ class Configured(nn.Module):
     Attributes:
         method: the name by which the command line and model files know the method.
         reads: what a method wants of a batch: ``"features"``, ``"images"`` or both.
+        strides: pixels of the input a cell, of the layers to read where none is named, finest first.
         validate_share: share of the training images that the method wants for validation.
         fewest_images: with fewer images to fit the method learns nothing that means anything.
         presets: settings by name, for :meth:`from_preset`.
@@ -87,6 +92,7 @@ class Configured(nn.Module):
 
     method: ClassVar[str]
     reads: tuple[str, ...] = ("features",)
+    strides: ClassVar[tuple[int, ...]] = USUAL_STRIDES
     validate_share: float = 0.0
     fewest_images: int = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -94,8 +100,8 @@ class Configured(nn.Module):
     def __init__(
         self,
         *,
-        backbone: str,
-        layers: Sequence[str],
+        backbone: str | nn.Module,
+        layers: Sequence[str] | None,
         weights: str,
         size: int | str | tuple[int, int],
         smoothing: float | None,
@@ -104,7 +110,7 @@ class Configured(nn.Module):
         level_shift: bool | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = as_backbone(backbone)
         self.layers = layers
         self.weights = weights
         self.size = size
@@ -145,7 +151,15 @@ class Configured(nn.Module):
         """
         if name not in cls.presets:
             raise UnknownName(f"preset of {cls.__name__}", name, cls.presets)
-        return cls.configured({**cls.presets[name], **changes})
+        return cls.configured(cls.preset_with(name, changes))
+
+    @classmethod
+    def preset_with(cls, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a preset with changes; its layers are those of its backbone, and go with that."""
+        settings = {**cls.presets[name], **changes}
+        if "backbone" in changes and "layers" not in changes:
+            settings.pop("layers", None)
+        return settings
 
     @classmethod
     def configured(cls: type[Self], settings: Mapping[str, Any]) -> Self:
@@ -174,9 +188,14 @@ class Configured(nn.Module):
         return detector
 
     def configuration(self) -> dict[str, Any]:
-        """Return all settings as the constructor takes them, with ``tiling``, ``fusion``, ``adaptation`` if set."""
+        """Return all settings as the constructor takes them, with ``tiling``, ``fusion``, ``adaptation`` if set.
+
+        Once fitted they name the layers that are read, also where nobody named any.
+        """
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
         settings = {name: getattr(self, name) for name in names}
+        if self.extractor is not None and self.extractor.backbone == self.backbone:
+            settings["layers"] = self.layers or self.extractor.layers
         extras = {"tiling": self.tiling, "fusion": self.fusing, "adaptation": self.adapting}
         return settings | {name: extra.to_json() for name, extra in extras.items() if extra is not None}
 
@@ -390,14 +409,17 @@ class Configured(nn.Module):
         return max(own, 0.1) if scaled or self.adapting is not None else own
 
     @property
+    def read_layers(self) -> tuple[str, ...]:
+        """The names of the layers that are read, also where the setting names none."""
+        if self.layers is not None:
+            return layer_list(self.layers)
+        known = self.extractor is not None and self.extractor.backbone == self.backbone
+        return self.network.layers if known else usual_layers(self.backbone, self.strides)
+
+    @property
     def scales(self) -> tuple[float, ...]:
         """The factors by which the input is scaled, at each of which the backbone runs."""
         return (1.0,) if self.fusing is None else self.fusing.scales
-
-    @property
-    def layers_read(self) -> tuple[str, ...]:
-        """The layers that the backbone computes, finest first."""
-        return layer_list(self.layers)
 
     def level_shapes(self) -> list[Shape]:
         """Return (C, h, w) of each level that the method reads of one position."""
@@ -411,7 +433,7 @@ class Configured(nn.Module):
 
     def level_names(self) -> list[str]:
         """Return the names of the levels that the method reads; layers fused into one are ``layer1+layer2``."""
-        layers = self.layers_read
+        layers = self.read_layers
         names = [name if scale == 1 else f"{name} at {scale:g}" for scale in self.scales for name in layers]
         return names if self.fusing is None or self.fusing.levels == "all" else ["+".join(names)]
 

@@ -7,7 +7,7 @@
 - research/: fusion and adaptation, which were measured to bring nothing on real defects.
 """
 
-from pickglass.features.backbones.registry import backbone_names, find_backbone
+from pickglass.features.backbones.registry import OwnBackbone, backbone_names, find_backbone
 from pickglass.features.extractor import FeatureExtractor, layer_names
 
-__all__ = ["FeatureExtractor", "backbone_names", "find_backbone", "layer_names"]
+__all__ = ["FeatureExtractor", "OwnBackbone", "backbone_names", "find_backbone", "layer_names"]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pickglass.errors import InputError
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.nn.maps import ProcessLock, may_use_bfloat16
+from pickglass.nn.maps import ProcessLock, cells_of, may_use_bfloat16
 from pickglass.nn.networks.stacked import at_position
 from pickglass.runtime.compute import EngineName
 from pickglass.runtime.session import import_runtime, usual_threads
@@ -163,7 +163,7 @@ class CompiledNetwork:
         """Compile for this size and compare with torch; return what is wrong, None if nothing is."""
         first = [x[:1] for x in inputs]
         try:
-            graph = _Graph(_compile(self.network, first, self.name))
+            graph = _Graph(_compile(self.settled(first), first, self.name))
         except (RuntimeError, ImportError, AttributeError) as error:
             return f"cannot convert it ({type(error).__name__}: {str(error).splitlines()[0]})"
         worst, allowed = _difference(self.network(*first), graph.run(first, 1)), TOLERANCE[self.name]
@@ -171,6 +171,10 @@ class CompiledNetwork:
             return f"answers differently from torch (by {worst:.1e} of an output's range, allowed {allowed:.0e})"
         self._graphs[_size(inputs)] = graph
         return None
+
+    def settled(self, first: Sequence[Tensor]) -> nn.Module:
+        """Return the network for inputs of the size of these."""
+        return self.network
 
     def _fall_back(self, problem: str) -> None:
         message = f"OpenVINO {problem}: {self.what}"
@@ -198,6 +202,10 @@ class BackboneEngine(CompiledNetwork):
     def __init__(self, extractor: FeatureExtractor, device: str, name: EngineName = "auto") -> None:
         super().__init__(extractor, f"{extractor.backbone}, layers {', '.join(extractor.layers)}", device, name)
         self.extractor = extractor
+
+    def settled(self, first: Sequence[Tensor]) -> nn.Module:
+        """Return the extractor with what follows from the size of the images as constants."""
+        return self.extractor.for_size(cells_of(first[0]))
 
 
 class PerPositionEngine:

@@ -7,6 +7,8 @@ another package is registered by :func:`register_method`, or found by its entry 
 
 from pathlib import Path
 
+from torch import nn
+
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.modelfile import read_model, restore
 from pickglass.detectors.plugins import METHODS, find_method, method_names, register_method
@@ -50,12 +52,17 @@ METHODS.update(
 )
 
 
-def load(path: str | Path) -> Detector:
+def load(path: str | Path, backbone: nn.Module | str | None = None) -> Detector:
     """Load a fitted detector from the file that :meth:`Detector.save` wrote; it answers bit for bit as before.
 
+    Args:
+        path: the file.
+        backbone: the module that it was fitted on, where that was one of the user's.
+
     Raises:
+        InputError: the model needs its backbone handed over, another one, or none.
         ModelFileError: not a pickglass model, one of another format version, or a damaged one.
         UnknownName: the model is of a method whose package is not installed.
     """
     header, tensors = read_model(path)
-    return restore(find_method(header["method"]), header, tensors, str(path))
+    return restore(find_method(header["method"]), header, tensors, str(path), backbone)

@@ -84,6 +84,7 @@ class AsymmetricStudentTeacher(Detector):
     """
 
     method = "asymmetric_student_teacher"
+    strides = (16,)
     reads = ("features",)
     validate_share = 0.1
     presets: ClassVar = {
@@ -106,8 +107,8 @@ class AsymmetricStudentTeacher(Detector):
     def __init__(
         self,
         *,
-        backbone: str = "efficientnet_lite0",
-        layers: Sequence[str] = ("stage5",),
+        backbone: str | nn.Module = "efficientnet_lite0",
+        layers: Sequence[str] | None = None,
         weights: str = "default",
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = None,

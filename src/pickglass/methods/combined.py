@@ -65,7 +65,7 @@ class Combined(Detector):
             and its own settings, ``[{"method": "padim", "dims": 50}, "patchcore"]``. Backbone, weights and size are
             those of the combination.
         backbone, weights, size: see :class:`pickglass.Detector`.
-        layers: the layers that all parts read. Empty: each reads its own, and the backbone computes those of all.
+        layers: the layers that all parts read. None: each reads its own, and the backbone computes those of all.
         smoothing, top_share, place_scale, level_shift: as there, for all parts; None: as each part has it.
         map_weights: the weight of each part's map, none below 0; None: all the same.
         score_weights: the weight of each part's image score, likewise.
@@ -88,8 +88,8 @@ class Combined(Detector):
         self,
         parts: str | Sequence[Part] = "patchcore+fastflow",
         *,
-        backbone: str = "efficientnet_lite0",
-        layers: Sequence[str] = (),
+        backbone: str | nn.Module = "efficientnet_lite0",
+        layers: Sequence[str] | None = None,
         weights: str = "default",
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = None,
@@ -171,6 +171,15 @@ class Combined(Detector):
         settings |= {name: getattr(self, name) for name in _HANDED if getattr(self, name) is not None}
         return settings | ({"layers": self.layers} if self.layers else {})
 
+    def configuration(self) -> dict[str, Any]:
+        """Return all settings; once fitted, each part names the layers that it reads, also where nobody named any."""
+        settings = super().configuration()
+        settings["layers"] = self.layers
+        if self.extractor is not None and not self.layers:
+            own = zip(_described(self.parts), self.components.values(), strict=True)
+            settings["parts"] = [{**described, "layers": list(part.read_layers)} for described, part in own]
+        return settings
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies get parts of their own, whose tensors can be replaced."""
         state = super().__getstate__()
@@ -194,11 +203,11 @@ class Combined(Detector):
         return " + ".join(part.title for part in self.components.values())
 
     @property
-    def layers_read(self) -> tuple[str, ...]:
+    def read_layers(self) -> tuple[str, ...]:
         """The layers that the backbone computes: those that any part reads."""
         if self.layers:
             return layer_list(self.layers)
-        several = sorted((part.layers_read for part in self.components.values()), key=len, reverse=True)
+        several = sorted((part.read_layers for part in self.components.values()), key=len, reverse=True)
         return tuple(dict.fromkeys(itertools.chain(*several)))
 
     @property
@@ -231,14 +240,15 @@ class Combined(Detector):
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """Lay out each part, and let it read of the shared features what it needs."""
         self._check()
-        layers = self.layers_read
+        layers = self.read_layers
         for part in self.components.values():
+            part.layers = part.read_layers  # before it gets the extractor of all, which reads those of all
             # extractor and tiles are no modules of the part: their tensors are held, moved and saved once
             part.__dict__.update(self._for_all(), extractor=self.extractor, tiles=self.tiles)
             part._preprocess = self._preprocess
             part.tiling, part.fusing = self.tiling, self.fusing
             whole = self.fusing is not None or "features" not in self.reads
-            part.own_levels = None if whole else tuple(layers.index(name) for name in part.layers_read)
+            part.own_levels = None if whole else tuple(layers.index(name) for name in part.read_layers)
             part.build(self._shapes_of(part, shapes), positions, seed)
 
     def _check(self) -> None:

@@ -114,8 +114,8 @@ class EfficientAD(Detector):
     def __init__(
         self,
         *,
-        backbone: str = "pdn_small",
-        layers: Sequence[str] = ("teacher",),
+        backbone: str | nn.Module = "pdn_small",
+        layers: Sequence[str] | None = None,
         weights: str = "default",
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = 0.0,

@@ -77,6 +77,7 @@ class FastFlow(Detector):
     """
 
     method = "fastflow"
+    strides = (4, 8, 16)
     reads = ("features",)
     validate_share = 0.1
     presets: ClassVar = {
@@ -97,8 +98,8 @@ class FastFlow(Detector):
     def __init__(
         self,
         *,
-        backbone: str = "efficientnet_lite0",
-        layers: Sequence[str] = ("stage2", "stage3", "stage5"),
+        backbone: str | nn.Module = "efficientnet_lite0",
+        layers: Sequence[str] | None = None,
         weights: str = "default",
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = None,

@@ -29,7 +29,7 @@ from itertools import accumulate
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
@@ -73,6 +73,7 @@ class PaDiM(Detector):
     """
 
     method = "padim"
+    strides = (4, 8, 16)
     fewest_images = 2  # a covariance
     leaves_out_known = True
     presets: ClassVar = {
@@ -89,8 +90,8 @@ class PaDiM(Detector):
     def __init__(
         self,
         *,
-        backbone: str = "efficientnet_lite0",
-        layers: Sequence[str] = ("stage2", "stage3", "stage5"),
+        backbone: str | nn.Module = "efficientnet_lite0",
+        layers: Sequence[str] | None = None,
         weights: str = "default",
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = 4.0,

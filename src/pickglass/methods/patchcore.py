@@ -34,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext, Neighbour
@@ -110,8 +110,8 @@ class PatchCore(Detector):
     def __init__(
         self,
         *,
-        backbone: str = "efficientnet_lite0",
-        layers: Sequence[str] = ("stage3", "stage5"),
+        backbone: str | nn.Module = "efficientnet_lite0",
+        layers: Sequence[str] | None = None,
         weights: str = "default",
         size: int | str | tuple[int, int] = "area:512",
         smoothing: float | None = None,

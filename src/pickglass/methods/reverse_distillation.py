@@ -77,6 +77,7 @@ class ReverseDistillation(Detector):
     """
 
     method = "reverse_distillation"
+    strides = (4, 8, 16)
     validate_share = 0.1
     presets: ClassVar = {
         "paper": {
@@ -100,8 +101,8 @@ class ReverseDistillation(Detector):
     def __init__(
         self,
         *,
-        backbone: str = "efficientnet_lite0",
-        layers: Sequence[str] = ("stage2", "stage3", "stage5"),
+        backbone: str | nn.Module = "efficientnet_lite0",
+        layers: Sequence[str] | None = None,
         weights: str = "default",
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = 4.0,

@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
@@ -67,6 +67,7 @@ class STFPM(Detector):
     """
 
     method = "stfpm"
+    strides = (4, 8, 16)
     reads = ("features", "images")
     validate_share = 0.2
     presets: ClassVar = {
@@ -87,8 +88,8 @@ class STFPM(Detector):
     def __init__(
         self,
         *,
-        backbone: str = "efficientnet_lite0",
-        layers: Sequence[str] = ("stage2", "stage3", "stage5"),
+        backbone: str | nn.Module = "efficientnet_lite0",
+        layers: Sequence[str] | None = None,
         weights: str = "default",
         size: int | str | tuple[int, int] = "area:256",
         smoothing: float | None = None,
@@ -138,7 +139,7 @@ class STFPM(Detector):
 
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """Make the student, of the teacher's architecture."""
-        self.student = Stacked(lambda: untrained(self.backbone, self.layers, self.scales), positions, seed)
+        self.student = Stacked(lambda: untrained(self.backbone, self.read_layers, self.scales), positions, seed)
 
     def begin_fit(self, context: FitContext) -> None:
         """Allocate nothing: the student was built for these levels."""

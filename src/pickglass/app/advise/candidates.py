@@ -19,9 +19,8 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
-from pickglass.features.anatomy.facts import LayerFacts, layer_facts, outline
-from pickglass.features.backbones.registry import find_backbone
-from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.anatomy.facts import LayerFacts, layer_facts
+from pickglass.features.extractor import FeatureExtractor, shown_layers
 
 __all__ = ["USUAL_SIDE", "Candidate", "Options", "candidates", "input_sizes", "size_text"]
 
@@ -149,8 +148,8 @@ def candidates(backbone: str, sizes: Sequence[tuple[Size, float]], defect_px: fl
 @lru_cache(maxsize=32)
 def _facts(backbone: str) -> tuple[LayerFacts, ...]:
     """Return the facts about the named layers; strides and fields hold at any size."""
-    names = [level.name for level in find_backbone(backbone).levels] or outline(backbone)
-    return tuple(layer_facts(FeatureExtractor(backbone, names, weights=None), (256, 256)))
+    extractor = FeatureExtractor(backbone, shown_layers(backbone), weights=None)
+    return tuple(layer_facts(extractor, extractor.fitting((256, 256))))
 
 
 def _grid(size: Size, stride: Size) -> Size:

@@ -133,7 +133,7 @@ def judge(
     detector = detector_of(candidate, len(taught), changes)
     if shared is not None:
         detector.shared_features = shared
-        detector.extractor = shared.extractor_of(detector.layers_read)
+        detector.extractor = shared.extractor_of(detector.read_layers)
     detector.fit(taught, validate=0.0, calibrate=0.0, seed=seed, memory_gb=memory_gb, **compute.arguments())
     prediction = detector.predict(data.test[candidate.size], **compute.arguments())
     return scored(prediction, data, seed), detector

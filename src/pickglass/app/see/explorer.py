@@ -25,11 +25,10 @@ from pickglass.app.see.request import BackboneRequest
 from pickglass.data import MAX_PIXELS, Preprocess, as_table
 from pickglass.detectors.detector import Detector
 from pickglass.errors import InputError, UnknownName
-from pickglass.features.anatomy.facts import layer_facts, outline
+from pickglass.features.anatomy.facts import layer_facts
 from pickglass.features.anatomy.gradient_field import field_of_cell
 from pickglass.features.anatomy.visibility import Seen, contrast, stand_out, touched_cells
-from pickglass.features.backbones.registry import find_backbone
-from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.extractor import FeatureExtractor, shown_layers
 from pickglass.nn.maps import kept_cells
 
 __all__ = ["LayerExplorer", "PictureKind"]
@@ -105,7 +104,7 @@ class LayerExplorer:
             levels = [level[0].float().cpu() for level in self._extractor(canvas.to(self._extractor.mean.device))]
         cells = [kept_cells(keep, (level.shape[1], level.shape[2])) for level in levels]
         self._levels = [Seen(level, None if own is None else own[0]) for level, own in zip(levels, cells, strict=True)]
-        patch = 1 if self._extractor.tokens is None else self._extractor.tokens.patch
+        patch = self._extractor.cells.patch
         side = max(1, _PROBED // patch) * patch
         known = [fact.theoretical for fact in layer_facts(self._extractor, (side, side))]
         scales, layers = self._extractor.scales, self._extractor.layers
@@ -237,11 +236,9 @@ class LayerExplorer:
 
 def _of_backbone(request: BackboneRequest, size: tuple[int, int]) -> tuple[FeatureExtractor, Preprocess]:
     """Return the network of a request, and how an image of this size becomes its input."""
-    spec = find_backbone(request.backbone)
-    chosen = list(request.layers) if request.layers else [level.name for level in spec.levels]
-    chosen = chosen or outline(request.backbone)
+    chosen = list(request.layers) if request.layers else shown_layers(request.backbone)
     extractor = FeatureExtractor(request.backbone, chosen, request.weights or "default", request.seed)
-    patch = 1 if extractor.tokens is None else extractor.tokens.patch
+    patch = extractor.cells.patch
     prepare = Preprocess.for_images(request.size or round(_SIDE / patch) * patch, extractor.interpolation, [size])
     extractor.shapes(prepare.size)  # says what is wrong with the size or a layer
     return extractor, prepare

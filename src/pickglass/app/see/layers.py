@@ -15,7 +15,7 @@ from pickglass.app.see.request import BackboneRequest
 from pickglass.data import Preprocess, as_table, load_dataset, read_image
 from pickglass.data.files import output_path
 from pickglass.errors import InputError, WeightsMissing
-from pickglass.features.anatomy.facts import LayerFacts, layer_facts, outline
+from pickglass.features.anatomy.facts import LayerFacts, layer_facts
 from pickglass.features.anatomy.gradient_field import (
     SIDE,
     GradientField,
@@ -24,12 +24,12 @@ from pickglass.features.anatomy.gradient_field import (
     relative_field,
 )
 from pickglass.features.backbones.layers import preset_names
-from pickglass.features.backbones.registry import find_backbone
-from pickglass.features.extractor import FeatureExtractor, layer_names
+from pickglass.features.extractor import FeatureExtractor, layer_names, shown_layers
 
 __all__ = ["layers", "list_layers"]
 
-_PATCHES = 64  # of a transformer's empty image: attention over more takes minutes
+_PATCHES = 32  # in a row of a transformer's empty image: attention over more takes a minute
+_WINDOWED = 512  # px, side of the empty image of a transformer with windows
 
 Progress = Callable[[str, int, int], None]
 
@@ -62,13 +62,12 @@ def layers(
             raise InputError(f"output file {str(output)!r}: expected a name that ends in .html or .png")
         output_path(output, Path(output).suffix)
     backbone, seed = request.backbone, request.seed
-    spec = find_backbone(backbone)
-    chosen = list(request.layers) if request.layers else [level.name for level in spec.levels] or outline(backbone)
+    chosen = list(request.layers) if request.layers else shown_layers(backbone)
     extractor = _extractor(backbone, chosen, request.weights, seed)
-    patch = 1 if spec.tokens is None else spec.tokens.patch
+    patch = extractor.cells.patch
     canvas = _canvas(request.size, patch)
     facts = layer_facts(extractor, canvas)
-    fields = gradient_fields(extractor, SIDE if patch == 1 else min(SIDE, _PATCHES * patch), seed, progress)
+    fields = gradient_fields(extractor, _side(extractor), seed, progress)
     pictures = [row.path for row in as_table([Path(image) for image in images])]
     effective: list[int] | list[None] = [None] * len(facts)
     if pictures:
@@ -109,6 +108,14 @@ def _extractor(backbone: str, names: list[str], weights: str | None, seed: int) 
         if weights is not None:
             raise
         return FeatureExtractor(backbone, names, "random", seed)  # the result says so
+
+
+def _side(extractor: FeatureExtractor) -> int:
+    """Choose the side of the empty image, so that a transformer answers in seconds."""
+    cells = extractor.cells
+    if cells.prefix is not None:
+        return min(SIDE, _PATCHES * cells.patch)
+    return _WINDOWED if cells.channels_last else SIDE
 
 
 def _canvas(size: int | str | tuple[int, int] | None, patch: int) -> tuple[int, int]:

@@ -18,10 +18,8 @@ from pickglass.data import MAX_PIXELS, Preprocess, as_table, read_image
 from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Array
 from pickglass.errors import InputError
-from pickglass.features.anatomy.facts import outline
 from pickglass.features.anatomy.visibility import FAINT, VISIBLE, Contrast, Seen, contrast, stand_out, touched_cells
-from pickglass.features.backbones.registry import find_backbone
-from pickglass.features.extractor import FeatureExtractor
+from pickglass.features.extractor import FeatureExtractor, shown_layers
 from pickglass.nn.maps import kept_cells
 
 __all__ = ["colours_of", "first_filters", "look", "strongest_channels"]
@@ -69,11 +67,10 @@ def look(
     if good is not None and defect is None:
         raise InputError("good images are there to compare a defect with: give its mask or box too")
     asked = request or BackboneRequest()
-    spec = find_backbone(asked.backbone)
-    chosen = list(asked.layers) if asked.layers else [level.name for level in spec.levels] or outline(asked.backbone)
+    chosen = list(asked.layers) if asked.layers else shown_layers(asked.backbone)
     extractor = FeatureExtractor(asked.backbone, chosen, asked.weights or "default", asked.seed)
     references = [] if good is None else [read_image(path, max_pixels) for path in _some(good)]
-    patch = 1 if extractor.tokens is None else extractor.tokens.patch
+    patch = extractor.cells.patch
     sizes = [(p.shape[0], p.shape[1]) for p in (pixels, *references)]
     prepare = Preprocess.for_images(asked.size or round(_SIDE / patch) * patch, extractor.interpolation, sizes)
     extractor.shapes(prepare.size)  # says what is wrong with the size or a layer

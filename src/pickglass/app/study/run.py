@@ -109,7 +109,7 @@ def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], 
     own = {"backbone": cell.backbone, "layers": cell.layers, "weights": cell.weights, "size": cell.size}
     detector = build(cell.method, settings={**json.loads(cell.settings), **own})
     detector.shared_features = common.features
-    detector.extractor = common.features.extractor_of(detector.layers_read)
+    detector.extractor = common.features.extractor_of(detector.read_layers)
     run = task.compute.arguments()
     spent, began = common.features.seconds, time.perf_counter()
     # thresholds play no part in the metrics of a study, so every good image may teach

@@ -9,14 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pickglass.errors import InputError
 from pickglass.features.anatomy.theoretical_field import Shape, theoretical_field
-from pickglass.features.extractor import FeatureExtractor, layer_names
+from pickglass.features.extractor import FeatureExtractor
 
-__all__ = ["LayerFacts", "layer_facts", "needed", "outline"]
+__all__ = ["LayerFacts", "layer_facts", "needed"]
 
 
 class LayerFacts(NamedTuple):
@@ -76,32 +74,6 @@ def layer_facts(extractor: FeatureExtractor, size: tuple[int, int]) -> list[Laye
             )
         )
     return facts
-
-
-def outline(backbone: str, side: int = 256) -> list[str]:
-    """Choose layers of a backbone for which the table has none: the last node of each grid, finest first.
-
-    Args:
-        backbone: name; see :func:`pickglass.backbone_names`.
-        side: side of a square image in pixels; square maps of more than one cell count.
-
-    Raises:
-        InputError: no node gives such maps.
-    """
-    names = layer_names(backbone)
-    extractor = FeatureExtractor(backbone, names, weights=None)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        levels = extractor.read(torch.empty(1, 3, side, side))
-    last: dict[int, str] = {}
-    for name, level in zip(names, levels, strict=True):
-        shape = tuple(level.shape) if isinstance(level, Tensor) else ()
-        if len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3] and 1 < shape[2] < side:
-            last[shape[2]] = name
-    if not last:
-        raise InputError(
-            f"{backbone} has no node that gives square maps: name its layers, see layers --list {backbone}"
-        )
-    return [last[cells] for cells in sorted(last, reverse=True)]
 
 
 class _Record(fx.Interpreter):

@@ -38,6 +38,8 @@ SIDE = 1024  # px, of the empty image (supplementary, section 1)
 THRESHOLD = 1e-2  # of the largest norm: weaker gradients are none (same place)
 BORDER = 16  # px: the "small area around the image border" whose padding artefacts are ignored; its width is ours
 _STEP = 128  # px
+_COSTLY = 100e9  # multiply-adds: networks that take more of them are measured on a small image first
+_SMALL = 256  # px, side of that
 ENERGY = 0.95  # share of the squared gradient that the effective field holds
 _CENTRE = (0.5, 0.5)
 
@@ -77,7 +79,8 @@ def gradient_fields(
     """Measure the receptive field of each layer by its gradient, in the order of the extractor's layers.
 
     The image is zero after normalisation. Random weights without biases pass no gradient there, for every value sits
-    at the kink of its ReLU; then it is drawn from a standard normal distribution.
+    at the kink of its ReLU; then it is drawn from a standard normal distribution. A network for which this takes long
+    is measured on the middle of the image first, and on more of it where a field reaches the border of that.
 
     Args:
         extractor: with its weights.
@@ -92,24 +95,37 @@ def gradient_fields(
         raise InputError(
             f"side={side}: expected more than {4 * BORDER} pixels, for {BORDER} at each border are ignored"
         )
-    patch = 1 if extractor.tokens is None else extractor.tokens.patch
-    facts = layer_facts(extractor, (128 // patch * patch,) * 2)  # whatever gives no map is refused at once
+    patch = extractor.cells.patch
+    seen = 128 // patch * patch
+    facts = layer_facts(extractor, (seen, seen))  # whatever gives no map is refused at once
     device = next(extractor.buffers()).device
     noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(seed))
     fields: dict[int, GradientField] = {}  # of each layer, by its place
-    windows = [_window(fact.theoretical, side) for fact in facts]
-    for window in sorted(set(windows)):
+    full = [_window(fact.theoretical, side) for fact in facts]
+    costly = sum(fact.macs * (w / seen) ** 2 for fact, w in zip(facts, full, strict=True)) > _COSTLY
+    small = 16 * patch if extractor.cells.prefix is not None else _SMALL
+    waiting = {i: min(window, small) if costly else window for i, window in enumerate(full)}
+    while waiting:
+        window = min(waiting.values())
+        now = [i for i, w in waiting.items() if w == window]
+        start = (side - window) // 2
         for kind in ("zero", "noise"):
-            missing = [i for i, w in enumerate(windows) if w == window and i not in fields]
-            start = (side - window) // 2
             image = noise[:, :, start : start + window, start : start + window]
             image = image if kind == "noise" else torch.zeros_like(image)
-            for i, gradient in _gradients(extractor, image.to(device), missing):
+            for i, gradient in _gradients(extractor, image.to(device), [i for i in now if waiting.get(i) == window]):
                 norm = gradient[0].norm(dim=0).cpu()  # (window, window)
-                if float(norm.max()) > 0 and bool(torch.isfinite(norm).all()):
-                    fields[i] = _field(pad(norm, (start,) * 4), "zero" if kind == "zero" else "noise")
+                if not (float(norm.max()) > 0 and bool(torch.isfinite(norm).all())):
+                    continue
+                if window < full[i] and _field(norm, "zero").at_least:
+                    waiting[i] = min(full[i], 2 * window)
+                    continue
+                fields[i] = _field(pad(norm, (start, side - window - start) * 2), "zero" if kind == "zero" else "noise")
+                waiting.pop(i)
                 if progress is not None:
                     progress("measuring receptive fields", len(fields), len(facts))
+        for i in now:
+            if waiting.get(i) == window:  # neither image passes a gradient
+                waiting.pop(i)
     if len(fields) < len(facts):
         dead = [fact.layer for i, fact in enumerate(facts) if i not in fields]
         raise InputError(f"{', '.join(dead)} of {extractor.backbone} pass no gradient: do the weights belong to it?")

