@@ -177,7 +177,7 @@ def test_padim_splits_the_squared_distance_in_either_form() -> None:
         )
         assert loaded.batch is not None
         parts = detector.level_maps(loaded.batch)
-        assert list(parts) == list(detector.layers)
+        assert list(parts) == list(detector.read_layers)
         assert all(bool((part >= 0).all()) for part in parts.values())
         total = torch.stack(list(parts.values())).sum(0).sqrt()
         torch.testing.assert_close(total, detector.score(loaded.batch)[1], rtol=2e-3, atol=1e-3)
