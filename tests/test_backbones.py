@@ -54,7 +54,7 @@ def test_the_table_says_of_timms_networks_what_timm_says() -> None:
         try:
             with torch.device("meta"):
                 network = timm.create_model(name, pretrained=False)
-        except NotImplementedError:
+        except (NotImplementedError, RuntimeError):  # of timm that reads numbers of it
             pytest.skip(f"timm {timm.__version__} builds no network without its data")
         known = {info["module"]: info for info in getattr(network.feature_info, "info", network.feature_info)}
         for level in levels:

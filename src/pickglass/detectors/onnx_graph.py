@@ -140,7 +140,7 @@ def onnx_graph(
                 why = str(error).splitlines()[0][:200]
                 raise InputError(
                     f"{detector.method} with {detector.backbone} cannot be exported at an input of {h}x{w} pixels "
-                    f"({why}): take another backbone, or for a transformer the size that it was trained with"
+                    f"({why}): take another backbone"
                 ) from error
         model, nodes = onnx.load_from_string(content), 0
         while nodes != len(model.graph.node):  # sizes that are known now make others known
