@@ -403,7 +403,7 @@ def test_csharp(trained: Trained, tmp_path: Path) -> None:
 
 def test_each_file_is_short_and_named_in_the_page() -> None:
     page = (EXAMPLES / "README.md").read_text()
-    files = [path for path in EXAMPLES.glob("*/*") if path.is_file()]
+    files = [path for path in EXAMPLES.glob("*/*") if path.is_file() and path.parent.name != "serve"]  # docs/serve.md
     assert len(files) >= 12
     for path in files:
         lines = path.read_text().splitlines()

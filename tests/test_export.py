@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -420,17 +421,7 @@ def test_what_cannot_be_exported_says_why(detector: pg.Detector, tmp_path: Path,
 def test_a_missing_package_is_named(
     detector: pg.Detector, module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = ModuleNotFoundError(f"No module named {module!r}", name=module)
-
-    def absent(name: str, *arguments: Any, **keywords: Any) -> Any:
-        if name == module:
-            raise error
-        return original(name, *arguments, **keywords)
-
-    import builtins
-
-    original = builtins.__import__
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setitem(sys.modules, module, None)  # importing it then fails as if it were not there
     with pytest.raises(
         MissingExtra, match=rf'needs {module}, which is not installed: pip install "pickglass\[{extra}\]"'
     ):

@@ -229,4 +229,4 @@ def test_a_model_file_with_the_old_name_still_loads_and_is_not_stale(tmp_path: P
     np.testing.assert_array_equal(
         loaded.predict(good, engine="torch").scores, fitted.predict(good, engine="torch").scores
     )
-    assert loaded.configuration() == fitted.configuration() | {"layers": list(fitted.layers)}
+    assert loaded.configuration() == fitted.configuration() | {"layers": list(fitted.read_layers)}

@@ -26,7 +26,7 @@ from pickglass.app.marking.table import read_table, write_table
 from pickglass.app.marking.teach import Job, Teaching, lab_model_of, locked
 from pickglass.app.update import update
 from pickglass.cli.main import main
-from pickglass.data import DataSource
+from pickglass.data import DataSource, Preprocess
 from pickglass.errors import DataError, InputError, UnknownName
 from pickglass.runtime.compute import ComputeOptions
 from pickglass.runtime.export_file import write_export
@@ -405,15 +405,18 @@ def test_a_job_says_at_once_what_it_lacks(teaching: Teaching, shop: Path) -> Non
 
 
 def test_an_exported_model_needs_its_model_file(tmp_path: Path) -> None:
+    plain = {
+        **{"method": "patchcore", "configuration": {}, "calibration": None, "provenance": {}},
+        "preprocess": Preprocess((64, 64)).to_json(),
+    }
+
     def exported(name: str, **more: Any) -> Path:
-        header = dict.fromkeys(("version", "history", "method", "configuration", "settings", "preprocess"))
-        rest = dict.fromkeys(("calibration", "provenance", "certificate"))
-        write_export(tmp_path / name, b"", {"id": "abc", **header, **rest, **more})
+        header = {"version": 1, "history": [], "settings": "", "certificate": None, **plain}
+        write_export(tmp_path / name, b"", {"id": "abc", **header, **more})
         return tmp_path / name
 
     def model_file(name: str, identity: str) -> None:
-        header = {"format": 2, "id": identity, **dict.fromkeys(("method", "configuration", "preprocess"))}
-        text = json.dumps({**header, "calibration": None, "provenance": None})
+        text = json.dumps({"format": 2, "id": identity, **plain})
         text = json.dumps({"__metadata__": {"pickglass": text}})
         (tmp_path / name).write_bytes(len(text).to_bytes(8, "little") + text.encode())
 

@@ -92,6 +92,8 @@ def _fitting(value: Any, hint: Any) -> Any:
             _sound(value, len(value) == len(arguments))
             return tuple(_fitting(each, of) for each, of in zip(value, arguments, strict=True))
         return tuple(_fitting(each, arguments[0]) for each in value)
+    if origin is Sequence and isinstance(value, str):
+        return _sound(value, arguments[0] is str)  # "layer1+layer2"
     if origin is Sequence or origin is list:
         return [_fitting(each, arguments[0]) for each in _sound(value, isinstance(value, (list, tuple)))]
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -102,7 +104,8 @@ def _fitting(value: Any, hint: Any) -> Any:
         return _sound(value, is_number and abs(value) < 2.0**1000 and math.isfinite(value))
     if hint is int:
         return _sound(value, isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
-    return _sound(value, isinstance(value, NoneType if hint is None else hint))
+    kind = NoneType if hint is None else hint
+    return _sound(value, not isinstance(kind, type) or isinstance(value, kind))  # of other hints nothing is known
 
 
 def _first_fitting(value: Any, hints: tuple[Any, ...]) -> Any:

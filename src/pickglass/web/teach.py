@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -239,10 +240,13 @@ def look(job: Identity, state: TheState) -> JobAbout:
 @router.post("/teach/{job}/take")
 def take(job: Identity, decision: Decision, state: TheState) -> JobAbout:
     """Replace the model by what came of the update; from then on it judges."""
-    taken = _publicly(state, lambda: state.teaching.take(job, decision.user, decision.lost_is_known))
-    for served in state.models:
-        if str(served.path.absolute()) == taken.model:
-            served.reload()
+    with ExitStack() as writing:  # an exported model and the model file behind it may both be served
+        for served in state.models:
+            writing.enter_context(served.writing)
+        taken = _publicly(state, lambda: state.teaching.take(job, decision.user, decision.lost_is_known))
+        for served in state.models:
+            if str(served.path.absolute()) == taken.model:
+                served.reload()
     return _about(state, taken)
 
 

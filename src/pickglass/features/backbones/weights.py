@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.data.stored import from_stored
-from pickglass.errors import InputError, WeightsMissing
+from pickglass.errors import InputError, WeightsMissing, shortened
 from pickglass.features.backbones.checkpoints import RECIPES, Recipe, recognise, renamed
 from pickglass.features.backbones.fetching import (
     DOWNLOAD_VARIABLE,
@@ -68,6 +68,13 @@ class WeightsInfo:
     dropped: Mapping[str, int] = field(default_factory=dict)
     adapted: str | None = None
     licence: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and (len(values) != 3 or (name == "std" and min(values) <= 0)):
+                raise InputError(
+                    f"{name}={shortened(values)}: expected three numbers, of red, green and blue in [0, 1]"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict of what JSON knows."""
