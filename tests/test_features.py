@@ -317,6 +317,7 @@ def test_an_engine_that_cannot_convert_says_so(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("unsupported operation\nand a long trace")
 
     monkeypatch.setattr(engine_module, "_compile", broken)
+    monkeypatch.setattr(engine_module, "_kept", engine_module._Kept())
     with pytest.warns(RuntimeWarning, match=r"cannot convert it \(RuntimeError: unsupported operation\)"):
         BackboneEngine(FeatureExtractor("resnet18", ["layer1"], "random"), "cpu")(torch.rand(1, 3, 32, 32))
 
@@ -353,3 +354,26 @@ def test_nodes_and_values_are_those_of_torchvisions_extractor(name: str) -> None
     assert set(cut.state_dict()) == set(other.state_dict())
     for node in chosen:
         assert torch.equal(ours[node], theirs[node])
+
+
+def test_what_was_compiled_is_used_again_for_the_same_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = engine_module._compile
+    monkeypatch.setattr(engine_module, "_compile", lambda *given: (calls.append(1), real(*given))[1])
+    monkeypatch.setattr(engine_module, "_kept", engine_module._Kept())
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def levels(seed: int = 0, layers: tuple[str, ...] = ("layer1",), side: int = 64) -> torch.Tensor:
+        extractor = FeatureExtractor("resnet18", layers, "random", seed)
+        return BackboneEngine(extractor, "cpu", "openvino")(images[..., :side, :side])[0]
+
+    first = levels()
+    assert torch.equal(levels(), first)
+    assert len(calls) == 1
+    assert not torch.equal(levels(seed=1), first)
+    levels(layers=("layer2",))
+    levels(side=32)
+    assert len(calls) == 4
+    for seed in range(2, 2 + engine_module._KEPT):
+        levels(seed)
+    assert len(engine_module._kept._models) == engine_module._KEPT

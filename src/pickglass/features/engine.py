@@ -10,15 +10,20 @@ that are off by about a hundredth. It is used only where the user asks for it.
 **Callers.** Any number of threads may call one engine: they share the compiled graph, and each takes an infer request
 of its own while it computes. A compiled graph belongs to its process: copies and pickles leave it behind, and after a
 fork the child compiles its own.
+
+**Compiled once.** A process keeps what it compiled last of small backbones, and uses it again for another detector with
+the same network, weights, layers and size: after a fit that is saved and loaded, for several models of one part, and
+for each fit of a study.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import warnings
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.errors import InputError
+from pickglass.features.backbones.registry import OwnBackbone
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.maps import ProcessLock, cells_of, may_use_bfloat16
 from pickglass.nn.networks.stacked import at_position
@@ -43,6 +49,7 @@ __all__ = [
 ]
 
 _AT_ONCE = {"openvino": 2, "bfloat16": 4}  # images: more of them leave the cache between layers
+_KEPT, _KEPT_BYTES = 8, 2**27  # backbones that a process keeps compiled, and the bytes of their weights altogether
 TOLERANCE = {"openvino": 1e-3, "bfloat16": 2e-2}  # largest difference from torch, of an output's largest value
 
 
@@ -163,7 +170,7 @@ class CompiledNetwork:
         """Compile for this size and compare with torch; return what is wrong, None if nothing is."""
         first = [x[:1] for x in inputs]
         try:
-            graph = _Graph(_compile(self.settled(first), first, self.name))
+            graph = _Graph(self.compiled(first))
         except (RuntimeError, ImportError, AttributeError) as error:
             return f"cannot convert it ({type(error).__name__}: {str(error).splitlines()[0]})"
         worst, allowed = _difference(self.network(*first), graph.run(first, 1)), TOLERANCE[self.name]
@@ -172,9 +179,9 @@ class CompiledNetwork:
         self._graphs[_size(inputs)] = graph
         return None
 
-    def settled(self, first: Sequence[Tensor]) -> nn.Module:
-        """Return the network for inputs of the size of these."""
-        return self.network
+    def compiled(self, first: Sequence[Tensor]) -> Any:
+        """Compile the network for inputs of the size of these."""
+        return _compile(self.network, first, self.name)
 
     def _fall_back(self, problem: str) -> None:
         message = f"OpenVINO {problem}: {self.what}"
@@ -203,9 +210,52 @@ class BackboneEngine(CompiledNetwork):
         super().__init__(extractor, f"{extractor.backbone}, layers {', '.join(extractor.layers)}", device, name)
         self.extractor = extractor
 
-    def settled(self, first: Sequence[Tensor]) -> nn.Module:
-        """Return the extractor with what follows from the size of the images as constants."""
-        return self.extractor.for_size(cells_of(first[0]))
+    def compiled(self, first: Sequence[Tensor]) -> Any:
+        """Compile the extractor, with what follows from the size of the images as constants, or take a kept one."""
+        size = cells_of(first[0])
+        tensors = [*self.extractor.parameters(), *self.extractor.buffers()]
+        size_in_bytes = sum(tensor.nbytes for tensor in tensors)
+        own = isinstance(self.extractor.backbone, OwnBackbone)  # of whose code nothing is known
+        if own or size_in_bytes > _KEPT_BYTES:
+            return _compile(self.extractor.for_size(size), first, self.name)
+        about = (
+            self.extractor.backbone,
+            self.extractor.layers,
+            self.extractor.scales,
+            size,
+            self.name,
+            usual_threads(),
+        )
+        digest = hashlib.sha256(repr(about).encode())
+        for tensor in tensors:
+            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return _kept.get(
+            digest.hexdigest(), size_in_bytes, lambda: _compile(self.extractor.for_size(size), first, self.name)
+        )
+
+
+class _Kept:
+    """What a process compiled last, by a digest of all that it was made of."""
+
+    def __init__(self) -> None:
+        self._lock = ProcessLock()
+        self._models: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+
+    def get(self, key: str, size: int, compile: Callable[[], Any]) -> Any:
+        """Return what is kept under a key, or compile and keep it; the oldest give way."""
+        with self._lock as forked:
+            if forked:
+                _of_parents.append(self._models)
+                self._models = OrderedDict()
+            if key in self._models:
+                self._models.move_to_end(key)
+                return self._models[key][0]
+        model = compile()
+        with self._lock:
+            self._models[key] = (model, size)
+            while len(self._models) > _KEPT or sum(n for _, n in self._models.values()) > _KEPT_BYTES:
+                self._models.popitem(last=False)
+        return model
 
 
 class PerPositionEngine:
@@ -258,6 +308,7 @@ class PerPositionEngine:
 
 
 _of_parents: list[Any] = []  # graphs that came with a fork: to delete one would wait for threads that are not there
+_kept = _Kept()
 _compiling = ProcessLock()  # torch's exporter keeps its state for the whole process
 _torch_ready_in = os.getpid()  # the process that torch's thread pool belongs to
 
