@@ -18,6 +18,8 @@ from playwright.sync_api import Page, expect
 from serving import Settings, client_of, live
 
 from pickglass.app.explain import explained
+from pickglass.app.testing.test import test as run_test
+from pickglass.errors import InputError
 from pickglass.web.explorers import Explorers
 
 PNG = {"content-type": "image/png"}
@@ -197,3 +199,25 @@ def test_the_page_of_an_exported_model_explains(settings: Settings, page: Page, 
         page.wait_for_selector("#why article")
         assert not page.locator("#layers").is_visible()
         assert page.locator("#layers-note").inner_text().startswith("an exported model hides its layers")
+
+
+@pytest.mark.slow
+def test_pages_that_pickglass_wrote_are_offered(
+    settings: Settings, lab_model: Path, small_dataset: Path, tmp_path: Path, page: Page
+) -> None:
+    report = tmp_path / "last week.html"
+    run_test(lab_model, small_dataset, report)
+    for wrong in (tmp_path / "absent.html", lab_model):
+        with pytest.raises(InputError, match="a page that pickglass wrote"):
+            settings(pages=(wrong,))
+    with live(settings(pages=(report,))) as address:
+        page.goto(address + "/see")
+        with page.expect_popup() as opened:
+            page.get_by_role("link", name="last week").click()
+        shown = opened.value
+        expect(shown.get_by_role("heading", level=1)).to_contain_text("tile")
+        shown.locator("#theme").click()  # its script runs
+        expect(shown.locator("html")).to_have_attribute("data-theme", "dark")
+        assert shown.evaluate("self.origin") == "null"  # and belongs to no site
+        assert page.request.get(address + "/see/pages/1").status == 404
+        assert page.request.get(address + "/see/pages/x").status == 422

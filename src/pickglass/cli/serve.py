@@ -40,6 +40,13 @@ def serve(
     watch: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Judge images that arrive in this folder, and show them.")
     ] = None,
+    page: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Offer this page of study, advise, test, look or layers, too; may be given several times.",
+        ),
+    ] = None,
     max_mb: Annotated[float, typer.Option(min=0.001, help="Refuse requests that are longer, in megabytes.")] = 64.0,
     max_waiting: Annotated[
         int, typer.Option(min=1, help="So many images may wait for a model; then the answer is 503.")
@@ -63,6 +70,7 @@ def serve(
         token=token or None,
         folder=state,
         watch=watch,
+        pages=tuple(page or ()),
         max_bytes=round(max_mb * 2**20),
         max_requests=max_waiting,
         compute=replace(compute.options(), max_pixels=compute.max_pixels or MAX_PIXELS),

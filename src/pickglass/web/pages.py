@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from starlette.routing import BaseRoute, Mount
 
 from pickglass.app.pages.images import HEAT_COLOURS
+from pickglass.errors import UnknownName
 from pickglass.web.safety import COOKIE, session_of
 from pickglass.web.state import State, TheState
 
@@ -30,6 +31,12 @@ PAGES = {
     "/see": ("see", "See"),
 }
 """Address of each page: its template and script, and what the navigation calls it."""
+
+_ALONE = (
+    "sandbox allow-scripts allow-downloads allow-modals; default-src 'none'; img-src data:; "
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The policy of a page that is one file: of the site's origin it has nothing."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -55,6 +62,7 @@ def _page(state: State, template: str, title: str, address: str) -> str:
         "has_data": state.settings.data is not None,
         "has_watch": state.settings.watch is not None,
         "has_token": state.settings.token is not None,
+        "written": [page.stem for page in state.settings.pages],
     }
     return _templates().get_template(f"{template}.html.j2").render(values)
 
@@ -81,6 +89,15 @@ def teach_page(state: TheState) -> HTMLResponse:
 def see_page(state: TheState) -> HTMLResponse:
     """Return the page that shows what the model's layers see."""
     return HTMLResponse(_page(state, "see", "See", "/see"))
+
+
+@router.get("/see/pages/{number}")
+def written_page(number: int, state: TheState) -> FileResponse:
+    """Return a page that pickglass wrote. Its script runs, and reaches nothing of this server or of any other."""
+    pages = state.settings.pages
+    if not 0 <= number < len(pages):
+        raise UnknownName("page", number, [], f"there are {len(pages)}, numbered from 0 on")
+    return FileResponse(pages[number], media_type="text/html", headers={"content-security-policy": _ALONE})
 
 
 @router.get("/login")

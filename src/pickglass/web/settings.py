@@ -31,6 +31,7 @@ class ServeSettings:
         folder: where marks, thumbnails and candidates of updates are kept. Nothing is written elsewhere, save the model
             files themselves when somebody sets thresholds or takes an update.
         watch: folder whose new images are judged and shown; None: none.
+        pages: pages that ``study``, ``advise``, ``test``, ``look`` or ``layers`` wrote, to be opened from the page See.
         max_bytes: longest body of a request.
         max_requests: images that may wait for a model; beyond that the answer is 503 with Retry-After.
         compute: where to compute, how many images at once, and the largest image, by default of 100 megapixels.
@@ -43,6 +44,7 @@ class ServeSettings:
     token: str | None = field(default=None, repr=False)
     folder: Path | None = None
     watch: Path | None = None
+    pages: tuple[Path, ...] = ()
     max_bytes: int = 64 * 2**20
     max_requests: int = 64
     compute: ComputeOptions = field(default_factory=lambda: ComputeOptions(max_pixels=MAX_PIXELS))
@@ -60,6 +62,10 @@ class ServeSettings:
                 f"host {self.host!r} lets other machines in: give a token as well, --token or PICKGLASS_TOKEN, or stay "
                 "at 127.0.0.1"
             )
+
+        for page in self.pages:
+            if page.suffix != ".html" or not page.is_file():
+                raise InputError(f"page {str(page)!r}: expected a page that pickglass wrote, an existing .html file")
 
     @property
     def state_folder(self) -> Path:
