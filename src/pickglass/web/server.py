@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -137,7 +137,8 @@ def serve(settings: ServeSettings, ready: Callable[[str], None] | None = None) -
     with serve_on(settings) as (address, run):
         if ready is not None:
             ready(address)
-        run()
+        with suppress(KeyboardInterrupt):  # uvicorn ends in order, then raises the signal again
+            run()
 
 
 class Problem(TypedDict):
