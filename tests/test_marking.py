@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def test_times_are_utc_whoever_wrote_them() -> None:
 
 
 def test_another_file_is_no_store(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "other.sqlite") as other:
+    with closing(sqlite3.connect(tmp_path / "other.sqlite")) as other, other:
         other.execute("CREATE TABLE t (x)")
     (tmp_path / "text.sqlite").write_text("no database, but quite long " * 100)
     for name in ("other.sqlite", "text.sqlite"):

@@ -174,10 +174,10 @@ def _restored(
                 "the model anew"
             )
         place = f"extractor.{rest}" if part == "backbone" else rest
-        if part == "backbone" and name in own and own[name].shape != tensor.shape:
+        if name in own and (own[name].shape, own[name].dtype) != (tensor.shape, tensor.dtype):
             raise ModelFileError(
-                f"{source}: tensor {name!r} has the shape {tuple(tensor.shape)}, and this backbone "
-                f"{tuple(own[name].shape)}: fit the model anew"
+                f"{source}: tensor {name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, and this backbone has "
+                f"{own[name].dtype} of {tuple(own[name].shape)}: fit the model anew"
             )
         if not assign(detector, place, tensor):
             raise ModelFileError(f"{source}: tensor {name!r} has no place in {method.__name__}: fit the model anew")

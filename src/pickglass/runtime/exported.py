@@ -106,6 +106,8 @@ class ExportedModel:
             self.input_form = str(header["input"])
             self.takes_keep = bool(header["keep"])
             is_batch = self.batch is None or (type(self.batch) is int and 1 <= self.batch <= _LARGEST_BATCH)
+            if not isinstance(header["keep"], bool):
+                raise InputError(f"keep={shortened(header['keep'])}: expected whether it takes regions of interest")
             if not is_batch or not isinstance(self.certificate, dict) or self.input_form not in ("float32", "uint8"):
                 raise InputError(
                     f"batch={shortened(self.batch)}, input={self.input_form!r} or a certificate of another kind"

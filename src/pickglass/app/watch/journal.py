@@ -182,7 +182,7 @@ class Journal:
                 f"WHERE place = '{place}' ORDER BY number LIMIT ?",  # as text, so that the index is used
                 (most,),
             ).fetchall()
-        return [Unsorted(row[0], Identity(os.fsdecode(row[1]), row[2], row[3]), row[4]) for row in rows]
+            return [Unsorted(row[0], Identity(os.fsdecode(row[1]), row[2], row[3]), row[4]) for row in rows]
 
     def moved(self, outcomes: Mapping[int, tuple[Place, str | None]]) -> None:
         """Write what became of files that were to be moved: number -> place and path, in one transaction.
@@ -280,7 +280,7 @@ class Journal:
         with self._lock:
             try:
                 yield
-            except (sqlite3.Error, UnicodeDecodeError) as error:
+            except (sqlite3.Error, UnicodeDecodeError, TypeError) as error:  # also of what stands in its columns
                 if "locked" in str(error):
                     why = "another 'pickglass watch' has it: end that one, or name another file with --journal"
                 else:
