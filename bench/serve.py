@@ -180,7 +180,9 @@ def soak(process: subprocess.Popen[bytes], port: int, images: Sequence[Sent], n:
 
 def contents(*paths: Path) -> dict[str, str]:
     files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    open_ones = ("-wal", "-shm")  # of SQLite
+    kept = [file for file in files if file.is_file() and not file.name.endswith(open_ones)]
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in kept}
 
 
 def killed(model: Path, folder: Path, images: Sequence[Sent]) -> Figures:
