@@ -294,9 +294,13 @@ def promise(state: TheState, wish: PromiseWish, model: ModelName = None) -> Prom
 def save_thresholds(state: TheState, new: NewThresholds, model: ModelName = None) -> ReviewThresholds:
     """Write thresholds into the model file, and into the log; 409 if somebody else has changed it since."""
     served = state.models.get(model)
-    if (new.by_hand is None) == (new.promise is None):
+    if new.by_hand is not None and new.promise is None:
+        thresholds = new.by_hand.threshold, new.by_hand.unsure_threshold
+        make = partial(change_by_hand, served.path, *thresholds)
+    elif new.promise is not None and new.by_hand is None:
+        make = partial(promised, _evidence(state, served), new.promise.wish())
+    else:
         raise InputError("expected either thresholds by hand or a promise")
-    evidence = None if new.promise is None else _evidence(state, served)
     with served.writing:
         version = _version(served)
         if version != new.version:
@@ -305,11 +309,7 @@ def save_thresholds(state: TheState, new: NewThresholds, model: ModelName = None
                 f"somebody else has changed this model meanwhile: it is version {version} now, and you saw version "
                 f"{new.version}. Look at its thresholds, then save yours again.",
             )
-        if new.promise is not None and evidence is not None:
-            calibration = promised(evidence, new.promise.wish())
-        else:
-            assert new.by_hand is not None
-            calibration = change_by_hand(served.path, new.by_hand.threshold, new.by_hand.unsure_threshold)
+        calibration = make()
         written = write_thresholds(served.path, calibration)
         loaded = served.reload()
         before, after = (_logged(written, when) for when in ("_before", ""))

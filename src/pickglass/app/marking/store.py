@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Literal, NamedTuple, cast, get_args
 
+from pickglass.app.database import transaction
 from pickglass.errors import InputError, shortened
 
 __all__ = ["AuditEntry", "Brought", "Mark", "MarkStore", "Word", "checked", "now"]
@@ -458,15 +459,8 @@ class MarkStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._readable():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        with self._readable(), transaction(self._connection):
+            yield
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pickglass.app.database import transaction
 from pickglass.app.pages.images import picture_size, shrink_max
 from pickglass.data.images.geometry import resize_map
 from pickglass.errors import InputError
@@ -235,15 +236,8 @@ class JudgedStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._readable():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        with self._readable(), transaction(self._connection):
+            yield
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

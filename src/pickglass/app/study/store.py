@@ -22,6 +22,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
+from pickglass.app.database import transaction
 from pickglass.app.study.cells import Cell, Plan
 from pickglass.data.files import written_whole
 from pickglass.errors import InputError, PickglassError
@@ -140,7 +141,7 @@ class StudyStore:
         """Make the tables of a new file, and refuse a file that holds others."""
         self.connection.row_factory = sqlite3.Row
         try:
-            with self._transaction():
+            with transaction(self.connection):
                 version = self.connection.execute("PRAGMA user_version").fetchone()[0]
                 tables = self.connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
                 if not tables:
@@ -157,23 +158,12 @@ class StudyStore:
     def __exit__(self, *_: object) -> None:
         self.connection.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
-            raise
-        self.connection.execute("COMMIT")
-
     # -- work ----------------------------------------------------------------------------------------------------------
 
     @_readable
     def enter(self, plan: Plan) -> None:
         """Make rows for the cells of a plan that have none, and let those wait again that failed or lacked weights."""
-        with self._transaction():
+        with transaction(self.connection):
             place = self.connection.execute("SELECT COALESCE(MAX(place), -1) + 1 FROM cells").fetchone()[0]
             names = ("dataset", "method", "backbone", "weights", "seed")
             self.connection.executemany(
@@ -204,7 +194,7 @@ class StudyStore:
     def claim(self, keys: Collection[str]) -> tuple[Cell, ...]:
         """Claim the waiting cells of the first group that has any among ``keys``, and return them; () if none waits."""
         wanted = set(keys)
-        with self._transaction():
+        with transaction(self.connection):
             self._take_over()
             rows = self.connection.execute("SELECT key, work, cell FROM cells WHERE state = 'waiting' ORDER BY place")
             waiting = [row for row in rows if row["key"] in wanted]
@@ -248,7 +238,7 @@ class StudyStore:
     @_readable
     def release(self, keys: Sequence[str] | None = None) -> None:
         """Let cells that this process has claimed wait again; None: all of them."""
-        with self._transaction():
+        with transaction(self.connection):
             rows = self.connection.execute("SELECT key FROM cells WHERE state = 'claimed' AND owner = ?", (self.owner,))
             held = {row["key"] for row in rows}
             self.connection.executemany(
@@ -261,7 +251,7 @@ class StudyStore:
         """Write the outcome of a cell; return False if another process has taken the cell over."""
         values = {**dict.fromkeys((*_RESULTS, "provenance", "error")), **outcome.values}
         names = list(values)
-        with self._transaction():
+        with transaction(self.connection):
             changed = self.connection.execute(
                 f"UPDATE cells SET state = ?, owner = NULL, {', '.join(f'{name} = ?' for name in names)} "
                 "WHERE key = ? AND state = 'claimed' AND owner = ?",
@@ -298,7 +288,7 @@ class StudyStore:
     @_readable
     def keep_fields(self, backbone: str, weights: str, fields: dict[str, int]) -> None:
         """Write the receptive fields by layer in pixels, measured with these weights."""
-        with self._transaction():
+        with transaction(self.connection):
             self.connection.executemany(
                 "INSERT OR REPLACE INTO fields (backbone, layer, field, weights) VALUES (?, ?, ?, ?)",
                 [(backbone, layer, size, weights) for layer, size in fields.items()],

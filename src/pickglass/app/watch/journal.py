@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pickglass.app.database import transaction
 from pickglass.errors import InputError
 
 __all__ = ["Entry", "Identity", "Journal", "Told", "Unsorted"]
@@ -265,15 +266,8 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._readable():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        with self._readable(), transaction(self._connection) as connection:
+            yield connection
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
