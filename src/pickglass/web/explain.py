@@ -34,6 +34,7 @@ from pickglass.app.results import ExplainResult, ExploredField, ExploreResult
 from pickglass.data import Row
 from pickglass.errors import InputError
 from pickglass.runtime.exported import ExportedModel
+from pickglass.web.answers import LONGEST_NAME, plain_name
 from pickglass.web.state import State, TheState
 
 __all__ = ["Explanation", "LayerPictures", "Layers", "PlaceInPictures", "router"]
@@ -41,7 +42,6 @@ __all__ = ["Explanation", "LayerPictures", "Layers", "PlaceInPictures", "router"
 router = APIRouter(tags=["explain"])
 
 _ANY = "application/octet-stream"
-_NAME = 200  # characters of an image's name
 _SIDE = 1280  # px, longest side of the picture that layers are laid over
 _FAR = 2**31
 
@@ -53,7 +53,7 @@ _BODY: dict[str, Any] = {
 }
 
 ModelName = Annotated[str | None, Query(description="Which model; by default the first.")]
-ImageName = Annotated[str, Query(max_length=_NAME, description="What the answer calls the image.")]
+ImageName = Annotated[str, Query(max_length=LONGEST_NAME, description="What the answer calls the image.")]
 Box = Annotated[
     str | None, Query(pattern=r"^\d{1,6}(,\d{1,6}){3}$", description="x,y,width,height of a defect, in pixels.")
 ]
@@ -104,7 +104,7 @@ async def explain(
 ) -> Explanation:
     """Say why an image was judged so: how far from the threshold, where, near which good patches, in which layers."""
     served = state.models.get(model)
-    row = Row(_plain(name), pixels=await _image(request))
+    row = Row(plain_name(name), pixels=await _image(request))
     return await run_in_threadpool(_explained, state, served.model, row, _numbers(box))
 
 
@@ -123,7 +123,7 @@ async def see(
     if (x is None) != (y is None):
         raise InputError("a place has both x and y: one of them is missing")
     place = None if x is None or y is None else (x, y)
-    row = Row(_plain(name), pixels=await _image(request))
+    row = Row(plain_name(name), pixels=await _image(request))
     return await run_in_threadpool(_opened, state, served.model, row, _numbers(box), place)
 
 
@@ -213,9 +213,3 @@ async def _image(request: Request) -> bytes:
 
 def _numbers(box: str | None) -> list[int] | None:
     return None if box is None else [int(part) for part in box.split(",")]
-
-
-def _plain(name: str) -> str:
-    """Return the last part of a name, without what could not be printed."""
-    last = name.replace("\\", "/").rpartition("/")[2]
-    return "".join(letter for letter in last if letter.isprintable())[:_NAME] or "image"
