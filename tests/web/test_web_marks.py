@@ -84,11 +84,14 @@ def test_a_drawn_mask_is_as_large_as_the_image(client: TestClient) -> None:
     assert client.get(f"/api/marks/{one['sha256']}/mask").status_code == 404
 
 
+PNG = {"content-type": "image/png"}
+
+
 def test_an_upload_is_kept_with_its_mark(client: TestClient) -> None:
     content = png()
-    kept = client.post("/api/marks/images?name=../../line 3/part.png", content=content).json()
+    kept = client.post("/api/marks/images?name=../../line 3/part.png", content=content, headers=PNG).json()
     assert kept["name"] == f"{hashlib.sha256(content).hexdigest()}/part.png"
-    again = client.post("/api/marks/images?name=other.png", content=content).json()
+    again = client.post("/api/marks/images?name=other.png", content=content, headers=PNG).json()
     assert again == kept
     one = said(client, kept["name"], place="kept")
     assert (one["place"], one["sha256"]) == ("kept", kept["sha256"])
@@ -145,14 +148,14 @@ def test_a_mark_that_makes_no_sense_is_refused(
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"GIF89a" + b"0" * 100])
 def test_what_is_no_image_is_not_kept(client: TestClient, tmp_path: Path, content: bytes) -> None:
-    answer = client.post("/api/marks/images", content=content)
+    answer = client.post("/api/marks/images", content=content, headers=PNG)
     assert answer.status_code in (400, 422)
     assert not (tmp_path / "state" / "images").exists()
 
 
 def test_an_image_with_too_many_pixels_is_not_kept(settings: Settings) -> None:
     with client_of(settings(compute=ComputeOptions(max_pixels=1000))) as client:
-        assert client.post("/api/marks/images", content=png()).status_code == 400
+        assert client.post("/api/marks/images", content=png(), headers=PNG).status_code == 400
 
 
 def test_a_table_comes_and_goes(client: TestClient, small_dataset: Path, tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ def test_a_table_comes_and_goes(client: TestClient, small_dataset: Path, tmp_pat
 def test_marks_become_a_data_set(client: TestClient, tmp_path: Path) -> None:
     said(client, BAD, "bad", type="hole", shapes=[{"kind": "stroke", "points": [[9, 9]], "radius": 3}])
     said(client, "train/good/00.png")
-    kept = client.post("/api/marks/images?name=00.png", content=png()).json()
+    kept = client.post("/api/marks/images?name=00.png", content=png(), headers=PNG).json()
     said(client, kept["name"], place="kept")
     gone = f"path,sha256,mark\nlost.png,{'0' * 64},good\n"
     client.post("/api/marks/table", content=gone.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from http.client import HTTPConnection
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from playwright.sync_api import Page
 from serving import Settings, client_of, live
 
 from pickglass.errors import InputError
-from pickglass.web import inspect
+from pickglass.web import safety
 from pickglass.web.safety import HEADERS
 
 TOKEN = "a-token-of-some-length"
@@ -116,7 +117,7 @@ def test_a_token_is_asked_for(settings: Settings) -> None:
 def test_a_body_that_is_not_wanted_is_read_before_the_answer(
     settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect, "_SECONDS", 0.3)
+    monkeypatch.setattr(safety, "_SECONDS", 0.3)
     with live(settings(token=TOKEN)) as address:
         port = int(address.rpartition(":")[2])
         connection = HTTPConnection("127.0.0.1", port, timeout=20)
@@ -125,13 +126,19 @@ def test_a_body_that_is_not_wanted_is_read_before_the_answer(
             answer = connection.getresponse()
             assert answer.status == status
             assert json.loads(answer.read())["error"]
-        for stays in (True, False):  # amid its body
+        bodies = [("/inspect", "image/png"), ("/api/explain", "image/png"), ("/api/see", "image/png")]
+        bodies += [
+            ("/api/marks/images", "image/png"),
+            ("/api/marks", "application/json"),
+            ("/api/marks/table", "text/csv"),
+        ]
+        for (path, kind), stays in product(bodies, (True, False)):  # amid its body
             with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
                 lines = (
-                    "POST /inspect HTTP/1.1",
+                    f"POST {path} HTTP/1.1",
                     "Host: 127.0.0.1",
                     f"Authorization: Bearer {TOKEN}",
-                    "Content-Type: image/png",
+                    f"Content-Type: {kind}",
                     "Content-Length: 999",
                 )
                 slow.sendall("\r\n".join((*lines, "", "abc")).encode())

@@ -36,7 +36,7 @@ __all__ = [
     "png_of",
 ]
 
-LONGEST_NAME = 200  # characters of an image's name
+LONGEST_NAME = 255  # characters of an image's name, as many as file systems allow
 _SIDE = 2048  # px, longest side of a map's picture
 _BARS = 40  # of a histogram at most
 

@@ -1,10 +1,10 @@
 """Why an image was judged so, and what the layers of a model show of it.
 
 What comes in
-    ``POST /api/explain?model=NAME&name=part.png&box=X,Y,W,H``: the bytes of an image as the body, with its type or
-    application/octet-stream as Content-Type. ``box``: a defect that was missed, or may have been. ``POST /api/see``
-    takes the same, and ``x`` and ``y``: of a tiled model the tile around that pixel is shown. ``GET
-    /api/see/ID/fields?x=X&y=Y`` asks further about an image that was opened so.
+    ``POST /api/explain?model=NAME&name=part.png&box=X,Y,W,H``: an image, as ``POST /inspect`` takes it. ``box``: a
+    defect that was missed, or may have been. ``POST /api/see`` takes the same, and ``x`` and ``y``: of a tiled model
+    the tile around that pixel is shown. ``GET /api/see/ID/fields?x=X&y=Y`` asks further about an image that was
+    opened so.
 
 What comes out
     :class:`Explanation`: what ``pickglass explain --json`` says, and its pictures. :class:`Layers`: what the layers
@@ -13,16 +13,16 @@ What comes out
 
 What goes wrong
     is ``{"error": SENTENCE}``: 400 no image, or one that cannot be read, or a box outside of it; 404 no such model, or
-    the image was put away; 415 another type; 503 too many wait.
+    the image was put away; 408 the body took too long; 415 another type; 503 too many wait.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from typing_extensions import TypedDict
 
@@ -34,26 +34,17 @@ from pickglass.app.results import ExplainResult, ExploredField, ExploreResult
 from pickglass.data import Row
 from pickglass.errors import InputError
 from pickglass.runtime.exported import ExportedModel
-from pickglass.web.answers import LONGEST_NAME, plain_name
 from pickglass.web.state import State, TheState
+from pickglass.web.uploads import BODY, UploadName, upload_of
 
 __all__ = ["Explanation", "LayerPictures", "Layers", "PlaceInPictures", "router"]
 
 router = APIRouter(tags=["explain"])
 
-_ANY = "application/octet-stream"
 _SIDE = 1280  # px, longest side of the picture that layers are laid over
 _FAR = 2**31
 
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/png", _ANY)},
-    }
-}
-
 ModelName = Annotated[str | None, Query(description="Which model; by default the first.")]
-ImageName = Annotated[str, Query(max_length=LONGEST_NAME, description="What the answer calls the image.")]
 Box = Annotated[
     str | None, Query(pattern=r"^\d{1,6}(,\d{1,6}){3}$", description="x,y,width,height of a defect, in pixels.")
 ]
@@ -98,22 +89,24 @@ class Layers(TypedDict):
     note: str | None
 
 
-@router.post("/api/explain", openapi_extra=_BODY)
+@router.post("/api/explain", openapi_extra=BODY)
 async def explain(
-    request: Request, state: TheState, model: ModelName = None, name: ImageName = "image", box: Box = None
+    request: Request, state: TheState, model: ModelName = None, name: UploadName = "image", box: Box = None
 ) -> Explanation:
     """Say why an image was judged so: how far from the threshold, where, near which good patches, in which layers."""
     served = state.models.get(model)
-    row = Row(plain_name(name), pixels=await _image(request))
-    return await run_in_threadpool(_explained, state, served.model, row, _numbers(box))
+    with state.line.place() as taken:
+        upload = await upload_of(request, taken, name)
+        row = Row(upload.name, pixels=upload.content)
+        return await run_in_threadpool(_explained, state, served.model, row, _numbers(box))
 
 
-@router.post("/api/see", openapi_extra=_BODY)
+@router.post("/api/see", openapi_extra=BODY)
 async def see(
     request: Request,
     state: TheState,
     model: ModelName = None,
-    name: ImageName = "image",
+    name: UploadName = "image",
     box: Box = None,
     x: Pixel = None,
     y: Pixel = None,
@@ -123,8 +116,10 @@ async def see(
     if (x is None) != (y is None):
         raise InputError("a place has both x and y: one of them is missing")
     place = None if x is None or y is None else (x, y)
-    row = Row(plain_name(name), pixels=await _image(request))
-    return await run_in_threadpool(_opened, state, served.model, row, _numbers(box), place)
+    with state.line.place() as taken:
+        upload = await upload_of(request, taken, name)
+        row = Row(upload.name, pixels=upload.content)
+        return await run_in_threadpool(_opened, state, served.model, row, _numbers(box), place)
 
 
 @router.get("/api/see/{id}/fields")
@@ -198,17 +193,6 @@ def _shown(row: Row, max_pixels: int) -> str:
 
 def _address(picture: Picture) -> str:
     return picture.source or ""
-
-
-async def _image(request: Request) -> bytes:
-    """Read the image that a request brings."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != _ANY and not kind.startswith("image/"):
-        raise HTTPException(415, f"expected the bytes of an image, as image/TYPE or {_ANY}")
-    content = await request.body()
-    if not content:
-        raise InputError("the request brings no bytes, expected an image")
-    return content
 
 
 def _numbers(box: str | None) -> list[int] | None:

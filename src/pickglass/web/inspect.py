@@ -26,82 +26,52 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import FormParser, parse_options_header
 
 from pickglass.app.pages.images import display
 from pickglass.app.watch.model import LoadedModel
 from pickglass.data import Row, read_image
-from pickglass.errors import Failure, ImageError, InputError, shortened
+from pickglass.errors import Failure, ImageError
 from pickglass.result import Found
-from pickglass.web.answers import LONGEST_NAME, Inspected, ModelAbout, about_model, inspected, plain_name, png_of
-from pickglass.web.judging import Place
+from pickglass.web.answers import Inspected, ModelAbout, about_model, inspected, png_of
 from pickglass.web.models import ServedModel
 from pickglass.web.state import State, TheState
+from pickglass.web.uploads import BODY, Upload, UploadName, upload_of
 from pickglass.web.watching import Folder, News
 
 __all__ = ["Inspected", "inspected"]
 
 router = APIRouter(tags=["inspect"])
 
-_TYPES = ("png", "jpeg", "bmp", "x-ms-bmp", "tiff", "webp")
-_ANY = "application/octet-stream"
-_SECONDS = 60.0  # in which a body must have come
-_FIELDS = 16  # of a form, beside the image
-
-
-class _Upload(NamedTuple):
-    name: str
-    content: bytes
-
-
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            **{f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in _TYPES},
-            _ANY: {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {"image": {"type": "string", "format": "binary"}},
-                }
-            },
-        },
-    }
-}
 _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
-ImageName = Annotated[str, Query(max_length=LONGEST_NAME, description="What the answer calls the image.")]
 
 
-@router.post("/inspect", openapi_extra=_BODY)
+@router.post("/inspect", openapi_extra=BODY)
 async def inspect(
     request: Request,
     state: TheState,
     model: Annotated[str | None, Query(description="Which model judges; by default the first.")] = None,
     map: Annotated[Literal["png"] | None, Query(description="png: the answer holds the heat map.")] = None,
-    name: ImageName = "image",
+    name: UploadName = "image",
 ) -> Inspected:
     """Judge an image: score, verdict, defects, and the heat map where it is asked for."""
     served = state.models.get(model)
     with state.line.place() as place:
-        upload = await _upload(request, place, name)
+        upload = await upload_of(request, place, name)
         finish = partial(_answer, served=served, name=upload.name, picture=map == "png")
         return await asyncio.wrap_future(state.line.judge(served, Row("", pixels=upload.content), finish))
 
 
-@router.post("/api/picture", openapi_extra=_BODY, response_class=Response, responses=_PICTURE)
-async def picture(request: Request, state: TheState, name: ImageName = "image") -> Response:
+@router.post("/api/picture", openapi_extra=BODY, response_class=Response, responses=_PICTURE)
+async def picture(request: Request, state: TheState, name: UploadName = "image") -> Response:
     """Return an image as a PNG that browsers show: upright, in 8 bits, at its full size."""
     with state.line.place() as place:
-        upload = await _upload(request, place, name)
+        upload = await upload_of(request, place, name)
         return Response(
             await run_in_threadpool(_shown, upload, state.settings.compute.max_pixels), media_type="image/png"
         )
@@ -140,7 +110,7 @@ def _watched(state: State) -> Folder:
     return state.watched
 
 
-# -- what comes in -----------------------------------------------------------------------------------------------------
+# -- what comes out ----------------------------------------------------------------------------------------------------
 
 
 def _answer(loaded: LoadedModel, item: Found | Failure, *, served: ServedModel, name: str, picture: bool) -> Inspected:
@@ -149,74 +119,7 @@ def _answer(loaded: LoadedModel, item: Found | Failure, *, served: ServedModel, 
     return inspected(loaded, item, served=served, name=name, picture=picture)
 
 
-async def _upload(request: Request, place: Place, name: str) -> _Upload:
-    """Read the image that a request brings.
-
-    Raises:
-        HTTPException: 408, 415, 503, or 413 from the guard.
-        InputError: no image, or a form that is not one with an image.
-    """
-    given = request.headers.get("content-type", "")
-    kind, options = parse_options_header(given)
-    form = kind == b"multipart/form-data"
-    if not form and kind.decode("latin-1") not in (_ANY, *(f"image/{known}" for known in _TYPES)):
-        raise HTTPException(
-            415,
-            f"Content-Type {shortened(given)}: expected an image (PNG, JPEG, BMP, TIFF, WebP) as image/TYPE or {_ANY}, "
-            "or multipart/form-data with one file named 'image'",
-        )
-    try:
-        content = await asyncio.wait_for(_body(request, place), _SECONDS)
-    except asyncio.TimeoutError:
-        raise HTTPException(408, f"the image did not come within {_SECONDS:g} seconds") from None
-    if form:
-        upload = await run_in_threadpool(_image_of_form, content, options.get(b"boundary", b""), name)
-    else:
-        upload = _Upload(plain_name(name), content)
-    if not upload.content:
-        raise InputError("the request brings no bytes, expected an image")
-    return upload
-
-
-async def _body(request: Request, place: Place) -> bytes:
-    content = bytearray()
-    async for chunk in request.stream():
-        place.grow(len(chunk))
-        content += chunk
-    return bytes(content)
-
-
-def _image_of_form(content: bytes, boundary: bytes, name: str) -> _Upload:
-    """Find the one image in a form, all in memory."""
-    images: list[_Upload] = []
-    others: list[Any] = []
-
-    def file(part: Any) -> None:
-        part.file_object.seek(0)
-        if part.field_name != b"image" or images:
-            raise InputError("expected one file in the form, named 'image': send several images one after the other")
-        sent = (part.file_name or b"").decode("utf-8", "replace")
-        images.append(_Upload(plain_name(sent or name), part.file_object.read()))
-
-    def other(part: Any) -> None:
-        others.append(part)
-        if len(others) > _FIELDS:
-            raise InputError(f"a form of more than {_FIELDS} fields: expected one file, named 'image'")
-
-    # nothing is spooled to a disk: the body was read whole, within its limit
-    settings = {"MAX_MEMORY_FILE_SIZE": len(content) + 1}
-    try:
-        parser = FormParser("multipart/form-data", other, file, boundary=boundary, config=settings)
-        parser.write(content)
-        parser.finalize()
-    except FormParserError as error:
-        raise InputError(f"the form cannot be read ({shortened(str(error))}): expected multipart/form-data") from error
-    if not images:
-        raise InputError("the form holds no file named 'image'")
-    return images[0]
-
-
-def _shown(upload: _Upload, max_pixels: int) -> bytes:
+def _shown(upload: Upload, max_pixels: int) -> bytes:
     try:
         return png_of(display(read_image(upload.content, max_pixels)))
     except ImageError as error:

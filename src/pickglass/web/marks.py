@@ -21,8 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi import Path as PathParameter
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,6 +39,7 @@ from pickglass.data.images.decoder import read_header, read_image
 from pickglass.errors import DataError, ImageError, UnknownName
 from pickglass.web.places import Place
 from pickglass.web.state import State, TheState
+from pickglass.web.uploads import BODY, UploadName, upload_of
 
 __all__ = [
     "BroughtMarks",
@@ -220,14 +222,12 @@ def mark(new: NewMark, state: TheState) -> MarkAbout:
     return about_mark(state, state.marks.add(said, new.seen, png))
 
 
-@router.post("/images", openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}})
-def keep_image(
-    state: TheState,
-    content: Annotated[bytes, Body(media_type="application/octet-stream")],
-    name: Annotated[str, Query(max_length=500, description="Name of the image's file.")] = "image",
-) -> KeptImage:
+@router.post("/images", openapi_extra=BODY)
+async def keep_image(request: Request, state: TheState, name: UploadName = "image") -> KeptImage:
     """Keep an image that a browser holds, so that it can be marked and learned."""
-    kept = state.places.keep(content, name)
+    with state.line.place() as taken:
+        upload = await upload_of(request, taken, name)
+        kept = await run_in_threadpool(state.places.keep, upload.content, upload.name)
     return {"place": "kept", "name": kept, "sha256": kept.partition("/")[0]}
 
 

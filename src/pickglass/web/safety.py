@@ -52,6 +52,7 @@ _FOLDERS = re.compile(r"(?<![\w./\\])(?!/api/)(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":;
 
 _OPEN = ("/login", "/static/", "/health")  # without a token: the way in, its style and script, and the probe
 _READ_ONLY = ("GET", "HEAD")
+_SECONDS = 60.0  # in which a body must have come
 _DRAIN_BYTES, _DRAIN_SECONDS = 16 * 2**20, 5.0  # what is read of a body that nobody wants
 
 
@@ -128,7 +129,7 @@ class Guard:
 
 
 class _Body:
-    """The body of a request is read within its limit, and read to its end before an answer begins.
+    """The body of a request is read within its length and time, and read to its end before an answer begins.
 
     Who sends a body and is answered amid it gets no answer but a broken connection, for what was not read breaks it.
     """
@@ -136,14 +137,22 @@ class _Body:
     def __init__(self, receive: Receive, most: int) -> None:
         self._receive, self._most = receive, most
         self._taken, self._ended = 0, False
+        self._until = asyncio.get_running_loop().time() + _SECONDS
 
     async def receive(self) -> Message:
         """Return the next part.
 
         Raises:
-            HTTPException: 413, the body did not say how long it is, and goes on beyond the limit.
+            HTTPException: 413, the body did not say how long it is, and goes on beyond the limit; 408, it took too
+                long.
         """
-        message = await self._receive()
+        if self._ended:  # what comes now is that the client went away
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), self._until - asyncio.get_running_loop().time())
+        except asyncio.TimeoutError:
+            self._ended = True  # nobody waits for the rest
+            raise HTTPException(408, f"the request did not come within {_SECONDS:g} seconds") from None
         self._taken += len(message.get("body", b""))
         self._ended = not message.get("more_body", False)
         if self._taken > self._most:
