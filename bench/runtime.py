@@ -7,8 +7,8 @@ EfficientNet-Lite0, the same weights and layers, 256 px and 16 images at once; P
 patches, PaDiM 100 channels of three layers. Ours are exported and measured by ``pickglass bench``, each runtime in a
 process of its own without torch in use: ``images_per_s`` is from the files to the maps, as the peer's predict is;
 ``p99_over_median`` that of one image at a time. The peer's bank is drawn at random, which changes nothing but the
-minutes that its coreset takes. ``--precision int8`` quantises the convolutions of ours by the good images; its
-accuracy stands beside. ``times_faster`` is the faster runtime's images/s divided by the peer's. Aims: at least
+minutes that its coreset takes. ``--precision int8`` quantises the convolutions and the search of ours by the good
+images; its accuracy stands beside. ``times_faster`` is the faster runtime's images/s divided by the peer's. Aims: at least
 10 for both, and a p99 within twice the median. Without a peer only our figures are printed. Prints one JSON line.
 """
 
@@ -40,8 +40,8 @@ def write_models(data: pg.Dataset, folder: Path, size: int, ratio: float, precis
     for detector in detectors:
         detector.fit(data, calibrate=0, batch=BATCH)
         written.append(folder / f"{detector.method}.onnx")
-        if precision == "int8":  # for a fixed number of images, and its ranges are those of all good ones
-            detector.export(written[-1], data.train, batch=BATCH, precision=precision)
+        if precision == "int8":  # its ranges are those of all good images
+            detector.export(written[-1], data.train, precision=precision)
         else:
             detector.export(written[-1], data.train[:CERTIFIED], precision=precision)
     return written

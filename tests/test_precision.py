@@ -24,8 +24,8 @@ from pickglass.data import Preprocess, Row
 from pickglass.detectors import export as exports
 from pickglass.detectors.accuracy import Comparison
 from pickglass.detectors.certificate import TOLERANCES, Certificate, RuntimeFigures, Tolerance
-from pickglass.detectors.onnx_graph import OPSET
-from pickglass.detectors.precision import halve
+from pickglass.detectors.onnx_graph import OPSET, onnx_graph
+from pickglass.detectors.precision import _searches, halve
 from pickglass.errors import DataError, InputError
 from pickglass.methods import METHODS
 from pickglass.runtime.export_file import read_export_header
@@ -110,7 +110,7 @@ def test_halve_keeps_what_would_suffer() -> None:
     assert (model.graph.node[0].op_type, model.graph.node[0].output[0]) == ("Cast", "weights")
 
 
-def test_int8_is_for_convolutions_of_networks_alone(files: dict[str, Path]) -> None:
+def test_int8_is_for_convolutions_of_networks_and_the_search_of_a_bank_alone(files: dict[str, Path]) -> None:
     model = onnx.load(files["int8"])
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", OPSET)]
     made = {name: node for node in model.graph.node for name in node.output}
@@ -126,10 +126,28 @@ def test_int8_is_for_convolutions_of_networks_alone(files: dict[str, Path]) -> N
     per_channel = [scales[node.input[1]].dims for node in weights if node.op_type == "DequantizeLinear"]
     assert all(dims and dims[0] in (64, 128) for dims in per_channel)
     # nothing else reads numbers of 8 bits: OpenVINO would carry them on into distances
+    search = next(node for node in model.graph.node if node.op_type == "MatMul" and "product" in node.output[0])
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "Relu", "Add", "QuantizeLinear", "DequantizeLinear"):
+        if node is not search and node.op_type not in ("Conv", "Relu", "Add", "QuantizeLinear", "DequantizeLinear"):
             assert not [name for name in node.input if name in made and made[name].op_type == "DequantizeLinear"], node
+    assert [made[name].op_type for name in search.input] == ["DequantizeLinear"] * 2
+    assert list(scales[made[search.input[1]].input[1]].dims) == []  # with one for each group it would run in float32
+    readers = [node.op_type for node in model.graph.node if search.output[0] in node.input]
+    assert readers == ["Add"]  # the norms, in float32
     assert read_export_header(files["int8"])["batch"] == 1
+
+
+def test_a_search_that_is_prepared_for_int8_answers_as_before(detector: pg.Detector) -> None:
+    images = np.ascontiguousarray(GOOD[:2].transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+    model = onnx_graph(detector, 2, "float32", "grid")
+    answers = []
+    for _ in range(2):
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        answers.append(session.run(["score", "map"], {"image": images}))
+        found = _searches(model)
+    for before, after in zip(*answers, strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+    assert found == []  # prepared once, its bank holds no norms any more
 
 
 def test_files_without_thresholds_and_in_bytes(tmp_path: Path) -> None:

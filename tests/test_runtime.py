@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +34,7 @@ from pickglass.methods import load as load_detector
 from pickglass.runtime import exported as exporteds
 from pickglass.runtime.compute import ComputeOptions
 from pickglass.runtime.export_file import _field, fields_of, read_export, read_export_header, write_export
-from pickglass.runtime.exported import ExportedModel, array_from_json, array_to_json
+from pickglass.runtime.exported import ExportedModel, _Form, array_from_json, array_to_json
 from pickglass.runtime.provenance import Provenance
 from pickglass.runtime.session import usual_threads
 from pickglass.testing import textures
@@ -106,9 +107,9 @@ def test_the_graph_gets_the_same_numbers(detector: pg.Detector, model: ExportedM
         got.extend(inputs["image"])
         return original(inputs)
 
-    session = model._open("onnxruntime", "cpu")
+    session = model._open(_Form("onnxruntime", "cpu", False))
     original = session.run
-    model._sessions["onnxruntime", "cpu"] = session._replace(run=kept)
+    model._sessions[_Form("onnxruntime", "cpu", False)] = session._replace(run=kept)
     model.predict(table, engine="onnxruntime")
     wanted: list[np.ndarray] = []
     loader = detector.loader(ComputeOptions(engine="torch"))
@@ -196,17 +197,42 @@ def test_the_faster_runtime_is_taken_where_it_pays(model: ExportedModel, monkeyp
     assert model.runtime == "none yet"
     model.predict(textures(1, SIDE))
     assert model.runtime == "onnxruntime"
-    monkeypatch.setattr(
-        exporteds, "_median_seconds", lambda session, _: {"onnxruntime": 2.0, "openvino": 1.0}[session.name]
-    )
+    seconds = {"onnxruntime": 0.25, "openvino": 0.125}
+    monkeypatch.setattr(exporteds, "_seconds_each", lambda session, *_: seconds[session.name])
     model.predict(list(textures(1, SIDE)) * exporteds._MANY)
     assert model.runtime == "openvino (ms an image here: onnxruntime 250, openvino 125)"
-    monkeypatch.setattr(exporteds, "_median_seconds", lambda *_: pytest.fail("measured twice"))
+    monkeypatch.setattr(exporteds, "_seconds_each", lambda *_: pytest.fail("measured twice"))
     model.predict(textures(1, SIDE))
     monkeypatch.setattr(exporteds.importlib.util, "find_spec", lambda _: None)
     other = ExportedModel(model.source)
     other.predict(list(textures(1, SIDE)) * exporteds._MANY)
     assert other.runtime == "onnxruntime"
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "auto"])
+def test_each_thread_has_an_image_of_its_own_where_that_pays(
+    file: Path, tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images: list[Any] = list(textures(exporteds._MANY, SIDE, seed=4))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i:02d}.png")
+    expected = ExportedModel(file, threads=1).predict(tmp_path, engine="onnxruntime")
+    monkeypatch.setattr(exporteds, "_seconds_each", lambda session, *_: 1 / session.at_once)
+    model = ExportedModel(file, threads=2)
+    got = model.predict(tmp_path, engine=engine)
+    assert [form.wide for form in model._sessions] == [True]  # the others were measured and closed
+    assert [found.row.path for found in got.found] == [found.row.path for found in expected.found]
+    assert [failure.path for failure in got.failed] == [str(tmp_path / "broken.png")]
+    np.testing.assert_allclose(got.scores, expected.scores, rtol=1e-4)
+    stream = model.stream(tmp_path, engine=engine)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pickglass-session")]
+    monkeypatch.setattr(exporteds, "_seconds_each", lambda session, *_: session.at_once)
+    model = ExportedModel(file, threads=2)
+    model.predict(tmp_path, engine=engine)
+    assert [form.wide for form in model._sessions] == [False]
 
 
 def test_what_it_cannot_run_in_is_said(model: ExportedModel, detector: pg.Detector) -> None:

@@ -14,13 +14,14 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pickglass.detectors.onnx_graph import constants, drop_constant, drop_unread
 from pickglass.errors import InputError, MissingExtra
+from pickglass.nn.search.neighbours import NORM_PARTS
 from pickglass.runtime.session import import_runtime
 
 if TYPE_CHECKING:
@@ -99,11 +100,13 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs]) -> ModelProto:
     import onnx
 
     inside = _inside(model)
-    chosen = [node for node in inside if node.op_type != "Pad"]
-    if not chosen:
+    if not inside:
         raise InputError(
             "precision='int8' is for convolutions beyond the first three, and this model has none: export it as float16"
         )
+    searches = _searches(model)
+    inside += [search.product for search in searches]
+    chosen = [node for node in inside if node.op_type != "Pad"]
     helpers.add_pre_process_metadata(model)  # shapes are known and constants folded; otherwise it asks for that
     with tempfile.TemporaryDirectory() as folder, _quiet():
         wide, path = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
@@ -122,6 +125,8 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs]) -> ModelProto:
         )
         done = onnx.load(path)
     _leave(done, {node.name for node in inside})
+    for search in searches:
+        _rounded_bank(done, search)
     del done.graph.value_info[:]
     onnx.checker.check_model(done, full_check=True)
     return done
@@ -193,6 +198,162 @@ def _inside(model: ModelProto) -> list[NodeProto]:
         for constant in [node for node in model.graph.node if node.output[0] == name]:
             model.graph.node.remove(constant)
     return [*convolutions, *between]
+
+
+class _Search(NamedTuple):
+    """The product in which a memory bank is searched, and what it is made of.
+
+    Attributes:
+        product: the node.
+        add: the node that adds the norms to it.
+        points: (P, G, C, g), the bank times -2, each channel multiplied by its share of the range.
+        norms: (P, G, 1, g), the squared lengths of the points.
+    """
+
+    product: NodeProto
+    add: NodeProto
+    points: NDArray[np.float32]
+    norms: NDArray[np.float32]
+
+
+def _searches(model: ModelProto) -> list[_Search]:
+    """Prepare the products in which a memory bank is searched, and return them; see ``nearest_plain``.
+
+    Its norms leave the product and are added to it. Ranges differ from channel to channel, and int8 has one for all:
+    each channel is divided on the one side and multiplied on the other by the root of what it reaches in the bank, so
+    that half of the difference stays with each (Xiao et al., "SmoothQuant", ICML 2023). Only which point wins is
+    decided in int8; the distance to it is measured in float32.
+    """
+    from onnx import helper, numpy_helper
+
+    tensors = dict(constants(model))
+    made = {name: node for node in model.graph.node for name in node.output}
+    minima = {node.input[0] for node in model.graph.node if node.op_type == "ReduceMin"}
+    found: list[_Search] = []
+    for node in [node for node in model.graph.node if node.op_type == "MatMul"]:
+        if node.output[0] not in minima or node.input[1] not in tensors:
+            continue
+        rows = made[node.input[0]]  # (P, N, C + 3) with an axis for the groups
+        x = made[rows.input[0]].input[0]  # (P, N, C)
+        factors = numpy_helper.to_array(tensors[node.input[1]])  # (P, G, C + 3, g)
+        points, norms = factors[..., :-NORM_PARTS, :], factors[..., -NORM_PARTS:, :].sum(-2, keepdims=True)
+        reach = np.abs(points).max((0, 1, 3))  # (C,)
+        halves = np.sqrt(np.where(reach > 0, reach, 1)).astype(np.float32)
+        name, bank = node.name, points * halves[:, None]
+        for suffix, array in (("shares", 1 / halves), ("points", bank), ("norms", norms)):
+            model.graph.initializer.append(numpy_helper.from_array(array, f"{name}/{suffix}"))
+        product = helper.make_node("MatMul", [f"{name}/rows", f"{name}/points"], [f"{name}/product"], name)
+        before = [
+            helper.make_node("Mul", [x, f"{name}/shares"], [f"{name}/shared"], f"{name}/Mul"),
+            helper.make_node(rows.op_type, [f"{name}/shared", *rows.input[1:]], [f"{name}/rows"], f"{name}/Unsqueeze"),
+        ]
+        add = helper.make_node("Add", [product.output[0], f"{name}/norms"], [node.output[0]], f"{name}/Add")
+        at = list(model.graph.node).index(node)
+        nodes = [*model.graph.node[:at], *before, product, add, *model.graph.node[at + 1 :]]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        found.append(_Search(product, add, bank, norms))
+    drop_unread(model)
+    return found
+
+
+def _rounded_bank(model: ModelProto, search: _Search) -> None:
+    """Store a search's bank in int8, with the norms as further channels, so that a product of whole numbers is all.
+
+    With a scale for each group, as the library gives it, runtimes would compute in float32; and to scale the product,
+    or to add to it, takes longer than the product itself. Neither moves a minimum: rows come in units of their step,
+    and the bank in units of its own. A norm is written as a sum of numbers of eight bits, each times the largest that a
+    row holds, and of what is left, less the middle of all norms. The groups of points, which float32 multiplies one by
+    one, become the columns of one matrix.
+    """
+    from onnx import helper, numpy_helper
+
+    name, tensors = search.product.name, dict(constants(model))
+    made = {output: node for node in model.graph.node for output in node.output}
+    product = next(node for node in model.graph.node if node.name == name)
+    widen = made[product.input[0]]
+    quantise = made[widen.input[0]]
+    step, zero = (numpy_helper.to_array(tensors[key]) for key in quantise.input[1:])
+    most = 255 - int(zero)  # the largest number that a row holds
+    scale = float(np.abs(search.points).max()) / 127
+    norms = search.norms.astype(np.float64)
+    units = (norms - (norms.max() + norms.min()) / 2) / (float(step) * scale)
+    digits = _digits(np.rint(units).astype(np.int64), most)  # (P, G, K, g)
+    values = np.concatenate([np.rint(search.points / np.float32(scale)), digits], axis=-2)
+    fill = np.zeros((*values.shape[:2], -values.shape[2] % 4, values.shape[3]))  # CPUs multiply four of int8 at once
+    values = np.concatenate([values, fill], axis=-2).astype(np.int8)
+    places, groups, channels, size = values.shape
+    flat = values.transpose(0, 2, 1, 3).reshape(places, channels, groups * size)
+    axis = made[quantise.input[0]]  # adds one for the groups to (P, N, C)
+    share = made[axis.input[0]]
+    n = _shape_of(model, axis.input[0])[1]
+    ones = np.full((places, n, channels - search.points.shape[2]), most, np.float32)
+    ones[..., digits.shape[2] - 1] = 1
+    stored = {
+        "int8": flat[0] if places == 1 else flat,  # a matrix is what runtimes multiply fastest
+        "one": np.float32(1),
+        "zero": np.int8(0),
+        "ones": ones,
+        "shares": numpy_helper.to_array(tensors[share.input[1]]) / step,
+        "grouped": np.array([places, n, groups, size]),
+        "chosen": np.array([places, n, 1, size]),
+        "two": np.array([2, 3]),
+        "third": np.array([2]),
+    }
+    names = {key: f"{name}/bank/{key}" for key in stored}
+    for key, value in stored.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), names[key]))
+    share.input[1] = names["shares"]
+    quantise.input[0], quantise.input[1] = f"{name}/more", names["one"]
+    widen.input[1] = names["one"]
+    product.input[1], product.output[0] = f"{name}/bank", f"{name}/flat"
+    add = next(node for node in model.graph.node if node.name == search.add.name)
+    minimum, chosen = (_reader(model, add.output[0], kind) for kind in ("ReduceMin", "GatherElements"))
+    winner, squeeze = _reader(model, minimum.output[0], "ArgMin"), _reader(model, chosen.output[0], "Squeeze")
+    for node, along in ((winner, -1), (chosen, -2)):
+        next(a for a in node.attribute if a.name == "axis").i = along
+    chosen.input[1], squeeze.input[1] = f"{name}/group", names["third"]
+    bank = [names[key] for key in ("int8", "one", "zero")]
+    before = {
+        quantise.name: [helper.make_node("Concat", [share.output[0], names["ones"]], [f"{name}/more"], axis=-1)],
+        product.name: [helper.make_node("DequantizeLinear", bank, [f"{name}/bank"])],
+        add.name: [helper.make_node("Reshape", [f"{name}/flat", names["grouped"]], [add.output[0]])],
+        chosen.name: [
+            helper.make_node("Unsqueeze", [winner.output[0], names["two"]], [f"{name}/winner"]),
+            helper.make_node("Expand", [f"{name}/winner", names["chosen"]], [f"{name}/group"]),
+        ],
+    }
+    nodes = [new for node in model.graph.node for new in (*before.get(node.name, []), node) if new is not add]
+    for new in [new for added in before.values() for new in added]:
+        new.name = f"{name}/{new.op_type}"
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    drop_unread(model)
+
+
+def _digits(numbers: NDArray[np.int64], base: int) -> NDArray[np.int64]:
+    """Write whole numbers (..., 1, n) as ``base`` times the sum of all rows but the last, and the last; (..., K, n).
+
+    All digits are between -127 and 127.
+    """
+    left = numbers
+    rows = []
+    for _ in range(-(-int(np.abs(numbers).max()) // (base * 127)) or 1):
+        rows.append(np.clip(np.rint(left / base), -127, 127).astype(np.int64))
+        left = left - base * rows[-1]
+    return np.concatenate([*rows, left], axis=-2)
+
+
+def _shape_of(model: ModelProto, name: str) -> list[int]:
+    from onnx import shape_inference
+
+    graph = shape_inference.infer_shapes(model).graph
+    value = next(value for value in graph.value_info if value.name == name)
+    return [d.dim_value for d in value.type.tensor_type.shape.dim]
+
+
+def _reader(model: ModelProto, name: str, kind: str) -> NodeProto:
+    return next(node for node in model.graph.node if node.op_type == kind and node.input[0] == name)
 
 
 def _leave(model: ModelProto, inside: set[str]) -> None:

@@ -9,19 +9,23 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pickglass.errors import InputError, MissingExtra, ModelFileError
 
-__all__ = ["Answer", "RuntimeName", "Session", "import_runtime", "open_session", "usual_threads"]
+__all__ = ["Answer", "RuntimeName", "Session", "import_runtime", "open_session", "usable_cores", "usual_threads"]
 
 RuntimeName = Literal["onnxruntime", "openvino"]
 
 Inputs = Mapping[str, NDArray[Any]]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Answer(NamedTuple):
@@ -45,17 +49,47 @@ class Session(NamedTuple):
         name: the runtime.
         version: the runtime's.
         run: inputs by name -> answer.
+        at_once: so many calls at the same time use the CPU best.
     """
 
     name: RuntimeName
     version: str
     run: Callable[[Inputs], Answer]
+    at_once: int = 1
+
+    def each(self, ask: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+        """Give each item and what is answered to it, in order, asking about ``at_once`` of them at the same time."""
+        if self.at_once == 1:
+            for item in items:
+                yield item, ask(item)
+            return
+        pending: deque[tuple[T, Future[R]]] = deque()
+        with ThreadPoolExecutor(self.at_once, "pickglass-session") as pool:
+            try:
+                for item in items:
+                    pending.append((item, pool.submit(ask, item)))
+                    if len(pending) > 2 * self.at_once:
+                        first, answer = pending.popleft()
+                        yield first, answer.result()
+                while pending:
+                    first, answer = pending.popleft()
+                    yield first, answer.result()
+            finally:  # who listens no longer waits for what has begun alone
+                for _, answer in pending:
+                    answer.cancel()
 
 
 def usual_threads() -> int | None:
     """Return the number of threads that ``OMP_NUM_THREADS`` asks for, as torch obeys it; None: the runtime chooses."""
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(text) if text.isdecimal() and int(text) > 0 else None
+
+
+def usable_cores() -> int:
+    """Return on how many cores this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def import_runtime(name: str) -> Any:
@@ -71,7 +105,13 @@ def import_runtime(name: str) -> Any:
 
 
 def open_session(
-    name: RuntimeName, content: bytes, threads: int | None, device: str = "cpu", source: str = "the file"
+    name: RuntimeName,
+    content: bytes,
+    threads: int | None,
+    device: str = "cpu",
+    source: str = "the file",
+    *,
+    wide: bool = False,
 ) -> Session:
     """Make a graph ready to run.
 
@@ -81,6 +121,9 @@ def open_session(
         threads: that compute at once; None: as many as the runtime likes.
         device: ``"cpu"``; ``"cuda"`` in onnxruntime, where its package for GPUs is installed.
         source: the file's name, for messages.
+        wide: many images are to be judged on the CPU: each thread computes a call of its own. One image a call then
+            takes longer, and all of them together are done sooner, for what lies between the operations of one image
+            stays in the caches.
 
     Raises:
         MissingExtra: OpenVINO is not installed.
@@ -93,10 +136,11 @@ def open_session(
     if device not in ("cpu", "cuda") or (device == "cuda" and name == "openvino"):
         raise InputError(f"device={device!r} with {name}: expected 'cpu', or 'cuda' with onnxruntime")
     make = _onnxruntime if name == "onnxruntime" else _openvino
-    return make(content, threads, device, source)
+    at_once = (threads or usable_cores()) if wide and device == "cpu" else 1
+    return make(content, threads, device, source, at_once)
 
 
-def _onnxruntime(content: bytes, threads: int | None, device: str, source: str) -> Session:
+def _onnxruntime(content: bytes, threads: int | None, device: str, source: str, at_once: int) -> Session:
     onnxruntime = import_runtime("onnxruntime")
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     if provider not in onnxruntime.get_available_providers():
@@ -105,7 +149,9 @@ def _onnxruntime(content: bytes, threads: int | None, device: str, source: str) 
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors, which are raised, too
-    if threads is not None:
+    if at_once > 1:
+        options.intra_op_num_threads = 1
+    elif threads is not None:
         options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(content, options, providers=[provider])
@@ -121,16 +167,18 @@ def _onnxruntime(content: bytes, threads: int | None, device: str, source: str) 
     def run(inputs: Inputs) -> Answer:
         return Answer(**dict(zip(names, session.run(names, dict(inputs)), strict=True)))
 
-    return Session("onnxruntime", str(onnxruntime.__version__), run)
+    return Session("onnxruntime", str(onnxruntime.__version__), run, at_once)
 
 
-def _openvino(content: bytes, threads: int | None, device: str, source: str) -> Session:
+def _openvino(content: bytes, threads: int | None, device: str, source: str, at_once: int) -> Session:
     try:
         openvino = import_runtime("openvino")
     except ImportError as error:
         raise MissingExtra.needed(f"running {source} in OpenVINO", error) from error
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    if threads is not None:
+    if at_once > 1:
+        settings.update(NUM_STREAMS=at_once, INFERENCE_NUM_THREADS=at_once)
+    elif threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
         core = openvino.Core()
@@ -148,7 +196,7 @@ def _openvino(content: bytes, threads: int | None, device: str, source: str) -> 
         answers = own.request.infer(dict(inputs))
         return Answer(**{name: np.array(answers[i]) for i, name in enumerate(names)})
 
-    return Session("openvino", str(openvino.__version__), run)
+    return Session("openvino", str(openvino.__version__), run, at_once)
 
 
 def _check_outputs(names: set[str], source: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pickglass.app.results import BenchMachine
-from pickglass.runtime.session import usual_threads
+from pickglass.runtime.session import usable_cores, usual_threads
 
 __all__ = ["describe_machine"]
 
@@ -36,7 +36,7 @@ def describe_machine(device: str) -> Iterator[BenchMachine]:
     gflops, library = _peak("cpu")
     yield {
         "cpu": _processor(),
-        "cores": _cores(),
+        "cores": usable_cores(),
         "threads": usual_threads(),
         "gpu": None if gpu is None else gpu[1],
         "memory_gb": _memory_gb(),
@@ -96,13 +96,6 @@ def _processor() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_gb() -> float | None:

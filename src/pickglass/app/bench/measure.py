@@ -184,7 +184,10 @@ def _streamed(model: AnyModel, rows: Sequence[Row], job: Job, at_once: int) -> f
     """Return images a second from the files to the defects, as ``predict`` reads them: decoded ahead in threads."""
     calibration = model.current_calibration()
     batches = max(-(-job.repeat // at_once), _FEWEST)
-    table, done, began = Table(list(islice(cycle(rows), batches * at_once))), 0, time.perf_counter()
+    table, done = Table(list(islice(cycle(rows), batches * at_once))), 0
+    if isinstance(model, ExportedModel):
+        model.session(job.compute, len(table))  # opened once, however many images follow
+    began = time.perf_counter()
     for found in model.stream(table, **job.compute.arguments()):
         if isinstance(found, Failure):
             raise DataError(f"{job.model} cannot judge an image:", [found])

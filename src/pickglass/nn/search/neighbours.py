@@ -13,11 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pickglass.nn.maps import exact_float32, has_fast_bfloat16, rounding_bound
 
-__all__ = ["BankIndex", "Searched", "nearest_of_each", "nearest_of_two_owners", "nearest_plain"]
+__all__ = ["NORM_PARTS", "BankIndex", "Searched", "nearest_of_each", "nearest_of_two_owners", "nearest_plain"]
+
+NORM_PARTS = 3
+"""Rows of an exported bank that hold the points' norms, last of all."""
 
 _QUERIES = 1024  # of one block ...
 _POINTS = 2048  # ... times bank points, in groups ...
@@ -54,12 +58,14 @@ def nearest_plain(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     y = points.index_select(-2, torch.arange(groups * size, device=bank.device).clamp(max=m - 1))  # (..., G g, C)
     columns = torch.cat([-2 * y, *_parts((y * y).sum(-1, keepdim=True))], dim=-1)  # (..., G g, C + 3)
     factors = columns.unflatten(-2, (groups, size)).transpose(-1, -2)  # (..., G, C + 3, g)
-    rows = torch.cat([x, x.new_ones((*x.shape[:-1], 3))], dim=-1)  # (..., N, C + 3)
+    rows = torch.cat([x, x.new_ones((*x.shape[:-1], NORM_PARTS))], dim=-1)  # (..., N, C + 3)
     squared = rows.unsqueeze(-3) @ factors  # (..., G, N, g), without |x|^2
     group = squared.amin(-1).argmin(-2)  # (..., N)
     place = group[..., None, :, None].expand_as(squared[..., :1, :, :])
     index = (group * size + squared.gather(-3, place).squeeze(-3).argmin(-1)).clamp(max=m - 1)  # (..., N)
-    nearest = points.gather(-2, index[..., None].expand_as(x))  # (..., N, C)
+    rows_of_all = points.reshape(-1, points.shape[-1])  # (... M, C); a lookup is what all runtimes do fastest
+    first = torch.arange(0, rows_of_all.shape[0], m, device=bank.device).view(*bank.shape[:-2], 1)
+    nearest = F.embedding(index + first, rows_of_all)  # (..., N, C)
     difference = x - nearest
     return (difference * difference).sum(-1).sqrt(), index
 
@@ -67,7 +73,7 @@ def nearest_plain(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 def _parts(norms: Tensor) -> list[Tensor]:
     """Write numbers from 0 on as the sums of three that have eight bits each."""
     parts = []
-    for _ in range(2):
+    for _ in range(NORM_PARTS - 1):
         far = norms * (2**16 + 1)  # as far away as leaves eight bits of the difference (Veltkamp 1968)
         parts.append(far - (far - norms))
         norms = norms - parts[-1]
