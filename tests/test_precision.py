@@ -22,10 +22,11 @@ from pickglass.cli.export import _show as show_export
 from pickglass.cli.main import main
 from pickglass.data import Preprocess, Row
 from pickglass.detectors import export as exports
+from pickglass.detectors import precision as precisions
 from pickglass.detectors.accuracy import Comparison
 from pickglass.detectors.certificate import TOLERANCES, Certificate, RuntimeFigures, Tolerance
 from pickglass.detectors.onnx_graph import OPSET, onnx_graph
-from pickglass.detectors.precision import _searches, halve
+from pickglass.detectors.precision import _digits, _searches, halve
 from pickglass.errors import DataError, InputError
 from pickglass.methods import METHODS
 from pickglass.runtime.export_file import read_export_header
@@ -126,14 +127,16 @@ def test_int8_is_for_convolutions_of_networks_and_the_search_of_a_bank_alone(fil
     per_channel = [scales[node.input[1]].dims for node in weights if node.op_type == "DequantizeLinear"]
     assert all(dims and dims[0] in (64, 128) for dims in per_channel)
     # nothing else reads numbers of 8 bits: OpenVINO would carry them on into distances
-    search = next(node for node in model.graph.node if node.op_type == "MatMul" and "product" in node.output[0])
+    search = next(node for node in model.graph.node if node.op_type == "MatMul" and "flat" in node.output[0])
     for node in model.graph.node:
         if node is not search and node.op_type not in ("Conv", "Relu", "Add", "QuantizeLinear", "DequantizeLinear"):
             assert not [name for name in node.input if name in made and made[name].op_type == "DequantizeLinear"], node
     assert [made[name].op_type for name in search.input] == ["DequantizeLinear"] * 2
-    assert list(scales[made[search.input[1]].input[1]].dims) == []  # with one for each group it would run in float32
-    readers = [node.op_type for node in model.graph.node if search.output[0] in node.input]
-    assert readers == ["Add"]  # the norms, in float32
+    for name in search.input:  # a product of whole numbers: to scale it, or to add norms to it, takes longer
+        assert onnx.numpy_helper.to_array(scales[made[name].input[1]]) == 1
+    bank = scales[made[search.input[1]].input[0]]
+    assert (bank.data_type, len(bank.dims), bank.dims[0] % 4) == (onnx.TensorProto.INT8, 2, 0)
+    assert [node.op_type for node in model.graph.node if search.output[0] in node.input] == ["Reshape"]
     assert read_export_header(files["int8"])["batch"] == 1
 
 
@@ -148,6 +151,27 @@ def test_a_search_that_is_prepared_for_int8_answers_as_before(detector: pg.Detec
     for before, after in zip(*answers, strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
     assert found == []  # prepared once, its bank holds no norms any more
+
+
+@pytest.mark.parametrize(("most", "highest"), [(127, 40), (100, 900_000), (255, 0)])
+def test_norms_are_written_in_digits(most: int, highest: int) -> None:
+    norms = np.random.default_rng(0).integers(-highest, highest + 1, (2, 3, 1, 5))
+    digits = _digits(norms, most)
+    assert np.abs(digits).max() <= 127
+    assert (most * digits[..., :-1, :].sum(-2) + digits[..., -1, :] == norms[..., 0, :]).all()
+
+
+@pytest.mark.slow
+def test_a_search_that_errs_too_much_stays_in_float32(
+    detector: pg.Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precisions, "_digits", lambda numbers, base: np.zeros_like(numbers))  # norms are lost
+    detector.export(tmp_path / "m.onnx", GOOD, precision="int8")
+    assert read_export_header(tmp_path / "m.onnx")["int8_search"] is False
+    model = onnx.load(tmp_path / "m.onnx")
+    made = {name: node.op_type for node in model.graph.node for name in node.output}
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    assert not [node for node in products if made.get(node.input[0]) == "DequantizeLinear"]
 
 
 def test_files_without_thresholds_and_in_bytes(tmp_path: Path) -> None:

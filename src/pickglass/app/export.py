@@ -118,4 +118,6 @@ def _missing(detector: Detector, header: Mapping[str, Any]) -> list[str]:
     if detector.reference is not None and header["drift_reference"] is None:
         why = "is of features in float32" if header["precision"] == "int8" else "is larger than 8 MB"
         missing.append(f"the sample that drift compares with, which {why}")
+    if header["int8_search"] is False:
+        missing.append("the search of its bank in int8, with which it answers too differently: it searches in float32")
     return missing

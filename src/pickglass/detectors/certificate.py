@@ -158,6 +158,12 @@ class Certificate:
         Raises:
             InputError: with the figures.
         """
+        refusal = self.refusal()
+        if refusal is not None:
+            raise InputError(refusal)
+
+    def refusal(self) -> str | None:
+        """Say why the file is not kept, None where it is."""
         tolerance, images = TOLERANCES[self.precision], self.good + self.painted
         remedy = {
             "float32": "Try another version of {name}, and report it",
@@ -166,7 +172,7 @@ class Certificate:
         }[self.precision]
         for name, figures in self.runtimes.items():
             if not figures.within(tolerance, images):
-                raise InputError(
+                return (
                     f"the file was not kept, for in {name} it answers differently from torch: scores by up to "
                     f"{figures.score_difference:.1e} (allowed {tolerance.score:.0e}), maps by up to "
                     f"{figures.map_difference:.1e} of their range (allowed {tolerance.map:.0e}), {figures.flips} "
@@ -176,10 +182,11 @@ class Certificate:
         accuracy = self.accuracy
         if accuracy is not None and max(accuracy["loss"].values()) > accuracy["max_loss"]:
             lost = " and ".join(f"{_LABELS[key]} {value:.4f}" for key, value in accuracy["loss"].items())
-            raise InputError(
+            return (
                 f"the file was not kept, for on {accuracy['images']} labelled images it loses {lost} against torch, "
                 f"and {accuracy['max_loss']:g} is allowed. Export it in a higher precision, or allow more (max_loss)"
             )
+        return None
 
 
 def certify(

@@ -8,9 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pickglass.calibration import Calibration
 from pickglass.data import Row, Table, as_table
 from pickglass.data.files import output_path
-from pickglass.detectors.certificate import Claim, certify, evenly, inputs_of
+from pickglass.detectors.certificate import Certificate, Claim, certify, evenly, inputs_of
 from pickglass.detectors.loading import silent
 from pickglass.detectors.method import Method
 from pickglass.detectors.modelfile import model_id
@@ -63,22 +64,35 @@ def export(
     own = copy.deepcopy(detector).to("cpu").eval()
     if _too_large(own) or precision == "int8":  # features in int8 are no longer those that drift compares with
         own.reference = None
-    model = onnx_graph(own, batch, input_form, map_form, keep)
-    takes_keep = "keep" in [node.name for node in model.graph.input]
+    plain = onnx_graph(own, batch, input_form, map_form, keep)
+    takes_keep = "keep" in [node.name for node in plain.graph.input]
     fresh, learned = _divided(detector, table)
+    ranges: list[Row] = []
     if precision == "int8":
         ranges, fresh = (learned, fresh) if learned else (fresh, [])
         if not ranges:
             raise DataError("no good image for precision='int8': name a folder with good images, at best a hundred")
         ranges = evenly(ranges, _RANGES)
-        model = quantised(model, (inputs for _, inputs in inputs_of(own, ranges, batch, input_form, takes_keep)))
-    if precision != "float32":
-        halve(model)
-    content = model.SerializeToString()
     claim = Claim(precision, tuple(fresh), labelled, max_loss)
-    certificate, calibration = certify(
-        own, content, table, batch, input_form, map_form, takes_keep, claim, progress or silent
-    )
+
+    def made(search: bool) -> tuple[bytes, bool]:
+        model, searched = copy.deepcopy(plain), False
+        if precision == "int8":
+            shown = (inputs for _, inputs in inputs_of(own, ranges, batch, input_form, takes_keep))
+            model, searched = quantised(model, shown, search)
+        if precision != "float32":
+            halve(model)
+        return model.SerializeToString(), searched
+
+    def certified(content: bytes) -> tuple[Certificate, Calibration | None]:
+        return certify(own, content, table, batch, input_form, map_form, takes_keep, claim, progress or silent)
+
+    content, may_search = made(search=True)
+    certificate, calibration = certified(content)
+    searched = may_search and certificate.refusal() is None
+    if searched != may_search:  # the convolutions alone may be within the tolerance
+        content, _ = made(search=False)
+        certificate, calibration = certified(content)
     certificate.check()
     if calibration is not None:
         calibration = calibration.against(detector.settings_digest())
@@ -106,8 +120,9 @@ def export(
             "input": input_form,
             "map": map_form,
             "precision": precision,
+            "int8_search": searched if may_search else None,
             "keep": takes_keep,
-            "outputs": [node.name for node in model.graph.output],
+            "outputs": [node.name for node in plain.graph.output],
             "certificate": certificate.to_json(),
         },
     )

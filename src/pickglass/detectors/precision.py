@@ -81,12 +81,13 @@ def halve(model: ModelProto) -> None:
     model.graph.node.extend([*casts, *nodes])
 
 
-def quantised(model: ModelProto, inputs: Iterable[Inputs]) -> ModelProto:
-    """Return the graph with its convolutions in int8.
+def quantised(model: ModelProto, inputs: Iterable[Inputs], search: bool = True) -> tuple[ModelProto, bool]:
+    """Return the graph with its convolutions in int8, and whether a memory bank is searched in int8, too.
 
     Args:
         model: in float32, for a fixed number of images.
         inputs: what the graph takes, of good images; their activations say which ranges the numbers have.
+        search: search a memory bank in int8, if the model has one.
 
     Raises:
         InputError: there is no convolution that could be quantised.
@@ -104,7 +105,7 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs]) -> ModelProto:
         raise InputError(
             "precision='int8' is for convolutions beyond the first three, and this model has none: export it as float16"
         )
-    searches = _searches(model)
+    searches = _searches(model) if search else []
     inside += [search.product for search in searches]
     chosen = [node for node in inside if node.op_type != "Pad"]
     helpers.add_pre_process_metadata(model)  # shapes are known and constants folded; otherwise it asks for that
@@ -125,11 +126,11 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs]) -> ModelProto:
         )
         done = onnx.load(path)
     _leave(done, {node.name for node in inside})
-    for search in searches:
-        _rounded_bank(done, search)
+    for found in searches:
+        _rounded_bank(done, found)
     del done.graph.value_info[:]
     onnx.checker.check_model(done, full_check=True)
-    return done
+    return done, bool(searches)
 
 
 class _Reader:
@@ -353,7 +354,8 @@ def _shape_of(model: ModelProto, name: str) -> list[int]:
 
 
 def _reader(model: ModelProto, name: str, kind: str) -> NodeProto:
-    return next(node for node in model.graph.node if node.op_type == kind and node.input[0] == name)
+    found: NodeProto = next(node for node in model.graph.node if node.op_type == kind and node.input[0] == name)
+    return found
 
 
 def _leave(model: ModelProto, inside: set[str]) -> None:
