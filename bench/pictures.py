@@ -49,9 +49,7 @@ def judged(detector: pg.Detector, painted: Painted, times: int) -> list[Array]:
     found = detector.predict([painted.image])
     image, values = display(painted.image), found.map(0)
     scale = colour_range(None, [values])  # of its own, so that a faint peak can be seen
-    outlined = draw_contours(
-        enlarged(image, times), enlarged(painted.mask, times), enlarged(found.mask(0), times)
-    )
+    outlined = draw_contours(enlarged(image, times), enlarged(painted.mask, times), enlarged(found.mask(0), times))
     return [enlarged(image, times), enlarged(heat(image, values, scale), times), outlined]
 
 
@@ -128,7 +126,7 @@ def aupro(target: Path) -> None:
 
 
 def plotting() -> Any:
-    """matplotlib's pyplot, without a screen."""
+    """Pyplot, without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pickglass"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 TEXTS = {page.relative_to(ROOT): page.read_text() for page in PAGES}
-OTHER_TOOLS = {"--extra-index-url", "--strict", "--help", "--build"}  # of pip, mypy, every command, CMake
+OTHER_TOOLS = {"--extra-index-url", "--strict", "--help", "--build", "--head"}  # of pip, mypy, all commands, CMake, Ray
 
 
 def named(pattern: str) -> list[tuple[Path, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 import griffe
 
 
-class Markdown(griffe.Extension):
+class Markdown(griffe.Extension):  # type: ignore[misc]
     """Rewrites the docstrings of all objects before they are read."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:

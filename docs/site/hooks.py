@@ -22,26 +22,27 @@ ROOT = Path(__file__).parents[2]
 
 # Texts that live outside of docs/, because they are read there, and their pages.
 OUTSIDE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md", "examples/README.md": "examples.md"}
-COMMANDS = "reference/commands.md"
+COMMANDS, MARK = "reference/commands.md", "<!-- commands -->"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of texts outside of docs/, and that of the command line."""
+    """Add the pages of texts outside of docs/."""
     from mkdocs.structure.files import File
 
     for source, page in OUTSIDE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
-    files.append(File.generated(config, COMMANDS, content=command_line()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links that leave docs/ to the pages of their files; of files without a page the name remains."""
+    """Put the commands where they belong, and lead links that leave docs/ to pages of the site."""
+    if page.file.src_uri == COMMANDS:
+        markdown = markdown.replace(MARK, commands())
     return within_the_site(markdown, page.file.src_uri)
 
 
 def within_the_site(markdown: str, page: str) -> str:
-    """Return a page's text with links that hold inside the site.
+    """Return a page's text with links that hold inside the site; of files without a page there the name remains.
 
     >>> within_the_site("[why](../CONTRIBUTING.md#tests), [it](../examples/serve/Dockerfile)", "serve.md")
     '[why](contributing.md#tests), it'
@@ -64,24 +65,14 @@ def within_the_site(markdown: str, page: str) -> str:
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)", led, markdown)
 
 
-def command_line() -> str:
-    """Return the page of all commands, made of the texts that ``--help`` shows."""
+def commands() -> str:
+    """Return all commands with their options as Markdown, made of the texts that ``--help`` shows."""
     from pickglass.cli.main import app
 
     group = typer.main.get_command(app)
     whole = typer.Context(group, info_name="pickglass")
-    lines = [
-        "# The command line",
-        "",
-        f"{group.help}",
-        "",
-        "Made from what `pickglass COMMAND --help` shows. With `--json` a command prints one JSON object on stdout"
-        " (`watch`: one a line) and nothing else goes there. The exit code is 0 (done), 1 (some images failed, or a"
-        " promise cannot be made) or 2 (bad input).",
-        "",
-    ]
-    for name in group.list_commands(whole):
-        command = group.get_command(whole, name)
+    lines: list[str] = []
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
         context = typer.Context(command, info_name=name, parent=whole)
         usage = command.get_usage(context).removeprefix("Usage: ")
         lines += [f"## {name}", "", command.help or "", "", "```text", " ".join(usage.split()), "```", ""]
