@@ -74,7 +74,7 @@ def test_the_reference_has_all_commands_and_options(hooks: ModuleType) -> None:
         ]
         assert not missing, (name, missing)
     cells = [line for line in page.splitlines() if line.startswith("|")]
-    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in cells)
+    assert all(line.count("|") == 3 for line in cells)
 
 
 def test_the_reference_has_all_public_names() -> None:

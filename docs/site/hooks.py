@@ -80,14 +80,14 @@ def commands() -> str:
             records = [p.get_help_record(context) for p in command.params if p.param_type_name == kind]
             rows = [f"| {_code(record[0])} | {_cell(record[1])} |" for record in records if record]
             if rows:
-                lines += [f"| {title} | |", "|---|---|", *rows, ""]
+                lines += [f"| {title} | Meaning |", "|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
 def _code(names: str) -> str:
-    return f"`{names}`".replace("|", "\\|")
+    return f"<code>{names.replace('<', '&lt;').replace('|', '&#124;')}</code>"
 
 
 def _cell(text: str) -> str:
-    text = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    text = " ".join(text.split()).replace("<", "&lt;").replace("|", "&#124;")
     return re.sub(r"(?<![\w`])(--[a-z][\w-]*)", r"`\1`", text)
