@@ -125,6 +125,20 @@ def aupro(target: Path) -> None:
     figure.savefig(target, dpi=110, bbox_inches="tight")
 
 
+def fields(target: Path) -> None:
+    """What the middle cell of four stages looks at: the gradient at each pixel of a twill, as a share of the largest."""
+    network = pg.FeatureExtractor("efficientnet_lite0", layers=("stage2", "stage3", "stage5", "stage7"))
+    picture = np.asarray(Image.fromarray(weave(Cloth("twill"), (256, 256))).convert("RGB"), np.float32) / 255
+    panels = [enlarged(display((picture * 255).astype(np.uint8)), 1)]
+    for level in range(4):
+        image = torch.from_numpy(picture.transpose(2, 0, 1)[None].copy()).requires_grad_()
+        cells = network(image)[level]
+        cells[0, :, cells.shape[2] // 2, cells.shape[3] // 2].mean().backward()
+        reached = image.grad.abs().sum(1)[0].numpy()  # type: ignore[union-attr]
+        panels.append(heat(panels[0] // 2, np.sqrt(reached / reached.max()), (0.05, 1.0)))
+    side_by_side(panels).save(target, quality=88)
+
+
 def plotting() -> Any:
     """Pyplot, without a screen."""
     import matplotlib
@@ -181,6 +195,7 @@ def main() -> None:
         "tray": ("tray.jpg", tray),
         "coreset": ("coreset.png", coreset),
         "aupro": ("aupro.png", aupro),
+        "fields": ("fields.jpg", fields),
         "report": ("report.jpg", lambda target: report(target, given.chromium)),
     }
     given.folder.mkdir(parents=True, exist_ok=True)
