@@ -126,7 +126,7 @@ def aupro(target: Path) -> None:
 
 
 def fields(target: Path) -> None:
-    """What the middle cell of four stages looks at: the gradient at each pixel of a twill, as a share of the largest."""
+    """What the middle cell of four stages looks at: the gradient at each pixel of a twill."""
     network = pg.FeatureExtractor("efficientnet_lite0", layers=("stage2", "stage3", "stage5", "stage7"))
     picture = np.asarray(Image.fromarray(weave(Cloth("twill"), (256, 256))).convert("RGB"), np.float32) / 255
     panels = [enlarged(display((picture * 255).astype(np.uint8)), 1)]
