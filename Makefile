@@ -53,6 +53,6 @@ docs: .venv/docs
 	@echo build/site/index.html
 
 check: .venv/dev
-	$(BIN)/ruff format --check src tests bench docs
-	$(BIN)/ruff check src tests bench docs
+	$(BIN)/ruff format --check src tests bench docs/site
+	$(BIN)/ruff check src tests bench docs/site
 	$(BIN)/mypy
