@@ -82,3 +82,19 @@ def test_commands_and_options_exist() -> None:
     wrong = [f"{page}: pickglass {name}" for page, name in commands_named() if name not in commands]
     wrong += [f"{page}: {name}" for page, name in named(r"(?<![\w-])(--[a-z][\w-]+)") if name not in options]
     assert not wrong, "\n".join(sorted(set(wrong)))
+
+
+def test_each_command_is_given_its_own_options() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    wrong, seen = [], 0
+    for page, text in TEXTS.items():
+        lines = re.findall(r"^ *pickglass [a-z].*$", text.replace("\\\n", " "), flags=re.MULTILINE)
+        lines += [span for span in re.findall(r"`(pickglass [a-z][^`]*)`", text) if "|" not in span]
+        for line in lines:
+            name, *given = re.sub(r"\s#.*|[\"']", "", line).split()[1:]
+            if name in commands:
+                seen += 1
+                own = {option for param in commands[name].params for option in param.opts} | {"--help"}
+                wrong += [f"{page}: pickglass {name} {o}" for o in given if re.match(r"--?[a-z]", o) and o not in own]
+    assert seen > 100
+    assert not wrong, "\n".join(wrong)
