@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer.main
 
+import pickglass as pg
 from pickglass.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +55,11 @@ def resolves(dotted: str) -> bool:
 
 def test_modules_exist() -> None:
     wrong = [f"{page}: {name}" for page, name in named(r"`(pickglass(?:\.\w+)+)`?") if not resolves(name)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_names_in_python_exist() -> None:
+    wrong = [f"{page}: pg.{name}" for page, name in named(r"\bpg\.(\w+)") if name not in pg.__all__]
     assert not wrong, "\n".join(wrong)
 
 
