@@ -1,4 +1,4 @@
-# Five commands serve developers and CI alike. Everything goes into .venv; nothing is installed outside it.
+# Six commands serve developers and CI alike. Everything goes into .venv; nothing is installed outside it.
 #   make test PYTHON=python3.13   another Python: .venv is made anew where it has another version
 #   make test JOBS=8              tests in eight processes of one thread each
 PYTHON ?= python3
@@ -15,7 +15,7 @@ else
 VENV := .venv/python-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 endif
 
-.PHONY: setup demo test quick check
+.PHONY: setup demo test quick check docs
 
 $(VENV):
 	$(PYTHON) -m venv --clear .venv
@@ -31,6 +31,11 @@ $(VENV):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
+# the site of the documentation; it reads the sources and needs no torch
+.venv/docs: pyproject.toml $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	@touch $@
+
 setup: .venv/dev
 
 demo: .venv/train
@@ -43,7 +48,11 @@ test: .venv/dev
 quick: .venv/dev
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not gpu and not cluster"
 
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo build/site/index.html
+
 check: .venv/dev
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench docs/site
+	$(BIN)/ruff check src tests bench docs/site
 	$(BIN)/mypy

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import typer.main
 
+import pickglass as pg
 from pickglass.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pickglass"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 TEXTS = {page.relative_to(ROOT): page.read_text() for page in PAGES}
-OTHER_TOOLS = {"--extra-index-url", "--strict", "--help", "--build"}  # of pip, mypy, every command, CMake
+OTHER_TOOLS = {"--extra-index-url", "--strict", "--help", "--build", "--head"}  # of pip, mypy, all commands, CMake, Ray
 
 
 def named(pattern: str) -> list[tuple[Path, str]]:
@@ -57,6 +58,11 @@ def test_modules_exist() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_names_in_python_exist() -> None:
+    wrong = [f"{page}: pg.{name}" for page, name in named(r"\bpg\.(\w+)") if name not in pg.__all__]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_files_and_links_exist() -> None:
     wrong = [f"{page}: {link}" for page, link in named(r"\]\(([^)#:]+)\)") if not (ROOT / page.parent / link).exists()]
     for page, name in named(r"`((?:[\w.]+/)+[\w.]*\.?\w*)`"):
@@ -82,3 +88,19 @@ def test_commands_and_options_exist() -> None:
     wrong = [f"{page}: pickglass {name}" for page, name in commands_named() if name not in commands]
     wrong += [f"{page}: {name}" for page, name in named(r"(?<![\w-])(--[a-z][\w-]+)") if name not in options]
     assert not wrong, "\n".join(sorted(set(wrong)))
+
+
+def test_each_command_is_given_its_own_options() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    wrong, seen = [], 0
+    for page, text in TEXTS.items():
+        lines = re.findall(r"^ *pickglass [a-z].*$", text.replace("\\\n", " "), flags=re.MULTILINE)
+        lines += [span for span in re.findall(r"`(pickglass [a-z][^`]*)`", text) if "|" not in span]
+        for line in lines:
+            name, *given = re.sub(r"\s#.*|[\"']", "", line).split()[1:]
+            if name in commands:
+                seen += 1
+                own = {option for param in commands[name].params for option in param.opts} | {"--help"}
+                wrong += [f"{page}: pickglass {name} {o}" for o in given if re.match(r"--?[a-z]", o) and o not in own]
+    assert seen > 100
+    assert not wrong, "\n".join(wrong)
