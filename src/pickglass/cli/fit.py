@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -121,6 +122,12 @@ def fit(
         Literal["local", "ray"],
         typer.Option(help="Fit the categories of a root on this machine or on a Ray cluster (pickglass[cluster])."),
     ] = "local",
+    defects: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of known defects: supersimplenet learns from them, for other methods they set what is unsure."
+        ),
+    ] = None,
     parallel: Annotated[int | None, typer.Option(min=1, help="Fit so many categories of a root at once.")] = None,
     address: Annotated[str | None, typer.Option(help="Address of the Ray cluster, e.g. auto.")] = None,
     memory_gb: Annotated[float, typer.Option(help="Gigabytes that the method may hold.")] = 4.0,
@@ -146,6 +153,7 @@ def fit(
         seed=seed,
         memory_gb=memory_gb,
         drop_suspicious=drop_suspicious,
+        defects=defects,
     )
     first, *more = data
     source = folder.source(first, roi, pixel_mm, more)
@@ -210,6 +218,8 @@ def show_fit(result: FitResult) -> None:
         say(f"for fewer false alarms: pickglass threshold MODEL DATA --promise {promise} --false-alarm 0.01")
     elif result["n_fit"] == 1:
         say("one good image sets no threshold: nothing is known of how good parts differ; give 20 or more")
+    if result["known_defects"] is not None:
+        say(f"known defects: {defects_told(result['known_defects'], result['unsure_threshold'])}")
     if result["layers_chosen"] != "user":
         chosen = "its usual layers" if result["layers_chosen"] == "table" else "chosen by their strides"
         more = f"--layers names others, pickglass layers {result['backbone']} shows them"
@@ -229,6 +239,18 @@ def show_fit(result: FitResult) -> None:
         share = f"{result['foreground']['share']:.0%}"
         say(f"region of interest: found on good images, {share} of the image; nothing is seen outside it")
     say(f"model: {result['model']}")
+
+
+def defects_told(known: Mapping[str, Any], unsure: float | None) -> str:
+    """Say which bad parts a model was shown, and what for."""
+    types = ", ".join(f"{n} {kind}" for kind, n in known["types"].items())
+    if known["use"] == "learned":
+        use = "learned from"
+    elif unsure is None:
+        use = "none of them gains by a threshold of unsure"
+    else:
+        use = f"for their sake images above {unsure:.4g} are unsure"
+    return f"{known['n']} shown ({types}), {use}; none set the threshold, and 'pickglass test' leaves them out"
 
 
 def _show_details(details: dict[str, Any], of: str = "") -> None:

@@ -52,7 +52,7 @@ from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
 from pickglass.runtime.compute import Shape
 
-__all__ = ["SuperSimpleNet"]
+__all__ = ["SuperSimpleNet", "perlin_noise"]
 
 _MARGIN = 0.5  # of the truncated L1: cells beyond it on the right side cost nothing
 _GAMMA = 4.0  # of the focal loss
@@ -249,7 +249,9 @@ class SuperSimpleNet(Detector):
         grid: tuple[int, int] = heads.tree.grid  # type: ignore[assignment]
         images, positions = batch.levels[0].shape[:2]
         levels, keep = batch.levels, kept_cells(batch.keep, grid)
-        counts = torch.ones(images, positions, *grid, dtype=torch.bool, device=levels[0].device) if keep is None else keep
+        counts = (
+            torch.ones(images, positions, *grid, dtype=torch.bool, device=levels[0].device) if keep is None else keep
+        )
         truth = torch.zeros_like(counts)
         unmarked = truth.new_zeros(images)  # defects of which only the image is known
         if self._known is not None:
@@ -465,9 +467,7 @@ class _KnownDefects:
         (known,) = self._cells
         chosen = torch.randint(len(known.unmarked), (n,))
         levels = self._features.read(chosen.tolist()).levels
-        return _Drawn(
-            tuple(level.to(device) for level in levels), *(part[chosen].to(device) for part in known[1:])
-        )
+        return _Drawn(tuple(level.to(device) for level in levels), *(part[chosen].to(device) for part in known[1:]))
 
     def close(self) -> None:
         """Forget them."""

@@ -1,0 +1,88 @@
+"""What a fit does with known defects once the threshold is set by good images: it says how it sees them.
+
+The threshold is never theirs: it promises something of good parts. Where a method learned from them, their scores say
+nothing of the next defect, and nothing is set by them. Where it did not, those that the threshold would miss are to be
+looked at by a person: the threshold of ``unsure`` comes to lie between the lowest of them and the next good image
+below, but never so low that more than a tenth of the good images lie above it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pickglass.calibration import Calibration
+from pickglass.calibration.promises import set_by_hand
+from pickglass.data import image_digest, known_names
+from pickglass.detectors.fitting import FitPlan, Judge
+from pickglass.detectors.loading import FeatureLoader
+
+if TYPE_CHECKING:
+    from pickglass.detectors.detector import Detector
+
+__all__ = ["MOST_UNSURE", "settled", "unsure_below"]
+
+MOST_UNSURE = 0.1
+"""The share of good images that may lie above the threshold of ``unsure`` for the sake of known defects."""
+
+
+def settled(
+    detector: Detector, loader: FeatureLoader, plan: FitPlan
+) -> tuple[Calibration | None, tuple[dict[str, Any], ...]]:
+    """Judge the known defects of a fit, and set the threshold of ``unsure`` by those that were not learned.
+
+    Args:
+        detector: its thresholds are set by good images; it is not changed.
+        loader: reads the rows.
+        plan: has the known defects.
+
+    Returns:
+        The thresholds, and what the provenance keeps of each known defect.
+    """
+    import torch
+
+    learned = detector.learns_defects
+    with torch.no_grad():
+        scores = Judge(loader, plan)([detector], plan.defects)[detector].scores.tolist()
+    calibration = detector.calibration
+    if not learned and calibration is not None and calibration.image_threshold is not None:
+        unsure = unsure_below(scores, calibration.scores, calibration.image_threshold)
+        calibration = calibration if unsure is None else set_by_hand(calibration, unsure=unsure)
+    names = known_names([row.path for row in plan.defects])
+    told = tuple(
+        {
+            "name": name,
+            "defect": row.defect,
+            "digest": image_digest(row)[:16],
+            "use": "learned" if learned else "unsure",
+            "score": score if math.isfinite(score) else None,
+        }
+        for name, row, score in zip(names, plan.defects, scores, strict=True)
+    )
+    return calibration, told
+
+
+def unsure_below(defects: list[float], good: tuple[float, ...], threshold: float) -> float | None:
+    """Choose the threshold of ``unsure`` for known defects; None: no known defect gains by one.
+
+    Args:
+        defects: scores of known defects.
+        good: scores of good images.
+        threshold: the image threshold.
+
+    >>> unsure_below([9.0, 4.0], (1.0, 2.0, 3.0, 5.0), 5.0) is None  # a tenth of four images is none
+    True
+    >>> unsure_below([19.0, 18.5, 3.0], tuple(range(20)), 19.0)
+    18.25
+    """
+    missed = [score for score in defects if score <= threshold]
+    if not missed or not good:
+        return None
+    ranked = sorted(good, reverse=True)
+    floor = ranked[min(len(ranked) - 1, math.floor(MOST_UNSURE * len(ranked)))]
+    caught = [score for score in missed if score > floor]
+    if not caught:
+        return None
+    lowest = min(caught)
+    beneath = max(score for score in (*good, floor) if score < lowest)
+    return (beneath + lowest) / 2
