@@ -685,7 +685,7 @@ def _training_bytes(method: Method, loader: FeatureLoader, table: Table, context
     single = method.clone()
     single.build(context.shapes, 1, context.seed)
     single.to(loader.engine.device)
-    single.begin_fit(replace(context, positions=1))
+    single.begin_fit(replace(context, positions=1, n_defects=0))
     batch = next(_batches(loader.only(range(1)), table.role("fit")[:2], silent))
     images = len(batch.levels[0] if batch.levels else batch.images)  # type: ignore[arg-type]
     known = {t.untyped_storage().data_ptr() for t in single.state_dict().values()}

@@ -90,7 +90,7 @@ class SuperSimpleNet(Detector):
     """
 
     method = "supersimplenet"
-    reads = ("features",)
+    fewest_images = 2
     presets: ClassVar = {
         "paper": {
             "backbone": "wide_resnet50_2",
@@ -199,21 +199,23 @@ class SuperSimpleNet(Detector):
             )
 
     def begin_fit(self, context: FitContext) -> None:
-        """Get ready to see how features vary, and to keep known defects."""
-        self._moments = [ChannelMoments() for _ in context.shapes]
+        """Get ready to keep known defects."""
         self._begin(context)
 
     def begin_update(self, context: FitContext) -> None:
         """Allocate nothing: the heads are trained on from where they are, with features scaled as they were."""
-        self._moments = []
         self._begin(context)
 
     def _begin(self, context: FitContext) -> None:
+        self._moments = []
         self._known = _KnownDefects(context.n_defects, context.memory_gb / 8) if context.n_defects else None
 
     def observe(self, batch: Batch) -> None:
         """Add up how the channels vary."""
-        for moments, level in zip(self._moments if self.standardise else [], batch.levels, strict=False):
+        if not self.standardise:
+            return
+        self._moments = self._moments or [ChannelMoments() for _ in batch.levels]
+        for moments, level in zip(self._moments, batch.levels, strict=True):
             moments.add(level, kept_cells(batch.keep, (level.shape[3], level.shape[4])))
 
     def observe_defects(self, batch: Batch, truth: Tensor | None) -> None:
@@ -225,7 +227,7 @@ class SuperSimpleNet(Detector):
     def phases(self) -> Sequence[Phase[Batch]]:
         """Return one phase: adaptor and heads are trained together."""
         heads = self._heads()
-        if self._moments and self.standardise:
+        if self._moments:
             moments = [m.mean_and_std() for m in self._moments]
             for name, values in zip(("mean", "std"), zip(*moments, strict=True), strict=True):
                 buffer = getattr(heads.tree, name)
@@ -259,8 +261,7 @@ class SuperSimpleNet(Detector):
             levels = tuple(torch.cat(pair) for pair in zip(levels, known.levels, strict=True))
             counts, truth = torch.cat([counts, known.counts]), torch.cat([truth, known.truth])
             unmarked = torch.cat([unmarked, known.unmarked])
-        levels = tuple(torch.cat([level, level]) for level in levels)  # each image counts twice
-        counts, truth = torch.cat([counts, counts]), torch.cat([truth, truth])
+        counts, truth = torch.cat([counts, counts]), torch.cat([truth, truth])  # each image counts twice
         unmarked = torch.cat([unmarked, unmarked])[:, None, None, None]
 
         noisy = torch.stack([self._places(grid) for _ in range(truth[:, :, 0, 0].numel())]).view(truth.shape)
@@ -340,17 +341,19 @@ class _Heads(nn.Module):
     def forward(
         self, levels: tuple[Tensor, ...], noisy: Tensor | None, keep: Tensor | None, stop: bool
     ) -> tuple[Tensor, Tensor]:
-        """Compute the map (B, h, w) and the image score (B,).
+        """Compute the map (B, h, w) and the image score (B,); in training both of two copies (2 B, ...).
 
         Args:
             levels: (B, C, h_k, w_k) each.
-            noisy: (B, h, w) bool, where noise is added; None: nowhere.
-            keep: (B, h, w) bool, the cells that count for the image score; None: all.
+            noisy: (2 B, h, w) bool, where noise is added to which copy; None: it is not training.
+            keep: (B, h, w) or (2 B, h, w) bool, the cells that count for the image score; None: all.
             stop: the gradient of the image score ends before the map.
         """
         x: Tensor = self.adaptor(self._read(levels))  # (B, C, h, w)
         if noisy is not None:
-            x = x + self.noise * torch.randn_like(x) * noisy[:, None]
+            noise = x.new_zeros(*noisy.shape, x.shape[1])  # (2 B, h, w, C)
+            noise[noisy] = self.noise * torch.randn(int(noisy.sum()), x.shape[1], device=x.device).to(x)
+            x = torch.cat([x, x]) + noise.permute(0, 3, 1, 2)
         map_ = self.segment(x)  # (B, 1, h, w)
         seen = map_.detach() if stop else map_
         found = self.classify(torch.cat([x, seen], dim=1))
