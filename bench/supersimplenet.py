@@ -207,7 +207,7 @@ def table(out: Path, test: Table, size: str, repeats: int) -> str:
             counted = weight * judged[seed]
             figures = {**tool.judge(counted), "own_auroc": float(resampled(auroc, labels, own)(counted))}
             values.append([figures[metric] for metric in METRICS])
-        return np.mean(values, axis=0)
+        return np.array(values).mean(0)  # type: ignore[no-any-return]
 
     groups, once = [row.group for row in test], np.ones(len(test), np.int64)
     lines = [

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 from pickglass.app.advise.auto import auto_choice, usual_defect
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.within_foreground import look_for_part, trusted_mask
+from pickglass.app.known_defects import about_defects
 from pickglass.app.methods import method_name
-from pickglass.app.results import FitResult, KnownDefects
+from pickglass.app.results import FitResult
 from pickglass.data import Dataset, DataSource, Table, defects_at, split_roles, usual_size, with_pixel_mm, with_roi
 from pickglass.data.files import output_path
 from pickglass.detectors.contamination import CleanCheck
@@ -25,7 +25,7 @@ from pickglass.features.foreground import Foreground
 from pickglass.methods import Combined, Detector, find_method
 from pickglass.runtime.compute import ComputeOptions, Progress
 
-__all__ = ["FitRequest", "about_defects", "build", "fit", "fit_dataset"]
+__all__ = ["FitRequest", "build", "fit", "fit_dataset"]
 
 _HELD_BACK = 0.1  # of the images, for the thresholds, where the others choose something
 
@@ -252,15 +252,4 @@ def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
         "known_defects": None if provenance.known_defects is None else about_defects(provenance.known_defects),
         "auto": provenance.auto,
         "foreground": provenance.foreground,
-    }
-
-
-def about_defects(known: Sequence[Mapping[str, Any]]) -> KnownDefects:
-    """Count the known defects that a model was shown, as its provenance keeps them."""
-    types = Counter(str(defect["defect"] or "without a type") for defect in known)
-    return {
-        "n": len(known),
-        "types": dict(sorted(types.items())),
-        "use": known[0]["use"],
-        "names": [defect["name"] for defect in known],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -219,6 +218,8 @@ def show_fit(result: FitResult) -> None:
     elif result["n_fit"] == 1:
         say("one good image sets no threshold: nothing is known of how good parts differ; give 20 or more")
     if result["known_defects"] is not None:
+        from pickglass.app.known_defects import defects_told
+
         say(f"known defects: {defects_told(result['known_defects'], result['unsure_threshold'])}")
     if result["layers_chosen"] != "user":
         chosen = "its usual layers" if result["layers_chosen"] == "table" else "chosen by their strides"
@@ -239,18 +240,6 @@ def show_fit(result: FitResult) -> None:
         share = f"{result['foreground']['share']:.0%}"
         say(f"region of interest: found on good images, {share} of the image; nothing is seen outside it")
     say(f"model: {result['model']}")
-
-
-def defects_told(known: Mapping[str, Any], unsure: float | None) -> str:
-    """Say which bad parts a model was shown, and what for."""
-    types = ", ".join(f"{n} {kind}" for kind, n in known["types"].items())
-    if known["use"] == "learned":
-        use = "learned from"
-    elif unsure is None:
-        use = "none of them gains by a threshold of unsure"
-    else:
-        use = f"for their sake images above {unsure:.4g} are unsure"
-    return f"{known['n']} shown ({types}), {use}; none set the threshold, and 'pickglass test' leaves them out"
 
 
 def _show_details(details: dict[str, Any], of: str = "") -> None:

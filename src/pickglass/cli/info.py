@@ -133,8 +133,7 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     if provenance.get("pixel_mm"):
         yield f"A pixel is {provenance['pixel_mm']:g} mm wide on the part."
     if known := provenance.get("known_defects"):
-        from pickglass.app.fit import about_defects
-        from pickglass.cli.fit import defects_told
+        from pickglass.app.known_defects import about_defects, defects_told
 
         unsure = (header["calibration"] or {}).get("unsure_threshold")
         about = about_defects(known)

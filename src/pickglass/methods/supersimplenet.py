@@ -36,7 +36,7 @@ Letters: B images, P positions, C channels of all levels, K drawn defects, h x w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +124,7 @@ class SuperSimpleNet(Detector):
         upscale: int = 2,
         patch: int = 3,
         standardise: bool = True,
-        noise: float = 0.4,
+        noise: float | tuple[float, float] = 0.4,
         perlin_threshold: float = 0.2,
         hidden: int | None = None,
         classes: int = 32,
@@ -180,7 +180,8 @@ class SuperSimpleNet(Detector):
         channels = [c for c, _, _ in shapes]
         grid = (self.upscale * shapes[0][1], self.upscale * shapes[0][2])
         hidden = max(1, round(2 * sum(channels) / 3)) if self.hidden is None else self.hidden
-        return _Heads(channels, grid, self.patch, self.noise, hidden, self.classes)
+        noise = (self.noise, self.noise) if isinstance(self.noise, (int, float)) else (self.noise[0], self.noise[1])
+        return _Heads(channels, grid, self.patch, noise, hidden, self.classes)
 
     def _check(self) -> None:
         for name in ("upscale", "patch", "classes"):
@@ -190,9 +191,13 @@ class SuperSimpleNet(Detector):
             raise InputError(f"patch={self.patch!r}: expected an odd number of cells, e.g. 3")
         if self.hidden is not None and self.hidden < 1:
             raise InputError(f"hidden={self.hidden!r}: expected a number of channels from 1, or None")
-        for name in ("noise", "known_share"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}={getattr(self, name)!r}: expected a number above 0")
+        sizes = [self.noise] if isinstance(self.noise, (int, float)) else list(self.noise)
+        if len(sizes) not in (1, 2) or not 0 < sizes[0] <= sizes[-1]:
+            raise InputError(
+                f"noise={self.noise!r}: expected a number above 0, or the lowest and the highest of several"
+            )
+        if not self.known_share > 0:
+            raise InputError(f"known_share={self.known_share!r}: expected a number above 0")
         if not -1 < self.perlin_threshold < 1:
             raise InputError(
                 f"perlin_threshold={self.perlin_threshold!r}: expected a number above -1 and below 1, e.g. 0.2"
@@ -222,7 +227,7 @@ class SuperSimpleNet(Detector):
         """Keep known defects, from which each step draws some."""
         if self._known is None:
             raise RuntimeError("no defects were announced")
-        self._known.add(batch, truth, self._heads().tree.grid)  # type: ignore[arg-type]
+        self._known.add(batch, truth, self._tree().grid)
 
     def phases(self) -> Sequence[Phase[Batch]]:
         """Return one phase: adaptor and heads are trained together."""
@@ -248,7 +253,7 @@ class SuperSimpleNet(Detector):
     def loss(self, batch: Batch) -> Tensor:
         """Compute the truncated L1 and the focal loss of the map, and the focal loss of the image score: (P,)."""
         heads = self._heads()
-        grid: tuple[int, int] = heads.tree.grid  # type: ignore[assignment]
+        grid = self._tree().grid
         images, positions = batch.levels[0].shape[:2]
         levels, keep = batch.levels, kept_cells(batch.keep, grid)
         counts = (
@@ -298,16 +303,31 @@ class SuperSimpleNet(Detector):
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score by the classification head, (B, P), and the segmentation head, maps (B, P, h, w); both are logits."""
         heads = self._heads()
-        keep = kept_cells(batch.keep, heads.tree.grid)  # type: ignore[arg-type]
+        keep = kept_cells(batch.keep, self._tree().grid)
         maps, scores = heads(batch.levels, None, keep, True)
         if keep is not None:
             scores = scores.masked_fill(~keep.flatten(2).any(2), -torch.inf)
         return scores, self.smoothed(maps, keep)
 
+    def level_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """Return how far the map would move if a level were as it is on average on good images."""
+        heads = self._heads()
+        maps, _ = heads(batch.levels, None, None, True)
+        means = self._tree().mean.split(self._tree().channels, dim=1)  # (P, C) each
+        moved = {}
+        for k, name in enumerate(self.level_names()):
+            usual = means[k][None, :, :, None, None].expand_as(batch.levels[k])
+            others, _ = heads((*batch.levels[:k], usual, *batch.levels[k + 1 :]), None, None, True)
+            moved[name] = (maps - others).abs()
+        return moved
+
     def _heads(self) -> Stacked:
         if self.heads is None:
             raise self.unfitted()
         return self.heads
+
+    def _tree(self) -> _Heads:
+        return cast("_Heads", self._heads().tree)
 
 
 # -- the network of one position ---------------------------------------------------------------------------------------
@@ -320,7 +340,13 @@ class _Heads(nn.Module):
     std: Tensor
 
     def __init__(
-        self, channels: Sequence[int], grid: tuple[int, int], patch: int, noise: float, hidden: int, classes: int
+        self,
+        channels: Sequence[int],
+        grid: tuple[int, int],
+        patch: int,
+        noise: tuple[float, float],
+        hidden: int,
+        classes: int,
     ) -> None:
         super().__init__()
         self.grid, self.patch, self.noise = grid, patch, noise
@@ -352,7 +378,10 @@ class _Heads(nn.Module):
         x: Tensor = self.adaptor(self._read(levels))  # (B, C, h, w)
         if noisy is not None:
             noise = x.new_zeros(*noisy.shape, x.shape[1])  # (2 B, h, w, C)
-            noise[noisy] = self.noise * torch.randn(int(noisy.sum()), x.shape[1], device=x.device).to(x)
+            low, high = self.noise
+            size = low * (high / low) ** torch.rand(len(noisy), 1, 1, 1, device=x.device)  # one for each copy
+            drawn = torch.randn(int(noisy.sum()), x.shape[1], device=x.device)
+            noise[noisy] = (size.expand(*noisy.shape, 1)[noisy] * drawn).to(x)
             x = torch.cat([x, x]) + noise.permute(0, 3, 1, 2)
         map_ = self.segment(x)  # (B, 1, h, w)
         seen = map_.detach() if stop else map_
