@@ -45,6 +45,7 @@ __all__ = [
     "FittedCategory",
     "ImageResult",
     "InfoResult",
+    "KnownDefects",
     "LabelResult",
     "LayerProbe",
     "LayerResult",

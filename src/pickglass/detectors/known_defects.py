@@ -9,16 +9,16 @@ below, but never so low that more than a tenth of the good images lie above it.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from pickglass.calibration import Calibration
 from pickglass.calibration.promises import set_by_hand
 from pickglass.data import image_digest, known_names
 from pickglass.detectors.fitting import FitPlan, Judge
 from pickglass.detectors.loading import FeatureLoader
-
-if TYPE_CHECKING:
-    from pickglass.detectors.detector import Detector
+from pickglass.detectors.method import Method
 
 __all__ = ["MOST_UNSURE", "settled", "unsure_below"]
 
@@ -26,25 +26,23 @@ MOST_UNSURE = 0.1
 """The share of good images that may lie above the threshold of ``unsure`` for the sake of known defects."""
 
 
+@torch.no_grad()
 def settled(
-    detector: Detector, loader: FeatureLoader, plan: FitPlan
+    method: Method, loader: FeatureLoader, plan: FitPlan
 ) -> tuple[Calibration | None, tuple[dict[str, Any], ...]]:
     """Judge the known defects of a fit, and set the threshold of ``unsure`` by those that were not learned.
 
     Args:
-        detector: its thresholds are set by good images; it is not changed.
+        method: its thresholds are set by good images; it is not changed.
         loader: reads the rows.
         plan: has the known defects.
 
     Returns:
         The thresholds, and what the provenance keeps of each known defect.
     """
-    import torch
-
-    learned = detector.learns_defects
-    with torch.no_grad():
-        scores = Judge(loader, plan)([detector], plan.defects)[detector].scores.tolist()
-    calibration = detector.calibration
+    learned = method.learns_defects
+    scores = Judge(loader, plan)([method], plan.defects)[method].scores.tolist()
+    calibration = method.calibration
     if not learned and calibration is not None and calibration.image_threshold is not None:
         unsure = unsure_below(scores, calibration.scores, calibration.image_threshold)
         calibration = calibration if unsure is None else set_by_hand(calibration, unsure=unsure)
