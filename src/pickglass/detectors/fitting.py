@@ -479,7 +479,7 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
         n_validate=n_validate,
         units=units,
         before=plan.before * turns,
-        n_defects=len(plan.defects) if method.learns_defects else 0,
+        n_defects=len(plan.defects) if plan.defects and method.learns_defects else 0,
     )
     tiles = loader.tiles
     if tiles is None:
