@@ -165,6 +165,14 @@ def test_no_model_is_judged_by_what_it_was_shown_nor_by_the_same_part() -> None:
     ]
 
 
+def test_known_defects_of_a_root_of_categories_are_refused(tmp_path: Path) -> None:
+    from pickglass.app.fit import FitRequest
+    from pickglass.app.fit_many import fit_many
+
+    with pytest.raises(InputError, match=r"known defects are those of one category.*fit that category by itself"):
+        fit_many(tmp_path, tmp_path / "models", FitRequest(defects=tmp_path))
+
+
 @pytest.mark.slow
 def test_the_command_shows_what_was_given(tmp_path: Path) -> None:
     from typer.testing import CliRunner

@@ -171,6 +171,8 @@ class Detector(Method):
         began = time.perf_counter()
         share = self.wanted_validation if validate is None else validate
         file = None if checkpoint is None else Path(checkpoint)
+        if channels != "rgb" and defects is not None:
+            defects = as_table(defects, "test", channels)
         known = defect_rows(data, defects)
         plan = FitPlan(share, calibrate, seed, memory_gb, file, tuple(observers), progress or silent, defects=known)
         self.calibration, self.namer, self.reference, self.provenance = None, None, None, Provenance()

@@ -3,18 +3,19 @@
 The threshold is never theirs: it promises something of good parts. Where a method learned from them, their scores say
 nothing of the next defect, and nothing is set by them. Where it did not, those that the threshold would miss are to be
 looked at by a person: the threshold of ``unsure`` comes to lie between the lowest of them and the next good image
-below, but never so low that more than a tenth of the good images lie above it.
+below, but never so low that more than a tenth of the good parts lie above it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from pickglass.calibration import Calibration
-from pickglass.calibration.promises import set_by_hand
+from pickglass.calibration.promises import group_maxima, set_by_hand
 from pickglass.data import image_digest, known_names
 from pickglass.detectors.fitting import FitPlan, Judge
 from pickglass.detectors.loading import FeatureLoader
@@ -23,7 +24,7 @@ from pickglass.detectors.method import Method
 __all__ = ["MOST_UNSURE", "settled", "unsure_below"]
 
 MOST_UNSURE = 0.1
-"""The share of good images that may lie above the threshold of ``unsure`` for the sake of known defects."""
+"""The share of good parts that may lie above the threshold of ``unsure`` for the sake of known defects."""
 
 
 @torch.no_grad()
@@ -44,7 +45,8 @@ def settled(
     scores = Judge(loader, plan)([method], plan.defects)[method].scores.tolist()
     calibration = method.calibration
     if not learned and calibration is not None and calibration.image_threshold is not None:
-        unsure = unsure_below(scores, calibration.scores, calibration.image_threshold)
+        good = group_maxima(calibration.scores, calibration.groups).tolist()
+        unsure = unsure_below(scores, good, calibration.image_threshold)
         calibration = calibration if unsure is None else set_by_hand(calibration, unsure=unsure)
     names = known_names([row.path for row in plan.defects])
     told = tuple(
@@ -60,12 +62,12 @@ def settled(
     return calibration, told
 
 
-def unsure_below(defects: list[float], good: tuple[float, ...], threshold: float) -> float | None:
+def unsure_below(defects: Sequence[float], good: Sequence[float], threshold: float) -> float | None:
     """Choose the threshold of ``unsure`` for known defects; None: no known defect gains by one.
 
     Args:
         defects: scores of known defects.
-        good: scores of good images.
+        good: the highest score of each good part.
         threshold: the image threshold.
 
     >>> unsure_below([9.0, 4.0], (1.0, 2.0, 3.0, 5.0), 5.0) is None  # a tenth of four images is none

@@ -128,7 +128,7 @@ def write_report(
         names: what to call an image, by its path, where the reader is not to know of paths; None: by its path.
     """
     named = names or {}
-    hidden = _LISTED if names is None else (*_LISTED, "suspicious")
+    hidden = _LISTED if names is None else (*_LISTED, "suspicious", "known_defects")
     threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
     scale = colour_range(threshold, prediction.maps)
     with ReportWriter(target, f"{name}: {detector.title}", scale) as writer:
