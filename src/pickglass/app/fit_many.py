@@ -76,8 +76,8 @@ def fit_many(
     source, wish, at = DataSource.of(root), request or FitRequest(), where or Where()
     if wish.defects is not None:
         raise InputError(
-            f"defects={str(wish.defects)!r}: known defects are those of one category, and {source.path} holds many: fit "
-            "that category by itself"
+            f"defects={str(wish.defects)!r}: known defects are those of one category, and {source.path} holds many: "
+            "fit that category by itself"
         )
     names = list(source.load_all())
     target.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,7 @@ __all__ = ["SuperSimpleNet", "perlin_noise"]
 
 _MARGIN = 0.5  # of the truncated L1: cells beyond it on the right side cost nothing
 _GAMMA = 4.0  # of the focal loss
+_THRESHOLD, _THRESHOLD_WITH_KNOWN = 0.2, 0.6  # of Perlin noise
 _OCTAVES = 6  # Perlin noise has 1, 2, 4 ... 32 cells a side
 
 
@@ -72,8 +73,8 @@ class SuperSimpleNet(Detector):
             not.
         noise: standard deviation of the noise, in the units of the features (paper: 0.015); or the lowest and the
             highest one, between which each copy of an image draws its own.
-        perlin_threshold: noise is added where Perlin noise exceeds it (paper: 0.2 on MVTec AD, 0.6 on VisA and with
-            known defects); the higher, the smaller the places.
+        perlin_threshold: noise is added where Perlin noise exceeds it; the higher, the smaller the places. None: 0.2,
+            and 0.6 with known defects (paper; without them 0.6 on VisA).
         hidden: channels inside the segmentation head; None: two thirds of those that it reads (paper: 1024 of 1536).
         classes: channels inside the classification head (paper: 128).
         known_share: known defects of a step per good image, above 0 (paper: 1); without known defects it says nothing.
@@ -127,7 +128,7 @@ class SuperSimpleNet(Detector):
         patch: int = 3,
         standardise: bool = True,
         noise: float | tuple[float, float] = 0.4,
-        perlin_threshold: float = 0.2,
+        perlin_threshold: float | None = None,
         hidden: int | None = None,
         classes: int = 32,
         known_share: float = 0.5,
@@ -200,7 +201,7 @@ class SuperSimpleNet(Detector):
             )
         if not self.known_share > 0:
             raise InputError(f"known_share={self.known_share!r}: expected a number above 0")
-        if not -1 < self.perlin_threshold < 1:
+        if self.perlin_threshold is not None and not -1 < self.perlin_threshold < 1:
             raise InputError(
                 f"perlin_threshold={self.perlin_threshold!r}: expected a number above -1 and below 1, e.g. 0.2"
             )
@@ -290,7 +291,8 @@ class SuperSimpleNet(Detector):
         """Draw where noise is added to an image, (h, w) bool: nowhere in half of all cases."""
         if float(torch.rand(())) < 0.5:
             return torch.zeros(grid, dtype=torch.bool)
-        return perlin_noise(grid) > self.perlin_threshold
+        usual = _THRESHOLD if self._known is None else _THRESHOLD_WITH_KNOWN
+        return perlin_noise(grid) > (usual if self.perlin_threshold is None else self.perlin_threshold)
 
     def end_fit(self) -> dict[str, Any]:
         """Let go of the known defects, and count the learned parameters."""
