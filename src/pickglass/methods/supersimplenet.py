@@ -16,13 +16,14 @@ then mean and maximum of both) gives the image score.
 
 Where we depart, and why
 - Channels are standardised by the good images, and noise is in units of their deviations: the paper's 0.015 belongs to
-  the activations of one Wide ResNet-50, and networks differ in them by factors of ten. ``standardise=False`` is the
-  paper's.
-- Known defects are no part of the epochs: each step draws ``known_share`` as many as it has good images, so that one
-  defect teaches as often as fifty. The paper balances its epochs, which comes to the same.
+  the activations of one Wide ResNet-50, and means little on another network. ``standardise=False`` is the paper's.
+- An epoch is one pass over the good images; each step draws ``known_share`` as many known defects as it has good
+  images, so that one teaches as often as fifty. The authors' epochs are passes over the known defects, with as many
+  good images drawn beside them.
 - A defect of which only the image is known teaches the image score, and by its gradient the map; its cells are no
-  targets. (Rolih, Fucka, Skocaj 2025, arXiv 2508.19060, do so, too.)
-- Neither are gradients clipped nor known defects mirrored; the paper does both where it has labels.
+  targets. The paper has masks for all.
+- Neither are gradients clipped nor known defects mirrored and turned; the authors do both where they have labels.
+- The authors' code has a leaky ReLU in the segmentation head, and so have we.
 - The heads are as much narrower than the paper's as the backbone: two thirds of the channels, and ``classes`` 32
   instead of 128.
 - The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's classification head
