@@ -45,6 +45,7 @@ MODELS = ("patchcore", "fastflow", "ssn-0", "ssn-1", "ssn-5", "ssn-10")
 MOST = 10  # known defects of a type
 LAYERS = ("stage3", "stage4", "stage5")
 METRICS = ("image_auroc", "own_auroc", "aupro_30", "aupro_05")
+COMPARED = ("image_auroc", "aupro_30", "aupro_05")
 
 
 def main() -> None:
@@ -188,7 +189,7 @@ def judged_by(scores: npt.NDArray[Any], maps: npt.NDArray[Any], test: Table) -> 
 def table(out: Path, test: Table, size: str, repeats: int) -> str:
     """Markdown: a row a model."""
     runs: dict[str, dict[int, tuple[Tool, npt.NDArray[Any], dict[str, float]]]] = {}
-    for file in sorted(out.glob(f"*-{size.replace(':', '')}-*.npz")):
+    for file in sorted(out.glob(f"*-{size.replace(':', '')}-*.npz"), key=lambda file: (len(file.stem), file.stem)):
         model, _, seed = file.stem.rsplit("-", 2)
         with np.load(file, allow_pickle=False) as stored:
             times = {key: float(stored[key]) for key in ("fit_s", "cpu_s", "images_per_s")}
@@ -229,7 +230,8 @@ def table(out: Path, test: Table, size: str, repeats: int) -> str:
                 groups,
                 repeats=repeats,
             )
-            cells.append("; ".join(interval(*three) for three in zip(found.value, found.low, found.high, strict=True)))
+            three = list(zip(found.value, found.low, found.high, strict=True))
+            cells.append("; ".join(interval(*three[METRICS.index(metric)]) for metric in COMPARED))
         cpu, speed = (np.mean([times[key] for _, _, times in of.values()]) for key in ("cpu_s", "images_per_s"))
         lines.append(f"| {model} | {len(of)} | {' | '.join(cells)} | {cpu:.0f} | {speed:.0f} |")
     return "\n".join(lines)
