@@ -167,6 +167,8 @@ def test_the_rate_falls_at_its_milestone() -> None:
     rates = [Plan(steps=20, lr=1, milestone=0.95).rate(i, 20) for i in range(20)]
     assert rates == [1.0] * 19 + [0.1]
     assert {Plan(steps=20, lr=1).rate(i, 20) for i in range(20)} == {1.0}
+    rates = [Plan(steps=10, lr=1, milestone=(0.8, 0.9), gamma=0.5).rate(i, 10) for i in range(10)]
+    assert rates == [1.0] * 8 + [0.5, 0.25]
 
     weight = nn.ParameterList([nn.Parameter(torch.zeros(1))])
     plan = Plan(steps=4, batch=1, optimiser="sgd", lr=1.0, milestone=0.5, gamma=0.25)
@@ -176,6 +178,13 @@ def test_the_rate_falls_at_its_milestone() -> None:
     )
     assert weight[0].item() == -(1 + 1 + 0.25 + 0.25)
     assert [record.lr for record in records] == [1.0, 1.0, 0.25, 0.25]
+
+
+def test_adamw_takes_the_decay_off_the_weights_and_not_into_the_gradient() -> None:
+    weight = nn.ParameterList([nn.Parameter(torch.ones(1))])
+    plan = Plan(steps=1, optimiser="adamw", lr=0.1, weight_decay=0.5)
+    train_all([Phase("w", weight, lambda x: weight[0] * x, plan)], lambda _: torch.ones(1), 1, seed=0)
+    assert weight[0].item() == pytest.approx(1 - 0.1 * 0.5 - 0.1)  # the decay, then a step of the learning rate
 
 
 def test_what_is_told_on_the_way() -> None:
@@ -526,9 +535,10 @@ def test_what_cannot_be_trained_is_refused() -> None:
         ({"epochs": 1, "batch": 0}, "batch=0"),
         ({"epochs": 1, "lr": 0.0}, "lr=0.0"),
         ({"epochs": 1, "lr": float("nan")}, "lr=nan"),
-        ({"epochs": 1, "optimiser": "lion"}, "optimiser='lion': expected 'adam' or 'sgd'"),
+        ({"epochs": 1, "optimiser": "lion"}, "optimiser='lion': expected 'adam', 'adamw' or 'sgd'"),
         ({"epochs": 1, "pick": "first"}, "pick='first'"),
         ({"epochs": 1, "milestone": 95}, "milestone=95"),
+        ({"epochs": 1, "milestone": (0.8, 9.0)}, r"milestone=\(0\.8, 9\.0\)"),
     ],
 )
 def test_a_plan_that_cannot_be(settings: dict[str, object], message: str) -> None:

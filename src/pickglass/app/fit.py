@@ -11,9 +11,10 @@ from typing import Any
 from pickglass.app.advise.auto import auto_choice, usual_defect
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.within_foreground import look_for_part, trusted_mask
+from pickglass.app.known_defects import about_defects
 from pickglass.app.methods import method_name
 from pickglass.app.results import FitResult
-from pickglass.data import Dataset, DataSource, split_roles, usual_size, with_roi
+from pickglass.data import Dataset, DataSource, Table, defects_at, split_roles, usual_size, with_pixel_mm, with_roi
 from pickglass.data.files import output_path
 from pickglass.detectors.contamination import CleanCheck
 from pickglass.detectors.drift_sample import DriftSample
@@ -51,6 +52,8 @@ class FitRequest:
         seed: decides the split and everything else that is drawn at random.
         memory_gb: budget in gigabytes for what the method holds.
         drop_suspicious: leave out training images that look like none of the others.
+        defects: folder or table of known defects, see :func:`pickglass.data.defects_at`; None: there are none, but for
+            the defective rows of a table with the role ``validate``.
     """
 
     method: str | None = None
@@ -65,6 +68,7 @@ class FitRequest:
     seed: int = 0
     memory_gb: float = 4.0
     drop_suspicious: bool = False
+    defects: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.preset != "auto" and self.defect_px is not None:
@@ -174,6 +178,9 @@ def fit_dataset(
     place = source or DataSource(dataset.root)
     seek_part = place.roi == "auto"
     train = (replace(place, roi=None) if seek_part else place).placed(dataset.train)
+    known: Table | None = None
+    if wish.defects is not None:
+        known = with_pixel_mm(defects_at(wish.defects, place.group_by, place.good), place.pixel_mm)
     # images that fit will hold back for the thresholds, which are drawn first, choose nothing
     chooses = seek_part or wish.preset == "auto"
     calibrate = _HELD_BACK if wish.calibrate is None and chooses else wish.calibrate
@@ -205,6 +212,7 @@ def fit_dataset(
         seed=wish.seed,
         memory_gb=wish.memory_gb,
         checkpoint=checkpoint,
+        defects=known,
         observers=[CleanCheck(drop=wish.drop_suspicious), DriftSample()],
         progress=progress,
         **run.arguments(),
@@ -226,6 +234,7 @@ def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
         "n_calibrate": provenance.n_calibrate,
         "fit_s": provenance.fit_s,
         "image_threshold": None if calibration is None else calibration.image_threshold,
+        "unsure_threshold": None if calibration is None else calibration.unsure_threshold,
         "threshold_sentence": None if calibration is None or not calibration.scores else calibration.sentence,
         "backbone": detector.backbone,
         "layers": list(detector.read_layers),
@@ -240,6 +249,7 @@ def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:
         "adaptation": provenance.adaptation,
         "suspicious": [{"path": s["path"], "score": s["score"], "whole": s["whole"]} for s in provenance.suspicious],
         "dropped": dropped,
+        "known_defects": None if provenance.known_defects is None else about_defects(provenance.known_defects),
         "auto": provenance.auto,
         "foreground": provenance.foreground,
     }

@@ -67,13 +67,18 @@ def fit_many(
         progress: called with (stage, done, total) after each category.
 
     Raises:
-        InputError: the folder is a file.
+        InputError: the folder is a file, or known defects were given, which are those of one category.
         DataError: no data set.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: a root of many categories needs a folder for their models, -o FOLDER")
     source, wish, at = DataSource.of(root), request or FitRequest(), where or Where()
+    if wish.defects is not None:
+        raise InputError(
+            f"defects={str(wish.defects)!r}: known defects are those of one category, and {source.path} holds many: "
+            "fit that category by itself"
+        )
     names = list(source.load_all())
     target.mkdir(parents=True, exist_ok=True)
     run = compute or ComputeOptions()

@@ -45,6 +45,7 @@ __all__ = [
     "FittedCategory",
     "ImageResult",
     "InfoResult",
+    "KnownDefects",
     "LabelResult",
     "LayerProbe",
     "LayerResult",
@@ -100,6 +101,18 @@ class Suspicious(TypedDict):
     whole: bool
 
 
+class KnownDefects(TypedDict):
+    """The bad parts that a fit was shown: how many, of which types, by which names, and what for.
+
+    ``use``: ``"learned"``, where the method learns from them, or ``"unsure"``, where they set that threshold.
+    """
+
+    n: int
+    types: dict[str, int]
+    use: str
+    names: list[str]
+
+
 class FitResult(TypedDict):
     """The result of ``pickglass fit``.
 
@@ -111,6 +124,7 @@ class FitResult(TypedDict):
     better), ``auroc`` (per epoch from 0 on) and more. ``auto``: how ``--preset auto`` chose, null without it; its
     ``ablation`` holds an :class:`AblationRow` a part. ``foreground``: null unless a mask of it was found and is the
     region of interest, else its ``share`` of the image, ``n_images`` and the numbers of its ``checks``.
+    ``known_defects``: null where no bad part was shown. ``unsure_threshold``: null where nothing is unsure.
     """
 
     model: str
@@ -121,6 +135,7 @@ class FitResult(TypedDict):
     n_calibrate: int
     fit_s: float
     image_threshold: float | None
+    unsure_threshold: float | None
     threshold_sentence: str | None
     backbone: str
     layers: list[str]
@@ -131,6 +146,7 @@ class FitResult(TypedDict):
     adaptation: dict[str, Any] | None
     suspicious: list[Suspicious]
     dropped: bool
+    known_defects: KnownDefects | None
     auto: dict[str, Any] | None
     foreground: dict[str, Any] | None
 

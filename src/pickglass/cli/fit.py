@@ -121,6 +121,12 @@ def fit(
         Literal["local", "ray"],
         typer.Option(help="Fit the categories of a root on this machine or on a Ray cluster (pickglass[cluster])."),
     ] = "local",
+    defects: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of known defects: supersimplenet learns from them, for other methods they set what is unsure."
+        ),
+    ] = None,
     parallel: Annotated[int | None, typer.Option(min=1, help="Fit so many categories of a root at once.")] = None,
     address: Annotated[str | None, typer.Option(help="Address of the Ray cluster, e.g. auto.")] = None,
     memory_gb: Annotated[float, typer.Option(help="Gigabytes that the method may hold.")] = 4.0,
@@ -146,6 +152,7 @@ def fit(
         seed=seed,
         memory_gb=memory_gb,
         drop_suspicious=drop_suspicious,
+        defects=defects,
     )
     first, *more = data
     source = folder.source(first, roi, pixel_mm, more)
@@ -210,6 +217,10 @@ def show_fit(result: FitResult) -> None:
         say(f"for fewer false alarms: pickglass threshold MODEL DATA --promise {promise} --false-alarm 0.01")
     elif result["n_fit"] == 1:
         say("one good image sets no threshold: nothing is known of how good parts differ; give 20 or more")
+    if result["known_defects"] is not None:
+        from pickglass.app.known_defects import defects_told
+
+        say(f"known defects: {defects_told(result['known_defects'], result['unsure_threshold'])}")
     if result["layers_chosen"] != "user":
         chosen = "its usual layers" if result["layers_chosen"] == "table" else "chosen by their strides"
         more = f"--layers names others, pickglass layers {result['backbone']} shows them"

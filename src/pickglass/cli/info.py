@@ -132,6 +132,12 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
         yield "It looks only inside a region of interest."
     if provenance.get("pixel_mm"):
         yield f"A pixel is {provenance['pixel_mm']:g} mm wide on the part."
+    if known := provenance.get("known_defects"):
+        from pickglass.app.known_defects import about_defects, defects_told
+
+        unsure = (header["calibration"] or {}).get("unsure_threshold")
+        about = about_defects(known)
+        yield f"Known defects: {defects_told(about, unsure)}. They are {_some(about['names'])}."
     odd = provenance.get("suspicious") or []
     if odd:
         yield f"{len(odd)} training images look like none of the others: {_some([image['path'] for image in odd])}."

@@ -14,6 +14,7 @@ from pickglass.data.images.geometry import Prepared, Preprocess, parse_size, res
 from pickglass.data.images.masks import read_marks, read_mask
 from pickglass.data.painting.defects import KINDS, Painted, paint
 from pickglass.data.tables.account import Account
+from pickglass.data.tables.defects import as_defects, check_defects, defects_at
 from pickglass.data.tables.ground_truth import Region, read_regions
 from pickglass.data.tables.inspection import describe, find_problems, usual_size
 from pickglass.data.tables.layouts import LAYOUTS, Datasets, Layout, load_dataset, load_datasets
@@ -57,10 +58,13 @@ __all__ = [
     "Row",
     "Saturation",
     "Table",
+    "as_defects",
     "as_rows",
     "as_table",
+    "check_defects",
     "decode",
     "decode_all",
+    "defects_at",
     "describe",
     "find_problems",
     "fingerprint",

@@ -27,6 +27,7 @@ from pickglass.detectors.fitting import (
     FitObserver,
     FitPlan,
     adapt_backbone,
+    defect_rows,
     learn_fusion,
     prepare,
     teach,
@@ -131,6 +132,7 @@ class Detector(Method):
         memory_gb: float = 4.0,
         checkpoint: str | Path | None = None,
         channels: Channels = "rgb",
+        defects: Any = None,
         observers: Sequence[FitObserver] = (),
         progress: Progress | None = None,
         **compute: Unpack[ComputeArguments],
@@ -149,6 +151,9 @@ class Detector(Method):
             checkpoint: file that a method that trains writes every few minutes; where it exists already, the fit goes
                 on from it as if it had never been interrupted. Delete it once the model is saved.
             channels: order of the colours in arrays and tensors: ``"rgb"``, or ``"bgr"`` as OpenCV gives them.
+            defects: images of bad parts, as for :func:`pickglass.data.as_defects`, beside the rows of the role
+                ``validate`` that are labelled defective. A method that can (SuperSimpleNet) learns from them; for any
+                other they set the threshold of ``unsure``. They never set the threshold itself.
             observers: what else watches the fit: :class:`pickglass.CleanCheck` names images that look like none of the
                 others, or leaves them out; :class:`pickglass.DriftSample` keeps what ``pickglass drift`` compares with.
             progress: called with (stage, done, total).
@@ -166,7 +171,10 @@ class Detector(Method):
         began = time.perf_counter()
         share = self.wanted_validation if validate is None else validate
         file = None if checkpoint is None else Path(checkpoint)
-        plan = FitPlan(share, calibrate, seed, memory_gb, file, tuple(observers), progress or silent)
+        if channels != "rgb" and defects is not None:
+            defects = as_table(defects, "test", channels)
+        known = defect_rows(data, defects)
+        plan = FitPlan(share, calibrate, seed, memory_gb, file, tuple(observers), progress or silent, defects=known)
         self.calibration, self.namer, self.reference, self.provenance = None, None, None, Provenance()
         self.history, self._file_id = (), None
         for part in self.components.values():
@@ -180,12 +188,18 @@ class Detector(Method):
         self.provenance = self._origin(table, plan)
         loader = self._with_research(loader, table, plan)
         fitting = f"{self.method} {self.configuration()} {seed} {self.provenance.data_sha256} {self.provenance.regions}"
+        fitting += f" {fingerprint(known)}" if known else ""
         details = teach(self, loader, table, plan, fitting)
         self.eval()
         self.calibration, usual = calibrated(self, loader, replace(images, table=table), plan)
         if type(self).score_left_out is not Method.score_left_out:  # also where this fit held images back instead
             self.forget_images()
         details = {**details, **usual}
+        if known:
+            from pickglass.detectors.known_defects import settled
+
+            self.calibration, of_defects = settled(self, loader, plan)
+            self.provenance = replace(self.provenance, known_defects=of_defects)
         seconds = time.perf_counter() - began
         engine = loader.engine
         self.provenance = replace(

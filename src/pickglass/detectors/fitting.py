@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -34,14 +34,16 @@ from pickglass.data import (
     Preprocess,
     Row,
     Table,
+    as_defects,
     as_table,
+    check_defects,
     decode,
     parse_size,
     short_names,
     split_roles,
 )
 from pickglass.data.images.decoder import Array
-from pickglass.detectors.loading import FeatureLoader, LoadedBatch, on_device, silent
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch, canvas_batch, on_device, silent
 from pickglass.detectors.method import FitContext, Judged, Method
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
@@ -73,6 +75,7 @@ __all__ = [
     "calibrate",
     "check_meaning",
     "checked",
+    "defect_rows",
     "drawn_to_leave_out",
     "good_rows",
     "learn_fusion",
@@ -127,6 +130,7 @@ class FitPlan:
     """The plan says what a fit is asked for; the attributes are the arguments of :meth:`pickglass.Detector.fit`.
 
     ``before`` is the number of images that the method has learned already, on top of which it learns; 0: it is a fit.
+    ``defects`` are bad parts, which a method may learn from and which never set the threshold.
     """
 
     validate: float
@@ -137,6 +141,7 @@ class FitPlan:
     observers: Sequence[FitObserver] = ()
     progress: Progress = silent
     before: int = 0
+    defects: Table = field(default_factory=Table)
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,9 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
     for part in (method, *method.components.values()):
         _ = part.places_matter, part.level_matters  # contradictions are refused
     table = good_rows(data)
+    if plan.defects:
+        check_defects(plan.defects, table, compute.workers, compute.max_pixels)
+        _check_marked(method, plan.defects)
     asked = (method.backbone, method.read_layers, method.weights, plan.seed, method.scales, method.strides)
     if method.extractor is None or not method.extractor.is_still(*asked):  # otherwise its engine is ready, too
         method.extractor = FeatureExtractor(*asked)
@@ -266,6 +274,24 @@ def good_rows(data: Any) -> Table:
     if not table:
         raise DataError("there is no good image to learn from: expected rows of another role than 'test'")
     return table
+
+
+def defect_rows(data: Any, defects: Any) -> Table:
+    """Return the bad parts that a fit is shown: those handed over, and those that a table has for validation."""
+    if isinstance(data, Dataset):
+        data = data.table
+    known = data.where(lambda row: row.label == 1 and row.role == "validate") if isinstance(data, Table) else Table()
+    return known if defects is None else known + as_defects(defects)
+
+
+def _check_marked(method: Method, defects: Table) -> None:
+    """Raise where a method would learn from tiles of which nobody knows whether they show the defect."""
+    unmarked = [row.path for row in defects if not row.has_mask]
+    if unmarked and method.learns_defects and method.tiling is not None:
+        raise InputError(
+            f"{len(unmarked)} known defects have no mask, e.g. {unmarked[0]!r}, so it is not known which of the tiles "
+            "show them: give their masks, leave them out, or fit without tiles"
+        )
 
 
 def checked(
@@ -453,6 +479,7 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
         n_validate=n_validate,
         units=units,
         before=plan.before * turns,
+        n_defects=len(plan.defects) if plan.defects and method.learns_defects else 0,
     )
     tiles = loader.tiles
     if tiles is None:
@@ -463,7 +490,13 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
     units = units if tiles.heads == tiles.n else ()  # heads that tiles share see each image several times
     n_images, before = (n * tiles.per_head for n in (context.n_images, context.before))
     context = replace(
-        context, positions=tiles.heads, n_images=n_images, before=before, units=units, per_image=tiles.per_head
+        context,
+        positions=tiles.heads,
+        n_images=n_images,
+        before=before,
+        units=units,
+        per_image=tiles.per_head,
+        n_defects=context.n_defects * tiles.per_head,
     )
     groups = _groups(method, loader, table, context)
     if len(groups) == 1:
@@ -554,6 +587,8 @@ def _train(
             fit_cache.add(batch)
         for batch in _batches(loader, validate, silent):
             validate_cache.add(batch)
+        for batch, truth in _defect_batches(loader, plan.defects) if context.n_defects else ():
+            method.observe_defects(batch, truth)
         phases = method.phases()
         if context.before:
             phases = [replace(phase, plan=phase.plan.further()) for phase in phases]
@@ -586,6 +621,22 @@ def _batches(
             for observer in observers:
                 observer.taught([item.row for item in loaded.items], loaded.batch)
             yield loaded.batch
+
+
+def _defect_batches(loader: FeatureLoader, defects: Table) -> Iterator[tuple[Batch, Tensor | None]]:
+    """Yield the batches that a method reads of known defects, with their masks (B, P, H, W); None: they have none."""
+    for rows in (defects.where(lambda row: row.has_mask), defects.where(lambda row: not row.has_mask)):
+        for loaded in loader.sound_batches(rows, silent):
+            if loaded.batch is None:
+                continue
+            truth = None
+            if rows[0].has_mask:
+                masks = [(item.size, item.row.truth(item.size, loader.compute.max_pixels)) for item in loaded.items]
+                placed = [np.asarray(loader.preprocess.kept(size, mask)) for size, mask in masks]
+                whole = torch.from_numpy(np.stack(placed)).to(loader.engine.device)  # (B, H, W)
+                blank = whole.new_zeros((len(whole), 3, *whole.shape[1:]), dtype=torch.float32)
+                truth = canvas_batch(blank, whole, lambda _: (), ("images",), loader.tiles, loader.positions).keep
+            yield loaded.batch, truth
 
 
 # -- positions of tiles ------------------------------------------------------------------------------------------------
@@ -634,7 +685,7 @@ def _training_bytes(method: Method, loader: FeatureLoader, table: Table, context
     single = method.clone()
     single.build(context.shapes, 1, context.seed)
     single.to(loader.engine.device)
-    single.begin_fit(replace(context, positions=1))
+    single.begin_fit(replace(context, positions=1, n_defects=0))
     batch = next(_batches(loader.only(range(1)), table.role("fit")[:2], silent))
     images = len(batch.levels[0] if batch.levels else batch.images)  # type: ignore[arg-type]
     known = {t.untyped_storage().data_ptr() for t in single.state_dict().values()}

@@ -46,6 +46,7 @@ class FitContext:
         units: for each image that ``observe`` sees in one of its turns, the number of the part or roll that it shows.
         before: in an update, how many images were learned before, counted as ``n_images``; 0: this is a fit.
         per_image: how many images of a batch, one after the other, are tiles of one image: those that share a head.
+        n_defects: how many images ``observe_defects`` will see in all, counted as ``n_images``.
     """
 
     n_images: int
@@ -59,6 +60,7 @@ class FitContext:
     units: tuple[int, ...] = ()
     before: int = 0
     per_image: int = 1
+    n_defects: int = 0
 
 
 class Neighbour(NamedTuple):
@@ -142,6 +144,19 @@ class Method(Configured, ABC):
 
     def observe(self, batch: Batch) -> None:
         """Take in a batch of good images; each image comes once, in each of the ``quarter_turns``."""
+
+    @property
+    def learns_defects(self) -> bool:
+        """Whether the method learns from known defects, too."""
+        return type(self).observe_defects is not Method.observe_defects
+
+    def observe_defects(self, batch: Batch, truth: Tensor | None) -> None:
+        """Take in a batch of known defects, after the good images; each image comes once.
+
+        Args:
+            batch: images of bad parts.
+            truth: (B, P, H, W) bool, where their defects are; None: that is not known.
+        """
 
     def phases(self) -> Sequence[Phase[Batch]]:
         """Return what is trained, in this order, over and over the same batches."""

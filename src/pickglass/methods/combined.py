@@ -311,6 +311,16 @@ class Combined(Detector):
         for part in self.components.values():
             part.observe(part.own(batch))
 
+    @property
+    def learns_defects(self) -> bool:
+        """Whether a part learns from known defects."""
+        return any(part.learns_defects for part in self.components.values())
+
+    def observe_defects(self, batch: Batch, truth: Tensor | None) -> None:
+        """Show the batch to the parts that learn from known defects."""
+        for part in self.components.values():
+            part.observe_defects(part.own(batch), truth)
+
     def phases(self) -> Sequence[Phase[Batch]]:
         """Return the phases of all parts, one part after the other."""
         return [self._phase(name, part, phase) for name, part in self.components.items() for phase in part.phases()]

@@ -74,6 +74,8 @@ class Provenance:
         suspicious: images that looked like none of the others: ``path``, ``score``, ``whole`` each; empty as well
             where no :class:`pickglass.CleanCheck` watched the fit.
         left_out: start of the digest of each suspicious image that was left out of the fit; None: none was.
+        known_defects: bad parts that the fit was shown: ``name``, ``defect`` (None: no type is known), ``digest`` (its
+            start), ``use`` (``"learned"`` or ``"unsure"``) and ``score`` each; None: there were none.
         details: what the method tells of its training.
         versions: version by library.
         fitted: date and time (UTC) of the fit.
@@ -100,6 +102,7 @@ class Provenance:
     engine: str = ""
     suspicious: tuple[dict[str, Any], ...] = ()
     left_out: tuple[str, ...] | None = None
+    known_defects: tuple[dict[str, Any], ...] | None = None
     details: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     fitted: str = ""
@@ -111,7 +114,17 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict as a model file keeps it; what is optional and not known is left out."""
-        optional = ("fitted_images", "image_names", "left_out", "adaptation", "data", "auto", "foreground", "updates")
+        optional = (
+            "fitted_images",
+            "image_names",
+            "left_out",
+            "known_defects",
+            "adaptation",
+            "data",
+            "auto",
+            "foreground",
+            "updates",
+        )
         known = {f.name: getattr(self, f.name) for f in fields(self)}
         stored = {name: value for name, value in known.items() if not (name in optional and value is None)}
         return {**stored, **asdict(self.regions)}
@@ -154,8 +167,13 @@ class Provenance:
         return self.within_regions(table).rows if by_row else table.rows
 
     def unseen(self, table: Table) -> Table:
-        """Return the rows that the model was not fitted on, nor images of their groups."""
-        return table.unseen_by(self.fitted_images or ())
+        """Return the rows that the model was not fitted on or shown as known defects, nor images of their groups."""
+        return table.unseen_by((*(self.fitted_images or ()), *self.defect_digests))
+
+    @property
+    def defect_digests(self) -> tuple[str, ...]:
+        """The start of the digest of each known defect."""
+        return tuple(defect["digest"] for defect in self.known_defects or ())
 
     def without_left_out(self, table: Table) -> Table:
         """Return the rows but for the suspicious images that the fit left out: what it did not trust stays out."""

@@ -15,6 +15,7 @@ __all__ = ["Selection", "select", "sentences"]
 _DIVIDED = "for training or validation, as the data set divides them"
 _OWN = "that the model was fitted on or that set its threshold"
 _FITTED = "that the model was fitted on, or of the same part or roll"
+_KNOWN = "that the model was shown as known defects, or of the same part or roll"
 _MAYBE = "that were drawn for training, as the model does not tell what it was fitted on"
 
 
@@ -29,7 +30,7 @@ def select(dataset: Dataset, models: Sequence[Provenance]) -> Selection:
     """Choose the images of a data set that judge models.
 
     Where the data set has a test part of its own, that is judged; where pickglass drew one, all images are. Images that
-    one of the models was fitted on are left out.
+    one of the models was fitted on, or shown as known defects, are left out.
 
     Args:
         dataset: with or without training images.
@@ -43,11 +44,16 @@ def select(dataset: Dataset, models: Sequence[Provenance]) -> Selection:
             table = dataset.table
         else:
             left_out[reason] = len(dataset.train)
-    unseen = table
+    fresh = table
+    for provenance in models:
+        fresh = fresh.unseen_by(provenance.defect_digests)
+    if len(fresh) < len(table):
+        left_out[_KNOWN] = len(table) - len(fresh)
+    unseen = fresh
     for provenance in models:
         unseen = provenance.unseen(unseen)
-    if len(unseen) < len(table):
-        left_out[_FITTED] = len(table) - len(unseen)
+    if len(unseen) < len(fresh):
+        left_out[_FITTED] = len(fresh) - len(unseen)
     return Selection(Table([replace(row, role="test") for row in unseen]), left_out)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pickglass.app.known_defects import about_defects, defects_told
 from pickglass.app.marking.table import COLUMNS
 from pickglass.app.models import AnyModel, as_model
 from pickglass.app.pages.charts import Curves
@@ -127,7 +128,7 @@ def write_report(
         names: what to call an image, by its path, where the reader is not to know of paths; None: by its path.
     """
     named = names or {}
-    hidden = _LISTED if names is None else (*_LISTED, "suspicious")
+    hidden = _LISTED if names is None else (*_LISTED, "suspicious", "known_defects")
     threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
     scale = colour_range(threshold, prediction.maps)
     with ReportWriter(target, f"{name}: {detector.title}", scale) as writer:
@@ -161,10 +162,24 @@ def write_report(
             failed=[Failure(named.get(path, path), error) for path, error in prediction.failed],
             threshold=prediction.calibration.image_threshold if prediction.calibration else None,
             unsure=prediction.calibration.unsure_threshold if prediction.calibration else None,
-            notes=(*sentences(result["left_out"]), *evaluation.notes, *_notes(prediction, evaluation)),
+            notes=(
+                *sentences(result["left_out"]),
+                *_shown(detector),
+                *evaluation.notes,
+                *_notes(prediction, evaluation),
+            ),
             tiles=_tiles(detector, prediction, scale),
             marking=Marking(detector.model_id(), detector.model_version, COLUMNS),
         )
+
+
+def _shown(detector: AnyModel) -> list[str]:
+    """Say which known defects the fit was shown."""
+    known, calibration = detector.provenance.known_defects, detector.calibration
+    if not known:
+        return []
+    unsure = None if calibration is None else calibration.unsure_threshold
+    return [f"Known defects: {defects_told(about_defects(known), unsure)}."]
 
 
 def _tiles(detector: AnyModel, prediction: Prediction, scale: tuple[float, float]) -> list[TiledImage]:

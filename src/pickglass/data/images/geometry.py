@@ -224,14 +224,16 @@ class Preprocess:
 
         Args:
             image: size (H, W) of the image.
-            region: bool (H, W) of the image, its region of interest; a canvas pixel is in it if half of it is.
+            region: bool (H, W) of the image, its region of interest; a canvas pixel is in it if half of it is or, where
+                none is, if no other is so more.
         """
         place = self.placement(image)
         if region is None and (place.height, place.width) == self.size:
             return None
         inside = np.ones((place.height, place.width), np.bool_)
         if region is not None:
-            inside = _resize(region.astype(np.uint8) * 255, place, Image.Resampling.BOX) >= 128
+            share = _resize(region.astype(np.uint8) * 255, place, Image.Resampling.BOX)  # 0..255
+            inside = share >= max(1, min(128, int(share.max())))
         return np.pad(inside, self._margins(place))  # (H, W)
 
     def prepared(self, image: Array, row: HasRegion, roi: NDArray[np.bool_] | None = None) -> Prepared:

@@ -361,6 +361,8 @@ def _optimiser(phase: Phase[T]) -> torch.optim.Optimizer:
     given = [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
     if plan.optimiser == "adam":
         return torch.optim.Adam(given, plan.lr, plan.betas, plan.eps, weight_decay=plan.weight_decay)
+    if plan.optimiser == "adamw":
+        return torch.optim.AdamW(given, plan.lr, plan.betas, plan.eps, weight_decay=plan.weight_decay)
     return torch.optim.SGD(given, plan.lr, plan.momentum, weight_decay=plan.weight_decay)
 
 

@@ -26,14 +26,15 @@ class Plan:
     Args:
         epochs, steps: exactly one of them; steps go on over as many epochs as they take.
         batch: number of images of a step; never more than there are.
-        optimiser: ``"adam"`` or ``"sgd"``.
+        optimiser: ``"adam"``, ``"adamw"`` or ``"sgd"``.
         lr: learning rate.
         lr_factors: start of a parameter's name, up to a dot -> what its learning rate is multiplied by, e.g.
             ``{"adaptor": 0.5}``; 1 for all others.
         betas, eps: parameters of Adam.
         momentum: parameter of SGD.
-        weight_decay: L2 penalty, added to the gradient.
-        milestone: share of all steps, 0..1, from which on the learning rate is ``lr * gamma``; None: never.
+        weight_decay: L2 penalty, added to the gradient; AdamW takes it off the weights instead.
+        milestone: share of all steps, 0..1, from which on the learning rate is ``lr * gamma``, or several of them, at
+            each of which it is multiplied by ``gamma``; None: never.
         gamma: see ``milestone``.
         cosine: the learning rate rises over the first 2 % of the steps and falls to 0 along half a cosine.
         drop_last: leave out the incomplete batch at an epoch's end.
@@ -48,14 +49,14 @@ class Plan:
     epochs: int | None = None
     steps: int | None = None
     batch: int = 8
-    optimiser: Literal["adam", "sgd"] = "adam"
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = 1e-3
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.0
     weight_decay: float = 0.0
-    milestone: float | None = None
+    milestone: float | tuple[float, ...] | None = None
     gamma: float = 0.1
     cosine: bool = False
     drop_last: bool = False
@@ -73,15 +74,15 @@ class Plan:
             raise InputError(f"lr={self.lr!r}: expected a learning rate above 0, e.g. 0.001")
         if not all(math.isfinite(factor) and factor > 0 for factor in self.lr_factors.values()):
             raise InputError(f"lr_factors={self.lr_factors!r}: expected factors above 0, e.g. 0.5")
-        if self.optimiser not in ("adam", "sgd"):
-            raise InputError(f"optimiser={self.optimiser!r}: expected 'adam' or 'sgd'")
+        if self.optimiser not in ("adam", "adamw", "sgd"):
+            raise InputError(f"optimiser={self.optimiser!r}: expected 'adam', 'adamw' or 'sgd'")
         if self.pick not in ("last", "best"):
             raise InputError(f"pick={self.pick!r}: expected 'last' or 'best'")
         if self.start and self.pick != "best":
             raise InputError(f"start=True lets the first weights compete, but pick={self.pick!r}: use 'best'")
         if self.cosine and self.milestone is not None:
             raise InputError(f"cosine=True, milestone={self.milestone!r}: give one of the two")
-        if self.milestone is not None and not 0 <= self.milestone <= 1:
+        if not all(0 <= share <= 1 for share in self._milestones):
             raise InputError(f"milestone={self.milestone!r}: expected a share of the steps, 0 to 1")
 
     def further(self) -> Plan:
@@ -97,8 +98,14 @@ class Plan:
         if self.cosine:
             rise = min(1.0, (step + 1) / max(1.0, 0.02 * total))
             return self.lr * rise * (1 + math.cos(math.pi * step / total)) / 2
-        late = self.milestone is not None and step >= int(self.milestone * total)
-        return self.lr * self.gamma if late else self.lr
+        passed = sum(step >= int(share * total) for share in self._milestones)
+        return self.lr * self.gamma**passed
+
+    @property
+    def _milestones(self) -> tuple[float, ...]:
+        if self.milestone is None:
+            return ()
+        return self.milestone if isinstance(self.milestone, tuple) else (self.milestone,)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,246 @@
+"""SuperSimpleNet without and with known defects, beside PatchCore and FastFlow: figures with paired intervals by group.
+
+    python -m bench.supersimplenet fit OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2] [--size area:256]
+        [--models patchcore fastflow ssn-0 ssn-1 ssn-5 ssn-10] [--set epochs=6 ...]
+    python -m bench.supersimplenet table OUT --data DATA [--case magnetic_tile] [--size area:256] [--repeats 500]
+
+Of each type of defect ten known ones are drawn by the seed, of ten groups; ``ssn-N`` is shown the first N of each. No
+model is judged by these ten, nor by any other image of their groups, so that all are judged by the same images, and
+more known defects are more of the same ones. ``ssn-labels-N`` is shown them without their masks, ``patchcore-N`` and
+``fastflow-N`` too (they set what is unsure, and nothing else). Each model has its default settings but for the size;
+FastFlow and SuperSimpleNet have those of the preset ``quick``, changed by ``--set``.
+
+``fit`` keeps OUT/MODEL-SIZE-SEED.npz: scores (N,) by the highest 0.2 % of the map, ``own`` (N,) by the method (of
+SuperSimpleNet the classification head), maps, paths, seconds and CPU seconds of the fit, images a second; and adds a
+line to OUT/runs.jsonl. What is there is left alone, so a killed run goes on. One backbone pass serves all models of a
+size. ``table`` prints a row a model, the mean over the seeds that it has, and its differences to PatchCore and to
+SuperSimpleNet without known defects on the seeds that both have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import pickglass as pg
+from bench.combined import truth_of
+from bench.defaults import as_train
+from bench.judge import Tool
+from pickglass.data import Row, Table, load_dataset, resize_map
+from pickglass.data.files import written_whole
+from pickglass.features.shared import SharedFeatures
+from pickglass.methods import METHODS
+from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, bootstrap, resampled
+
+NAMES = {"ssn": "supersimplenet", "patchcore": "patchcore", "fastflow": "fastflow"}
+MODELS = ("patchcore", "fastflow", "ssn-0", "ssn-1", "ssn-5", "ssn-10")
+MOST = 10  # known defects of a type
+LAYERS = ("stage3", "stage4", "stage5")
+METRICS = ("image_auroc", "own_auroc", "aupro_30", "aupro_05")
+COMPARED = ("image_auroc", "aupro_30", "aupro_05")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("do", choices=("fit", "table"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--case", default="magnetic_tile")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--size", default="area:256")
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--repeats", type=int, default=500)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    dataset = load_dataset(given.data / given.case)
+    if given.do == "fit":
+        fit(given, as_train(dataset.train), dataset.test)
+    else:
+        print(table(given.out, dataset.test, given.size, given.repeats))
+
+
+def drawn(test: Table, seed: int) -> dict[str, list[Row]]:
+    """The ten known defects of each type, in the order in which they are shown."""
+    rng = np.random.default_rng(seed)
+    known: dict[str, list[Row]] = {}
+    for kind in sorted({row.defect for row in test if row.defect is not None}):
+        of_group: dict[str, list[Row]] = {}
+        for row in test:
+            if row.defect == kind:
+                of_group.setdefault(row.unit, []).append(row)
+        units = list(of_group)
+        known[kind] = [of_group[units[i]][0] for i in rng.permutation(len(units))[:MOST]]
+    return known
+
+
+def judged_rows(test: Table, seed: int) -> npt.NDArray[np.bool_]:
+    """Which test images are judged: those of no group that holds one of the ten."""
+    units = {row.unit for rows in drawn(test, seed).values() for row in rows}
+    return np.array([row.unit not in units for row in test])
+
+
+# -- fit ---------------------------------------------------------------------------------------------------------------
+
+
+def fit(given: argparse.Namespace, good: Table, test: Table) -> None:
+    changed = {key: json.loads(value) for key, value in (text.split("=", 1) for text in given.set)}
+    with SharedFeatures("efficientnet_lite0", "default", 0, LAYERS, len(good) + len(test), 1.0) as shared:
+        for seed in given.seeds:
+            for model in given.models:
+                target = given.out / f"{model}-{given.size.replace(':', '')}-{seed}.npz"
+                if not target.exists():
+                    keep(target, model, given.size, changed, (good, test), seed, shared)
+
+
+def keep(
+    target: Path,
+    model: str,
+    size: str,
+    changed: dict[str, Any],
+    images: tuple[Table, Table],
+    seed: int,
+    shared: SharedFeatures,
+) -> None:
+    good, test = images
+    kind, *rest = model.split("-")
+    n = int(rest[-1]) if rest else 0
+    method = METHODS[NAMES[kind]]
+    settings: dict[str, Any] = {**(method.presets.get("quick", {}) if kind != "patchcore" else {}), "size": size}
+    settings |= changed if kind == "ssn" else {}
+    detector = method.configured(settings)
+    detector.shared_features = shared
+    rows = [row for known in drawn(test, seed).values() for row in known[:n]]
+    defects = Table([replace(row, mask=None) if "labels" in rest else row for row in rows])
+    began, cpu = time.perf_counter(), time.process_time()
+    detector.fit(good, seed=seed, defects=defects if n else None, memory_gb=1.0, calibrate=None)
+    fit_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    detector.predict(test[:1])
+    began = time.perf_counter()
+    found = detector.predict(test)
+    images_per_s = len(found) / (time.perf_counter() - began)
+    own = own_scores(detector, test)
+    with written_whole(target) as temporary:
+        np.savez_compressed(
+            temporary,
+            scores=found.scores,
+            own=own,
+            maps=np.stack(found.maps).astype(np.float16),
+            paths=np.array([row.path for row in test]),
+            fit_s=fit_s,
+            cpu_s=cpu_s,
+            images_per_s=images_per_s,
+        )
+    known_rows = judged_rows(test, seed)
+    tool = judged_by(np.asarray(found.scores), np.stack(found.maps), test)
+    figures = tool.figures(known_rows.astype(np.int64))
+    labels = np.array([row.label for row in test])
+    line = {
+        "model": model,
+        "size": size,
+        "seed": seed,
+        "settings": changed if kind == "ssn" else {},
+        **{metric: round(figures["all", metric], 4) for metric in ("image_auroc", "aupro_30", "aupro_05")},
+        "own_auroc": round(float(resampled(auroc, labels, own)(known_rows.astype(np.int64))), 4),
+        "by_type": {k: round(v, 3) for (k, m), v in figures.items() if m == "image_auroc" and k != "all"},
+        "judged": int(known_rows.sum()),
+        "known": len(defects),
+        "fit_s": round(fit_s, 1),
+        "cpu_s": round(cpu_s, 1),
+        "images_per_s": round(images_per_s, 1),
+    }
+    with (target.parent / "runs.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+def own_scores(detector: pg.Detector, test: Table) -> npt.NDArray[Any]:
+    """What the method itself says of the images, in place of the highest values of the map."""
+    share, gain, shift, line = detector.top_share, detector.place_gain, detector.place_shift, detector.level_line
+    detector.top_share, detector.place_gain, detector.place_shift, detector.level_line = 0.0, None, None, None
+    scores = detector.predict(test).scores
+    detector.top_share, detector.place_gain, detector.place_shift, detector.level_line = share, gain, shift, line
+    return np.asarray(scores)
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def judged_by(scores: npt.NDArray[Any], maps: npt.NDArray[Any], test: Table) -> Tool:
+    truth = [truth_of(row) for row in test]
+    curves = PixelCurves()
+    for map_, (size, mask) in zip(maps, truth, strict=True):
+        curves.update(resize_map(map_.astype(np.float32), size), mask)
+    tables = CountTables(curves.ok_quantiles(OK_LEVELS))
+    for map_, (size, mask) in zip(maps, truth, strict=True):
+        tables.update(resize_map(map_.astype(np.float32), size), mask)
+    labels = np.array([row.label for row in test])
+    return Tool(scores, tables, labels, np.array([row.defect or "good" for row in test]))
+
+
+def table(out: Path, test: Table, size: str, repeats: int) -> str:
+    """Markdown: a row a model."""
+    runs: dict[str, dict[int, tuple[Tool, npt.NDArray[Any], dict[str, float]]]] = {}
+    for file in sorted(out.glob(f"*-{size.replace(':', '')}-*.npz"), key=lambda file: (len(file.stem), file.stem)):
+        model, _, seed = file.stem.rsplit("-", 2)
+        with np.load(file, allow_pickle=False) as stored:
+            times = {key: float(stored[key]) for key in ("fit_s", "cpu_s", "images_per_s")}
+            runs.setdefault(model, {})[int(seed)] = (
+                judged_by(stored["scores"], stored["maps"], test),
+                stored["own"],
+                times,
+            )
+    judged = {seed: judged_rows(test, seed).astype(np.int64) for of in runs.values() for seed in of}
+    labels = np.array([row.label for row in test])
+
+    def mean(model: str, seeds: Sequence[int], weight: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        values = []
+        for seed in seeds:
+            tool, own, _ = runs[model][seed]
+            counted = weight * judged[seed]
+            figures = {**tool.judge(counted), "own_auroc": float(resampled(auroc, labels, own)(counted))}
+            values.append([figures[metric] for metric in METRICS])
+        return np.array(values).mean(0)  # type: ignore[no-any-return]
+
+    groups, once = [row.group for row in test], np.ones(len(test), np.int64)
+    lines = [
+        "| model | seeds | image AUROC | by the method itself | AUPRO@0.3 | AUPRO@0.05 | minus patchcore | minus ssn-0 "
+        "| fit, CPU s | images/s |",
+        "|---" * 10 + "|",
+    ]
+    for model, of in runs.items():
+        cells = [f"{value:.3f}" for value in mean(model, list(of), once)]
+        for other in ("patchcore", "ssn-0"):
+            shared = [seed for seed in of if seed in runs.get(other, {})]
+            if other == model or not shared:
+                cells.append("")
+                continue
+            found = bootstrap(
+                lambda weight, model=model, other=other, shared=shared: (  # type: ignore[misc]
+                    mean(model, shared, weight) - mean(other, shared, weight)
+                ),
+                groups,
+                repeats=repeats,
+            )
+            three = list(zip(found.value, found.low, found.high, strict=True))
+            cells.append("; ".join(interval(*three[METRICS.index(metric)]) for metric in COMPARED))
+        cpu, speed = (np.mean([times[key] for _, _, times in of.values()]) for key in ("cpu_s", "images_per_s"))
+        lines.append(f"| {model} | {len(of)} | {' | '.join(cells)} | {cpu:.0f} | {speed:.0f} |")
+    return "\n".join(lines)
+
+
+def interval(value: float, low: float, high: float) -> str:
+    text = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+if __name__ == "__main__":
+    main()
