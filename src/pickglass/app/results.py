@@ -269,27 +269,34 @@ class BenchRun(TypedDict):
     failed: list[Failed]
 
 
-class BenchMachine(TypedDict):
-    """The machine of a ``pickglass bench``.
+class MachineFacts(TypedDict):
+    """What a machine says of itself; no name of a host or a user is among it.
 
-    ``threads``: what ``OMP_NUM_THREADS`` or ``--threads`` asks for, null: as each runtime likes. ``gpu``: null where
-    none is used. ``peak_gflops``: billions of operations a second in a product of large float32 matrices on the CPU,
-    in ``peak_library``; ``gpu_peak_gflops`` likewise on the GPU. ``load``: mean number of processes that wanted a core
-    in the minute before.
+    ``threads``: what ``OMP_NUM_THREADS`` or ``--threads`` asks for, null: as each runtime likes. ``load``: mean number
+    of processes that wanted a core in the minute before.
     """
 
     cpu: str
     cores: int
     threads: int | None
-    gpu: str | None
     memory_gb: float | None
     system: str
     python: str
     versions: dict[str, str]
+    load: float | None
+
+
+class BenchMachine(MachineFacts):
+    """The machine of a ``pickglass bench``.
+
+    ``gpu``: null where none is used. ``peak_gflops``: billions of operations a second in a product of large float32
+    matrices on the CPU, in ``peak_library``; ``gpu_peak_gflops`` likewise on the GPU.
+    """
+
+    gpu: str | None
     peak_gflops: float
     peak_library: str
     gpu_peak_gflops: float | None
-    load: float | None
 
 
 class BenchResult(TypedDict):
