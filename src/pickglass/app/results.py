@@ -52,6 +52,7 @@ __all__ = [
     "LayersResult",
     "LookLayer",
     "LookResult",
+    "MachineFacts",
     "MarksLayoutResult",
     "MarksResult",
     "MarksUsed",
@@ -63,6 +64,9 @@ __all__ = [
     "NearestPatch",
     "PredictResult",
     "RenamedImage",
+    "ReproduceCell",
+    "ReproduceResult",
+    "ReproduceRow",
     "RobustnessResult",
     "RuledOut",
     "SettingListing",
@@ -990,6 +994,48 @@ class StudyResult(TypedDict):
     cells: list[StudyCell]
     csv: str | None
     report: str | None
+
+
+class ReproduceCell(StudyCell):
+    """One category, method and seed of ``pickglass reproduce``; ``figures``: the benchmark's metrics, once done."""
+
+    figures: dict[str, float | None]
+
+
+class ReproduceRow(TypedDict):
+    """One method of ``pickglass reproduce``: the means over the categories that are done.
+
+    ``weights_sha256``: of the files that were read, "" for random weights. ``published``: the metrics that were
+    published, by ``source``. ``notes``: what keeps the two from being the same thing.
+    """
+
+    method: str
+    backbone: str
+    weights_sha256: list[str]
+    categories: int
+    of_categories: int
+    seeds: int
+    ours: dict[str, float | None]
+    published: dict[str, float]
+    source: str
+    notes: list[str]
+
+
+class ReproduceResult(TypedDict):
+    """The result of ``pickglass reproduce``; ``n`` and the states count cells, as a study's do."""
+
+    benchmark: str
+    title: str
+    metrics: list[str]
+    notes: list[str]
+    rows: list[ReproduceRow]
+    file: str
+    n: int
+    done: int
+    failed: int
+    missing: int
+    waiting: int
+    cells: list[ReproduceCell]
 
 
 class ThresholdResult(TypedDict):
