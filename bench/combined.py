@@ -35,7 +35,7 @@ import torch
 
 import pickglass as pg
 from bench.defaults import as_train, painted
-from bench.harness import Case, Record, Suite, interval, markdown, middle, only_set, turns
+from bench.harness import Case, Record, Suite, differences, markdown, middle, only_set, turns
 from bench.harness.scorer import Tool, paired
 from pickglass.app.advise.request import KINDS_PAINTED
 from pickglass.app.fit import build
@@ -186,12 +186,7 @@ def table(records: list[Record]) -> str:
     lines = []
     for row in (row for record in records if record["part"] == "figures" for row in record["rows"]):
         cells = [row["methods"], *(f"{value:.3f}" for value in row["figures"])]
-        for other in AGAINST:
-            parts = [
-                (interval(one[0], one[1], one[2], sign="+"), one[1] > 0 or one[2] < 0)
-                for one in row.get(f"minus {other}", [])
-            ]
-            cells.append("; ".join(f"**{text}**" if clear else text for text, clear in parts))
+        cells += [differences(row.get(f"minus {other}", [])) for other in AGAINST]
         lines.append([*cells, "" if row["cpu_s"] is None else f"{row['cpu_s']:.0f}"])
     return markdown([*heads, "fit, CPU s"], lines)
 

@@ -467,31 +467,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=Path, help="write the files of faults here")
 
 
-def fuzzed(name: str, n: int, asked: argparse.Namespace) -> dict[str, Any]:
+def fuzzed(name: str, kind: Kind, n: int, read: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Run the cases of one kind, and count the outcomes; faults are told on standard error as they come."""
-    # what eats all memory is to fail here, not to take the machine down
-    resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))
     outcomes: Counter[str] = Counter()
     faults: list[str] = []
-    with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as read:
-        kind = made_kinds(Path(made), Path(read))[name]
-        for case in cases_of(name, kind, n, asked.seed):
-            outcome, fault = run_case(case, kind, Path(read))
-            outcomes[outcome] += 1
-            if fault is not None:
-                faults.append(f"{case.change}: {fault.what}")
-                print(f"{name}: {faults[-1]}", file=sys.stderr, flush=True)
-                if asked.keep is not None:
-                    asked.keep.mkdir(exist_ok=True)
-                    (asked.keep / f"{name}{len(faults)}{kind.suffix}").write_bytes(case.content)
+    for case in cases_of(name, kind, n, asked.seed):
+        outcome, fault = run_case(case, kind, read)
+        outcomes[outcome] += 1
+        if fault is not None:
+            faults.append(f"{case.change}: {fault.what}")
+            print(f"{name}: {faults[-1]}", file=sys.stderr, flush=True)
+            if asked.keep is not None:
+                asked.keep.mkdir(exist_ok=True)
+                (asked.keep / f"{name}{len(faults)}{kind.suffix}").write_bytes(case.content)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"outcomes": outcomes, "faults": len(faults), "peak_mb": round(peak)}
+    return {"outcomes": outcomes, "faults": faults, "peak_mb": round(peak)}
 
 
 def bench_cases(given: argparse.Namespace) -> Iterator[harness.Case]:
-    for name in given.kind:
-        n = given.cases // len(given.kind)
-        yield harness.Case({"kind": name, "cases": n, "seed": given.seed}, partial(fuzzed, name, n, given))
+    # what eats all memory is to fail here, not to take the machine down
+    resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))
+    with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as read:
+        kinds = made_kinds(Path(made), Path(read))
+        for name in given.kind:
+            n = given.cases // len(given.kind)
+            found = partial(fuzzed, name, kinds[name], n, Path(read), given)
+            yield harness.Case({"kind": name, "cases": n, "seed": given.seed}, found)
 
 
 SUITE = harness.Suite(bench_cases, arguments)

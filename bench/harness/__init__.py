@@ -8,7 +8,7 @@ from bench.harness.peer import add_peer, run_peer
 from bench.harness.processes import apart, apart_or_error, peak_mb
 from bench.harness.records import Record
 from bench.harness.suite import Case, Suite
-from bench.harness.tables import interval, markdown
+from bench.harness.tables import differences, interval, markdown
 from bench.harness.timing import best, middle, rate, seconds, turns
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "apart",
     "apart_or_error",
     "best",
+    "differences",
     "interval",
     "markdown",
     "middle",

@@ -24,6 +24,12 @@ def interval(value: float, low: float, high: float, digits: int = 3, sign: str =
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
+def differences(triples: Iterable[Sequence[float]]) -> str:
+    """Write differences with their intervals, in bold where the interval leaves out 0."""
+    texts = [(interval(value, low, high, sign="+"), low > 0 or high < 0) for value, low, high in triples]
+    return "; ".join(f"**{text}**" if clear else text for text, clear in texts)
+
+
 def pages() -> list[Path]:
     """List the pages in which a table may stand."""
     return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
