@@ -94,7 +94,11 @@ def test_marks_of_tables() -> None:
     text = "a\n<!-- table: x:y -->\n| old |\n<!-- /table -->\nb"
     new = tables.renewed(text, lambda name, title: f"| {name}, {title} |")
     assert new == "a\n<!-- table: x:y -->\n| x, y |\n<!-- /table -->\nb"
-    for broken in (text.replace("<!-- /table -->", ""), text.replace("<!-- table: x:y -->", ""), f"{text}\n{text[2:40]}"):
+    for broken in (
+        text.replace("<!-- /table -->", ""),
+        text.replace("<!-- table: x:y -->", ""),
+        f"{text}\n{text[2:40]}",
+    ):
         with pytest.raises(ValueError, match="/table"):
             tables.renewed(broken, lambda name, title: "")
     assert interval(0.5, 0.25, 0.75, 2) == "0.50 [0.25, 0.75]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench.layouts import TREES
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from pickglass.app.reproduce import ReproduceRequest, benchmarks, reproduce
 from pickglass.app.study.store import StudyStore
 from pickglass.cli.main import app
+from pickglass.cli.reproduce import compared
 from pickglass.data import load_dataset
 from pickglass.data.tables.layouts import LAYOUTS
 from pickglass.errors import InputError, UnknownName
@@ -65,6 +67,7 @@ def test_it_stands_beside_the_published_figures_and_is_done_once(
     assert cell["state"] == "done"
     assert row["ours"] == {name: cell["figures"][name] for name in found["metrics"]}
     assert 0 <= (row["ours"]["aupro_30"] or -1) <= 1
+    assert not row["comparable"]  # one category
     assert row["published"] == pytest.approx({"image_auroc": 0.99, "pixel_auroc": 0.981, "aupro_30": 0.935})
     assert [len(digest) for digest in row["weights_sha256"]] == [64]
     notes = " | ".join(row["notes"])
@@ -81,7 +84,7 @@ def test_it_stands_beside_the_published_figures_and_is_done_once(
     assert json.loads(shown.stdout)["rows"] == found["rows"]
     ours = f"{100 * (row['ours']['image_auroc'] or 0):.1f}"
     text = CliRunner().invoke(app, [*words, "--markdown"])
-    assert text.stdout.splitlines()[2].startswith(f"| patchcore | {LITE} | 1 of 15 | {ours} | 99.0 |")
+    assert text.stdout.splitlines()[2].startswith(f"| patchcore | {LITE} | 1 of 15 | {ours} | 99.0 | – |")
     assert "published in Roth et al." in text.stderr
     assert rf"1 of 15 & {ours} & 99.0 &" in CliRunner().invoke(app, [*words, "--latex"]).stdout
 
@@ -111,3 +114,11 @@ def test_on_loco_the_two_kinds_of_anomalies_count_alike(tmp_path: Path) -> None:
     kinds = [own["image_auroc"] for own in by_type.values()]
     assert cell["figures"]["image_auroc"] == pytest.approx(sum(kinds) / 2)
     assert {row.defect for row in load_dataset(root).test} >= set(by_type)
+
+
+def test_a_difference_is_shown_where_the_images_are_the_same() -> None:
+    row: Any = {"ours": {"aupro_30": 0.5, "aupro_05": None}, "published": {"aupro_30": 0.45, "aupro_05": 0.4}}
+    assert compared({**row, "comparable": True}, "aupro_30") == ["50.0", "45.0", "+5.0"]
+    assert compared({**row, "comparable": True}, "aupro_05") == ["–", "40.0", "–"]
+    assert compared({**row, "comparable": False}, "aupro_30") == ["50.0", "45.0", "–"]
+    assert compared({**row, "comparable": True}, "pixel_auroc") == ["–", "–", "–"]

@@ -196,6 +196,7 @@ def _row(
         "seeds": request.seeds,
         "ours": ours,
         "published": {name: value / 100 for name, value in paper["figures"].items()},
+        "comparable": categories == published["categories"] and not published.get("other_images", False),
         "source": paper["source"],
         "notes": notes + list(paper.get("notes", [])),
     }

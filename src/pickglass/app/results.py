@@ -1006,7 +1006,8 @@ class ReproduceRow(TypedDict):
     """One method of ``pickglass reproduce``: the means over the categories that are done.
 
     ``weights_sha256``: of the files that were read, "" for random weights. ``published``: the metrics that were
-    published, by ``source``. ``notes``: what keeps the two from being the same thing.
+    published, by ``source``. ``comparable``: whether both are of all categories and of the same images. ``notes``: what
+    else keeps the two from being the same thing.
     """
 
     method: str
@@ -1017,6 +1018,7 @@ class ReproduceRow(TypedDict):
     seeds: int
     ours: dict[str, float | None]
     published: dict[str, float]
+    comparable: bool
     source: str
     notes: list[str]
 

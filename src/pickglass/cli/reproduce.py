@@ -15,7 +15,7 @@ from pickglass.cli.types import names, settings_by_method
 if TYPE_CHECKING:
     from pickglass.app.results import ReproduceResult, ReproduceRow
 
-__all__ = ["reproduce"]
+__all__ = ["compared", "reproduce"]
 
 
 def reproduce(
@@ -102,21 +102,23 @@ def _table(result: ReproduceResult) -> tuple[list[str], list[list[str]]]:
     for row in result["rows"]:
         cells = [row["method"], row["backbone"], f"{row['categories']} of {row['of_categories']}"]
         for metric in metrics:
-            cells += _compared(row, metric.key)
+            cells += compared(row, metric.key)
         rows.append(cells)
     return heads, rows
 
 
-def _compared(row: ReproduceRow, name: str) -> list[str]:
-    """Write ours, theirs and the difference in per cent, as papers print them."""
+def compared(row: ReproduceRow, name: str) -> list[str]:
+    """Write ours, theirs and, where they are of the same images, the difference in per cent, as papers print them."""
     ours, theirs = row["ours"].get(name), row["published"].get(name)
     texts = ["–" if value is None else f"{100 * value:.1f}" for value in (ours, theirs)]
-    return [*texts, "–" if ours is None or theirs is None else f"{100 * (ours - theirs):+.1f}"]
+    if ours is None or theirs is None or not row["comparable"]:
+        return [*texts, "–"]
+    return [*texts, f"{100 * (ours - theirs):+.1f}"]
 
 
 def _show(result: ReproduceResult) -> None:
     heads, rows = _table(result)
-    title = f"{result['title']}, means over categories in per cent"
+    title = f"{result['title']}, means over categories, in per cent"
     print_table(heads, rows, text=["backbone", "categories"], title=title)
     for note in _notes(result):
         say(note)
