@@ -73,18 +73,21 @@ def find(name: str) -> Suite:
 def run(name: str, words: Sequence[str]) -> list[Record]:
     """Measure the cases of a suite, and return the records of all of them.
 
-    Without ``--output`` each record is printed as a line of JSON; with it the lines go to that file, cases that it
-    holds are left alone, and the tables of the whole file are printed at the end.
+    Each new record is printed as a line of JSON. With ``--output`` it also goes to that file, cases that the file holds
+    are left alone, and the tables of the whole file are printed at the end.
     """
     suite, module = find(name), importlib.import_module(f"bench.{name}")
+    anywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # also behind the parts of a suite
+    anywhere.add_argument("-o", "--output", type=Path, help="file of results, .jsonl, that a later run goes on with")
     parser = argparse.ArgumentParser(
         prog=f"python -m bench run {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[anywhere],
     )
-    parser.add_argument("-o", "--output", type=Path, help="file of results, .jsonl, that a later run goes on with")
     suite.arguments(parser)
-    given = parser.parse_args(words)
+    known_words, others = anywhere.parse_known_args(words)
+    given = parser.parse_args(others, known_words)
     arguments = {key: value for key, value in vars(given).items() if key != "output"}
     known = [] if given.output is None else records.read(given.output)
     asked = []
