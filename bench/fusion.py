@@ -145,7 +145,7 @@ def figures(method: str, given: argparse.Namespace) -> dict[str, Any]:
     tools = {name: Tool(file, test) for name, file in files.items() if file.exists()}
     names = list(tools)
     if BASE not in tools:
-        raise SystemExit(f"{given.out} lacks {method}--{BASE}.npz: run fit first")
+        raise SystemExit(f"{given.out} lacks {method}--{BASE}.npz: run it without --only first")
 
     def all_of(weight: np.ndarray[Any, Any], tools: dict[str, Tool] = tools) -> np.ndarray[Any, Any]:
         figures = np.stack([tool.figures(weight) for tool in tools.values()])  # (V, 3)

@@ -58,9 +58,6 @@ def fit(given: argparse.Namespace) -> None:
                     fit_s=fit_s,
                     images_per_s=images_per_s,
                 )
-            print(
-                json.dumps({"method": method, "seed": seed, "fit_s": fit_s, "images_per_s": images_per_s}), flush=True
-            )
 
 
 def mean_times(files: list[Path]) -> dict[str, float]:

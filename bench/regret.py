@@ -132,7 +132,6 @@ def judged(wanted: Sequence[Candidate], data: PaintedSet, seed: int) -> dict[Can
         with SharedFeatures(BACKBONE, "default", seed, layers, n, 2.0) as shared:
             for one in own:
                 scores[one] = judge(one, data, None if one.tile else shared, ComputeOptions(), seed=seed)[0]
-                print(f"  {one.name}: {scores[one].aupro[0]:.3f}", flush=True)
     return scores
 
 
