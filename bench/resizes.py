@@ -91,9 +91,11 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
 
 
 def table(rows: list[Record]) -> str:
-    heads = ["resized", "median", "largest", "verdicts that flip"]
-    ways = [(name, own) for row in rows for name, own in row["ways"].items()]
-    return markdown(heads, [[n, f"{o['median']:.0e}", f"{o['largest']:.0e}", o["flips"]] for n, o in ways])
+    lines = []
+    for name, own in ((name, own) for row in rows for name, own in row["ways"].items()):
+        moved = [f"{100 * own[which]:.2g} %" for which in ("median", "largest")]
+        lines.append([name, *moved, own["flips"]])
+    return markdown(["resized", "score moves by, median", "at most", "verdicts that flip"], lines)
 
 
 SUITE = Suite(cases, arguments, {"": table})
