@@ -1,1 +1,1 @@
-"""Measurements, run by hand from the root of the repository: ``python -m bench.NAME``."""
+"""Measurements: each module is a suite, run by ``python -m bench run NAME``; bench/README.md says how to write one."""

@@ -1,32 +1,30 @@
 """AUPRO: time, memory and value, ours and anomalib's, on the same maps.
 
-    python -m bench.aupro [--peer-python PEER/bin/python] [--cases 100x256 48x1024] [--repeats 3]
+    python -m bench run aupro [--peer-python PEER/bin/python] [--maps 100x256 48x1024] [--repeats 3]
 
 PEER is an environment with ``pip install "anomalib==2.7.0"``. The maps are smoothed noise, raised inside the blobs
 of the masks on half of the images. Both sides read one npz file, in processes of their own, and get the maps one by
 one. Bytes a pixel: growth of the resident set at its peak over that before the first map was added; the maps
 themselves, which both sides find in memory, do not count. The time is the best of the repeats; memory is the first's.
-Ours includes the pixel AUROC and two limits, the peer's one limit. Needs Linux (/proc). Prints one JSON line.
+Ours includes the pixel AUROC and two limits, the peer's one limit. Needs Linux (/proc).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.harness import Case, Record, Suite, add_peer, apart, markdown
+
 Measured = dict[str, Any]
-SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 
 def synthetic(n: int, size: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -70,7 +68,8 @@ def resident(field: str) -> int:
     return int(re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
 
 
-def measure(metric: Callable[..., Any], file: Path, repeats: int) -> Measured:
+def measure(side: str, file: str, repeats: int) -> Measured:
+    metric = SIDES[side]
     with np.load(file) as data:
         maps, masks = data["maps"], data["masks"]
     metric(maps[:2, :64, :64].copy(), np.eye(64, dtype=bool)[None].repeat(2, 0))  # imports and first-call costs
@@ -91,44 +90,45 @@ def measure(metric: Callable[..., Any], file: Path, repeats: int) -> Measured:
     }
 
 
-def in_process(python: str, side: str, file: Path, repeats: int) -> Measured:
-    command = [python, __file__, "--side", side, "--file", str(file), "--repeats", str(repeats)]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)} if side != "peer" else None
-    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    result: Measured = json.loads(run.stdout.splitlines()[-1])
-    return result
-
-
-def compare(case: str, peer_python: str | None, repeats: int, folder: Path) -> dict[str, Any]:
-    n, size = map(int, case.split("x"))
-    maps, masks = synthetic(n, size, seed=0)
-    file = folder / "maps.npz"
-    np.savez(file, maps=maps, masks=masks)
-    result: dict[str, Any] = {"maps": n, "size": size, "defect_share": round(float(masks.mean()), 4)}
-    del maps, masks
-    result["ours"] = in_process(sys.executable, "ours", file, repeats)
-    if peer_python:
-        result["peer"] = in_process(peer_python, "peer", file, repeats)
+def compare(n: int, size: int, peer_python: Path | None, repeats: int) -> Measured:
+    with tempfile.TemporaryDirectory() as folder:
+        maps, masks = synthetic(n, size, seed=0)
+        file = f"{folder}/maps.npz"
+        np.savez(file, maps=maps, masks=masks)
+        result: Measured = {"defect_share": round(float(masks.mean()), 4)}
+        del maps, masks
+        result["ours"] = apart(measure, "ours", file, repeats)
+        if peer_python is None:
+            return result
+        result["peer"] = apart(measure, "peer", file, repeats, python=peer_python)
         result["times_faster"] = round(result["peer"]["seconds"] / result["ours"]["seconds"], 1)
         result["difference"] = result["ours"]["aupro_30"] - result["peer"]["aupro_30"]
-    return result
+        return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", help="python of an environment with anomalib 2.7")
-    parser.add_argument("--cases", nargs="+", default=["100x256", "48x1024"], help="NUMBERxSIZE of the maps")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_peer(parser)
+    parser.add_argument("--maps", nargs="+", default=["100x256", "48x1024"], help="NUMBERxSIZE of the maps")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
-    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.side:
-        print(json.dumps(measure(SIDES[args.side], args.file, args.repeats)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        results = [compare(case, args.peer_python, args.repeats, Path(folder)) for case in args.cases]
-    print(json.dumps({"cpus": os.cpu_count(), "cases": results}))
 
 
-if __name__ == "__main__":
-    main()
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    for n, size in (map(int, text.split("x")) for text in given.maps):
+        yield Case({"maps": n, "size": size}, partial(compare, n, size, given.peer_python, given.repeats))
+
+
+def table(rows: list[Record]) -> str:
+    def cells(row: Record, side: str) -> list[str]:
+        own = row.get(side)
+        return ["–"] * 2 if own is None else [f"{own['seconds']:.2f}", f"{own['bytes_per_pixel']:.1f}"]
+
+    heads = ["maps", "peer, s", "bytes a pixel", "pickglass, s", "bytes a pixel", "times faster", "difference"]
+    lines = []
+    for row in rows:
+        faster = [f"{row['times_faster']:.1f}", f"{row['difference']:.1e}"] if "peer" in row else ["–"] * 2
+        sides = [*cells(row, "peer"), *cells(row, "ours")]
+        lines.append([f"{row['maps']} of {row['size']} x {row['size']}", *sides, *faster])
+    return markdown(heads, lines)
+
+
+SUITE = Suite(cases, arguments, {"": table}, weights=())

@@ -1,31 +1,31 @@
 """Does ``preset="auto"`` find more small defects on generated cloth than the default of fit, and by which part?
 
-    python -m bench.auto auto.jsonl [--weaves plain twill satin] [--seeds 1] [--defect-px 8]
-    python -m bench.auto auto.jsonl --data DATA [--sets magnetic_tile ...]
-    python -m bench.auto auto.jsonl --table
+    python -m bench run auto [--weaves plain twill satin] [--seeds 1] [--defect-px 8]
+    python -m bench run auto --data DATA --sets magnetic_tile ...
 
 For each weave and seed: 40 good pieces of 256 x 256 pixels teach; auto chooses on them and defects of the kinds of a
 loom that it paints itself. Judged are 24 pieces of another cloth of the same making, as they are and with defects of
 4 to 8 px of other seeds. Compared, paired by piece: auto against the default and against ``paper``, PatchCore's, on
-EfficientNet-Lite0 where the weights of its WideResNet-50 are missing. AUPRO@0.05, 95 % bootstrap intervals; a case that
-the file holds already is not done again.
+EfficientNet-Lite0 where the weights of its WideResNet-50 are missing. AUPRO@0.05, 95 % bootstrap intervals.
 
-With DATA, a folder of data sets with real defects: auto is told the median extent of the real regions, learns from the
-good training images, and is judged on the real test images beside the default, paired by group.
+With ``--sets``, data sets with real defects in the folder DATA: auto is told the median extent of the real regions,
+learns from the good training images, and is judged on the real test images beside the default, paired by group.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from bench.regret import SETS, real_extent, real_set
+from bench.harness import Case, Suite, add_data
+from bench.regret import real_extent, real_set
 from pickglass.app.advise.auto import AutoChoice, auto_choice
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.advise.request import AdviseRequest
@@ -42,30 +42,6 @@ KINDS: tuple[Kind, ...] = ("broken_pick", "missing_end", "slub", "knot", "foreig
 CONTRASTS = (1.0, 0.6, 0.3)
 SIDE = 256
 ON_LITE = {"backbone": "efficientnet_lite0", "layers": ("stage3", "stage5")}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--weaves", nargs="+", default=get_args(Weave), choices=get_args(Weave))
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--defect-px", type=float, default=8.0)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--sets", nargs="+", default=SETS)
-    parser.add_argument("--table", action="store_true")
-    args = parser.parse_args()
-    rows = [json.loads(line) for line in args.file.read_text().splitlines()] if args.file.exists() else []
-    if args.table:
-        print(table(rows))
-        return
-    cases = [(kind, seed) for kind in args.weaves for seed in range(args.seeds)]
-    for kind, seed in cases if args.data is None else [(name, 0) for name in args.sets]:
-        if (kind, seed) in {(row["weave"], row["seed"]) for row in rows}:
-            continue
-        row = compare(kind, seed, args.defect_px) if args.data is None else on_real(args.data / kind, seed)
-        with args.file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(table([row]), flush=True)
 
 
 def pieces(kind: Weave, n: int, seed: int) -> list[np.ndarray]:
@@ -85,9 +61,6 @@ def compare(kind: Weave, seed: int, defect_px: float) -> dict[str, Any]:
     began = time.perf_counter()
     train = Table([Row(f"good:{i}", "train", 0, pixels=image) for i, image in enumerate(pieces(kind, 40, 2 * seed))])
     choice = auto_choice(train, AdviseRequest(defect_px, kinds=KINDS, seed=seed))
-    print(
-        kind, seed, choice.method, choice.settings, choice.fusion, f"({time.perf_counter() - began:.0f} s)", flush=True
-    )
     data = held_out(kind, seed, defect_px)
     (tested,) = data.test.values()
 
@@ -97,7 +70,7 @@ def compare(kind: Weave, seed: int, defect_px: float) -> dict[str, Any]:
 
     auto = result(build(choice.method, None, choice.settings, choice.tiling, choice.fusion))
     default = result(build())
-    return answer(kind, seed, defect_px, choice, result, auto, default, data, began)
+    return answer(defect_px, choice, result, auto, default, data, began)
 
 
 def on_real(root: Path, seed: int) -> dict[str, Any]:
@@ -116,12 +89,10 @@ def on_real(root: Path, seed: int) -> dict[str, Any]:
         return scored(detector.predict(dataset.test), data)
 
     auto = result(build(choice.method, None, choice.settings, choice.tiling, choice.fusion), masked)
-    return answer(root.name, seed, defect_px, choice, result, auto, result(build()), data, began)
+    return answer(defect_px, choice, result, auto, result(build()), data, began)
 
 
 def answer(
-    name: str,
-    seed: int,
     defect_px: float,
     choice: AutoChoice,
     result: Callable[[Detector], Score],
@@ -137,8 +108,6 @@ def answer(
         paper, whose = result(build(preset="paper", settings=dict(ON_LITE))), "EfficientNet-Lite0"
     found = {name: (s, difference(auto, s, data.groups)) for name, s in (("default", default), ("paper", paper))}
     return {
-        "weave": name,
-        "seed": seed,
         "defect_px": defect_px,
         "paper_backbone": whose,
         "auto": auto.aupro,
@@ -186,5 +155,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weaves", nargs="+", default=get_args(Weave), choices=get_args(Weave))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--defect-px", type=float, default=8.0)
+    add_data(parser)
+    parser.add_argument("--sets", nargs="*", default=[], help="data sets to judge on instead of cloth")
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    for name in given.sets:
+        yield Case({"weave": name, "seed": 0}, partial(on_real, Path(given.data) / name, 0))
+    for kind, seed in itertools.product([] if given.sets else given.weaves, range(given.seeds)):
+        yield Case({"weave": kind, "seed": seed}, partial(compare, kind, seed, given.defect_px))
+
+
+SUITE = Suite(cases, arguments, {"": table})

@@ -1,31 +1,32 @@
 """Backbones of several families on one data set: images/s in torch and in the engine, parity, and how fast `layers` is.
 
-python -m bench.backbones DATA [--images 16] [--backbones resnet18 ...] [--layers]
+    python -m bench run backbones DATA [--images 16] [--backbones resnet18 ...] [--layers]
 
 For each backbone PatchCore is fitted with random weights on the good images, at its usual layers and 256 x 256 px or
 the nearest size that fits, and judges the test images in torch and in the engine. Then the backbone reads the same
 images in both, turn by turn in one process; the best round of each counts, by the clock and by the time of all cores
 that it took, which a busy machine changes less. Parity is the largest difference of a score or of a map's value, as a
 share of the largest one. With random weights the scores mean nothing; the speed and the parity do. --layers times
-`pickglass layers NAME` as a process of its own, start included. One JSON line for each backbone, then a table.
+`pickglass layers NAME` as a process of its own, start included.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 import pickglass as pg
+from bench.harness import Case, Record, Suite, markdown, only_set, turns
 from pickglass.data import read_image
 from pickglass.features.engine import BackboneEngine
 from pickglass.runtime.compute import EngineName
@@ -41,8 +42,11 @@ BACKBONES = (
 ENGINES: tuple[EngineName, ...] = ("torch", "openvino")
 
 
-def measured(name: str, good: list[np.ndarray], test: list[np.ndarray], rounds: int) -> dict[str, Any]:
+def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Fit, judge the test images in both engines, and time both."""
+    dataset, rounds = pg.load_dataset(given.data), given.rounds
+    good = [read_image(row.path) for row in dataset.train[: given.images]]
+    test = [read_image(row.path) for row in dataset.test[: given.images]]
     detector = pg.PatchCore(backbone=name, weights="random", size=256)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the size that fits: the table has it
@@ -51,20 +55,14 @@ def measured(name: str, good: list[np.ndarray], test: list[np.ndarray], rounds: 
         found = {engine: detector.predict(test, device="cpu", engine=engine) for engine in ENGINES}
         batch = torch.stack([torch.from_numpy(detector.preprocess(image)) for image in test])
         runs = {engine: BackboneEngine(detector.network, "cpu", engine) for engine in ENGINES}
-        clock: dict[str, list[float]] = {engine: [] for engine in ENGINES}
-        cores: dict[str, list[float]] = {engine: [] for engine in ENGINES}
-        for _ in range(rounds + 1):  # the first compiles
-            for engine, run in runs.items():
-                start, used = time.perf_counter(), time.process_time()
-                run(batch)
-                clock[engine].append((time.perf_counter() - start) / len(test))
-                cores[engine].append((time.process_time() - used) / len(test))
-    best = {engine: min(clock[engine][1:]) for engine in ENGINES}
-    least = {engine: min(cores[engine][1:]) for engine in ENGINES}
+        calls: dict[str, Callable[[], Any]] = {engine: partial(run, batch) for engine, run in runs.items()}
+        clock = turns(calls, rounds)  # the first round, which compiles, does not count
+        cores = turns(calls, rounds, warm_up=0, clock=time.process_time)
+    best = {engine: min(clock[engine]) / len(test) for engine in ENGINES}
+    least = {engine: min(cores[engine]) / len(test) for engine in ENGINES}
     scores = [found[engine].scores for engine in ENGINES]
     maps = [np.stack([one.map for one in found[engine]]) for engine in ENGINES]
     return {
-        "backbone": name,
         "layers": "+".join(detector.read_layers),
         "size": list(detector.input_size),
         "torch images/s": round(1 / best["torch"], 1),
@@ -74,6 +72,7 @@ def measured(name: str, good: list[np.ndarray], test: list[np.ndarray], rounds: 
         "core ratio": round(least["torch"] / least["openvino"], 2),
         "scores apart": float(f"{apart(*scores):.1e}"),
         "maps apart": float(f"{apart(*maps):.1e}"),
+        **(seconds_of_layers(name) if given.layers else {}),
     }
 
 
@@ -81,39 +80,32 @@ def apart(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).max() / np.abs(one).max())
 
 
-def seconds_of_layers(name: str) -> tuple[float, float]:
+def seconds_of_layers(name: str) -> dict[str, float]:
     """Return the seconds by the clock, and those of all cores."""
     start, before = time.perf_counter(), os.times()
     command = [sys.executable, "-m", "pickglass", "layers", name, "--weights", "random", "--json"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    return round(time.perf_counter() - start, 1), round(used, 1)
+    return {"layers s": round(time.perf_counter() - start, 1), "layers core s": round(used, 1)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    only_set(parser)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backbones", nargs="+", default=list(BACKBONES))
     parser.add_argument("--layers", action="store_true")
-    given = parser.parse_args()
-    dataset = pg.load_dataset(given.data)
-    good = [read_image(row.path) for row in dataset.train[: given.images]]
-    test = [read_image(row.path) for row in dataset.test[: given.images]]
-    rows = []
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
     for name in given.backbones:
-        row = measured(name, good, test, given.rounds)
-        if given.layers:
-            row["layers s"], row["layers core s"] = seconds_of_layers(name)
-        print(json.dumps({**row, "threads": torch.get_num_threads()}), flush=True)
-        rows.append(row)
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+        yield Case({"backbone": name, "data": given.data.name}, partial(measured, name, given))
 
 
-if __name__ == "__main__":
-    main()
+def table(rows: list[Record]) -> str:
+    heads = [name for name in rows[0] if name not in ("suite", "data", "measured")]
+    return markdown(heads, [[row.get(name) for name in heads] for row in rows])
+
+
+SUITE = Suite(cases, arguments, {"": table}, weights=())  # they are random

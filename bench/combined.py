@@ -1,33 +1,31 @@
 """Several methods in one pass against the best single one: figures, paired intervals by group, and how weights do.
 
-    python -m bench.combined fit OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2] [--size area:512]
-    python -m bench.combined table OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2] [--repeats 500]
-    python -m bench.combined weights OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2]
-    python -m bench.combined speed OUT --data DATA [--case magnetic_tile] [--size area:512]
+    python -m bench run combined figures OUT DATA/magnetic_tile [--seeds 0 1 2] [--size area:512] [--repeats 500]
+    python -m bench run combined weights OUT DATA/magnetic_tile [--seeds 0 1 2] [--size area:512]
+    python -m bench run combined speed OUT DATA/magnetic_tile [--size area:512]
 
-``fit`` learns all training images, for each seed: PatchCore and PaDiM alone as ``fit`` makes them by default, and
+``figures`` learns all training images, for each seed: PatchCore and PaDiM alone as ``fit`` makes them by default, and
 PatchCore, PaDiM and FastFlow together on ``--size``; at 256 px FastFlow has its preset ``quick``, at 512 px, where a
 step has four times the cells, 12 epochs of batches of 2, and PaDiM reads the layers of the others. It keeps what each
 part says, OUT/NAME-SEED.npz, so that every average of the three follows without another fit: a part learns the same
-whoever stands beside it (PatchCore and PaDiM together would hold no image back). What is there is left alone.
-
-``table`` prints a row a combination with equal weights: image AUROC, AUPRO@0.3 and @0.05, the mean over seeds, and the
+whoever stands beside it (PatchCore and PaDiM together would hold no image back). What is there is left alone. Then a
+row a combination with equal weights: image AUROC, AUPRO@0.3 and @0.05, the mean over seeds, and the
 difference to FastFlow alone and to PatchCore alone at its own size with their 95 % intervals; groups are drawn.
 
-``weights`` prints what weights in quarters bring that were chosen on painted defects (on the good images that were held
-back for the thresholds), or on ten known defects with the good images of the same draw (ten draws by group; only the
-other groups are judged), beside equal ones.
+``weights`` fits likewise and says what weights in quarters bring that were chosen on painted defects (on the good
+images that were held back for the thresholds), or on ten known defects with the good images of the same draw (ten
+draws by group; only the other groups are judged), beside equal ones.
 
-``speed`` fits with one epoch and prints images a second in one run, each model in turn, three times 64 images.
+``speed`` fits with one epoch: images a second in one run, each model in turn, three times 64 images.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +35,13 @@ import torch
 
 import pickglass as pg
 from bench.defaults import as_train, painted
-from bench.judge import Tool
+from bench.harness import Case, Record, Suite, differences, markdown, middle, only_set, turns
+from bench.harness.scorer import Tool, paired
 from pickglass.app.advise.request import KINDS_PAINTED
 from pickglass.app.fit import build
 from pickglass.data import Row, Table, load_dataset, resize_map, split_roles
 from pickglass.data.files import written_whole
-from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, bootstrap
+from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves
 from pickglass.runtime.compute import ComputeOptions
 
 PARTS = ("patchcore", "padim", "fastflow")
@@ -50,34 +49,9 @@ TOGETHER = "+".join(PARTS)
 ALONE = ("patchcore", "padim")  # at their own default size and with all images
 STEPS, KNOWN, DRAWS, SOME = 4, 10, 10, 64
 METRICS = ("image_auroc", "aupro_30", "aupro_05")
+AGAINST = ("fastflow", "patchcore alone")
 Weights = tuple[float, ...]
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("do", choices=("fit", "table", "weights", "speed"))
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--case", default="magnetic_tile")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--size", choices=("area:256", "area:512"), default="area:512")
-    parser.add_argument("--repeats", type=int, default=500)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    dataset = load_dataset(given.data / given.case)
-    good, test = as_train(dataset.train), dataset.test
-    if given.do == "fit":
-        for seed, name in itertools.product(given.seeds, (*ALONE, TOGETHER)):
-            target = given.out / f"{name}-{seed}.npz"
-            if not target.exists():
-                keep(target, learned(name, good, seed, given.size), good, test, seed)
-    elif given.do == "table":
-        print(table(given.out, test, given.seeds, given.repeats))
-    elif given.do == "weights":
-        print(weights(given.out, good, test, given.seeds))
-    else:
-        print(json.dumps(speed(good, test, given.size)))
 
 
 # -- fit ---------------------------------------------------------------------------------------------------------------
@@ -114,7 +88,6 @@ def keep(target: Path, fitted: tuple[pg.Detector, float], good: Table, test: Tab
         arrays[f"{kind}_scores"], arrays[f"{kind}_maps"] = said_of(detector, rows)
     with written_whole(target) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # numpy 2.3 has an option of its own there
-    print(f"{target.name}: {cpu_s:.0f} CPU s", flush=True)
 
 
 @torch.no_grad()
@@ -180,8 +153,8 @@ def load(out: Path, name: str, seed: int) -> Arrays:
         return dict(stored)
 
 
-def table(out: Path, test: Table, seeds: Sequence[int], repeats: int) -> str:
-    """Markdown: a row a combination, the mean over seeds."""
+def figures(out: Path, test: Table, seeds: Sequence[int], repeats: int) -> dict[str, Any]:
+    """A row a combination, the mean over seeds."""
     together = [Said(load(out, TOGETHER, seed), "test", test) for seed in seeds]
     models: dict[str, list[Tool]] = {
         f"{name} alone": [Said(load(out, name, seed), "test", test)(1) for seed in seeds] for name in ALONE
@@ -193,46 +166,37 @@ def table(out: Path, test: Table, seeds: Sequence[int], repeats: int) -> str:
     cpu[TOGETHER] = np.mean([load(out, TOGETHER, seed)["cpu_s"] for seed in seeds])
     groups = [row.group for row in test]
 
-    def mean(tools: list[Tool], weight: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    def mean(tools: list[Tool], weight: npt.NDArray[np.int64]) -> list[float]:
         judged = [tool.judge(weight) for tool in tools]
-        return np.array([np.mean([one[m] for one in judged]) for m in METRICS])
+        return [float(np.mean([one[m] for one in judged])) for m in METRICS]
 
-    lines = ["| methods | image AUROC | AUPRO@0.3 | AUPRO@0.05 | minus fastflow | minus patchcore alone | fit, CPU s |"]
-    lines.append("|---" * 7 + "|")
     once = np.ones(len(groups), np.int64)
+    rows = []
     for name, tools in models.items():
-        cells = [f"{value:.3f}" for value in mean(tools, once)]
-        for other in ("fastflow", "patchcore alone"):
-            cells.append("" if name == other else difference(mean, tools, models[other], groups, repeats))
-        lines.append(
-            f"| {name} | {' | '.join(cells)} | {cpu[name]:.0f} |"
-            if name in cpu
-            else f"| {name} | {' | '.join(cells)} | |"
-        )
-    return "\n".join(lines)
+        row: dict[str, Any] = {"methods": name, "figures": mean(tools, once), "cpu_s": cpu.get(name)}
+        for other in AGAINST:
+            if name != other:
+                row[f"minus {other}"] = paired(partial(mean, tools), partial(mean, models[other]), groups, repeats)
+        rows.append(row)
+    return {"rows": rows}
 
 
-def difference(
-    mean: Callable[[list[Tool], npt.NDArray[np.int64]], npt.NDArray[np.float64]],
-    ours: list[Tool],
-    theirs: list[Tool],
-    groups: Sequence[str | None],
-    repeats: int,
-) -> str:
-    found = bootstrap(lambda weight: mean(ours, weight) - mean(theirs, weight), groups, repeats=repeats)
-    parts = []
-    for value, low, high in zip(found.value, found.low, found.high, strict=True):
-        text = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-        parts.append(f"**{text}**" if low > 0 or high < 0 else text)
-    return "; ".join(parts)
+def table(records: list[Record]) -> str:
+    heads = ["methods", "image AUROC", "AUPRO@0.3", "AUPRO@0.05", *(f"minus {other}" for other in AGAINST)]
+    lines = []
+    for row in (row for record in records if record["part"] == "figures" for row in record["rows"]):
+        cells = [row["methods"], *(f"{value:.3f}" for value in row["figures"])]
+        cells += [differences(row.get(f"minus {other}", [])) for other in AGAINST]
+        lines.append([*cells, "" if row["cpu_s"] is None else f"{row['cpu_s']:.0f}"])
+    return markdown([*heads, "fit, CPU s"], lines)
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-def weights(out: Path, good: Table, test: Table, seeds: Sequence[int]) -> str:
-    """Markdown: how equal weights, painted and known ones do, for two and for three parts."""
-    lines = ["| parts | weights | image AUROC | mean AUPRO | chosen for scores, maps |", "|---" * 5 + "|"]
+def weights(out: Path, good: Table, test: Table, seeds: Sequence[int]) -> dict[str, Any]:
+    """How equal weights, painted and known ones do, for two and for three parts."""
+    rows = []
     units = np.array([row.unit for row in test])
     labels = np.array([row.label for row in test])
     for parts in ((0, 2), (0, 1, 2)):
@@ -261,8 +225,13 @@ def weights(out: Path, good: Table, test: Table, seeds: Sequence[int]) -> str:
         for name, values in worth.items():
             auroc, pro = np.mean(values, axis=0)
             which = "; ".join(f"{shown(s)}, {shown(m)}" for s, m in picked) if name == "painted" else ""
-            lines.append(f"| {'+'.join(PARTS[k] for k in parts)} | {name} | {auroc:.3f} | {pro:.3f} | {which} |")
-    return "\n".join(lines)
+            rows.append(["+".join(PARTS[k] for k in parts), name, f"{auroc:.3f}", f"{pro:.3f}", which])
+    return {"rows": rows}
+
+
+def table_of_weights(records: list[Record]) -> str:
+    heads = ["parts", "weights", "image AUROC", "mean AUPRO", "chosen for scores, maps"]
+    return markdown(heads, [row for record in records if record["part"] == "weights" for row in record["rows"]])
 
 
 def shown(weights: Weights) -> str:
@@ -298,15 +267,38 @@ def speed(good: Table, test: Table, size: str) -> dict[str, float]:
         own = {} if name in ALONE else settings_of(name, size)
         own |= {key: 1 for key in own if key.endswith("epochs")}
         models[name] = build(name, None, own).fit(good, memory_gb=2.0)
-    found: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(3):
-        for name, detector in models.items():
-            detector.predict(test[:1])
-            began = time.perf_counter()
-            detector.predict(test[:SOME])
-            found[name].append(SOME / (time.perf_counter() - began))
-    return {name: float(np.median(values)) for name, values in found.items()}
+    for detector in models.values():
+        detector.predict(test[:1])
+    calls = {name: partial(detector.predict, test[:SOME]) for name, detector in models.items()}
+    return {name: SOME / middle(values) for name, values in turns(calls, 3, warm_up=0).items()}
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("do", choices=("figures", "weights", "speed"))
+    parser.add_argument("out", type=Path, help="folder for what each part says")
+    only_set(parser)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--size", choices=("area:256", "area:512"), default="area:512")
+    parser.add_argument("--repeats", type=int, default=500)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    given.out.mkdir(parents=True, exist_ok=True)
+    dataset = load_dataset(given.data)
+    good, test = as_train(dataset.train), dataset.test
+    key = {"set": given.data.name, "size": given.size}
+    if given.do == "speed":
+        yield Case({"part": "speed", **key}, partial(speed, good, test, given.size))
+        return
+    for seed, name in itertools.product(given.seeds, (*ALONE, TOGETHER)):
+        target = given.out / f"{name}-{seed}.npz"
+        if not target.exists():
+            keep(target, learned(name, good, seed, given.size), good, test, seed)
+    key["seeds"] = given.seeds
+    if given.do == "figures":
+        yield Case({"part": "figures", **key}, partial(figures, given.out, test, given.seeds, given.repeats))
+    else:
+        yield Case({"part": "weights", **key}, partial(weights, given.out, good, test, given.seeds))
+
+
+SUITE = Suite(cases, arguments, {"": table, "weights": table_of_weights})

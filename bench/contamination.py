@@ -1,12 +1,12 @@
 """Does the check of the training images name the defective ones, and what do they cost the model where it does not?
 
-    python -m bench.contamination DATA [--seeds 5] [--rates 0.05 0.1] [--methods patchcore padim] [-o OUT.json]
-    python -m bench.contamination --painted [DATA...] [--seeds 3] [-o OUT.json]
+    python -m bench run contamination DATA [--seeds 5] [--rates 0.05 0.1] [--methods patchcore padim]
+    python -m bench run contamination --painted [DATA...] [--seeds 3]
 
-DATA is a data set with labelled test defects, e.g. magnetic_tile squeezed to 256 px (bench/squeeze.py). Defects drawn
-evenly from all types are mixed into the good training images as if they were good, until they make up 5 and 10 % of
-them; a group moves as a whole, all its defective images leave the test set, and every model of a draw is judged on
-what is left. Per draw: precision and recall of the images that the check names, the rate of named good images, the
+DATA is a data set with labelled test defects, e.g. magnetic_tile squeezed to 256 px (bench/tools/squeeze.py). Defects
+drawn evenly from all types are mixed into the good training images as if they were good, until they make up 5 and 10
+% of them; a group moves as a whole, all its defective images leave the test set, and every model of a draw is judged
+on what is left. Per draw: precision and recall of the images that the check names, the rate of named good images, the
 share of the defective images that somebody finds who looks at the tenth with the highest scores, and the metrics of a
 model fitted on the clean images, on the contaminated ones, on those without the named images, and on clean images
 without the named ones of these (what the check costs where nothing is wrong). Differences are to the clean model on
@@ -14,23 +14,25 @@ the same test images, with the standard error over the draws. Without --methods 
 
 --painted: the sets on which the check's settings were chosen: the good training images of the folders, three cloths
 and four kinds of trays, with painted defects in 0, 5 and 10 % of them; no real defect is looked at. ``mixed`` draws
-the kind of each defect, ``one`` has the same kind everywhere. Prints a table and writes JSON.
+the kind of each defect, ``one`` has the same kind everywhere.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
 import pickglass as pg
+from bench.harness import Case, Record, Suite, markdown
 from pickglass.data import Preprocess, Row, Table, load_dataset, paint, read_image
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.data.painting.defects import Kind
@@ -51,6 +53,13 @@ PARTS: tuple[Kind, ...] = ("missing_part", "surplus_part", "misplaced_part", "sc
 SIDES = (0.04, 0.3)  # of the shorter side of the image ...
 PART_SIDES = (0.12, 0.3)  # ... where a part is missing, surplus or misplaced
 Figures = dict[str, Any]
+SUMMED = {
+    "precision": "precision",
+    "recall": "recall",
+    "good images named": "good_named",
+    "average precision": "average_precision",
+    "in the first tenth": "in_first_tenth",
+}
 
 
 def a_reader(size: int = 256) -> FeatureLoader:
@@ -107,65 +116,77 @@ def metrics_of(prediction: Prediction, test: Table) -> Figures:
     return {name: found[name] for name in METRICS}
 
 
-def mixed_in(data: Path, rates: list[float], methods: list[str], seeds: int) -> list[Figures]:
+def mixed_in(data: Path, rates: list[float], methods: list[str], seeds: int) -> Iterator[Case]:
     dataset, loader = load_dataset(data), a_reader()
-    clean, results = dataset.train, []
-    unprovoked = find_suspicious(clean, loader)
-    whole = {
-        method: {
-            "clean": predicted(method, clean, dataset.test),
-            "clean, dropped": predicted(method, unprovoked.without(clean), dataset.test),
-        }
-        for method in methods
-    }
-    for rate in rates:
-        for seed in range(seeds):
-            wrong = drawn(dataset.test, round(rate * len(clean) / (1 - rate)), np.random.default_rng(seed))
-            paths, groups = {row.path for row in wrong}, {row.group for row in wrong if row.group is not None}
-            test = Table([row for row in dataset.test if row.path not in paths and row.group not in groups])
-            train = clean + Table([replace(row, role="train", label=0, defect=None, mask=None) for row in wrong])
-            check = find_suspicious(train, loader)
-            named = {s.path for s in check.suspicious}
-            told: Figures = {"rate": rate, "seed": seed, "n_wrong": len(wrong), "n_test": len(test)}
-            told |= judged(check, paths, train)
-            told["by_type"] = {
-                kind: [sum(r.path in named for r in wrong if r.defect == kind), sum(r.defect == kind for r in wrong)]
-                for kind in sorted({row.defect or "" for row in wrong})
-            }
-            told["metrics"] = {}
-            for method in methods:
-                models = whole[method] | {
-                    "contaminated": predicted(method, train, test),
-                    "contaminated, dropped": predicted(method, check.without(train), test),
+    clean = dataset.train
+    whole: dict[str, dict[str, Prediction]] = {}
+
+    @cache
+    def unprovoked() -> Cleanliness:
+        return find_suspicious(clean, loader)
+
+    def draw(rate: float, seed: int) -> Figures:
+        for method in methods:
+            if method not in whole:
+                whole[method] = {
+                    "clean": predicted(method, clean, dataset.test),
+                    "clean, dropped": predicted(method, unprovoked().without(clean), dataset.test),
                 }
-                told["metrics"][method] = {name: metrics_of(found, test) for name, found in models.items()}
-            print(json.dumps(told), flush=True)
-            results.append(told)
-    return [{"clean": judged(unprovoked, set(), clean)}, *results]
+        wrong = drawn(dataset.test, round(rate * len(clean) / (1 - rate)), np.random.default_rng(seed))
+        paths, groups = {row.path for row in wrong}, {row.group for row in wrong if row.group is not None}
+        test = Table([row for row in dataset.test if row.path not in paths and row.group not in groups])
+        train = clean + Table([replace(row, role="train", label=0, defect=None, mask=None) for row in wrong])
+        check = find_suspicious(train, loader)
+        named = {s.path for s in check.suspicious}
+        told: Figures = {"n_wrong": len(wrong), "n_test": len(test)}
+        told |= judged(check, paths, train)
+        told["by_type"] = {
+            kind: [sum(r.path in named for r in wrong if r.defect == kind), sum(r.defect == kind for r in wrong)]
+            for kind in sorted({row.defect or "" for row in wrong})
+        }
+        told["metrics"] = {}
+        for method in methods:
+            models = whole[method] | {
+                "contaminated": predicted(method, train, test),
+                "contaminated, dropped": predicted(method, check.without(train), test),
+            }
+            told["metrics"][method] = {name: metrics_of(found, test) for name, found in models.items()}
+        return told
+
+    key = {"part": "real", "set": data.name}
+    yield Case({**key, "rate": 0.0, "seed": 0}, lambda: judged(unprovoked(), set(), clean))
+    for rate, seed in itertools.product(rates, range(seeds)):
+        yield Case({**key, "rate": rate, "seed": seed}, partial(draw, rate, seed))
 
 
-def show_mixed_in(results: list[Figures]) -> None:
-    print(f"clean set: {results[0]['clean']['named']} named")
-    for rate in sorted({r["rate"] for r in results[1:]}):
-        part = [r for r in results if r.get("rate") == rate]
-        print(f"\n{rate:.0%} mixed in, {len(part)} draws: " + summary(part))
+def table_of_real(records: list[Record]) -> str:
+    """The check in a row a rate, the types that it found, and what the defects cost each method."""
+    results = [r for r in records if r["part"] == "real"]
+    checks, found_kinds, losses = [], [], []
+    for rate in sorted({r["rate"] for r in results}):
+        part = [r for r in results if r["rate"] == rate]
+        checks.append([f"{rate:.0%} mixed in, {len(part)} draws", *summary(part)])
+        if not rate:
+            continue
         kinds = Counter[str]()
         totals = Counter[str]()
         for r in part:
             kinds.update({kind: pair[0] for kind, pair in r["by_type"].items()})
             totals.update({kind: pair[1] for kind, pair in r["by_type"].items()})
-        print("  found: " + ", ".join(f"{kind} {kinds[kind]} of {totals[kind]}" for kind in sorted(totals)))
+        named = ", ".join(f"{kind} {kinds[kind]} of {totals[kind]}" for kind in sorted(totals))
+        found_kinds.append(f"Named where {rate:.0%} are mixed in: {named}.")
         for method, found in part[0]["metrics"].items():
             for name in found:
-                line = []
+                cells = [method, f"{rate:.0%}", name]
                 for metric in METRICS:
                     values = [100 * r["metrics"][method][name][metric] for r in part]
                     loss = [v - 100 * r["metrics"][method]["clean"][metric] for v, r in zip(values, part, strict=True)]
                     error = statistics.stdev(loss) / len(loss) ** 0.5 if len(loss) > 1 else 0.0
-                    line.append(
-                        f"{metric} {statistics.mean(values):5.1f} ({statistics.mean(loss):+.1f} +- {error:.1f})"
-                    )
-                print(f"  {method:12} {name:22} " + "  ".join(line))
+                    cells.append(f"{statistics.mean(values):.1f} ({statistics.mean(loss):+.1f} ± {error:.1f})")
+                losses.append(cells)
+    parts = [markdown(["real defects", *SUMMED], checks), "\n".join(found_kinds)]
+    parts.append(markdown(["method", "mixed in", "learned from", "image AUROC", "AUPRO@0.3", "AUPRO@0.05"], losses))
+    return "\n\n".join(parts)
 
 
 # -- painted defects ---------------------------------------------------------------------------------------------------
@@ -206,60 +227,63 @@ def spoiled(row: Row, kind: Kind, rng: np.random.Generator) -> Row:
     return replace(row, pixels=painted.image)
 
 
-def painted(folders: list[Path], rates: list[float], seeds: int) -> list[Figures]:
-    loader, results = a_reader(), []
+def painted(folders: list[Path], rates: list[float], seeds: int) -> Iterator[Case]:
+    loader = a_reader()
     for name, (rows, kinds) in good_sets(folders).items():
         for rate, spread in [(0.0, "mixed"), *((r, s) for r in rates for s in ("mixed", "one"))]:
             for seed in range(seeds if rate else 1):
-                rng = np.random.default_rng(seed)
-                picked = rng.permutation(len(rows))[: round(rate * len(rows))].tolist()
-                same = kinds[int(rng.integers(len(kinds)))]
-                made = list(rows)
-                for i in picked:
-                    made[i] = spoiled(rows[i], same if spread == "one" else kinds[int(rng.integers(len(kinds)))], rng)
-                check = find_suspicious(Table(made), loader)
-                told = {"set": name, "rate": rate, "spread": spread, "seed": seed, "n": len(rows)}
-                results.append(told | judged(check, {rows[i].path for i in picked}, made))
-        print(f"{name}: " + summary([r for r in results if r["set"] == name and r["rate"]]), flush=True)
-    return results
+                key = {"part": "painted", "set": name, "rate": rate, "spread": spread, "seed": seed}
+                yield Case(key, partial(painted_on, rows, kinds, rate, spread == "one", seed, loader))
 
 
-def show_painted(results: list[Figures]) -> None:
-    clean = [r for r in results if not r["rate"]]
-    print(f"clean sets: {statistics.mean(r['good_named'] for r in clean):.2%} named")
-    for rate, spread in sorted({(r["rate"], r["spread"]) for r in results if r["rate"]}):
-        part = [r for r in results if (r["rate"], r["spread"]) == (rate, spread)]
-        print(f"{rate:.0%} {spread}: " + summary(part))
+def painted_on(
+    rows: list[Row], kinds: tuple[Kind, ...], rate: float, alike: bool, seed: int, loader: FeatureLoader
+) -> Figures:
+    rng = np.random.default_rng(seed)
+    picked = rng.permutation(len(rows))[: round(rate * len(rows))].tolist()
+    same = kinds[int(rng.integers(len(kinds)))]
+    made = list(rows)
+    for i in picked:
+        made[i] = spoiled(rows[i], same if alike else kinds[int(rng.integers(len(kinds)))], rng)
+    check = find_suspicious(Table(made), loader)
+    return {"n": len(rows), **judged(check, {rows[i].path for i in picked}, made)}
 
 
-def summary(part: list[Figures]) -> str:
+def table_of_painted(records: list[Record]) -> str:
+    results = [r for r in records if r["part"] == "painted"]
+    keys = sorted({(r["rate"], r["spread"]) for r in results})
+    lines = [
+        [f"{rate:.0%}, {s}", *summary([r for r in results if (r["rate"], r["spread"]) == (rate, s)])]
+        for rate, s in keys
+    ]
+    names = dict.fromkeys(r["set"] for r in results)
+    lines += [[name, *summary([r for r in results if r["set"] == name and r["rate"]])] for name in names]
+    return markdown(["painted", *SUMMED], lines)
+
+
+def summary(part: list[Figures]) -> list[str]:
     means = []
-    for key in ("precision", "recall", "good_named", "average_precision", "in_first_tenth"):
+    for key in SUMMED.values():
         values = [r[key] for r in part if r[key] is not None]
-        means.append(f"{key} {statistics.mean(values):.3f}" if values else f"{key} -")
-    return ", ".join(means)
+        means.append(f"{statistics.mean(values):.3f}" if values else "–")
+    return means
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--painted", action="store_true")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.1])
     parser.add_argument("--methods", nargs="*", default=["patchcore", "padim"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("-o", "--out", type=Path)
-    given = parser.parse_args()
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
     if given.painted:
-        results = painted(given.data, given.rates, given.seeds)
-        show_painted(results)
+        yield from painted(given.data, given.rates, given.seeds)
+    elif len(given.data) == 1:
+        yield from mixed_in(given.data[0], given.rates, given.methods, given.seeds)
     else:
-        if len(given.data) != 1:
-            parser.error("name one data set")
-        results = mixed_in(given.data[0], given.rates, given.methods, given.seeds)
-        show_mixed_in(results)
-    if given.out is not None:
-        given.out.write_text(json.dumps(results, indent=1) + "\n")
+        raise SystemExit("name one data set")
 
 
-if __name__ == "__main__":
-    main()
+SUITE = Suite(cases, arguments, {"real": table_of_real, "painted": table_of_painted})

@@ -1,6 +1,6 @@
 """Are promises about false alarms kept? By simulation with known truth, and on real good images.
 
-    python -m bench.coverage [--repeats 4000] [--data DATA]
+    python -m bench run coverage [--repeats 4000] [--fits 12] [--real DATA]
 
 Simulation: calibration sets are drawn from distributions whose false-alarm rate above any threshold is known exactly.
 For ``tolerance``: the share of sets whose promise is broken, to be at most 1 - confidence plus three Monte-Carlo
@@ -13,24 +13,25 @@ pieces of a woven cloth are learned and others of it judged; per detector the sh
 most ``stated``: the bound of :func:`pickglass.calibration.promises.left_out_bound`, which is proven for a bank of all
 patches (``ratio=1``) and only measured for the others; ``about`` is the rate that the sentence names.
 
-DATA (e.g. magnetic_tile, with groups.csv): PatchCore is fitted on half of the groups of the good training images, the
-other half calibrates, and the good test images, whose groups occur in neither, are counted against the beta-binomial.
-This single split is the evidence. Below it, many random splits by group of all images that were not fitted: they
-overlap, so they only describe. Prints one JSON line.
+``--real`` DATA (e.g. magnetic_tile, with groups.csv): PatchCore is fitted on half of the groups of the good training
+images, the other half calibrates, and the good test images, whose groups occur in neither, are counted against the
+beta-binomial. This single split is the evidence. Below it, many random splits by group of all images that were not
+fitted: they overlap, so they only describe.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from bench.harness import Case, Suite
 from pickglass.calibration import Evidence, Wish, flagged_curve, promised
 from pickglass.calibration.promises import group_maxima, shift_bound
 
@@ -201,30 +202,33 @@ def counted(held: np.ndarray[Any, Any], test: np.ndarray[Any, Any], r: int) -> d
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=4000)
     parser.add_argument("--n", type=int, default=120)
-    parser.add_argument("--data", type=Path, help="data set with good images, and groups if any")
+    parser.add_argument("--real", type=Path, metavar="DATA", help="data set with good images, and groups if any")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fits", type=int, default=0, help="fits on cloth for the thresholds of images left out")
-    given = parser.parse_args()
-    rng = np.random.default_rng(given.seed)
-    settings = {"repeats": given.repeats, "n": given.n, "false_alarm": ALPHA, "confidence": CONFIDENCE, "shift": SHIFT}
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "continuous": lambda: images(rng, given.repeats, given.n, None),
-        "ties": lambda: images(rng, given.repeats, given.n, 40),
-        "groups": lambda: grouped(rng, given.repeats, given.n),
-        "pixels": lambda: pixels(rng, given.repeats // 4, given.n),
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    parts: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
+        "continuous": lambda rng: images(rng, given.repeats, given.n, None),
+        "ties": lambda rng: images(rng, given.repeats, given.n, 40),
+        "groups": lambda rng: grouped(rng, given.repeats, given.n),
+        "pixels": lambda rng: pixels(rng, given.repeats // 4, given.n),
     }
-    result: dict[str, Any] = {**settings, **{name: part() for name, part in parts.items()}}
+    settings = {"false_alarm": ALPHA, "confidence": CONFIDENCE, "shift": SHIFT}
+    for i, (name, part) in enumerate(parts.items()):
+        key = {"part": name, "n": given.n, "repeats": given.repeats, "seed": given.seed}
+        rng = np.random.default_rng([given.seed, i])
+        yield Case(key, lambda part=part, rng=rng: {**settings, **part(rng)})  # type: ignore[misc]
     if given.fits:
-        result["left out"] = left_out(given.fits, given.seed)
-    if given.data is not None:
-        result["real"] = real(given.data, given.repeats, given.size, given.seed)
-    print(json.dumps(result))
+        key = {"part": "left out", "fits": given.fits, "seed": given.seed}
+        yield Case(key, partial(left_out, given.fits, given.seed))
+    if given.real is not None:
+        key = {"part": "real", "data": given.real.name, "repeats": given.repeats, "seed": given.seed}
+        yield Case(key, partial(real, given.real, given.repeats, given.size, given.seed))
 
 
-if __name__ == "__main__":
-    main()
+SUITE = Suite(cases, arguments)

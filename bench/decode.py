@@ -1,28 +1,28 @@
 """Decode throughput, images/s: the decoder with 1, 2 and 4 threads against plain Pillow, for 256 and 1024 px squares.
 
 Both sides end with contiguous float32 (3, 256, 256); Pillow in one thread by open, convert, resize, divide. The
-photograph comes with pickglass, is cut and enlarged; the files are in the page cache. Best of three rounds. One JSON
-line.
+photograph comes with pickglass, is cut and enlarged; the files are in the page cache. Best of three rounds in turn.
+
+    python -m bench run decode
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from bench.harness import Case, Record, Suite, best, markdown
 from pickglass.data import Preprocess, Row, decode
 from pickglass.data.painting.natural import photograph
 
 COUNTS = {256: 400, 1024: 60}
+THREADS = (1, 2, 4)
 
 
 def write(folder: Path, side: int, suffix: str) -> list[Path]:
@@ -52,29 +52,24 @@ def ours(paths: list[Path], workers: int) -> int:
     return len(items)
 
 
-def rate(run: Callable[[], int]) -> float:
-    best = 0.0
-    for _ in range(3):
-        began = time.perf_counter()
-        count = run()
-        best = max(best, count / (time.perf_counter() - began))
-    return round(best, 1)
-
-
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    result: dict[str, float] = {}
+def measured(side: int, suffix: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        for side in COUNTS:
-            for suffix in (".png", ".jpg"):
-                paths = write(Path(folder), side, suffix)
-                name = f"{side}{suffix}"
-                result[f"{name} pillow"] = rate(partial(pillow, paths))
-                for workers in (1, 2, 4):
-                    result[f"{name} ours {workers}"] = rate(partial(ours, paths, workers))
-    json.dump({"bench": "decode", "images_per_s": result}, sys.stdout)
-    print()
+        paths = write(Path(folder), side, suffix)
+        ways = {"pillow": partial(pillow, paths), **{f"{n} threads": partial(ours, paths, n) for n in THREADS}}
+        return {name: round(len(paths) / least, 1) for name, least in best(ways, 3, warm_up=0).items()}
 
 
-if __name__ == "__main__":
-    main()
+def cases(_: argparse.Namespace) -> Iterator[Case]:
+    for side in COUNTS:
+        for suffix in (".png", ".jpg"):
+            yield Case({"side": side, "suffix": suffix}, partial(measured, side, suffix))
+
+
+def table(rows: list[Record]) -> str:
+    ways = ["pillow", *(f"{n} threads" for n in THREADS)]
+    heads = ["images/s", "Pillow, one thread", *(f"ours, {n} thread{'s' * (n > 1)}" for n in THREADS)]
+    lines = [[f"{row['side']} px {row['suffix'][1:].upper()}", *(f"{row[way]:,.0f}" for way in ways)] for row in rows]
+    return markdown(heads, lines)
+
+
+SUITE = Suite(cases, tables={"": table}, weights=())

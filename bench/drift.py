@@ -1,6 +1,6 @@
 """Does the drift test keep its level, and what does it find?
 
-    python -m bench.drift DATA [--repeats 400] [--detections 60] [--reference 20] [--new 20] [--level 0.05]
+    python -m bench run drift DATA [--repeats 400] [--detections 60] [--reference 20] [--new 20] [--level 0.05]
 
 PatchCore is fitted on a third of the good images of DATA (by group where there are groups); the others are described
 once as they are and once for each disturbance and strength. Shift and rotation go each image's own way, and, as
@@ -11,20 +11,19 @@ turn does not: turned images are compared with a reference that was turned too, 
 labelling, so the rate's expectation is at most the level whatever the images are, and its standard error is binomial.
 ``found``: the share of ``--detections`` splits with any alarm where the new images are disturbed, and which property
 was named as the one that moved most. ``train_against_test``: the held-back images against the good test images, once.
-Prints one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from bench.harness import Case, Suite, only_set
 from pickglass.app.drift import main_change
 from pickglass.calibration.drift import Drift, Sample, find_drift, units
 from pickglass.data import Row, Table, load_dataset, read_image, split_roles
@@ -67,17 +66,7 @@ def rate(found: list[bool]) -> dict[str, float]:
     return {"rate": round(share, 4), "standard_error": round(math.sqrt(share * (1 - share) / len(found)), 4)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--repeats", type=int, default=400)
-    parser.add_argument("--detections", type=int, default=60)
-    parser.add_argument("--reference", type=int, default=20)
-    parser.add_argument("--new", type=int, default=20)
-    parser.add_argument("--level", type=float, default=0.05)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+def measured(given: argparse.Namespace) -> dict[str, Any]:
     dataset = load_dataset(given.data)
     good = Table([row for row in dataset.table if row.label == 0])
     train = split_roles(Table([row for row in good if row.role == "train"]), 0, 0.6, given.seed)
@@ -90,9 +79,7 @@ def main() -> None:
     at = np.array([int(np.flatnonzero((held.facts == facts).all(axis=1))[0]) for facts in chosen.facts])
     rows, pool = Table([rows[i] for i in at]), held.take(at)
     splits = Splits(pool, given.reference, min(given.new, len(pool) - given.reference), given.level, given.seed)
-    result: dict[str, Any] = {
-        "data": dataset.name, "pool": len(pool), "reference": splits.n, "new": splits.m, "level": given.level,
-    }  # fmt: skip
+    result: dict[str, Any] = {"pool": len(pool), "reference": splits.n, "new": splits.m, "level": given.level}
     result["false_alarms"] = rate([splits.tested(k, pool).found for k in range(given.repeats)])
     test = describe(detector, good.role("test"))[0]
     if len(test) > 2:
@@ -109,8 +96,22 @@ def main() -> None:
             result["found"][f"{name} {strength:g}"] = {
                 **rate([one.found for one in tests]), "most": dict(most.most_common(2)),
             }  # fmt: skip
-    print(json.dumps(result))
+    return result
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    only_set(parser)
+    parser.add_argument("--repeats", type=int, default=400)
+    parser.add_argument("--detections", type=int, default=60)
+    parser.add_argument("--reference", type=int, default=20)
+    parser.add_argument("--new", type=int, default=20)
+    parser.add_argument("--level", type=float, default=0.05)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    yield Case({"data": given.data.name, "seed": given.seed, "repeats": given.repeats}, lambda: measured(given))
+
+
+SUITE = Suite(cases, arguments)

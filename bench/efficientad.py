@@ -1,43 +1,38 @@
 """EfficientAD: quality beside PatchCore, steps, penalty images, teachers, both branches on trays, and speed.
 
-python -m bench.efficientad trays OUT [--train 60] [--test 20]      writes painted trays (MVTec AD layout) to OUT/trays
-python -m bench.efficientad loco OUT [--train 60] [--test 20]       the same in the MVTec LOCO layout to OUT/loco
-python -m bench.efficientad quality DATA OUT [--model tiny] [--steps 500] [--train N]    beside PatchCore
-python -m bench.efficientad steps DATA OUT [--model tiny]           500, 1000, 2000, 5000 steps
-python -m bench.efficientad penalty DATA OUT --photos PHOTOS        none, generated, photographs
-python -m bench.efficientad teacher DATA OUT --photos PHOTOS [--backbone efficientnet_lite2 ...]
-                                                                    teachers of 250, 500, 1000 photographs, and of steps
-python -m bench.efficientad explained OUT --photos PHOTOS           those teachers on photographs that none learned from
-python -m bench.efficientad speed [--device cpu] [--peer-python PY]   images/s of random weights: what users get of each
-                                                                    engine, the networks alone, and the peer's
+    python -m bench run efficientad quality DATA OUT [--model tiny] [--steps 500] [--train N]    beside PatchCore
+    python -m bench run efficientad steps DATA OUT [--model tiny]           500, 1000, 2000, 5000 steps
+    python -m bench run efficientad penalty DATA OUT --photos PHOTOS        none, generated, photographs
+    python -m bench run efficientad teacher DATA OUT --photos PHOTOS [--backbone efficientnet_lite2 ...]
+        teachers of 250, 500, 1000 photographs, and of fewer steps
+    python -m bench run efficientad explained OUT --photos PHOTOS
+        those teachers on photographs that none learned from
+    python -m bench run efficientad speed [--device cpu] [--peer-python PY]
+        images/s of random weights: what users get of each engine, the networks alone, and the peer's
 
-DATA has images of 256 x 256 pixels (bench/squeeze.py). Each run is one JSON line on stdout and in OUT/results.jsonl;
-what is there already is left alone, so a killed run goes on. ``speed`` wants a quiet machine.
+DATA has images of 256 x 256 pixels (bench/tools/squeeze.py, bench/tools/trays.py); OUT keeps scores, maps and teachers.
+``speed`` wants a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
-import subprocess
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from bench import judge
+from bench.harness import Case, Suite, add_peer, run_peer
+from bench.harness.scorer import SIZE, nested, read_tool
 from pickglass.app.distill import distill
 from pickglass.app.testing.evaluate import evaluate
-from pickglass.data import MAX_PIXELS, Prepared, as_table, load_dataset, paint, read_mask, resize_map
-from pickglass.data.painting.defects import Kind
-from pickglass.data.painting.trays import Tray, fill
-from pickglass.errors import InputError
+from pickglass.data import MAX_PIXELS, Prepared, as_table, load_dataset, read_mask, resize_map
 from pickglass.features.backbones.weights import read_state
 from pickglass.features.distillation import (
     BackboneTeacher,
@@ -54,108 +49,21 @@ from pickglass.metrics import auroc
 from pickglass.nn.networks.pdn import CHANNELS, PDN, Autoencoder, PDNName, Student
 from pickglass.runtime.compute import ComputeOptions, EngineName
 
-LOCO = ("structural_anomalies", "logical_anomalies")
-Defect = Kind | Literal["swapped_part"]
-DEFECTS: tuple[Defect, ...] = ("missing_part", "surplus_part", "misplaced_part", "swapped_part", "scratch", "hole")
-PART, PITCH = 40.0, 60.0  # px
-PEER = """
-import json, sys, time, warnings
-warnings.simplefilter("ignore")
-import torch
-from anomalib.models.image.efficient_ad.torch_model import EfficientAdModel
-model = EfficientAdModel(teacher_out_channels=384, model_size=sys.argv[1]).eval()
-def rate(batch):
-    x = torch.rand(batch, 3, 256, 256)
-    with torch.no_grad():
-        model(x)
-        began, n = time.perf_counter(), 0
-        while time.perf_counter() - began < 5:
-            model(x); n += batch
-        return n / (time.perf_counter() - began)
-print(json.dumps({f"peer torch, batch {b}": rate(b) for b in (1, 16)}))
-"""
-
-
-# -- trays -----------------------------------------------------------------------------------------------------------
-
-
-def trays(given: argparse.Namespace) -> None:
-    """Full trays to learn from, and painted ones: logical defects and, to compare, structural ones."""
-    loco = given.what == "loco"
-    root = given.out / given.what
-
-    def write(path: Path, pixels: np.ndarray[Any, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
-
-    for i in range(given.train):
-        write(root / "train" / "good" / f"{i:03d}.png", full(i))
-    for i in range(given.test):
-        write(root / "test" / "good" / f"{i:03d}.png", full(10_000 + i))
-        for k, kind in enumerate(DEFECTS):
-            rng = np.random.default_rng([i, k])
-            image = full(20_000 + len(DEFECTS) * i + k)
-            try:
-                pixels, mask = damaged(image, kind, rng)
-            except InputError as error:  # no room for it on this tray
-                print(f"{kind} {i}: {error}")
-                continue
-            if loco:
-                group, name = LOCO[kind.endswith("part")], f"{kind}_{i:03d}"
-                write(root / "test" / group / f"{name}.png", pixels)
-                write(root / "ground_truth" / group / name / "000.png", mask.astype(np.uint8) * (1 + k))
-            else:
-                write(root / "test" / kind / f"{i:03d}.png", pixels)
-                write(root / "ground_truth" / kind / f"{i:03d}_mask.png", mask.astype(np.uint8) * 255)
-    if loco:
-        # whole regions count: where a part is missing or too much, its place is known
-        config = [
-            {"defect_name": kind, "pixel_value": 1 + k, "saturation_threshold": 1.0, "relative_saturation": True}
-            for k, kind in enumerate(DEFECTS)
-        ]
-        (root / "defects_config.json").write_text(json.dumps(config))
-
-
-def full(seed: int) -> np.ndarray[Any, Any]:
-    """A tray, bolts on its left and nuts on its right: (256, 256) uint8."""
-    bolts, nuts = Tray("bolt", part_px=PART, pitch_px=PITCH), Tray("nut", part_px=PART, pitch_px=PITCH)
-    return np.hstack([fill(tray, (256, 128), seed) for tray in (bolts, nuts)])
-
-
-def damaged(
-    image: np.ndarray[Any, Any], kind: Defect, rng: np.random.Generator
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The image with a defect of the kind, and its mask."""
-    if kind == "swapped_part":
-        return swapped(image, rng)
-    painted = paint(image, kind, PART if kind.endswith("part") else 16.0, rng)
-    return painted.image, painted.mask
-
-
-def swapped(image: np.ndarray[Any, Any], rng: np.random.Generator) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A bolt where a nut belongs, or the other way round: each part for itself is good."""
-    other = full(int(rng.integers(30_000, 40_000)))
-    side, row, column = (int(rng.integers(n)) for n in (2, 4, 2))
-    top, left, own = round(8 + PITCH * row), round(4 + PITCH * column), round(PITCH)  # 4 x 2 places, centred
-    here, there = left + 128 * side, left + 128 * (1 - side)
-    image, mask = image.copy(), np.zeros(image.shape, np.bool_)
-    image[top : top + own, here : here + own] = other[top : top + own, there : there + own]
-    y, x = np.ogrid[: image.shape[0], : image.shape[1]]
-    mask |= (y - top - own / 2) ** 2 + (x - here - own / 2) ** 2 <= (PART / 2) ** 2
-    return image, mask
+PEER = Path(__file__).with_name("peer") / "run_efficientad.py"
 
 
 # -- quality -----------------------------------------------------------------------------------------------------------
 
 
-def measured(given: argparse.Namespace, name: str, make: Callable[[], Detector], **told: Any) -> None:
-    """Fit, judge and append one line; per type the image AUROC and AUPRO, and for two branches those of each."""
-    results = given.out / "results.jsonl"
-    known = results.read_text().splitlines() if results.exists() else []
-    if any(json.loads(line)["run"] == name for line in known):
-        return
+def run_of(given: argparse.Namespace, name: str, make: Callable[[], Detector], **told: Any) -> Case:
+    """A case of one fit; ``told`` is what its record says beside the figures."""
+    key = {"part": given.what, "data": given.data.name, "run": name, "seed": given.seed}
+    return Case(key, lambda: {**told, **measured(given, name, make())})
+
+
+def measured(given: argparse.Namespace, name: str, detector: Detector) -> dict[str, Any]:
+    """Fit and judge; per type the image AUROC and AUPRO, and for two branches those of each."""
     dataset = load_dataset(given.data)
-    detector = make()
     began = time.perf_counter()
     detector.fit(dataset.train[: given.train], calibrate=0, seed=given.seed)
     fit_s = time.perf_counter() - began
@@ -165,9 +73,9 @@ def measured(given: argparse.Namespace, name: str, make: Callable[[], Detector],
     paths = np.array([row.path for row in found.rows])
     np.savez_compressed(saved, scores=found.scores, maps=np.stack(found.maps), paths=paths)
     rows = list(dataset.test)
-    tool = judge.read(saved, rows, 1)
-    line = {"run": name, **told, "fit_s": round(fit_s, 1), "train": len(dataset.train[: given.train])}
-    line["figures"] = judge.nested(tool.figures(np.ones(len(rows), int)))
+    tool = read_tool(saved, rows)
+    line: dict[str, Any] = {"fit_s": round(fit_s, 1), "train": len(dataset.train[: given.train])}
+    line["figures"] = nested(tool.figures(np.ones(len(rows), int)))
     if any(row.saturation for row in rows):
         metrics = evaluate(found)
         line["AU-sPRO@0.05"] = {kind: round(own["au_spro_05"] or 0, 4) for kind, own in metrics.by_type.items()}
@@ -182,16 +90,13 @@ def measured(given: argparse.Namespace, name: str, make: Callable[[], Detector],
             for chosen in [(kinds == kind) | (labels == 0)]
         }
         inside = [
-            float(resize_map(own[part], judge.SIZE)[mask].max() - np.quantile(own[part], 0.99))
+            float(resize_map(own[part], SIZE)[mask].max() - np.quantile(own[part], 0.99))
             for own, row in zip(parts, found.rows, strict=True)
             if row.mask is not None
-            for mask in [read_mask(row.mask, judge.SIZE)]
+            for mask in [read_mask(row.mask, SIZE)]
         ]
         line[f"{part} branch, share of defects above the image's 0.99 quantile"] = float(np.mean(np.array(inside) > 0))
-    text = json.dumps(line)
-    with results.open("a") as file:
-        file.write(text + "\n")
-    print(text, flush=True)
+    return line
 
 
 def efficientad(given: argparse.Namespace, **changes: Any) -> Callable[[], Detector]:
@@ -201,23 +106,23 @@ def efficientad(given: argparse.Namespace, **changes: Any) -> Callable[[], Detec
     return lambda: EfficientAD(**settings)
 
 
-def quality(given: argparse.Namespace) -> None:
-    measured(given, "patchcore", PatchCore)
-    measured(given, f"efficientad {given.model} {given.steps}", efficientad(given), steps=given.steps)
+def quality(given: argparse.Namespace) -> Iterator[Case]:
+    yield run_of(given, "patchcore", PatchCore)
+    yield run_of(given, f"efficientad {given.model} {given.steps}", efficientad(given), steps=given.steps)
 
 
-def steps(given: argparse.Namespace) -> None:
+def steps(given: argparse.Namespace) -> Iterator[Case]:
     for n in (500, 1000, 2000, 5000):
-        measured(given, f"efficientad {given.model} {n}", efficientad(given, steps=n), steps=n)
+        yield run_of(given, f"efficientad {given.model} {n}", efficientad(given, steps=n), steps=n)
 
 
-def penalty(given: argparse.Namespace) -> None:
+def penalty(given: argparse.Namespace) -> Iterator[Case]:
     for name, natural in (("none", "none"), ("generated", "generated"), ("photos", str(given.photos))):
         make = efficientad(given, natural=natural)
-        measured(given, f"penalty {name} {given.model} {given.steps}", make, penalty=name)
+        yield run_of(given, f"penalty {name} {given.model} {given.steps}", make, penalty=name)
 
 
-def teacher(given: argparse.Namespace) -> None:
+def teacher(given: argparse.Namespace) -> Iterator[Case]:
     """Is data or time the limit: teachers of fewer photographs, and of fewer steps."""
     given.out.mkdir(parents=True, exist_ok=True)
     cells = [(n, given.teacher_steps) for n in given.limits]
@@ -230,10 +135,10 @@ def teacher(given: argparse.Namespace) -> None:
             result = distill(given.photos, file, learning, limit=photos)
             told["explained_variance"] = result["explained_variance"]
         make = efficientad(given, weights=str(file))
-        measured(given, f"teacher {photos} {n} {given.model} {given.steps}", make, **told)
+        yield run_of(given, f"teacher {photos} {n} {given.model} {given.steps}", make, **told)
 
 
-def explained(given: argparse.Namespace) -> None:
+def explained(given: argparse.Namespace) -> Iterator[Case]:
     """The mean explained variance of each teacher in OUT on the same photographs, which none of them learned from.
 
     Each holds out others of its own; the targets are brought to mean 0 and deviation 1 as they were for it.
@@ -254,16 +159,21 @@ def explained(given: argparse.Namespace) -> None:
         pdn = PDN(card["model"]).eval()
         pdn.load_state_dict({name: tensor.float() for name, tensor in read_state(file).items()})
         share = round(explained_variance(pdn, source, held)["mean"], 4)
-        print(json.dumps({**{k: card[k] for k in ("photos", "steps")}, "judged on": len(held), "explained": share}))
+        key = {"part": "explained", **{k: card[k] for k in ("photos", "steps")}}
+        yield Case(key, partial(dict, judged_on=len(held), explained=share))
 
 
 # -- speed -------------------------------------------------------------------------------------------------------------
 
 
-def speed(given: argparse.Namespace) -> None:
+def speed(given: argparse.Namespace) -> Iterator[Case]:
+    yield Case({"part": "speed", "model": given.model, "device": given.device}, lambda: rates(given))
+
+
+def rates(given: argparse.Namespace) -> dict[str, Any]:
     """Images a second of random weights at 256 px, and the share of the matrix products' peak that they reach."""
     device = torch.device(given.device)
-    result: dict[str, Any] = {"model": given.model, "device": given.device, "threads": torch.get_num_threads()}
+    result: dict[str, Any] = {}
     peaks = {name: _peak(device, dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
     result["peak GFLOP/s"] = {name: round(value / 1e9) for name, value in peaks.items()}
     detector = EfficientAD(backbone=f"pdn_{given.model}", weights="random", natural="none", steps=1)
@@ -290,9 +200,8 @@ def speed(given: argparse.Namespace) -> None:
             name = f"EfficientAD as predict judges, engine {engine}, batch {batch}"
             result[name] = _figures(rate, networks["EfficientAD"][1], peaks[precision])
     if given.peer_python:
-        done = subprocess.run([given.peer_python, "-c", PEER, given.model], capture_output=True, text=True, check=True)
-        result["peer"] = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(result))
+        result["peer"] = run_peer(given.peer_python, given.model, script=PEER)
+    return result
 
 
 def _figures(rate: float, flops: float, peak: float) -> dict[str, float]:
@@ -404,14 +313,8 @@ def _rate(run: Callable[[torch.Tensor], Any], images: torch.Tensor, device: torc
     return n / (time.perf_counter() - began)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parts = parser.add_subparsers(dest="what", required=True)
-    for name in ("trays", "loco"):
-        own = parts.add_parser(name)
-        own.add_argument("out", type=Path)
-        own.add_argument("--train", type=int, default=60)
-        own.add_argument("--test", type=int, default=20)
     own = parts.add_parser("explained")
     own.add_argument("out", type=Path)
     own.add_argument("--photos", type=Path, required=True)
@@ -420,7 +323,7 @@ def main() -> None:
         own.add_argument("--model", default="tiny", choices=["tiny", "small", "medium"])
         if name == "speed":
             own.add_argument("--device", default="cpu")
-            own.add_argument("--peer-python", help="Python with anomalib in it")
+            add_peer(own)
             continue
         own.add_argument("data", type=Path)
         own.add_argument("out", type=Path)
@@ -437,11 +340,11 @@ def main() -> None:
             own.add_argument("--teacher-steps", type=int, default=2000)
             own.add_argument("--limits", type=int, nargs="+", default=[250, 500, 1000], help="photographs")
             own.add_argument("--shorter", type=int, nargs="*", default=[4, 2], help="divisors of the steps")
-    given = parser.parse_args()
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
     torch.manual_seed(0)
-    run = {
-        "trays": trays,
-        "loco": trays,
+    parts: dict[str, Callable[[argparse.Namespace], Iterator[Case]]] = {
         "quality": quality,
         "steps": steps,
         "penalty": penalty,
@@ -449,8 +352,7 @@ def main() -> None:
         "explained": explained,
         "speed": speed,
     }
-    run[given.what](given)
+    return parts[given.what](given)
 
 
-if __name__ == "__main__":
-    main()
+SUITE = Suite(cases, arguments, weights=("efficientnet_lite0", "pdn_tiny"))

@@ -2,26 +2,26 @@
 
 Ours trains on cached features, the peer runs its frozen backbone again in every epoch.
 
-    python -m bench.epochs DATA --peer-python PY --peer-script SCRIPT [--methods stfpm fastflow] [--epochs 1 3]
+    python -m bench run epochs DATA --peer-python PY [--methods stfpm fastflow] [--epochs 1 3]
 
 DATA is a folder in MVTec AD layout. Both sides get the same images at 256 px, 16 at once, and no validation. An epoch
 is the difference of two fits of so many epochs, shared out: what is done once (reading, the features, compiling) drops
 out, and is printed apart. STFPM: EfficientNet-Lite0 with its weights, the same three layers. FastFlow: ResNet-18 with
 random weights on both sides, 3x3 kernels, layers 1 to 3, for the peer takes no Lite0. Without a peer only our figures
-are printed. One JSON line a method.
+are measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pickglass as pg
+from bench.harness import Case, Suite, add_peer, only_set, run_peer
 
 LAYERS = {"stage2": "blocks.1", "stage3": "blocks.2", "stage5": "blocks.4"}  # ours: the peer's
 BATCH, SIZE = 16, 256
@@ -39,35 +39,37 @@ def ours(data: Path, method: str, epochs: int) -> float:
     return time.perf_counter() - began
 
 
-def peer(data: Path, method: str, epochs: int, python: str, script: str) -> float:
-    command = [python, script, str(data.resolve()), "--method", method, "--epochs", str(epochs)]
-    command += ["--size", str(SIZE), "--batch", str(BATCH), "--layers", *LAYERS.values()]
-    with tempfile.TemporaryDirectory() as scratch:
-        out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=scratch).stdout
-    return float(json.loads([line for line in out.splitlines() if line.startswith("{")][-1])["fit_s"])
+def peer(data: Path, method: str, epochs: int, python: Path) -> float:
+    arguments = ["--method", method, "--epochs", epochs, "--size", SIZE, "--batch", BATCH, "--layers", *LAYERS.values()]
+    return float(run_peer(python, data.resolve(), *arguments)["fit_s"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+def measured(method: str, given: argparse.Namespace) -> dict[str, Any]:
+    few, many = given.epochs
+    ours(given.data, method, 1)  # libraries are loaded, as the peer's timer finds them
+    sides = {"ours": [ours(given.data, method, n) for n in (few, many)]}
+    if given.peer_python:
+        sides["peer"] = [peer(given.data, method, n, given.peer_python) for n in (few, many)]
+    epoch = {side: (seconds[1] - seconds[0]) / (many - few) for side, seconds in sides.items()}
+    once = {side: seconds[0] - few * epoch[side] for side, seconds in sides.items()}
+    result: dict[str, Any] = {"epoch_s": epoch, "once_s": once}
+    if "peer" in epoch:
+        result["times_faster"] = epoch["peer"] / epoch["ours"]
+    return result
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    only_set(parser)
     parser.add_argument("--methods", nargs="+", choices=list(OURS), default=list(OURS))
     parser.add_argument("--epochs", type=int, nargs=2, default=[1, 3])
-    parser.add_argument("--peer-python", help="python of an environment with anomalib 2.7")
-    parser.add_argument("--peer-script", help="runs the peer on a folder and prints one JSON line")
-    given = parser.parse_args()
-    few, many = given.epochs
+    add_peer(parser)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
     for method in given.methods:
-        ours(given.data, method, 1)  # libraries are loaded, as the peer's timer finds them
-        sides = {"ours": [ours(given.data, method, n) for n in (few, many)]}
-        if given.peer_python:
-            sides["peer"] = [peer(given.data, method, n, given.peer_python, given.peer_script) for n in (few, many)]
-        epoch = {side: (seconds[1] - seconds[0]) / (many - few) for side, seconds in sides.items()}
-        once = {side: seconds[0] - few * epoch[side] for side, seconds in sides.items()}
-        result = {"method": method, "epoch_s": epoch, "once_s": once}
-        if "peer" in epoch:
-            result["times_faster"] = epoch["peer"] / epoch["ours"]
-        print(json.dumps(result), flush=True)
+        yield Case(
+            {"data": given.data.name, "method": method, "epochs": given.epochs}, partial(measured, method, given)
+        )
 
 
-if __name__ == "__main__":
-    main()
+SUITE = Suite(cases, arguments)

@@ -1,6 +1,6 @@
 """Memory of a process that judges many images with an exported model, and its time from a cold start.
 
-``python -m bench.flat MODEL.onnx`` prints one JSON line: resident memory (MB) after 100 images and then after every
+``python -m bench run flat MODEL.onnx``: resident memory (MB) after 100 images and then after every
 tenth of them, threads and open files at both ends, and the seconds of ``pickglass predict`` on one image in a new
 process. The images are generated, of the size of the canvas, a new one each time.
 """
@@ -8,7 +8,6 @@ process. The images are generated, of the size of the canvas, a new one each tim
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -22,10 +21,9 @@ import numpy as np
 from PIL import Image
 
 import pickglass as pg
+from bench.harness import Case, Suite, middle, seconds
 from pickglass.runtime.compute import EngineName
 from pickglass.runtime.exported import ExportedModel
-
-__all__ = ["cold_start", "main", "soak"]
 
 
 def resident_mb() -> float:
@@ -51,14 +49,13 @@ def soak(model: ExportedModel, images: int, engine: EngineName) -> dict[str, obj
             marks.append(round(resident_mb(), 1))
             ends = len(os.listdir("/proc/self/fd"))
             began = began or ends
-    seconds = time.perf_counter() - start
+    took = time.perf_counter() - start
     files = {"first": began, "last": ends}
     return {
-        "images": images,
         "resident_mb": marks,
         "open_files": files,
         "threads": threading.active_count(),
-        "s": round(seconds, 1),
+        "s": round(took, 1),
     }
 
 
@@ -68,33 +65,29 @@ def cold_start(model: str, canvas: tuple[int, int], repeats: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "part.png"
         Image.fromarray(pixels).save(image)
-        seconds = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-m", "pickglass", "predict", model, str(image)], check=True, capture_output=True
-            )
-            seconds.append(time.perf_counter() - began)
-    return sorted(seconds)[repeats // 2]
+        command = [sys.executable, "-m", "pickglass", "predict", model, str(image)]
+        starts = [seconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(repeats)]
+    return middle(starts)
 
 
-def main() -> None:
-    """Soak the model, and start it cold."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--engine", choices=["onnxruntime", "openvino"], default="onnxruntime")
-    arguments = parser.parse_args()
-    model = pg.load(arguments.model)
+
+
+def measured(path: Path, images: int, engine: EngineName) -> dict[str, object]:
+    model = pg.load(path)
     if not isinstance(model, ExportedModel):
-        parser.error(f"{arguments.model}: expected an exported model, .onnx")
-    result = {
-        "engine": arguments.engine,
-        "cold_s": round(cold_start(arguments.model, model.canvas, 5), 2),
-        **soak(model, arguments.images, arguments.engine),
-    }
-    print(json.dumps(result))
+        raise SystemExit(f"{path}: expected an exported model, .onnx")
+    return {"cold_s": round(cold_start(str(path), model.canvas, 5), 2), **soak(model, images, engine)}
 
 
-if __name__ == "__main__":
-    main()
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    yield Case(
+        {"model": given.model.name, "engine": given.engine, "images": given.images},
+        lambda: measured(given.model, given.images, given.engine),
+    )
+
+
+SUITE = Suite(cases, arguments, weights=())  # they are in the model

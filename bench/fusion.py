@@ -1,30 +1,30 @@
 """Fusion compared: single layers, every kind, several scales and adapted stages, by one scorer on the same images.
 
-    python -m bench.fusion fit OUT --data DATA/magnetic_tile [--n 100] [--only WORD] [--methods patchcore padim]
-    python -m bench.fusion fit OUT --cloth twill [--n 60]
-        fits every variant with PatchCore (1 % of the patches) and PaDiM (100 channels) on the same good images, all at
-        256 px, and saves OUT/METHOD--VARIANT.npz: scores (N,) and maps (N, h, w). What is there is left alone, so a
-        killed run goes on.
-    python -m bench.fusion table OUT (--data ... | --cloth ...) [--repeats 300]
-        prints Markdown: AUPRO@0.3, AUPRO@0.05 and image AUROC, each the mean over the types (DATA) or sizes (cloth) of
-        defects, and their differences to ``concat`` with 95 % intervals, bootstrapped in pairs by group.
+    python -m bench run fusion OUT --set DATA/magnetic_tile [--n 100] [--only WORD] [--methods patchcore padim]
+    python -m bench run fusion OUT --cloth twill [--n 60] [--repeats 300]
 
-DATA is squeezed to 256 x 256 first (bench/squeeze.py). Of its training images ``--n`` are taken, evenly spread; a tenth
-of them is held back for validation in every variant, though only adaptation needs it. Cloth: ``n`` woven pieces of
-128 px to learn from; judged are 24 others, as they are and with painted defects of 8, 16 and 32 px.
+Fits every variant with PatchCore (1 % of the patches) and PaDiM (100 channels) on the same good images, all at 256 px,
+and saves OUT/METHOD--VARIANT.npz: scores (N,) and maps (N, h, w). What is there is left alone, so a killed run goes on.
+Then a record a method: AUPRO@0.3, AUPRO@0.05 and image AUROC, each the mean over the types (DATA) or sizes (cloth) of
+defects, and their differences to ``concat`` with 95 % intervals, bootstrapped in pairs by group.
+
+DATA is squeezed to 256 x 256 first (bench/tools/squeeze.py). Of its training images ``--n`` are taken, evenly spread;
+a tenth of them is held back for validation in every variant, though only adaptation needs it. Cloth: ``n`` woven
+pieces of 128 px to learn from; judged are 24 others, as they are and with painted defects of 8, 16 and 32 px.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.textures import judged, pieces
+from bench.harness import Case, Record, Suite, markdown
+from bench.harness.textures import judged, pieces
 from pickglass.data import Row, Table, load_dataset, read_image, read_mask, resize_map
 from pickglass.data.files import written_whole
 from pickglass.features.shared import SharedFeatures
@@ -76,7 +76,7 @@ def images_of(given: argparse.Namespace) -> tuple[Table, Judged]:
         rows = [Row(f"test {i}", role="test", pixels=item.image, group=item.group) for i, item in enumerate(found)]
         types = np.array([f"{item.size} px" if item.size else "good" for item in found])
         return Table(taught), Judged(rows, [item.mask for item in found], types, [item.group for item in found])
-    dataset = load_dataset(given.data)
+    dataset = load_dataset(given.set)
     good = list(dataset.train)
     n = min(given.n, len(good))
     test = list(dataset.test)
@@ -100,13 +100,10 @@ def fit(given: argparse.Namespace) -> None:
                 settings |= {"ratio": 0.01} if method == "patchcore" else {"dims": 100}
                 detector = change(METHODS[method].configured(settings))
                 detector.shared_features = shared
-                began = time.process_time()
                 detector.fit(train, validate=0.1, calibrate=0, seed=0)
                 found = detector.predict(Table(test.rows))
                 with written_whole(target) as temporary:
                     np.savez_compressed(temporary, scores=found.scores, maps=np.stack(found.maps))
-                told = detector.provenance.adaptation or {}
-                print(f"{method}, {name}: {time.process_time() - began:.0f} s", told.get("auroc", ""), flush=True)
 
 
 class Tool:
@@ -142,45 +139,60 @@ def _side(test: Judged) -> tuple[int, int]:
     return height, width
 
 
-def table(given: argparse.Namespace) -> None:
+def figures(method: str, given: argparse.Namespace) -> dict[str, Any]:
     _, test = images_of(given)
-    for method in given.methods:
-        files = {name: given.out / f"{method}--{name}.npz" for name in variants()}
-        tools = {name: Tool(file, test) for name, file in files.items() if file.exists()}
-        names = list(tools)
-        if BASE not in tools:
-            raise SystemExit(f"{given.out} lacks {method}--{BASE}.npz: run fit first")
+    files = {name: given.out / f"{method}--{name}.npz" for name in variants()}
+    tools = {name: Tool(file, test) for name, file in files.items() if file.exists()}
+    names = list(tools)
+    if BASE not in tools:
+        raise SystemExit(f"{given.out} lacks {method}--{BASE}.npz: run it without --only first")
 
-        def all_of(weight: np.ndarray[Any, Any], tools: dict[str, Tool] = tools) -> np.ndarray[Any, Any]:
-            figures = np.stack([tool.figures(weight) for tool in tools.values()])  # (V, 3)
-            return np.stack([figures, figures - figures[list(tools).index(BASE)]]).reshape(-1)
+    def all_of(weight: np.ndarray[Any, Any], tools: dict[str, Tool] = tools) -> np.ndarray[Any, Any]:
+        figures = np.stack([tool.figures(weight) for tool in tools.values()])  # (V, 3)
+        return np.stack([figures, figures - figures[list(tools).index(BASE)]]).reshape(-1)
 
-        found = bootstrap(all_of, test.groups, repeats=given.repeats)
-        values, differences = found.value.reshape(2, len(names), 3)
-        low, high = (ends.reshape(2, len(names), 3)[1] for ends in (found.low, found.high))
-        print(f"\n### {method}\n\n| layers | {' | '.join(f'{m} | minus concat' for m in METRICS)} |\n|{'---|' * 7}")
-        for i, name in enumerate(names):
-            cells = []
-            for j in range(3):
-                span = f"{differences[i, j]:+.3f} ({low[i, j]:+.3f} to {high[i, j]:+.3f})"
-                cells += [f"{values[i, j]:.3f}", "" if name == BASE else span]
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    found = bootstrap(all_of, test.groups, repeats=given.repeats)
+    values, differences = found.value.reshape(2, len(names), 3)
+    low, high = (ends.reshape(2, len(names), 3)[1] for ends in (found.low, found.high))
+    rows = {
+        name: {"figures": values[i].tolist(), "minus": np.stack([differences, low, high], 2)[i].tolist()}
+        for i, name in enumerate(names)
+    }
+    return {"rows": rows}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["fit", "table"])
+def table(records: list[Record]) -> str:
+    """A table a method and set of images."""
+    heads = ["layers", *(head for metric in METRICS for head in (metric, f"minus {BASE}"))]
+    tables = []
+    for record in records:
+        lines = []
+        for name, row in record["rows"].items():
+            cells = [name]
+            for value, (difference, low, high) in zip(row["figures"], row["minus"], strict=True):
+                span = f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
+                cells += [f"{value:.3f}", "" if name == BASE else span]
+            lines.append(cells)
+        tables.append(f"{record['set']}, {record['method']}\n\n{markdown(heads, lines)}")
+    return "\n\n".join(tables)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path)
     images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument("--data", type=Path)
+    images.add_argument("--set", type=Path, metavar="DATA")
     images.add_argument("--cloth", choices=["plain", "twill", "satin"])
     parser.add_argument("--n", type=int, default=100, help="good images to learn from")
     parser.add_argument("--methods", nargs="+", default=["patchcore", "padim"], choices=["patchcore", "padim"])
     parser.add_argument("--only", help="variants whose name holds this word")
     parser.add_argument("--repeats", type=int, default=300)
-    given = parser.parse_args()
-    {"fit": fit, "table": table}[given.what](given)
 
 
-if __name__ == "__main__":
-    main()
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    fit(given)
+    for method in given.methods:
+        key = {"set": given.cloth or given.set.name, "method": method, "n": given.n, "repeats": given.repeats}
+        yield Case(key, partial(figures, method, given))
+
+
+SUITE = Suite(cases, arguments, {"": table})

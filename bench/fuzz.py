@@ -1,6 +1,6 @@
 """Feed damaged and hostile files to every reader of model files, and count what comes of each.
 
-    python -m bench.fuzz [--cases 10000] [--seed 0] [--kind model ...] [--keep FOLDER]
+    python -m bench run fuzz [--cases 10000] [--seed 0] [--kind model ...] [--keep FOLDER]
 
 Each case is a file that was written by pickglass and then changed: cut short, bits flipped, stretches replaced; or
 well-formed, with a value, a tensor or a graph that nobody expects. It is read, and where it can be read, used: the
@@ -21,12 +21,12 @@ import sqlite3
 import struct
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import pickglass as pg
+from bench import harness
 from pickglass.app.export import export
 from pickglass.app.info import info
 from pickglass.app.models import load
@@ -459,38 +460,39 @@ def run_case(case: Case, kind: Kind, folder: Path) -> tuple[str, Fault | None]:
     return outcome, None if wrong is None else Fault(case, wrong)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", type=int, default=10_000, help="how many, over all kinds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--keep", type=Path, help="write the files of faults here")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+
+
+def fuzzed(name: str, kind: Kind, n: int, read: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """Run the cases of one kind, and count the outcomes; faults are told on standard error as they come."""
+    outcomes: Counter[str] = Counter()
+    faults: list[str] = []
+    for case in cases_of(name, kind, n, asked.seed):
+        outcome, fault = run_case(case, kind, read)
+        outcomes[outcome] += 1
+        if fault is not None:
+            faults.append(f"{case.change}: {fault.what}")
+            print(f"{name}: {faults[-1]}", file=sys.stderr, flush=True)
+            if asked.keep is not None:
+                asked.keep.mkdir(exist_ok=True)
+                (asked.keep / f"{name}{len(faults)}{kind.suffix}").write_bytes(case.content)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"outcomes": outcomes, "faults": faults, "peak_mb": round(peak)}
+
+
+def bench_cases(given: argparse.Namespace) -> Iterator[harness.Case]:
     # what eats all memory is to fail here, not to take the machine down
     resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))
     with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as read:
         kinds = made_kinds(Path(made), Path(read))
-        outcomes: Counter[tuple[str, str]] = Counter()
-        faults: list[Fault] = []
-        began = time.perf_counter()
-        for name in asked.kind:
-            for case in cases_of(name, kinds[name], asked.cases // len(asked.kind), asked.seed):
-                outcome, fault = run_case(case, kinds[name], Path(read))
-                outcomes[name, outcome] += 1
-                if fault is not None:
-                    faults.append(fault)
-                    print(f"{name}: {case.change}: {fault.what}", file=sys.stderr, flush=True)
-                    if asked.keep is not None:
-                        asked.keep.mkdir(exist_ok=True)
-                        (asked.keep / f"{len(faults)}{kinds[name].suffix}").write_bytes(case.content)
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    counts = {f"{name} {outcome}": n for (name, outcome), n in sorted(outcomes.items())}
-    result = {"cases": sum(counts.values()), "faults": len(faults), "seconds": seconds, "peak_mb": peak, **counts}
-    print(json.dumps(result) if asked.json else "\n".join(f"{key}: {value:g}" for key, value in result.items()))
-    sys.exit(bool(faults))
+        for name in given.kind:
+            n = given.cases // len(given.kind)
+            found = partial(fuzzed, name, kinds[name], n, Path(read), given)
+            yield harness.Case({"kind": name, "cases": n, "seed": given.seed}, found)
 
 
-if __name__ == "__main__":
-    main()
+SUITE = harness.Suite(bench_cases, arguments)

@@ -1,6 +1,6 @@
 """Which layers carry the fine-grained signal? Naming defect types from a few examples, by layer and pooling.
 
-    python -m bench.label DATA -o OUT.json --markdown OUT.md [--cache FOLDER] [--examples 5 10 15] [--repeats 10]
+    python -m bench run label DATA [--cache FOLDER] [--examples 5 10 15] [--repeats 10]
         [--backbone efficientnet_lite0] [--layers stage1 stage2 ...] [--size 256]
 
 PatchCore with its defaults is fitted on the good training images of DATA and says where each defect is. Then, for each
@@ -19,13 +19,14 @@ is called unknown of which there was no example.
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from bench.harness import Case, Suite, only_set
 from pickglass.data import Table, load_dataset, read_mask
 from pickglass.detectors.loading import FeatureLoader
 from pickglass.detectors.naming import fit_namer, pooled, projections
@@ -186,20 +187,7 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--cache", type=Path, help="Folder for the features; read where they are there already.")
-    parser.add_argument("--examples", type=int, nargs="+", default=[5, 10, 15])
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--backbone", default="efficientnet_lite0")
-    parser.add_argument("--layers", nargs="+", default=[f"stage{i}" for i in range(1, 8)])
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--sure", type=float, default=0.8)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+def measured(given: argparse.Namespace) -> dict[str, Any]:
     dataset = load_dataset(given.data)
     rows = dataset.table.where(lambda row: row.label == 1 and row.defect is not None and row.mask is not None)
     kinds = sorted({str(row.defect) for row in rows})
@@ -216,8 +204,7 @@ def main() -> None:
     chosen = [[layer] for layer in given.layers]
     chosen += [names for names in (OWN.split("+"), given.layers) if set(names) <= set(given.layers)]
     result: dict[str, Any] = {
-        "data": dataset.name, "backbone": given.backbone, "size": given.size, "types": kinds, "images": len(y),
-        "groups": len(set(groups)), "examples": given.examples, "repeats": given.repeats, "seed": given.seed,
+        "types": kinds, "images": len(y), "groups": len(set(groups)), "examples": given.examples,
         "regions_found": cached["hit"], "rows": [], "bilinear_minus_average": {}, "minus_own": {},
     }  # fmt: skip
     draws = {
@@ -250,11 +237,24 @@ def main() -> None:
         result["masks_only"] = figure(masks, y, groups)
         result["masks_only_minus_own"] = figure(masks, y, groups, share)
         result["by_type"] = {kind: round(float(np.nanmean(share[y == k])), 3) for k, kind in enumerate(kinds)}
-    given.output.write_text(json.dumps(result, indent=1))
-    if given.markdown is not None:
-        given.markdown.write_text(markdown(result))
-    print(json.dumps({key: value for key, value in result.items() if key != "rows"}))
+    return result
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    only_set(parser)
+    parser.add_argument("--cache", type=Path, help="Folder for the features; read where they are there already.")
+    parser.add_argument("--examples", type=int, nargs="+", default=[5, 10, 15])
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--layers", nargs="+", default=[f"stage{i}" for i in range(1, 8)])
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--sure", type=float, default=0.8)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    key = {"data": given.data.name, "backbone": given.backbone, "size": given.size, "seed": given.seed}
+    yield Case({**key, "repeats": given.repeats}, lambda: measured(given))
+
+
+SUITE = Suite(cases, arguments, {"": lambda rows: "\n\n".join(markdown(row) for row in rows)})

@@ -1,29 +1,31 @@
 """Connected regions: times of ours over SciPy's, on masks from sparse defects to the worst that there is.
 
-    python -m bench.labelling [--sides 256 1024 3464] [--repeats 5]
+    python -m bench run labelling [--sides 256 1024 3464] [--repeats 5]
 
 For each mask and connectivity: labels and areas by ``connected_regions`` against ``scipy.ndimage.label`` and a count of
 its labels, and boxes, areas and peaks as ``find_defects`` has them against ``label``, ``find_objects`` and a maximum in
 each box. Best of the repeats, which alternate; both sides must agree in every number. 3464 x 3464 px are 12 megapixels.
-A line for each mask, then one JSON line: the largest ratio of the masks that look like defects, and of all.
+The table shows the largest ratio of the masks that look like defects, and of the others.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
+import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects, gaussian_filter, generate_binary_structure, label
 
+from bench.harness import Case, Record, Suite, best, markdown
 from pickglass.metrics.labelling import connected_regions
 from pickglass.result import Defect, find_defects
 
 Mask = NDArray[np.bool_]
+WHAT = ("labels 8", "labels 4", "defects")
 LIKE_DEFECTS = ("none", "blobs", "specks", "dust", "half", "all")
 
 
@@ -76,42 +78,43 @@ def defects_by_scipy(full_map: NDArray[np.float32], threshold: float) -> list[De
 
 def timed(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> tuple[float, float]:
     """Return the best seconds of both, which must give the same."""
-    best = [float("inf"), float("inf")]
-    for _ in range(repeats):
-        results = []
-        for side, call in enumerate((ours, theirs)):
-            start = time.perf_counter()
-            results.append(call())
-            best[side] = min(best[side], time.perf_counter() - start)
-        for one, other in zip(*results, strict=True):
-            assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
-    return best[0], best[1]
+    for one, other in zip(ours(), theirs(), strict=True):
+        assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
+    least = best({"ours": ours, "theirs": theirs}, repeats)
+    return least["ours"], least["theirs"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def measured(side: int, mask: Mask, repeats: int) -> dict[str, Any]:
+    values = np.random.default_rng(1).random((side, side), dtype=np.float32)
+    full_map = values + mask  # above 1 inside only
+    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "labels 8": (lambda: connected_regions(mask, 8), lambda: labels_by_scipy(mask, 8)),
+        "labels 4": (lambda: connected_regions(mask, 4), lambda: labels_by_scipy(mask, 4)),
+        "defects": (lambda: find_defects(full_map, 1.0), lambda: defects_by_scipy(full_map, 1.0)),
+    }
+    times = {what: timed(*pair, repeats) for what, pair in pairs.items()}
+    return {what: {"ours_ms": 1e3 * one, "scipy_ms": 1e3 * other} for what, (one, other) in times.items()}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 1024, 3464])
     parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    worst: dict[str, dict[str, float]] = {}
-    print(f"{'mask':<14}{'side':>6}  {'what':<10}{'ours ms':>10}{'SciPy ms':>10}{'ratio':>8}")
-    for side in args.sides:
-        values = np.random.default_rng(1).random((side, side), dtype=np.float32)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    for side in given.sides:
         for name, mask in masks(side):
-            full_map = values + mask  # above 1 inside only
-            pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-                "labels 8": (lambda m=mask: connected_regions(m, 8), lambda m=mask: labels_by_scipy(m, 8)),  # type: ignore[misc]
-                "labels 4": (lambda m=mask: connected_regions(m, 4), lambda m=mask: labels_by_scipy(m, 4)),  # type: ignore[misc]
-                "defects": (lambda f=full_map: find_defects(f, 1.0), lambda f=full_map: defects_by_scipy(f, 1.0)),  # type: ignore[misc]
-            }
-            for what, (ours, theirs) in pairs.items():
-                mine, other = timed(ours, theirs, args.repeats)
-                print(f"{name:<14}{side:>6}  {what:<10}{1e3 * mine:>10.2f}{1e3 * other:>10.2f}{mine / other:>8.2f}")
-                group = "like defects" if name in LIKE_DEFECTS else "others"
-                so_far = worst.setdefault(group, {})
-                so_far[what] = max(so_far.get(what, 0.0), round(mine / other, 2))
-    print(json.dumps({"largest_ratio": worst}))
+            yield Case({"side": side, "mask": name}, partial(measured, side, mask, given.repeats))
 
 
-if __name__ == "__main__":
-    main()
+def table(rows: list[Record]) -> str:
+    """The largest ratio of ours over SciPy's, for masks that look like defects and for others."""
+    lines = []
+    for side, group in itertools.product(dict.fromkeys(row["side"] for row in rows), ("like defects", "others")):
+        own = [row for row in rows if row["side"] == side and (row["mask"] in LIKE_DEFECTS) == (group != "others")]
+        worst = [max(row[what]["ours_ms"] / row[what]["scipy_ms"] for row in own) for what in WHAT]
+        lines.append([f"{side} px", group, *(f"{ratio:.2f}" for ratio in worst)])
+    return markdown(["masks", "", "labels, 8 neighbours", "labels, 4", "boxes, areas, peaks"], lines)
+
+
+SUITE = Suite(cases, arguments, {"": table}, weights=())

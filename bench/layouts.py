@@ -1,6 +1,8 @@
 """Draw a small tree of every layout of data sets after its published description, and print the account of each.
 
-``python -m bench.layouts`` prints the table of `docs/data.md`. The tests load the same trees. Images are noise of
+    python -m bench run layouts
+
+It makes the table of `docs/data.md`. The tests load the same trees. Images are noise of
 24 x 32 pixels with a dark spot where they are defective; nothing of the data sets themselves is in them.
 """
 
@@ -10,14 +12,15 @@ import argparse
 import io
 import json
 import tempfile
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from bench.harness import Case, Record, Suite, markdown
 from pickglass.data import load_datasets
 
 __all__ = ["TREES", "image", "mask", "save"]
@@ -472,17 +475,21 @@ TREES: dict[str, Callable[[Path], Path]] = {
 """Data set -> what draws its tree into a folder and returns what to load."""
 
 
-def main() -> None:
-    """Print a table of all layouts, each with the account of its small tree."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    print("| data set | layout | what becomes of its files |\n|---|---|---|")
-    for name, draw in TREES.items():
-        with tempfile.TemporaryDirectory() as temporary:
-            sets = load_datasets(draw(Path(temporary)))
-        first = next(iter(sets.values()))
-        text = " ".join(sentence.strip() for sentence in first.account.sentences())
-        print(f"| {name} | `{first.layout}` | {text} |")
+def account(name: str) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as temporary:
+        sets = load_datasets(TREES[name](Path(temporary)))
+    first = next(iter(sets.values()))
+    return {"layout": str(first.layout), "account": " ".join(text.strip() for text in first.account.sentences())}
 
 
-if __name__ == "__main__":
-    main()
+def cases(_: argparse.Namespace) -> Iterator[Case]:
+    for name in TREES:
+        yield Case({"data": name}, partial(account, name))
+
+
+def table_of_layouts(rows: list[Record]) -> str:
+    heads = ["data set", "layout", "what becomes of its files"]
+    return markdown(heads, [[row["data"], f"`{row['layout']}`", row["account"]] for row in rows])
+
+
+SUITE = Suite(cases, tables={"": table_of_layouts}, weights=())

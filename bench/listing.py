@@ -1,26 +1,28 @@
 """Seconds and memory to list a data set of many files, and for all of ``pickglass info``, on a tree of tiny files.
 
 The tree is MVTec AD's with the files spread over eight types of defects, each with its mask; files are hard links to a
-few images of 24 x 32 pixels, so that the disk holds few bytes. Memory is the peak of the process. One JSON line.
+few images of 24 x 32 pixels, so that the disk holds few bytes. Memory is the peak of the process.
+
+    python -m bench run listing [--files 100000]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from bench.harness import Case, Suite, apart, seconds
+from bench.harness.processes import peak_mb
 from bench.layouts import image, mask, save
 from pickglass.data import load_dataset
-
-__all__ = ["draw", "main"]
 
 _LINKS = 20_000  # files between new images: file systems allow so many names of one file
 
@@ -40,39 +42,33 @@ def draw(root: Path, files: int) -> None:
         os.link(saved[part], path)
 
 
-def main() -> None:
-    """Draw the tree, list it three times, and print the best time."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=100_000)
-    arguments = parser.parse_args()
+def listed(root: str, files: int) -> dict[str, float]:
+    times = [seconds(lambda: load_dataset(root)) for _ in range(3)]
+    dataset = load_dataset(root)
+    assert dataset.account.files == files
+    assert not dataset.account.unused
+    return {"images": len(dataset.table), "listing_s": round(min(times), 2), "listing_peak_mb": peak_mb()}
+
+
+def measured(files: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / "many"
-        draw(root, arguments.files)
-        seconds = []
-        for _ in range(3):
-            began = time.perf_counter()
-            dataset = load_dataset(root)
-            seconds.append(time.perf_counter() - began)
-        listed = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        assert dataset.account.files == arguments.files
-        assert not dataset.account.unused
+        draw(root, files)
+        result: dict[str, Any] = apart(listed, root, files)
         began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "pickglass", "info", str(root), "--json"], check=True, capture_output=True
-        )
-        whole = time.perf_counter() - began
-        inspected = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    result = {
-        "files": arguments.files,
-        "images": len(dataset.table),
-        "listing_s": round(min(seconds), 2),
-        "listing_peak_mb": round(listed / 1024),
-        "info_s": round(whole, 1),
-        "info_peak_mb": round(inspected / 1024),
-        "python": platform.python_version(),
-    }
-    print(json.dumps(result))
+        command = [sys.executable, "-m", "pickglass", "info", str(root), "--json"]
+        subprocess.run(command, check=True, capture_output=True)
+        result["info_s"] = round(time.perf_counter() - began, 1)
+        result["info_peak_mb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    return result
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--files", type=int, default=100_000)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    yield Case({"files": given.files}, lambda: measured(given.files))
+
+
+SUITE = Suite(cases, arguments, weights=())

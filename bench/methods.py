@@ -1,14 +1,14 @@
 """All methods on one data set by one scorer, per defect type, with paired bootstraps by group.
 
-python -m bench.methods fit DATA OUT [--methods patchcore,padim,...] [--seeds 0 1 2] [--preset quick] [--set key=value]
-    fits each method on all training images (``calibrate=0``) for each seed and saves OUT/METHOD-SEED.npz: scores (N,),
-    maps (N, h, w), paths (N,), fit_s, images_per_s. What is there already is left alone, so a killed run goes on.
-python -m bench.methods table DATA OUT... [--against patchcore] [--repeats 1000]
-    prints a Markdown table of what was saved, and JSON: figures per type, the mean of the types and of the three thin
-    ones, averaged over seeds, and each method's difference to another with its 95 % interval.
+    python -m bench run methods DATA OUT [--methods patchcore,padim,...] [--seeds 0 1 2] [--preset quick]
+        [--set key=value ...] [--against patchcore] [--repeats 1000]
 
-DATA is a data set whose images already have the size of the maps to be judged (bench/squeeze.py). Statistical methods
-without random numbers are fitted once.
+Fits each method on all training images (``calibrate=0``) for each seed and saves OUT/METHOD-SEED.npz: scores (N,),
+maps (N, h, w), paths (N,). What is there already is left alone. Then a record a method, also of other .npz files in
+OUT, such as the peer's: figures per type, the mean of the types and of the three thin ones, averaged over seeds, and
+the difference to another method with its 95 % interval.
+
+DATA is a data set whose images already have the size of the maps to be judged (bench/tools/squeeze.py).
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench import judge
+from bench.harness import Case, Record, Suite, markdown, only_set
+from bench.harness.scorer import Weight, nested, paired_figures, read_tool
 from pickglass.app.fit import build
 from pickglass.data import load_dataset
 from pickglass.data.files import written_whole
 from pickglass.methods import METHODS
-from pickglass.metrics import bootstrap
-
-SHOWN = ("all", "mean of types", "mean of three")
 
 
 def fit(given: argparse.Namespace) -> None:
     dataset = load_dataset(given.data)
-    given.out[0].mkdir(parents=True, exist_ok=True)
+    given.out.mkdir(parents=True, exist_ok=True)
     settings = {key: json.loads(value) for key, value in (text.split("=", 1) for text in given.set)}
     for method in given.methods.split(","):
         for seed in given.seeds:
-            target = given.out[0] / f"{method}-{seed}.npz"
+            target = given.out / f"{method}-{seed}.npz"
             if target.exists():
                 continue
             preset = given.preset if given.preset in METHODS[method].presets else None
@@ -58,9 +58,6 @@ def fit(given: argparse.Namespace) -> None:
                     fit_s=fit_s,
                     images_per_s=images_per_s,
                 )
-            print(
-                json.dumps({"method": method, "seed": seed, "fit_s": fit_s, "images_per_s": images_per_s}), flush=True
-            )
 
 
 def mean_times(files: list[Path]) -> dict[str, float]:
@@ -74,51 +71,39 @@ def mean_times(files: list[Path]) -> dict[str, float]:
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
-def table(given: argparse.Namespace) -> None:
+def figures(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """One method, and what it is better or worse by than the other one."""
     rows = list(load_dataset(given.data).test)
-    files: dict[str, list[Path]] = {}
-    for folder in given.out:
-        for file in sorted(folder.glob("*-*.npz")):
-            files.setdefault(file.stem.rsplit("-", 1)[0], []).append(file)
-    tools = {name: [judge.read(file, rows, given.smallest) for file in own] for name, own in files.items()}
+    groups = [row.group for row in rows]
 
-    def figures(name: str, weight: np.ndarray[Any, Any]) -> dict[tuple[str, str], float]:
-        runs = [tool.figures(weight) for tool in tools[name]]
+    def tools(method: str) -> list[Any]:
+        return [read_tool(file, rows, given.smallest) for file in files_of(given.out)[method]]
+
+    def mean(own: list[Any], weight: Weight) -> dict[tuple[str, str], float]:
+        runs = [tool.figures(weight) for tool in own]
         return {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
 
-    once = np.ones(len(rows), int)
-    point = {name: figures(name, once) for name in tools}
-    groups = [row.group for row in rows]
-    differences: dict[str, Any] = {}
-    for name in tools:
-        if name == given.against or given.against not in tools:
-            continue
-
-        def difference(weight: np.ndarray[Any, Any], name: str = name) -> list[float]:
-            pair = zip(figures(name, weight).values(), figures(given.against, weight).values(), strict=True)
-            return [a - b for a, b in pair]
-
-        found = bootstrap(difference, groups, repeats=given.repeats)
-        triples = zip(found.value, found.low, found.high, strict=True)
-        differences[name] = judge.nested(dict(zip(point[name], triples, strict=True)))
-    kinds = sorted({row.defect or "" for row in rows if row.label == 1})
-    heads = [*SHOWN, *kinds]
-    for metric in ("image_auroc", "aupro_30", "aupro_05"):
-        print(f"\n{metric}\n| method | seeds | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 2)}")
-        for name, own in point.items():
-            cells = [f"{own[kind, metric]:.3f}" if (kind, metric) in own else "-" for kind in heads]
-            spread = np.std([tool.figures(once)["mean of types", metric] for tool in tools[name]])
-            print(f"| {name} | {len(tools[name])} (sd {spread:.3f}) | {' | '.join(cells)} |")
-    times = {name: mean_times(own) for name, own in files.items()}
-    result = {name: judge.nested(own) for name, own in point.items()}
-    print(json.dumps({"figures": result, f"minus {given.against}": differences, "times": times}))
+    own, once = tools(name), np.ones(len(rows), int)
+    spread = float(np.std([tool.figures(once)["mean of types", "image_auroc"] for tool in own]))
+    result: dict[str, Any] = {"seeds": len(own), "spread": round(spread, 4), "figures": nested(mean(own, once))}
+    result |= mean_times(files_of(given.out)[name])
+    if name != given.against and given.against in files_of(given.out):
+        other = tools(given.against)
+        result["minus"] = paired_figures(partial(mean, own), partial(mean, other), groups, given.repeats)
+    return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["fit", "table"])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path, nargs="+")
+def files_of(out: Path) -> dict[str, list[Path]]:
+    """Method -> a file a seed."""
+    files: dict[str, list[Path]] = {}
+    for file in sorted(out.glob("*-*.npz")):
+        files.setdefault(file.stem.rsplit("-", 1)[0], []).append(file)
+    return files
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    only_set(parser)
+    parser.add_argument("out", type=Path)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--preset", default="quick")
@@ -126,9 +111,22 @@ def main() -> None:
     parser.add_argument("--against", default="patchcore")
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--smallest", type=int, default=1, help="leave out regions below this many pixels")
-    given = parser.parse_args()
-    {"fit": fit, "table": table}[given.what](given)
 
 
-if __name__ == "__main__":
-    main()
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    fit(given)
+    key = {"data": given.data.name, "against": given.against, "repeats": given.repeats, "smallest": given.smallest}
+    for name in files_of(given.out):
+        yield Case({**key, "method": name}, partial(figures, name, given))
+
+
+def table(rows: list[Record], metric: str) -> str:
+    heads = list(dict.fromkeys(kind for row in rows for kind in row["figures"]))
+    lines = []
+    for row in rows:
+        cells = [f"{row['figures'][k][metric]:.3f}" if k in row["figures"] else "–" for k in heads]
+        lines.append([row["method"], row["seeds"], *cells])
+    return markdown(["method", "seeds", *heads], lines)
+
+
+SUITE = Suite(cases, arguments, {m: partial(table, metric=m) for m in ("image_auroc", "aupro_30", "aupro_05")})

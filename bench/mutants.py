@@ -1,9 +1,9 @@
 """Break one line of the package after the other, and show that the tests of its room see each.
 
-    python -m bench.mutants
+    python -m bench run mutants
 
 The working tree is copied first; nothing in it is changed. A line that is not there any more is reported: it is to be
-replaced by another one of its room.
+replaced by another one of its room. ``seen`` is false where no test failed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parents[1]
+from bench.harness import Case, Suite
+from bench.harness.records import ROOT
 
 
 class Mutant(NamedTuple):
@@ -69,28 +71,26 @@ def outcome(mutant: Mutant, copy: Path) -> str:
     finally:
         file.write_text(text)
     named = [line.split(" - ")[0] for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return named[0] if named else "NOT SEEN" if run.returncode == 0 else f"exit code {run.returncode}"
+    return named[0] if named else "no test failed" if run.returncode == 0 else f"exit code {run.returncode}"
 
 
-def main() -> None:
-    """Print a line a mutant; exit code 1 if one was not seen or its line is gone."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="files whose names hold this text")
-    only = parser.parse_args().only
-    missed = 0
+def measured(mutant: Mutant) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__"))
-        for mutant in MUTANTS:
-            if only is not None and only not in mutant.file:
-                continue
-            began = time.perf_counter()
-            said = outcome(mutant, copy)
-            missed += not said.startswith(("FAILED", "ERROR"))
-            line = f"{mutant.file}: {mutant.before!r} -> {mutant.after!r}"
-            print(f"{line}\n    {said} ({time.perf_counter() - began:.0f} s)", flush=True)
-    sys.exit(int(missed > 0))
+        said = outcome(mutant, copy)
+    return {"seen": said.startswith(("FAILED", "ERROR")), "outcome": said}
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", default="", help="files whose names hold this text")
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    for mutant in MUTANTS:
+        if given.only in mutant.file:
+            key = {"file": mutant.file, "before": mutant.before, "after": mutant.after}
+            yield Case(key, partial(measured, mutant))
+
+
+SUITE = Suite(cases, arguments, weights=())

@@ -1,6 +1,6 @@
 """PaDiM against the peer, in one run on one machine: fit, predict, and peak memory for two numbers of images.
 
-    python -m bench.padim [DATA] --peer-python PY --peer-script SCRIPT [--memory 50 245]
+    python -m bench run padim [DATA] --peer-python PY [--memory 50 245]
 
 DATA is a folder in MVTec AD layout; without one, ``--images`` made-up textures of ``--pixels`` are written as PNG, four
 of them with a painted hole as the defective ones. Both tools get the same folder (the training images stand in its
@@ -9,18 +9,14 @@ three layers, 100 channels and 256 px, and 16 images at once. Neither imports no
 counted: ours fits twice, and the second goes on with the network and the engine of the first, as the peer's timer
 begins once its network is built. That set-up is ``set_up_s``. Of three predictions the median counts.
 Memory is the peak resident set of a process of its own that fits that many of the images and judges all test images; on
-folders with fewer images it is left out. Without a peer only our figures are printed. Prints one JSON line.
+folders with fewer images it is left out. Without a peer only our figures are measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,8 @@ import torch
 from PIL import Image
 
 import pickglass as pg
+from bench.harness import Case, Record, Suite, add_peer, apart, markdown, rate, run_peer, seconds, shared_folder
+from bench.harness.processes import peak_mb
 from pickglass.data import paint
 from pickglass.features import FeatureExtractor
 from pickglass.features.engine import BackboneEngine
@@ -60,111 +58,87 @@ def write(path: Path, pixels: np.ndarray[Any, Any]) -> None:
     Image.fromarray(pixels).save(path, compress_level=1)
 
 
-def shared_folder(data: Path, out: Path, most: int | None = None) -> Path:
-    """Symbolic links in MVTec AD layout: train, or its first ``most`` images; test = test and these."""
-    seen = 0
-    for source in sorted(data.rglob("*.*")):
-        inside = source.relative_to(data)
-        if not source.is_file() or inside.parts[0] not in ("train", "test", "ground_truth"):
-            continue
-        if inside.parts[0] == "train":
-            seen += 1
-            if most is not None and seen > most:
-                continue
-            link(source, out / "test" / "good" / f"train_{inside.name}")
-        link(source, out / inside)
-    return out
-
-
-def link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.symlink_to(source.resolve())
-
-
 def detector() -> PaDiM:
     return PaDiM(layers=list(LAYERS), dims=DIMS, size=SIZE)
 
 
 def ours(folder: Path) -> Figures:
     data = pg.load_dataset(folder)
-    BackboneEngine(FeatureExtractor("efficientnet_lite0", list(LAYERS)), "cpu")(
-        torch.zeros(1, 3, SIZE, SIZE)
-    )  # imports
-    start = time.perf_counter()
-    BackboneEngine(FeatureExtractor("efficientnet_lite0", list(LAYERS)), "cpu")(torch.zeros(1, 3, SIZE, SIZE))
-    set_up_s = time.perf_counter() - start
+
+    def set_up() -> None:
+        BackboneEngine(FeatureExtractor("efficientnet_lite0", list(LAYERS)), "cpu")(torch.zeros(1, 3, SIZE, SIZE))
+
+    set_up()  # imports
+    set_up_s = seconds(set_up)
     found = detector()
     for _ in range(2):
-        start = time.perf_counter()
-        found.fit(data, calibrate=0, batch=BATCH)
-        fit_s = time.perf_counter() - start
-    speeds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        found.predict(data.test, batch=BATCH)
-        speeds.append(len(data.test) / (time.perf_counter() - start))
-    return {"fit_s": fit_s, "set_up_s": set_up_s, "images_per_s": sorted(speeds)[1], **found.provenance.details}
+        fit_s = seconds(lambda: found.fit(data, calibrate=0, batch=BATCH))
+    speed = rate(len(data.test), lambda: found.predict(data.test, batch=BATCH))
+    return {"fit_s": fit_s, "set_up_s": set_up_s, "images_per_s": speed, **found.provenance.details}
 
 
-def own_peak(folder: Path) -> int:
-    """Peak resident set in MB of a fresh process that runs :func:`once`."""
-    command = [sys.executable, __file__, str(folder), "--once"]
-    return int(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)["rss_mb"])
-
-
-def once(folder: Path) -> None:
-    """Fit and predict, one image's result at a time, and print the peak."""
+def own_peak(folder: str) -> int:
+    """Fit and predict, one image's result at a time, and return the peak in MB; for a process of its own."""
     data = pg.load_dataset(folder)
     found = detector().fit(data, calibrate=0, batch=BATCH)
     for _ in found.stream(data.test, batch=BATCH):
         pass
-    print(json.dumps({"rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
+    return peak_mb()
 
 
-def peer(folder: Path, python: str, script: str) -> Figures:
-    command = [python, script, str(folder), "--method", "padim", "--size", str(SIZE), "--batch", str(BATCH)]
-    command += ["--n-features", str(DIMS), "--layers", *LAYERS.values()]
-    with tempfile.TemporaryDirectory() as scratch:
-        out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=scratch).stdout
-    figures: Figures = json.loads([line for line in out.splitlines() if line.startswith("{")][-1])
-    return figures
+def peer(folder: Path, python: Path) -> Figures:
+    arguments = ["--method", "padim", "--size", SIZE, "--batch", BATCH, "--n-features", DIMS]
+    return run_peer(python, folder, *arguments, "--layers", *LAYERS.values())
 
 
 def compare(data: Path, scratch: Path, given: argparse.Namespace) -> Figures:
     folder = shared_folder(data, scratch / "all" / data.name)
     images = len(list((folder / "train").rglob("*.*")))
-    result: Figures = {"data": data.name, "images": images, "ours": ours(folder), "rss_mb": {}}
+    result: Figures = {"n_images": images, "ours": ours(folder), "rss_mb": {}}
     if given.peer_python:
-        result["peer"] = peer(folder, given.peer_python, given.peer_script)
+        result["peer"] = peer(folder, given.peer_python)
         result["times_faster"] = {
             "fit": result["peer"]["fit_s"] / result["ours"]["fit_s"],
             "predict": result["ours"]["images_per_s"] / result["peer"]["images_per_s"],
         }
     for n in (n for n in given.memory if n <= images):
         few = shared_folder(data, scratch / str(n) / data.name, n)
-        result["rss_mb"][n] = {"ours": own_peak(few)}
+        result["rss_mb"][n] = {"ours": apart(own_peak, few)}
         if given.peer_python:
-            result["rss_mb"][n]["peer"] = peer(few, given.peer_python, given.peer_script)["peak_rss_mb"]
+            result["rss_mb"][n]["peer"] = peer(few, given.peer_python)["peak_rss_mb"]
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--images", type=int, default=320)
     parser.add_argument("--pixels", type=int, default=1024)
     parser.add_argument("--memory", type=int, nargs="*", default=[50, 245], help="images of the memory runs")
-    parser.add_argument("--peer-python", help="python of an environment with anomalib 2.7")
-    parser.add_argument("--peer-script", help="runs the peer on a folder and prints one JSON line")
-    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.once:
-        once(given.data)
-        return
+    add_peer(parser)
+
+
+def measured(given: argparse.Namespace) -> Figures:
     with tempfile.TemporaryDirectory() as scratch:
         data = given.data or made_up(Path(scratch) / "textures", given.images, given.pixels)
-        print(json.dumps(compare(data, Path(scratch), given)))
+        return compare(data, Path(scratch), given)
 
 
-if __name__ == "__main__":
-    main()
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    made = {"data": "textures", "images": given.images, "pixels": given.pixels}
+    yield Case(made if given.data is None else {"data": given.data.name}, lambda: measured(given))
+
+
+def table(rows: list[Record]) -> str:
+    """Both sides where the peer was there."""
+    lines = []
+    for row in (row for row in rows if "peer" in row):
+        name = f"{row['images']} PNG of {row['pixels']} px" if "pixels" in row else f"{row['n_images']} {row['data']}"
+        for what, unit in (("fit", "s"), ("predict", "images/s")):
+            own = [row[side]["fit_s" if what == "fit" else "images_per_s"] for side in ("peer", "ours")]
+            lines.append(
+                [f"PaDiM {what}, {name}", *(f"{v:.1f} {unit}" for v in own), f"{row['times_faster'][what]:.1f}"]
+            )
+    return markdown(["what", "peer", "pickglass", "times faster"], lines)
+
+
+SUITE = Suite(cases, arguments, {"": table})

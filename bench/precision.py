@@ -1,10 +1,11 @@
 """What a lower precision of an exported file saves and costs: size, time and accuracy, for four methods.
 
-python -m bench.precision DATA OUT [--methods patchcore,padim,...] [--precisions float32,float16,int8] [--calls 30]
-    fits each method with its quick preset on the training images (EfficientAD with few steps) and saves
-    OUT/METHOD.safetensors; what is there already is left alone. Exports each in each precision, with its certificate,
-    compares torch and the file on the test images, and times both runtimes with one thread and with all.
-    Prints a JSON line for each file, and a Markdown table.
+    python -m bench run precision DATA OUT [--methods patchcore,padim,...] [--precisions float32,float16,int8]
+        [--calls 30]
+
+Fits each method with its quick preset on the training images (EfficientAD with few steps) and saves
+OUT/METHOD.safetensors; what is there already is left alone. Exports each in each precision, with its certificate,
+compares torch and the file on the test images, and times both runtimes with one thread and with all.
 
 A file takes one image a call; of the calls the median counts. AUROC and AUPRO are those of the worse runtime; ``torch``
 is the model itself. A file that the certificate refuses is listed with the reason.
@@ -13,15 +14,13 @@ is the model itself. A file that the certificate refuses is listed with the reas
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from bench.harness import Case, Record, Suite, markdown, middle, only_set, turns
 from pickglass.app.fit import build
 from pickglass.data import Dataset, load_dataset
 from pickglass.detectors.certificate import inputs_of
@@ -47,14 +46,7 @@ def fitted(method: str, dataset: Dataset, out: Path) -> Detector:
 
 
 def median_ms(run: Callable[[], Any], calls: int) -> float:
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return round(1000 * float(np.median(times)), 2)
+    return round(1000 * middle(turns({"": run}, calls, warm_up=3)[""]), 2)
 
 
 def times(path: Path, inputs: Inputs, calls: int) -> Figures:
@@ -73,9 +65,9 @@ def times(path: Path, inputs: Inputs, calls: int) -> Figures:
     return found
 
 
-def measured(detector: Detector, precision: Precision, dataset: Dataset, out: Path, calls: int) -> Figures:
-    path = out / f"{detector.method}-{precision}.onnx"
-    result: Figures = {"method": detector.method, "precision": precision, "canvas": list(detector.input_size)}
+def measured(method: str, precision: Precision, dataset: Dataset, out: Path, calls: int) -> Figures:
+    detector, path = fitted(method, dataset, out), out / f"{method}-{precision}.onnx"
+    result: Figures = {"canvas": list(detector.input_size)}
     try:
         certificate = detector.export(path, dataset.train, precision=precision, test=dataset.test, max_loss=1.0)
     except InputError as error:
@@ -88,38 +80,37 @@ def worse(accuracy: Figures, key: str) -> float:
     return min(float(accuracy[name][key]) for name in ("onnxruntime", "openvino"))
 
 
-def row(figures: Figures) -> str:
+def cells_of(figures: Record) -> list[str]:
     names = [figures["method"], figures["precision"]]
     if "refused" in figures:
-        return " | ".join([*names, figures["refused"]])
+        return [*names, figures["refused"], *[""] * (HEADS.count("|") - 2)]
     certificate, ms = figures["certificate"], figures["ms"]
     flips = max(own["flips"] for own in certificate["runtimes"].values())
     cells = [f"{figures['mb']:.1f}"]
     cells += [f"{ms[key]:.1f}" for key in ("onnxruntime 1", "onnxruntime all", "openvino 1", "openvino all")]
     cells += [f"{worse(certificate['accuracy'], key):.3f}" for key in ("image_auroc", "aupro_30")]
-    return " | ".join([*names, *cells, f"{flips} of {certificate['good'] + certificate['painted']}"])
+    return [*names, *cells, f"{flips} of {certificate['good'] + certificate['painted']}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    only_set(parser)
     parser.add_argument("out", type=Path)
     parser.add_argument("--methods", default="patchcore,padim,efficientad,fastflow")
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--calls", type=int, default=30)
-    given = parser.parse_args()
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
     given.out.mkdir(parents=True, exist_ok=True)
     dataset = load_dataset(given.data)
-    rows = []
     for method in given.methods.split(","):
-        detector = fitted(method, dataset, given.out)
         for precision in (p for p in PRECISIONS if p in given.precisions.split(",")):
-            figures = measured(detector, precision, dataset, given.out, given.calls)
-            print(json.dumps(figures), flush=True)
-            rows.append(row(figures))
-    print(f"| {HEADS} |\n|{'---|' * (HEADS.count('|') + 1)}")
-    print("\n".join(f"| {line} |" for line in rows))
+            key = {"data": given.data.name, "method": method, "precision": precision}
+            yield Case(key, partial(measured, method, precision, dataset, given.out, given.calls))
 
 
-if __name__ == "__main__":
-    main()
+def table(rows: list[Record]) -> str:
+    return markdown(HEADS.split(" | "), map(cells_of, rows))
+
+
+SUITE = Suite(cases, arguments, {"": table})

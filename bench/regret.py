@@ -1,28 +1,28 @@
 """Painted against real: the advisor's choice, made without a real defect, against the default and against an oracle.
 
-    python -m bench.regret regret.jsonl --data DATA [--sets magnetic_tile ...] [--defect-px 20]
-    python -m bench.regret regret.jsonl --table
+    python -m bench run regret --data DATA [--sets magnetic_tile ...] [--defect-px 20]
 
 DATA holds data sets with real defects and masks. For each the advisor chooses from the good training images alone; all
 it is told is how large defects are, here the median longest extent of the real regions unless --defect-px says
 otherwise. Then every candidate that the advisor ranked, and the default of ``fit``, is fitted on the same images and
 judged on the real test images by AUPRO@0.05. The oracle chooses by the real defects on half of the test groups;
-all three are judged on the other half, 200 random halves. A set that the file holds already is not done again.
+all three are judged on the other half, 200 random halves.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
+from bench.harness import Case, Suite, add_sets
 from pickglass.app.advise.advise import find_advice
 from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.choice import Advice
@@ -40,28 +40,6 @@ BACKBONE = "efficientnet_lite0"
 REPEATS = 200
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--sets", nargs="+", default=SETS)
-    parser.add_argument("--defect-px", type=float)
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    rows = [json.loads(line) for line in args.file.read_text().splitlines()] if args.file.exists() else []
-    if args.table:
-        print(table(rows))
-        return
-    for name in args.sets:
-        if name in {row["set"] for row in rows}:
-            continue
-        row = compare(args.data / name, name, args.defect_px, args.seed)
-        with args.file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(table([row]), flush=True)
-
-
 def compare(root: Path, name: str, defect_px: float | None, seed: int) -> dict[str, Any]:
     """One data set."""
     began = time.perf_counter()
@@ -73,7 +51,6 @@ def compare(root: Path, name: str, defect_px: float | None, seed: int) -> dict[s
     if advice.choice is None:
         raise SystemExit(f"{name}: geometry rules out everything for {extent} px")
     chosen = advice.choice.candidate
-    print(name, f"{extent:g} px", "->", chosen.name, f"({time.perf_counter() - began:.0f} s)", flush=True)
     usual = Candidate(BACKBONE, ("stage3", "stage5"), (256, 256), 0.0, 8, 1.0)
     plain = [one.candidate for one in advice.ranking if one.candidate.tile is None]
     wanted = [chosen, usual, *(one for one in plain if one.name not in (chosen.name, usual.name))]
@@ -155,7 +132,6 @@ def judged(wanted: Sequence[Candidate], data: PaintedSet, seed: int) -> dict[Can
         with SharedFeatures(BACKBONE, "default", seed, layers, n, 2.0) as shared:
             for one in own:
                 scores[one] = judge(one, data, None if one.tile else shared, ComputeOptions(), seed=seed)[0]
-                print(f"  {one.name}: {scores[one].aupro[0]:.3f}", flush=True)
     return scores
 
 
@@ -210,5 +186,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_sets(parser, SETS)
+    parser.add_argument("--defect-px", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    for name in given.sets:
+        yield Case({"set": name}, partial(compare, Path(given.data) / name, name, given.defect_px, given.seed))
+
+
+SUITE = Suite(cases, arguments, {"": table})

@@ -1,14 +1,17 @@
-"""How far scores move if the canvas is made in another way than pickglass makes it: ``python -m bench.resizes FOLDER``.
+"""How far scores move if the canvas is made in another way than pickglass makes it.
 
-Prints a table for examples/README.md: the relative change of the score, and the verdicts that flip, over test images of
+    python -m bench run resizes DATA [--images 60]
+
+The table of examples/README.md: the relative change of the score, and the verdicts that flip, over test images of
 a data set, with PatchCore at 256 x 256.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import pickglass as pg
+from bench.harness import Case, Record, Suite, markdown, only_set
 from pickglass.data import read_image
 
 SIDE = 256
@@ -59,26 +63,39 @@ WAYS: dict[str, Way] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--images", type=int, default=60, help="about so many of the test images, evenly")
-    options = parser.parse_args()
-    dataset = pg.load_dataset(options.folder)
+def measured(folder: Path, images_at_most: int) -> dict[str, Any]:
+    dataset = pg.load_dataset(folder)
     detector = pg.PatchCore(size=SIDE).fit(dataset)
     calibration = detector.current_calibration()
     assert calibration is not None
     assert calibration.image_threshold is not None
-    paths = [row.path for row in dataset.test][:: max(1, len(dataset.test) // options.images)]
+    paths = [row.path for row in dataset.test][:: max(1, len(dataset.test) // images_at_most)]
     images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in map(read_image, paths)]
     expected = detector.predict(paths, engine="torch").scores
-    print(f"{len(images)} images\n\n| resized | median | largest | verdicts that flip |\n|---|---|---|---|")
+    ways = {}
     for name, way in WAYS.items():
         found = detector.predict([np.ascontiguousarray(way(image)) for image in images], engine="torch").scores
         change = np.abs(found / expected - 1)
         flips = np.sum((found > calibration.image_threshold) != (expected > calibration.image_threshold))
-        print(f"| {name} | {np.median(change):.0e} | {change.max():.0e} | {flips} |")
+        ways[name] = {"median": float(np.median(change)), "largest": float(change.max()), "flips": int(flips)}
+    return {"n": len(images), "ways": ways}
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    only_set(parser)
+    parser.add_argument("--images", type=int, default=60, help="about so many of the test images, evenly")
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    yield Case({"data": given.data.name, "images": given.images}, lambda: measured(given.data, given.images))
+
+
+def table(rows: list[Record]) -> str:
+    lines = []
+    for name, own in ((name, own) for row in rows for name, own in row["ways"].items()):
+        moved = [f"{100 * own[which]:.2g} %" for which in ("median", "largest")]
+        lines.append([name, *moved, own["flips"]])
+    return markdown(["resized", "score moves by, median", "at most", "verdicts that flip"], lines)
+
+
+SUITE = Suite(cases, arguments, {"": table})

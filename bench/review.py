@@ -1,24 +1,23 @@
 """Does the Review page follow a dragged threshold at once, also with 10,000 images?
 
-    python -m bench.review [--images 10000] [--steps 200] [--chromium /usr/bin/chromium] [--folder FOLDER]
+    python -m bench run review [--images 10000] [--steps 200] [--chromium /usr/bin/chromium] [--folder FOLDER]
 
 Makes so many small images and scores for them (nothing is judged: scores are written where a server keeps them),
-serves them with a small exported PatchCore, opens the page in Chromium and moves the threshold of bad from end to end.
-A step is timed in the page from the key to the end of all that follows from it (figures, filters, cards), with
-the layout of the page, by ``performance.now()``. It is done with all images in the grid, with a cell of the matrix as a
-filter, sorted by the distance to the threshold, and beside a second model. Prints one JSON line: milliseconds, and
-``of_50_ms``, the 95th percentile as a share of the 50 ms that the page may take.
+serves them with a small exported PatchCore, opens the page in Chromium and moves the threshold of bad from end to
+end. A step is timed in the page from the key to the end of all that follows from it (figures, filters, cards), with
+the layout of the page, by ``performance.now()``. It is done with all images in the grid, with a cell of the matrix as
+a filter, sorted by the distance to the threshold, and beside a second model. Milliseconds, and ``of_50_ms``, the 95th
+percentile as a share of the 50 ms that the page may take.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bench.harness import Case, Suite
 from pickglass.app.export import export
 from pickglass.app.models import load
 from pickglass.app.review.store import Judged, JudgedStore, SmallMap
@@ -145,16 +145,10 @@ def scrolled(page: Any) -> dict[str, Any]:
     return {"to_the_end_s": round(seconds, 2), "elements": page.locator(".image-card").count()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--chromium", default=shutil.which("chromium") or "chromium")
-    parser.add_argument("--folder", type=Path)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+def compared(given: argparse.Namespace) -> Mapping[str, Any]:
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
-        data = made(folder, args.images)
+        data = made(folder, given.images)
         models = []
         for number in (1, 2):
             detector = PatchCore(size=SIDE, layers=("stage2",), ratio=0.1 * number)
@@ -166,9 +160,18 @@ def main() -> None:
         judged(state, data, models)
         settings = ServeSettings(tuple(models), DataSource(data), port=0, folder=state)
         with served(settings) as address:
-            result = measured(address, args.chromium, args.steps, "model2")
-        print(json.dumps({"images": args.images, **result}))
+            return measured(address, given.chromium, given.steps, "model2")
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--chromium", default=shutil.which("chromium") or "chromium")
+    parser.add_argument("--folder", type=Path)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    yield Case({"images": given.images, "steps": given.steps}, lambda: compared(given))
+
+
+SUITE = Suite(cases, arguments)

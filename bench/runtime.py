@@ -1,6 +1,6 @@
 """Exported PatchCore and PaDiM against the peer, in one run on one machine: images/s, and p99 beside the median.
 
-    python -m bench.runtime DATA --peer-python PY --peer-script SCRIPT
+    python -m bench run runtime DATA --peer-python PY
 
 DATA is a folder in MVTec AD layout, for the figures in the docs magnetic_tile. Both tools read the same files with
 EfficientNet-Lite0, the same weights and layers, 256 px and 16 images at once; PatchCore has a bank of 1 % of the
@@ -8,20 +8,20 @@ patches, PaDiM 100 channels of three layers. Ours are exported and measured by `
 process of its own without torch in use: ``images_per_s`` is from the files to the maps, as the peer's predict is;
 ``p99_over_median`` that of one image at a time. The peer's bank is drawn at random, which changes nothing but the
 minutes that its coreset takes. ``--precision int8`` quantises the convolutions and the search of ours by the good
-images; its accuracy stands beside. ``times_faster`` is the faster runtime's images/s divided by the peer's. Aims: at least
-10 for both, and a p99 within twice the median. Without a peer only our figures are printed. Prints one JSON line.
+images; its accuracy stands beside. ``times_faster`` is the faster runtime's images/s divided by the peer's. Aims: at
+least 10 for both, and a p99 within twice the median. Without a peer only our figures are measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pickglass as pg
+from bench.harness import Case, Record, Suite, add_peer, markdown, only_set, run_peer
 from bench.padim import DIMS, LAYERS
 from pickglass.app.bench.bench import BenchRequest, bench
 from pickglass.app.results import BenchResult, BenchRun
@@ -68,19 +68,12 @@ def of_run(run: BenchRun) -> Figures:
     }
 
 
-def peer(method: str, folder: Path, size: int, ratio: float, python: str, script: str) -> Figures:
-    """Let the peer fit and predict, and return what its script printed."""
-    arguments = [str(folder), "--method", method, "--size", str(size), "--batch", str(BATCH)]
-    with tempfile.TemporaryDirectory() as scratch:
-        if method == "patchcore":
-            wrapper = str(Path(__file__).with_name("peer_run.py"))
-            command = [python, wrapper, script, f"{scratch}/bank.npy", "--random-bank", "--", *arguments]
-            command += ["--ratio", str(ratio)]
-        else:
-            command = [python, script, *arguments, "--n-features", str(DIMS), "--layers", *LAYERS.values()]
-        out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=scratch).stdout
-    figures: Figures = json.loads([line for line in out.splitlines() if line.startswith("{")][-1])
-    return figures
+def peer(method: str, folder: Path, size: int, ratio: float, python: Path) -> Figures:
+    """Let the peer fit and predict."""
+    own: list[object] = ["--random-bank", "--ratio", ratio]
+    if method == "padim":
+        own = ["--n-features", DIMS, "--layers", *LAYERS.values()]
+    return run_peer(python, folder, "--method", method, "--size", size, "--batch", BATCH, *own)
 
 
 def compare(given: argparse.Namespace) -> Figures:
@@ -88,30 +81,53 @@ def compare(given: argparse.Namespace) -> Figures:
     with tempfile.TemporaryDirectory() as scratch:
         models = write_models(data, Path(scratch), given.size, given.ratio, given.precision)
         measured = ours(models, given.data, given.repeat)
-    result: Figures = {"data": data.name, "n_fit": len(data.train), "precision": given.precision}
-    result["machine"] = measured["machine"]
-    result["notes"] = measured["notes"]
+    result: Figures = {"n_fit": len(data.train), "notes": measured["notes"]}
+    result["peak_gflops"] = measured["machine"]["peak_gflops"]
     for method in ("patchcore", "padim"):
         found: Figures = {run["runtime"]: of_run(run) for run in measured["runs"] if run["method"] == method}
         result[method] = {"ours": found}
         if given.peer_python:
-            theirs = peer(method, given.data.resolve(), given.size, given.ratio, given.peer_python, given.peer_script)
+            theirs = peer(method, given.data.resolve(), given.size, given.ratio, given.peer_python)
             best = max(figures["images_per_s"] for figures in found.values())
             result[method] |= {"peer": theirs, "times_faster": best / theirs["images_per_s"]}
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    only_set(parser)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--ratio", type=float, default=0.01, help="share of the patches in PatchCore's bank")
     parser.add_argument("--repeat", type=int, default=400, help="passes of one image, and images of the throughput")
     parser.add_argument("--precision", choices=get_args(Precision), default="float32")
-    parser.add_argument("--peer-python", help="python of an environment with anomalib 2.7")
-    parser.add_argument("--peer-script", help="runs the peer on a folder and prints one JSON line")
-    print(json.dumps(compare(parser.parse_args())))
+    add_peer(parser)
 
 
-if __name__ == "__main__":
-    main()
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    key = {"data": given.data.name, "precision": given.precision, "size": given.size, "ratio": given.ratio}
+    yield Case(key, lambda: compare(given))
+
+
+def table(rows: list[Record]) -> str:
+    heads = ["method", "precision", "runtime", "images/s", "median ms", "p99 ms", "peer, images/s", "times faster"]
+    lines = []
+    for row in rows:
+        for method in ("patchcore", "padim"):
+            own = row[method]
+            faster = (
+                [f"{own['peer']['images_per_s']:.1f}", f"{own['times_faster']:.1f}"] if "peer" in own else ["–"] * 2
+            )
+            for runtime, run in own["ours"].items():
+                p99 = "–" if run["p99_ms"] is None else f"{run['p99_ms']:.1f}"
+                cells = [
+                    method,
+                    row["precision"],
+                    runtime,
+                    f"{run['images_per_s']:.0f}",
+                    f"{run['median_ms']:.1f}",
+                    p99,
+                ]
+                lines.append([*cells, *faster])
+    return markdown(heads, lines)
+
+
+SUITE = Suite(cases, arguments, {"": table})

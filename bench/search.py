@@ -1,6 +1,6 @@
 """What a search of a memory bank costs beside its bare products, on sparse and dense banks, in one run.
 
-    OMP_NUM_THREADS=1 python -m bench.search [--queries 4096] [--points 2500 20000] [--channels 152] [--repeat 9]
+    OMP_NUM_THREADS=1 python -m bench run search [--queries 4096] [--points 2500 20000] [--channels 152] [--repeat 9]
 
 Banks are drawn points. The queries of ``sparse`` are drawn as they are, those of ``dense`` are bank points with a
 distance of a thousandth of the points' length, where |x|^2 + |y|^2 - 2 x.y cancels, and those of ``members`` are bank
@@ -10,21 +10,22 @@ largest difference from the distance in float64, divided by the mean length of t
 
 ``exported`` is the search of exported files, one image of 1,024 queries at a time, in each runtime with one thread:
 ``ms`` by groups, as files have it, and ``ms_argmin`` by the place of the minimum at once, as they had it, in turn;
-``difference`` is the largest difference of their distances. Prints a JSON line for each.
+``difference`` is the largest difference of their distances.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.harness import Case, Record, Suite, markdown, turns
 from pickglass.detectors.onnx_graph import OPSET
 from pickglass.features.engine import to_onnx
 from pickglass.nn.search.neighbours import BankIndex, nearest_plain
@@ -37,12 +38,6 @@ def products(queries: Tensor, bank: Tensor) -> None:
     for x in queries.split(_BLOCK[1]):
         for y in bank.split(_BLOCK[0]):
             torch.mm(y, x.T, out=buffer[: len(y), : len(x)])
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def nearest(queries: Tensor, bank: Tensor) -> Tensor:
@@ -68,17 +63,13 @@ def measured(kind: str, points: int, given: argparse.Namespace) -> dict[str, Any
         step = torch.randn(queries.shape, generator=generator)
         queries = queries + step / step.norm(dim=1, keepdim=True) * queries.norm(dim=1).mean() / 1000
     index = BankIndex(bank)
-    times: list[tuple[float, float]] = []
-    for _ in range(given.repeat + 1):
-        times.append((seconds(lambda: index.distances(queries)), seconds(lambda: products(queries, bank))))
-    search_s, product_s = np.median(times[1:], axis=0)
+    calls = {"search": lambda: index.distances(queries), "products": lambda: products(queries, bank)}
+    times = np.array(list(turns(calls, given.repeat, clock=time.process_time).values()))  # (2, R)
+    search_s, product_s = np.median(times, axis=1)
     error = (index.distances(queries).double() - nearest(queries, bank)).abs().max() / bank.norm(dim=1).mean()
     return {
-        "queries": kind,
-        "points": points,
-        "channels": given.channels,
         "us_per_query": round(1e6 * search_s / given.queries, 2),
-        "times_product": round(float(np.median([a / b for a, b in times[1:]])), 2),
+        "times_product": round(float(np.median(times[0] / times[1])), 2),
         "product_us": round(1e6 * product_s / given.queries, 2),
         "error": float(error),
     }
@@ -123,7 +114,7 @@ def in_runtimes(content: bytes) -> dict[str, Callable[[np.ndarray], np.ndarray]]
     }
 
 
-def exported(points: int, given: argparse.Namespace) -> list[dict[str, Any]]:
+def exported(points: int, given: argparse.Namespace) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     bank = torch.randn(points, given.channels, generator=generator)
     queries = torch.randn(1024, given.channels, generator=generator)
@@ -132,39 +123,49 @@ def exported(points: int, given: argparse.Namespace) -> list[dict[str, Any]]:
         for grouped in (True, False)
     ]
     asked: np.ndarray = queries.numpy()
-    lines = []
+    found = {}
     for name, run in graphs[0].items():
         other = graphs[1][name]
         difference = np.abs(run(asked) - other(asked)).max()
-        times = [(seconds(lambda: run(asked)), seconds(lambda: other(asked))) for _ in range(3 * given.repeat)]  # noqa: B023
-        grouped, at_once = 1000 * np.median(times, axis=0)
-        lines.append(
-            {
-                "queries": "exported",
-                "points": points,
-                "channels": given.channels,
-                "runtime": name,
-                "ms": round(grouped, 2),
-                "ms_argmin": round(at_once, 2),
-                "difference": float(difference),
-            }
-        )
-    return lines
+        calls = {"grouped": partial(run, asked), "at once": partial(other, asked)}
+        times = list(turns(calls, 3 * given.repeat, warm_up=0, clock=time.process_time).values())
+        grouped, at_once = 1000 * np.median(times, axis=1)
+        found[name] = {"ms": round(grouped, 2), "ms_argmin": round(at_once, 2), "difference": float(difference)}
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queries", type=int, default=4096)
     parser.add_argument("--points", type=int, nargs="+", default=[2500, 20_000])
     parser.add_argument("--channels", type=int, default=152)
     parser.add_argument("--repeat", type=int, default=9)
-    given = parser.parse_args()
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
     for points in given.points:
+        key = {"points": points, "channels": given.channels}
         for kind in ("sparse", "dense", "members"):
-            print(json.dumps(measured(kind, points, given)), flush=True)
-        for line in exported(points, given):
-            print(json.dumps(line), flush=True)
+            yield Case({**key, "queries": kind}, partial(measured, kind, points, given))
+        yield Case({**key, "queries": "exported"}, partial(exported, points, given))
 
 
-if __name__ == "__main__":
-    main()
+def table(rows: list[Record]) -> str:
+    heads = ["queries", "bank points", "us a query", "times the products", "error"]
+    own = [row for row in rows if row["queries"] != "exported"]
+    lines = [
+        [r["queries"], f"{r['points']:,}", r["us_per_query"], r["times_product"], f"{r['error']:.0e}"] for r in own
+    ]
+    return markdown(heads, lines)
+
+
+def table_of_exported(rows: list[Record]) -> str:
+    heads = ["runtime", "bank points", "ms", "ms by the place of the minimum", "difference"]
+    lines = []
+    for row in (row for row in rows if row["queries"] == "exported"):
+        for name in ("onnxruntime", "openvino"):
+            own = row[name]
+            lines.append([name, f"{row['points']:,}", own["ms"], own["ms_argmin"], f"{own['difference']:.0e}"])
+    return markdown(heads, lines)
+
+
+SUITE = Suite(cases, arguments, {"": table, "exported": table_of_exported}, weights=())

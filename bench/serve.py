@@ -1,6 +1,6 @@
 """What does `pickglass serve` cost beside the bare model, and does it lose a request, grow, or break?
 
-    python -m bench.serve MODEL IMAGES [--clients 8] [--requests 200] [--connections 500] [--soak 1000]
+    python -m bench run serve MODEL IMAGES [--clients 8] [--requests 200] [--connections 500] [--soak 1000]
 
 MODEL is an exported file, IMAGES a folder of images. The server is a process of its own on a port of loopback, the
 clients are threads of this one on the same cores. ``bare``: images/s from the files to scores and maps by
@@ -10,7 +10,7 @@ over that of the bare model. ``connections``: so many connections are open at on
 moment; who gets a 503 waits as long as Retry-After says and sends it again; ``refused`` counts these answers. ``soak``:
 images one after the other; ``mb`` is the memory of the server after each tenth. ``killed``: the server is ended by
 kill -9 amid requests, the model file and the folder are as before, and a new server on the same port answers after
-``back_s`` seconds. ``bad``: wrong requests, and what they are answered, by hand over a socket. Prints one JSON line.
+``back_s`` seconds. ``bad``: wrong requests, and what they are answered, by hand over a socket.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import pickglass as pg
+from bench.harness import Case, Suite
 from pickglass.data import IMAGE_SUFFIXES
 from pickglass.errors import Failure
 
@@ -274,15 +275,7 @@ def bad(port: int, images: Sequence[Sent]) -> dict[str, str]:
     return {name: by_hand(port, text) for name, text in cases.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--connections", type=int, default=500)
-    parser.add_argument("--soak", type=int, default=1000)
-    chosen = parser.parse_args()
+def measured(chosen: argparse.Namespace) -> Figures:
     images = images_in(chosen.images)
     figures: Figures = {}
     with tempfile.TemporaryDirectory() as name:
@@ -302,8 +295,21 @@ def main() -> None:
         if chosen.requests:
             figures["load"]["share"] = figures["load"]["images_per_s"] / figures["bare_images_per_s"]
         figures["killed"] = killed(chosen.model, folder, images)
-    print(json.dumps(figures))
+    return figures
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--connections", type=int, default=500)
+    parser.add_argument("--soak", type=int, default=1000)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    key = {"model": given.model.name, "images": given.images.name, "clients": given.clients}
+    yield Case(key, lambda: measured(given))
+
+
+SUITE = Suite(cases, arguments, weights=())  # they are in the model

@@ -1,23 +1,20 @@
 """PatchCore's fit under a memory budget: how far patches are from its bank, against the greedy on all, and the peak.
 
-    python -m bench.streamed [--images 100 400] [--cells 32] [--memory-gb 0.1] [--exact-up-to 400]
+    python -m bench run streamed [--images 100 400] [--cells 32] [--memory-gb 0.1] [--exact-up-to 400]
 
 The features are made up, 40 and 112 channels as EfficientNet-Lite0 gives them, with an offset for each image and
 heavy tails, and made anew from their seed whenever they are read, so that nothing holds them all. Each fit runs in a
 process of its own: ``peak_mb`` is its peak resident set less that before the fit. ``radius`` is the distance of the
 farthest of all patches from the bank, measured in a second pass; ``ratio`` divides it by that of the exact greedy on
-all patches at once, and is left out where the images are more than ``--exact-up-to``. Prints one JSON line a fit.
+all patches at once, and is left out where the images are more than ``--exact-up-to``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pickglass as pg
+from bench.harness import Case, Suite, apart, peak_mb
 from pickglass.detectors.method import FitContext
 from pickglass.features.batch import Batch
 from pickglass.nn.search.neighbours import BankIndex
@@ -57,10 +55,6 @@ def features(images: int, cells: int) -> Iterator[Batch]:
         yield Batch(tuple(level[:, None] for level in levels))
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def one_fit(images: int, cells: int, memory_gb: float) -> dict[str, Any]:
     """Fit, then measure how far the farthest patch lies."""
     detector = pg.PatchCore(size=8 * cells)
@@ -81,10 +75,8 @@ def one_fit(images: int, cells: int, memory_gb: float) -> dict[str, Any]:
         queries: Tensor = detector._patch_features(batch.levels).permute(1, 0, 3, 4, 2).flatten(1, 3)[0]  # (n, C)
         radius = max(radius, float(index.distances(queries).max()))
     return {
-        "images": images,
         "patches": details["patches"],
         "bank": details["bank"],
-        "memory_gb": memory_gb,
         "reductions": details["reductions"],
         "radius": radius,
         "promised_radius": details["radius"],
@@ -93,32 +85,26 @@ def one_fit(images: int, cells: int, memory_gb: float) -> dict[str, Any]:
     }
 
 
-def in_process(*arguments: object) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.streamed", "--one", *map(str, arguments)]
-    result: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return result
+def measured(images: int, cells: int, memory_gb: float, exact: bool) -> dict[str, Any]:
+    streamed: dict[str, Any] = apart(one_fit, images, cells, memory_gb)
+    if exact:
+        whole = apart(one_fit, images, cells, 1e3)
+        streamed["ratio"] = round(streamed["radius"] / whole["radius"], 3)
+        streamed |= {f"exact_{name}": whole[name] for name in ("radius", "peak_mb", "seconds")}
+    return streamed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[100, 400])
     parser.add_argument("--cells", type=int, default=32)
     parser.add_argument("--memory-gb", type=float, default=0.1)
     parser.add_argument("--exact-up-to", type=int, default=400)
-    parser.add_argument("--one", nargs=3, metavar=("IMAGES", "CELLS", "MEMORY_GB"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        images, cells, memory_gb = given.one
-        print(json.dumps(one_fit(int(images), int(cells), float(memory_gb))))
-        return
-    for images in given.images:
-        streamed = in_process(images, given.cells, given.memory_gb)
-        if images <= given.exact_up_to:
-            exact = in_process(images, given.cells, 1e3)
-            streamed |= {"ratio": round(streamed["radius"] / exact["radius"], 3)}
-            streamed |= {f"exact_{name}": exact[name] for name in ("radius", "peak_mb", "seconds")}
-        print(json.dumps(streamed), flush=True)
 
 
-if __name__ == "__main__":
-    main()
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    for n in given.images:
+        key = {"images": n, "cells": given.cells, "memory_gb": given.memory_gb}
+        yield Case(key, partial(measured, n, given.cells, given.memory_gb, n <= given.exact_up_to))
+
+
+SUITE = Suite(cases, arguments, weights=())

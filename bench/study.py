@@ -1,25 +1,26 @@
 """The study: what the shared backbone pass saves, and that Ray gives the numbers that one machine gives.
 
-    python -m bench.study shared DATA [--methods patchcore,padim] [--sizes 256] [--threads N]
-    python -m bench.study ray DATA    [--workers 2]       needs pickglass[cluster]
+    python -m bench run study shared DATA [--methods patchcore,padim] [--sizes 256] [--threads N]
+    python -m bench run study ray DATA    [--workers 2]       needs pickglass[cluster]
 
 ``shared`` fits and tests every named layer of EfficientNet-Lite0 with each method: once as one study, whose cells read
 one backbone pass, and once as one study a cell, in the same process, so that only the passes differ. It wants a quiet
-machine. ``ray`` runs the same cells with both executors. Both print the ratio or the largest difference of any metric.
+machine. ``ray`` runs the same cells with both executors. Figures are the ratio or the largest difference of any metric.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.harness import Case, Suite, only_set
 from pickglass.app.jobs.executors import Where
 from pickglass.app.study.study import StudyRequest, study
 from pickglass.features.backbones.registry import find_backbone
@@ -91,20 +92,25 @@ def ray(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["shared", "ray"])
-    parser.add_argument("data", type=Path)
+    only_set(parser)
     parser.add_argument("--methods", default="patchcore,padim")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args()
+
+
+def measured(given: argparse.Namespace) -> dict[str, Any]:
     if given.threads:
         torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory(prefix="pickglass-bench-") as folder:
-        print(json.dumps({"shared": shared, "ray": ray}[given.what](given, Path(folder))))
+        return {"shared": shared, "ray": ray}[given.what](given, Path(folder))
 
 
-if __name__ == "__main__":
-    main()
+def study_cases(given: argparse.Namespace) -> Iterator[Case]:
+    key = {"part": given.what, "data": given.data.name, "methods": given.methods, "sizes": given.sizes}
+    yield Case(key, lambda: measured(given))
+
+
+SUITE = Suite(study_cases, arguments)

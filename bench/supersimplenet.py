@@ -1,8 +1,7 @@
 """SuperSimpleNet without and with known defects, beside PatchCore and FastFlow: figures with paired intervals by group.
 
-    python -m bench.supersimplenet fit OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2] [--size area:256]
-        [--models patchcore fastflow ssn-0 ssn-1 ssn-5 ssn-10] [--set epochs=6 ...]
-    python -m bench.supersimplenet table OUT --data DATA [--case magnetic_tile] [--size area:256] [--repeats 500]
+    python -m bench run supersimplenet OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2] [--size area:256]
+        [--models patchcore fastflow ssn-0 ssn-1 ssn-5 ssn-10] [--set epochs=6 ...] [--repeats 500]
 
 Of each type of defect ten known ones are drawn by the seed, of ten groups; ``ssn-N`` is shown the first N of each. No
 model is judged by these ten, nor by any other image of their groups, so that all are judged by the same images, and
@@ -10,11 +9,10 @@ more known defects are more of the same ones. ``ssn-labels-N`` is shown them wit
 ``fastflow-N`` too (they set what is unsure, and nothing else). Each model has its default settings but for the size;
 FastFlow and SuperSimpleNet have those of the preset ``quick``, changed by ``--set``.
 
-``fit`` keeps OUT/MODEL-SIZE-SEED.npz: scores (N,) by the highest 0.2 % of the map, ``own`` (N,) by the method (of
-SuperSimpleNet the classification head), maps, paths, seconds and CPU seconds of the fit, images a second; and adds a
-line to OUT/runs.jsonl. What is there is left alone, so a killed run goes on. One backbone pass serves all models of a
-size. ``table`` prints a row a model, the mean over the seeds that it has, and its differences to PatchCore and to
-SuperSimpleNet without known defects on the seeds that both have.
+Kept is OUT/MODEL-SIZE-SEED.npz: scores (N,) by the highest 0.2 % of the map, ``own`` (N,) by the method (of
+SuperSimpleNet the classification head), maps, paths, seconds and CPU seconds of the fit, images a second. What is there
+is left alone. One backbone pass serves all models of a size. A record a model: the mean over the seeds that it has, and
+its differences to PatchCore and to SuperSimpleNet without known defects on the seeds that both have.
 """
 
 from __future__ import annotations
@@ -22,8 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,39 +32,20 @@ import numpy.typing as npt
 import pickglass as pg
 from bench.combined import truth_of
 from bench.defaults import as_train
-from bench.judge import Tool
+from bench.harness import Case, Record, Suite, differences, markdown
+from bench.harness.scorer import Tool, paired
 from pickglass.data import Row, Table, load_dataset, resize_map
 from pickglass.data.files import written_whole
 from pickglass.features.shared import SharedFeatures
 from pickglass.methods import METHODS
-from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, bootstrap, resampled
+from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, resampled
 
 NAMES = {"ssn": "supersimplenet", "patchcore": "patchcore", "fastflow": "fastflow"}
 MODELS = ("patchcore", "fastflow", "ssn-0", "ssn-1", "ssn-5", "ssn-10")
 MOST = 10  # known defects of a type
 LAYERS = ("stage3", "stage4", "stage5")
+AGAINST = ("patchcore", "ssn-0")
 METRICS = ("image_auroc", "own_auroc", "aupro_30", "aupro_05")
-COMPARED = ("image_auroc", "aupro_30", "aupro_05")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("do", choices=("fit", "table"))
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--case", default="magnetic_tile")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--size", default="area:256")
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--set", nargs="*", default=[])
-    parser.add_argument("--repeats", type=int, default=500)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    dataset = load_dataset(given.data / given.case)
-    if given.do == "fit":
-        fit(given, as_train(dataset.train), dataset.test)
-    else:
-        print(table(given.out, dataset.test, given.size, given.repeats))
 
 
 def drawn(test: Table, seed: int) -> dict[str, list[Row]]:
@@ -157,9 +137,7 @@ def keep(
         "cpu_s": round(cpu_s, 1),
         "images_per_s": round(images_per_s, 1),
     }
-    with (target.parent / "runs.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
+    (target.with_suffix(".json")).write_text(json.dumps(line))
 
 
 def own_scores(detector: pg.Detector, test: Table) -> npt.NDArray[Any]:
@@ -186,61 +164,77 @@ def judged_by(scores: npt.NDArray[Any], maps: npt.NDArray[Any], test: Table) -> 
     return Tool(scores, tables, labels, np.array([row.defect or "good" for row in test]))
 
 
-def table(out: Path, test: Table, size: str, repeats: int) -> str:
-    """Markdown: a row a model."""
-    runs: dict[str, dict[int, tuple[Tool, npt.NDArray[Any], dict[str, float]]]] = {}
-    for file in sorted(out.glob(f"*-{size.replace(':', '')}-*.npz"), key=lambda file: (len(file.stem), file.stem)):
-        model, _, seed = file.stem.rsplit("-", 2)
-        with np.load(file, allow_pickle=False) as stored:
-            times = {key: float(stored[key]) for key in ("fit_s", "cpu_s", "images_per_s")}
-            runs.setdefault(model, {})[int(seed)] = (
-                judged_by(stored["scores"], stored["maps"], test),
-                stored["own"],
-                times,
-            )
-    judged = {seed: judged_rows(test, seed).astype(np.int64) for of in runs.values() for seed in of}
-    labels = np.array([row.label for row in test])
+Run = tuple[Tool, npt.NDArray[Any], dict[str, Any]]
 
-    def mean(model: str, seeds: Sequence[int], weight: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+
+def runs_of(out: Path, model: str, size: str, test: Table) -> dict[int, Run]:
+    """Seed -> what a model says, what the method itself says, and the line of its fit."""
+    runs: dict[int, Run] = {}
+    for file in sorted(out.glob(f"{model}-{size.replace(':', '')}-*.npz")):
+        with np.load(file, allow_pickle=False) as stored:
+            tool, own = judged_by(stored["scores"], stored["maps"], test), stored["own"]
+        runs[int(file.stem.rsplit("-", 1)[1])] = tool, own, json.loads(file.with_suffix(".json").read_text())
+    return runs
+
+
+def figures(model: str, given: argparse.Namespace) -> dict[str, Any]:
+    """One model: the mean over its seeds, and the differences on the seeds that both have."""
+    test = load_dataset(given.data / given.case).test
+    labels, groups = np.array([row.label for row in test]), [row.group for row in test]
+    runs = {name: runs_of(given.out, name, given.size, test) for name in dict.fromkeys((model, *AGAINST))}
+    judged = {seed: judged_rows(test, seed).astype(np.int64) for of in runs.values() for seed in of}
+
+    def mean(name: str, seeds: Sequence[int], weight: npt.NDArray[np.int64]) -> list[float]:
         values = []
         for seed in seeds:
-            tool, own, _ = runs[model][seed]
+            tool, own, _ = runs[name][seed]
             counted = weight * judged[seed]
-            figures = {**tool.judge(counted), "own_auroc": float(resampled(auroc, labels, own)(counted))}
-            values.append([figures[metric] for metric in METRICS])
-        return np.array(values).mean(0)  # type: ignore[no-any-return]
+            found = {**tool.judge(counted), "own_auroc": float(resampled(auroc, labels, own)(counted))}
+            values.append([found[metric] for metric in METRICS])
+        return [float(value) for value in np.mean(values, axis=0)]
 
-    groups, once = [row.group for row in test], np.ones(len(test), np.int64)
-    lines = [
-        "| model | seeds | image AUROC | by the method itself | AUPRO@0.3 | AUPRO@0.05 | minus patchcore | minus ssn-0 "
-        "| fit, CPU s | images/s |",
-        "|---" * 10 + "|",
-    ]
-    for model, of in runs.items():
-        cells = [f"{value:.3f}" for value in mean(model, list(of), once)]
-        for other in ("patchcore", "ssn-0"):
-            shared = [seed for seed in of if seed in runs.get(other, {})]
-            if other == model or not shared:
-                cells.append("")
-                continue
-            found = bootstrap(
-                lambda weight, model=model, other=other, shared=shared: (  # type: ignore[misc]
-                    mean(model, shared, weight) - mean(other, shared, weight)
-                ),
-                groups,
-                repeats=repeats,
-            )
-            three = list(zip(found.value, found.low, found.high, strict=True))
-            cells.append("; ".join(interval(*three[METRICS.index(metric)]) for metric in COMPARED))
-        cpu, speed = (np.mean([times[key] for _, _, times in of.values()]) for key in ("cpu_s", "images_per_s"))
-        lines.append(f"| {model} | {len(of)} | {' | '.join(cells)} | {cpu:.0f} | {speed:.0f} |")
-    return "\n".join(lines)
+    own = runs[model]
+    result: dict[str, Any] = {
+        "figures": mean(model, list(own), np.ones(len(test), np.int64)),
+        "runs": [line for _, _, line in own.values()],
+    }
+    for other in AGAINST:
+        shared = [seed for seed in own if seed in runs[other]]
+        if other != model and shared:
+            ours, theirs = partial(mean, model, shared), partial(mean, other, shared)
+            result[f"minus {other}"] = paired(ours, theirs, groups, given.repeats)
+    return result
 
 
-def interval(value: float, low: float, high: float) -> str:
-    text = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--case", default="magnetic_tile")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--size", default="area:256")
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--repeats", type=int, default=500)
 
 
-if __name__ == "__main__":
-    main()
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    given.out.mkdir(parents=True, exist_ok=True)
+    dataset = load_dataset(given.data / given.case)
+    fit(given, as_train(dataset.train), dataset.test)
+    for model in given.models:
+        key = {"case": given.case, "size": given.size, "model": model, "seeds": given.seeds, "repeats": given.repeats}
+        yield Case(key, partial(figures, model, given))
+
+
+def table(rows: list[Record]) -> str:
+    heads = ["model", "seeds", "image AUROC", "by the method itself", "AUPRO@0.3", "AUPRO@0.05"]
+    lines = []
+    for row in rows:
+        cells = [row["model"], len(row["runs"]), *(f"{value:.3f}" for value in row["figures"])]
+        cells += [differences(row.get(f"minus {other}", [])) for other in AGAINST]
+        cpu, speed = (np.mean([run[key] for run in row["runs"]]) for key in ("cpu_s", "images_per_s"))
+        lines.append([*cells, f"{cpu:.0f}", f"{speed:.0f}"])
+    return markdown([*heads, *(f"minus {other}" for other in AGAINST), "fit, CPU s", "images/s"], lines)
+
+
+SUITE = Suite(cases, arguments, {"": table})

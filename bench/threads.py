@@ -1,6 +1,7 @@
-"""One detector called by several threads, as by one camera each: images/s and how the scores agree, one JSON line.
+"""One detector called by several threads, as by one camera each: images/s, and how the scores agree.
 
-python -m bench.threads [--threads 1 2 4] [--images 48] [--size 256] [--engine auto]
+    python -m bench run threads [--threads 1 2 4] [--images 48] [--size 256] [--engine auto]
+
 The rounds take turns, so that a machine that is busy with other things slows all of them alike; the figure to read is
 ``ratio``, the speed of each number of threads over that of one thread in the same round, its median.
 """
@@ -8,14 +9,15 @@ The rounds take turns, so that a machine that is busy with other things slows al
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 import pickglass as pg
+from bench.harness import Case, Suite
 from pickglass.testing import textures
 
 
@@ -31,14 +33,7 @@ def judged(detector: pg.Detector, images: np.ndarray, threads: int, engine: str)
         return time.perf_counter() - start, scores
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+def measured(given: argparse.Namespace) -> dict[str, object]:
     detector = pg.PatchCore(size=given.size).fit(textures(24, given.size), engine=given.engine)
     images = textures(given.images, given.size, seed=1)
     _, expected = judged(detector, images, 1, given.engine)
@@ -51,14 +46,24 @@ def main() -> None:
             seconds[n].append(took)
             worst = max(worst, float(np.abs(scores / expected - 1).max()))
     ratios = {n: [one / many for one, many in zip(seconds[1], took, strict=True)] for n, took in seconds.items()}
-    result = {
+    return {
         "images_per_s": {n: round(given.images / min(took), 1) for n, took in seconds.items()},
         "ratio": {n: round(statistics.median(values), 2) for n, values in ratios.items()},
         "largest_relative_difference": worst,
-        **{name: getattr(given, name) for name in ("images", "size", "engine", "rounds")},
     }
-    print(json.dumps(result))
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--rounds", type=int, default=5)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    key = {name: getattr(given, name) for name in ("threads", "images", "size", "engine", "rounds")}
+    yield Case(key, lambda: measured(given))
+
+
+SUITE = Suite(cases, arguments)

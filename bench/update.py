@@ -1,6 +1,6 @@
-"""An update after the lamp was changed: false alarms and known bad images before and after it, one JSON line a row.
+"""An update after the lamp was changed: false alarms and known bad images before and after it.
 
-    python -m bench.update DATA [--methods patchcore padim fastflow] [--factor 1.3]
+    python -m bench run update DATA [--methods patchcore padim fastflow] [--factor 1.3]
 
 DATA is a folder in MVTec AD layout. Its good training images are divided at random into a third to fit on, a sixth to
 update with and the rest, coming parts. The update learns images that were made ``--factor`` times as bright. Rows: the
@@ -12,15 +12,18 @@ lie above the threshold. Groups are left aside, so images of one part are on sev
 from __future__ import annotations
 
 import argparse
-import json
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import pickglass as pg
+from bench.harness import Case, Record, Suite, markdown, only_set
 from pickglass.data import Row, Table, load_dataset
 from pickglass.methods import find_method, load
 
@@ -58,12 +61,8 @@ def flagged(detector: pg.Detector, table: Table) -> str:
     return f"{int((scores > calibration.image_threshold).sum())}/{len(scores)}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--methods", nargs="+", default=list(SETTINGS))
-    parser.add_argument("--factor", type=float, default=1.3)
-    given = parser.parse_args()
+def measured(method: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The four models of one method: what each flags, and how long it took to make."""
     dataset = load_dataset(given.data)
     old, new, coming = divided(dataset.train)
     kinds = sorted({row.defect or "" for row in dataset.test if row.label == 1})
@@ -71,26 +70,40 @@ def main() -> None:
     new = brighter(new, given.factor)
     judged = {"good": coming, "bad": bad}
     judged |= {f"{name}_bright": brighter(table, given.factor) for name, table in judged.items()}
+    cls, models = find_method(method), {}
+
+    def show(what: str, make: Callable[[], pg.Detector]) -> pg.Detector:
+        began = time.perf_counter()
+        detector = make()
+        seconds = round(time.perf_counter() - began, 1)
+        models[what] = {name: flagged(detector, rows) for name, rows in judged.items()} | {"seconds": seconds}
+        return detector
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = show("as fitted", lambda: cls(**SETTINGS[method]).fit(old)).save(Path(folder) / "model.safetensors")
+        show("updated", lambda: load(file).update(new))
+        show("updated, with the old images", lambda: load(file).update(new, earlier=old))
+    show("fitted on both", lambda: cls(**SETTINGS[method]).fit(old + new))
+    return {"models": models}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    only_set(parser)
+    parser.add_argument("--methods", nargs="+", default=list(SETTINGS))
+    parser.add_argument("--factor", type=float, default=1.3)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
     for method in given.methods:
-        cls = find_method(method)
-
-        def show(what: str, detector: pg.Detector, began: float, method: str = method) -> None:
-            seconds = round(time.perf_counter() - began, 1)
-            counts = {name: flagged(detector, table) for name, table in judged.items()}
-            print(json.dumps({"method": method, "model": what, **counts, "seconds": seconds}), flush=True)
-
-        began = time.perf_counter()
-        fitted = cls(**SETTINGS[method]).fit(old)
-        file = fitted.save(Path(f"{method}.bench.safetensors"))
-        show("as fitted", fitted, began)
-        for what, earlier in (("updated", None), ("updated, with the old images", old)):
-            detector = load(file)
-            began = time.perf_counter()
-            show(what, detector.update(new, earlier=earlier), began)
-        file.unlink()
-        began = time.perf_counter()
-        show("fitted on both", cls(**SETTINGS[method]).fit(old + new), began)
+        key = {"data": given.data.name, "method": method, "factor": given.factor}
+        yield Case(key, partial(measured, method, given))
 
 
-if __name__ == "__main__":
-    main()
+def table(rows: list[Record]) -> str:
+    heads = ["method", "model", "good", "bad", "good, bright", "bad, bright", "seconds"]
+    keys = ("good", "bad", "good_bright", "bad_bright", "seconds")
+    models = [(row["method"], what, own) for row in rows for what, own in row["models"].items()]
+    return markdown(heads, [[method, what, *(own[key] for key in keys)] for method, what, own in models])
+
+
+SUITE = Suite(cases, arguments, {"": table})

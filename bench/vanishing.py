@@ -1,11 +1,12 @@
 """The vanishing defect: from which size on does a layer see a defect at all?
 
-    python -m bench.vanishing OUT.jsonl --data DATA [--backbones ...] [--textures ...] [--sizes 128 192 256]
-        fits PatchCore and PaDiM on every single stage and on three fusions, for every texture and input size, and
-        writes a JSON line a cell (texture, backbone, input size, method, layers). What is there already is left alone,
-        so a killed run goes on. A backbone whose published weights are not found is left out, and said to be.
-    python -m bench.vanishing OUT.jsonl --table [--plot docs/vanishing.svg]
-        prints the cells as Markdown tables and draws AUPRO@0.05 over the size of the defect, one line a stage.
+    python -m bench run vanishing --data DATA [--backbones ...] [--textures ...] [--sizes 128 192 256]
+        [-o FILE.jsonl --plot docs/vanishing.svg]
+
+Fits PatchCore and PaDiM on every single stage and on three fusions, for every texture and input size: a case is a
+texture, backbone, input size, method and layers. A backbone whose published weights are not found is left out, and
+said to be. ``--plot`` draws the cells of FILE that are there at the start: AUPRO@0.05 over the size of the defect, one
+line a stage.
 
 Pieces of 128 px, 24 good ones to learn from; judged are 24 other good ones and, for each size of 2, 4, 8, 16, 32 and
 64 px of longest extent, the same 24 with a painted defect, of changing kind and of contrast 1, 0.6 and 0.3. Sizes are
@@ -24,8 +25,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pieces
+from bench.harness import Case, Suite, add_data, markdown, records
+from bench.harness.textures import DEFECTS, PIECE, TEXTURES, Image8, Judged, judged, pieces
 from pickglass.app.see.layers import layers as layer_table
 from pickglass.app.see.request import BackboneRequest
 from pickglass.data import Preprocess, resize_map
@@ -49,6 +53,7 @@ from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, bootst
 BANK = 1000  # patches at least
 SEEN = 0.5  # AUPRO@0.05 from which a defect is said to be seen, at its size and all larger ones
 BATCH = 8
+TITLES = {"aupro_05": "AUPRO@0.05", "image_auroc": "image AUROC"}
 
 
 # -- cells -------------------------------------------------------------------------------------------------------------
@@ -128,59 +133,55 @@ def figures(
     return result
 
 
-def measure(given: argparse.Namespace) -> None:
-    known = {_key(row) for row in read_rows(given.out)}
+def vanishing_cases(given: argparse.Namespace) -> Iterator[Case]:
+    torch.set_num_threads(1)
+    if given.plot is not None:
+        if given.output is None or not given.output.exists():
+            raise SystemExit("--plot draws the cells of --output FILE, which holds none yet")
+        plot(records.read(given.output), given.plot)
+        return
     for backbone in given.backbones:
-        spec = find_backbone(backbone)
-        stages = [level.name for level in spec.levels]
+        stages = [level.name for level in find_backbone(backbone).levels]
         try:
             extractor = FeatureExtractor(backbone, stages, given.weights)
         except WeightsMissing as error:
-            print(f"{backbone} is left out: {error}", flush=True)
+            print(f"{backbone} is left out: {error}", file=sys.stderr, flush=True)
             continue
         nodes = layer_table(BackboneRequest(backbone, stages, given.weights))["nodes"]
         facts = {node["name"]: (node["stride"], node["rf_gradient"], node["channels"]) for node in nodes}
         for texture, size in itertools.product(given.textures, given.sizes):
-            cells = [(m, names) for m in given.methods for names in fusions(backbone)]
-            cells = [c for c in cells if (texture, backbone, given.weights, size, *c) not in known]
-            if not cells:
-                continue
-            train, held_out = pieces(texture, given.data, given.n)
-            images = judged(texture, held_out)
-            good = features(extractor, [piece.image for piece in train], size)
-            test = features(extractor, [item.image for item in images], size)
-            for method, names in cells:
-                at = [stages.index(name) for name in names]
-                setting = {"backbone": backbone, "layers": names, "size": size, "smoothing": None}
-                scores, maps = fit_and_judge(method, setting, [good[i] for i in at], [test[i] for i in at])
-                row = {
-                    "texture": texture,
-                    "backbone": backbone,
-                    "weights": given.weights,
-                    "input": size,
-                    "method": method,
-                    "layers": list(names),
+            shared = cache(partial(prepared, extractor, texture, size, given))
+            for method, names in itertools.product(given.methods, fusions(backbone)):
+                key = {"texture": texture, "backbone": backbone, "weights": given.weights, "input": size}
+                key |= {"method": method, "layers": list(names)}
+                about = {
                     "stride": facts[names[0]][0],
                     "field": max(facts[name][1] for name in names),
                     "channels": sum(facts[name][2] for name in names),
                     "n": given.n,
-                    "by_size": figures(scores, maps, images, given.repeats),
                 }
-                with given.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-            print(f"{texture}, {backbone}, {size} px: {len(cells)} cells", flush=True)
+                yield Case(key, partial(one_cell, key, about, stages, shared, given.repeats))
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """What a run wrote; a last line that was cut off is left out, and measured again."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+Shared = tuple[list[torch.Tensor], list[torch.Tensor], list[Judged]]
+
+
+def prepared(extractor: FeatureExtractor, texture: str, size: int, given: argparse.Namespace) -> Shared:
+    """Features of the good pieces and of those to judge, which the cells of a texture and size share."""
+    train, held_out = pieces(texture, None if given.data is None else Path(given.data), given.n)
+    images = judged(texture, held_out)
+    good = features(extractor, [piece.image for piece in train], size)
+    return good, features(extractor, [item.image for item in images], size), images
+
+
+def one_cell(
+    key: dict[str, Any], about: dict[str, Any], stages: list[str], shared: Callable[[], Shared], repeats: int
+) -> dict[str, Any]:
+    good, test, images = shared()
+    at = [stages.index(name) for name in key["layers"]]
+    setting = {"backbone": key["backbone"], "layers": tuple(key["layers"]), "size": key["input"], "smoothing": None}
+    scores, maps = fit_and_judge(key["method"], setting, [good[i] for i in at], [test[i] for i in at])
+    return {**about, "by_size": figures(scores, maps, images, repeats)}
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -212,28 +213,27 @@ def means(rows: list[dict[str, Any]], metric: str) -> Means:
     return out
 
 
-def table(rows: list[dict[str, Any]]) -> None:
-    textures = {_key(row)[1:]: 0 for row in rows}
-    for row in rows:
-        textures[_key(row)[1:]] += 1
-    for metric, title in (("aupro_05", "AUPRO@0.05"), ("image_auroc", "image AUROC")):
-        found = means(rows, metric)
-        groups = list(dict.fromkeys(key[:-1] for key in found))
-        for group in groups:
-            backbone, weights, size, method = group
-            print(f"\n### {title}: {backbone} ({weights}), {method}, input {size} px\n")
-            heads = ["layers", "stride", "field", "channels", "textures", *(f"{px} px" for px in DEFECTS)]
-            heads += ["seen from"] if metric == "aupro_05" else []
-            print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-            for key, (row, values) in found.items():
-                if key[:-1] != group:
-                    continue
-                below = sum(1 for i in range(len(DEFECTS)) if min(value for value, _ in values[i:]) < SEEN)
-                seen = [f"{px} px" for px in DEFECTS[below:]]
-                cells = [f"`{'+'.join(row['layers'])}`", row["stride"], row["field"], row["channels"], textures[key]]
-                cells += [f"{value:.2f} ± {half:.2f}" for value, half in values]
-                cells += [seen[0] if seen else "-"] if metric == "aupro_05" else []
-                print(f"| {' | '.join(str(cell) for cell in cells)} |")
+def table(rows: list[dict[str, Any]], metric: str) -> str:
+    """A table a backbone, weights, input and method."""
+    textures = Counter(_key(row)[1:] for row in rows)
+    found = means(rows, metric)
+    seen_too = metric == "aupro_05"
+    heads = ["layers", "stride", "field", "channels", "textures", *(f"{px} px" for px in DEFECTS)]
+    tables = []
+    for group in dict.fromkeys(key[:-1] for key in found):
+        backbone, weights, size, method = group
+        lines = []
+        for key, (row, values) in found.items():
+            if key[:-1] != group:
+                continue
+            below = sum(1 for i in range(len(DEFECTS)) if min(value for value, _ in values[i:]) < SEEN)
+            seen = [f"{px} px" for px in DEFECTS[below:]]
+            cells = [f"`{'+'.join(row['layers'])}`", row["stride"], row["field"], row["channels"], textures[key]]
+            cells += [f"{value:.2f} ± {half:.2f}" for value, half in values]
+            lines.append([*cells, *([seen[0] if seen else "–"] if seen_too else [])])
+        title = f"{TITLES[metric]}: {backbone} ({weights}), {method}, input {size} px"
+        tables.append(f"### {title}\n\n{markdown([*heads, *(['seen from'] if seen_too else [])], lines)}")
+    return "\n\n".join(tables)
 
 
 def plot(rows: list[dict[str, Any]], target: Path) -> None:
@@ -270,10 +270,8 @@ def plot(rows: list[dict[str, Any]], target: Path) -> None:
     figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, help="folder with magnetic_tile and aitex_fabric04")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_data(parser)
     parser.add_argument(
         "--backbones", nargs="+", default=["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
     )
@@ -283,21 +281,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["patchcore", "padim"], choices=["patchcore", "padim"])
     parser.add_argument("--n", type=int, default=24, help="good pieces to learn from, and to judge, and of each size")
     parser.add_argument("--repeats", type=int, default=200)
-    parser.add_argument("--table", action="store_true")
     parser.add_argument("--plot", type=Path)
-    given = parser.parse_args()
-    if given.table or given.plot:
-        rows = read_rows(given.out)
-        if not rows:
-            raise SystemExit(f"{given.out} holds no cell yet: run without --table first")
-        if given.table:
-            table(rows)
-        if given.plot:
-            plot(rows, given.plot)
-    else:
-        torch.set_num_threads(1)
-        measure(given)
 
 
-if __name__ == "__main__":
-    main()
+SUITE = Suite(
+    vanishing_cases,
+    arguments,
+    {metric: partial(table, metric=metric) for metric in TITLES},
+    weights=("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
+)

@@ -1,6 +1,6 @@
 """Does `pickglass watch` lose an image, or judge one twice, when it is killed; and what does a full folder cost?
 
-    python -m bench.watch [--frames 100000] [--kills 2] [--sort] [--webhook] [--listing 100000] [--folder FOLDER]
+    python -m bench run watch [--frames 100000] [--kills 2] [--sort] [--webhook] [--listing 100000] [--folder FOLDER]
 
 Frames of 32 x 32 pixels are written to a folder, half of them before the start and the others while it runs.
 ``pickglass watch`` judges them with a small PatchCore in torch, and is ended by kill -9 when it has judged one, two ...
@@ -9,7 +9,6 @@ the verdicts, and with ``--webhook`` what a web server in this process was sent 
 
 ``listing`` tells what looking for new files costs in a folder of so many judged ones: the first look of a start, which
 asks the journal of each file, and a later one, in seconds of CPU and by the clock. ``--frames 0`` does that alone.
-Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -34,6 +33,7 @@ from typing import Any
 
 from PIL import Image
 
+from bench.harness import Case, Suite
 from pickglass.app.watch.arrivals import Arrivals
 from pickglass.app.watch.journal import Entry, Identity, Journal
 from pickglass.methods import PatchCore
@@ -115,23 +115,6 @@ def listing(root: Path, files: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=100_000)
-    parser.add_argument("--kills", type=int, default=2)
-    parser.add_argument("--sort", action="store_true")
-    parser.add_argument("--webhook", action="store_true")
-    parser.add_argument("--listing", type=int, default=100_000)
-    parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
-        root = Path(temporary)
-        result = run(root, given.frames, given.kills, given.sort, given.webhook) if given.frames else {}
-        if given.listing:
-            result["listing"] = {name: round(value, 3) for name, value in listing(root, given.listing).items()}
-        print(json.dumps(result))
-
-
 def run(root: Path, frames: int, kills: int, sort: bool, webhook: bool) -> dict[str, Any]:
     folder, out, table, journal = root / "incoming", root / "o.jsonl", root / "o.csv", root / "j.sqlite"
     folder.mkdir()
@@ -174,7 +157,6 @@ def run(root: Path, frames: int, kills: int, sort: bool, webhook: bool) -> dict[
         in_table = Counter(Path(row["path"]).name for row in csv.DictReader(text))
     written = {f"{number:07d}.png" for number in range(frames)}
     result: dict[str, Any] = {
-        "frames": frames,
         "kills_after": killed_at,
         "exit_code": done.returncode,
         "seconds": round(seconds, 1),
@@ -193,9 +175,31 @@ def run(root: Path, frames: int, kills: int, sort: bool, webhook: bool) -> dict[
         result["sorted_is_the_same"] = sorted_names == names and not any(os.scandir(folder))
     if webhook:
         ids = {item["id"] for item in told}
-        result["webhook"] = {"lost": len(ids - sent.keys()), "sent_again": sum(sent.values()) - len(sent)}
+        result["told_by_webhook"] = {"lost": len(ids - sent.keys()), "sent_again": sum(sent.values()) - len(sent)}
     return result
 
 
-if __name__ == "__main__":
-    main()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=100_000)
+    parser.add_argument("--kills", type=int, default=2)
+    parser.add_argument("--sort", action="store_true")
+    parser.add_argument("--webhook", action="store_true")
+    parser.add_argument("--listing", type=int, default=100_000)
+    parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    def within(work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
+            return work(Path(temporary))
+
+    if given.frames:
+        key = {"part": "kills", "frames": given.frames, "kills": given.kills, "sort": given.sort}
+        more = (given.frames, given.kills, given.sort, given.webhook)
+        yield Case({**key, "webhook": given.webhook}, lambda: within(lambda root: run(root, *more)))
+    if given.listing:
+        key = {"part": "listing", "files": given.listing}
+        yield Case(key, lambda: within(lambda root: {k: round(v, 3) for k, v in listing(root, given.listing).items()}))
+
+
+SUITE = Suite(cases, arguments)

@@ -1,86 +1,148 @@
-"""Each script of bench/ can be imported, and explains itself with --help.
+"""bench/: each suite can be imported and explains itself; records, tables and the harness; one suite with a peer.
 
-What the scripts measure is not run here, but for one; mypy and these tests hold that they keep up with the package.
+What the suites measure is not run here, but for one; mypy and these tests hold that they keep up with the package.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from bench.__main__ import docs
+from bench.harness import apart, interval, records, suite, tables, turns
 
 from pickglass.app.jobs.executors import LocalExecutor
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if not path.stem.startswith(("__", "peer_")))
-LIBRARIES = {"textures"}  # imported by others
+STAMP = {"commit", "date", "cpu", "cores", "threads", "load", "python", "versions", "weights", "arguments", "took_s"}
 
 
-def test_each_script_says_how_it_is_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(ROOT)
-    assert len(SCRIPTS) > 20
-    for name in SCRIPTS:
-        script = importlib.import_module(f"bench.{name}")
-        if name in LIBRARIES:
-            continue
+def test_each_suite_says_how_it_is_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(suite.names()) > 20
+    for name, question in suite.names().items():
+        assert question.endswith((".", "?")), name
+        module = importlib.import_module(f"bench.{name}")
         monkeypatch.setattr(sys, "argv", [f"bench/{name}.py", "--help"])
         with pytest.raises(SystemExit) as stop:
-            script.main()
+            suite.run(name, ["--help"]) if hasattr(module, "SUITE") else module.main()
         assert stop.value.code == 0, name
         assert "usage:" in capsys.readouterr().out, name
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make the example of bench/README.md a suite."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "bench" / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    module = ModuleType("bench.numbers")
+    exec(compile(code, "bench/README.md", "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, "bench.numbers", module)
+    known = suite.names()
+    monkeypatch.setattr(suite, "names", lambda: {**known, "numbers": "?"})
+    return "numbers"
+
+
+def test_a_suite_is_measured_once_and_says_with_what(
+    example: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "new" / "numbers.jsonl"
+    first = suite.run(example, ["--counts", "10", "20", "-o", str(file)])
+    assert records.read(file) == json.loads(json.dumps(first))
+    assert [(row["suite"], row["count"]) for row in first] == [("numbers", 10), ("numbers", 20)]
+    assert capsys.readouterr().out.splitlines()[-4:-2] == ["| numbers | seconds |", "|---|---|"]
+    measured = first[0]["measured"]
+    assert set(measured) == STAMP
+    assert measured["arguments"] == {"counts": [10, 20]}
+
+    with file.open("a") as lines:
+        lines.write('{"suite": "numbers", "cou')  # a run that was killed
+    again = suite.run(example, ["--counts", "20", "30", "-o", str(file)])
+    assert again[0] == json.loads(json.dumps(first[1]))
+    assert [row["count"] for row in records.read(file)] == [10, 20, 30]
+    assert suite.table(example, "", records.read(file)).count("\n") == 4
+
+
+def test_a_stamp_knows_weights_and_no_folders(tmp_path: Path) -> None:
+    stamp = records.stamp(["efficientnet_lite0", "resnet18"], {"data": tmp_path, "sets": [tmp_path / "a"]}, 1.0)
+    assert len(stamp["weights"]["efficientnet_lite0"]) == 16
+    assert stamp["arguments"] == {"data": tmp_path.name, "sets": ["a"]}
+    assert str(tmp_path) not in json.dumps(stamp)
+
+
+def test_committed_results_say_where_they_come_from() -> None:
+    files = sorted(records.RESULTS.glob("*.jsonl"))
+    assert files
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert not re.findall(r'[" ](?:/(?:home|root|tmp|Users|mnt|work|opt)|[A-Z]:\\\\)[/\\]?', text), file
+        for row in records.read(file):
+            assert row["suite"] == file.stem
+            if "measured" in row:
+                assert set(row["measured"]) == STAMP  # and nothing that names a machine or a user
+            else:
+                assert {"date", "source", "command"} <= set(row)
+
+
+def test_tables_of_the_documentation_are_those_of_the_results() -> None:
+    assert not docs(check=True), "python -m bench docs writes them"
+
+
+def test_marks_of_tables() -> None:
+    text = "a\n<!-- table: x:y -->\n| old |\n<!-- /table -->\nb"
+    new = tables.renewed(text, lambda name, title: f"| {name}, {title} |")
+    assert new == "a\n<!-- table: x:y -->\n| x, y |\n<!-- /table -->\nb"
+    for broken in (
+        text.replace("<!-- /table -->", ""),
+        text.replace("<!-- table: x:y -->", ""),
+        f"{text}\n{text[2:40]}",
+    ):
+        with pytest.raises(ValueError, match="/table"):
+            tables.renewed(broken, lambda name, title: "")
+    assert interval(0.5, 0.25, 0.75, 2) == "0.50 [0.25, 0.75]"
+
+
+def test_turns_alternate_and_apart_is_another_process() -> None:
+    calls: list[str] = []
+    times = turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert calls == ["a", "b"] * 3
+    assert [len(values) for values in times.values()] == [2, 2]
+    assert apart(records.commit) == records.commit()
+    with pytest.raises(RuntimeError, match="no suite 'nope'"):
+        apart(suite.run, "nope", [])
 
 
 @pytest.mark.slow
 def test_the_runtime_against_a_peer(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One that says what it was asked stands for the peer; the bank of its PatchCore is drawn at random."""
-    monkeypatch.syspath_prepend(ROOT)
-    (tmp_path / "anomalib" / "models").mkdir(parents=True)
-    (tmp_path / "anomalib" / "__init__.py").touch()
-    (tmp_path / "anomalib" / "engine.py").write_text("class Engine:\n    def predict(self, model): ...\n")
-    (tmp_path / "anomalib" / "models" / "__init__.py").touch()
-    (tmp_path / "anomalib" / "models" / "components.py").write_text(
-        "class KCenterGreedy:\n    def sample_coreset(self): raise SystemExit('the bank is to be drawn')\n"
-    )
+    """One that says what it was asked stands for the peer."""
     script = tmp_path / "peer.py"
     script.write_text(
         "import json, sys\n"
-        "import numpy as np\n"
-        "def main():\n"
-        "    bank = None\n"
-        "    if 'patchcore' in sys.argv:\n"
-        "        from anomalib.models.components import KCenterGreedy\n"
-        "        greedy = KCenterGreedy()\n"
-        "        greedy.embedding, greedy.coreset_size = np.arange(20.0).reshape(10, 2), 3\n"
-        "        bank = greedy.sample_coreset().tolist()\n"
-        "    print('something else')\n"
-        "    print(json.dumps({'images_per_s': 0.5, 'asked': sys.argv[1:], 'bank': bank}))\n"
-        "if __name__ == '__main__':\n"
-        "    main()\n"
+        "print('something else')\n"
+        "print(json.dumps({'images_per_s': 0.5}))\n"
+        "print(json.dumps({'asked': sys.argv[1:]}))\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("bench.harness.peer.SCRIPT", script)
     # in this process: a new one for each run takes seconds
     monkeypatch.setattr("pickglass.app.bench.bench.LocalExecutor", lambda apart: LocalExecutor())
-    runtime = importlib.import_module("bench.runtime")
-    small = ["--size", "64", "--repeat", "4", "--ratio", "0.1"]
-    words = ["bench/runtime.py", small_dataset, *small, "--peer-python", sys.executable, "--peer-script", script]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    runtime.main()
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    words = [str(small_dataset), "--size", "64", "--repeat", "4", "--ratio", "0.1", "--peer-python", sys.executable]
+    (found,) = suite.run("runtime", words)
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
     assert found["n_fit"] == 16
-    for method in ("patchcore", "padim"):
+    own = {"patchcore": ["--random-bank", "--ratio", "0.1"], "padim": ["--n-features", "100", "--layers"]}
+    for method, more in own.items():
         both, theirs = found[method]["ours"], found[method]["peer"]
         assert list(both) == ["onnxruntime", "openvino"]
         best = max(figures["images_per_s"] for figures in both.values())
         assert found[method]["times_faster"] == pytest.approx(best / 0.5)
         assert both["onnxruntime"]["p99_over_median"] is None  # of four passes
         assert both["onnxruntime"]["image_auroc"] is not None
-        assert theirs["asked"][:5] == [str(small_dataset.resolve()), "--method", method, "--size", "64"]
-    bank = found["patchcore"]["peer"]["bank"]
-    assert len(bank) == 3
-    assert all(row in [[2.0 * i, 2.0 * i + 1] for i in range(10)] for row in bank)
-    assert found["padim"]["peer"]["asked"][-5:] == ["100", "--layers", "blocks.1", "blocks.2", "blocks.4"]
+        asked = theirs["asked"]
+        assert asked[:5] == [str(small_dataset.resolve()), "--method", method, "--size", "64"]
+        assert asked[7 : 7 + len(more)] == more
+    assert suite.table("runtime", "", [found]).count("\n") == 5

@@ -74,8 +74,9 @@ def test_files_and_links_exist() -> None:
 
 
 def test_benchmarks_exist() -> None:
-    wrong = [f"{page}: {name}" for page, name in named(r"python -m bench\.(\w+)") if name != "NAME"]
-    wrong = [line for line in wrong if not (ROOT / "bench" / f"{line.split(': ')[1]}.py").is_file()]
+    suites = [(page, name) for page, name in named(r"python -m bench run (\w+)") if name != "SUITE"]
+    suites += [(page, f"tools/{name}") for page, name in named(r"python -m bench\.tools\.(\w+)")]
+    wrong = [f"{page}: {name}" for page, name in suites if not (ROOT / "bench" / f"{name}.py").is_file()]
     assert not wrong, "\n".join(wrong)
 
 
@@ -83,7 +84,7 @@ def test_commands_and_options_exist() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     options = {option for command in commands.values() for param in command.params for option in param.opts}
     options |= {option for param in typer.main.get_command(app).params for option in param.opts} | OTHER_TOOLS
-    for script in (ROOT / "bench").glob("*.py"):
+    for script in (ROOT / "bench").rglob("*.py"):
         options |= set(re.findall(r'"(--[\w-]+)"', script.read_text()))
     wrong = [f"{page}: pickglass {name}" for page, name in commands_named() if name not in commands]
     wrong += [f"{page}: {name}" for page, name in named(r"(?<![\w-])(--[a-z][\w-]+)") if name not in options]

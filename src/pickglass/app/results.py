@@ -53,6 +53,7 @@ __all__ = [
     "LayersResult",
     "LookLayer",
     "LookResult",
+    "MachineFacts",
     "MarksLayoutResult",
     "MarksResult",
     "MarksUsed",
@@ -64,6 +65,9 @@ __all__ = [
     "NearestPatch",
     "PredictResult",
     "RenamedImage",
+    "ReproduceCell",
+    "ReproduceResult",
+    "ReproduceRow",
     "RobustnessResult",
     "RuledOut",
     "SettingListing",
@@ -285,27 +289,34 @@ class BenchRun(TypedDict):
     failed: list[Failed]
 
 
-class BenchMachine(TypedDict):
-    """The machine of a ``pickglass bench``.
+class MachineFacts(TypedDict):
+    """What a machine says of itself; no name of a host or a user is among it.
 
-    ``threads``: what ``OMP_NUM_THREADS`` or ``--threads`` asks for, null: as each runtime likes. ``gpu``: null where
-    none is used. ``peak_gflops``: billions of operations a second in a product of large float32 matrices on the CPU,
-    in ``peak_library``; ``gpu_peak_gflops`` likewise on the GPU. ``load``: mean number of processes that wanted a core
-    in the minute before.
+    ``threads``: what ``OMP_NUM_THREADS`` or ``--threads`` asks for, null: as each runtime likes. ``load``: mean number
+    of processes that wanted a core in the minute before.
     """
 
     cpu: str
     cores: int
     threads: int | None
-    gpu: str | None
     memory_gb: float | None
     system: str
     python: str
     versions: dict[str, str]
+    load: float | None
+
+
+class BenchMachine(MachineFacts):
+    """The machine of a ``pickglass bench``.
+
+    ``gpu``: null where none is used. ``peak_gflops``: billions of operations a second in a product of large float32
+    matrices on the CPU, in ``peak_library``; ``gpu_peak_gflops`` likewise on the GPU.
+    """
+
+    gpu: str | None
     peak_gflops: float
     peak_library: str
     gpu_peak_gflops: float | None
-    load: float | None
 
 
 class BenchResult(TypedDict):
@@ -999,6 +1010,50 @@ class StudyResult(TypedDict):
     cells: list[StudyCell]
     csv: str | None
     report: str | None
+
+
+class ReproduceCell(StudyCell):
+    """One category, method and seed of ``pickglass reproduce``; ``figures``: the benchmark's metrics, once done."""
+
+    figures: dict[str, float | None]
+
+
+class ReproduceRow(TypedDict):
+    """One method of ``pickglass reproduce``: the means over the categories that are done.
+
+    ``weights_sha256``: of the files that were read, "" for random weights. ``published``: the metrics that were
+    published, by ``source``. ``comparable``: whether both are of all categories and of the same images. ``notes``: what
+    else keeps the two from being the same thing.
+    """
+
+    method: str
+    backbone: str
+    weights_sha256: list[str]
+    categories: int
+    of_categories: int
+    seeds: int
+    ours: dict[str, float | None]
+    published: dict[str, float]
+    comparable: bool
+    source: str
+    notes: list[str]
+
+
+class ReproduceResult(TypedDict):
+    """The result of ``pickglass reproduce``; ``n`` and the states count cells, as a study's do."""
+
+    benchmark: str
+    title: str
+    metrics: list[str]
+    notes: list[str]
+    rows: list[ReproduceRow]
+    file: str
+    n: int
+    done: int
+    failed: int
+    missing: int
+    waiting: int
+    cells: list[ReproduceCell]
 
 
 class ThresholdResult(TypedDict):

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["duration", "percent", "plain", "print_metrics", "print_table", "say"]
+__all__ = ["as_latex", "as_markdown", "duration", "percent", "plain", "print_metrics", "print_table", "say"]
 
 _ENDLESS = 100_000  # columns: nothing wraps
 
@@ -61,6 +61,39 @@ def print_table(
     with printer.capture() as printed:
         printer.print(table)
     typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
+
+def as_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table as Markdown.
+
+    >>> print(as_markdown(["method", "AUROC"], [["padim", "95.3"]]))
+    | method | AUROC |
+    |---|---|
+    | padim | 95.3 |
+    """
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
+
+
+def as_latex(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    r"""Write a table as a tabular of LaTeX with the rules of booktabs; the first column stands left, the others right.
+
+    >>> print(as_latex(["method", "share"], [["stfpm_a", "5 %"]]))
+    \begin{tabular}{lr}
+    \toprule
+    method & share \\
+    \midrule
+    stfpm\_a & 5 \% \\
+    \bottomrule
+    \end{tabular}
+    """
+    escapes = {**{sign: f"\\{sign}" for sign in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+    escapes |= {"^": r"\textasciicircum{}", "–": "--", "−": "$-$"}
+    lines = [
+        " & ".join("".join(escapes.get(c, c) for c in cell) for cell in cells) + r" \\" for cells in (heads, *rows)
+    ]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}"
+    return "\n".join([begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"])
 
 
 def print_metrics(

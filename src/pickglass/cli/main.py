@@ -26,6 +26,7 @@ from pickglass.cli.look import look
 from pickglass.cli.marks import marks
 from pickglass.cli.methods import methods
 from pickglass.cli.predict import predict
+from pickglass.cli.reproduce import reproduce
 from pickglass.cli.serve import serve
 from pickglass.cli.study import study
 from pickglass.cli.test import test
@@ -59,6 +60,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     explain,
     advise,
     study,
+    reproduce,
     drift,
     demo,
 )

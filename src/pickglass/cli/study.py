@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pickglass.cli.command import run
 from pickglass.cli.console import duration, print_table, say
 from pickglass.cli.options import Folder, Json, Machine
-from pickglass.cli.types import input_size, layer_sets, names, setting
-from pickglass.errors import InputError
+from pickglass.cli.types import input_size, layer_sets, names, settings_by_method
 
 if TYPE_CHECKING:
     from pickglass.app.results import StudyResult
@@ -78,7 +77,7 @@ def study(
         weights=names(weights),
         seeds=seeds,
         preset=preset,
-        settings=_settings(settings or []),
+        settings=settings_by_method(settings or []),
     )
     sources = [folder.source(path) for path in data]
     if dry_run:
@@ -98,18 +97,6 @@ def study(
         as_json,
         wanting=lambda result: result["missing"] > 0,
     )
-
-
-def _settings(texts: list[str]) -> dict[str, dict[str, Any]]:
-    """Read ``method.key=value`` into the settings of each method."""
-    found: dict[str, dict[str, Any]] = {}
-    for text in texts:
-        key, value = setting(text, "fastflow.epochs=20")
-        method, dot, name = key.partition(".")
-        if not dot or not name:
-            raise InputError(f"--set {text!r}: expected method.key=value, e.g. --set fastflow.epochs=20")
-        found.setdefault(method, {})[name] = value
-    return found
 
 
 def _show_cells(result: StudyResult) -> None:

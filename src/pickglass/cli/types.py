@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from pickglass.errors import InputError
 
-__all__ = ["box", "each_layer", "input_size", "joined_layers", "layer_sets", "names", "pixel_size", "setting", "sides"]
+__all__ = [
+    "box",
+    "each_layer",
+    "input_size",
+    "joined_layers",
+    "layer_sets",
+    "names",
+    "pixel_size",
+    "setting",
+    "settings_by_method",
+    "sides",
+]
 
 
 def names(text: str | None) -> list[str] | None:
@@ -113,6 +125,25 @@ def setting(text: str, example: str = "ratio=0.1") -> tuple[str, Any]:
     except json.JSONDecodeError:
         parsed = value
     return key.replace("-", "_"), tuple(parsed) if isinstance(parsed, list) else parsed
+
+
+def settings_by_method(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Read ``method.key=value`` into the settings of each method.
+
+    Raises:
+        InputError: no method, no key or no equals sign.
+
+    >>> settings_by_method(["fastflow.epochs=20", "padim.dims=50"])
+    {'fastflow': {'epochs': 20}, 'padim': {'dims': 50}}
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        key, value = setting(text, "fastflow.epochs=20")
+        method, dot, name = key.partition(".")
+        if not dot or not name:
+            raise InputError(f"--set {text!r}: expected method.key=value, e.g. --set fastflow.epochs=20")
+        found.setdefault(method, {})[name] = value
+    return found
 
 
 def box(text: str | None) -> list[int] | None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pickglass.app.results import BenchMachine
+from pickglass.app.results import BenchMachine, MachineFacts
 from pickglass.runtime.session import usable_cores, usual_threads
 
-__all__ = ["describe_machine"]
+__all__ = ["about_machine", "describe_machine"]
 
 _SIDE = 2048  # of the matrices
 _PRODUCTS = 5  # of which the fastest counts
@@ -35,17 +35,24 @@ def describe_machine(device: str) -> Iterator[BenchMachine]:
     gpu = _gpu(device)
     gflops, library = _peak("cpu")
     yield {
+        **about_machine(),
+        "gpu": None if gpu is None else gpu[1],
+        "peak_gflops": gflops,
+        "peak_library": library,
+        "gpu_peak_gflops": None if gpu is None else _peak(gpu[0])[0],
+    }
+
+
+def about_machine() -> MachineFacts:
+    """Return what this machine says of itself; nothing is measured."""
+    return {
         "cpu": _processor(),
         "cores": usable_cores(),
         "threads": usual_threads(),
-        "gpu": None if gpu is None else gpu[1],
         "memory_gb": _memory_gb(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
-        "peak_gflops": gflops,
-        "peak_library": library,
-        "gpu_peak_gflops": None if gpu is None else _peak(gpu[0])[0],
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 

@@ -121,6 +121,10 @@ def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], 
         raise DataError(f"{cell.dataset}: none of the test images can be read:", prediction.failed)
     evaluation = evaluate(prediction)
     known = ("n_fit", "n_validate", "data_sha256", "backbone_weights", "device", "engine", "details")
+    by_type = {
+        kind: {name: value for name, value in own.items() if name in WITHOUT_THRESHOLD}
+        for kind, own in evaluation.by_type.items()
+    }
     values = {
         "n": evaluation["n"],
         "n_unread": len(prediction.failed),
@@ -128,7 +132,7 @@ def _run(cell: Cell, task: GroupTask, common: _Common) -> tuple[dict[str, Any], 
         "fit_s": fitted - began,
         "predict_s": judged - fitted,
         "backbone_s": common.features.seconds - spent,
-        "provenance": json.dumps({name: getattr(detector.provenance, name) for name in known}),
+        "provenance": json.dumps({name: getattr(detector.provenance, name) for name in known} | {"by_type": by_type}),
     }
     return values, _pictures(prediction, evaluation, common.dataset, task.images)
 

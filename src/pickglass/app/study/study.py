@@ -39,6 +39,7 @@ class StudyRequest:
         seeds: how many, from 0 on.
         preset: a name in :data:`STUDY_PRESETS`, whose combinations are taken instead; the lists above then only select
             among them.
+        grids: the combinations themselves, instead of those of the lists and the preset.
         settings: method -> settings of its constructor.
     """
 
@@ -50,6 +51,7 @@ class StudyRequest:
     seeds: int = 1
     preset: str | None = None
     settings: Mapping[str, Mapping[str, Any]] | None = None
+    grids: Sequence[Grid] | None = None
 
     def plan(self, data: Sequence[DataSource | str | Path]) -> Plan:
         """List the cells over these data sets; see :func:`pickglass.app.study.cells.make_plan` for the errors."""
@@ -57,6 +59,8 @@ class StudyRequest:
 
     def _grids(self) -> list[Grid]:
         """Make one grid of the lists; with a preset, select from its grids."""
+        if self.grids is not None:
+            return list(self.grids)
         if self.preset is None:
             return [
                 Grid(

@@ -1,6 +1,6 @@
 """Copy a data set with every image and mask squeezed to one size, so that two tools judge the same pixels.
 
-    python -m bench.squeeze DATA OUT [--size 256]
+    python -m bench.tools.squeeze DATA OUT [--size 256]
 
 DATA is a folder in MVTec AD layout.
 """

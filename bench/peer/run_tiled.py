@@ -1,6 +1,6 @@
 """The peer's tiled ensemble of PaDiM on one data set in MVTec AD layout: the other side of bench/tiled_ensemble.py.
 
-Usage (python of the peer's environment): python bench/peer_tiled DATA OUT [--size 512 --tile 256 --stride 128]
+Usage (python of the peer's environment): python bench/peer/run_tiled.py DATA OUT [--size 512 --tile 256 --stride 128]
 prints one JSON line: fit_s, evaluate_s, peak_rss_mb. ResNet-18 with random weights, 100 dimensions. anomalib 2.7.0's
 pipeline does not pass model arguments on, so the model is handed to it directly.
 """

@@ -1,6 +1,6 @@
 """Contact sheets show every weave and every kind of painted defect, to be looked at.
 
-    python -m bench.contact_sheets FOLDER [--seed 0]
+    python -m bench.tools.contact_sheets FOLDER [--seed 0]
 
 Defects are of 4, 8, 16 and 32 pixels, at 1:1 and enlarged four times.
 """

@@ -1,0 +1,1 @@
+"""What runs in the peer's environment, which has anomalib and not pickglass."""
