@@ -15,7 +15,7 @@ from pickglass.data.images.masks import read_marks, read_mask
 from pickglass.data.painting.defects import KINDS, Painted, paint
 from pickglass.data.tables.account import Account
 from pickglass.data.tables.ground_truth import Region, read_regions
-from pickglass.data.tables.inspection import describe, find_problems, usual_size
+from pickglass.data.tables.inspection import describe, find_problems, image_sizes, usual_size
 from pickglass.data.tables.layouts import LAYOUTS, Datasets, Layout, load_dataset, load_datasets
 from pickglass.data.tables.memory import Channels
 from pickglass.data.tables.roi import with_pixel_mm, with_roi
@@ -66,6 +66,7 @@ __all__ = [
     "fingerprint",
     "group_by",
     "image_digest",
+    "image_sizes",
     "known_names",
     "load_dataset",
     "load_datasets",
