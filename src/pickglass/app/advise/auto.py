@@ -16,7 +16,7 @@ from pickglass.app.advise.choice import Advice, limits_of
 from pickglass.app.advise.painted import PaintedSet
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score, difference, judge
-from pickglass.app.advise.within_foreground import judged_within
+from pickglass.app.advise.within_foreground import judged_within, look_for_part
 from pickglass.app.results import AblationRow
 from pickglass.data import Table
 from pickglass.errors import InputError
@@ -88,7 +88,9 @@ def auto_choice(
     """
     run = compute or ComputeOptions()
     advice = find_advice(table, request, costs=False, compute=run, progress=progress)
-    return _parts_tried(advice, advice.foreground, run, progress)
+    # the advisor's look at a few images says where to paint; a mask that a model keeps takes all of them
+    found = look_for_part(table, request.seed, run, progress) if all(row.roi is None for row in table) else None
+    return _parts_tried(advice, found, run, progress)
 
 
 def _parts_tried(
