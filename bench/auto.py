@@ -77,7 +77,7 @@ def on_real(root: Path, seed: int) -> dict[str, Any]:
     """One data set with real defects."""
     began = time.perf_counter()
     dataset = load_dataset(root)
-    defect_px = float(np.clip(real_extent(dataset.test), 4, min(usual_size(dataset.train)) / 2))
+    defect_px = float(np.clip(real_extent(dataset.test)[0], 4, min(usual_size(dataset.train)) / 2))
     choice = auto_choice(dataset.train, AdviseRequest(defect_px, seed=seed))
     data = real_set(dataset.train, dataset.test, set(), seed)
     masked = dataset.train
@@ -106,7 +106,7 @@ def answer(
         paper, whose = result(build(preset="paper")), "WideResNet-50"
     except WeightsMissing:
         paper, whose = result(build(preset="paper", settings=dict(ON_LITE))), "EfficientNet-Lite0"
-    found = {name: (s, difference(auto, s, data.groups)) for name, s in (("default", default), ("paper", paper))}
+    found = {name: (s, difference(auto, s, data)) for name, s in (("default", default), ("paper", paper))}
     return {
         "defect_px": defect_px,
         "paper_backbone": whose,

@@ -6,11 +6,13 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from pickglass.data.painting.cloth import Cloth, weave
-from pickglass.data.painting.defects import KINDS, Kind, paint
+from pickglass.data.painting.defects import KINDS, WITH_WIDTH, Kind, paint
 from pickglass.data.painting.natural import photograph
 from pickglass.data.painting.part_defects import find_parts
+from pickglass.data.painting.softness import edge_spread
 from pickglass.data.painting.trays import Tray, fill
 from pickglass.errors import InputError, UnknownName
 
@@ -85,6 +87,54 @@ def test_lines_are_thin_and_blobs_are_not() -> None:
         assert area["crack"] < 60 * 14
         assert area["hole"] > 60 * 60 * 0.35
         assert area["stain"] > 60 * 60 * 0.15
+
+
+@pytest.mark.parametrize("kind", WITH_WIDTH)
+def test_a_defect_is_as_long_and_as_wide_as_asked(kind: Any) -> None:
+    flat = BASES["flat"]
+    for length, width in ((100, 6), (60, 20)):
+        found = [paint(flat, kind, length, np.random.default_rng(seed), width_px=width) for seed in range(4)]
+        assert all(abs(longest_extent(one.mask) - length) <= 1.5 for one in found)
+        across = np.median([one.mask.sum() / length for one in found])
+        assert 0.4 * width < across < 1.9 * width + 3, (length, width)
+
+
+def test_soft_images_get_soft_defects() -> None:
+    """The steepest step of what is painted is as steep as the images' own edges."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:192, :192]
+    for spread in (1.0, 1.6):
+        images = []
+        for _ in range(4):
+            image = np.full((192, 192), 90.0)
+            for cy, cx, r in rng.uniform((20, 20, 10), (172, 172, 40), (6, 3)):
+                image[(y - cy) ** 2 + (x - cx) ** 2 < r**2] += 50
+            images.append(
+                (ndimage.gaussian_filter(image, spread) + rng.normal(0, 2, image.shape)).clip(0, 255).astype(np.uint8)
+            )
+        measured = edge_spread(images)
+        assert measured is not None
+        assert measured == pytest.approx(spread, rel=0.2)
+        for kind in ("hole", "crack"):
+            sharp, soft = (
+                paint(BASES["flat"], kind, 40, np.random.default_rng(1), spread_px=s).image.astype(float)
+                for s in (0.0, measured)
+            )
+            steepest = [np.abs(np.diff(image, axis=1)).max() for image in (sharp, soft)]
+            assert steepest[1] < 0.7 * steepest[0]
+
+
+def test_images_without_an_edge_say_nothing_of_softness() -> None:
+    noise = np.random.default_rng(0).normal(128, 8, (128, 128)).clip(0, 255).astype(np.uint8)
+    assert edge_spread([noise, BASES["flat"]]) is None
+    assert edge_spread([]) is None
+
+
+def test_a_shade_has_no_edge() -> None:
+    for kind in ("shade", "streak"):
+        image = paint(BASES["flat"], kind, 60, np.random.default_rng(0), width_px=40).image.astype(float)
+        assert np.abs(np.diff(image, axis=0)).max() <= 4  # grey levels from pixel to pixel, of about 20 in all
+        assert np.abs(image - 128).max() >= 12
 
 
 def test_kinds_are_named_once() -> None:
@@ -244,6 +294,11 @@ def test_a_defect_as_large_as_the_image_allows(kind: Any) -> None:
         ({"size_px": float("nan")}, "size_px=nan"),
         ({"contrast": 0}, "contrast=0: expected a number above 0"),
         ({"contrast": 1e-6}, "changes no pixel"),
+        ({"width_px": 0.5}, "width_px=0.5: expected 1 to 10"),
+        ({"width_px": 11}, "expected 1 to 10, the length"),
+        ({"width_px": 3, "kind": "slub"}, "slub has a width of its own"),
+        ({"spread_px": -1}, "spread_px=-1"),
+        ({"spread_px": float("nan")}, "spread_px=nan"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], words: str) -> None:

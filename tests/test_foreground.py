@@ -15,7 +15,7 @@ import pickglass as pg
 from pickglass.app.advise import auto
 from pickglass.app.advise.auto import AutoChoice
 from pickglass.app.advise.candidates import Candidate
-from pickglass.app.advise.choice import Advice, Rated
+from pickglass.app.advise.choice import Advice, Baseline, Rated
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.scoring import Score
@@ -295,7 +295,8 @@ def test_auto_judges_later_parts_with_the_mask(monkeypatch: pytest.MonkeyPatch, 
     """And hands it on, if it is taken."""
     chosen = Candidate("efficientnet_lite0", ("stage1",), (32, 32), 8.0, 2, 0.1)
     score = Score((0.5, 0.4, 0.6), (0.5, 0.4, 0.6), None, np.zeros(0), np.zeros(0), ())  # type: ignore[arg-type]
-    advice = Advice((Rated(chosen, score, 1.0),), (), painted(MASK), MASK.shape, AdviseRequest(8.0), None)
+    rated, baseline = (Rated(chosen, score, 1.0),), Baseline(chosen, score)
+    advice = Advice(rated, (), painted(MASK), MASK.shape, AdviseRequest(8.0), baseline, {})
     judged: list[PaintedSet] = []
 
     def judge(candidate: Candidate, data: PaintedSet, *_: Any, **__: Any) -> tuple[object, None]:

@@ -33,6 +33,7 @@ from pickglass.app.pages.layers import Gradient, write_fields
 from pickglass.app.pages.look import Channel, LayerView, Scene, write_look
 from pickglass.app.pages.report import ReportImage, ReportWriter, TiledImage
 from pickglass.app.pages.robustness import draw_samples, write_robustness
+from pickglass.app.pages.sight import SeenDefect, write_sight
 from pickglass.app.pages.study import JudgedImage, OpenWork, StudyPage, write_study
 from pickglass.app.pages.tiles import TileMaps, draw_tiles
 from pickglass.calibration import Calibration
@@ -149,6 +150,10 @@ def advise_page(folder: Path) -> Path:
         "limits": [EVIL],
         "defect_px": 8.0,
         "defect_mm": 0.4,
+        "width_px": 2.0,
+        "half_contrast": {EVIL: None},
+        "spread_px": 1.0,
+        "part": None,
         "image": [40, 60],
         "n_fit": 1,
         "n_held": 1,
@@ -158,6 +163,39 @@ def advise_page(folder: Path) -> Path:
     }
     painted = PaintedImage(EVIL, 0.5, GREY, MASK, [HEAT])
     return write_advice(folder / "page.html", EVIL, result, [ShownModel(EVIL, (0.0, 1.0))], [painted])
+
+
+def sight_page(folder: Path) -> Path:
+    def of_size(size: float, contrast: float | None) -> Any:
+        return {
+            "size_px": size,
+            "width_px": 2.0,
+            "size_mm": 0.2,
+            "n_painted": 2,
+            "seen": 0.9999,
+            "contrast": contrast,
+            "by_kind": {EVIL: contrast},
+        }
+
+    result: Any = {
+        "model": EVIL,
+        "method": EVIL,
+        "image": [40, 60],
+        "n_images": 2,
+        "n_fresh": 1,
+        "n_flagged": 1,
+        "kinds": [EVIL],
+        "sizes": [of_size(4.0, None), of_size(8.0, 0.25)],
+        "smallest_px": 8.0,
+        "smallest_mm": 0.4,
+        "spread_px": 1.0,
+        "part": None,
+        "limits": [EVIL],
+        "seconds": 1.0,
+        "report": None,
+    }
+    seen = SeenDefect(EVIL, 8.0, MASK, [(GREY, 0.2, False), (GREY, 0.4, True)])
+    return write_sight(folder / "page.html", EVIL, result, [seen])
 
 
 def study_page(folder: Path) -> Path:
@@ -268,6 +306,7 @@ PAGES: dict[str, Callable[[Path], Path]] = {
     "compare": compare_page,
     "robustness": robustness_page,
     "advise": advise_page,
+    "sight": sight_page,
     "study": study_page,
     "look": look_page,
     "explain": explain_page,

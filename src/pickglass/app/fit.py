@@ -40,6 +40,7 @@ class FitRequest:
         preset: ``"paper"``, ``"quick"``, ``"auto"`` (see :mod:`pickglass.app.advise.auto`) or None for the defaults.
         defect_px: for ``"auto"``: longest extent of the smallest defect in pixels of the images; None: a thirty-second
             of their shorter side.
+        defect_width_px: for ``"auto"``: width of that defect, where it is slim; None: each kind has its own.
         settings: arguments of the method's constructor, e.g. ``{"size": 320}``; they win over the preset. Those of one
             of several methods: ``{"padim.dims": 50}``.
         tiling: arguments of :meth:`pickglass.Detector.tiled`, e.g. ``{"tile": 256}``; None: not tiled.
@@ -59,6 +60,7 @@ class FitRequest:
     method: str | None = None
     preset: str | None = None
     defect_px: float | None = None
+    defect_width_px: float | None = None
     settings: Mapping[str, Any] | None = None
     tiling: Mapping[str, Any] | None = None
     fusion: Mapping[str, Any] | None = None
@@ -71,6 +73,8 @@ class FitRequest:
     defects: str | Path | None = None
 
     def __post_init__(self) -> None:
+        if self.defect_width_px is not None and self.defect_px is None:
+            raise InputError(f"defect_width_px={self.defect_width_px!r} without defect_px, the length: give both")
         if self.preset != "auto" and self.defect_px is not None:
             raise InputError(
                 f"defect_px={self.defect_px!r} belongs to preset 'auto': set that, or ask 'pickglass advise'"
@@ -193,7 +197,8 @@ def fit_dataset(
         usable, train = with_roi(usable, mask), with_roi(train, mask)
     if wish.preset == "auto":
         extent = usual_defect(usual_size(usable)) if wish.defect_px is None else wish.defect_px
-        choice = auto_choice(usable, AdviseRequest(extent, seed=wish.seed), compute=run, progress=progress)
+        asked = AdviseRequest(extent, seed=wish.seed, width_px=wish.defect_width_px)
+        choice = auto_choice(usable, asked, compute=run, progress=progress)
         detector = build(choice.method, None, choice.settings, choice.tiling, choice.fusion, wish.adaptation)
         provenance["auto"] = choice.to_json()
         if choice.foreground is not None:

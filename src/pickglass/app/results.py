@@ -70,7 +70,9 @@ __all__ = [
     "ReproduceRow",
     "RobustnessResult",
     "RuledOut",
+    "SeenSize",
     "SettingListing",
+    "SightResult",
     "SimilarImage",
     "StudyCell",
     "StudyResult",
@@ -879,10 +881,11 @@ class Advised(TypedDict):
 
     ``size`` is [H, W] of the network's input, of the canvas where there is a ``tile``. ``aupro_05`` and
     ``image_auroc`` are those of the painted defects, with [low, high] of their 95 % intervals. ``gain``: difference
-    in AUPRO@0.05 to the default of ``fit``, null where there is none. ``by_contrast``: contrast of the defects ->
-    AUPRO@0.05. ``latency_ms`` and ``model_mb`` were measured on this machine where ``measured``, else the latency
-    is estimated from the backbone's and the memory null. ``peak_mb``: peak of the whole process. ``too_slow``:
-    beyond ``--latency-ms``. ``command`` fits it.
+    in AUPRO@0.05 to the default of ``fit``, null where there is none; its interval counts how far painted and real
+    gains have differed. ``by_contrast``: contrast of the defects, in units of that which is half seen -> AUPRO@0.05.
+    ``latency_ms`` and ``model_mb``, the file, were measured on this machine where ``measured``, else the latency is
+    estimated from the backbone's and the size null. ``peak_mb``: peak of the whole process. ``too_slow``: beyond
+    ``--latency-ms``. ``command`` fits it.
     """
 
     method: str
@@ -918,7 +921,10 @@ class AdviseResult(TypedDict):
 
     ``command``: fits the choice, which is one of the ranking; null if there is none. ``why``: reason for the
     choice. ``limits``: what this advice cannot promise, a sentence each. ``n_fit`` images taught, and ``n_painted``
-    defects were painted on ``n_held`` others.
+    defects were painted on ``n_held`` others, with edges of ``spread_px``. ``half_contrast``: kind of defect ->
+    contrast around which it was painted, null where the default of ``fit`` finds less than half even of one that is
+    clearly visible. ``width_px``: null where each kind was as wide as it is. ``part``: share of the image that the
+    part was found on, null where it was not.
     """
 
     command: str | None
@@ -928,10 +934,57 @@ class AdviseResult(TypedDict):
     limits: list[str]
     defect_px: float
     defect_mm: float | None
+    width_px: float | None
+    half_contrast: dict[str, float | None]
+    spread_px: float | None
+    part: float | None
     image: list[int]
     n_fit: int
     n_held: int
     n_painted: int
+    seconds: float
+    report: str | None
+
+
+class SeenSize(TypedDict):
+    """What a model sees of painted defects of one size.
+
+    ``seen``: share of the ``n_painted`` defects that it flags where they are clearly visible, at contrast 1.
+    ``contrast``: from there on it flags half of them, null where it never does; ``by_kind``: the same for each kind.
+    ``width_px``: null where each kind is as wide as it is.
+    """
+
+    size_px: float
+    width_px: float | None
+    size_mm: float | None
+    n_painted: int
+    seen: float
+    contrast: float | None
+    by_kind: dict[str, float | None]
+
+
+class SightResult(TypedDict):
+    """The result of ``pickglass advise DATA --model MODEL``.
+
+    ``smallest_px``: the size from which on, at all larger ones tried too, the model flags at least half of the clearly
+    visible defects; null: not even at the largest. ``n_images`` were painted on, of which the model was not fitted on
+    ``n_fresh``; ``n_flagged`` others were flagged without a defect. ``spread_px``: softness of the painted edges.
+    ``part``: share of the image on which they were painted, null: anywhere, or in the region of interest.
+    """
+
+    model: str
+    method: str
+    image: list[int]
+    n_images: int
+    n_fresh: int
+    n_flagged: int
+    kinds: list[str]
+    sizes: list[SeenSize]
+    smallest_px: float | None
+    smallest_mm: float | None
+    spread_px: float
+    part: float | None
+    limits: list[str]
     seconds: float
     report: str | None
 

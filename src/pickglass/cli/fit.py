@@ -62,8 +62,11 @@ class Choice:
         str | None, typer.Option(help="Settings by name: paper, quick, or auto, which chooses on painted defects.")
     ] = None
     defect_px: Annotated[
-        float | None,
-        typer.Option(help="Extent of the smallest defect in pixels of your images, with --preset auto."),
+        str | None,
+        typer.Option(
+            metavar="LENGTH[xWIDTH]",
+            help="Extent of the smallest defect in pixels of your images, with --preset auto; 150x6 if it is slim.",
+        ),
     ] = None
     settings: Annotated[
         list[str] | None,
@@ -136,15 +139,18 @@ def fit(
     check_new(model, force)
     let_download(download)
     settings, parts = _settings(choice)
+    from pickglass.app.advise.request import parse_extent
     from pickglass.app.fit import FitRequest
     from pickglass.app.fit import fit as use_case
     from pickglass.app.fit_many import fit_many, is_root
     from pickglass.app.jobs.executors import Where
 
+    length, width = (None, None) if choice.defect_px is None else parse_extent(choice.defect_px)
     request = FitRequest(
         method=choice.method,
         preset=choice.preset,
-        defect_px=choice.defect_px,
+        defect_px=length,
+        defect_width_px=width,
         settings=settings,
         **parts,
         validate=validate,

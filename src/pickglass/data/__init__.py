@@ -16,7 +16,7 @@ from pickglass.data.painting.defects import KINDS, Painted, paint
 from pickglass.data.tables.account import Account
 from pickglass.data.tables.defects import as_defects, check_defects, defects_at
 from pickglass.data.tables.ground_truth import Region, read_regions
-from pickglass.data.tables.inspection import describe, find_problems, usual_size
+from pickglass.data.tables.inspection import describe, find_problems, image_sizes, usual_size
 from pickglass.data.tables.layouts import LAYOUTS, Datasets, Layout, load_dataset, load_datasets
 from pickglass.data.tables.memory import Channels
 from pickglass.data.tables.roi import with_pixel_mm, with_roi
@@ -70,6 +70,7 @@ __all__ = [
     "fingerprint",
     "group_by",
     "image_digest",
+    "image_sizes",
     "known_names",
     "load_dataset",
     "load_datasets",

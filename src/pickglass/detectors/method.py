@@ -286,6 +286,17 @@ class Method(Configured, ABC):
         return {}
 
     @classmethod
+    def settings_of_size(cls, taught: int, n_images: int, cells: int) -> dict[str, Any]:
+        """Return settings by which a fit on a few images costs as much to use as the default fit on many.
+
+        Args:
+            taught: how many images it will learn from.
+            n_images: from how many the fit learns that it stands for.
+            cells: as of :meth:`quick_settings`.
+        """
+        return {}
+
+    @classmethod
     def tunable(cls) -> Mapping[str, Sequence[Any]]:
         """Return the settings that ``--preset auto`` tries, each with the values that it tries besides the default."""
         return {}

@@ -15,8 +15,8 @@ numbers instead of a look, that rather gives no mask than a doubtful one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ from pickglass.features.engine import BackboneEngine
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.runtime.compute import EngineName
 
-__all__ = ["Check", "Foreground", "find_foreground", "foreground_of"]
+__all__ = ["Check", "Foreground", "find_foreground", "foreground_of", "in_pixels"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -80,12 +80,15 @@ class Foreground:
         share: part of the image inside what would be the mask, 0 to 1.
         n_images: how many images were looked at.
         checks: the self-check, in the order in which it is made.
+        shown: path of an image -> (h, w) bool, the cells on which that image shows the part, holes filled; empty where
+            there is no mask.
     """
 
     mask: Bools | None
     share: float
     n_images: int
     checks: tuple[Check, ...]
+    shown: Mapping[str, Bools] = field(default_factory=dict)
 
     @property
     def why_not(self) -> str:
@@ -147,7 +150,7 @@ def find_foreground(
         says = f"the images have {len(sizes)} sizes, e.g. {two}: one mask needs one size"
         return Foreground(None, 1.0, len(rows), (Check("sizes", len(sizes), False, says),))
     (size,) = sizes
-    return foreground_of(np.stack(cells), [row.unit for row in rows], size, seed)
+    return foreground_of(np.stack(cells), [row.unit for row in rows], size, seed, [row.path for row in rows])
 
 
 def _input_size(image: tuple[int, int]) -> tuple[int, int]:
@@ -166,7 +169,9 @@ def _cells(image: Floats, engine: BackboneEngine) -> Floats:
     return inside
 
 
-def foreground_of(cells: Floats, groups: list[str], image: tuple[int, int], seed: int = 0) -> Foreground:
+def foreground_of(
+    cells: Floats, groups: list[str], image: tuple[int, int], seed: int = 0, names: Sequence[str] = ()
+) -> Foreground:
     """Find the mask from features.
 
     Args:
@@ -174,6 +179,7 @@ def foreground_of(cells: Floats, groups: list[str], image: tuple[int, int], seed
         groups: group of each image; those of one group are never measured against each other.
         image: (H, W) of the images.
         seed: draws the halves and the cells.
+        names: what the images are called, by which ``shown`` has the place of the part on each.
     """
     rng = np.random.default_rng(seed)
     names = list(dict.fromkeys(groups))
@@ -201,8 +207,10 @@ def foreground_of(cells: Floats, groups: list[str], image: tuple[int, int], seed
     ]
     if other.any():
         checks += [_room(share), *_agreement(halves[0], halves[1])]
-    mask = _in_pixels(place, image) if all(check.passed for check in checks) else None
-    return Foreground(mask, share, n, tuple(checks))
+    if not all(check.passed for check in checks):
+        return Foreground(None, share, n, tuple(checks))
+    shown = {name: _place(one[None]) for name, one in zip(names, other, strict=False)}
+    return Foreground(in_pixels(place, image), share, n, tuple(checks), shown)
 
 
 def _distances(cells: Floats, second: Bools, rng: np.random.Generator) -> tuple[Floats, Bools]:
@@ -281,7 +289,7 @@ def _agreement(first: Bools, second: Bools) -> tuple[Check, Check]:
     )
 
 
-def _in_pixels(place: Bools, image: tuple[int, int]) -> Bools:
+def in_pixels(place: Bools, image: tuple[int, int]) -> Bools:
     """Enlarge cells (h, w) to pixels (H, W)."""
     rows, columns = (np.arange(n) * cells // n for n, cells in zip(image, place.shape, strict=True))
     pixels: Bools = place[np.ix_(rows, columns)]

@@ -33,6 +33,7 @@ class SharedFeatures:
         layers: all layers that will be asked for.
         n_images: how many images are kept; further ones are computed anew each time.
         memory_gb: what may be held in memory; beyond it, in a temporary file.
+        beside: features of the same backbone and weights at another size: extractors are built once for both.
 
     Attributes:
         computed: number of images that went through the backbone.
@@ -42,16 +43,24 @@ class SharedFeatures:
     """
 
     def __init__(
-        self, backbone: str, weights: str, seed: int, layers: Sequence[str], n_images: int, memory_gb: float
+        self,
+        backbone: str,
+        weights: str,
+        seed: int,
+        layers: Sequence[str],
+        n_images: int,
+        memory_gb: float,
+        beside: SharedFeatures | None = None,
     ) -> None:
         self.layers = tuple(dict.fromkeys(layers))
-        self.extractor = FeatureExtractor(backbone, self.layers, weights, seed)
+        self._backbone = backbone
         self.n_images = n_images
         self.memory_gb = memory_gb
         self.computed = 0
         self.seconds = 0.0
         self._asked = (weights, seed)
-        self._extractors: dict[tuple[str, ...], FeatureExtractor] = {}
+        self._extractors: dict[tuple[str, ...], FeatureExtractor] = {} if beside is None else beside._extractors
+        self.extractor = self.extractor_of(self.layers)
         self.engines: dict[tuple[str, EngineName], BackboneEngine] = {}
         self._caches: dict[tuple[str, EngineName], dict[str, FeatureCache]] = {}  # per engine, layer -> cache
         self._places: dict[tuple[str, EngineName], dict[bytes, int]] = {}  # per engine, pixels -> index in the caches
@@ -76,7 +85,7 @@ class SharedFeatures:
         """
         key = layer_list(layers)
         if key not in self._extractors:
-            self._extractors[key] = FeatureExtractor(self.extractor.backbone, key, *self._asked)
+            self._extractors[key] = FeatureExtractor(self._backbone, key, *self._asked)
         return self._extractors[key]
 
     def engine(self, extractor: FeatureExtractor, device: str, name: EngineName) -> BackboneEngine:

@@ -183,6 +183,12 @@ class PatchCore(Detector):
         return {"sample": sample, "ratio": min(1.0, _QUICK_BANK / (n_images * sample))}
 
     @classmethod
+    def settings_of_size(cls, taught: int, n_images: int, cells: int) -> dict[str, Any]:
+        """Take as many patches as the default bank of so many images has, without choosing among them."""
+        members = cls()._bank_size(n_images * cells, n_images)
+        return {"sample": min(cells, math.ceil(members / taught)), "ratio": 1.0}
+
+    @classmethod
     def tunable(cls) -> Mapping[str, Sequence[Any]]:
         """Offer turned copies, the weight of the place, and how many patches make the image score."""
         return {"rotations": (2, 4), "position_weight": (0.5, 2.0), "top_k": (3, 10)}

@@ -7,38 +7,63 @@ by synthetic defects. ``docs/advisor.md`` says how it decides and how well it di
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from pickglass.app.advise.candidates import USUAL_SIDE, Candidate, candidates, input_sizes, size_text
+from pickglass.app.advise.candidates import (
+    TOO_SMALL,
+    Candidate,
+    candidates,
+    input_sizes,
+    shared_names,
+    size_text,
+    usual_input,
+)
 from pickglass.app.advise.choice import Advice, Baseline, Rated, by_contrast, limits_of, slow
-from pickglass.app.advise.painted import PaintedSet, choose_rows, paint_set
+from pickglass.app.advise.painted import Brush, PaintedSet, brush_of, choose_rows, paint_set, rows_of
 from pickglass.app.advise.request import AdviseRequest
-from pickglass.app.advise.scoring import difference, judge, measure_cost, window_map
+from pickglass.app.advise.scoring import PLAIN, detector_of, difference, judge, measure_cost, window_map
+from pickglass.app.advise.transfer import spread, widened
+from pickglass.app.advise.visibility import half_contrasts
+from pickglass.app.advise.within_foreground import look_for_part
 from pickglass.app.pages.advise import PaintedImage, ShownModel, heat_range, write_advice
 from pickglass.app.results import Advised, AdviseResult, RuledOut
-from pickglass.data import DataSource, Preprocess, Table, usual_size
+from pickglass.data import DataSource, Preprocess, Table, image_sizes, usual_size
 from pickglass.data.files import output_path
-from pickglass.errors import InputError, WeightsMissing
-from pickglass.features.backbones.registry import find_backbone
-from pickglass.features.backbones.weights import find_weights
+from pickglass.data.painting.defects import WITH_WIDTH, Kind
+from pickglass.errors import InputError
+from pickglass.features.backbones.registry import find_backbone, published
+from pickglass.features.backbones.weights import find_weights, lookup
+from pickglass.features.extractor import usual_layers
+from pickglass.features.foreground import Foreground
 from pickglass.features.shared import SharedFeatures
 from pickglass.runtime.compute import ComputeOptions, Progress
 
-__all__ = ["advise", "find_advice", "usable_backbones"]
+__all__ = ["advise", "check_extent", "find_advice", "usable_backbones"]
 
 LITES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+TRANSFORMERS = (
+    "vit_small_patch14_dinov2",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_small_patch16_dinov3",
+    "vit_small_patch8_224",
+    "vit_small_patch16_224",
+)
+"""Vision transformers that take long, and are tried where somebody has put their weights."""
 
-_CONTENDERS = 6  # of the first backbone, that the others are tried on
-_SHORT_LIST = 3  # whose cost is measured, and that other methods and tiles are tried on
+_SCREENED = 4  # sets of layers, the best at the usual size, that are judged at another one
+_CONTENDERS = 2  # of the first backbone, that the others are tried on
+_SHORT_LIST = 2  # whose cost is measured, and that other methods and tiles are tried on
+_HELD_GB = 0.2  # of features of one backbone and size in memory; what is more waits in a temporary file
 _ENLARGED = 2.0
 _PICTURES = 10  # painted images on the page
-_DEFAULT_LAYERS = ("stage3", "stage5")  # of an EfficientNet-Lite, as PatchCore reads it by default
 
 
 def advise(
@@ -51,7 +76,7 @@ def advise(
 ) -> AdviseResult:
     """Find which features, size, tiling and method can see a defect; no defective image is read.
 
-    At most 40 good images teach, and at most 16 others, of other groups, are painted on, 32 defects in all.
+    At most 20 good images teach, and at most 10 others, of other groups, are painted on, 28 defects in all.
 
     Args:
         data: folder in any layout that :func:`pickglass.load_dataset` knows, or how to read it; its test images are
@@ -83,7 +108,7 @@ def advise(
 
 
 def usable_backbones(wanted: Sequence[str] | None) -> list[str]:
-    """List the backbones to try: those of the request, or the EfficientNet-Lites whose weights are here.
+    """List the backbones to try: those of the request, or the EfficientNet-Lites and small ViTs whose weights are here.
 
     Raises:
         WeightsMissing: one of the request has no weights here, or none of the Lites has.
@@ -92,22 +117,16 @@ def usable_backbones(wanted: Sequence[str] | None) -> list[str]:
         for name in wanted:
             find_weights(find_backbone(name))
         return list(wanted)
-    found = []
-    for name in LITES:
-        try:
-            find_weights(find_backbone(name))
-        except WeightsMissing:
-            if name == LITES[0]:
-                raise
-        else:
-            found.append(name)
-    return found
+    find_weights(find_backbone(LITES[0]))
+    others = (*LITES[1:], *TRANSFORMERS)
+    return [LITES[0], *(name for name in others if lookup(published(find_backbone(name))) is not None)]
 
 
 def find_advice(
     table: Table,
     request: AdviseRequest,
     *,
+    costs: bool = True,
     compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> Advice:
@@ -116,82 +135,195 @@ def find_advice(
     Args:
         table: good images.
         request, compute, progress: as in :func:`advise`.
+        costs: measure what the best candidates cost; always done where the request bounds the latency.
     """
-    run, defect_px = compute or ComputeOptions(), request.defect_px
+    run = compute or ComputeOptions()
     image = usual_size(table)
-    if not 4 <= defect_px <= min(image) - 2:
-        raise InputError(
-            f"defect_px={defect_px!r} on images of {image[0]}x{image[1]} pixels: expected 4 to {min(image) - 2}, the "
-            "longest extent of the smallest defect in pixels of the original image"
-        )
+    check_extent(request, image)
     names = usable_backbones(request.backbones)
-    sizes, small = input_sizes(image, defect_px)
+    usual = usual_input(image_sizes(table))
+    sizes, small = input_sizes(image, request.defect_px, usual)
     ruled_out: list[RuledOut] = [{"layers": None, "size": list(size), "why": why} for size, why in small]
     kept: dict[str, tuple[Candidate, ...]] = {}
     for name in names:
-        options = candidates(name, sizes, defect_px)
+        options = candidates(name, sizes, request.defect_px)
         kept[name] = options.kept
         ruled_out += [{"layers": layers, "size": list(size), "why": why} for layers, size, why in options.ruled_out]
-    used = sorted({one.size for part in kept.values() for one in part}) or [size for size, _ in sizes]
+    default = _default(names[0], usual, kept[names[0]])
+    used = sorted({usual} | {one.size for part in kept.values() for one in part})
+    own = [usual, *(one.size for one in kept[names[0]])]
+    doubled = _doubled(own, usual, image, request.defect_px, ruled_out)
+    inputs = [*used, doubled] if doubled else used
+    prepares = [Preprocess(size, find_backbone(names[0]).interpolation) for size in inputs]
+    rows = choose_rows(table, request.seed)
+    found = _foreground(rows, request.seed, run, progress)
+    brush = brush_of(request, rows[0], found, run)
+    half = _half_seen(default, rows, prepares[inputs.index(usual)], brush, request, run, progress)
+    contrasts: dict[Kind, float] = {kind: value or 1.0 for kind, value in half.items()}
+    data = paint_set(rows, brush, prepares, contrasts, compute=run, progress=progress)
+    with _Judging(data, request, default, len(table), run, progress) as judging:
+        first = kept[names[0]]
+        judging.backbone([default, *(one for one in first if one.size == usual and one != default)])
+        judging.backbone(judging.screened([one for one in first if one.size != usual]))
+        for name in names[1:]:
+            judging.backbone(judging.contenders(kept[name], names[0]))
+        judging.short_list(doubled)
+        if costs or request.latency_ms is not None:
+            judging.measure()
+        return judging.advice(ruled_out, image, half, found)
+
+
+def check_extent(request: AdviseRequest, image: tuple[int, int]) -> None:
+    """Check that a defect of the size asked for can be painted on images of (H, W).
+
+    Raises:
+        InputError: it cannot.
+    """
+    length, width, most = request.defect_px, request.width_px, min(image) - 2
+    if not 4 <= length <= most:
+        raise InputError(
+            f"defect_px={length!r} on images of {image[0]}x{image[1]} pixels: expected 4 to {most}, the "
+            "longest extent of the smallest defect in pixels of the original image"
+        )
+    if width is not None and not 1 <= width <= length:
+        raise InputError(f"defect_px: a width of {width:g} px for a length of {length:g}: expected 1 to {length:g}")
+    if width is not None and not set(request.kinds) & set(WITH_WIDTH):
+        raise InputError(
+            f"defect_px: a width of {width:g} px, but {', '.join(request.kinds)} have a width of their own: leave it "
+            f"out, or paint kinds of {', '.join(WITH_WIDTH)}"
+        )
+
+
+def _default(backbone: str, usual: tuple[int, int], kept: Sequence[Candidate]) -> Candidate:
+    """Return the candidate that ``fit`` is by default; its ``defect`` is 0 where geometry rules it out."""
+    layers = usual_layers(backbone)
+    for one in kept:
+        if (one.layers, one.size) == (layers, usual):
+            return one
+    return Candidate(backbone, layers, usual, 0.0, 8, 1.0)
+
+
+def _doubled(
+    used: Sequence[tuple[int, int]],
+    usual: tuple[int, int],
+    image: tuple[int, int],
+    defect_px: float,
+    ruled_out: list[RuledOut],
+) -> tuple[int, int] | None:
+    """Return the canvas for tiles, twice the largest size; None, and the sentence why, where there is none."""
     largest = max(used, key=lambda size: size[0] * size[1])
     doubled = (2 * largest[0], 2 * largest[1])
-    tiled = doubled[0] <= _ENLARGED * image[0] and doubled[1] <= _ENLARGED * image[1]
-    if not tiled:
+    here = defect_px * min(usual[0] / image[0], usual[1] / image[1])
+    if doubled[0] > _ENLARGED * image[0] or doubled[1] > _ENLARGED * image[1]:
         why = f"tiles of {size_text(largest)} would enlarge an image of {size_text(image)} px beyond twice"
-        ruled_out.append({"layers": None, "size": list(doubled), "why": why})
-    inputs = [*used, doubled] if tiled else used
-    prepares = [Preprocess(size, find_backbone(names[0]).interpolation) for size in inputs]
-    data = paint_set(
-        choose_rows(table, request.seed),
-        defect_px,
-        prepares,
-        kinds=request.kinds,
-        seed=request.seed,
-        compute=run,
-        progress=progress,
-    )
-    judging = _Judging(data, request, run, progress)
-    for i, name in enumerate(names):
-        judging.backbone(kept[name] if i == 0 else judging.contenders(kept[name]))
-    judging.short_list(doubled if tiled else None)
-    return judging.advice(names[0], ruled_out, image)
+    elif here >= TOO_SMALL:
+        why = f"tiles of {size_text(largest)} take four times as long, and the defect has {here:.1f} px without them"
+    else:
+        return doubled
+    ruled_out.append({"layers": None, "size": list(doubled), "why": why})
+    return None
 
 
-class _Judging:
+def _foreground(
+    rows: tuple[Table, Table], seed: int, compute: ComputeOptions, progress: Progress | None
+) -> Foreground | None:
+    """Look for the part on the images that teach and are held back; None where a region of interest is given."""
+    both = rows[0] + rows[1]
+    return look_for_part(both, seed, compute, progress) if all(row.roi is None for row in both) else None
+
+
+def _half_seen(
+    default: Candidate,
+    rows: tuple[Table, Table],
+    prepare: Preprocess,
+    brush: Brush,
+    request: AdviseRequest,
+    compute: ComputeOptions,
+    progress: Progress | None,
+) -> dict[Kind, float | None]:
+    """Find at which contrasts the default of ``fit`` finds half of a defect of each kind."""
+    taught = rows_of(rows[0], prepare, "fit", compute)
+    detector = detector_of(default, len(taught), PLAIN)
+    detector.fit(taught, validate=0.0, calibrate=0.0, seed=request.seed, memory_gb=2.0, **compute.arguments())
+    half = half_contrasts(detector, rows[1], prepare, brush, request.kinds, compute, progress)
+    if not half:
+        raise InputError(
+            f"no defect of {request.defect} could be painted on {len(rows[1])} images: of the kinds "
+            f"{', '.join(request.kinds)} none fits where to look, or none changes the image"
+        )
+    return half
+
+
+class _Judging(ExitStack):
     """Judges candidates; all of one backbone and size share one pass over the images."""
 
     def __init__(
-        self, data: PaintedSet, request: AdviseRequest, compute: ComputeOptions, progress: Progress | None
+        self,
+        data: PaintedSet,
+        request: AdviseRequest,
+        default: Candidate,
+        n_images: int,
+        compute: ComputeOptions,
+        progress: Progress | None,
     ) -> None:
+        super().__init__()
         self.data = data
         self.request = request
+        self.default = default
+        self.n_images = n_images
         self.compute = compute
         self.progress = progress
         self.rated: list[Rated] = []
         self.refused: list[RuledOut] = []
+        self.listed: list[Candidate] = []
+        self.measured = False
+        self.shared: dict[tuple[str, tuple[int, int]], SharedFeatures] = {}
 
     def backbone(self, chosen: Sequence[Candidate]) -> None:
-        """Judge all candidates of one backbone."""
+        """Judge candidates of one backbone."""
         for size in sorted({one.size for one in chosen}):
             own = [one for one in chosen if one.size == size]
             layers = [layer for one in own for layer in one.layers]
             images = len(self.data.fit[size]) + len(self.data.test[size])
-            with SharedFeatures(own[0].backbone, "default", self.request.seed, layers, images, 2.0) as shared:
-                for n, candidate in enumerate(own, start=1):
-                    score, _ = judge(candidate, self.data, shared, self.compute, seed=self.request.seed)
-                    each = 1000 * shared.seconds / max(shared.computed, 1)
-                    self.rated.append(Rated(candidate, score, each * candidate.share))
-                    if self.progress is not None:
-                        self.progress(f"judging {candidate.backbone} at {size_text(size)}", n, len(own))
+            beside = next((known for (name, _), known in self.shared.items() if name == own[0].backbone), None)
+            features = SharedFeatures(own[0].backbone, "default", self.request.seed, layers, images, _HELD_GB, beside)
+            self.shared[own[0].backbone, size] = self.enter_context(features)
+            for n, candidate in enumerate(own, start=1):
+                self._judge(candidate, features)
+                if self.progress is not None:
+                    self.progress(f"judging {candidate.backbone} at {size_text(size)}", n, len(own))
 
-    def contenders(self, chosen: Sequence[Candidate]) -> list[Candidate]:
-        """Select the candidates of another backbone that read the layers and sizes which did best so far."""
-        best = sorted(self.rated, key=lambda one: -one.score.aupro[0])[:_CONTENDERS]
-        wanted = {(one.candidate.layers, one.candidate.size) for one in best}
-        return [one for one in chosen if (one.layers, one.size) in wanted]
+    def _judge(self, candidate: Candidate, shared: SharedFeatures | None) -> None:
+        score, _ = judge(candidate, self.data, shared, self.compute, changes=PLAIN, seed=self.request.seed)
+        each = np.inf if shared is None else 1000 * shared.seconds / max(shared.computed, 1) * candidate.share
+        self.rated.append(Rated(candidate, score, each))
+
+    def screened(self, chosen: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Select at other sizes the layers that did best at the usual one, if geometry left enough to choose from."""
+        seen = [one for one in self.rated if one.candidate.defect]
+        if len(seen) < _SCREENED:
+            return chosen
+        best = {one.candidate.layers for one in sorted(seen, key=lambda one: -one.score.aupro[0])[:_SCREENED]}
+        return [one for one in chosen if one.layers in best]
+
+    def contenders(self, chosen: Sequence[Candidate], first: str) -> list[Candidate]:
+        """Select the candidates of another backbone: the layers that did best so far at their size.
+
+        One with other layers, a transformer, is tried at the smallest size that geometry leaves, several levels first.
+        """
+        if not chosen:
+            return []
+        if not shared_names(chosen[0].backbone, first):
+            smallest = min((one.size for one in chosen), key=math.prod)
+            own = [one for one in chosen if one.size == smallest]
+            return sorted(own, key=lambda one: -len(one.layers))[: _CONTENDERS + 1]
+        ranked = sorted(self.rated, key=lambda one: -one.score.aupro[0])
+        size = ranked[0].candidate.size
+        best = [one.candidate.layers for one in ranked if one.candidate.size == size][:_CONTENDERS]
+        return [one for one in chosen if one.layers in best and one.size == size]
 
     def short_list(self, doubled: tuple[int, int] | None) -> None:
-        """Try PaDiM and tiles on the best candidates, and measure what all of these cost."""
+        """Try PaDiM and tiles on the best candidates."""
         fast = [one for one in self.rated if not slow(one, self.request.latency_ms)] or self.rated
         best = sorted(fast, key=lambda one: -one.score.aupro[0])[:_SHORT_LIST]
         tried = [replace(one.candidate, method="padim") for one in best]
@@ -199,51 +331,49 @@ class _Judging:
             first = best[0].candidate
             factor = doubled[0] / first.size[0]
             tried.append(replace(first, size=doubled, tile=_half(doubled), defect=first.defect * factor))
-        names = [one.candidate for one in best]
+        self.listed = [one.candidate for one in best]
         for n, candidate in enumerate(tried, start=1):
             try:
-                score, _ = judge(candidate, self.data, None, self.compute, seed=self.request.seed)
+                self._judge(candidate, self.shared.get((candidate.backbone, candidate.size)))
             except InputError as error:  # it would take more memory than it may
                 self.refused.append({"layers": candidate.name, "size": list(candidate.size), "why": str(error)})
             else:
-                self.rated.append(Rated(candidate, score, np.inf))
-                names.append(candidate)
+                self.listed.append(candidate)
             if self.progress is not None:
                 self.progress("other methods and tiles", n, len(tried))
-        for n, candidate in enumerate(names, start=1):
+
+    def measure(self) -> None:
+        """Measure what the short list costs, and the choice too, if it is not on it."""
+        self.measured = True
+        for n, candidate in enumerate(self.listed, start=1):
             self._measure(candidate)
             if self.progress is not None:
-                self.progress("measuring the cost", n, len(names))
+                self.progress("measuring the cost", n, len(self.listed))
 
     def _measure(self, candidate: Candidate) -> None:
         at = next(i for i, one in enumerate(self.rated) if one.candidate == candidate)
-        cost = measure_cost(candidate, self.data, self.compute)
+        cost = measure_cost(candidate, self.data, self.n_images, self.compute)
         self.rated[at] = replace(self.rated[at], cost=cost, latency_ms=1000 * cost.seconds)
 
-    def advice(self, backbone: str, ruled_out: Sequence[RuledOut], image: tuple[int, int]) -> Advice:
+    def advice(
+        self,
+        ruled_out: Sequence[RuledOut],
+        image: tuple[int, int],
+        half: Mapping[Kind, float | None],
+        found: Foreground | None,
+    ) -> Advice:
         """Rank the candidates, and say of each how surely it beats the default of ``fit``."""
-        baseline = self._baseline(backbone)
+        baseline = next(Baseline(one.candidate, one.score) for one in self.rated if one.candidate == self.default)
         for i, one in enumerate(self.rated):
-            if baseline is not None and one.score.aupro[0] > baseline.score.aupro[0]:
-                gain = difference(one.score, baseline.score, self.data.groups, self.request.seed)["aupro"]
-                self.rated[i] = replace(one, gain=gain)
+            if one.score.aupro[0] > baseline.score.aupro[0]:
+                painted = difference(one.score, baseline.score, self.data, self.request.seed)["aupro"]
+                self.rated[i] = replace(one, gain=widened(painted, spread()))
         while True:
             refused = (*ruled_out, *self.refused)
-            advice = Advice(tuple(self.rated), refused, self.data, image, self.request, baseline)
-            if advice.choice is None or advice.choice.cost is not None:
+            advice = Advice(tuple(self.rated), refused, self.data, image, self.request, baseline, half, found)
+            if not self.measured or advice.choice is None or advice.choice.cost is not None:
                 return advice
             self._measure(advice.choice.candidate)
-
-    def _baseline(self, backbone: str) -> Baseline | None:
-        """Judge the default of ``fit`` at the size nearest to 512 x 512; None where it is no EfficientNet-Lite."""
-        if backbone not in LITES:
-            return None
-        size = min(self.data.fit, key=lambda size: abs(size[0] * size[1] - USUAL_SIDE**2))
-        wanted = Candidate(backbone, _DEFAULT_LAYERS, size, 0.0, 8, 1.0)
-        for one in self.rated:
-            if replace(one.candidate, defect=0.0, share=1.0) == wanted:
-                return Baseline(one.candidate, one.score)
-        return Baseline(wanted, judge(wanted, self.data, None, self.compute, seed=self.request.seed)[0])
 
 
 def _half(size: tuple[int, int]) -> tuple[int, int]:
@@ -280,13 +410,14 @@ def _shown(best: Sequence[Rated], data: PaintedSet) -> tuple[list[ShownModel], l
         good = [i for i, image in enumerate(data.judged) if image.mask is None]
         ground = np.concatenate([window_map(one.score.maps[i], data.judged[i]).ravel()[::7] for i in good])
         models.append(ShownModel(one.candidate.name, heat_range(ground)))
-    chosen: dict[tuple[str, float], PaintedImage] = {}
+    chosen: dict[tuple[float, str], PaintedImage] = {}
     for i, image in enumerate(data.judged):
-        kind, contrast = image.kind, image.contrast
-        if image.mask is not None and kind is not None and contrast is not None and (kind, contrast) not in chosen:
-            maps = [window_map(one.score.maps[i], image) for one in best]
-            chosen[kind, contrast] = PaintedImage(kind, contrast, image.pixels, image.mask, maps)
-    return models, [chosen[key] for key in sorted(chosen, key=lambda key: (key[0], -key[1]))][:_PICTURES]
+        kind, contrast, factor = image.kind, image.contrast, image.factor
+        if image.mask is None or kind is None or contrast is None or factor is None or (-factor, kind) in chosen:
+            continue
+        maps = [window_map(one.score.maps[i], image) for one in best]
+        chosen[-factor, kind] = PaintedImage(kind, contrast, image.pixels, image.mask, maps)
+    return models, [chosen[key] for key in sorted(chosen)][:_PICTURES]
 
 
 def _result(advice: Advice, source: DataSource) -> AdviseResult:
@@ -325,6 +456,10 @@ def _result(advice: Advice, source: DataSource) -> AdviseResult:
         "limits": list(limits_of(advice)),
         "defect_px": request.defect_px,
         "defect_mm": None if pixel_mm is None else request.defect_px * pixel_mm,
+        "width_px": request.width_px,
+        "half_contrast": {str(kind): value for kind, value in advice.half.items()},
+        "spread_px": None if advice.data.brush is None else advice.data.brush.spread_px,
+        "part": None if advice.foreground is None or advice.foreground.mask is None else advice.foreground.share,
         "image": list(advice.image),
         "n_fit": len(fit),
         "n_held": len(advice.data.judged) - painted,

@@ -87,7 +87,8 @@ def auto_choice(
         InputError: geometry rules out everything.
     """
     run = compute or ComputeOptions()
-    advice = find_advice(table, request, compute=run, progress=progress)
+    advice = find_advice(table, request, costs=False, compute=run, progress=progress)
+    # the advisor's look at a few images says where to paint; a mask that a model keeps takes all of them
     found = look_for_part(table, request.seed, run, progress) if all(row.roi is None for row in table) else None
     return _parts_tried(advice, found, run, progress)
 
@@ -122,7 +123,7 @@ def _parts_tried(
         parts = _parts(chosen)
         for n, part in enumerate(parts, start=1):
             tried = {name: judged({**changes, **own}, data) for name, own in part.variants.items()}
-            row, taken = _decided(part, tried, now, data.groups, seed)
+            row, taken = _decided(part, tried, now, data, seed)
             rows.append(row)
             if taken is not None:
                 changes.update(part.variants[taken])
@@ -149,7 +150,7 @@ def _foreground(
     if all(one.mask is None for one in without.judged):
         return _row(name, [], None, metric, None, False, "no painted defect lies on the foreground"), None
     tried = {f"{found.share:.0%} of the image": judged(within)}
-    row, taken = _decided(_Part(name, {}), tried, judged(without), without.groups, seed)
+    row, taken = _decided(_Part(name, {}), tried, judged(without), without, seed)
     return row, None if taken is None else within
 
 
@@ -180,12 +181,12 @@ def _sigmas(chosen: Candidate) -> list[float]:
 
 
 def _decided(
-    part: _Part, tried: Mapping[str, Score], now: Score, groups: tuple[str, ...], seed: int
+    part: _Part, tried: Mapping[str, Score], now: Score, data: PaintedSet, seed: int
 ) -> tuple[AblationRow, str | None]:
     """Return the row of a part and its best variant, None unless it is better beyond doubt."""
     if not tried:
         return _row(part.name, [], None, _METRICS[part.metric], None, False, part.why_not or "nothing to try"), None
-    gains = {name: difference(score, now, groups, seed)[part.metric] for name, score in tried.items()}
+    gains = {name: difference(score, now, data, seed)[part.metric] for name, score in tried.items()}
     best = max(gains, key=lambda name: gains[name][0])
     taken = gains[best][1] > 0
     why = "better on painted defects" if taken else "no gain beyond its interval"
@@ -194,9 +195,7 @@ def _decided(
 
 def _features(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:
     names = [one.candidate.name for one in advice.ranking[:3]]
-    if advice.baseline is None:
-        return _row("features", names, chosen.name, "aupro_05", None, True, advice.why)
-    gain = difference(score, advice.baseline.score, advice.data.groups)["aupro"]
+    gain = difference(score, advice.baseline.score, advice.data)["aupro"]
     return _row("features", ["the default of fit", *names], chosen.name, "aupro_05", gain, True, advice.why)
 
 
@@ -210,7 +209,7 @@ def _resolution(chosen: Candidate, score: Score, advice: Advice) -> AblationRow:
     if not others:
         return _row("resolution", [], size_text(chosen.size), "aupro_05", None, False, "no other size is left")
     second = max(others, key=lambda one: one.score.aupro[0])
-    gain = difference(score, second.score, advice.data.groups)["aupro"]
+    gain = difference(score, second.score, advice.data)["aupro"]
     tried = [size_text(one.candidate.size) for one in others]
     return _row("resolution", tried, size_text(chosen.size), "aupro_05", gain, True, "against the next best size")
 

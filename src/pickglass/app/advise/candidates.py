@@ -13,21 +13,26 @@ The rules are about the defect as the network sees it, in pixels of its input. T
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
+from pickglass.data import Preprocess
 from pickglass.features.anatomy.facts import LayerFacts, layer_facts
 from pickglass.features.extractor import FeatureExtractor, shown_layers
 
-__all__ = ["USUAL_SIDE", "Candidate", "Options", "candidates", "input_sizes", "size_text"]
+__all__ = ["TOO_SMALL", "Candidate", "Options", "candidates", "input_sizes", "shared_names", "size_text", "usual_input"]
 
 Size = tuple[int, int]
 
 _SIDES = (96, 128, 192, 256, 384, 512, 768, 1024)  # px: of a square with as many pixels as the input
-USUAL_SIDE = 512  # px: of a square with as many pixels as `fit` reads by default, PatchCore's "area:512"
+_USUAL = "area:512"  # the size of PatchCore, by which `fit` reads by default
+_LEAST_PIXELS = 0.25  # times those of the usual input,
+_MOST_PIXELS = 2.0  # and at most so many ...
+TOO_SMALL = 8.0  # ... unless the defect is smaller than that there, px
+_ALIKE = 1.25  # times the pixels: closer sizes show the same
 _ENLARGED = 2.0  # more pixels than that a pixel show nothing new
 _IDEAL = 24.0  # px of the input: the middle layers see that well, and larger inputs cost more
 _STEP = 32
@@ -80,43 +85,58 @@ def size_text(size: Size) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
-def input_sizes(
-    image: Size, defect_px: float, most: int = 3
-) -> tuple[list[tuple[Size, float]], list[tuple[Size, str]]]:
-    """List the sizes of the input that show the defect at about 24 pixels, and the usual one, for images of (H, W).
+def usual_input(sizes: Iterable[Size]) -> Size:
+    """Return the input (H, W) at which ``fit`` reads images of these sizes (H, W) by default."""
+    return Preprocess.for_images(_USUAL, "bicubic", sizes).size
 
-    The aspect of the images is kept to multiples of 32 pixels. Returns (size, enlargement) of each, smallest first,
-    and those ruled out, with the sentence why.
+
+def input_sizes(
+    image: Size, defect_px: float, usual: Size, most: int = 2
+) -> tuple[list[tuple[Size, float]], list[tuple[Size, str]]]:
+    """List the usual size of the input, and those that show the defect at about 24 pixels, for images of (H, W).
+
+    The aspect of the images is kept to multiples of 32 pixels. More than twice the pixels of the usual size are for
+    defects under 8 pixels there. Returns (size, enlargement) of each, smallest first, and those ruled out, with the
+    sentence why.
     """
+    enlarged = _enlargement(usual, image)
     ways: list[tuple[Size, float]] = []
     out: list[tuple[Size, str]] = []
     for side in _SIDES:
         size, scale = _fitting(image, side)
+        pixels = math.prod(size) / math.prod(usual)
+        if 1 / _ALIKE < pixels < _ALIKE:
+            continue
+        if pixels < _LEAST_PIXELS * 0.99:
+            out.append((size, f"under a quarter of the pixels of {size_text(usual)}, which fit reads by default: too "
+                              f"little is left of the image"))  # fmt: skip
+            continue
         if scale > _ENLARGED * 1.01:
             out.append((size, f"enlarges an image of {size_text(image)} px {scale:.1f} times: beyond twice it shows "
                               f"nothing new"))  # fmt: skip
+        elif pixels > _MOST_PIXELS * 1.01 and defect_px * enlarged >= TOO_SMALL:
+            out.append((size, f"{pixels:.1f} times the pixels of {size_text(usual)}, which fit reads by default, and "
+                              f"the defect has {defect_px * enlarged:.1f} px there already"))  # fmt: skip
         else:
             ways.append((size, scale))
-    if not ways:
-        ways, out = [(out[0][0], _fitting(image, _SIDES[0])[1])], out[1:]
-    usual = min(ways, key=lambda way: abs(math.log(math.sqrt(math.prod(way[0])) / USUAL_SIDE)))
-    ranked = sorted(ways, key=lambda way: (way != usual, abs(math.log(way[1] * defect_px / _IDEAL))))
-    for size, scale in ranked[most:]:
+    ranked = sorted(ways, key=lambda way: abs(math.log(way[1] * defect_px / _IDEAL)))
+    for size, scale in ranked[most - 1 :]:
         seen = defect_px * scale
         finer = "too small to be sure of" if seen < _IDEAL else "larger than needed, at a higher cost"
         out.append((size, f"a defect of {defect_px:g} px is {seen:.1f} px there, {finer}: other sizes show it better"))
-    return sorted(ranked[:most]), sorted(out)
+    return sorted([(usual, enlarged), *ranked[: most - 1]]), sorted(out)
 
 
 def _fitting(image: Size, side: int) -> tuple[Size, float]:
     """Return a size of about side x side pixels with the aspect of the image, and by how much that enlarges it."""
-    aspect = image[0] / image[1]
-    if 0.8 <= aspect <= 1.25:  # nearly square images are squeezed, as everybody does
-        size = (side, side)
-    else:
-        height = side * math.sqrt(aspect)
-        size = (max(_STEP, round(height / _STEP) * _STEP), max(_STEP, round(height / aspect / _STEP) * _STEP))
-    return size, min(size[0] / image[0], size[1] / image[1])
+    height = side * math.sqrt(image[0] / image[1])
+    width = side * math.sqrt(image[1] / image[0])
+    size = (max(_STEP, round(height / _STEP) * _STEP), max(_STEP, round(width / _STEP) * _STEP))
+    return size, _enlargement(size, image)
+
+
+def _enlargement(size: Size, image: Size) -> float:
+    return min(size[0] / image[0], size[1] / image[1])
 
 
 def candidates(backbone: str, sizes: Sequence[tuple[Size, float]], defect_px: float) -> Options:
@@ -130,7 +150,9 @@ def candidates(backbone: str, sizes: Sequence[tuple[Size, float]], defect_px: fl
     base = _facts(backbone)
     kept: list[Candidate] = []
     out: list[tuple[str, Size, str]] = []
-    for size, scale in sizes:
+    for given, shown in sizes:
+        size = _whole_patches(backbone, given)
+        scale = shown * min(size[0] / given[0], size[1] / given[1])
         facts = [fact._replace(grid=_grid(size, fact.stride)) for fact in base]
         seen = defect_px * scale
         whole = max(fact.macs for fact in facts)
@@ -145,11 +167,26 @@ def candidates(backbone: str, sizes: Sequence[tuple[Size, float]], defect_px: fl
     return Options(tuple(kept), tuple(out))
 
 
+def shared_names(backbone: str, other: str) -> bool:
+    """Tell whether two backbones name their layers alike, so that what one saw best can be tried with the other."""
+    return shown_layers(backbone) == shown_layers(other)
+
+
+@lru_cache(maxsize=32)
+def _network(backbone: str) -> FeatureExtractor:
+    return FeatureExtractor(backbone, shown_layers(backbone), weights=None)
+
+
 @lru_cache(maxsize=32)
 def _facts(backbone: str) -> tuple[LayerFacts, ...]:
     """Return the facts about the named layers; strides and fields hold at any size."""
-    extractor = FeatureExtractor(backbone, shown_layers(backbone), weights=None)
-    return tuple(layer_facts(extractor, extractor.fitting((256, 256))))
+    network = _network(backbone)
+    return tuple(layer_facts(network, network.fitting((256, 256))))
+
+
+def _whole_patches(backbone: str, size: Size) -> Size:
+    """Return the nearest size that the network reads, which a transformer cuts into patches."""
+    return _network(backbone).fitting(size)
 
 
 def _grid(size: Size, stride: Size) -> Size:
@@ -158,11 +195,13 @@ def _grid(size: Size, stride: Size) -> Size:
 
 def _sets(facts: Sequence[LayerFacts]) -> list[tuple[LayerFacts, ...]]:
     single: list[tuple[LayerFacts, ...]] = [(fact,) for fact in facts]
-    pairs = [
+    pairs: list[tuple[LayerFacts, ...]] = [
         (facts[i], facts[j])
         for i, j in combinations(range(len(facts)), 2)
         if j - i <= 2 and facts[i].grid != facts[j].grid
     ]
+    if len(facts) > 2 and len({fact.grid for fact in facts}) == 1:  # blocks of a transformer, read as fit reads them
+        pairs = [tuple(facts[:-1])]
     return [*single, *pairs]
 
 

@@ -5,9 +5,11 @@ Letters: N images judged, T thresholds.
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,12 +23,14 @@ from pickglass.data import resize_map
 from pickglass.errors import DataError
 from pickglass.features.shared import SharedFeatures
 from pickglass.methods import Detector, find_method
-from pickglass.metrics import CountTables, auroc, bootstrap
+from pickglass.metrics import CountTables, auroc
+from pickglass.metrics.intervals import group_weights
 from pickglass.result import Prediction
 from pickglass.runtime.compute import ComputeOptions
 
 __all__ = [
     "LIMIT",
+    "PLAIN",
     "Cost",
     "Score",
     "detector_of",
@@ -43,6 +47,10 @@ LIMIT = 0.05
 
 _LEVELS = np.concatenate([np.linspace(0, 0.06, 240), [0.1, 0.3, 1.0]])  # (T,)
 _REPEATS = 200
+_FEW = 4  # images that teach a detector whose cost is measured
+_TIMED = 5  # calls
+PLAIN: Mapping[str, Any] = {"place_scale": False, "level_shift": False}
+"""Settings of a detector that is judged by maps of one scale; what fit learns of places and levels takes its time."""
 
 Found = dict[str, tuple[float, float, float]]
 
@@ -79,7 +87,7 @@ class Cost:
 
     Attributes:
         seconds: median time from the pixels in memory to score and map.
-        model_mb: size of the model in memory, in MB.
+        model_mb: size of the model file, backbone included, in MB.
         peak_mb: peak memory of the whole process, in MB; None where the system does not say.
     """
 
@@ -155,8 +163,7 @@ def scored(prediction: Prediction, data: PaintedSet, seed: int = 0) -> Score:
         tables.update(values, one.mask, one.keep)
     labels = np.array([int(one.mask is not None) for one in data.judged])
     score = Score((0.0,) * 3, (0.0,) * 3, tables, labels, prediction.scores, prediction.maps)
-    found = bootstrap(score.of_weights, data.groups, repeats=_REPEATS, seed=seed)
-    aupro, image = ((float(found.value[i]), float(found.low[i]), float(found.high[i])) for i in range(2))
+    aupro, image = _interval(score.of_weights, data, seed)
     return Score(aupro, image, tables, labels, prediction.scores, prediction.maps)
 
 
@@ -166,31 +173,57 @@ def window_map(values: NDArray[np.float32], one: Judged) -> NDArray[np.float32]:
     return resize_map(values, (h, w), (top / height, left / width, (top + h) / height, (left + w) / width))
 
 
-def difference(new: Score, old: Score, groups: tuple[str, ...], seed: int = 0) -> Found:
+def difference(new: Score, old: Score, data: PaintedSet, seed: int = 0) -> Found:
     """Compute how much better a score is than another, paired by image.
 
     Returns:
         ``aupro`` and ``auroc`` -> difference and the two ends of its 95 % interval.
     """
-    found = bootstrap(lambda w: new.of_weights(w) - old.of_weights(w), groups, repeats=_REPEATS, seed=seed)
-    return {
-        name: (float(found.value[i]), float(found.low[i]), float(found.high[i]))
-        for i, name in enumerate(("aupro", "auroc"))
-    }
+    aupro, image = _interval(lambda weight: new.of_weights(weight) - old.of_weights(weight), data, seed)
+    return {"aupro": aupro, "auroc": image}
 
 
-def measure_cost(candidate: Candidate, data: PaintedSet, compute: ComputeOptions, repeats: int = 7) -> Cost:
-    """Fit a candidate with an engine of its own, and time it on one image a call."""
-    taught = data.fit[candidate.size]
-    detector = detector_of(candidate, len(taught))
+def _interval(
+    metric: Callable[[NDArray[np.int64]], NDArray[np.float64]], data: PaintedSet, seed: int
+) -> list[tuple[float, float, float]]:
+    """Compute values with 95 % intervals over other images and other kinds of defects than those painted.
+
+    Groups of images are drawn with replacement, and so are the kinds: where they disagree, the interval is wide.
+    """
+    kinds = sorted({kind for kind in data.kinds if kind is not None})
+    rng = np.random.default_rng([seed, 3])
+    weights = group_weights(data.groups, _REPEATS, seed)  # (repeats, N)
+    values = []
+    for weight in weights:
+        drawn = dict(
+            zip(kinds, np.bincount(rng.integers(0, max(1, len(kinds)), len(kinds)), minlength=len(kinds)), strict=True)
+        )
+        often = np.array([1 if kind is None else drawn[kind] for kind in data.kinds])
+        values.append(metric(weight * often))
+    every = np.ones(len(data.groups), np.int64)
+    low, high = np.nanquantile(np.array(values), (0.025, 0.975), axis=0)  # (K,) each
+    return [(float(v), float(a), float(b)) for v, a, b in zip(metric(every), low, high, strict=True)]
+
+
+def measure_cost(candidate: Candidate, data: PaintedSet, n_images: int, compute: ComputeOptions) -> Cost:
+    """Measure what a detector fitted on so many images costs: time of one image a call, file, memory.
+
+    It is fitted on a few of the images that teach, with a bank as large as that of all images would be.
+    """
+    taught = data.fit[candidate.size][:_FEW]
+    h, w = (n // candidate.stride for n in (candidate.tile or candidate.size))
+    changes = {**PLAIN, **find_method(candidate.method).settings_of_size(len(taught), n_images, h * w)}
+    detector = detector_of(candidate, len(taught), changes)
     detector.fit(taught, validate=0.0, calibrate=0.0, memory_gb=2.0, **compute.arguments())
     one = [data.test[candidate.size][0]]
     detector.predict(one, **compute.arguments())  # whatever is set up at the first call
     reset_peak()
     seconds = []
-    for _ in range(repeats):
+    for _ in range(_TIMED):
         began = time.perf_counter()
         detector.predict(one, **compute.arguments())
         seconds.append(time.perf_counter() - began)
-    held = sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
-    return Cost(median(seconds), held / 1e6, peak_mb())
+    peak = peak_mb()
+    with tempfile.TemporaryDirectory() as folder:
+        size = detector.save(Path(folder) / "model.safetensors").stat().st_size
+    return Cost(median(seconds), size / 1e6, peak)

@@ -14,7 +14,7 @@ from pickglass.app.pages.images import Array, Picture, close_up, display, draw_c
 from pickglass.app.results import Advised, AdviseResult
 from pickglass.metrics.catalogue import METRICS
 
-__all__ = ["PaintedImage", "ShownModel", "heat_range", "write_advice"]
+__all__ = ["PaintedImage", "ShownModel", "around", "heat_range", "write_advice"]
 
 ROWS = 25  # of the ranking
 SIDE = 96  # px, least side of a close-up
@@ -81,7 +81,9 @@ def write_advice(
         models: the candidates whose maps are shown.
         painted: images with defects, to show; none where there is no candidate.
     """
-    extent = f"{result['defect_px']:g} px" + ("" if result["defect_mm"] is None else f" ({result['defect_mm']:.3g} mm)")
+    width = "" if result["width_px"] is None else f" x {result['width_px']:g}"
+    millimetres = "" if result["defect_mm"] is None else f" ({result['defect_mm']:.3g} mm)"
+    extent = f"{result['defect_px']:g}{width} px{millimetres}"
     ranking = result["ranking"]
     values = {
         "title": f"{name}: what sees a defect of {extent}?",
@@ -109,17 +111,21 @@ def _megabytes(value: float | None) -> str:
     return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.095 else "<0.1"
 
 
-def _drawn(image: PaintedImage, models: Sequence[ShownModel]) -> _Drawn:
-    """Draw a painted defect close up, and over it what each model finds."""
-    rows, columns = np.nonzero(image.mask)
+def around(mask: Array) -> tuple[tuple[slice, slice], int]:
+    """Return the part of an image around a painted defect, (H, W) bool, and by how much to enlarge it."""
+    rows, columns = np.nonzero(mask)
     extent = max(int(np.ptp(rows)), int(np.ptp(columns))) + 1
     side = max(SIDE, 3 * extent)
     middle = (int(rows.min()) + int(rows.max())) // 2, (int(columns.min()) + int(columns.max())) // 2
-    part = close_up(middle, side, image.mask.shape)
-    times = max(1, round(PICTURE / side))
+    return close_up(middle, side, mask.shape), max(1, round(PICTURE / side))
+
+
+def _drawn(image: PaintedImage, models: Sequence[ShownModel]) -> _Drawn:
+    """Draw a painted defect close up, and over it what each model finds."""
+    part, times = around(image.mask)
     base, mask = display(enlarged(image.pixels[part], times)), enlarged(image.mask[part], times)
     pictures = [jpeg("", "as painted", base), jpeg("", "the defect", draw_contours(base, truth=mask))]
     for model, values in zip(models, image.maps, strict=True):
         coloured = heat(base, enlarged(values[part], times), model.scale)
         pictures.append(jpeg("", model.name, draw_contours(coloured, truth=mask)))
-    return _Drawn(f"{image.kind}, contrast {image.contrast:g}", pictures)
+    return _Drawn(f"{image.kind}, contrast {image.contrast:.2g}", pictures)

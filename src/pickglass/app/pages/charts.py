@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -154,18 +154,26 @@ class Chart:
 
 
 def line_chart(
-    title: str, x_axis: Axis, y_axis: Axis, lines: Sequence[Line], keys: Sequence[Key] = (), note: str = ""
+    title: str,
+    x_axis: Axis,
+    y_axis: Axis,
+    lines: Sequence[Line],
+    keys: Sequence[Key] = (),
+    note: str = "",
+    x_names: Mapping[float, str] | None = None,
+    y_names: Mapping[float, str] | None = None,
 ) -> Chart:
     """Place lines over two axes.
 
-    Points that fall on the same half unit are joined, so a curve over millions of pixels stays small.
+    Points that fall on the same half unit are joined, so a curve over millions of pixels stays small. An axis has round
+    numbers beside it, or the names given for values on it, e.g. where these are logarithms.
     """
     return Chart(
         title,
         x_axis.name,
         y_axis.name,
-        [Tick(f"{tick:g}", at) for tick, at in _ticks(x_axis, LEFT, WIDTH - RIGHT)],
-        [Tick(f"{tick:g}", at) for tick, at in _ticks(y_axis, HEIGHT - BOTTOM, TOP)],
+        _beside(x_axis, x_names, LEFT, WIDTH - RIGHT),
+        _beside(y_axis, y_names, HEIGHT - BOTTOM, TOP),
         [_path(line, x_axis, y_axis) for line in lines],
         keys=keys,
         note=note,
@@ -320,6 +328,14 @@ def _runs(points: Array) -> Iterator[Array]:
 
 def _place(values: Array, axis: Axis, start: float, end: float) -> Array:
     return np.asarray(start + (values - axis.low) / (axis.high - axis.low) * (end - start))
+
+
+def _beside(axis: Axis, names: Mapping[float, str] | None, start: float, end: float) -> list[Tick]:
+    """Write round numbers beside an axis, or the names given."""
+    if names is None:
+        return [Tick(f"{tick:g}", at) for tick, at in _ticks(axis, start, end)]
+    places = _place(np.array(list(names)), axis, start, end)
+    return [Tick(name, float(at)) for name, at in zip(names.values(), places, strict=True)]
 
 
 def _ticks(axis: Axis, start: float, end: float) -> list[tuple[float, float]]:

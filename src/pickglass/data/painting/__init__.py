@@ -2,5 +2,6 @@
 
 ``defects`` paints a defect with an exact mask: its kinds lie in ``surface_defects``, ``thread_defects`` and
 ``part_defects`` and draw with ``shapes``. ``cloth`` weaves, ``trays`` lays out parts, ``natural`` makes pictures with
-the statistics of photographs, and ``disturbances`` changes light, focus, noise and place as a line does.
+the statistics of photographs, ``disturbances`` changes light, focus, noise and place as a line does, and ``softness``
+tells how soft the edges of images are.
 """

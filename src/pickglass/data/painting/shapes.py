@@ -54,6 +54,12 @@ class Scene(NamedTuple):
     image: NDArray[np.uint8]  # (H, W) or (H, W, 3)
     size_px: float
     middle: tuple[float, float]  # y, x: drawn at random
+    width_px: float | None = None  # of the line, or across the blob; None: as the kind has it
+
+    @property
+    def slimness(self) -> float | None:
+        """Width over length; None where no width is asked for."""
+        return None if self.width_px is None else self.width_px / self.size_px
 
 
 class Grid(NamedTuple):

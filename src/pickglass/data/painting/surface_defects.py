@@ -1,4 +1,4 @@
-"""Any surface can have these defects: scratch, hole, stain, crack, dent."""
+"""Any surface can have these defects: scratch, hole, stain, crack, dent, and two that change slowly: shade, streak."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pickglass.data.painting.shapes import (
 )
 from pickglass.data.painting.thread_defects import frayed_hole, woven
 
-__all__ = ["crack", "dent", "hole", "scratch", "stain"]
+__all__ = ["crack", "dent", "hole", "scratch", "shade", "stain", "streak"]
 
 
 def scratch(rng: np.random.Generator, scene: Scene) -> Drawn:
@@ -31,6 +31,8 @@ def scratch(rng: np.random.Generator, scene: Scene) -> Drawn:
     bend, t = rng.normal(0, 0.07), np.linspace(-0.5, 0.5, 24)
     line = turned(np.stack([bend * (1 - 4 * t**2) + 0.006 * smooth(rng, 24), t], axis=1), rng)
     thickness, bright = rng.uniform(0.008, 0.02), rng.random() < 0.6
+    if scene.slimness is not None:
+        thickness = scene.slimness / 2
     pressure = np.sqrt(np.clip(1 - (2 * t) ** 2, 0, None)) * (1 + 0.25 * smooth(rng, 24))
     depth = 1 + 0.25 * smooth(rng, 24)
 
@@ -52,17 +54,20 @@ def hole(rng: np.random.Generator, scene: Scene) -> Drawn:
 
     In cloth it is a tear with broken yarn at its rim, from 8 px on.
     """
-    pitch = woven(scene) if scene.size_px >= 8 else None
+    pitch = woven(scene) if scene.size_px >= 8 and scene.slimness is None else None
     if pitch is not None:
         return frayed_hole(rng, scene, pitch)
     rim, light_from = outline(rng, roughness=0.07, first=2), rng.uniform(0, 2 * math.pi)
     stretch, tilt = rng.uniform(0.8, 1.0), rng.uniform(0, math.pi)
+    across = 1.0  # of a pixel: a slim hole is squeezed in one direction, and its edge must not be
+    if scene.slimness is not None:
+        stretch = across = scene.slimness
 
     def render(grid: Grid) -> Fields:
         lip = min(0.08, 1.5 * grid.pixel)
         radius, angle = polar(grid, tilt, stretch)
         depth = (0.5 - lip) * rim(angle) - radius  # above 0 inside
-        cover = edge(-depth, grid.pixel)
+        cover = edge(-depth, grid.pixel / across)
         towards = np.cos(angle - light_from)
         tone = -1.25 + 0.3 * towards * radius / 0.5
         ring = np.exp(-((depth / lip) ** 2)) * (depth > -1.3 * lip) * (1 - cover)
@@ -75,6 +80,7 @@ def stain(rng: np.random.Generator, scene: Scene) -> Drawn:
     """A stain is a soft irregular blot through which the texture shows, a little darker where it dried at its rim."""
     blot = outline(rng, roughness=0.16, first=2)
     stretch, tilt, rim = rng.uniform(0.6, 1.0), rng.uniform(0, math.pi), rng.uniform(0.0, 0.4)
+    stretch = scene.slimness or stretch
     cloudy = clouds(rng)
 
     def render(grid: Grid) -> Fields:
@@ -100,7 +106,7 @@ def crack(rng: np.random.Generator, scene: Scene) -> Drawn:
         end = trunk[start] + rng.uniform(0.12, 0.3) * np.array([math.sin(course), math.cos(course)])
         lines.append(jagged(rng, trunk[start], end, 0.2)[::2])
         widths.append(np.linspace(0.6, 0.2, len(lines[-1])) * widths[0][start])
-    thickness = rng.uniform(0.010, 0.018)
+    thickness = rng.uniform(0.010, 0.018) if scene.slimness is None else scene.slimness / 2
     ends = np.cumsum([len(line) for line in lines])[:-1]
     lines = np.split(turned(np.concatenate(lines), rng), ends)
 
@@ -118,6 +124,7 @@ def crack(rng: np.random.Generator, scene: Scene) -> Drawn:
 def dent(rng: np.random.Generator, scene: Scene) -> Drawn:
     """A dent is a shallow dip: bright towards the light, dark away from it, and the texture in it is squeezed."""
     light_from, tilt, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0, math.pi), rng.uniform(0.75, 1.0)
+    stretch = scene.slimness or stretch
     rim = outline(rng, roughness=0.05, first=2)
 
     def render(grid: Grid) -> Fields:
@@ -129,5 +136,28 @@ def dent(rng: np.random.Generator, scene: Scene) -> Drawn:
         inward = 0.1 * slope / grid.pixel  # px
         source = Source((r < 1).astype(float), inward * np.sin(angle), inward * np.cos(angle))
         return Fields(np.zeros_like(light), np.zeros_like(light), light, source)
+
+    return Drawn(scene.middle, render)
+
+
+def shade(rng: np.random.Generator, scene: Scene) -> Drawn:
+    """A shade is brighter or darker than the ground around it and has no edge: uneven coating, a damp place."""
+    return _faded(rng, scene, rng.uniform(0.7, 1.0))
+
+
+def streak(rng: np.random.Generator, scene: Scene) -> Drawn:
+    """A streak is a long shade: a wiper's trace, a roller's mark, uneven dye."""
+    return _faded(rng, scene, rng.uniform(0.15, 0.3))
+
+
+def _faded(rng: np.random.Generator, scene: Scene, stretch: float) -> Drawn:
+    """Draw a change of brightness that is strongest in the middle and fades to nothing at the rim."""
+    tilt, sign = rng.uniform(0, math.pi), rng.choice([-1.0, 1.0])
+    stretch = scene.slimness or stretch
+
+    def render(grid: Grid) -> Fields:
+        radius, _ = polar(grid, tilt, stretch)
+        light = sign * 0.25 * (1 + np.cos(2 * math.pi * np.clip(radius, 0, 0.5)))
+        return Fields(np.zeros_like(light), np.zeros_like(light), light)
 
     return Drawn(scene.middle, render)

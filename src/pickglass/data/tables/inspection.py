@@ -26,7 +26,7 @@ from pickglass.data.tables.layouts.tree import SHOWN
 from pickglass.data.tables.rows import Dataset, Row, Table
 from pickglass.errors import Failure, ImageError
 
-__all__ = ["describe", "find_problems", "usual_size"]
+__all__ = ["describe", "find_problems", "image_sizes", "usual_size"]
 
 _FEWEST = 8  # training images below which nothing is said of what looks unlike them
 _REACH = 3.0  # interquartile ranges beyond the quartiles: Tukey's "far out"
@@ -259,8 +259,18 @@ def usual_size(table: Iterable[Row]) -> tuple[int, int]:
     Raises:
         ImageError: a header cannot be read.
     """
+    sizes = image_sizes(table)
+    return round(median(h for h, _ in sizes)), round(median(w for _, w in sizes))
+
+
+def image_sizes(table: Iterable[Row]) -> list[tuple[int, int]]:
+    """Return height and width of each image in pixels, from their headers.
+
+    Raises:
+        ImageError: a header cannot be read.
+    """
     headers = [_row_header(row) for row in table]
-    return round(median(h.height for h in headers)), round(median(h.width for h in headers))
+    return [(header.height, header.width) for header in headers]
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
