@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pickglass.app.demo import ON_CLOTH
+from bench.pieces import ON_CLOTH
 from pickglass.app.fit import build
 from pickglass.app.pages.build import PAGE_ERRORS, environment
 from pickglass.app.pages.side_by_side import SameImage, Seen, draw_same, kind_of
