@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,7 +45,7 @@ SQUEEZED = 256  # px, to which most libraries squeeze every image
 SIZES = (8, 10)  # px, longest extent of a defect
 KINDS: tuple[Kind, ...] = ("broken_pick", "missing_end", "slub", "knot", "foreign_fibre", "hole", "stain")
 EACH = 2  # defects of a kind and size
-TAUGHT, HELD, FRESH = 20, 60, 40  # good pieces: to learn, for the promise, to check it
+TAUGHT, PROMISED, FRESH = 24, 60, 40  # good pieces: to learn, for the promise, to check it
 FALSE_ALARM, CONFIDENCE = 0.05, 0.95  # the promise, which takes 59 good pieces
 SHOWN = 12  # pieces on the page
 
@@ -54,7 +54,7 @@ def demo(folder: str | Path = "pickglass-demo", *, seed: int = 0, progress: Prog
     """Weave cloth with tiny defects, ask the advisor, fit three models, and put them side by side on one page.
 
     Args:
-        folder: made if needed; ``pieces/``, ``squeezed.safetensors``, ``default.safetensors``,
+        folder: made if needed; ``pieces/``, ``more_good_pieces/``, ``squeezed.safetensors``, ``default.safetensors``,
             ``advised.safetensors``, ``advice.html`` and ``demo.html`` in it are replaced.
         seed: decides the cloth, the painted defects and the split.
     """
@@ -62,19 +62,19 @@ def demo(folder: str | Path = "pickglass-demo", *, seed: int = 0, progress: Prog
     root = Path(folder)
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file: name a folder to write the demo to")
-    data = write_pieces(root / "pieces", seed, progress=progress)
+    data, more = write_pieces(root, seed, progress=progress)
     advice = advise(
         data, AdviseRequest(min(SIZES), backbones=(BACKBONE,), seed=seed), root / "advice.html", progress=progress
     )
     requests = {
-        "squeezed": FitRequest(settings={"size": SQUEEZED}, calibrate=HELD / (TAUGHT + HELD), seed=seed),
-        "default": FitRequest(calibrate=HELD / (TAUGHT + HELD), seed=seed),
+        "squeezed": FitRequest(settings={"size": SQUEEZED}, seed=seed),
+        "default": FitRequest(seed=seed),
         "advised": _advised(advice, seed),
     }
     test = load_dataset(data).test
     models, predictions = [], []
     for name, request in requests.items():
-        model, prediction = _judged(name, root, data, test, request, progress)
+        model, prediction = _judged(root / f"{name}.safetensors", data, more, test, request, progress)
         models.append(model)
         predictions.append(prediction)
     found = [[prediction.verdict(i) == "bad" for i in range(len(test))] for prediction in predictions]
@@ -107,29 +107,27 @@ def demo(folder: str | Path = "pickglass-demo", *, seed: int = 0, progress: Prog
 
 def _advised(advice: AdviseResult, seed: int) -> FitRequest:
     """Return the request to fit that the advice's command makes; the default where nothing was found."""
-    calibrate = HELD / (TAUGHT + HELD)
     for one in advice["ranking"]:
         if one["command"] == advice["command"]:
             settings = {"backbone": one["backbone"], "layers": tuple(one["layers"]), "size": tuple(one["size"])}
             tile = one["tile"]
             tiling = None if tile is None else {"tile": tuple(tile), "stride": tuple(tile)}
-            return FitRequest(one["method"], settings=settings, tiling=tiling, calibrate=calibrate, seed=seed)
-    return FitRequest(calibrate=calibrate, seed=seed)
+            return FitRequest(one["method"], settings=settings, tiling=tiling, seed=seed)
+    return FitRequest(seed=seed)
 
 
 def _judged(
-    name: str, root: Path, data: Path, test: Table, request: FitRequest, progress: Progress | None
+    path: Path, data: Path, more: Path, test: Table, request: FitRequest, progress: Progress | None
 ) -> tuple[DemoModel, Prediction]:
     """Fit a model, set its threshold with the promise, and judge the pieces that it was not fitted on."""
-    path = root / f"{name}.safetensors"
     fitted = fit(data, path, request, progress=progress)
-    promise = threshold(path, data, ThresholdRequest("tolerance", FALSE_ALARM, CONFIDENCE), progress=progress)
+    promise = threshold(path, more, ThresholdRequest("tolerance", FALSE_ALARM, CONFIDENCE), progress=progress)
     prediction = load(path).predict(test, progress=progress)
     verdicts = [(row.label, prediction.verdict(i)) for i, row in enumerate(prediction.rows)]
     good = [verdict for label, verdict in verdicts if label == 0]
     defective = [verdict for label, verdict in verdicts if label == 1]
     model: DemoModel = {
-        "name": name,
+        "name": path.stem,
         "model": str(path),
         "fit": fitted,
         "threshold": promise,
@@ -153,43 +151,39 @@ def _pair(size: Sequence[int]) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def write_pieces(root: Path, seed: int = 0, *, progress: Progress | None = None) -> Path:
-    """Weave pieces of cloth, each a picture of its own: good ones, and some with a defect of a loom and its mask.
+def write_pieces(root: Path, seed: int = 0, *, progress: Progress | None = None) -> tuple[Path, Path]:
+    """Weave pieces of cloth, each a picture of its own, and write them; return the two folders.
+
+    ``pieces/`` is a data set in MVTec AD layout: good pieces to learn from, and to judge good ones and some with a defect
+    of a loom and its mask. ``more_good_pieces/`` sets thresholds.
 
     Args:
-        root: folder to write, in MVTec AD layout; images of an earlier run have the same names.
+        root: folder to write to; images of an earlier run have the same names.
         seed: decides the cloth and the painted defects.
         progress: called with (stage, done, total).
     """
-    painted = list(itertools.product(KINDS, SIZES, range(EACH)))
-    good = [("train", f"{n:03d}.png") for n in range(TAUGHT + HELD)] + [("test", f"{n:03d}.png") for n in range(FRESH)]
-    first = 10_000 * (seed + 1)
-    jobs: list[Callable[[], None]] = [
-        _writing(root, part, "good", name, first + n, None) for n, (part, name) in enumerate(good)
-    ]
-    jobs += [
-        _writing(root, "test", kind, f"{n}_{size}px.png", first + len(good) + i, size)
-        for i, (kind, size, n) in enumerate(painted)
-    ]
-    with ThreadPoolExecutor(2) as pool:
-        for done, _ in enumerate(pool.map(lambda job: job(), jobs), start=1):
-            if progress is not None:
-                progress("weaving", done, len(jobs))
-    return root
+    data, more = root / "pieces", root / "more_good_pieces"
+    train, fresh = data / "train" / "good", data / "test" / "good"
+    wanted: list[tuple[Path, Kind | None, float]] = []
+    for folder, n in ((train, TAUGHT), (more, PROMISED), (fresh, FRESH)):
+        wanted += [(folder / f"{i:03d}.png", None, 0.0) for i in range(n)]
+    for kind, size, i in itertools.product(KINDS, SIZES, range(EACH)):
+        wanted.append((data / "test" / kind / f"{i}_{size}px.png", kind, size))
 
-
-def _writing(root: Path, part: str, kind: str, name: str, seed: int, size: float | None) -> Callable[[], None]:
-    """Return the job that weaves and writes one piece; ``size`` in px is that of its defect, None: it is good."""
-
-    def write() -> None:
-        pixels = weave(CLOTH, (PIECE, PIECE), seed)
-        if size is not None:
-            painted = paint(pixels, kind, size, np.random.default_rng(seed))  # type: ignore[arg-type]
+    def write(job: tuple[int, tuple[Path, Kind | None, float]]) -> None:
+        number, (path, kind, size) = job
+        pixels = weave(CLOTH, (PIECE, PIECE), number)
+        if kind is not None:
+            painted = paint(pixels, kind, size, np.random.default_rng(number))
             pixels = painted.image
-            _write(_mask(root, root / part / kind / name), painted.mask.astype(np.uint8) * 255)
-        _write(root / part / kind / name, pixels)
+            _write(_mask(data, path), painted.mask.astype(np.uint8) * 255)
+        _write(path, pixels)
 
-    return write
+    with ThreadPoolExecutor(2) as pool:
+        for done, _ in enumerate(pool.map(write, enumerate(wanted, start=10_000 * (seed + 1))), start=1):
+            if progress is not None:
+                progress("weaving", done, len(wanted))
+    return data, more
 
 
 def _mask(root: Path, piece: Path) -> Path:

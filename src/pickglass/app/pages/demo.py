@@ -99,8 +99,11 @@ def summary(result: DemoResult) -> list[str]:
 def own_folder() -> list[tuple[str, str]]:
     """Return the three commands that do the same with a folder of one's own, each with what it does."""
     return [
-        ("pickglass advise FOLDER --defect-px 8 -o advice.html", "what can see your smallest defect, why, and a line"),
-        ("pickglass fit FOLDER -o model.safetensors ...", "that line; add --calibrate 0.5 for a promise"),
+        (
+            "pickglass advise FOLDER --defect-px 8 -o advice.html",
+            "what can see your smallest defect, why, and how to fit it",
+        ),
+        ("pickglass fit FOLDER -o model.safetensors ...", "the line that advise printed"),
         ("pickglass test model.safetensors FOLDER -o report.html", "what it misses and flags, image by image"),
     ]
 
