@@ -154,8 +154,8 @@ def _pair(size: Sequence[int]) -> tuple[int, int]:
 def write_pieces(root: Path, seed: int = 0, *, progress: Progress | None = None) -> tuple[Path, Path]:
     """Weave pieces of cloth, each a picture of its own, and write them; return the two folders.
 
-    ``pieces/`` is a data set in MVTec AD layout: good pieces to learn from, and to judge good ones and some with a defect
-    of a loom and its mask. ``more_good_pieces/`` sets thresholds.
+    ``pieces/`` is a data set in MVTec AD layout: good pieces to learn from; good ones, and some with a defect of a loom
+    and its mask, to judge. ``more_good_pieces/`` sets thresholds.
 
     Args:
         root: folder to write to; images of an earlier run have the same names.

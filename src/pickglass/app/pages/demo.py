@@ -18,7 +18,7 @@ from pickglass.result import Prediction
 
 __all__ = ["own_folder", "reads", "summary", "title_of", "write_demo"]
 
-TITLES = {"squeezed": "squeezed to 256 x 256 px", "default": "default of 'fit'", "advised": "as advised"}
+TITLES = {"default": "default of 'fit'", "advised": "as advised"}
 SIDE = 80  # px of the piece, side of a close-up
 PICTURE = 320  # px, side of its picture
 
@@ -72,7 +72,8 @@ def write_demo(
 
 def title_of(model: DemoModel) -> str:
     """Return what a model is called on the page and on the terminal."""
-    return TITLES[model["name"]]
+    height, width = model["fit"]["canvas"]
+    return TITLES.get(model["name"], f"squeezed to {height} x {width} px")
 
 
 def reads(model: DemoModel) -> str:
