@@ -7,7 +7,9 @@ bad, of the kind that ``--kind`` names.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -27,16 +29,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, help="folder that 'pickglass demo' wrote")
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--kind", default="", help="of the defect; by default any")
+    parser.add_argument("--kind", default="", help="kind of the defect; by default any")
     chosen = parser.parse_args()
     test = load_dataset(chosen.demo / "pieces").test
     defective = test.where(lambda row: row.label == 1 and (row.defect or "").startswith(chosen.kind))
-    squeezed, advised = (
-        load(chosen.demo / f"{name}.safetensors").predict(defective) for name in ("squeezed", "advised")
-    )
+    models = [load(chosen.demo / f"{name}.safetensors") for name in ("squeezed", "advised")]
+    squeezed, advised = (model.predict(defective) for model in models)
     verdicts = [(squeezed.verdict(i), advised.verdict(i)) for i in range(len(defective))]
     place = verdicts.index(("good", "bad"))
-    panels = _panels(squeezed, advised, place)
+    panels = _panels(squeezed, advised, place, models[1].configuration())
     width = len(panels) * (SIDE + GAP) - GAP
     sheet = Image.new("RGB", (width, SIDE + TEXT), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
@@ -47,7 +48,9 @@ def main() -> None:
     sheet.save(chosen.picture, quality=85, subsampling=0)
 
 
-def _panels(squeezed: Prediction, advised: Prediction, place: int) -> list[tuple[Array, str]]:
+def _panels(
+    squeezed: Prediction, advised: Prediction, place: int, settings: Mapping[str, Any]
+) -> list[tuple[Array, str]]:
     """Return the panels with their captions: the piece, both heat maps, and the outline close up."""
     row, size = advised.found[place].row, advised.found[place].size
     truth = row.truth(size)
@@ -59,7 +62,10 @@ def _panels(squeezed: Prediction, advised: Prediction, place: int) -> list[tuple
     panels = [
         (base, f"a piece of {size[1]} x {size[0]} px with a\ndefect of {extent} px: {row.defect}".replace("_", " "))
     ]
-    for prediction, name in ((squeezed, "squeezed to 256 px"), (advised, "as advised")):
+    size_read = settings["size"]
+    side_text = str(size_read) if isinstance(size_read, int) else " x ".join(map(str, size_read))
+    reads = f"{'+'.join(settings['layers'])} at {side_text} px"
+    for prediction, name in ((squeezed, "squeezed to 256 px"), (advised, reads)):
         calibration = prediction.calibration
         assert calibration is not None
         scale = colour_range(calibration.pixel_threshold, prediction.maps)
@@ -75,7 +81,7 @@ def _panels(squeezed: Prediction, advised: Prediction, place: int) -> list[tuple
         truth=enlarged(truth[part], times),
         predicted=enlarged((full > (advised.calibration.pixel_threshold or np.inf))[part], times),
     )
-    panels.append((outlined, "close up: the defect (blue) and\nwhat the advised model outlines (yellow)"))
+    panels.append((outlined, "close up: the defect (blue) and\nwhat is outlined as one (yellow)"))
     return panels
 
 

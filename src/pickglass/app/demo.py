@@ -1,4 +1,4 @@
-"""The demo goes the whole way in two minutes, on cloth with defects so small that they vanish where it is squeezed.
+"""The demo goes the whole way in minutes, on cloth with defects so small that they vanish where it is squeezed.
 
 Three models learn the same good pieces and are judged on the same others: one that squeezes every piece to 256 x 256
 pixels, as is usual, the default of ``fit``, and the one that the advisor finds on good pieces alone. All three make the

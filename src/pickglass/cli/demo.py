@@ -24,7 +24,7 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Show on woven cloth how tiny defects are missed, why, and how they are found, in under two minutes."""
+    """Show on woven cloth how tiny defects are missed, why, and how they are found, in a few minutes."""
     from pickglass.app.demo import demo as use_case
 
     run(lambda progress: use_case(folder, seed=seed, progress=progress), _show, as_json)
