@@ -1,7 +1,7 @@
 """Draw the picture of the README from what ``pickglass demo`` left: one defect, squeezed and as advised.
 
-``python -m bench.first_picture pickglass-demo docs/found.jpg --kind knot`` takes the first piece that only the advised model calls
-bad, of the kind that ``--kind`` names.
+``python -m bench.first_picture pickglass-demo docs/found.jpg --kind knot`` takes the first piece that only the advised
+model calls bad, of the kind that ``--kind`` names.
 """
 
 from __future__ import annotations
