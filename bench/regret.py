@@ -1,6 +1,6 @@
 """Painted against real: the advisor's choice, made without a real defect, against the default and against an oracle.
 
-    python -m bench run regret -o regret.jsonl --data DATA [--sets magnetic_tile ...] [--defect-px 20] [--most 40] [--best 8]
+    python -m bench run regret -o FILE --data DATA [--sets magnetic_tile ...] [--defect-px 20] [--most 40] [--best 8]
 
 DATA holds data sets with real defects and masks. For each the advisor judges its candidates by painted defects from the
 good training images alone; all it is told is how large defects are, here the median longest extent of the real regions

@@ -308,6 +308,25 @@ def test_version(pickglass: Any) -> None:
     assert (code, out) == (0, f"pickglass {version('pickglass')}\n")
 
 
+def test_shells_complete_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/lib/pickglass/__main__.py"])  # python -m pickglass has the same name
+    for shell, said in (
+        ("bash", "complete -o default"),
+        ("zsh", "#compdef pickglass"),
+        ("fish", "--command pickglass"),
+    ):
+        monkeypatch.setenv("_PICKGLASS_COMPLETE", f"source_{shell}")
+        with pytest.raises(SystemExit):
+            main()
+        assert said in capsys.readouterr().out
+    monkeypatch.setenv("_PICKGLASS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "pickglass thr")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out.split() == ["threshold"]
+
+
 def test_unknown_options_and_choices_exit_2(pickglass: Any, small_dataset: Path) -> None:
     code, out, err = pickglass("info", small_dataset, "--nonsense")
     assert (code, out) == (2, "")

@@ -16,9 +16,16 @@ import pytest
 
 import pickglass
 from pickglass.app.advise.candidates import input_sizes
-from pickglass.cli.main import main
+from pickglass.cli.main import app, main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+KNOWN = {command.callback.__name__ for command in app.registered_commands if command.callback}
 
 
 def blocks(language: str) -> list[str]:
@@ -35,7 +42,7 @@ def folder(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line]
-    assert len(lines) >= 4
+    assert len(lines) == 5
     # one network and one size instead of three: nine times as many candidates say no more of the README
     monkeypatch.setattr("pickglass.app.advise.advise.LITES", ("efficientnet_lite0",))
     monkeypatch.setattr("pickglass.app.advise.advise._SHORT_LIST", 1)
@@ -45,7 +52,7 @@ def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         with pytest.raises(SystemExit) as stop:
             main()
         assert not stop.value.code, f"{line}: {capsys.readouterr().err}"
-    assert {"bottle.safetensors", "report.html", "found"} <= {path.name for path in folder.iterdir()}
+    assert {"bottle.safetensors", "advice.html", "report.html", "found"} <= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.slow
@@ -57,17 +64,33 @@ def test_python_blocks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_make_targets_of_the_readme_exist() -> None:
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert f"\n{target}:" in makefile
 
 
-def test_commands_of_the_readme_are_the_commands() -> None:
-    from pickglass.cli.main import app
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 180
 
-    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    table = README.split("## Commands")[1].split("##")[0]
-    assert set(re.findall(r"^\| `(\w+)", table, flags=re.MULTILINE)) == known
+
+def test_every_command_answers_a_question_of_the_readme() -> None:
+    table = README.split("## Which command for which question")[1].split("\n## ")[0]
+    answers = [row.rsplit("|", 2)[1] for row in re.findall(r"^\| .*\|$", table, flags=re.MULTILINE)[1:]]
+    assert sorted(name for answer in answers for name in re.findall(r"`(\w+)`", answer)) == sorted(KNOWN)
+
+
+def test_the_commands_of_the_docs_are_the_commands() -> None:
+    table = (ROOT / "docs" / "commands.md").read_text().split("## All of them")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)", table, flags=re.MULTILINE)) == KNOWN
+
+
+def test_what_the_readme_installs_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"pip install \"?(\w+)(?:\[(\w+)\])?", README)
+    assert (project["name"], "train") in named
+    for package, extra in named:
+        assert package == project["name"]
+        assert not extra or extra in project["optional-dependencies"]
 
 
 MODULES = [name for _, name, _ in pkgutil.walk_packages(pickglass.__path__, "pickglass.") if name[-8:] != "__main__"]

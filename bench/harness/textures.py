@@ -11,7 +11,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from pickglass.app.demo import ON_CLOTH, ON_TEXTURES
+from bench.harness.pieces import ON_CLOTH, ON_TEXTURES
 from pickglass.data import paint, read_image
 from pickglass.data.painting.cloth import Cloth, Weave, weave
 from pickglass.data.painting.defects import Kind

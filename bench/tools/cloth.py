@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pickglass.app.demo import ON_CLOTH
+from bench.harness.pieces import ON_CLOTH
 from pickglass.data import paint
 from pickglass.data.files import written_whole
 from pickglass.data.painting.cloth import Cloth, weave

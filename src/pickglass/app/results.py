@@ -25,8 +25,8 @@ __all__ = [
     "ConvertResult",
     "ConvertedSet",
     "DefectResult",
+    "DemoModel",
     "DemoResult",
-    "DemoWithCloth",
     "DistillResult",
     "Disturbed",
     "DriftChange",
@@ -867,15 +867,6 @@ class DistillResult(TypedDict):
     explained_variance: dict[str, float]
 
 
-class DemoResult(TypedDict):
-    """One half of the result of ``pickglass demo``."""
-
-    folder: str
-    model: str
-    fit: FitResult
-    test: TestResult
-
-
 class Advised(TypedDict):
     """One way to look at the images that ``pickglass advise`` judged, the highest AUPRO@0.05 first.
 
@@ -989,17 +980,41 @@ class SightResult(TypedDict):
     report: str | None
 
 
-class DemoWithCloth(DemoResult):
-    """The result of ``pickglass demo``: that of the photographs, and of the cloth.
+class DemoModel(TypedDict):
+    """One model of ``pickglass demo``, and what it says of pieces that it was not fitted on.
 
-    ``cloth``: by default. ``advice``: what the advisor says of defects of 8 pixels on it. ``advised``: the model that
-    it advises. ``compared``: the page with both.
+    ``name`` is ``"squeezed"``, ``"default"`` or ``"advised"``. It calls ``missed`` of ``n_defective`` pieces with a
+    defect good, and ``flagged`` of ``n_good`` fresh good pieces bad.
     """
 
-    cloth: DemoResult
+    name: str
+    model: str
+    fit: FitResult
+    threshold: ThresholdResult
+    missed: int
+    n_defective: int
+    flagged: int
+    n_good: int
+    metrics: Metrics
+
+
+class DemoResult(TypedDict):
+    """The result of ``pickglass demo``.
+
+    ``models``: squeezed, default, advised. ``layers``: what each layer shows of one defect, ``"squeezed"`` and
+    ``"advised"``. ``page``: the page with all of it. ``defect_px``: extent of the smallest defects; ``piece_px``: side
+    of a piece.
+    """
+
+    folder: str
+    data: str
+    defect_px: float
+    piece_px: int
+    models: list[DemoModel]
     advice: AdviseResult
-    advised: DemoResult
-    compared: str
+    layers: dict[str, list[LookLayer]]
+    page: str
+    seconds: float
 
 
 class AblationRow(TypedDict):

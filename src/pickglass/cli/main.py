@@ -69,7 +69,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 app = typer.Typer(
     name="pickglass",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -102,7 +102,7 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(prog_name="pickglass")  # also of python -m pickglass
     except PickglassError as error:
         typer.echo(f"error: {error}", err=True)
     except ModuleNotFoundError as error:

@@ -12,7 +12,7 @@ from pickglass.app.results import Failed, ModelMetrics
 from pickglass.metrics.catalogue import shown
 from pickglass.result import Prediction
 
-__all__ = ["write_compare"]
+__all__ = ["same_images", "write_compare"]
 
 COLUMNS = (
     "image_auroc",
@@ -65,15 +65,16 @@ def write_compare(
         "notes": notes,
         "best": best,
         "failed": [(item["path"], item["error"]) for item in failed],
-        "images": _images(predictions, names, chosen, max_pixels),
+        "images": same_images(predictions, names, chosen, max_pixels),
         "many": len(models) > FEW,
     }
     return write_page(target, "compare.html.j2", values)
 
 
-def _images(
+def same_images(
     predictions: Sequence[Prediction], names: Sequence[str], chosen: Sequence[int], max_pixels: int
 ) -> list[SameImage]:
+    """Draw the chosen images as each model sees them; see :func:`write_compare`."""
     scales = [colour_range(p.calibration.pixel_threshold if p.calibration else None, p.maps) for p in predictions]
     images = []
     for i in chosen:

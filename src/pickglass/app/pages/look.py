@@ -33,7 +33,7 @@ from pickglass.app.pages.images import (
 )
 from pickglass.app.results import LookLayer, LookResult
 
-__all__ = ["Channel", "LayerView", "Scene", "sentence", "summary", "write_look"]
+__all__ = ["BRIGHT", "Channel", "LayerView", "Scene", "at_a_glance", "sentence", "summary", "write_look"]
 
 SIDE = 256  # px, longest side of a layer's picture; more where the grid is finer
 LINES = 6  # px: smaller cells get no lines between them
@@ -129,7 +129,7 @@ def write_look(
         "faint": scene.faint,
         "bright": BRIGHT,
         "ramp": ramp(),
-        "glance": [_at_a_glance(scene, view) for view in views],
+        "glance": [at_a_glance(scene, view) for view in views],
         "layers": [_layer(scene, view) for view in views],
         "filters": _filters(filters) if filters else None,
     }
@@ -185,7 +185,8 @@ def _image(scene: Scene) -> list[Picture]:
     return pictures
 
 
-def _at_a_glance(scene: Scene, view: LayerView) -> Picture:
+def at_a_glance(scene: Scene, view: LayerView) -> Picture:
+    """Draw what stands out in a layer, with the verdict on the defect."""
     facts = view.facts
     return png("map", f"{facts['layer']}, {_grid(facts)}", _contrast_map(scene, view), _badge(facts))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from pickglass.features.anatomy.visibility import FAINT, VISIBLE, Contrast, Seen
 from pickglass.features.extractor import FeatureExtractor, shown_layers
 from pickglass.nn.maps import kept_cells
 
-__all__ = ["colours_of", "first_filters", "look", "strongest_channels"]
+__all__ = ["Looked", "colours_of", "first_filters", "look", "look_through", "strongest_channels"]
 
 _SIDE = 256  # px
 _CHANNELS = 6  # shown of a layer
@@ -30,6 +31,15 @@ _FILTERS = 64  # shown of the first layer
 _GOOD = 40  # images: the features of all are held at once
 
 Progress = Callable[[str, int, int], None]
+
+
+class Looked(NamedTuple):
+    """What the layers show of an image: the result of ``look``, and what its page draws."""
+
+    result: LookResult
+    scene: Scene
+    views: Sequence[LayerView]
+    filters: Sequence[NDArray[np.uint8]]
 
 
 def look(
@@ -62,6 +72,27 @@ def look(
         DataError: an image cannot be read.
     """
     target = None if page is None else output_path(page, ".html")
+    seen = look_through(image, request, mask=mask, box=box, good=good, max_pixels=max_pixels, progress=progress)
+    if target is not None:
+        seen.result["page"] = str(write_look(target, seen.result, seen.scene, seen.views, seen.filters))
+    return seen.result
+
+
+def look_through(
+    image: str | Path,
+    request: BackboneRequest | None = None,
+    *,
+    mask: str | Path | None = None,
+    box: Sequence[int] | None = None,
+    good: str | Path | None = None,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress | None = None,
+) -> Looked:
+    """Show an image through the layers of a backbone, for a page to draw; see :func:`look`.
+
+    Args:
+        image, request, mask, box, good, max_pixels, progress: as in :func:`look`.
+    """
     pixels = read_image(image, max_pixels)
     defect = named_defect((pixels.shape[0], pixels.shape[1]), mask, box, max_pixels)
     if good is not None and defect is None:
@@ -91,14 +122,12 @@ def look(
         "weights": str(extractor.weights.name) if extractor.weights else "",
         "size": list(prepare.size),
         "layers": [view.facts for view in views],
-        "page": None if target is None else str(target),
+        "page": None,
     }
-    if target is not None:
-        canvas = np.round(255 * prepare(pixels).transpose(1, 2, 0)).astype(np.uint8)  # (H, W, 3)
-        on_canvas = None if defect is None else touched_cells(defect, prepare.size, window).numpy()
-        scene = Scene(Path(image).name, pixels, canvas, defect, on_canvas, len(references), VISIBLE, FAINT)
-        write_look(target, result, scene, views, first_filters(extractor))
-    return result
+    canvas = np.round(255 * prepare(pixels).transpose(1, 2, 0)).astype(np.uint8)  # (H, W, 3)
+    on_canvas = None if defect is None else touched_cells(defect, prepare.size, window).numpy()
+    scene = Scene(Path(image).name, pixels, canvas, defect, on_canvas, len(references), VISIBLE, FAINT)
+    return Looked(result, scene, views, first_filters(extractor))
 
 
 def strongest_channels(features: Tensor, defect: Tensor | None, counts: Tensor, n: int) -> list[Channel]:
