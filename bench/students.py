@@ -1,4 +1,4 @@
-"""STFPM, Reverse Distillation and EfficientAD on one data set, before and after what mends their maps.
+"""STFPM and Reverse Distillation on one data set, without and with cells weighed by length.
 
 python -m bench.students fit DATA OUT [--methods stfpm,...] [--seeds 0 1 2] [--preset quick] [--set key=value]
     fits each method once for each seed on all training images (``calibrate=0``) and judges the test images twice by
