@@ -61,7 +61,7 @@ def answers(detector: EfficientAD, rows: Table, device: str) -> Iterator[tuple[T
 
 def explained(detector: EfficientAD, rows: Table, device: str) -> Tensor:
     """The share of the variance of each channel that the student explains, (C,), at least 0."""
-    left = whole = torch.zeros((), device=device)
+    left, whole = torch.zeros(CHANNELS, device=device), torch.zeros(CHANNELS, device=device)
     for t, s, _, _ in answers(detector, rows, device):
         left = left + (t - s).square().sum((0, 2, 3))
         whole = whole + t.square().sum((0, 2, 3))
@@ -93,7 +93,7 @@ def raw_maps(detector: EfficientAD, rows: Table, shares: Tensor, device: str) ->
 
 def tailed(maps: Tensor, good: Tensor) -> Tensor:
     """Scale maps so that the 0.9 and 0.999 quantiles of good ones become 0 and 0.1."""
-    low, high = np.quantile(good.double().numpy(), [0.9, 0.999])
+    low, high = map(float, np.quantile(good.double().numpy(), [0.9, 0.999]))
     return 0.1 * (maps - low) / max(high - low, 1e-12)
 
 
