@@ -2,9 +2,9 @@
 
     python -m bench run defaults --data DATA [--cases magnetic_tile painted:magnetic_tile ...] [--seeds 0 1 2]
 
-A case is a data set in the folder DATA; ``cloth`` or ``textures``, those of ``bench.harness.pieces``; or ``painted:`` and
-a data set or a generated ground (a weave, a part of a tray, a photograph; ``+light`` with a brightness of its own for
-each image; ``@4+light`` with four shots of each part). Painted: a third of the good training images is held back by
+A case is a data set in the folder DATA; ``cloth`` or ``textures``, those of ``bench.harness.pieces``; or ``painted:``
+and a data set or a generated ground (a weave, a part of a tray, a photograph; ``+light`` with a brightness of its own
+for each image; ``@4+light`` with four shots of each part). Painted: a third of the good training images is held back by
 group, and on at most 32 of them a defect of each of 8, 16, 32 and 64 px is painted; those images, as they are and
 painted, are the test set, so that the good and the bad ones show the same parts in the same light. No test image has a
 say in it: the choice was made on these.

@@ -15,6 +15,9 @@ Where we depart, and why
 - Any backbone, any number of levels at any grids: between two grids lie as many halvings or doublings as come nearest,
   then a bilinear resize to the exact size. Levels that do not end in a ReLU need the linear layer of ``width``.
 - Maps are enlarged to the first level's grid, not to the image, with half-pixel centres (authors: corners aligned).
+- The map weighs each cell of a level by |f_E|^2 / (|f_E|^2 + u^2), u the usual length of the level's features
+  (``length_weights``; ``paper`` does not). The direction of a short feature is mostly noise, and the loss, one cosine
+  of the whole level, hardly asks for it.
 - The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's maximum is
   ``top_share=0``.
 - The weights of the epoch with the lowest validation loss are kept (``pick``), since at this learning rate the running
@@ -38,7 +41,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
-from pickglass.nn.maps import batch_mean, cells_of, highest, kept_cells, to_grid
+from pickglass.nn.maps import UsualLengths, batch_mean, cells_of, highest, kept_cells, length_weights, to_grid
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
 from pickglass.runtime.compute import Shape
@@ -66,6 +69,7 @@ class ReverseDistillation(Detector):
         batch: images of a training step (paper: 16).
         lr: learning rate of Adam (paper: 5e-3).
         betas: Adam's betas (paper: 0.5 and 0.999).
+        length_weights: a cell counts by the length of the teacher's feature there (paper: False).
         pick: ``"best"`` keeps the epoch with the lowest validation loss, ``"last"`` the last one (paper).
 
     Example:
@@ -91,6 +95,7 @@ class ReverseDistillation(Detector):
             "epochs": 200,
             "batch": 16,
             "lr": 5e-3,
+            "length_weights": False,
             "pick": "last",
             "top_share": 0.0,
         },
@@ -116,6 +121,7 @@ class ReverseDistillation(Detector):
         batch: int = 16,
         lr: float = 5e-3,
         betas: tuple[float, float] = (0.5, 0.999),
+        length_weights: bool = True,
         pick: Literal["last", "best"] = "best",
     ) -> None:
         super().__init__(
@@ -135,8 +141,12 @@ class ReverseDistillation(Detector):
         self.batch = batch
         self.lr = lr
         self.betas = betas
+        self.length_weights = length_weights
         self.pick = pick
         self.student: Stacked | None = None
+        self.register_buffer("usual", None)  # (P, K) length of a teacher's feature at each level
+        self.usual: Tensor | None
+        self._lengths = UsualLengths()
 
     @property
     def uses_validation(self) -> bool:
@@ -158,6 +168,7 @@ class ReverseDistillation(Detector):
         """Make embedding and decoder to measure for the levels."""
         blocks = self._check(shapes)
         self.student = Stacked(lambda: _Student(shapes, blocks, self.block, self.width), positions, seed)
+        self.usual = torch.zeros(positions, len(shapes)) if self.length_weights else None
 
     def _check(self, shapes: list[Shape]) -> list[int]:
         """Raise for settings that cannot be; return the number of blocks of each stage."""
@@ -180,10 +191,17 @@ class ReverseDistillation(Detector):
         return blocks
 
     def begin_fit(self, context: FitContext) -> None:
-        """Allocate nothing: the networks were built for these levels."""
+        """Begin to measure lengths; the networks were built for these levels."""
+        self._lengths = UsualLengths()
 
     def begin_update(self, context: FitContext) -> None:
-        """Allocate nothing: embedding and decoder are trained on from where they are."""
+        """Allocate nothing: embedding and decoder are trained on, lengths are compared with those of the fit."""
+
+    def observe(self, batch: Batch) -> None:
+        """Add a batch to the usual length of the teacher's features."""
+        if self.usual is not None:
+            self._lengths.add(batch.levels, batch.keep)
+            self.usual = self._lengths.lengths().to(self.usual)
 
     def phases(self) -> Sequence[Phase[Batch]]:
         """Return one phase: embedding and decoder are trained together."""
@@ -212,16 +230,17 @@ class ReverseDistillation(Detector):
         return highest(maps, keep), maps
 
     def level_maps(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cosine distances of the levels, whose sum the map is."""
+        """Return the weighed cosine distances of the levels, whose sum the map is."""
         return dict(zip(self.level_names(), self._distances(batch), strict=True))
 
     def _distances(self, batch: Batch) -> list[Tensor]:
-        """Compute the cosine distance of each level on the first one's grid, (B, P, h, w) each."""
-        distances = [
-            1 - F.cosine_similarity(f_e, f_d, dim=2) for f_e, f_d in self._pairs(batch)
-        ]  # each (B, P, h_k, w_k)
-        grid = cells_of(batch.levels[0])
-        return [to_grid(m, grid) for m in distances]
+        """Compute the cosine distance of each level, weighed, on the first one's grid, (B, P, h, w) each."""
+        grid, distances = cells_of(batch.levels[0]), []
+        for k, (f_e, f_d) in enumerate(self._pairs(batch)):
+            m = 1 - F.cosine_similarity(f_e, f_d, dim=2)  # (B, P, h_k, w_k)
+            weighed = m if self.usual is None else m * length_weights(f_e, self.usual[:, k])
+            distances.append(to_grid(weighed, grid))
+        return distances
 
     def _pairs(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Return f_E and f_D of each level, both (B, P, C, h, w)."""

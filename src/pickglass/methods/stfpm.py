@@ -13,6 +13,10 @@ Where we depart, and why
   and 80 to 20 as here.
 - Levels are enlarged to the first level's grid (with the paper's layers the authors' 64 x 64), where the score is
   taken.
+- The map weighs each cell of a level by |F_t|^2 / (|F_t|^2 + u^2), u the usual length of the level's features
+  (``length_weights``; ``paper`` does not). Features of unit length forget how long they were, and the direction of a
+  short one is mostly noise, which no student can follow: there the highest values of good images lie. The loss is the
+  paper's.
 - The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's maximum is
   ``top_share=0``.
 - The default backbone takes the paper's learning rate too, a smaller one only learned more slowly, but in batches of
@@ -35,7 +39,16 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.features.batch import Batch
 from pickglass.features.extractor import untrained
-from pickglass.nn.maps import batch_mean, cells_of, highest, kept_cells, kept_mean, to_grid
+from pickglass.nn.maps import (
+    UsualLengths,
+    batch_mean,
+    cells_of,
+    highest,
+    kept_cells,
+    kept_mean,
+    length_weights,
+    to_grid,
+)
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
 from pickglass.runtime.compute import Shape
@@ -56,6 +69,7 @@ class STFPM(Detector):
         lr: learning rate of SGD (paper: 0.4).
         momentum: SGD's momentum (paper: 0.9).
         weight_decay: SGD's weight decay (paper: 1e-4).
+        length_weights: a cell counts by the length of the teacher's feature there (paper: False).
         pick: ``"best"`` keeps the epoch with the lowest validation loss, ``"last"`` the last, without validation.
 
     Example:
@@ -79,6 +93,7 @@ class STFPM(Detector):
             "epochs": 100,
             "batch": 32,
             "lr": 0.4,
+            "length_weights": False,
             "top_share": 0.0,
         },
         # about four minutes of two cores for 200 images of 256 pixels: 140 of them 20 times, some 12 a second
@@ -101,6 +116,7 @@ class STFPM(Detector):
         lr: float = 0.4,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
+        length_weights: bool = True,
         pick: Literal["last", "best"] = "best",
     ) -> None:
         super().__init__(
@@ -118,8 +134,12 @@ class STFPM(Detector):
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.length_weights = length_weights
         self.pick = pick
         self.student: Stacked | None = None
+        self.register_buffer("usual", None)  # (P, K) length of a teacher's feature at each level
+        self.usual: Tensor | None
+        self._lengths = UsualLengths()
 
     @property
     def uses_validation(self) -> bool:
@@ -140,12 +160,20 @@ class STFPM(Detector):
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """Make the student, of the teacher's architecture."""
         self.student = Stacked(lambda: untrained(self.backbone, self.read_layers, self.scales), positions, seed)
+        self.usual = torch.zeros(positions, len(shapes)) if self.length_weights else None
 
     def begin_fit(self, context: FitContext) -> None:
-        """Allocate nothing: the student was built for these levels."""
+        """Begin to measure lengths; the student was built for these levels."""
+        self._lengths = UsualLengths()
 
     def begin_update(self, context: FitContext) -> None:
-        """Allocate nothing: the student learns on from where it is."""
+        """Allocate nothing: the student learns on from where it is, lengths are compared with those of the fit."""
+
+    def observe(self, batch: Batch) -> None:
+        """Add a batch to the usual length of the teacher's features."""
+        if self.usual is not None:
+            self._lengths.add(batch.levels, batch.keep)
+            self.usual = self._lengths.lengths().to(self.usual)
 
     def phases(self) -> Sequence[Phase[Batch]]:
         """Return one phase: the student follows the teacher."""
@@ -171,7 +199,7 @@ class STFPM(Detector):
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score by the product of the levels' maps (eq. 4): scores (B, P), smoothed maps (B, P, h, w)."""
-        first, *others = self._distances(batch)
+        first, *others = self._weighed(batch)
         grid = cells_of(first)
         product = first  # (B, P, h, w)
         for d in others:
@@ -181,7 +209,7 @@ class STFPM(Detector):
 
     def level_maps(self, batch: Batch) -> dict[str, Tensor]:
         """Return by how much each factor of the map exceeds its median in the image, as a logarithm: these add up."""
-        distances = self._distances(batch)
+        distances = self._weighed(batch)
         grid, maps = cells_of(distances[0]), {}
         for name, d in zip(self.level_names(), distances, strict=True):
             whole = to_grid(d, grid).clamp(min=torch.finfo(torch.float32).tiny)  # (B, P, h, w)
@@ -200,6 +228,14 @@ class STFPM(Detector):
             difference = F.normalize(f_t.float(), dim=2) - F.normalize(f_s.float(), dim=2)
             distances.append(difference.square().sum(2) / 2)  # (B, P, h, w)
         return distances
+
+    def _weighed(self, batch: Batch) -> list[Tensor]:
+        """Weigh eq. 1 at each cell by the length of the teacher's feature: (B, P, h, w) per level."""
+        distances = self._distances(batch)
+        if self.usual is None:
+            return distances
+        lengths = self.usual.unbind(1)  # (P,) per level
+        return [d * length_weights(f, u) for d, f, u in zip(distances, batch.levels, lengths, strict=True)]
 
     def _student(self) -> Stacked:
         if self.student is None:

@@ -30,6 +30,7 @@ __all__ = [
     "ProcessLock",
     "Residual",
     "RingQuantiles",
+    "UsualLengths",
     "adaptive_windows",
     "area_means",
     "batch_mean",
@@ -42,6 +43,7 @@ __all__ = [
     "highest",
     "kept_cells",
     "kept_mean",
+    "length_weights",
     "level_lines",
     "may_use_bfloat16",
     "mean_of_highest",
@@ -288,6 +290,43 @@ class ChannelMoments:
         """Return both, (P, C) each, float64; the deviation of a channel that never changes is 1."""
         std = (self.squares / self.count.clamp(min=1)).sqrt()
         return self.mean, torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, 1.0)
+
+
+class UsualLengths:
+    """The root mean square length of the features of each level over all cells, each position by itself."""
+
+    def __init__(self) -> None:
+        self.sums = self.counts = torch.zeros((), dtype=torch.float64)
+
+    def add(self, levels: Sequence[Tensor], keep: Tensor | None) -> None:
+        """Add a batch of levels (B, P, C, h, w); the pixels that count are (B, P, H, W) bool, None: all."""
+        sums, counts = [], []
+        for level in levels:
+            squares = level.cpu().double().square().sum(2)  # (B, P, h, w)
+            inside = kept_cells(None if keep is None else keep.cpu(), cells_of(squares))
+            counting = torch.ones_like(squares) if inside is None else inside.double()
+            sums.append((squares * counting).sum((0, 2, 3)))
+            counts.append(counting.sum((0, 2, 3)))
+        self.sums = self.sums + torch.stack(sums, 1)  # (P, K)
+        self.counts = self.counts + torch.stack(counts, 1)
+
+    def lengths(self) -> Tensor:
+        """Return them, (P, K) float64; 0 where no cell counted."""
+        return (self.sums / self.counts.clamp(min=1)).sqrt()
+
+
+def length_weights(level: Tensor, usual: Tensor) -> Tensor:
+    """Return how far the direction of each feature can be trusted, |f|^2 / (|f|^2 + usual^2): (B, P, h, w), 0 to 1.
+
+    What no network can predict of a feature is about as large everywhere, so it turns a short feature further than a
+    long one. This is the gain of a Wiener filter, noise as large as the usual feature: half for a usual one.
+
+    Args:
+        level: features (B, P, C, h, w).
+        usual: their usual length (P,), see :class:`UsualLengths`.
+    """
+    squares = level.float().square().sum(2)  # (B, P, h, w)
+    return squares / (squares + usual.float().square()[:, None, None]).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 # -- means over what counts --------------------------------------------------------------------------------------------
