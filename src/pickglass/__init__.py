@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         PaDiM,
         PatchCore,
         ReverseDistillation,
+        Subspace,
         register_method,
     )
     from pickglass.result import Prediction
@@ -57,6 +58,7 @@ __all__ = [
     "Prediction",
     "ReverseDistillation",
     "Row",
+    "Subspace",
     "Table",
     "backbone_names",
     "evaluate",
@@ -90,6 +92,7 @@ _HOMES = {
     "ReverseDistillation": "methods",
     "Row": "data",
     "STFPM": "methods",
+    "Subspace": "methods",
     "Table": "data",
     "backbone_names": "features",
     "evaluate": "app.testing.evaluate",

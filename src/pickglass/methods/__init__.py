@@ -20,6 +20,7 @@ from pickglass.methods.padim import PaDiM
 from pickglass.methods.patchcore import PatchCore
 from pickglass.methods.reverse_distillation import ReverseDistillation
 from pickglass.methods.stfpm import STFPM
+from pickglass.methods.subspace import Subspace
 
 __all__ = [
     "METHODS",
@@ -32,6 +33,7 @@ __all__ = [
     "PaDiM",
     "PatchCore",
     "ReverseDistillation",
+    "Subspace",
     "find_method",
     "load",
     "method_names",
@@ -47,6 +49,7 @@ METHODS.update(
         "fastflow": FastFlow,
         "asymmetric_student_teacher": AsymmetricStudentTeacher,
         "efficientad": EfficientAD,
+        "subspace": Subspace,
         "combined": Combined,
     }
 )
