@@ -15,8 +15,7 @@ default size, all good images learned:
 At 256 x 256 px or the same area, without what is usual at a place or a level:
 
 - ``256``: the bank of all images. ``retrieved``: no bank; each cell is compared with cells of the 15 training images
-  that are most alike as a whole, at most 2 cells away (RAD, Zhang et al. 2026, arXiv 2601.22763). ``all patches``, for
-  small sets (not fitted unless it is named): a bank of all patches, of which RAD's are some.
+  that are most alike as a whole, at most 2 cells away (RAD, Zhang et al. 2026, arXiv 2601.22763).
 - ``few``: 16 images, each of another part; ``few, turned`` adds seven copies turned by multiples of 45 degrees
   (AnomalyDINO, Damm et al. 2025, arXiv 2405.14529), ``few, quarters`` three by quarters; ``few, brighter`` adds copies
   of 0.7, 0.85, 1.15 and 1.3 times the brightness (SuperADD, 2026, arXiv 2605.14808). Two draws, and banks of 2,000
@@ -168,7 +167,6 @@ MODELS: dict[str, Model] = {
     "patchcore+subspace": Model(fitted(pg.Combined("patchcore+subspace", size="area:512")), "patchcore"),
     "256": Model(fitted(pg.PatchCore(**PLAIN)), "256"),
     "retrieved": Model(retrieved, "256"),
-    "all patches": Model(fitted(pg.PatchCore(**PLAIN, ratio=1.0)), "256"),
     "few": Model(from_copies((), ()), "few", DRAWS),
     "few, quarters": Model(from_copies(QUARTERS, ()), "few", DRAWS),
     "few, turned": Model(from_copies(EIGHTHS, ()), "few", DRAWS),
