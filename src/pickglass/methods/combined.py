@@ -248,6 +248,11 @@ class Combined(Detector):
         return next(iter(self.components.values())).quarter_turns
 
     @property
+    def brightnesses(self) -> tuple[float, ...]:
+        """The factors of brightness in which each image is learned."""
+        return next(iter(self.components.values())).brightnesses
+
+    @property
     def scores_stay(self) -> bool:
         """Whether a threshold stays of use in an update: where that of each part does."""
         return all(part.scores_stay for part in self.components.values())
@@ -292,6 +297,12 @@ class Combined(Detector):
             raise InputError(
                 f"rotations: the parts see images together, but in the turns {sorted(turns)}: give all parts the same, "
                 "or rotations=1 where one of them trains"
+            )
+        factors = {part.brightnesses for part in own}
+        if len(factors) > 1 or (self.trains and factors != {(1.0,)}):
+            raise InputError(
+                f"brightness: the parts see images together, but in the factors {sorted(factors)}: give all parts the "
+                "same, or none where one of them trains"
             )
         for name in ("map_weights", "score_weights"):
             given = getattr(self, name)
