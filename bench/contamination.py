@@ -2,6 +2,7 @@
 
     python -m bench run contamination DATA [--seeds 5] [--rates 0.05 0.1] [--methods patchcore padim]
     python -m bench run contamination --painted [DATA...] [--seeds 3]
+    python -m bench run contamination --compare DATA [--seeds 5] [--rates 0.05]
 
 DATA is a data set with labelled test defects, e.g. magnetic_tile squeezed to 256 px (bench/tools/squeeze.py). Defects
 drawn evenly from all types are mixed into the good training images as if they were good, until they make up 5 and 10
@@ -15,12 +16,19 @@ the same test images, with the standard error over the draws. Without --methods 
 --painted: the sets on which the check's settings were chosen: the good training images of the folders, three cloths
 and four kinds of trays, with painted defects in 0, 5 and 10 % of them; no real defect is looked at. ``mixed`` draws
 the kind of each defect, ``one`` has the same kind everywhere.
+
+--compare: by what each cell is judged. Of its least distances to the other groups: the mean of the three nearest, as
+the check has it; MuSc's mean over the lowest 30 % (and over the lowest 10 %), mean over cells averaged over 1, 3 and 5
+(Li et al., ICLR 2024); MeDS's mean over memories of a random tenth of the groups (ICML 2026), as its expectation. By
+the largest cell, as the papers have it, and by the check's spots. Counts the defective images of all draws that are
+found where 1, 2 and 5 % of the good ones are suspected.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,6 +38,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 import pickglass as pg
 from bench.harness import Case, Record, Suite, markdown
@@ -43,6 +54,7 @@ from pickglass.features.engine import BackboneEngine
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods import find_method
 from pickglass.metrics import average_precision
+from pickglass.nn.outliers import principal, standing_out
 from pickglass.result import Prediction
 from pickglass.runtime.compute import ComputeOptions
 
@@ -189,6 +201,98 @@ def table_of_real(records: list[Record]) -> str:
     return "\n\n".join(parts)
 
 
+# -- by what a cell is judged ------------------------------------------------------------------------------------------
+
+SIZES, PARTS_OF_GROUPS, FALSE = (1, 3, 5), {"MuSc, lowest 30 %": 0.3, "lowest 10 %": 0.1}, (0.01, 0.02, 0.05)
+REFERENCES = 64  # cells of each image
+
+
+def compared(data: Path, rates: Sequence[float], seeds: int) -> Iterator[Case]:
+    dataset, loader = load_dataset(data), a_reader()
+    clean = dataset.train
+
+    @cache
+    def levels() -> dict[Row, list[Tensor]]:
+        return {row: batch for rows in (clean, dataset.test) for row, batch in levels_of(loader, rows)}
+
+    def draw(rate: float, seed: int) -> Figures:
+        wrong = drawn(dataset.test, round(rate * len(clean) / (1 - rate)), np.random.default_rng(seed))
+        rows = [*clean, *wrong]
+        bad = np.array([row.label == 1 for row in rows])
+        number: dict[str, int] = {}
+        groups = torch.tensor([number.setdefault(row.unit, len(number)) for row in rows])
+        found = []
+        for name, distances in cell_distances([levels()[row] for row in rows], groups):
+            for by, scores in (("largest cell", distances.amax(1)), ("spot", standing_out(distances)[0])):
+                values = scores.numpy()
+                limits = np.quantile(values[~bad], [1 - share for share in FALSE])
+                found.append([name, by, *(values[bad][:, None] > limits).sum(0).tolist()])
+        return {"n_wrong": int(bad.sum()), "found": found}
+
+    for rate, seed in itertools.product(rates, range(seeds)):
+        yield Case({"part": "compared", "set": data.name, "rate": rate, "seed": seed}, partial(draw, rate, seed))
+
+
+def table_of_compared(records: list[Record]) -> str:
+    """How many images are found in all draws, where so many good ones are suspected."""
+    parts = []
+    results = [r for r in records if r["part"] == "compared"]
+    for rate in sorted({r["rate"] for r in results}):
+        part = [r for r in results if r["rate"] == rate]
+        total = sum(r["n_wrong"] for r in part)
+        heads = [f"{rate:.0%} mixed in, found of {total}", "by", *(f"{share:.0%} of good" for share in FALSE)]
+        lines = []
+        for k, (name, by, *_) in enumerate(part[0]["found"]):
+            lines.append([name, by, *(str(sum(r["found"][k][2 + i] for r in part)) for i in range(len(FALSE)))])
+        parts.append(markdown(heads, lines))
+    return "\n\n".join(parts)
+
+
+def levels_of(loader: FeatureLoader, rows: Table) -> Iterator[tuple[Row, list[Tensor]]]:
+    for loaded in loader.batches(rows):
+        if loaded.batch is None:
+            raise SystemExit(f"cannot be read: {loaded.failures}")
+        pooled = [F.adaptive_avg_pool2d(level[:, 0], (16, 16)) for level in loaded.batch.levels]
+        for i, item in enumerate(loaded.items):
+            yield item.row, [level[i] for level in pooled]
+
+
+def cell_distances(images: list[list[Tensor]], groups: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """How strange each cell of the images is, (N, S), by each of the ways."""
+    nearest = [to_groups(images, groups, size) for size in SIZES]
+    yield "three nearest", nearest[0][..., :3].mean(2)
+    for name, share in PARTS_OF_GROUPS.items():
+        some = max(1, int(share * nearest[0].shape[2]))
+        yield name, torch.stack([of_size[..., :some].mean(2) for of_size in nearest]).mean(0)
+    n = nearest[0].shape[2]
+    tenth = max(1, round(0.1 * n))
+    # the chance that of a random tenth of the groups the k-th nearest is the nearest
+    chance = [math.comb(n - 1 - k, tenth - 1) / math.comb(n, tenth) for k in range(n)]
+    yield "MeDS", (nearest[0] * torch.tensor(chance)).sum(2)
+
+
+def to_groups(images: list[list[Tensor]], groups: Tensor, size: int) -> Tensor:
+    """The least distance of each cell to each other group, the nearest first: (N, S, G - 1)."""
+    parts = []
+    for level in zip(*images, strict=True):
+        x = F.avg_pool2d(torch.stack(level), size, 1, size // 2, count_include_pad=False)  # (N, C, 16, 16)
+        cells = x.flatten(2).transpose(1, 2)
+        parts.append(cells / cells.flatten(0, 1).var(0, correction=0).sum().sqrt())
+    cells = principal(torch.cat(parts, dim=2), 64, seed=0)
+    n, s, _ = cells.shape
+    drawn_cells = torch.rand(n, s, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :REFERENCES]
+    references = cells.gather(1, drawn_cells[..., None].expand(-1, -1, cells.shape[2]))  # (N, R, C)
+    number = int(groups.max()) + 1
+    found = torch.empty(n, s, number - 1)
+    for i in range(n):
+        to_images = torch.cdist(cells[i], references.flatten(0, 1)).view(s, n, REFERENCES).amin(2)  # (S, N)
+        closest = torch.full((s, number), torch.inf)
+        closest.scatter_reduce_(1, groups.expand(s, -1), to_images, "amin")
+        closest[:, groups[i]] = torch.inf
+        found[i] = closest.sort(1).values[:, :-1]
+    return found
+
+
 # -- painted defects ---------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +376,7 @@ def summary(part: list[Figures]) -> list[str]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--painted", action="store_true")
+    parser.add_argument("--compare", action="store_true")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.1])
     parser.add_argument("--methods", nargs="*", default=["patchcore", "padim"])
     parser.add_argument("--seeds", type=int, default=5)
@@ -280,10 +385,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def cases(given: argparse.Namespace) -> Iterator[Case]:
     if given.painted:
         yield from painted(given.data, given.rates, given.seeds)
+    elif given.compare and len(given.data) == 1:
+        yield from compared(given.data[0], given.rates, given.seeds)
     elif len(given.data) == 1:
         yield from mixed_in(given.data[0], given.rates, given.methods, given.seeds)
     else:
         raise SystemExit("name one data set")
 
 
-SUITE = Suite(cases, arguments, {"real": table_of_real, "painted": table_of_painted})
+SUITE = Suite(cases, arguments, {"real": table_of_real, "painted": table_of_painted, "compared": table_of_compared})

@@ -5,7 +5,8 @@ python -m bench.efficientad_gpu DATA OUT [--steps 20000] [--model small] [--size
 
 With ``--photos`` a teacher is distilled first (else the one that comes with pickglass is taken). Each seed is one fit,
 saved as OUT/efficientad-SEED.safetensors: what is there is judged again, so a killed run goes on. One JSON line a form
-of the map and of the score: image AUROC, AUPRO@0.3 and @0.05. DATA has images of 256 x 256 pixels (bench/tools/squeeze.py).
+of the map and of the score: image AUROC, AUPRO@0.3 and @0.05. DATA has images of 256 x 256 pixels
+(bench/tools/squeeze.py).
 **Not yet run to its end**: only its first form, on a model of two steps, has been seen to work.
 
 Forms of each branch's map, before both are averaged:

@@ -39,14 +39,16 @@ def singles() -> list[pg.Detector]:
     return [single.fit(GOOD, **TORCH) for single in both]
 
 
-def literal(detector: pg.Combined, singles: list[pg.Detector]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (K, N) and maps (K, N, 16, 16) of the single methods, on the common scale."""
+def literal(
+    detector: pg.Combined, singles: list[pg.Detector], grid: tuple[int, int] = (16, 16)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (K, N) and maps (K, N, h, w) of the single methods, on the common scale and grid."""
     assert detector.scale is not None
     scores, maps = [], []
     for single, (usual, tail) in zip(singles, detector.scale.tolist(), strict=True):
         found = single.predict(TEST, **TORCH)
         scores.append((found.scores - usual) / tail)
-        enlarged = to_grid(torch.from_numpy(np.stack(found.maps))[:, None], (16, 16))[:, 0].numpy()
+        enlarged = to_grid(torch.from_numpy(np.stack(found.maps))[:, None], grid)[:, 0].numpy()
         maps.append((enlarged - usual) / tail)
     return np.stack(scores), np.stack(maps)
 
@@ -224,6 +226,44 @@ def test_by_name_with_a_preset_and_settings_of_a_part() -> None:
         build("patchcore+padin")
     with pytest.raises(UnknownName, match="unknown preset of padim 'slow'"):
         build("padim+patchcore", "slow")
+
+
+# -- each level by itself ----------------------------------------------------------------------------------------------
+
+
+def test_separate_levels_are_judged_by_methods_that_read_one_each() -> None:
+    detector = build("patchcore", None, {**PLAIN, "ratio": 0.1}, fusion={"kind": "separate"}).fit(GOOD, **TORCH)
+    assert isinstance(detector, pg.Combined)
+    alone = [pg.PatchCore(layers=[name], ratio=0.1, **PLAIN).fit(GOOD, **TORCH) for name in ("stage3", "stage5")]
+    scores, maps = literal(detector, alone, (8, 8))
+    found = detector.predict(TEST, **TORCH)
+    np.testing.assert_allclose(found.scores, scores.mean(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.stack(found.maps), maps.mean(0), rtol=1e-4, atol=1e-4)
+    assert list(detector.components) == ["patchcore", "patchcore 2"]
+
+
+def test_separate_levels_keep_the_tiles() -> None:
+    tiled = pg.PatchCore(size=128, ratio=0.1).tiled(tile=64, stride=64)
+    detector = pg.Combined.of_levels(tiled)
+    assert detector.tiling == tiled.tiling
+    assert [(part.read_layers, part.ratio) for part in detector.components.values()] == [  # type: ignore[attr-defined]
+        (("stage3",), 0.1),
+        (("stage5",), 0.1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "fusion", "message"),
+    [
+        ("patchcore", {"layers": ["stage3"]}, {}, "PatchCore reads one layer, stage3: name two or more"),
+        ("patchcore+padim", {}, {}, "PatchCore . PaDiM cannot be separated into layers: expected one method"),
+        ("efficientad", {}, {}, "EfficientAD reads one layer, teacher: name two or more"),
+        ("patchcore", {}, {"dims": 8}, r"fusion 'separate' leaves layers as they are, and has no \['dims'\]"),
+    ],
+)
+def test_what_cannot_be_separated(method: str, settings: dict[str, Any], fusion: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(method, None, settings, fusion={"kind": "separate", **fusion})
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_quick_settings_and_work_units_are_the_methods_own() -> None:
     assert pg.PatchCore.quick_settings(100, 1024) == {"sample": 200, "ratio": 400 / 20_000}
     assert pg.PatchCore.quick_settings(4, 64) == {"sample": 64, "ratio": 1.0}
     units = {name: cls().work_units(10) for name, cls in METHODS.items()}  # type: ignore[call-arg]
-    assert units["patchcore"] == units["padim"] == 0
+    assert units["patchcore"] == units["padim"] == units["subspace"] == 0
     assert units["stfpm"] == 10 * pg.STFPM().epochs
     assert units["asymmetric_student_teacher"] == 10 * 2 * pg.AsymmetricStudentTeacher().teacher_epochs
     assert units["efficientad"] == pg.EfficientAD().steps
@@ -139,7 +139,7 @@ def test_images_that_show_nothing_are_refused(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_one_to_three_images_make_a_sound_fit_or_one_clear_error(method: str) -> None:
     images = textures(3, SIDE)
-    needed = {"patchcore": 1}.get(method, 3)
+    needed = {"patchcore": 1, "subspace": 1}.get(method, 3)
     for n in (1, 2, 3):
         detector = shortest(method)
         if n < needed:

@@ -358,6 +358,7 @@ FEW: dict[str, dict[str, object]] = {
     "stfpm": TRAINED,
     "reverse_distillation": {**TRAINED, "blocks": 1},
     "fastflow": {**TRAINED, "steps": 2},
+    "subspace": {},
     "asymmetric_student_teacher": {"teacher_epochs": 1, "student_epochs": 1, "batch": 4, "student_hidden": 8},
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -242,6 +244,31 @@ def test_the_default_bank_is_bounded_and_a_ratio_is_obeyed(monkeypatch: pytest.M
     for ratio, kept in ((None, 20), (0.01, 26)):
         detector = pg.PatchCore(size=(64, 256), ratio=ratio).fit(many, calibrate=0, engine="torch")
         assert detector.provenance.details["bank"] == kept
+
+
+def test_brighter_copies_are_learned_as_images_of_their_own(tmp_path: Path) -> None:
+    good = textures(4, 64) // 2  # nothing becomes whiter than white
+    settings: dict[str, Any] = {"size": 64, "ratio": 1.0, "place_scale": False}
+    detector = pg.PatchCore(**settings, brightness=(0.5, 1.5), rotations=2).fit(good, engine="torch")
+    assert detector.provenance.details["patches"] == 6 * 4 * 64
+    assert detector.calibration is not None
+    assert detector.calibration.source == "left out"
+    for factor in (1, 0.5, 1.5):
+        asked = good.astype(np.float32) / 255 * factor
+        assert float(detector.predict(asked, engine="torch").scores.max()) < 0.05
+    assert float(detector.predict(good.astype(np.float32) / 255 * 0.75, engine="torch").scores.min()) > 0.1
+    assert detector.origins is not None
+    assert set(detector.origins[0, :, 0].tolist()) == {0, 1, 2, 3}
+    assert set((detector.origins[0, :, 1] // 64).tolist()) == {0, 1}  # the turn, whatever the brightness
+    assert pg.load(detector.save(tmp_path / "model.safetensors")).brightness == [0.5, 1.5]  # type: ignore[attr-defined]
+    detector.update(textures(2, 64, seed=3), engine="torch")
+    assert set(detector.origins[0, :, 0].tolist()) == set(range(6))
+
+
+@pytest.mark.parametrize("brightness", [0.5, (0,), ("a",), (0.5, None)])
+def test_factors_of_brightness_are_checked(brightness: Any) -> None:
+    with pytest.raises(InputError, match=r"brightness=.*: expected factors from 0\.1 to 10, e\.g\. \(0\.7, 1\.3\)"):
+        pg.PatchCore(size=64, brightness=brightness).fit(textures(4, 64), engine="torch")
 
 
 @pytest.mark.golden

@@ -87,14 +87,31 @@ def test_principal_axes_keep_what_varies() -> None:
 
 def test_what_stands_out_by_hand() -> None:
     nan = math.nan
-    distances = torch.tensor([[1.0, 5.0, nan], [2.0, 5.0, 3.0], [3.0, 9.0, 4.0], [nan, nan, nan], [1.0, 7.0, 2.0]])
-    # usual at their places: 1, 5, 3 (of four, three values the lower median); the rest: [0 0 -], [1 0 0], [2 4 1],
-    # nothing, [0 2 -1]; less their medians 0, 0, 2, -, 0: [0 0 -], [1 0 0], [0 2 -1], nothing, [0 2 -1]; median
-    # absolute rests 0, 0, 1, 0, 1, their median 0
-    spot, whole = standing_out(distances)
-    assert spot.tolist()[2:] == [2.0, 0.0, 2.0]
-    assert spot[0] == 0 < spot[2] < spot[1]  # the calmest image of all but for one cell
-    assert whole.tolist() == [1.0, 3.0, 4.0, 0.0, 2.0]
+    logs = torch.tensor([[0.1, 0.5, nan], [0.2, 0.5, 0.3], [0.3, 0.9, 0.4], [nan, nan, nan], [0.1, 0.7, 0.2]])
+    # usual at their places: .1, .5, .3 (of four, three values the lower median); the rest: [0 0 -], [.1 0 0],
+    # [.2 .4 .1], nothing, [0 .2 -.1]; less their medians 0, 0, .2, -, 0: [0 0 -], [.1 0 0], [0 .2 -.1], -, [0 .2 -.1]
+    spot, whole = standing_out(logs.exp())
+    torch.testing.assert_close(spot, torch.tensor([0.0, 0.1, 0.2, 0.0, 0.2]).exp())
+    torch.testing.assert_close(
+        whole, torch.cat([torch.tensor([0.1, 0.3, 0.4]).exp(), torch.tensor([0.0, math.exp(0.2)])])
+    )
+
+
+def test_a_black_background_is_no_spot_where_it_differs_by_rounding() -> None:
+    distances = torch.rand(20, 256, generator=torch.Generator().manual_seed(0)) + 1
+    distances[:, 40:] = 0.0
+    distances[3, 100:110] = 1e-4
+    spot, _ = standing_out(distances)
+    assert float(spot[3]) <= float(spot.max()) < 2
+
+
+def test_a_spot_is_the_mean_of_a_hundredth_of_the_cells() -> None:
+    logs = torch.zeros(5, 256)
+    logs[0, :3] = torch.tensor([3.0, 2.0, 1.0])
+    logs[1] = 0.7  # farther from all others as a whole is no spot
+    spot, whole = standing_out(logs.exp())
+    torch.testing.assert_close(spot, torch.tensor([math.exp(2), 1.0, 1.0, 1.0, 1.0]))
+    assert float(whole[1]) == pytest.approx(math.exp(0.7))
 
 
 def test_modified_z_by_hand() -> None:

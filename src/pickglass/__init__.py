@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         PaDiM,
         PatchCore,
         ReverseDistillation,
+        Subspace,
         SuperSimpleNet,
         register_method,
     )
@@ -58,6 +59,7 @@ __all__ = [
     "Prediction",
     "ReverseDistillation",
     "Row",
+    "Subspace",
     "SuperSimpleNet",
     "Table",
     "backbone_names",
@@ -92,6 +94,7 @@ _HOMES = {
     "ReverseDistillation": "methods",
     "Row": "data",
     "STFPM": "methods",
+    "Subspace": "methods",
     "SuperSimpleNet": "methods",
     "Table": "data",
     "backbone_names": "features",

@@ -107,7 +107,13 @@ def build(
         detector: Detector = Combined.of(names, preset, settings)
     else:
         detector = cls.configured(cls.preset_with(preset, settings or {}) if preset else settings or {})
-    if fusion is not None:
+    if fusion is not None and fusion.get("kind") == "separate":
+        if len(fusion) > 1:
+            raise InputError(
+                f"fusion 'separate' leaves layers as they are, and has no {sorted(set(fusion) - {'kind'})}"
+            )
+        detector = Combined.of_levels(detector)
+    elif fusion is not None:
         from pickglass.features.research.fusion import FusionOptions
 
         detector = detector.fused(**_checked("fusion", fusion, Detector.fused, FusionOptions))

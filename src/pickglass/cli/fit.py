@@ -54,7 +54,13 @@ class Choice:
         str | None, typer.Option(help="Cut the input into tiles of 256 or HxW pixels, each position judged on its own.")
     ] = None
     stride: Annotated[str | None, typer.Option(help="Pixels from one tile to the next, by default half a tile.")] = None
-    fuse: Annotated[str | None, typer.Option(help="Fuse the layers: concat, pyramid, bilinear or attention.")] = None
+    fuse: Annotated[
+        str | None,
+        typer.Option(
+            help="Fuse the layers: concat, pyramid, bilinear or attention. separate: learn and judge each by itself, "
+            "and average what they say."
+        ),
+    ] = None
     adapt: Annotated[
         str | None, typer.Option(help="First fine-tune these stages on painted defects, e.g. stage3+stage4.")
     ] = None

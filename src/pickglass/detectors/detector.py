@@ -145,7 +145,7 @@ class Detector(Method):
             validate: share of the images for validation; None: what the method wants.
             calibrate: share of the images that is held back for the thresholds; 0: none, and the model has no verdicts.
                 None: all images are fitted, and each is judged as if it had been left out, where the method can do that
-                (PatchCore, PaDiM); otherwise 0.1.
+                (PatchCore, PaDiM, Subspace); otherwise 0.1.
             seed: by which the images are divided and everything else is drawn.
             memory_gb: budget for what the method holds.
             checkpoint: file that a method that trains writes every few minutes; where it exists already, the fit goes
@@ -233,7 +233,7 @@ class Detector(Method):
             earlier: good images from before, likewise. A method that trains trains again on those that it has learned,
                 so that it does not forget them. Those that were never learned say how such parts are judged now.
             calibrate: share of the new images that is held back for the thresholds, above 0. None: each is judged as if
-                it had been left out, where the method can do that (PatchCore, PaDiM); otherwise 0.25.
+                it had been left out, where the method can do that (PatchCore, PaDiM, Subspace); otherwise 0.25.
             seed, memory_gb, channels, observers, progress, compute: as in :meth:`fit`.
 
         Returns:

@@ -13,6 +13,7 @@ Letters: T tiles, P positions that have a head of their own, d features.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -466,11 +467,11 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
         What ``end_fit`` returned and, under ``training``, the course of each phase; where positions are taught in
         several groups, under ``groups`` those of each.
     """
-    turns = 1 if method.trains else len(method.quarter_turns)
+    views = 1 if method.trains else len(method.quarter_turns) * len(method.brightnesses)
     n_fit, n_validate = len(table.role("fit")), len(table.role("validate"))
     units = numbered(table.role("fit"))
     context = FitContext(
-        n_fit * turns,
+        n_fit * views,
         method.level_shapes(),
         1,
         plan.seed,
@@ -478,7 +479,7 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
         plan.progress,
         n_validate=n_validate,
         units=units,
-        before=plan.before * turns,
+        before=plan.before * views,
         n_defects=len(plan.defects) if plan.defects and method.learns_defects else 0,
     )
     tiles = loader.tiles
@@ -558,9 +559,9 @@ def _teach(
         method.begin_fit(context)
     if method.trains:
         return _train(method, loader, table, context, plan, fingerprint)
-    for turn in method.quarter_turns:
-        watched = plan.observers if turn == 0 else ()
-        for batch in _batches(loader.turned(turn), table.role("fit"), context.progress, watched):
+    for i, view in enumerate(itertools.product(method.quarter_turns, method.brightnesses)):
+        watched = plan.observers if i == 0 else ()
+        for batch in _batches(loader.changed(*view), table.role("fit"), context.progress, watched):
             method.observe(batch)
     if method.validates:
         for batch in _batches(loader, table.role("validate"), silent):

@@ -74,6 +74,7 @@ class FeatureLoader:
         ready: images that were prepared before, by path; they are not decoded again.
         positions: the tiles that are read; None: all of them.
         turn: quarter turns by which images are turned on the canvas.
+        brightness: factor by which their values are multiplied, to white at most.
 
     Raises:
         InputError: ``batch``, ``workers`` or ``max_pixels`` is below 1.
@@ -102,6 +103,7 @@ class FeatureLoader:
         self.ready: Mapping[str, Decoded[Row, Prepared]] = {}
         self.positions: range | None = None
         self.turn = 0
+        self.brightness = 1.0
 
     @property
     def batch(self) -> int:
@@ -115,16 +117,16 @@ class FeatureLoader:
         changed.positions = positions
         return changed
 
-    def turned(self, turn: int) -> FeatureLoader:
-        """Return a loader that turns images by so many quarters."""
+    def changed(self, turn: int, brightness: float) -> FeatureLoader:
+        """Return a loader that turns images by so many quarters, and multiplies their values by a factor."""
         changed = copy(self)
-        changed.turn = turn
+        changed.turn, changed.brightness = turn, brightness
         return changed
 
     def plain(self) -> FeatureLoader:
         """Return a loader that reads images alone, of each tile, and runs no backbone."""
         changed = copy(self)
-        changed.reads, changed.fusion, changed.turn = ("images",), None, 0
+        changed.reads, changed.fusion, changed.turn, changed.brightness = ("images",), None, 0, 1.0
         changed.positions = None if self.tiles is None else range(self.tiles.n)
         return changed
 
@@ -173,6 +175,8 @@ class FeatureLoader:
         if any(value.keep is not None for value in values):
             whole = np.ones(self.preprocess.size, np.bool_)
             keep = torch.from_numpy(np.stack([whole if value.keep is None else value.keep for value in values]))
+        if self.brightness != 1:
+            images = (images * self.brightness).clamp(max=1)
         if self.turn:
             images = images.rot90(self.turn, (2, 3)).contiguous()
             keep = None if keep is None else keep.rot90(self.turn, (1, 2))  # (B, H, W)

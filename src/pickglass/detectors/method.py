@@ -135,6 +135,11 @@ class Method(Configured, ABC):
         """The quarter turns in which a statistical method sees each image; (0,): as it is."""
         return (0,)
 
+    @property
+    def brightnesses(self) -> tuple[float, ...]:
+        """The factors of brightness in which a statistical method sees each image, in each turn; (1.0,): as it is."""
+        return (1.0,)
+
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """Lay out what will be learned, for levels of these shapes (C, h, w); also before a model file fills it."""
 
@@ -143,7 +148,7 @@ class Method(Configured, ABC):
         """Check the settings against the shapes and allocate, before the first image comes."""
 
     def observe(self, batch: Batch) -> None:
-        """Take in a batch of good images; each image comes once, in each of the ``quarter_turns``."""
+        """Take in a batch of good images; each comes once in each of the ``quarter_turns`` and ``brightnesses``."""
 
     @property
     def learns_defects(self) -> bool:

@@ -66,7 +66,7 @@ class Configured(nn.Module):
             show one good part in several lights (groups); the map stays. A level beyond those of nine tenths of the
             good images counts as the nearest of theirs. None: where the level explains at least 0.05 of the variance
             of the scores of one part, at least 10 of which are shown several times, and images were judged as if left
-            out (PatchCore, PaDiM); never with the method's own score.
+            out (PatchCore, PaDiM, Subspace); never with the method's own score.
 
     Attributes:
         method: the name by which the command line and model files know the method.

@@ -20,6 +20,7 @@ from pickglass.methods.padim import PaDiM
 from pickglass.methods.patchcore import PatchCore
 from pickglass.methods.reverse_distillation import ReverseDistillation
 from pickglass.methods.stfpm import STFPM
+from pickglass.methods.subspace import Subspace
 from pickglass.methods.supersimplenet import SuperSimpleNet
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "PaDiM",
     "PatchCore",
     "ReverseDistillation",
+    "Subspace",
     "SuperSimpleNet",
     "find_method",
     "load",
@@ -49,6 +51,7 @@ METHODS.update(
         "fastflow": FastFlow,
         "asymmetric_student_teacher": AsymmetricStudentTeacher,
         "efficientad": EfficientAD,
+        "subspace": Subspace,
         "supersimplenet": SuperSimpleNet,
         "combined": Combined,
     }

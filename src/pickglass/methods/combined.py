@@ -151,6 +151,33 @@ class Combined(Detector):
         rest = {key: value for key, value in own.items() if key.partition(".")[0] not in names}
         return cls.configured({**shared, **rest, "parts": tuple(parts)})
 
+    @classmethod
+    def of_levels(cls, detector: Detector) -> Combined:
+        """Make a combination in which a detector's method learns and judges each layer by itself.
+
+        PatchCore then has a bank for each layer, and the maps are averaged on one scale. SuperAD (Zhang et al. 2025,
+        arXiv 2505.19750) averages distances to the banks of several blocks as they are.
+
+        Args:
+            detector: gives the settings; it is not fitted.
+
+        Raises:
+            InputError: it reads one layer, no layers, or several methods or fused layers.
+        """
+        settings = detector.configuration()
+        if "features" not in detector.reads or isinstance(detector, Combined) or "fusion" in settings:
+            raise InputError(
+                f"{detector.title} cannot be separated into layers: expected one method that reads the layers of a "
+                "backbone as they are, e.g. patchcore"
+            )
+        layers = detector.read_layers
+        if len(layers) < 2:
+            raise InputError(f"{detector.title} reads one layer, {layers[0]}: name two or more to separate them")
+        whole = {name: settings.pop(name) for name in (*_SHARED, "tiling", "adaptation") if name in settings}
+        return cls.configured(
+            {**whole, "parts": [{"method": detector.method, **settings, "layers": [layer]} for layer in layers]}
+        )
+
     def _made(self, settings: Mapping[str, Any]) -> Detector:
         """Make one of the methods as it is to be beside the others."""
         own = dict(settings)
@@ -221,6 +248,11 @@ class Combined(Detector):
         return next(iter(self.components.values())).quarter_turns
 
     @property
+    def brightnesses(self) -> tuple[float, ...]:
+        """The factors of brightness in which each image is learned."""
+        return next(iter(self.components.values())).brightnesses
+
+    @property
     def scores_stay(self) -> bool:
         """Whether a threshold stays of use in an update: where that of each part does."""
         return all(part.scores_stay for part in self.components.values())
@@ -265,6 +297,12 @@ class Combined(Detector):
             raise InputError(
                 f"rotations: the parts see images together, but in the turns {sorted(turns)}: give all parts the same, "
                 "or rotations=1 where one of them trains"
+            )
+        factors = {part.brightnesses for part in own}
+        if len(factors) > 1 or (self.trains and factors != {(1.0,)}):
+            raise InputError(
+                f"brightness: the parts see images together, but in the factors {sorted(factors)}: give all parts the "
+                "same, or none where one of them trains"
             )
         for name in ("map_weights", "score_weights"):
             given = getattr(self, name)

@@ -77,6 +77,8 @@ class PatchCore(Detector):
         standardise: divide each level by its standard deviation, so that none outweighs the others by its scale.
         rotations: in how many turns each image is learned: 1 as it is, 2 half turns, 4 quarter turns (of a square
             input). For parts that lie anyhow and are few. Not in the paper.
+        brightness: factors of brightness at which each image is learned once more, e.g. ``(0.7, 1.3)``. For few images
+            and a changing light (SuperADD, 2026, arXiv 2605.14808).
         position_weight: weight of the place in the image, so that what is good in one place need not be so in another:
             two patches as far apart as the image is wide and high then differ by so many times the features' standard
             deviation; 0 is off, the paper's. For parts that always lie alike.
@@ -125,6 +127,7 @@ class PatchCore(Detector):
         dims: int | None = None,
         standardise: bool = False,
         rotations: int = 1,
+        brightness: Sequence[float] = (),
         position_weight: float = 0.0,
         reweight: int = 0,
         top_k: int = 1,
@@ -147,6 +150,7 @@ class PatchCore(Detector):
         self.dims = dims
         self.standardise = standardise
         self.rotations = rotations
+        self.brightness = brightness
         self.position_weight = position_weight
         self.reweight = reweight
         self.top_k = top_k
@@ -175,6 +179,11 @@ class PatchCore(Detector):
     def quarter_turns(self) -> tuple[int, ...]:
         """The quarter turns in which each image is learned."""
         return tuple(range(0, 4, 4 // self.rotations)) if self.rotations in (2, 4) else (0,)
+
+    @property
+    def brightnesses(self) -> tuple[float, ...]:
+        """The factors of brightness at which each image is learned: as it is first."""
+        return (1.0, *self.brightness) if _are_factors(self.brightness) else (1.0,)
 
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
@@ -283,6 +292,8 @@ class PatchCore(Detector):
             raise InputError(f"patch={self.patch!r}: expected an odd number of cells, e.g. 3")
         if self.rotations not in (1, 2, 4):
             raise InputError(f"rotations={self.rotations!r}: expected 1, 2 (half turns) or 4 (quarter turns)")
+        if not _are_factors(self.brightness):
+            raise InputError(f"brightness={self.brightness!r}: expected factors from 0.1 to 10, e.g. (0.7, 1.3)")
         if not (math.isfinite(self.position_weight) and self.position_weight >= 0):
             raise InputError(
                 f"position_weight={self.position_weight!r}: expected 0 (off) or a positive weight, e.g. 0.5"
@@ -388,16 +399,17 @@ class PatchCore(Detector):
         head, and the cell of the turned tile.
         """
         context, m = self._context, self._context.per_image
-        turns = len(self.quarter_turns)
-        seen, each = torch.arange(self._images, self._images + n), max(1, context.n_images // turns)
-        turn, row = seen // each, seen % each
+        factors = len(self.brightnesses)
+        views = len(self.quarter_turns) * factors
+        seen, each = torch.arange(self._images, self._images + n), max(1, context.n_images // views)
+        turn, row = seen // (each * factors), seen % each
         image = self._known_before() + row // m
         spots = (turn * m + row % m)[:, None] * math.prod(grid) + torch.arange(math.prod(grid))  # (n, h w)
         return torch.stack([image[:, None].expand_as(spots), spots], dim=2).flatten(0, 1).int()
 
     def _known_before(self) -> int:
         """Count the images that were learned before an update."""
-        return self._context.before // (len(self.quarter_turns) * self._context.per_image)
+        return self._context.before // (len(self.quarter_turns) * len(self.brightnesses) * self._context.per_image)
 
     def _units_of(self, origins: Tensor) -> Tensor:
         """Return the unit (P, n) of the image of each patch, by its origin (P, n, 2)."""
@@ -638,6 +650,10 @@ class PatchCore(Detector):
         if self.bank is None:
             raise self.unfitted()
         return self.bank
+
+
+def _are_factors(given: Any) -> bool:
+    return isinstance(given, (list, tuple)) and all(isinstance(x, (int, float)) and 0.1 <= x <= 10 for x in given)
 
 
 class _Chosen(NamedTuple):

@@ -9,6 +9,8 @@ Letters: N images, S cells of an image, C channels, G groups, R reference cells 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,8 @@ __all__ = ["group_distances", "modified_z", "principal", "standing_out"]
 _QUERIES = 512  # of one block
 _SAMPLE = 20_000  # cells that the axes are taken from
 _LEAST_DEVIATION = 0.05
-_CALM = 0.1  # of the usual spread of an image's cells: no image counts as calmer
+_SPOT = 0.01  # of the cells of an image
+_NOTHING = 0.1  # of the mean distance: no cell counts as nearer
 
 
 def principal(cells: Tensor, dims: int, seed: int) -> Tensor:
@@ -108,20 +111,21 @@ def _group_minima(values: Tensor, counts: list[int]) -> Tensor:
 def standing_out(distances: Tensor) -> tuple[Tensor, Tensor]:
     """Measure how far each image stands out, by its strangest spot and as a whole, from distances (N, S) of its cells.
 
-    The spot: what is usual at a cell's place, the median over all images, is taken off, then the median of the image
-    (two steps of Tukey's median polish, 1977); the largest rest is divided by the root of the image's median absolute
-    rest, for where cells vary much, one is strange by chance. The root lies between a distance, by which coarse
-    textures are suspicious, and a z-score, by which calm images are. The whole: the median distance.
+    The spot: of the logarithms, what is usual at a cell's place, the median over all images, is taken off, then the
+    median of the image (two steps of Tukey's median polish, 1977), so that a spot is as many times farther than usual
+    on a calm image as on a coarse texture; the mean of the highest hundredth (3 of 256 cells), because one cell is
+    strange by chance. The whole: the median distance.
 
     Returns:
-        Spots and wholes, (N,) each, 0 or more. NaN cells do not count; an image without any other gets 0.
+        Spots and wholes, (N,) each, 0 or more, the spot as a factor. NaN cells do not count; an image without any other
+        gets 0 and, as a spot, 1.
     """
-    rest = distances - distances.nanmedian(0).values
+    least = (_NOTHING * distances.nanmean()).nan_to_num(nan=0.0).clamp(min=torch.finfo(torch.float32).tiny)
+    logs = distances.clamp(min=least).log()  # below, where all images are black, it is rounding that differs
+    rest = logs - logs.nanmedian(0).values
     rest = rest - rest.nanmedian(1, keepdim=True).values
-    spread = rest.abs().nanmedian(1).values.nan_to_num(nan=0.0)  # (N,)
-    least = (_CALM * spread.median()).clamp(min=torch.finfo(torch.float32).tiny)
-    spot = rest.nan_to_num(nan=0.0).amax(1) / spread.clamp(min=least).sqrt()
-    return spot.clamp(min=0), distances.nanmedian(1).values.nan_to_num(nan=0.0)
+    spot = rest.nan_to_num(nan=0.0).topk(math.ceil(_SPOT * rest.shape[1]), dim=1).values.mean(1).exp()
+    return spot, distances.nanmedian(1).values.nan_to_num(nan=0.0)
 
 
 def modified_z(values: Tensor) -> Tensor:
