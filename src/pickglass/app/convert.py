@@ -6,10 +6,8 @@ import csv
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,6 +17,7 @@ from PIL import Image
 
 from pickglass.app.results import ConvertedSet, ConvertResult
 from pickglass.data import Dataset, DataSource, Row, load_dataset, read_header
+from pickglass.data.files import alone, replace_folder, scratch_folder
 from pickglass.data.tables.layouts.names import IMAGE_FOLDERS, MASK_FOLDERS, means_good, split_of
 from pickglass.data.tables.layouts.tree import key
 from pickglass.errors import DataError, Failure, ImageError, InputError
@@ -67,17 +66,27 @@ def convert(
     sets = source.load_all(warn=False)
     written: list[ConvertedSet] = []
     done, total = 0, sum(len(dataset.table) for dataset in sets.values())
-    with _whole(target) as folder:
-        for name, dataset in sets.items():
-            place = folder if len(sets) == 1 else folder / name.replace("/", "_")
-            writing = _Writing(dataset, place)
-            for _ in writing.write(form):
-                done += 1
-                if progress is not None:
-                    progress("linking", done, total)
-            _reread(dataset, place, form)
-            final = target if len(sets) == 1 else target / place.name
-            written.append(writing.result(final, form))
+    try:
+        with alone(target), scratch_folder(target.absolute().parent) as scratch:
+            _check(Path(source.path), target, force)  # another process may have made it while this one waited
+            folder = scratch / "set"
+            folder.mkdir()
+            for name, dataset in sets.items():
+                place = folder if len(sets) == 1 else folder / name.replace("/", "_")
+                writing = _Writing(dataset, place)
+                for _ in writing.write(form):
+                    done += 1
+                    if progress is not None:
+                        progress("linking", done, total)
+                _reread(dataset, place, form)
+                final = target if len(sets) == 1 else target / place.name
+                written.append(writing.result(final, form))
+            (folder / _MARK).touch()
+            replace_folder(folder, target, scratch)
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot write there ({error.strerror}): name another folder, or free some of the disk"
+        ) from error
     return {"folder": str(target), "form": form, "sets": written}
 
 
@@ -92,27 +101,6 @@ def _check(data: Path, target: Path, force: bool) -> None:
             raise InputError(f"{target} exists and was not written by 'pickglass convert': name another folder with -o")
         if not force:
             raise InputError(f"{target} exists already: name another folder with -o, or replace it with --force")
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """Give a folder beside the target that takes its name if no error comes."""
-    try:
-        folder = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name[:60]}-"))
-    except OSError as error:
-        raise InputError(f"{target}: cannot write there ({error.strerror}): name another folder") from error
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        (folder / _MARK).touch()
-        old = Path(f"{folder}-old")
-        if target.exists():
-            target.rename(old)
-        folder.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 @dataclass

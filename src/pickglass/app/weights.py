@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pickglass.app.results import WeightsResult, WeightsRow
-from pickglass.data.files import written_whole
+from pickglass.data.files import alone, written_whole
 from pickglass.errors import DataError, InputError
 from pickglass.features.backbones.fetching import agrees, fetch, home, pinned, sha256
 from pickglass.features.backbones.registry import Published, catalogue, published_as
@@ -99,15 +99,16 @@ def _packed(wanted: Iterable[Published], folder: Path) -> WeightsResult:
     if absent:
         raise InputError(f"not here: {', '.join(absent)}. First: pickglass weights get {' '.join(absent)}")
     folder.mkdir(parents=True, exist_ok=True)
-    rows, manifest = [], _manifest(folder) if (folder / _MANIFEST).is_file() else {}
-    for one, path in found:
-        if path is None:
-            continue
-        whole = _copied(path, folder / one.file)
-        manifest[one.name] = {"file": one.file, "sha256": whole, "licence": one.licence, "source": one.source}
-        rows.append(_row(one, folder / one.file, whole, None if one.digest is None else agrees(path, one.digest)))
-    with written_whole(folder / _MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    with alone(folder / _MANIFEST):
+        rows, manifest = [], _manifest(folder) if (folder / _MANIFEST).is_file() else {}
+        for one, path in found:
+            if path is None:
+                continue
+            whole = _copied(path, folder / one.file)
+            manifest[one.name] = {"file": one.file, "sha256": whole, "licence": one.licence, "source": one.source}
+            rows.append(_row(one, folder / one.file, whole, None if one.digest is None else agrees(path, one.digest)))
+        with written_whole(folder / _MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return {"action": "pack", "weights": rows, "folder": str(folder)}
 
 

@@ -147,7 +147,8 @@ class Detector(Method):
             seed: by which the images are divided and everything else is drawn.
             memory_gb: budget for what the method holds.
             checkpoint: file that a method that trains writes every few minutes; where it exists already, the fit goes
-                on from it as if it had never been interrupted. Delete it once the model is saved.
+                on from it as if it had never been interrupted. Where tiles are taught in groups, each has a file, with
+                a number after the name. Delete them once the model is saved.
             channels: order of the colours in arrays and tensors: ``"rgb"``, or ``"bgr"`` as OpenCV gives them.
             observers: what else watches the fit: :class:`pickglass.CleanCheck` names images that look like none of the
                 others, or leaves them out; :class:`pickglass.DriftSample` keeps what ``pickglass drift`` compares with.

@@ -10,15 +10,14 @@ normalisation and quantiles of maps stay in float32.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pickglass.data.files import scratch_folder
 from pickglass.detectors.onnx_graph import constants, drop_constant, drop_unread
 from pickglass.errors import InputError, MissingExtra
 from pickglass.runtime.session import import_runtime
@@ -105,8 +104,8 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs]) -> ModelProto:
             "precision='int8' is for convolutions beyond the first three, and this model has none: export it as float16"
         )
     helpers.add_pre_process_metadata(model)  # shapes are known and constants folded; otherwise it asks for that
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        wide, path = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+    with scratch_folder() as folder, _quiet():
+        wide, path = folder / "float32.onnx", folder / "int8.onnx"
         onnx.save(model, wide)  # given in memory, onnxruntime 1.20 loses its tensors
         quantization.quantize_static(
             wide,

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pickglass.app.convert import folder_name
@@ -18,6 +17,7 @@ from pickglass.app.marking.images import locate
 from pickglass.app.marking.mask import size_of
 from pickglass.app.marking.store import MarkStore
 from pickglass.app.results import MarksLayoutResult
+from pickglass.data.files import alone, replace_folder, scratch_folder
 from pickglass.data.images.decoder import read_header
 from pickglass.data.images.masks import check_mask_size
 from pickglass.errors import Failure, InputError
@@ -63,8 +63,9 @@ def write_layout(
     masks = 0
     renamed: list[tuple[str, str]] = []
     taken: set[str] = set()
-    temporary = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name[:80]}-"))
-    try:
+    with _writing(target), alone(target), scratch_folder(target.absolute().parent) as scratch:
+        temporary = scratch / "set"
+        temporary.mkdir()
         for mark in sure:
             path = located.paths.get(mark.digest)
             if path is None:
@@ -97,13 +98,7 @@ def write_layout(
                 masks += 1
         if not counts["good"] + counts["bad"]:
             raise InputError(f"none of {len(sure)} marked images can be found: {failed[0].path}: {failed[0].error}")
-        temporary.chmod(0o755)
-        if target.exists():
-            target.rmdir()  # it is empty
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        replace_folder(temporary, target, scratch)
     return {
         "folder": str(target),
         **counts,  # type: ignore[typeddict-item]
@@ -114,6 +109,16 @@ def write_layout(
         "moved": [{"path": path, "now": now} for path, now in located.moved],
         "failed": [{"path": path, "error": error} for path, error in failed],
     }
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot write there ({error.strerror}): name another folder, or free some of the disk"
+        ) from error
 
 
 def _stem(name: str) -> str:

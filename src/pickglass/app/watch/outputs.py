@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol
 
 from pickglass.app.judgements import IMAGES, cell
 from pickglass.app.watch.journal import Journal, Told
-from pickglass.app.watch.sorting import sync_folder
+from pickglass.data.files import sync_folder
 from pickglass.errors import InputError
 
 __all__ = ["Output", "OutputFile", "OutputStream", "Outputs", "begin", "csv_lines", "json_lines"]
