@@ -10,8 +10,10 @@ normalisation and quantiles of maps stay in float32.
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -104,7 +106,7 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs]) -> ModelProto:
             "precision='int8' is for convolutions beyond the first three, and this model has none: export it as float16"
         )
     helpers.add_pre_process_metadata(model)  # shapes are known and constants folded; otherwise it asks for that
-    with scratch_folder() as folder, _quiet():
+    with scratch_folder() as folder, _temporary_files_in(folder), _quiet():
         wide, path = folder / "float32.onnx", folder / "int8.onnx"
         onnx.save(model, wide)  # given in memory, onnxruntime 1.20 loses its tensors
         quantization.quantize_static(
@@ -134,6 +136,16 @@ class _Reader:
 
     def get_next(self) -> Inputs | None:
         return next(self._inputs, None)
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let the library keep its own files where they are removed after a kill, too; it cannot be told a place."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager
