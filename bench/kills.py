@@ -7,7 +7,7 @@ this one, in which everything is imported already. First without interruption, t
 equal, but for times. Then it is killed ``--kills`` times, one half at random moments of its duration, the other half
 just before one of its steps that change the disk (a file is opened to write, renamed, deleted ...), which Python
 reports to this program; checkpoints of a training are written every quarter of a second in place of every two minutes.
-After each kill the same command runs to its end. ``equal``: what it leaves is what an uninterrupted run leaves; ``refused``: the
+Then the same command runs to its end. ``equal``: it leaves what an uninterrupted run leaves; ``refused``: the
 killed command had written its result, which is whole, and the second refuses to overwrite it. ``left``: files that an
 uninterrupted run does not leave, in the folder or in that for temporary files. ``twice``: the same command is started
 twice at once. Prints a JSON line for each command; the exit code is 1 where anything is lost or left.

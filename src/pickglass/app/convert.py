@@ -17,7 +17,8 @@ from PIL import Image
 
 from pickglass.app.results import ConvertedSet, ConvertResult
 from pickglass.data import Dataset, DataSource, Row, load_dataset, read_header
-from pickglass.data.files import alone, replace_folder, scratch_folder
+from pickglass.data.files import alone, remove_leftovers, replace_folder, scratch_folder
+from pickglass.data.tables.cells import cell
 from pickglass.data.tables.layouts.names import IMAGE_FOLDERS, MASK_FOLDERS, means_good, split_of
 from pickglass.data.tables.layouts.tree import key
 from pickglass.errors import DataError, Failure, ImageError, InputError
@@ -62,6 +63,7 @@ def convert(
     if form not in FORMS:
         raise InputError(f"form {form!r}: expected one of {', '.join(FORMS)}")
     source, target = DataSource.of(data), Path(output)
+    remove_leftovers(target.absolute().parent)
     _check(Path(source.path), target, force)
     sets = source.load_all(warn=False)
     written: list[ConvertedSet] = []
@@ -271,7 +273,7 @@ def _write_csv(path: Path, columns: tuple[str, ...], lines: list[dict[str, str]]
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows({name: cell(value) for name, value in line.items()} for line in lines)
 
 
 def _reread(dataset: Dataset, place: Path, form: Form) -> None:

@@ -116,8 +116,8 @@ def sync_folder(folder: Path) -> None:
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     """Give an empty hidden folder that is gone afterwards; one that a killed process left is removed by the next.
 
-    A process holds a lock on its folder while it lives. The first folder that a process makes in a place removes those
-    there whose lock is free.
+    A process holds a lock on its folder while it lives. The first that a process hides in a place removes what is
+    hidden there and has a free lock.
 
     Args:
         parent: where to make it; None: the system's place for temporary files.
@@ -126,10 +126,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
         OSError: the place does not exist or cannot be written.
     """
     place = Path(tempfile.gettempdir()) if parent is None else parent
-    known = (os.getpid(), os.path.realpath(place))
-    if known not in _swept:
-        _swept.add(known)
-        remove_leftovers(place)
+    _sweep_once(place)
     while True:
         folder = Path(tempfile.mkdtemp(dir=place, prefix=_OURS))
         held = _hold(folder)
@@ -143,6 +140,13 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         if held is not None:
             os.close(held)
+
+
+def _sweep_once(place: Path) -> None:
+    known = (os.getpid(), os.path.realpath(place))
+    if known not in _swept:
+        _swept.add(known)
+        remove_leftovers(place)
 
 
 def remove_leftovers(place: Path) -> None:
@@ -237,6 +241,7 @@ def alone(target: Path, patience: float = 5.0) -> Iterator[None]:
     if fcntl is None:
         yield
         return
+    _sweep_once(target.parent)
     path = target.with_name(f"{_OURS}{target.name[:200]}.lock")
     until = time.monotonic() + patience
     held: int | None = None
