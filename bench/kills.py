@@ -195,14 +195,14 @@ def steady(value: Any) -> Any:
 
 def content(path: Path) -> Any:
     """Return what a file says, but for times."""
-    if path.suffix == ".safetensors" and path.stat().st_size:
+    if path.suffix == ".safetensors" and path.stat().st_size > 1000:
         from safetensors import safe_open
 
         with safe_open(str(path), framework="np") as file:
             header = {key: steady(json.loads(text)) for key, text in (file.metadata() or {}).items()}
             tensors = {name: digest(file.get_tensor(name).tobytes()) for name in file.keys()}  # noqa: SIM118
         return header, tensors
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" and path.stat().st_size > 1000:
         from pickglass.errors import ModelFileError
         from pickglass.runtime.export_file import read_export
 
@@ -220,7 +220,7 @@ def content(path: Path) -> Any:
             return steady(list(csv.DictReader(file)))
     if path.suffix == ".json":
         return steady(json.loads(path.read_text()))
-    if path.suffix == ".html":  # it says how long things took
+    if path.suffix == ".html" and path.stat().st_size > 1000:  # it says how long things took
         text = path.read_text("utf-8")
         return text.count("<"), text.rstrip().endswith("</html>")
     return digest(path.read_bytes())

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pickglass.app.results import ConvertedSet, ConvertResult
 from pickglass.data import Dataset, DataSource, Row, load_dataset, read_header
-from pickglass.data.files import alone, remove_leftovers, replace_folder, scratch_folder
+from pickglass.data.files import alone, remove_leftovers, replace_folder, scratch_folder, writing_to
 from pickglass.data.tables.cells import cell
 from pickglass.data.tables.layouts.names import IMAGE_FOLDERS, MASK_FOLDERS, means_good, split_of
 from pickglass.data.tables.layouts.tree import key
@@ -68,27 +68,22 @@ def convert(
     sets = source.load_all(warn=False)
     written: list[ConvertedSet] = []
     done, total = 0, sum(len(dataset.table) for dataset in sets.values())
-    try:
-        with alone(target), scratch_folder(target.absolute().parent) as scratch:
-            _check(Path(source.path), target, force)  # another process may have made it while this one waited
-            folder = scratch / "set"
-            folder.mkdir()
-            for name, dataset in sets.items():
-                place = folder if len(sets) == 1 else folder / name.replace("/", "_")
-                writing = _Writing(dataset, place)
-                for _ in writing.write(form):
-                    done += 1
-                    if progress is not None:
-                        progress("linking", done, total)
-                _reread(dataset, place, form)
-                final = target if len(sets) == 1 else target / place.name
-                written.append(writing.result(final, form))
-            (folder / _MARK).touch()
-            replace_folder(folder, target, scratch)
-    except OSError as error:
-        raise InputError(
-            f"{target}: cannot write there ({error.strerror}): name another folder, or free some of the disk"
-        ) from error
+    with writing_to(target), alone(target), scratch_folder(target.absolute().parent) as scratch:
+        _check(Path(source.path), target, force)  # another process may have made it while this one waited
+        folder = scratch / "set"
+        folder.mkdir()
+        for name, dataset in sets.items():
+            place = folder if len(sets) == 1 else folder / name.replace("/", "_")
+            writing = _Writing(dataset, place)
+            for _ in writing.write(form):
+                done += 1
+                if progress is not None:
+                    progress("linking", done, total)
+            _reread(dataset, place, form)
+            final = target if len(sets) == 1 else target / place.name
+            written.append(writing.result(final, form))
+        (folder / _MARK).touch()
+        replace_folder(folder, target, scratch)
     return {"folder": str(target), "form": form, "sets": written}
 
 

@@ -23,6 +23,7 @@ except ImportError:  # Windows, where what a killed process leaves is not told f
 __all__ = [
     "alone",
     "check_exist",
+    "disk_is_full",
     "missing",
     "output_path",
     "put_in_place",
@@ -30,6 +31,7 @@ __all__ = [
     "replace_folder",
     "scratch_folder",
     "sync_folder",
+    "writing_to",
     "written_whole",
 ]
 
@@ -65,10 +67,27 @@ def written_whole(target: Path) -> Iterator[Path]:
             raise
         if folder is None:
             raise InputError(f"{target}: cannot write there ({error.strerror}): name an existing folder") from error
-        raise InputError(
-            f"{target}: cannot be written ({error.strerror}): free some of the disk, or name another place. What was "
-            "there before is there still"
-        ) from error
+        raise _not_written(target, error) from error
+
+
+@contextmanager
+def writing_to(target: Path) -> Iterator[None]:
+    """Turn any error of the disk into one that names what cannot be written.
+
+    Raises:
+        InputError: an error of the disk came.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _not_written(target, error) from error
+
+
+def _not_written(target: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{target}: cannot be written ({error.strerror}): free some of the disk, or name another place. What was there "
+        "before is there still"
+    )
 
 
 def _is_of_writing(error: OSError, target: Path, folder: Path | None) -> bool:
@@ -78,6 +97,11 @@ def _is_of_writing(error: OSError, target: Path, folder: Path | None) -> bool:
     return isinstance(error.filename, str) and (
         Path(error.filename).is_relative_to(folder) or error.filename == str(target)
     )
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Say whether nothing more can be written, whatever it is."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def put_in_place(temporary: Path, target: Path) -> None:

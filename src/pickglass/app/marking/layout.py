@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from pickglass.app.convert import folder_name
@@ -17,7 +16,7 @@ from pickglass.app.marking.images import locate
 from pickglass.app.marking.mask import size_of
 from pickglass.app.marking.store import MarkStore
 from pickglass.app.results import MarksLayoutResult
-from pickglass.data.files import alone, replace_folder, scratch_folder
+from pickglass.data.files import alone, disk_is_full, replace_folder, scratch_folder, writing_to
 from pickglass.data.images.decoder import read_header
 from pickglass.data.images.masks import check_mask_size
 from pickglass.errors import Failure, InputError
@@ -63,7 +62,7 @@ def write_layout(
     masks = 0
     renamed: list[tuple[str, str]] = []
     taken: set[str] = set()
-    with _writing(target), alone(target), scratch_folder(target.absolute().parent) as scratch:
+    with writing_to(target), alone(target), scratch_folder(target.absolute().parent) as scratch:
         temporary = scratch / "set"
         temporary.mkdir()
         for mark in sure:
@@ -78,6 +77,8 @@ def write_layout(
                     check_mask_size(f"the mask of {path}", size_of(png), read_header(path)[:2])
                 _place(path, temporary / name, mark.digest, link)
             except (InputError, OSError) as error:
+                if disk_is_full(error):
+                    raise
                 if link and isinstance(error, OSError):
                     raise InputError(
                         f"{path} cannot be linked to {target} ({error.strerror}): leave out the links, so that images "
@@ -109,16 +110,6 @@ def write_layout(
         "moved": [{"path": path, "now": now} for path, now in located.moved],
         "failed": [{"path": path, "error": error} for path, error in failed],
     }
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{target}: cannot write there ({error.strerror}): name another folder, or free some of the disk"
-        ) from error
 
 
 def _stem(name: str) -> str:
