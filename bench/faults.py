@@ -59,7 +59,8 @@ def fault_of(ended: Ended, before: Mapping[str, Any], after: Mapping[str, Any], 
     if ended.code == 2 and (len(said) != 1 or len(said[0]) > LONGEST):
         return f"not one short line: {ended.output.strip()[-300:]}"
     changed = [name for name, value in before.items() if name in after and after[name] != value]
-    gone = [name for name in before if name not in after]
+    names = {Path(name).name for name in after}  # also of files that were moved, as they are to be
+    gone = [name for name in before if Path(name).name not in names]
     if gone or (changed and ended.code == 2 and not partly):
         return f"changed: {changed}, gone: {gone}"
     new = sorted(set(after) - set(before))
@@ -143,7 +144,10 @@ def _begin(given: Materials, command: Command, folder: Path) -> None:
 
 def _goes_on(command: Command) -> bool:
     """Say whether a command leaves what is done, to go on with it, when it cannot do all."""
-    return command.text.split()[0] in ("study", "watch", "weights", "predict", "distill", "test") or "--method" in command.text
+    return (
+        command.text.split()[0] in ("study", "watch", "weights", "predict", "distill", "test")
+        or "--method" in command.text
+    )
 
 
 def forced(command: Command) -> Command:

@@ -268,6 +268,7 @@ class Materials:
         self.folder = folder
         self.web: Web | None = None
         self._models: dict[str, Path] = {}
+        folder.mkdir(parents=True, exist_ok=True)
         self.data = folder / "data"
         _images(self.data / "train" / "good", 12, 0)
         _images(self.data / "test" / "good", 4, 1)
