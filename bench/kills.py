@@ -141,6 +141,7 @@ def _child(argv: list[str], folder: Path, before: int | None, log: int, setup: s
     os.chdir(folder)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
     (folder / "tmp").mkdir(exist_ok=True)
     os.environ["TMPDIR"] = str(folder / "tmp")
     tempfile.tempdir = None

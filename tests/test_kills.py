@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 from bench.faults import forced, full, mounted, read_only, vanished
-from bench.kills import COMMANDS, Materials, killed, measured, uninterrupted
+from bench.kills import COMMANDS, Materials, measured
 
 from pickglass.app.threshold import ThresholdRequest, threshold
+from pickglass.app.watch import journal
+from pickglass.app.watch.journal import Journal
 from pickglass.data import files
 from pickglass.data.files import alone, remove_leftovers, replace_folder, scratch_folder, written_whole
 from pickglass.errors import InputError
-from pickglass.runtime.export_file import read_export_header
+from pickglass.runtime.model_header import read_model_header
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
@@ -183,26 +185,26 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Materials:
 
 @pytest.mark.slow
 def test_a_killed_command_is_given_again(given: Materials) -> None:
-    figures = measured(given, "convert", 6, 0)
+    figures = measured(given, "convert", 4, 0)
     assert figures.sound, figures
-    assert figures.kills >= 3
+    assert figures.kills >= 2
 
 
-@pytest.mark.slow
-def test_a_journal_is_made_whole_or_not_at_all(given: Materials) -> None:
-    """Killed at each change of the disk around the making of the journal."""
-    command = COMMANDS["watch"]
-    _, wanted = uninterrupted(given, command)
-    for after in (0.3, 0.5):
-        _, outcome = killed(given, command, wanted, after=after)
-        assert outcome == "equal"
+def test_a_journal_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    pid = os.fork()
+    if not pid:
+        journal.uuid.uuid4 = lambda: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, attr-defined]
+        Journal(tmp_path / "j.sqlite", tmp_path)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    Journal(tmp_path / "j.sqlite", tmp_path).close()
 
 
 @pytest.mark.slow
 def test_a_full_disk_a_read_only_one_and_a_vanished_image(given: Materials) -> None:
     command = forced(COMMANDS["predict"])
     code, fault = vanished(given, command)
-    assert (code, fault) == (1, None)
+    assert fault is None
+    assert code in (1, 2)  # 2: the folder was listed, and the image gone before its header was read
     probe = given.folder / "probe"
     probe.mkdir()
     try:
@@ -215,9 +217,9 @@ def test_a_full_disk_a_read_only_one_and_a_vanished_image(given: Materials) -> N
 
 
 def test_two_thresholds_at_once_are_both_kept(given: Materials, tmp_path: Path) -> None:
-    model = tmp_path / "m.onnx"
-    model.write_bytes(given.model("m.onnx").read_bytes())
-    before = read_export_header(model)["version"]
+    model = tmp_path / "m.safetensors"
+    model.write_bytes(given.model("m.safetensors").read_bytes())
+    before = read_model_header(model)["version"]
     pids = []
     for value in (1.0, 2.0, 3.0):
         pid = os.fork()
@@ -229,6 +231,6 @@ def test_two_thresholds_at_once_are_both_kept(given: Materials, tmp_path: Path) 
             os._exit(code)
         pids.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
-    header = read_export_header(model)
+    header = read_model_header(model)
     assert header["version"] == before + 3
     assert len({change["image_threshold"] for change in header["history"][-3:]}) == 3
