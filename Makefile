@@ -1,4 +1,4 @@
-# Five commands serve developers and CI alike. Everything goes into .venv; nothing is installed outside it.
+# Six commands serve developers and CI alike. Everything goes into .venv; nothing is installed outside it.
 #   make test PYTHON=python3.13   another Python: .venv is made anew where it has another version
 #   make test JOBS=8              tests in eight processes of one thread each
 PYTHON ?= python3
@@ -15,7 +15,7 @@ else
 VENV := .venv/python-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 endif
 
-.PHONY: setup demo test quick check
+.PHONY: setup demo test quick check audit
 
 $(VENV):
 	$(PYTHON) -m venv --clear .venv
@@ -47,3 +47,8 @@ check: .venv/dev
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
+
+# known weaknesses of what .venv holds, as the advisory database of PyPI has them; needs the network
+audit: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[audit]"
+	$(BIN)/pip-audit --skip-editable

@@ -120,13 +120,14 @@ def main() -> None:
     flat = True
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        for name, work in (
-            ("predictions", lambda: predictions(asked.predictions)),
-            ("requests", lambda: requests(asked.requests, folder)),
-            ("fits", lambda: fits(asked.fits, folder)),
-        ):
+        works: dict[str, Callable[[int], Course]] = {
+            "predictions": predictions,
+            "requests": lambda n: requests(n, folder),
+            "fits": lambda n: fits(n, folder),
+        }
+        for name, work in works.items():
             if getattr(asked, name):
-                found = work()
+                found = work(getattr(asked, name))
                 flat &= found.flat
                 result[name] = {**found._asdict(), "flat": found.flat}
     print(json.dumps(result))

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from pickglass.app.marking.images import digest_of, locate
 from pickglass.app.marking.store import Mark
-from pickglass.data.files import put_in_place, scratch_folder
+from pickglass.data.files import put_in_place, remove_leftovers, scratch_folder
 from pickglass.data.images.formats import parse_header
 from pickglass.errors import ImageError, InputError, UnknownName
 from pickglass.web.settings import ServeSettings
@@ -50,6 +50,7 @@ class Places:
     def __init__(self, settings: ServeSettings, folder: Path) -> None:
         self._settings = settings
         self._kept = folder
+        remove_leftovers(folder)
         self._lock = threading.Lock()
         self._data: tuple[str, dict[str, str]] | None = None
         self._digests: dict[tuple[str, int, int], str] = {}
