@@ -50,5 +50,5 @@ check: .venv/dev
 
 # known weaknesses of what .venv holds, as the advisory database of PyPI has them; needs the network
 audit: .venv/dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[audit]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.7"
 	$(BIN)/pip-audit --skip-editable
