@@ -15,7 +15,7 @@ else
 VENV := .venv/python-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 endif
 
-.PHONY: setup demo test quick check docs
+.PHONY: setup demo test quick check docs audit
 
 $(VENV):
 	$(PYTHON) -m venv --clear .venv
@@ -56,3 +56,8 @@ check: .venv/dev
 	$(BIN)/ruff format --check src tests bench docs/site
 	$(BIN)/ruff check src tests bench docs/site
 	$(BIN)/mypy
+
+# known weaknesses of what .venv holds, as the advisory database of PyPI has them; needs the network
+audit: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.7"
+	$(BIN)/pip-audit --skip-editable

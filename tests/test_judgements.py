@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import pickglass as pg
-from pickglass.app.judgements import DEFECTS, IMAGES, cell, write_tables
+from pickglass.app.judgements import DEFECTS, IMAGES, write_tables
 from pickglass.app.predict import predict
 from pickglass.cli.main import main
+from pickglass.data.tables.cells import cell, text_of
 from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
@@ -189,7 +190,7 @@ def test_a_spreadsheet_runs_no_name_and_every_text_can_be_had_back(tmp_path: Pat
         _, *lines = csv.reader(file)
     written = [line[0] for line in lines]
     assert not [text for text in written if text.startswith((*"=+-@\t\r\n", "\uff1d"))]
-    assert [text[1:] if text.startswith("'") else text for text in written] == names
+    assert [text_of(text) for text in written] == names
     assert [cell(value) for value in (-0.5, np.float64(-1e-9), 3, None)] == ["-0.5", "-1e-09", "3", ""]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import pickglass as pg
@@ -149,10 +149,10 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def full_disk(_: object, path: Path, **__: object) -> None:
         Path(path).write_text("half")
-        raise OSError("no space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("pickglass.detectors.modelfile.save_file", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr("pickglass.nn.tensor_file.save_file", full_disk)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\): free some of the disk"):
         write_model(target, {}, {})
     assert target.read_text() == "the old one"
     assert list(tmp_path.iterdir()) == [target]

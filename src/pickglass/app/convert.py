@@ -6,10 +6,8 @@ import csv
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,6 +17,8 @@ from PIL import Image
 
 from pickglass.app.results import ConvertedSet, ConvertResult
 from pickglass.data import Dataset, DataSource, Row, load_dataset, read_header
+from pickglass.data.files import alone, remove_leftovers, replace_folder, scratch_folder, writing_to
+from pickglass.data.tables.cells import cell
 from pickglass.data.tables.layouts.names import IMAGE_FOLDERS, MASK_FOLDERS, means_good, split_of
 from pickglass.data.tables.layouts.tree import key
 from pickglass.errors import DataError, Failure, ImageError, InputError
@@ -63,11 +63,15 @@ def convert(
     if form not in FORMS:
         raise InputError(f"form {form!r}: expected one of {', '.join(FORMS)}")
     source, target = DataSource.of(data), Path(output)
+    remove_leftovers(target.absolute().parent)
     _check(Path(source.path), target, force)
     sets = source.load_all(warn=False)
     written: list[ConvertedSet] = []
     done, total = 0, sum(len(dataset.table) for dataset in sets.values())
-    with _whole(target) as folder:
+    with writing_to(target), alone(target), scratch_folder(target.absolute().parent) as scratch:
+        _check(Path(source.path), target, force)  # another process may have made it while this one waited
+        folder = scratch / "set"
+        folder.mkdir()
         for name, dataset in sets.items():
             place = folder if len(sets) == 1 else folder / name.replace("/", "_")
             writing = _Writing(dataset, place)
@@ -78,6 +82,8 @@ def convert(
             _reread(dataset, place, form)
             final = target if len(sets) == 1 else target / place.name
             written.append(writing.result(final, form))
+        (folder / _MARK).touch()
+        replace_folder(folder, target, scratch)
     return {"folder": str(target), "form": form, "sets": written}
 
 
@@ -92,27 +98,6 @@ def _check(data: Path, target: Path, force: bool) -> None:
             raise InputError(f"{target} exists and was not written by 'pickglass convert': name another folder with -o")
         if not force:
             raise InputError(f"{target} exists already: name another folder with -o, or replace it with --force")
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """Give a folder beside the target that takes its name if no error comes."""
-    try:
-        folder = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name[:60]}-"))
-    except OSError as error:
-        raise InputError(f"{target}: cannot write there ({error.strerror}): name another folder") from error
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        (folder / _MARK).touch()
-        old = Path(f"{folder}-old")
-        if target.exists():
-            target.rename(old)
-        folder.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 @dataclass
@@ -283,7 +268,7 @@ def _write_csv(path: Path, columns: tuple[str, ...], lines: list[dict[str, str]]
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows({name: cell(value) for name, value in line.items()} for line in lines)
 
 
 def _reread(dataset: Dataset, place: Path, form: Form) -> None:

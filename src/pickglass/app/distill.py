@@ -16,7 +16,7 @@ import torch
 
 from pickglass.app.results import DistillResult
 from pickglass.data import as_table, fingerprint
-from pickglass.data.files import output_path
+from pickglass.data.files import alone, output_path
 from pickglass.features.distillation import (
     BackboneTeacher,
     DistillSettings,
@@ -69,61 +69,62 @@ def distill(
         InputError: a setting out of its range, or layers whose stride does not fit.
     """
     target = output_path(out, ".safetensors")
-    table = as_table(photos, role="train")[:limit]
-    held_out, learned_from = hold_out(
-        read_photographs(table, compute.workers, compute.max_pixels, progress), settings.seed
-    )
-    extractor = FeatureExtractor(settings.backbone, settings.layers, settings.weights, settings.seed)
-    teacher = BackboneTeacher(extractor, device_name(compute.device), compute.engine, settings.crop)
-    teacher.learn_statistics(learned_from, settings.seed, progress)
-    pdn = new_pdn(settings.model, settings.seed, settings.start)
-    pdn = pdn.to(teacher.device).to(memory_format=torch.channels_last)
+    with alone(target):
+        table = as_table(photos, role="train")[:limit]
+        held_out, learned_from = hold_out(
+            read_photographs(table, compute.workers, compute.max_pixels, progress), settings.seed
+        )
+        extractor = FeatureExtractor(settings.backbone, settings.layers, settings.weights, settings.seed)
+        teacher = BackboneTeacher(extractor, device_name(compute.device), compute.engine, settings.crop)
+        teacher.learn_statistics(learned_from, settings.seed, progress)
+        pdn = new_pdn(settings.model, settings.seed, settings.start)
+        pdn = pdn.to(teacher.device).to(memory_format=torch.channels_last)
 
-    result: DistillResult = {
-        "teacher": str(target),
-        "model": settings.model,
-        "backbone": settings.backbone,
-        "layers": list(extractor.layers),
-        "photos": len(table),
-        "held_out": len(held_out),
-        "step": 0,
-        "steps": settings.steps,
-        "seconds": 0.0,
-        "explained_variance": {},
-    }
-    card = {
-        **{k: result[k] for k in ("model", "backbone", "layers", "photos", "held_out", "steps")},
-        **{k: getattr(settings, k) for k in ("batch", "crop", "lr", "seed")},
-        **{"photos_sha256": fingerprint(table), "backbone_licence": licences[0], "photos_licence": licences[1]},
-        **_origin(extractor, settings.start),
-    }
+        result: DistillResult = {
+            "teacher": str(target),
+            "model": settings.model,
+            "backbone": settings.backbone,
+            "layers": list(extractor.layers),
+            "photos": len(table),
+            "held_out": len(held_out),
+            "step": 0,
+            "steps": settings.steps,
+            "seconds": 0.0,
+            "explained_variance": {},
+        }
+        card = {
+            **{k: result[k] for k in ("model", "backbone", "layers", "photos", "held_out", "steps")},
+            **{k: getattr(settings, k) for k in ("batch", "crop", "lr", "seed")},
+            **{"photos_sha256": fingerprint(table), "backbone_licence": licences[0], "photos_licence": licences[1]},
+            **_origin(extractor, settings.start),
+        }
 
-    def write(step: int, seconds: float) -> None:
-        # nothing is drawn here, so the training goes on bit-equal
-        result["explained_variance"] = explained_variance(pdn, teacher, held_out)
-        result["step"], result["seconds"] = step, seconds
-        write_teacher(target, pdn, {**card, **{k: result[k] for k in ("step", "seconds", "explained_variance")}})
+        def write(step: int, seconds: float) -> None:
+            # nothing is drawn here, so the training goes on bit-equal
+            result["explained_variance"] = explained_variance(pdn, teacher, held_out)
+            result["step"], result["seconds"] = step, seconds
+            write_teacher(target, pdn, {**card, **{k: result[k] for k in ("step", "seconds", "explained_variance")}})
 
-    def after_pass(record: EpochRecord) -> None:
-        write(record.step, record.seconds)
-        if callback is not None:
-            callback(record, result)
+        def after_pass(record: EpochRecord) -> None:
+            write(record.step, record.seconds)
+            if callback is not None:
+                callback(record, result)
 
-    state = target.with_suffix(_STATE)
-    seconds = train_pdn(
-        pdn,
-        teacher,
-        learned_from,
-        settings,
-        checkpoint=state,
-        fingerprint=json.dumps(card),
-        progress=progress,
-        callback=after_pass,
-    )
-    if result["step"] < settings.steps:  # it was killed after the last step
-        write(settings.steps, seconds)
-    state.unlink(missing_ok=True)
-    return result
+        state = target.with_suffix(_STATE)
+        seconds = train_pdn(
+            pdn,
+            teacher,
+            learned_from,
+            settings,
+            checkpoint=state,
+            fingerprint=json.dumps(card),
+            progress=progress,
+            callback=after_pass,
+        )
+        if result["step"] < settings.steps:  # it was killed after the last step
+            write(settings.steps, seconds)
+        state.unlink(missing_ok=True)
+        return result
 
 
 def _origin(extractor: FeatureExtractor, start: Path | None) -> dict[str, Any]:

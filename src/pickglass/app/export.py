@@ -9,7 +9,7 @@ from typing import Any
 from pickglass.app.results import ExportResult
 from pickglass.app.testing.selection import select, sentences
 from pickglass.data import Dataset, DataSource, Table
-from pickglass.data.files import output_path
+from pickglass.data.files import alone, output_path
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.onnx_graph import InputForm, MapForm
 from pickglass.detectors.precision import Precision
@@ -51,38 +51,39 @@ def export(
         InputError, DataError, MissingExtra: as :meth:`pickglass.Detector.export`.
     """
     target = output_path(output, ".onnx")
-    detector = load(model)
-    rows = None if data is None else _good(data, detector)
-    labelled = None if test is None else _labelled(test, detector)
-    detector.export(
-        target,
-        rows,
-        batch=batch,
-        input=input_form,
-        map=map_form,
-        keep=keep,
-        precision=precision,
-        test=labelled,
-        max_loss=max_loss,
-        progress=progress,
-    )
-    header = read_export_header(target)
-    certificate = header["certificate"]
-    return {
-        "path": str(target),
-        "method": detector.method,
-        "megabytes": target.stat().st_size / 1e6,
-        "opset": header["opset"],
-        "batch": header["batch"],
-        "input": input_form,
-        "map": map_form,
-        "precision": precision,
-        "keep": header["keep"],
-        "canvas": header["canvas"],
-        "certificate": certificate,
-        "sentence": (header["calibration"] or {}).get("sentence") or None,
-        "missing": _missing(detector, header),
-    }
+    with alone(target):
+        detector = load(model)
+        rows = None if data is None else _good(data, detector)
+        labelled = None if test is None else _labelled(test, detector)
+        detector.export(
+            target,
+            rows,
+            batch=batch,
+            input=input_form,
+            map=map_form,
+            keep=keep,
+            precision=precision,
+            test=labelled,
+            max_loss=max_loss,
+            progress=progress,
+        )
+        header = read_export_header(target)
+        certificate = header["certificate"]
+        return {
+            "path": str(target),
+            "method": detector.method,
+            "megabytes": target.stat().st_size / 1e6,
+            "opset": header["opset"],
+            "batch": header["batch"],
+            "input": input_form,
+            "map": map_form,
+            "precision": precision,
+            "keep": header["keep"],
+            "canvas": header["canvas"],
+            "certificate": certificate,
+            "sentence": (header["calibration"] or {}).get("sentence") or None,
+            "missing": _missing(detector, header),
+        }
 
 
 def _good(data: DataSource | Dataset | str | Path, detector: Detector) -> Table:

@@ -11,11 +11,12 @@ from typing import Any
 from pickglass.app.advise.auto import auto_choice, usual_defect
 from pickglass.app.advise.request import AdviseRequest
 from pickglass.app.advise.within_foreground import look_for_part, trusted_mask
+from pickglass.app.checkpoints import checkpoint_of, checkpoints_of
 from pickglass.app.known_defects import about_defects
 from pickglass.app.methods import method_name
 from pickglass.app.results import FitResult
 from pickglass.data import Dataset, DataSource, Table, defects_at, split_roles, usual_size, with_pixel_mm, with_roi
-from pickglass.data.files import output_path
+from pickglass.data.files import alone, output_path
 from pickglass.detectors.contamination import CleanCheck
 from pickglass.detectors.drift_sample import DriftSample
 from pickglass.detectors.tiling import TileOptions
@@ -184,54 +185,56 @@ def fit_dataset(
     """
     wish, run = request or FitRequest(), compute or ComputeOptions()
     target = output_path(model, ".safetensors")
-    checkpoint = target.with_name(f"{target.stem}.checkpoint.safetensors")
-    place = source or DataSource(dataset.root)
-    seek_part = place.roi == "auto"
-    train = (replace(place, roi=None) if seek_part else place).placed(dataset.train)
-    known: Table | None = None
-    if wish.defects is not None:
-        known = with_pixel_mm(defects_at(wish.defects, place.group_by, place.good), place.pixel_mm)
-    # images that fit will hold back for the thresholds, which are drawn first, choose nothing
-    chooses = seek_part or wish.preset == "auto"
-    calibrate = _HELD_BACK if wish.calibrate is None and chooses else wish.calibrate
-    usable = split_roles(train, 0.0, calibrate or 0.0, wish.seed).where(lambda row: row.role != "calibrate")
-    provenance: dict[str, Any] = {"data": dataset.name}
-    foreground: Foreground | None = None
-    if seek_part:
-        foreground = look_for_part(usable, wish.seed, run, progress)
-        mask = trusted_mask(foreground)
-        usable, train = with_roi(usable, mask), with_roi(train, mask)
-    if wish.preset == "auto":
-        extent = usual_defect(usual_size(usable)) if wish.defect_px is None else wish.defect_px
-        asked = AdviseRequest(extent, seed=wish.seed, width_px=wish.defect_width_px)
-        choice = auto_choice(usable, asked, compute=run, progress=progress)
-        detector = build(choice.method, None, choice.settings, choice.tiling, choice.fusion, wish.adaptation)
-        provenance["auto"] = choice.to_json()
-        if choice.foreground is not None:
-            foreground = choice.foreground
-            train = with_roi(train, trusted_mask(foreground))
-    else:
-        detector = build(
-            wish.method or "patchcore", wish.preset, wish.settings, wish.tiling, wish.fusion, wish.adaptation
+    checkpoint = checkpoint_of(target)
+    with alone(target):
+        place = source or DataSource(dataset.root)
+        seek_part = place.roi == "auto"
+        train = (replace(place, roi=None) if seek_part else place).placed(dataset.train)
+        known: Table | None = None
+        if wish.defects is not None:
+            known = with_pixel_mm(defects_at(wish.defects, place.group_by, place.good), place.pixel_mm)
+        # images that fit will hold back for the thresholds, which are drawn first, choose nothing
+        chooses = seek_part or wish.preset == "auto"
+        calibrate = _HELD_BACK if wish.calibrate is None and chooses else wish.calibrate
+        usable = split_roles(train, 0.0, calibrate or 0.0, wish.seed).where(lambda row: row.role != "calibrate")
+        provenance: dict[str, Any] = {"data": dataset.name}
+        foreground: Foreground | None = None
+        if seek_part:
+            foreground = look_for_part(usable, wish.seed, run, progress)
+            mask = trusted_mask(foreground)
+            usable, train = with_roi(usable, mask), with_roi(train, mask)
+        if wish.preset == "auto":
+            extent = usual_defect(usual_size(usable)) if wish.defect_px is None else wish.defect_px
+            asked = AdviseRequest(extent, seed=wish.seed, width_px=wish.defect_width_px)
+            choice = auto_choice(usable, asked, compute=run, progress=progress)
+            detector = build(choice.method, None, choice.settings, choice.tiling, choice.fusion, wish.adaptation)
+            provenance["auto"] = choice.to_json()
+            if choice.foreground is not None:
+                foreground = choice.foreground
+                train = with_roi(train, trusted_mask(foreground))
+        else:
+            detector = build(
+                wish.method or "patchcore", wish.preset, wish.settings, wish.tiling, wish.fusion, wish.adaptation
+            )
+        if foreground is not None:
+            provenance["foreground"] = foreground.to_json()
+        detector.fit(
+            train,
+            validate=wish.validate,
+            calibrate=calibrate,
+            seed=wish.seed,
+            memory_gb=wish.memory_gb,
+            checkpoint=checkpoint,
+            defects=known,
+            observers=[CleanCheck(drop=wish.drop_suspicious), DriftSample()],
+            progress=progress,
+            **run.arguments(),
         )
-    if foreground is not None:
-        provenance["foreground"] = foreground.to_json()
-    detector.fit(
-        train,
-        validate=wish.validate,
-        calibrate=calibrate,
-        seed=wish.seed,
-        memory_gb=wish.memory_gb,
-        checkpoint=checkpoint,
-        defects=known,
-        observers=[CleanCheck(drop=wish.drop_suspicious), DriftSample()],
-        progress=progress,
-        **run.arguments(),
-    )
-    detector.provenance = replace(detector.provenance, **provenance)
-    written = detector.save(target)
-    checkpoint.unlink(missing_ok=True)
-    return _result(detector, written, wish.drop_suspicious)
+        detector.provenance = replace(detector.provenance, **provenance)
+        written = detector.save(target)
+        for left in checkpoints_of(target):
+            left.unlink(missing_ok=True)
+        return _result(detector, written, wish.drop_suspicious)
 
 
 def _result(detector: Detector, written: Path, dropped: bool) -> FitResult:

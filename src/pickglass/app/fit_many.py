@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pickglass.app.checkpoints import checkpoints_of
 from pickglass.app.fit import FitRequest, fit_dataset
 from pickglass.app.jobs.executors import Where
 from pickglass.app.results import FitManyResult, FitResult, FittedCategory
@@ -88,6 +89,7 @@ def fit_many(
         model = target / f"{name.replace('/', '_')}.safetensors"
         if model.is_file() and not again:
             rows[name] = _row(name, "skipped", model)
+            _tidy(model)
         else:
             waiting.append(Category(source, name, str(model), wish, run, at.threads))
     executor = replace(at, memory_gb=wish.memory_gb).make()
@@ -102,6 +104,13 @@ def fit_many(
     ended = [rows[name] for name in names]
     counts = {state: sum(row["state"] == state for row in ended) for state in ("done", "skipped", "failed")}
     return {"folder": str(target), **counts, "categories": ended}  # type: ignore[typeddict-item]
+
+
+def _tidy(model: Path) -> None:
+    """Delete the checkpoints of a fit that was killed after it had written its model."""
+    for checkpoint in checkpoints_of(model):
+        if checkpoint.stat().st_mtime_ns <= model.stat().st_mtime_ns:
+            checkpoint.unlink(missing_ok=True)
 
 
 def fit_category(task: Category) -> Iterator[FittedCategory]:

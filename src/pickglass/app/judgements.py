@@ -2,7 +2,7 @@
 
 Both are UTF-8 with a comma, a point and a head, in the order of the images, and are written whole or not at all.
 Numbers have all their digits, a cell without a value is empty. Text that a spreadsheet would take for a formula begins
-with an apostrophe, see :func:`cell`.
+with an apostrophe, see :func:`pickglass.data.tables.cells.cell`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import csv
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeAlias
 
 from pickglass.data.files import written_whole
+from pickglass.data.tables.cells import Cell, cell
 
-__all__ = ["DEFECTS", "IMAGES", "Cell", "cell", "write_tables"]
-
-Cell: TypeAlias = str | float | int | None
+__all__ = ["DEFECTS", "IMAGES", "write_tables"]
 
 IMAGES = (
     "path",
@@ -36,25 +34,6 @@ IMAGES = (
 
 DEFECTS = ("path", "verdict", "defect", "x", "y", "width", "height", "area_px", "area_mm2", "peak", "type")
 """The columns of ``defects.csv``, one row a defect; ``verdict`` is that on its image."""
-
-_FORMULA = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20")  # and the first four in full width
-
-
-def cell(value: Cell) -> str:
-    """Return a value as it stands in a file.
-
-    A spreadsheet may run a cell that begins with ``=``, ``+``, ``-``, ``@`` (also in full width), a tab or a line
-    break, and file names and types of defects come from outside. Such text gets an apostrophe in front, and so does
-    text that begins with one, so that taking off one leading apostrophe always gives the text back. Numbers stay.
-
-    >>> [cell(value) for value in ("=1+1.png", "'a.png", "a.png", -0.5, None)]
-    ["'=1+1.png", "''a.png", 'a.png', '-0.5', '']
-    """
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith((*_FORMULA, "'")) else value
-    return repr(float(value)) if isinstance(value, float) else str(value)  # numpy writes its own name into repr
 
 
 def write_tables(folder: Path, images: Iterable[Sequence[Cell]], defects: Iterable[Sequence[Cell]]) -> None:

@@ -20,7 +20,7 @@ from pickglass.data import (
     Table,
     image_digest,
 )
-from pickglass.data.files import output_path
+from pickglass.data.files import alone, output_path
 from pickglass.data.tables.layouts.classes import class_rows, classes
 from pickglass.data.tables.layouts.found import Ask, Found
 from pickglass.data.tables.layouts.names import MASK_FOLDERS, split_of
@@ -86,29 +86,30 @@ def label(
         MissingExtra: scikit-learn is not installed.
     """
     target = output_path(output or model, ".safetensors")
-    detector = load(model)
-    wish = request or LabelRequest()
-    levels = _levels(detector, wish.layers)
-    table = labelled(data)
-    run = compute or ComputeOptions()
-    regions = read_regions(detector, table, wish.pooling, levels, wish.seed, run, progress)
-    namer = fit_namer(
-        regions.marked,
-        regions.seen,
-        [row.defect or "" for row in table],
-        [row.unit for row in table],
-        layers=[detector.level_names()[i] for i in levels],
-        levels=levels,
-        pooling=wish.pooling,
-        signs=regions.signs,
-        sure=wish.sure,
-        seed=wish.seed,
-        about={"found": regions.found, "images": [image_digest(row)[:16] for row in table]},
-    )
-    detector.namer = namer
-    detector.history += (Change.between("label", detector.calibration, detector.calibration),)
-    written = detector.save(target)
-    return _result(namer, str(written))
+    with alone(target):
+        detector = load(model)
+        wish = request or LabelRequest()
+        levels = _levels(detector, wish.layers)
+        table = labelled(data)
+        run = compute or ComputeOptions()
+        regions = read_regions(detector, table, wish.pooling, levels, wish.seed, run, progress)
+        namer = fit_namer(
+            regions.marked,
+            regions.seen,
+            [row.defect or "" for row in table],
+            [row.unit for row in table],
+            layers=[detector.level_names()[i] for i in levels],
+            levels=levels,
+            pooling=wish.pooling,
+            signs=regions.signs,
+            sure=wish.sure,
+            seed=wish.seed,
+            about={"found": regions.found, "images": [image_digest(row)[:16] for row in table]},
+        )
+        detector.namer = namer
+        detector.history += (Change.between("label", detector.calibration, detector.calibration),)
+        written = detector.save(target)
+        return _result(namer, str(written))
 
 
 def labelled(data: DataSource | Dataset | Table | str | Path) -> Table:

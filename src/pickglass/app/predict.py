@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pickglass.app.judgements import Cell, write_tables
+from pickglass.app.judgements import write_tables
 from pickglass.app.models import AnyModel, as_model
 from pickglass.app.pages.images import colour_range, display, heat
 from pickglass.app.results import DefectResult, ImageResult, PredictResult
@@ -17,6 +17,7 @@ from pickglass.app.submission import Submission, private_images
 from pickglass.calibration import Calibration
 from pickglass.data import tables_at, with_pixel_mm, with_roi
 from pickglass.data.files import written_whole
+from pickglass.data.tables.cells import Cell
 from pickglass.errors import InputError
 from pickglass.result import FloatArray, Found, find_defects
 from pickglass.runtime.compute import ComputeOptions, Progress

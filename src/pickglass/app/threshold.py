@@ -29,13 +29,13 @@ from pickglass.data import (
     fingerprint,
     split_roles,
 )
-from pickglass.data.files import output_path
+from pickglass.data.files import alone, output_path
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.result import Found
 from pickglass.runtime.compute import ComputeOptions, Progress
 from pickglass.runtime.export_file import read_export, replace_header
 from pickglass.runtime.exported import ExportedModel
-from pickglass.runtime.model_header import changed
+from pickglass.runtime.model_header import changed, check_model_file
 from pickglass.runtime.provenance import Provenance, Regions
 
 __all__ = [
@@ -151,25 +151,27 @@ def threshold(
     """
     asked, run = request or ThresholdRequest(), compute or ComputeOptions()
     wish = asked.wish()
-    stored = _Stored.read(Path(model))
-    if data is None:
-        return _written(stored, _by_hand(stored, asked), 0)
-    given = data.train if isinstance(data, Dataset) else _good_rows(DataSource.of(data))
-    table = stored.provenance.without_left_out(given)
-    judge = _Judge(stored, run, progress, curves=asked.pixel == "area")
-    if wish is None and asked.value is None:
-        calibration = _f1(table, judge)
-    elif wish is None:
-        calibration = fixed_value(_calibrating(table, judge), float(asked.value))  # type: ignore[arg-type]
-    elif wish.promise == "estimate":
-        kept = None if judge.curves else _kept_scores(table, stored)
-        left_out = kept is not None and kept.source == "left out"
-        calibration = promised(kept if kept and left_out else _out_of_fold(table, judge, asked.folds), wish)
-    else:
-        calibration = promised(_calibrating(table, judge), wish)
-    if asked.pixel_value is not None or asked.unsure_value is not None:
-        calibration = set_by_hand(calibration, pixel=asked.pixel_value, unsure=asked.unsure_value)
-    return _written(stored, calibration, len(given) - len(table))
+    check_model_file(model)
+    with alone(Path(model)):
+        stored = _Stored.read(Path(model))
+        if data is None:
+            return _written(stored, _by_hand(stored, asked), 0)
+        given = data.train if isinstance(data, Dataset) else _good_rows(DataSource.of(data))
+        table = stored.provenance.without_left_out(given)
+        judge = _Judge(stored, run, progress, curves=asked.pixel == "area")
+        if wish is None and asked.value is None:
+            calibration = _f1(table, judge)
+        elif wish is None:
+            calibration = fixed_value(_calibrating(table, judge), float(asked.value))  # type: ignore[arg-type]
+        elif wish.promise == "estimate":
+            kept = None if judge.curves else _kept_scores(table, stored)
+            left_out = kept is not None and kept.source == "left out"
+            calibration = promised(kept if kept and left_out else _out_of_fold(table, judge, asked.folds), wish)
+        else:
+            calibration = promised(_calibrating(table, judge), wish)
+        if asked.pixel_value is not None or asked.unsure_value is not None:
+            calibration = set_by_hand(calibration, pixel=asked.pixel_value, unsure=asked.unsure_value)
+        return _written(stored, calibration, len(given) - len(table))
 
 
 class JudgedGood(NamedTuple):

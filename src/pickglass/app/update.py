@@ -14,7 +14,7 @@ from pickglass.app.marking.images import MarkedImages, MarkedTables
 from pickglass.app.results import Failed, MarksUsed, UpdatedImage, UpdateResult
 from pickglass.calibration import Calibration
 from pickglass.data import Dataset, DataSource, Table, as_table, group_by, image_digest, load_dataset, with_roi
-from pickglass.data.files import check_exist, output_path
+from pickglass.data.files import alone, check_exist, output_path
 from pickglass.data.tables.joining import join_tables
 from pickglass.detectors.contamination import CleanCheck
 from pickglass.detectors.detector import Detector
@@ -83,62 +83,63 @@ def update(
         DataError: no new image, too few, or broken ones, all listed; the model stays as it was.
     """
     target = output_path(output or model, ".safetensors")
-    wish, run = request or UpdateRequest(), compute or ComputeOptions()
-    detector = load(model)
-    marked = None if marks is None else marks.load()
-    new, kept_out = _new(images, marked)
-    old = None if earlier is None else _good(earlier)
-    known_bad = _bad(bad, images.roi if isinstance(images, DataSource) else None)
-    if marked is not None:
-        known_bad = _with_marked_bad(known_bad, marked)
-    until_now = _Verdicts(detector, new, run, progress)
-    bad_until_now = _Verdicts(detector, known_bad, run, progress)
-    seen = _Seen()
-    detector.update(
-        new,
-        earlier=old,
-        calibrate=wish.calibrate,
-        seed=wish.seed,
-        memory_gb=wish.memory_gb,
-        observers=[CleanCheck(drop=wish.drop_suspicious), DriftSample(), seen],
-        progress=progress,
-        **run.arguments(),
-    )
-    known = set(until_now.fitted)
-    fitted = set(detector.provenance.fitted_images or ()) - known
-    digests = {row.path: image_digest(row)[:16] for row in new if row.path in until_now.scores}
-    learned = new.where(lambda row: digests.get(row.path) in fitted and row.path not in seen.scores)
-    now = _Verdicts(detector, learned, run, progress)
-    judged = "left out" if _told(detector)["left_out_judged"] else "held back"
-    kinds = {**dict.fromkeys(now.scores, "learned"), **dict.fromkeys(seen.scores, judged)}
-    of_new = [
-        until_now.beside({**now.scores, **seen.scores}, detector.calibration, row.path, kinds[row.path])
-        for row in new
-        if row.path in kinds and row.path in until_now.scores
-    ]
-    bad_now = _Verdicts(detector, known_bad, run, progress)
-    of_bad = [
-        bad_until_now.beside(bad_now.scores, detector.calibration, path, "bad")
-        for path in bad_until_now.scores
-        if path in bad_now.scores
-    ]
-    lost = [image["path"] for image in of_bad if image["verdict_before"] == "bad" and image["verdict"] != "bad"]
-    replaces = os.path.realpath(target) == os.path.realpath(model)
-    written = None if lost and replaces else str(detector.save(target))
-    paths = {row.path for row in new}
-    result = _result(
-        detector,
-        until_now.calibration,
-        paths,
-        wish.drop_suspicious,
-        of_new,
-        of_bad,
-        lost,
-        written,
-        bad_until_now.failed,
-    )
-    result["marks"] = None if marked is None else _used(marked, known, kept_out)
-    return result
+    with alone(target):
+        wish, run = request or UpdateRequest(), compute or ComputeOptions()
+        detector = load(model)
+        marked = None if marks is None else marks.load()
+        new, kept_out = _new(images, marked)
+        old = None if earlier is None else _good(earlier)
+        known_bad = _bad(bad, images.roi if isinstance(images, DataSource) else None)
+        if marked is not None:
+            known_bad = _with_marked_bad(known_bad, marked)
+        until_now = _Verdicts(detector, new, run, progress)
+        bad_until_now = _Verdicts(detector, known_bad, run, progress)
+        seen = _Seen()
+        detector.update(
+            new,
+            earlier=old,
+            calibrate=wish.calibrate,
+            seed=wish.seed,
+            memory_gb=wish.memory_gb,
+            observers=[CleanCheck(drop=wish.drop_suspicious), DriftSample(), seen],
+            progress=progress,
+            **run.arguments(),
+        )
+        known = set(until_now.fitted)
+        fitted = set(detector.provenance.fitted_images or ()) - known
+        digests = {row.path: image_digest(row)[:16] for row in new if row.path in until_now.scores}
+        learned = new.where(lambda row: digests.get(row.path) in fitted and row.path not in seen.scores)
+        now = _Verdicts(detector, learned, run, progress)
+        judged = "left out" if _told(detector)["left_out_judged"] else "held back"
+        kinds = {**dict.fromkeys(now.scores, "learned"), **dict.fromkeys(seen.scores, judged)}
+        of_new = [
+            until_now.beside({**now.scores, **seen.scores}, detector.calibration, row.path, kinds[row.path])
+            for row in new
+            if row.path in kinds and row.path in until_now.scores
+        ]
+        bad_now = _Verdicts(detector, known_bad, run, progress)
+        of_bad = [
+            bad_until_now.beside(bad_now.scores, detector.calibration, path, "bad")
+            for path in bad_until_now.scores
+            if path in bad_now.scores
+        ]
+        lost = [image["path"] for image in of_bad if image["verdict_before"] == "bad" and image["verdict"] != "bad"]
+        replaces = os.path.realpath(target) == os.path.realpath(model)
+        written = None if lost and replaces else str(detector.save(target))
+        paths = {row.path for row in new}
+        result = _result(
+            detector,
+            until_now.calibration,
+            paths,
+            wish.drop_suspicious,
+            of_new,
+            of_bad,
+            lost,
+            written,
+            bad_until_now.failed,
+        )
+        result["marks"] = None if marked is None else _used(marked, known, kept_out)
+        return result
 
 
 # -- which images ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pickglass.app.results import WeightsResult, WeightsRow
-from pickglass.data.files import written_whole
+from pickglass.data.files import alone, remove_leftovers, written_whole
 from pickglass.errors import DataError, InputError
 from pickglass.features.backbones.fetching import agrees, fetch, home, pinned, sha256
 from pickglass.features.backbones.registry import Published, catalogue, published_as
@@ -59,6 +59,7 @@ def weights(
     if action == "list":
         return {"action": action, "weights": [_row(one, lookup(one)) for one in wanted], "folder": None}
     if action == "get":
+        remove_leftovers(home())
         return {"action": action, "weights": [_got(one, progress) for one in wanted], "folder": None}
     return _packed(wanted, Path(str(folder)))
 
@@ -99,15 +100,16 @@ def _packed(wanted: Iterable[Published], folder: Path) -> WeightsResult:
     if absent:
         raise InputError(f"not here: {', '.join(absent)}. First: pickglass weights get {' '.join(absent)}")
     folder.mkdir(parents=True, exist_ok=True)
-    rows, manifest = [], _manifest(folder) if (folder / _MANIFEST).is_file() else {}
-    for one, path in found:
-        if path is None:
-            continue
-        whole = _copied(path, folder / one.file)
-        manifest[one.name] = {"file": one.file, "sha256": whole, "licence": one.licence, "source": one.source}
-        rows.append(_row(one, folder / one.file, whole, None if one.digest is None else agrees(path, one.digest)))
-    with written_whole(folder / _MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    with alone(folder / _MANIFEST):
+        rows, manifest = [], _manifest(folder) if (folder / _MANIFEST).is_file() else {}
+        for one, path in found:
+            if path is None:
+                continue
+            whole = _copied(path, folder / one.file)
+            manifest[one.name] = {"file": one.file, "sha256": whole, "licence": one.licence, "source": one.source}
+            rows.append(_row(one, folder / one.file, whole, None if one.digest is None else agrees(path, one.digest)))
+        with written_whole(folder / _MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return {"action": "pack", "weights": rows, "folder": str(folder)}
 
 
@@ -145,7 +147,8 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         return {
-            str(name): {"file": Path(row["file"]).name, "sha256": str(row["sha256"])} | row
+            # a name alone, so that nothing outside of the folder is read
+            str(name): {**row, "file": Path(row["file"]).name, "sha256": str(row["sha256"])}
             for name, row in stored.items()
         }
     except FileNotFoundError as error:

@@ -47,7 +47,7 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Distil a backbone into a small, fast teacher for EfficientAD. A killed run goes on where it was."""
-    check_new(teacher, force, resumes=teacher.with_suffix(".training.safetensors"))
+    check_new(teacher, force, resumes=[teacher.with_suffix(".training.safetensors")])
     from pickglass.app.distill import distill as use_case
     from pickglass.features.distillation import DistillSettings
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pickglass.app.checkpoints import checkpoints_of
 from pickglass.cli.command import run
 from pickglass.cli.console import plain, print_table, say
 from pickglass.cli.options import Compute, Download, Folder, Force, Json, Seed, check_new, let_download
@@ -142,7 +143,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Learn from good images and write a model file; from a root of many categories, a folder of models."""
-    check_new(model, force)
+    check_new(model, force, resumes=checkpoints_of(model))
     let_download(download)
     settings, parts = _settings(choice)
     from pickglass.app.advise.request import parse_extent

@@ -105,6 +105,11 @@ def main() -> NoReturn:
         app(prog_name="pickglass")  # also of python -m pickglass
     except PickglassError as error:
         typer.echo(f"error: {error}", err=True)
+    except OSError as error:  # a disk, a file or a network that went away meanwhile
+        if error.errno is None:
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        typer.echo(f"error: {place}{error.strerror}: look at the disk, then give the same command again", err=True)
     except ModuleNotFoundError as error:
         needed = MissingExtra.needed(f"'pickglass {' '.join(sys.argv[1:2])}'", error)
         typer.echo(f"error: {needed}", err=True)

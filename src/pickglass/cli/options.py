@@ -152,16 +152,19 @@ def let_download(wanted: bool) -> None:
         os.environ["PICKGLASS_DOWNLOAD"] = "1"
 
 
-def check_new(path: Path, force: bool, resumes: Path | None = None) -> None:
+def check_new(path: Path, force: bool, resumes: Sequence[Path] = ()) -> None:
     """Keep a command from overwriting a file that took long to make.
 
     Args:
         path: file to write.
         force: overwrite it all the same.
-        resumes: where this file exists, the command goes on with ``path`` instead of replacing it.
+        resumes: where one of these files exists, the command goes on with ``path`` instead of replacing it.
 
     Raises:
         InputError: the file exists.
     """
-    if path.is_file() and not force and not (resumes is not None and resumes.is_file()):
+    from pickglass.data.files import remove_leftovers
+
+    remove_leftovers(path.parent)  # a killed command may have written this file, and some of its own are left
+    if path.is_file() and not force and not any(file.is_file() for file in resumes):
         raise InputError(f"{path} exists already: name another file with -o, or overwrite it with --force")

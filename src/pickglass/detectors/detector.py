@@ -149,7 +149,8 @@ class Detector(Method):
             seed: by which the images are divided and everything else is drawn.
             memory_gb: budget for what the method holds.
             checkpoint: file that a method that trains writes every few minutes; where it exists already, the fit goes
-                on from it as if it had never been interrupted. Delete it once the model is saved.
+                on from it as if it had never been interrupted. Where tiles are taught in groups, each has a file, with
+                a number after the name. Delete them once the model is saved.
             channels: order of the colours in arrays and tensors: ``"rgb"``, or ``"bgr"`` as OpenCV gives them.
             defects: images of bad parts, as for :func:`pickglass.data.as_defects`, beside the rows of the role
                 ``validate`` that are labelled defective. A method that can (SuperSimpleNet) learns from them; for any

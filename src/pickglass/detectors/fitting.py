@@ -510,6 +510,11 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
     return details
 
 
+def _checkpoint_of_group(checkpoint: Path, start: int) -> Path:
+    """Name the file of a group of positions that is taught by itself; it stays until the model is saved."""
+    return checkpoint.with_name(f"{checkpoint.stem}-{start}{checkpoint.suffix}")
+
+
 def _teach_groups(
     method: Method,
     loader: FeatureLoader,
@@ -532,15 +537,15 @@ def _teach_groups(
         if plan.before:
             own = {name: tensor[group.start : group.stop] for name, tensor in learned.items()}
             part.go_on_from(own, context.shapes, len(group))
-        details.append(_teach(part, loader.only(group), table, smaller, unwatched, f"{fingerprint} {group}"))
+        own_file = None if plan.checkpoint is None else _checkpoint_of_group(plan.checkpoint, group.start)
+        own_plan = replace(unwatched, checkpoint=own_file)
+        details.append(_teach(part, loader.only(group), table, smaller, own_plan, f"{fingerprint} {group}"))
         grown.append({})
         for name, tensor in part.head_state().items():
             if name in built and built[name].shape[1:] == tensor.shape[1:]:
                 built[name][group.start : group.stop] = tensor  # in place: networks are held once
             else:
                 grown[-1][name] = tensor
-        if plan.checkpoint is not None:
-            plan.checkpoint.unlink(missing_ok=True)
     method.load_head_state({name: method.stacked(name, [part[name] for part in grown]) for name in grown[0]})
     method.to(loader.engine.device)
     return {"groups": details}

@@ -22,13 +22,12 @@ from typing import Any, TypeVar, get_type_hints
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pickglass.calibration import Calibration, Change
 from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess
-from pickglass.data.files import output_path, written_whole
+from pickglass.data.files import output_path
 from pickglass.data.stored import fits
 from pickglass.detectors.method import Method, assign
 from pickglass.detectors.naming import Namer
@@ -38,6 +37,7 @@ from pickglass.errors import InputError, ModelFileError, shortened
 from pickglass.features.backbones.registry import OWN, as_backbone
 from pickglass.features.backbones.weights import WeightsInfo
 from pickglass.features.extractor import FeatureExtractor
+from pickglass.nn.tensor_file import write_tensors
 from pickglass.runtime.model_header import FORMAT, check_model_file, history_of, parse_header, reading
 from pickglass.runtime.provenance import Provenance
 
@@ -229,8 +229,7 @@ def write_model(path: str | Path, header: Mapping[str, Any], tensors: Mapping[st
     known = {"format": FORMAT, **{name: value for name, value in header.items() if name != _CHECKSUM}}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({**known, _CHECKSUM: _checksum(known, plain)})
-    with written_whole(target) as temporary:
-        save_file(plain, temporary, metadata={"pickglass": text})
+    write_tensors(target, plain, {"pickglass": text})
     return target
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pickglass.data.files import scratch_folder
 from pickglass.detectors.onnx_graph import constants, drop_constant, drop_unread
 from pickglass.errors import InputError, MissingExtra
 from pickglass.nn.search.neighbours import NORM_PARTS
@@ -109,8 +110,8 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs], search: bool = True) 
     inside += [search.product for search in searches]
     chosen = [node for node in inside if node.op_type != "Pad"]
     helpers.add_pre_process_metadata(model)  # shapes are known and constants folded; otherwise it asks for that
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        wide, path = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+    with scratch_folder() as folder, _temporary_files_in(folder), _quiet():
+        wide, path = folder / "float32.onnx", folder / "int8.onnx"
         onnx.save(model, wide)  # given in memory, onnxruntime 1.20 loses its tensors
         quantization.quantize_static(
             wide,
@@ -141,6 +142,16 @@ class _Reader:
 
     def get_next(self) -> Inputs | None:
         return next(self._inputs, None)
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let the library keep its own files where they are removed after a kill, too; it cannot be told a place."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from pickglass.features.engine import BackboneEngine
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.nn.maps import ChannelMoments, neighbourhood_mean, pool_channels, to_grid
 from pickglass.nn.networks.pdn import CHANNELS, FIELD, FRAME, PDN, STRIDE, PDNName
+from pickglass.nn.networks.stacked import DrawnFrom
 from pickglass.nn.training.loop import EpochRecord, Phase, Plan, train_all
 from pickglass.runtime.compute import EngineName
 
@@ -296,8 +297,7 @@ def new_pdn(model: PDNName, seed: int, start: Path | None = None) -> PDN:
     Raises:
         InputError: the teacher to start from has other layers or is wider.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with DrawnFrom(seed):
         pdn = PDN(model)
         for conv in pdn.children():
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # type: ignore[arg-type]

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from pickglass.data.files import written_whole
 from pickglass.nn.networks.pdn import PDN
+from pickglass.nn.tensor_file import write_tensors
 
 __all__ = ["read_card", "write_teacher"]
 
@@ -23,8 +22,7 @@ def write_teacher(path: Path, pdn: PDN, card: Mapping[str, Any]) -> None:
     """Write the teacher and its card, whole or not at all; the card gets the time of writing as ``made``."""
     tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in pdn.state_dict().items()}
     dated = {**card, "made": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(dated)})
+    write_tensors(path, tensors, {_KEY: json.dumps(dated)})
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from pickglass.app.marking.mask import draw_shapes, mask_of, png_of
 from pickglass.app.marking.store import Mark, MarkStore
 from pickglass.app.marking.table import csv_of, read_table
 from pickglass.app.pages.images import QUALITY, display, picture_size, thumbnail
+from pickglass.data.files import scratch_folder
 from pickglass.data.images.decoder import read_header, read_image
 from pickglass.errors import DataError, ImageError, UnknownName
 from pickglass.web.places import Place
@@ -234,15 +235,13 @@ async def keep_image(request: Request, state: TheState, name: UploadName = "imag
 @router.post("/table", openapi_extra={"requestBody": {"required": True, "content": {"text/csv": {}}}})
 def bring(state: TheState, content: Annotated[bytes, Body(media_type="text/csv")]) -> BroughtMarks:
     """Read a table of marks, as a report or another page saved it; all of it or nothing."""
-    handle, path = tempfile.mkstemp(dir=state.folder, suffix=".csv")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        brought = state.marks.bring(read_table(path, masks=False))
-    except DataError as error:
-        raise DataError(str(error).replace(path, "the table")) from error
-    finally:
-        os.unlink(path)
+    with scratch_folder(state.folder) as folder:
+        path = folder / "table.csv"
+        path.write_bytes(content)
+        try:
+            brought = state.marks.bring(read_table(path, masks=False))
+        except DataError as error:
+            raise DataError(str(error).replace(str(path), "the table")) from error
     names = [state.places.shown(path).name for path in brought.disputed]
     return {"added": brought.added, "known": brought.known, "disputed": names}
 
@@ -259,18 +258,18 @@ def table(state: TheState) -> Response:
 def dataset(state: TheState) -> StreamingResponse:
     """Return the marked images as a data set in the layout of MVTec AD; ``about.json`` in it names what is missing."""
     there, absent = state.places.located([one for one in state.marks.current() if one.counts_as != "unsure"])
-    with tempfile.TemporaryDirectory(dir=state.folder, prefix="export-") as folder, MarkStore(":memory:") as store:
+    with scratch_folder(state.folder) as folder, MarkStore(":memory:") as store:
         store.bring(
             (replace(one, mask=None), None if one.mask is None else state.marks.mask(one.mask)) for one in there
         )
-        result = write_layout(store, Path(folder) / "set")
+        result = write_layout(store, folder / "set")
         failed = [{"path": one.path, "error": error} for one, error in absent]
         about: Any = {**result, "folder": "", "failed": [*result["failed"], *failed]}
         shown = [(one.path, state.places.shown(one.path).name) for one in (*there, *(one for one, _ in absent))]
         names = dict(shown)
         for entry in (*about["failed"], *about["renamed"]):
             entry["path"] = names.get(entry["path"], entry["path"])
-        target = _zipped(Path(folder) / "set", about, state.folder)
+        target = _zipped(folder / "set", about, state.folder)
 
     def parts() -> Iterator[bytes]:
         with target:

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from pickglass.app.marking.images import digest_of, locate
 from pickglass.app.marking.store import Mark
-from pickglass.data.files import written_whole
+from pickglass.data.files import put_in_place, remove_leftovers, scratch_folder
 from pickglass.data.images.formats import parse_header
 from pickglass.errors import ImageError, InputError, UnknownName
 from pickglass.web.settings import ServeSettings
@@ -50,6 +50,7 @@ class Places:
     def __init__(self, settings: ServeSettings, folder: Path) -> None:
         self._settings = settings
         self._kept = folder
+        remove_leftovers(folder)
         self._lock = threading.Lock()
         self._data: tuple[str, dict[str, str]] | None = None
         self._digests: dict[tuple[str, int, int], str] = {}
@@ -93,8 +94,12 @@ class Places:
         there = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
         if there:
             return f"{digest}/{there[0]}"
-        with written_whole(folder / clean) as temporary:
-            temporary.write_bytes(content)
+        try:
+            with scratch_folder(self._kept) as scratch:  # not in the image's own folder, where nobody would look for it
+                (scratch / clean).write_bytes(content)
+                put_in_place(scratch / clean, folder / clean)
+        except OSError as error:
+            raise InputError(f"images cannot be kept here ({error.strerror}): look for space on the disk") from error
         return f"{digest}/{clean}"
 
     def shown(self, path: str) -> Shown:

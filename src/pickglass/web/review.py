@@ -27,6 +27,7 @@ from pickglass.app.watch.model import LoadedModel
 from pickglass.calibration import Calibration, Evidence, Wish, promised
 from pickglass.calibration.promises import percent, rounded_up
 from pickglass.data import Row, Table
+from pickglass.data.files import alone
 from pickglass.errors import DataError, Failure, ImageError, InputError, PromiseUnreachable
 from pickglass.result import Found
 from pickglass.runtime.export_file import read_export_header
@@ -301,7 +302,7 @@ def save_thresholds(state: TheState, new: NewThresholds, model: ModelName = None
         make = partial(promised, _evidence(state, served), new.promise.wish())
     else:
         raise InputError("expected either thresholds by hand or a promise")
-    with served.writing:
+    with served.writing, alone(served.path):
         version = _version(served)
         if version != new.version:
             raise HTTPException(

@@ -20,6 +20,7 @@ from pickglass.app.marking.store import MarkStore
 from pickglass.app.marking.teach import Teaching
 from pickglass.app.review.review import Review
 from pickglass.app.review.store import JudgedStore
+from pickglass.data.files import remove_leftovers
 from pickglass.errors import InputError
 from pickglass.web.explorers import Explorers
 from pickglass.web.judging import Line
@@ -61,6 +62,7 @@ class State:
         if settings.watch is not None:
             self.watched = Folder(settings.watch, self.models.get(None), self.line, settings)
             self.watched.start()
+        remove_leftovers(self.folder)
         self.marks = MarkStore(self.folder / "marks.sqlite")
         self.places = Places(settings, self.folder / "images")
         self.teaching = Teaching(self.folder / "teach", self.marks, settings.compute)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from pickglass.app.bench.stages import FORWARD
 from pickglass.app.jobs.executors import Event, LocalExecutor
 from pickglass.app.results import BenchMachine, BenchResult, BenchRun
 from pickglass.data import DataSource
+from pickglass.data.files import scratch_folder
 from pickglass.errors import InputError
 from pickglass.runtime.compute import ComputeOptions, EngineName, Progress
 
@@ -125,8 +125,7 @@ def bench(
     numbers = asked.numbers(suite=not named)
     if len({model.path.resolve() for model in named}) < len(named):
         raise InputError("a model file is named twice: name each once")
-    with tempfile.TemporaryDirectory(prefix="pickglass-bench-") as scratch, _threads(asked.threads):
-        folder = Path(scratch)
+    with scratch_folder() as folder, _threads(asked.threads):
         if not named:
             from pickglass.app.bench.suite import write_suite
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pickglass.app.judgements import cell
 from pickglass.app.results import BENCH_STAGES, BenchResult, BenchRun
 from pickglass.data.files import output_path, written_whole
+from pickglass.data.tables.cells import cell
 from pickglass.errors import InputError
 
 __all__ = ["writer"]
@@ -43,13 +43,13 @@ def _write_csv(target: Path, result: BenchResult) -> None:
     with written_whole(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
 
 
 def _flat(run: BenchRun) -> dict[str, Any]:
     """Return a run as a row of a table: the stages become columns, single times are left out."""
     height, width = run["canvas"]
-    row: dict[str, Any] = {"model": cell(run["model"]), "method": run["method"], "runtime": run["runtime"]}
+    row: dict[str, Any] = {"model": run["model"], "method": run["method"], "runtime": run["runtime"]}
     row["device"] = run["device"]
     row |= {"precision": run["precision"], "canvas": f"{height}x{width}", **run["latency"]}
     row |= {f"{name}_median_ms": run["stages"][name]["median_ms"] for name in BENCH_STAGES if name in run["stages"]}

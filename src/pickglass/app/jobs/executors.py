@@ -8,10 +8,11 @@ the task it had.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
@@ -119,6 +120,7 @@ class LocalExecutor:
 
 def _work(pipe: Connection, function: Callable[[Any], Iterator[Any]], task: Any) -> None:
     """Run one task in a child process, and send its results."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         for result in function(task):
             pipe.send(("result", result))
@@ -130,6 +132,14 @@ def _work(pipe: Connection, function: Callable[[Any], Iterator[Any]], task: Any)
         pipe.send(("error", f"{type(error).__name__}: {error}"))
     else:
         pipe.send(("end", None))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it was killed, for nobody takes its results any more."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class RayExecutor:

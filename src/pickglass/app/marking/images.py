@@ -5,6 +5,7 @@ A file is the image that was marked only if its SHA-256 is; so no mark is ever t
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from pickglass.app.marking.store import Mark
 from pickglass.app.marking.table import read_marks
-from pickglass.data import IMAGE_SUFFIXES, DataSource, Role, Row, Table, group_by, image_digest
+from pickglass.data import IMAGE_SUFFIXES, DataSource, Role, Row, Table, group_by
 from pickglass.errors import DataError, Failure
 
 __all__ = ["Located", "MarkedImages", "MarkedTables", "digest_of", "locate"]
@@ -105,7 +106,7 @@ def digest_of(path: str | os.PathLike[str]) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    return image_digest(Row(os.fspath(path)))
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def locate(

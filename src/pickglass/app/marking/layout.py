@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from pickglass.app.marking.images import locate
 from pickglass.app.marking.mask import size_of
 from pickglass.app.marking.store import MarkStore
 from pickglass.app.results import MarksLayoutResult
+from pickglass.data.files import alone, disk_is_full, replace_folder, scratch_folder, writing_to
 from pickglass.data.images.decoder import read_header
 from pickglass.data.images.masks import check_mask_size
 from pickglass.errors import Failure, InputError
@@ -63,8 +62,9 @@ def write_layout(
     masks = 0
     renamed: list[tuple[str, str]] = []
     taken: set[str] = set()
-    temporary = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name[:80]}-"))
-    try:
+    with writing_to(target), alone(target), scratch_folder(target.absolute().parent) as scratch:
+        temporary = scratch / "set"
+        temporary.mkdir()
         for mark in sure:
             path = located.paths.get(mark.digest)
             if path is None:
@@ -77,6 +77,8 @@ def write_layout(
                     check_mask_size(f"the mask of {path}", size_of(png), read_header(path)[:2])
                 _place(path, temporary / name, mark.digest, link)
             except (InputError, OSError) as error:
+                if disk_is_full(error):
+                    raise
                 if link and isinstance(error, OSError):
                     raise InputError(
                         f"{path} cannot be linked to {target} ({error.strerror}): leave out the links, so that images "
@@ -97,13 +99,7 @@ def write_layout(
                 masks += 1
         if not counts["good"] + counts["bad"]:
             raise InputError(f"none of {len(sure)} marked images can be found: {failed[0].path}: {failed[0].error}")
-        temporary.chmod(0o755)
-        if target.exists():
-            target.rmdir()  # it is empty
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        replace_folder(temporary, target, scratch)
     return {
         "folder": str(target),
         **counts,  # type: ignore[typeddict-item]

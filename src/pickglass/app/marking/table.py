@@ -15,12 +15,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from pickglass.app.judgements import cell
 from pickglass.app.marking.mask import png_of
 from pickglass.app.marking.store import Mark, MarkStore, checked
 from pickglass.data.files import missing, written_whole
 from pickglass.data.images.decoder import read_header
 from pickglass.data.images.masks import read_mask
+from pickglass.data.tables.cells import cell
 from pickglass.data.tables.layouts.spreadsheet import read_lines
 from pickglass.errors import DataError, Failure, InputError, shortened
 
@@ -118,11 +118,10 @@ def read_table(file: str | os.PathLike[str], masks: bool = True) -> list[TableRo
     saved = datetime.fromtimestamp(os.stat(file).st_mtime, timezone.utc).isoformat()  # when no row says when
     rows, failures = [], []
     for number, line in enumerate(lines, start=1):
-        texts = {name: value.removeprefix("'") for name, value in line.items()}
         try:
-            rows.append(_row(texts, saved, Path(file).parent if masks else None))
+            rows.append(_row(line, saved, Path(file).parent if masks else None))
         except InputError as error:
-            failures.append(Failure(f"row {number}, {shortened(texts['path'])}", str(error)))
+            failures.append(Failure(f"row {number}, {shortened(line['path'])}", str(error)))
     if failures:
         raise DataError(f"{file}: {len(failures)} of {len(lines)} rows cannot be read as marks:", failures)
     return rows

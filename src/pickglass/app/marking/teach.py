@@ -36,7 +36,7 @@ from typing import Any, Literal
 from pickglass.app.marking.images import locate
 from pickglass.app.marking.store import Mark, MarkStore
 from pickglass.app.marking.table import csv_of
-from pickglass.data.files import written_whole
+from pickglass.data.files import alone, remove_leftovers, written_whole
 from pickglass.errors import DataError, InputError, MissingExtra, UnknownName
 from pickglass.runtime.compute import ComputeOptions
 from pickglass.runtime.export_file import read_export_header
@@ -292,19 +292,16 @@ class Teaching:
                     "take the update all the same only if they may be missed"
                 )
             request = json.loads((self.folder / name / "request.json").read_text())
-            for path, digest in request["sha256"].items():
-                if not os.path.isfile(path) or _sha256(Path(path)) != digest:
-                    raise InputError(
-                        f"{Path(path).name} was changed after the update began, such as by another threshold: start "
-                        "the update again, so that nothing gets lost"
-                    )
             with ExitStack() as places:
+                for path, digest in request["sha256"].items():
+                    places.enter_context(alone(Path(path)))
+                    if not os.path.isfile(path) or _sha256(Path(path)) != digest:
+                        raise InputError(
+                            f"{Path(path).name} was changed after the update began, such as by another threshold: "
+                            "start the update again, so that nothing gets lost"
+                        )
                 for candidate, target in self._pairs(name, request):
-                    temporary = places.enter_context(written_whole(target))
-                    with candidate.open("rb") as source, temporary.open("wb") as file:
-                        shutil.copyfileobj(source, file, _AT_ONCE)
-                        file.flush()
-                        os.fsync(file.fileno())
+                    shutil.copyfile(candidate, places.enter_context(written_whole(target)))
                 file_name = Path(request["served"]).name
                 self.store.log("take", file_name, result["before"], result["after"], user, _note(result), name)
             _tidy(self.folder / name)
@@ -395,9 +392,9 @@ def _candidates(folder: Path) -> list[Path]:
 
 def _tidy(folder: Path) -> None:
     """Delete what an update made and nobody needs any more: the candidate, and what a killed process had begun."""
-    for pattern in ("candidate.*", ".candidate-*", "base.safetensors", ".base-*"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    for path in (*folder.glob("candidate.*"), *folder.glob("base.safetensors")):
+        path.unlink()
+    remove_leftovers(folder)
 
 
 def _note(result: dict[str, Any]) -> str:

@@ -227,8 +227,9 @@ const startMarks = (gallery, panel) => {
   byId("user").value = read("pickglass-user") || "";
   byId("user").onchange = () => write("pickglass-user", byId("user").value.trim());
 
-  // A spreadsheet may run a text that begins like a formula; pickglass takes one leading apostrophe off again.
-  const text = value => (/^['=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(value) ? `'${value}` : value);
+  // A spreadsheet may run a text that begins like a formula; pickglass takes the apostrophes off again.
+  const text = value => value.replace(
+    /^(?=['=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])|(?<=[;\t])(?='*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])/g, "'");
   const quoted = value => (/[",;\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
   byId("save").onclick = () => {
     load();

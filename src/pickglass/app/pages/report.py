@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
@@ -41,6 +42,7 @@ from pickglass.app.pages.images import (
     tint,
     value_range,
 )
+from pickglass.data.files import writing_to
 from pickglass.errors import Failure, InputError
 from pickglass.metrics.catalogue import METRICS, WITHOUT_THRESHOLD, shown
 
@@ -200,13 +202,15 @@ class ReportWriter:
         self._digests: list[str] = []  # of images that can be marked
         self._has_masks = self._has_predictions = False
         # Beside the target, for a temporary folder may live in memory. __exit__ and finish close it.
-        self._cards: IO[bytes] = tempfile.TemporaryFile(dir=self.target.parent)  # noqa: SIM115
+        with writing_to(self.target):
+            self._cards: IO[bytes] = tempfile.TemporaryFile(dir=self.target.parent)  # noqa: SIM115
 
     def __enter__(self) -> ReportWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._cards.close()
+        with suppress(OSError):  # of a full disk, which was said already
+            self._cards.close()
 
     def add(self, item: ReportImage) -> None:
         """Draw one image and put its card aside. The arrays are neither kept nor changed.
@@ -227,8 +231,10 @@ class ReportWriter:
             "pictures": draw_panels(item, self.scale),
         }
         card = render("card.html.j2", values).encode("utf-8", PAGE_ERRORS)
-        start = self._cards.seek(0, os.SEEK_END)
-        self._cards.write(card)
+        with writing_to(self.target):
+            start = self._cards.seek(0, os.SEEK_END)
+            self._cards.write(card)
+            self._cards.flush()
         self._records.append(_Record(start, len(card), item.score, item.label, item.kind, item.outcome))
         if item.digest is not None:
             self._digests.append(item.digest)

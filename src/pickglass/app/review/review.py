@@ -80,7 +80,7 @@ class ReviewedData:
         """
         known = self.digests[index]
         if known is None:
-            known = self.digests[index] = _digest(self.row(index))
+            known = self.digests[index] = image_digest(self.row(index))
         return known
 
 
@@ -423,13 +423,6 @@ def _known_digest(row: Row, known: Mapping[str, tuple[int, int, str]]) -> str | 
     except OSError:
         return None
     return digest if (stat.st_size, stat.st_mtime_ns) == (size, changed) else None
-
-
-def _digest(row: Row) -> str:
-    try:
-        return image_digest(row)
-    except OSError as error:
-        raise ImageError(row.path, f"cannot be read ({error.strerror})") from error
 
 
 def _image_key(row: Row, digest: str) -> str:

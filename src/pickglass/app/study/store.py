@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 from pickglass.app.database import transaction
 from pickglass.app.study.cells import Cell, Plan
 from pickglass.data.files import written_whole
+from pickglass.data.tables.cells import cell
 from pickglass.errors import InputError, PickglassError
 from pickglass.metrics.catalogue import WITHOUT_THRESHOLD
 
@@ -297,13 +298,18 @@ class StudyStore:
     @_readable
     def export(self, target: Path, keys: Collection[str] | None = None) -> None:
         """Write the cells as CSV, whole or not at all."""
-        with written_whole(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["key", "data", *_COLUMNS, "settings", "command"], extrasaction="ignore")
+        with (
+            written_whole(target) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            names = ["key", "data", *_COLUMNS, "settings", "command"]
+            writer = csv.DictWriter(file, names)
             writer.writeheader()
             for row in self.rows(keys):
-                cell = Cell.from_json(json.loads(row["cell"]))
-                command = cell.command(self.path) if row["state"] in ("failed", "missing") else ""
-                writer.writerow({**row, "data": cell.root, "settings": cell.settings, "command": command})
+                done = Cell.from_json(json.loads(row["cell"]))
+                command = done.command(self.path) if row["state"] in ("failed", "missing") else ""
+                values = {**row, "data": done.root, "settings": done.settings, "command": command}
+                writer.writerow({name: cell(values[name]) for name in names})
 
 
 def _unusable(path: Path, error: Exception) -> InputError:

@@ -24,7 +24,7 @@ from pickglass.app.testing.selection import select, sentences
 from pickglass.app.testing.truth import LOCO_LIMIT
 from pickglass.data import DataSource, Table, image_digest
 from pickglass.data.files import output_path, written_whole
-from pickglass.errors import DataError, Failure
+from pickglass.errors import DataError, Failure, ImageError
 from pickglass.metrics import SaturatedResult
 from pickglass.result import Prediction, find_defects
 from pickglass.runtime.compute import ComputeOptions, Progress
@@ -132,11 +132,12 @@ def write_report(
     threshold = prediction.calibration.pixel_threshold if prediction.calibration else None
     scale = colour_range(threshold, prediction.maps)
     with ReportWriter(target, f"{name}: {detector.title}", scale) as writer:
+        lost: list[Failure] = []
         for i, found in enumerate(prediction):
             row = found.row
             full = found.full_map()
-            writer.add(
-                ReportImage(
+            try:
+                item = ReportImage(
                     path=named.get(row.path, row.path),
                     defect=row.defect,
                     label=row.label,
@@ -150,7 +151,10 @@ def write_report(
                     parts=detector.parts_of(found),
                     digest=image_digest(row) if row.pixels is None else None,
                 )
-            )
+            except ImageError as error:  # it was there when it was judged
+                lost.append(Failure(named.get(row.path, row.path), error.reason))
+                continue
+            writer.add(item)
             if progress is not None:
                 progress("writing the report", i + 1, len(prediction))
         return writer.finish(
@@ -159,7 +163,7 @@ def write_report(
             curves=_curves(evaluation),
             configuration=detector.configuration(),
             provenance={k: v for k, v in detector.provenance.to_json().items() if k not in hidden},
-            failed=[Failure(named.get(path, path), error) for path, error in prediction.failed],
+            failed=[Failure(named.get(path, path), error) for path, error in prediction.failed] + lost,
             threshold=prediction.calibration.image_threshold if prediction.calibration else None,
             unsure=prediction.calibration.unsure_threshold if prediction.calibration else None,
             notes=(

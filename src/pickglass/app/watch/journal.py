@@ -130,9 +130,10 @@ class Journal:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         if is_new:
-            self._connection.executescript(f"BEGIN; {_TABLES} COMMIT;")
             about = {"id": uuid.uuid4().hex[:12], "folder": str(folder.resolve())}
-            with self._transaction() as run:
+            with self._transaction() as run:  # a kill leaves a whole journal or an empty file
+                for statement in _TABLES.split(";"):
+                    run.execute(statement)
                 run.executemany("INSERT INTO about VALUES (?, ?)", about.items())
         belongs = str(self._one("SELECT value FROM about WHERE key = 'folder'"))
         if belongs != str(folder.resolve()):

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from pickglass.app.judgements import IMAGES, cell
+from pickglass.app.judgements import IMAGES
 from pickglass.app.watch.journal import Journal, Told
-from pickglass.app.watch.sorting import sync_folder
+from pickglass.data.files import sync_folder
+from pickglass.data.tables.cells import cell
 from pickglass.errors import InputError
 
 __all__ = ["Output", "OutputFile", "OutputStream", "Outputs", "begin", "csv_lines", "json_lines"]

@@ -9,14 +9,14 @@ import errno
 import filecmp
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 from pickglass.app.watch.journal import Identity, Unsorted
+from pickglass.data.files import put_in_place, scratch_folder
 
-__all__ = ["identity_at", "move", "moved_before", "sync_folder"]
+__all__ = ["identity_at", "move", "moved_before"]
 
 # what is answered where a file system has no hard links, or source and target lie on two
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EINVAL}
@@ -29,23 +29,6 @@ def identity_at(folder: Path, name: str) -> Identity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return Identity(name, status.st_size, status.st_mtime_ns)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the system can do that."""
-    if os.name == "nt":
-        return
-    try:
-        number = os.open(folder, os.O_RDONLY)
-    except OSError:  # a folder that may be written and not read
-        return
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that have no such thing
-            raise
-    finally:
-        os.close(number)
 
 
 def move(source: Path, item: Unsorted, folder: Path) -> Path:
@@ -145,13 +128,7 @@ def _placed(source: Path, target: Path) -> bool:
 
 
 def _copied(source: Path, target: Path) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".")
-    os.close(handle)
-    try:
-        shutil.copy2(source, name)
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with scratch_folder(target.parent) as folder:
+        copy = folder / target.name
+        shutil.copy2(source, copy)
+        put_in_place(copy, target)

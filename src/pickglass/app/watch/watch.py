@@ -26,9 +26,9 @@ from pickglass.app.watch.journal import Entry, Journal, Place
 from pickglass.app.watch.model import WatchedModel
 from pickglass.app.watch.outputs import Output, OutputFile, Outputs, OutputStream
 from pickglass.app.watch.senders import Mqtt, Post, Sender, Webhook
-from pickglass.app.watch.sorting import identity_at, move, moved_before, sync_folder
+from pickglass.app.watch.sorting import identity_at, move, moved_before
 from pickglass.data import Row, read_image
-from pickglass.data.files import missing, written_whole
+from pickglass.data.files import missing, sync_folder, written_whole
 from pickglass.data.images.decoder import Array
 from pickglass.errors import ImageError, InputError
 from pickglass.result import Found

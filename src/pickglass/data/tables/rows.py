@@ -372,12 +372,15 @@ def image_digest(row: Row) -> str:
     """Return the sha256 of an image's file or pixels: it tells images apart whatever their role, group and name.
 
     Raises:
-        ImageError: a PIL image is broken.
+        ImageError: a PIL image is broken, or a file cannot be read.
     """
     pixels = row.image() if isinstance(row.pixels, (Image.Image, ImageError)) else row.pixels
     if isinstance(pixels, bytes):
         return hashlib.sha256(pixels).hexdigest()
-    content = Path(row.path).read_bytes() if pixels is None else np.ascontiguousarray(pixels).tobytes()
+    try:
+        content = Path(row.path).read_bytes() if pixels is None else np.ascontiguousarray(pixels).tobytes()
+    except OSError as error:  # it was there when the data were read
+        raise ImageError(row.path, f"cannot be read ({error.strerror})") from error
     return hashlib.sha256(content).hexdigest()
 
 

@@ -17,6 +17,7 @@ import hashlib
 import http.client
 import json
 import logging
+import math
 import os
 import shutil
 import urllib.error
@@ -29,7 +30,7 @@ from typing import IO, Any
 
 import torch
 
-from pickglass.data.files import written_whole
+from pickglass.data.files import alone, put_in_place, written_whole
 from pickglass.errors import InputError
 from pickglass.features.backbones.registry import HUB_FILES, Published
 
@@ -182,10 +183,10 @@ def agrees(path: Path, digest: str) -> bool:
 
 def _pin(name: str, **noted: str) -> None:
     file = home() / _PINS
-    notes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    notes[name] = {**noted, "fetched": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as temporary:
+    with alone(file), written_whole(file) as temporary:
+        notes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        notes[name] = {**noted, "fetched": datetime.now(timezone.utc).isoformat(timespec="seconds")}
         temporary.write_text(json.dumps(notes, indent=1, sort_keys=True), encoding="utf-8")
 
 
@@ -215,7 +216,18 @@ def _checked(wanted: Published, path: Path, noted: Mapping[str, str] | None = No
 def _from_url(wanted: Published, progress: Progress | None) -> Fetched:
     folder = home()
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{wanted.file}.part"
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    target = folder / wanted.file
+    before = target.is_file()
+    with alone(target, math.inf):  # two would write into one part
+        if target.is_file() and not before:  # another process fetched it meanwhile
+            return Fetched(target, sha256(target), True)
+        return _fetched_alone(wanted, target, progress)
+
+
+def _fetched_alone(wanted: Published, target: Path, progress: Progress | None) -> Fetched:
+    part = target.with_name(f".{wanted.file}.part")
     for left in range(_TRIES - 1, -1, -1):
         try:
             _go_on(wanted, part, progress)
@@ -229,15 +241,14 @@ def _from_url(wanted: Published, progress: Progress | None) -> Fetched:
         except TimeoutError as error:
             if not left:
                 raise InputError(_broken_off(wanted, part, error)) from error
-    target = folder / wanted.file
     try:
         fetched = _checked(wanted, part)
     except InputError:
         part.unlink(missing_ok=True)
         _mark(part).unlink(missing_ok=True)
         raise
-    part.replace(target)
-    _mark(part).unlink(missing_ok=True)
+    _mark(part).unlink(missing_ok=True)  # first: once the file has its name, nobody looks for a part
+    put_in_place(part, target)
     return Fetched(target, fetched.sha256, fetched.verified)
 
 

@@ -37,6 +37,7 @@ from pickglass.features.backbones.fetching import (
     torch_cache,
 )
 from pickglass.features.backbones.registry import HUB_FILES, Backbone, Published, published, supervised
+from pickglass.nn.networks.stacked import DrawnFrom
 
 __all__ = ["WeightsInfo", "find_weights", "lookup", "read_state", "weights_for"]
 
@@ -281,8 +282,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def _random_state(backbone: Backbone, module: nn.Module, seed: int) -> dict[str, Tensor]:
     """Draw weights by each layer's own initialisation, reproducibly and without touching the global generator."""
     fresh: set[int] = set()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with DrawnFrom(seed):
         for part in module.modules():
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
@@ -290,8 +290,7 @@ def _random_state(backbone: Backbone, module: nn.Module, seed: int) -> dict[str,
                 fresh.update(id(parameter) for parameter in part.parameters(recurse=False))
     left = {name: parameter for name, parameter in module.named_parameters() if id(parameter) not in fresh}
     if left:  # tokens, positions, scales: only the network's constructor knows how they start
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed)
+        with DrawnFrom(seed), torch.no_grad():
             start = backbone.build().state_dict()
             for name, parameter in left.items():
                 parameter.copy_(start[name])

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pickglass.data.files import output_path, written_whole
+from pickglass.data.files import output_path
 from pickglass.errors import InputError
 from pickglass.nn.networks.stacked import named_tensors
+from pickglass.nn.tensor_file import write_tensors
 from pickglass.nn.training.plan import Phase
 
 __all__ = ["Checkpoint", "training_fingerprint", "under_prefix"]
@@ -44,14 +44,7 @@ class Checkpoint:
         # copies: the format refuses tensors that share memory, as modules that appear in two phases do
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         text = json.dumps({"fingerprint": self.fingerprint, **header})
-        with written_whole(output_path(self.path, ".safetensors")) as temporary:
-            try:
-                save_file(copies, temporary, metadata={"pickglass_training": text})
-            except (SafetensorError, OSError) as error:
-                raise InputError(
-                    f"{self.path}: the checkpoint cannot be written ({error}): free some of the disk and start again, "
-                    "the training goes on from the checkpoint before"
-                ) from error
+        write_tensors(output_path(self.path, ".safetensors"), copies, {"pickglass_training": text})
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Read the header and tensors of an earlier run; None if there is none.

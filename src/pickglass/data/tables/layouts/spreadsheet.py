@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pickglass.data.tables.cells import text_of
 from pickglass.errors import DataError, MissingExtra
 
 __all__ = ["read_lines"]
@@ -21,7 +22,8 @@ def read_lines(file: str, columns: Iterable[str] = ()) -> list[dict[str, str]]:
 
     Args:
         file: ``.parquet``, or a CSV file in UTF-8 with or without a byte order mark, or in UTF-16 with one, whose
-            values are separated by commas, semicolons or tabs.
+            values are separated by commas, semicolons or tabs; what :func:`pickglass.data.tables.cells.cell` put in
+            front of a text is taken off again.
         columns: columns that must be there.
 
     Raises:
@@ -54,7 +56,8 @@ def _csv(file: str) -> tuple[list[dict[str, str]], list[str]]:
                 )
             if any(value.strip() for value in values):
                 absent = [""] * (len(names) - len(values))
-                lines.append(dict(zip(names, [*(value.strip() for value in values), *absent], strict=True)))
+                texts = [text_of(value.strip()) for value in values]
+                lines.append(dict(zip(names, [*texts, *absent], strict=True)))
     except csv.Error as error:
         raise DataError(f"{file} is not a CSV file: {error}") from error
     return lines, names

@@ -1,0 +1,134 @@
+"""The same images, settings and seed make the same model file, whatever else the process does."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bench.kills import content
+from PIL import Image
+
+import pickglass as pg
+from pickglass.data import load_dataset
+from pickglass.methods import METHODS
+from pickglass.testing import textures
+
+SIDE, N = 64, 8
+IMAGES = textures(N, SIDE)
+LEAST: dict[str, Any] = {
+    "epochs": 1,
+    "teacher_epochs": 1,
+    "student_epochs": 1,
+    "natural": "none",
+    "parts": ({"method": "patchcore", "ratio": 0.1}, {"method": "fastflow", "steps": 2, "epochs": 1}),
+}
+DRAWS_WHILE_IT_TRAINS = ("efficientad",)  # from the generator of all threads: alone in drawing, it is reproducible
+BETWEEN_THREADS = 1e-3  # of a score, relative: sums of other lengths round otherwise, and a training goes on with that
+
+
+def short(method: str) -> pg.Detector:
+    cls = METHODS[method]
+    settings = {"size": SIDE, **cls.quick_settings(N, SIDE)}
+    settings |= {name: value for name, value in LEAST.items() if name in settings}
+    if method == "efficientad":
+        settings["steps"] = 2
+    return cls.configured(settings)
+
+
+@contextmanager
+def busy(draws: bool) -> Iterator[None]:
+    """Two other threads compute and, if they are to, draw numbers from the generators of all threads and seed them."""
+    stop = threading.Event()
+
+    def work(seed: int) -> None:
+        while not stop.is_set():
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            torch.rand(64, 64) @ torch.rand(64, 64)
+            stop.wait(0.002)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_fitted_twice_makes_one_file(tmp_path: Path, method: str) -> None:
+    first = short(method).fit(IMAGES, seed=3, engine="torch")
+    with busy(draws=method not in DRAWS_WHILE_IT_TRAINS):
+        second = short(method).fit(IMAGES, seed=3, engine="torch")
+    files = [model.save(tmp_path / f"{i}.safetensors") for i, model in enumerate((first, second))]
+    header, tensors = content(files[0])
+    again, same = content(files[1])
+    assert tensors == same
+    assert header == again
+    assert first.model_id() == second.model_id()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["patchcore", "fastflow"])
+def test_more_threads_change_no_score_by_more_than_is_stated(method: str) -> None:
+    before = torch.get_num_threads()
+    scores = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            scores.append(short(method).fit(IMAGES, engine="torch").predict(IMAGES, engine="torch").scores)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(scores[0], scores[1], rtol=BETWEEN_THREADS)
+
+
+def test_the_order_of_images_changes_no_verdict_of_theirs() -> None:
+    order = [5, 2, 7, 0, 1, 6, 3, 4]
+    bank = {"layers": ["stage2"], "size": SIDE, "ratio": 1.0}
+    models = [pg.PatchCore(**bank).fit(IMAGES[places], engine="torch") for places in (range(N), order)]
+    one, other = (model.predict(IMAGES, engine="torch").scores for model in models)
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    shuffled = models[0].predict(IMAGES[order], engine="torch", batch=N)
+    straight = models[0].predict(IMAGES, engine="torch", batch=N)
+    np.testing.assert_allclose(shuffled.scores, straight.scores[order], rtol=1e-5)
+
+
+def test_the_order_in_which_a_disk_lists_files_plays_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("train/good", "test/good", "test/hole"):
+        (tmp_path / kind).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(IMAGES[i]).save(tmp_path / kind / f"{i}.png")
+    straight = [row.path for row in load_dataset(tmp_path).table]
+    scandir, listdir = os.scandir, os.listdir
+
+    class Backwards:
+        def __init__(self, *place: Any) -> None:
+            with scandir(*place) as entries:
+                self.entries = list(entries)[::-1]
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            return iter(self.entries)
+
+        def __exit__(self, *_: object) -> None:
+            """Nothing is open any more."""
+
+        def __iter__(self) -> Iterator[os.DirEntry[str]]:
+            return iter(self.entries)
+
+        def close(self) -> None:
+            """Nothing is open any more."""
+
+    monkeypatch.setattr(os, "scandir", Backwards)
+    monkeypatch.setattr(os, "listdir", lambda *place: listdir(*place)[::-1])
+    assert [row.path for row in load_dataset(tmp_path).table] == straight
