@@ -258,7 +258,8 @@ _LOOK = 10.0  # seconds
 def _on_cluster(function: Callable[[Any], Iterator[Any]], environment: Mapping[str, str], task: Any) -> Iterator[Any]:
     """Run one task in a worker of the cluster, which was started before anybody asked and has its own environment."""
     os.environ.update(environment)
-    yield from function(task)
+    for result in function(task):  # not "yield from": Ray sends values in, which an iterator cannot take
+        yield result
 
 
 def _check_listens(address: str | None) -> None:
