@@ -38,7 +38,14 @@ from pickglass.runtime.compute import ComputeOptions
 
 ray = pytest.importorskip("ray", reason="needs the extra 'cluster'")
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    # files that Ray itself leaves open, and what older ones call
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+]
 
 QUICK = ComputeOptions(engine="torch", batch=4)
 RAY = Where("ray", memory_gb=0.5)
@@ -241,6 +248,31 @@ def test_predict_over_a_folder(
     assert pictures == sorted(path.name for path in Path("there").glob("*.png"))
     assert len(pictures) == 2 * 23
     assert all((Path("here") / name).read_bytes() == (Path("there") / name).read_bytes() for name in pictures)
+
+
+def test_a_task_that_dies_and_one_that_fails_leave_the_others_alone(cluster: Any) -> None:
+    source = """
+        import os, time
+        def count(task):
+            yield 10 * task
+            if task == 1:
+                time.sleep(1)  # Ray sends results on the side
+                os._exit(7)
+            if task == 2:
+                raise ValueError("task 2")
+            yield 10 * task + 1
+    """
+    waiting = [0, 1, 2]
+    found: dict[int, list[Any]] = {}
+    executor = RayExecutor(memory_gb=0.1)
+    for event in executor.run(by_value(source, "count"), lambda: waiting.pop(0) if waiting else None):
+        found.setdefault(event.task, []).append((event.error, event.died) if event.ended else event.result)
+    assert found[0] == [0, 1, (None, False)]
+    assert found[2] == [20, ("ValueError: task 2", False)]
+    first, (error, died) = found[1]
+    assert (first, died) == (10, True)
+    assert error.startswith("the Ray task died")
+    assert len(error) < 500
 
 
 def test_workers_have_the_variables_of_the_asking_process_and_the_texts_of_errors(

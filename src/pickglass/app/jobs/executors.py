@@ -258,7 +258,7 @@ _LOOK = 10.0  # seconds
 def _on_cluster(function: Callable[[Any], Iterator[Any]], environment: Mapping[str, str], task: Any) -> Iterator[Any]:
     """Run one task in a worker of the cluster, which was started before anybody asked and has its own environment."""
     os.environ.update(environment)
-    for result in function(task):  # not "yield from": Ray sends values in, which an iterator cannot take
+    for result in function(task):  # noqa: UP028  (Ray sends values in, which not every iterator takes)
         yield result
 
 
