@@ -1,10 +1,10 @@
 """What a second machine saves: the same study and predictions on a Ray cluster of one node and of two.
 
-    python -m bench.cluster DATA      needs pickglass[cluster]
+    python -m bench.cluster DATA IMAGES      needs pickglass[cluster]
 
-DATA is a data set. The nodes are processes of this machine with a core each, so two of them show no more than two cores
-can, and Ray's own processes share these. Both clusters are warm: each ran the same work once before. Prints the seconds
-of both and their ratio, and whether any score differs.
+DATA is a data set to study, IMAGES a folder of images to judge. The nodes are processes of this machine with a core
+each, so two of them show no more than two cores can, and Ray's own processes share these. Both clusters are warm: each
+ran the same work once before. Prints the seconds of both and their ratio, and whether any score differs.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def nodes(n: int) -> Iterator[None]:
         cluster.shutdown()
 
 
-def timed(data: Path, model: Path, folder: Path) -> tuple[dict[str, float], list[Any]]:
+def timed(data: Path, images: Path, model: Path, folder: Path) -> tuple[dict[str, float], list[Any]]:
     """Seconds of each kind of work, and what came out."""
     where = Where("ray", memory_gb=1.0)
     request = StudyRequest(methods=["padim", "patchcore"], layers=["stage3"], sizes=[128, 160, 192, 224])
     began = time.perf_counter()
     study([data], folder / "s.sqlite", request, where=where, compute=RUN)
     studied = time.perf_counter()
-    found = predict(model, [data], where=where, compute=RUN)
+    found = predict(model, [images], where=where, compute=RUN)
     ended = time.perf_counter()
     with StudyStore(folder / "s.sqlite", create=False) as store:
         values: list[Any] = [[row[name] for name in WITHOUT_THRESHOLD] for row in store.rows()]
@@ -66,6 +66,7 @@ def timed(data: Path, model: Path, folder: Path) -> tuple[dict[str, float], list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
+    parser.add_argument("images", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -78,7 +79,7 @@ def main() -> None:
                 for turn in ("cold", "warm"):
                     own = folder / f"{n}-{turn}"
                     own.mkdir()
-                    seconds[n], values[n] = timed(given.data, model, own)
+                    seconds[n], values[n] = timed(given.data, given.images, model, own)
         print(
             json.dumps(
                 {
