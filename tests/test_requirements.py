@@ -13,7 +13,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 COMES_ALONG = {"click"}  # with typer, whose oldest version calls what later ones deprecate
-NOT_PINNED = {"pickglass", "ruff", "mypy", "ray", "mkdocs-material"}  # itself, tools of make, what no test installs
+NOT_PINNED = {"pickglass", "ruff", "mypy", "mkdocs-material"}  # itself, tools of make, what no test installs
 
 
 def by_name(lines: list[str], sign: str) -> dict[str, tuple[int, ...]]:

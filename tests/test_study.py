@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from pickglass.app.jobs.executors import LocalExecutor, RayExecutor
+from pickglass.app.jobs.executors import LocalExecutor
 from pickglass.app.pages.heckler2023 import best_layers, mean_values
 from pickglass.app.pages.study import courses_of
 from pickglass.app.study.cells import Cell, Grid, Plan, make_plan, weights_name
@@ -350,12 +350,11 @@ def test_estimates_follow_what_was_measured() -> None:
 
 
 COUNT = """
-    import os, time
+    import os
 
     def count(task):
         yield 10 * task
         if task == 1:
-            time.sleep(1)  # Ray sends results on the side
             os._exit(7)
         if task == 2:
             raise ValueError("task 2")
@@ -363,7 +362,7 @@ COUNT = """
 """
 
 
-def events_of(executor: LocalExecutor | RayExecutor, count: Callable[[int], Iterator[int]]) -> dict[int, list[object]]:
+def events_of(executor: LocalExecutor, count: Callable[[int], Iterator[int]]) -> dict[int, list[object]]:
     waiting = [0, 1, 2]
     found: dict[int, list[object]] = {}
     for event in executor.run(count, lambda: waiting.pop(0) if waiting else None):
@@ -380,22 +379,6 @@ def test_a_worker_that_dies_takes_its_own_task_alone(tmp_path: Path, monkeypatch
         1: [10, "the worker process died (exit code 7)"],
         2: [20, "ValueError: task 2"],
     }
-
-
-@pytest.mark.cluster
-def test_the_same_tasks_on_ray() -> None:
-    ray = pytest.importorskip("ray", reason="needs the extra 'cluster'")
-    own: dict[str, Any] = {"__name__": "__main__"}  # so that Ray sends the function, not its name
-    exec(textwrap.dedent(COUNT), own)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        found = events_of(RayExecutor(memory_gb=0.1), own["count"])
-    finally:
-        ray.shutdown()
-    assert found[0] == [0, 1, "end"]
-    assert found[1][0] == 10
-    assert "the Ray task died" in str(found[1][1])
-    assert found[2] == [20, "ValueError: task 2"]
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

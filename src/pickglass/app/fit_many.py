@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ class Category:
     Attributes:
         source: root of the data sets; see :func:`pickglass.load_datasets`.
         name: name of the data set in it.
-        model: file to write.
+        model: file to write, absolute: another process may work in another folder.
         request: which detector.
         compute: where to compute.
         threads: how many torch uses; None: its own choice.
@@ -56,7 +57,8 @@ def fit_many(
 ) -> FitManyResult:
     """Fit each category of a root, e.g. of MVTec AD, into ``FOLDER/CATEGORY.safetensors``.
 
-    A category whose file exists is skipped, so that a call that was killed goes on where it was.
+    A category whose file exists is skipped, so that a call that was killed goes on where it was. One whose worker died,
+    or whose machine was lost, is fitted once more.
 
     Args:
         root: folder that :func:`pickglass.load_datasets` knows, or how to read it.
@@ -83,23 +85,32 @@ def fit_many(
     names = list(source.load_all())
     target.mkdir(parents=True, exist_ok=True)
     run = compute or ComputeOptions()
-    rows: dict[str, FittedCategory] = {}
-    waiting: list[Category] = []
-    for name in names:
-        model = target / f"{name.replace('/', '_')}.safetensors"
-        if model.is_file() and not again:
-            rows[name] = _row(name, "skipped", model)
-            _tidy(model)
-        else:
-            waiting.append(Category(source, name, str(model), wish, run, at.threads))
+    files = {name: target / f"{name.replace('/', '_')}.safetensors" for name in names}
+    rows = {name: _row(name, "skipped", file) for name, file in files.items() if file.is_file() and not again}
+    for name in rows:
+        _tidy(files[name])
+    waiting = [
+        Category(source.absolute(), name, os.path.abspath(files[name]), wish, run, at.threads)
+        for name in names
+        if name not in rows
+    ]
+    died: set[str] = set()
     executor = replace(at, memory_gb=wish.memory_gb).make()
     for event in executor.run(fit_category, lambda: waiting.pop(0) if waiting else None):
         name = event.task.name
+        if name in rows:
+            continue  # its end, after its result
         if event.result is not None:
-            rows[name] = event.result
-        elif event.ended and name not in rows:
-            rows[name] = _row(name, "failed", Path(event.task.model), error=event.error)
-        if event.ended and progress is not None:
+            fitted = event.result["fit"]
+            fit: FitResult | None = None if fitted is None else {**fitted, "model": str(files[name])}
+            rows[name] = {**event.result, "model": str(files[name]), "fit": fit}
+        elif event.died and name not in died:
+            died.add(name)
+            waiting.insert(0, event.task)
+            continue
+        else:
+            rows[name] = _row(name, "failed", files[name], error=event.error)
+        if progress is not None:
             progress("fitting categories", len(rows), len(names))
     ended = [rows[name] for name in names]
     counts = {state: sum(row["state"] == state for row in ended) for state in ("done", "skipped", "failed")}

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pickglass.app.jobs.executors import Where
 from pickglass.app.judgements import write_tables
 from pickglass.app.models import AnyModel, as_model
 from pickglass.app.pages.images import colour_range, display, heat
 from pickglass.app.results import DefectResult, ImageResult, PredictResult
+from pickglass.app.spread import judge_apart, usual_engine
 from pickglass.app.submission import Submission, private_images
 from pickglass.calibration import Calibration
 from pickglass.data import tables_at, with_pixel_mm, with_roi
@@ -34,6 +36,7 @@ def predict(
     submission: str | Path | None = None,
     roi: str | Path | None = None,
     pixel_mm: float | None = None,
+    where: Where | None = None,
     compute: ComputeOptions | None = None,
     progress: Progress | None = None,
 ) -> PredictResult:
@@ -51,6 +54,7 @@ def predict(
             private images are judged; see :mod:`pickglass.app.submission`.
         roi: region of interest, a mask or a folder of masks; None: the model's.
         pixel_mm: side of a pixel on the part in millimetres; None: the model's.
+        where: in other processes of this machine or on a cluster, see :mod:`pickglass.app.spread`; None: here.
         compute: where to compute.
         progress: called with (stage, done, total).
 
@@ -58,7 +62,8 @@ def predict(
         One entry an image; a broken image is named under ``failed``, and the rest are kept.
 
     Raises:
-        InputError: no image, one that is named twice, a path that does not exist, or a folder that cannot be made.
+        InputError: no image, one that is named twice, a path that does not exist, a folder that cannot be made, or
+            no machine that has what ``where`` asks for.
         DataError: ``submission`` of another data set.
     """
     run = compute or ComputeOptions()
@@ -87,7 +92,11 @@ def predict(
     }
     rows: list[list[Cell]] = []
     about, limits = (result["model_id"], result["model_version"]), (result["threshold"], result["unsure_threshold"])
-    for item in detector.stream(table, progress=progress, **run.arguments()):
+    if where is None:
+        judged_images = detector.stream(table, progress=progress, **run.arguments())
+    else:
+        judged_images = judge_apart(detector, model, table, where, run, progress)
+    for item in judged_images:
         time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         if not isinstance(item, Found):
             result["failed"].append({"path": item.path, "error": item.error})
@@ -104,7 +113,7 @@ def predict(
             name = f"{len(results):04d}-{Path(item.row.path).stem}"
             _pictures(folder, name, item, {"heat": full, **detector.parts_of(item)}, limit, run.max_pixels)
     if isinstance(detector, ExportedModel):
-        result["runtime"] = detector.runtime
+        result["runtime"] = detector.runtime if where is None else usual_engine(detector, run).engine
     if folder is not None:
         write_tables(folder, rows, [line for judged in results for line in _defect_lines(judged)])
     return result

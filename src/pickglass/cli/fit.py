@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pickglass.app.checkpoints import checkpoints_of
 from pickglass.cli.command import run
 from pickglass.cli.console import plain, print_table, say
-from pickglass.cli.options import Compute, Download, Folder, Force, Json, Seed, check_new, let_download
+from pickglass.cli.options import Cluster, Compute, Download, Folder, Force, Json, Seed, check_new, let_download
 from pickglass.cli.types import input_size, joined_layers, setting, sides
 from pickglass.errors import InputError
 
@@ -127,18 +127,17 @@ def fit(
     force: Force = False,
     compute: Compute,
     download: Download = False,
-    executor: Annotated[
-        Literal["local", "ray"],
-        typer.Option(help="Fit the categories of a root on this machine or on a Ray cluster (pickglass[cluster])."),
-    ] = "local",
+    cluster: Cluster,
     defects: Annotated[
         Path | None,
         typer.Option(
             help="Folder of known defects: supersimplenet learns from them, for other methods they set what is unsure."
         ),
     ] = None,
-    parallel: Annotated[int | None, typer.Option(min=1, help="Fit so many categories of a root at once.")] = None,
-    address: Annotated[str | None, typer.Option(help="Address of the Ray cluster, e.g. auto.")] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fit so many categories of a root at once; on Ray as many as there is room for."),
+    ] = None,
     memory_gb: Annotated[float, typer.Option(help="Gigabytes that the method may hold.")] = 4.0,
     as_json: Json = False,
 ) -> None:
@@ -150,7 +149,6 @@ def fit(
     from pickglass.app.fit import FitRequest
     from pickglass.app.fit import fit as use_case
     from pickglass.app.fit_many import fit_many, is_root
-    from pickglass.app.jobs.executors import Where
 
     length, width = (None, None) if choice.defect_px is None else parse_extent(choice.defect_px)
     request = FitRequest(
@@ -176,7 +174,8 @@ def fit(
             as_json,
         )
         return
-    where = Where(executor, parallel or compute.workers, address)
+    at_once = parallel or (compute.workers if cluster.executor == "local" else None)
+    where = cluster.where(at_once, memory_gb)
     run(
         lambda progress: fit_many(
             source, model, request, again=force, where=where, compute=compute.options(), progress=progress

@@ -18,11 +18,13 @@ import typer
 from pickglass.errors import InputError
 
 if TYPE_CHECKING:
+    from pickglass.app.jobs.executors import Where
     from pickglass.data.tables.sources import DataSource
     from pickglass.runtime.compute import ComputeOptions
 
 __all__ = [
     "AnyModelFile",
+    "Cluster",
     "Compute",
     "Download",
     "Folder",
@@ -128,6 +130,30 @@ class Compute(Machine):
     """The same, and how many threads decode images."""
 
     workers: Annotated[int, typer.Option(min=1, help="Decode images in so many threads.")] = 2
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where tasks run that know nothing of each other."""
+
+    executor: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Compute on this machine or on a Ray cluster (pickglass[cluster])."),
+    ] = "local"
+    address: Annotated[str | None, typer.Option(help="Address of the Ray cluster, e.g. auto.")] = None
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs that a Ray task needs.")] = 1.0
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that a Ray task needs.")] = 0.0
+
+    def where(self, parallel: int | None, memory_gb: float) -> Where:
+        """Return the place as use cases take it.
+
+        Args:
+            parallel: tasks at once; None: one here, and on Ray as many as there is room for.
+            memory_gb: gigabytes of each task.
+        """
+        from pickglass.app.jobs.executors import Where
+
+        return Where(self.executor, parallel, self.address, self.cpus, self.gpus, memory_gb)
 
 
 _MODELS = (".safetensors", ".onnx")

@@ -9,7 +9,7 @@ import typer
 
 from pickglass.cli.command import Progress, run
 from pickglass.cli.console import percent, print_table
-from pickglass.cli.options import AnyModelFile, Compute, Json, Place, check_order
+from pickglass.cli.options import AnyModelFile, Cluster, Compute, Json, Place, check_order
 from pickglass.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,14 +40,23 @@ def predict(
     fail_on_bad: Annotated[
         bool, typer.Option("--fail-on-bad", help="Exit with code 1 if any image is judged bad, or unsure.")
     ] = False,
+    parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Judge in so many processes of this machine; on Ray in as many as there is room for."),
+    ] = None,
+    memory_gb: Annotated[float, typer.Option(help="Gigabytes that a Ray task needs.")] = 4.0,
     *,
     place: Place,
+    cluster: Cluster,
     compute: Compute,
     as_json: Json = False,
 ) -> None:
     """Judge images: score, verdict and boxes of the defects. Nothing is written without -o."""
     check_order("predict", [model], images)
     from pickglass.app.predict import predict as use_case
+
+    where = cluster.where(parallel, memory_gb)
+    apart = parallel is not None or cluster != Cluster()  # what belongs to Ray alone is refused where it is made
 
     def judged(progress: Progress | None) -> PredictResult:
         result = use_case(
@@ -57,6 +66,7 @@ def predict(
             submission=submission,
             roi=place.roi,
             pixel_mm=place.pixel_mm,
+            where=where if apart else None,
             compute=compute.options(),
             progress=progress,
         )

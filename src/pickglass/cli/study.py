@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pickglass.cli.command import run
 from pickglass.cli.console import duration, print_table, say
-from pickglass.cli.options import Folder, Json, Machine
+from pickglass.cli.options import Cluster, Folder, Json, Machine
 from pickglass.cli.types import input_size, layer_sets, names, settings_by_method
 
 if TYPE_CHECKING:
@@ -50,22 +50,18 @@ def study(
     csv: Annotated[Path | None, typer.Option(help="Export the cells to this .csv file.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write this HTML page.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Show so many images of each data set on the page.")] = 10,
-    executor: Annotated[
-        Literal["local", "ray"],
-        typer.Option(help="Compute on this machine or on a Ray cluster (pickglass[cluster])."),
-    ] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Run so many processes at once on this machine.")] = 1,
-    address: Annotated[str | None, typer.Option(help="Address of the Ray cluster, e.g. auto.")] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="CPUs that a Ray task needs.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs that a Ray task needs.")] = 0.0,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run so many tasks at once; by default one, on Ray as many as there is room for."),
+    ] = None,
     memory_gb: Annotated[float, typer.Option(help="Gigabytes that each process or Ray task may hold.")] = 4.0,
     *,
     folder: Folder,
+    cluster: Cluster,
     machine: Machine,
     as_json: Json = False,
 ) -> None:
     """Fit and test every combination of methods, backbones, layers and sizes once; a later call goes on."""
-    from pickglass.app.jobs.executors import Where
     from pickglass.app.study.study import StudyFiles, StudyRequest, list_cells
     from pickglass.app.study.study import study as use_case
 
@@ -89,7 +85,7 @@ def study(
             file,
             request,
             files=StudyFiles(csv, report, images),
-            where=Where(executor, workers, address, cpus, gpus, memory_gb),
+            where=cluster.where(workers, memory_gb),
             compute=machine.options(),
             progress=progress,
         ),

@@ -120,7 +120,8 @@ def study(
     """Fit and test all combinations, each once: what the file holds already is not done again.
 
     A call that was killed goes on where it was; several calls may share one file, on one machine. Cells that failed,
-    or lacked their weights, are tried again by the next call. Metrics are those of :func:`pickglass.evaluate`; all
+    or lacked their weights, are tried again by the next call; a cell whose worker died, or whose machine was lost, is
+    tried once more by this one. Metrics are those of :func:`pickglass.evaluate`; all
     good images teach, apart from those on which a method picks its epoch.
 
     Args:
@@ -188,29 +189,35 @@ def _work(
 ) -> None:
     """Do all cells of the plan that wait, group by group."""
     keys = {cell.key for cell in plan.cells}
-    left: dict[str, list[str]] = {}  # group -> keys of its cells without an outcome, in the order they are done
+    # cells of a task -> keys of those without an outcome, in the order they are done. Not by group: cells of one that
+    # runs may wait again, when another process begins the same study
+    left: dict[tuple[Cell, ...], list[str]] = {}
+    died: set[str] = set()  # keys of cells whose worker was lost once
     done = sum(row["state"] == "done" for row in store.rows(keys))
 
     def take() -> GroupTask | None:
         cells = store.claim(keys)
         if not cells:
             return None
-        left[cells[0].group] = [cell.key for cell in cells]
+        left[cells] = [cell.key for cell in cells]
         return task(cells)
 
     with store.alive():
         for event in executor.run(run_group, take):
-            group = event.task.cells[0].group
+            open_cells = left[event.task.cells]
             if event.result is not None:
-                left[group].remove(event.result.key)
+                open_cells.remove(event.result.key)
                 store.write(event.result)
                 done += event.result.state == "done"
                 if progress is not None:
                     progress("cells", done, len(keys))
             if event.ended:
-                open_cells = left.pop(group)
-                if open_cells and event.error is not None:  # the worker died in the first of them
-                    store.write(Outcome(open_cells[0], "failed", {"error": event.error}))
+                del left[event.task.cells]
+                if open_cells and event.error is not None:  # in the first of them
+                    if event.died and open_cells[0] not in died:
+                        died.add(open_cells[0])  # it waits again, and is taken next
+                    else:
+                        store.write(Outcome(open_cells[0], "failed", {"error": event.error}))
                 store.release(open_cells)
 
 

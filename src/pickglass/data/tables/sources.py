@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -63,6 +63,12 @@ class DataSource:
     def of(cls, data: DataSource | str | os.PathLike[str]) -> DataSource:
         """Return the source itself, or a source with this path."""
         return data if isinstance(data, DataSource) else cls(data)
+
+    def absolute(self) -> DataSource:
+        """Return the source with absolute paths, as a process that works in another folder needs them."""
+        roi = self.roi if self.roi is None or self.roi == "auto" else os.path.abspath(self.roi)
+        more = tuple(map(os.path.abspath, self.more))
+        return replace(self, path=os.path.abspath(self.path), roi=roi, more=more)
 
     def load(self, *, training: bool = True) -> Dataset:
         """Read the table of the one data set, and warn in a line of files that look like images and are not used.
