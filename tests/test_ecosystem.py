@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,3 +230,93 @@ def test_an_image_that_cannot_be_read_has_no_score(detector: pg.PatchCore, tmp_p
 def test_exported_models_have_them_too() -> None:
     for name in ("score_samples", "decision_function"):
         assert getattr(pg.ExportedModel, name) is getattr(pg.Detector, name)
+
+
+# -- the page of the documentation -------------------------------------------------------------------------------------
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "tracking.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+TRACKERS = {"mlflow": "import mlflow", "tensorboard": "from torch.utils.tensorboard", "wandb": "import wandb"}
+
+
+def run(blocks: list[str], space: dict[str, Any]) -> None:
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), space)
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with a data set, and what a notebook holds after the first block."""
+    folder = tmp_path_factory.mktemp("tracking")
+    images = textures(16, 64).copy()
+    images[14:, 20:40, 20:40] = 255
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 20:40] = 255
+    places = ["train/good"] * 12 + ["test/good"] * 2 + ["test/cut"] * 2
+    for i, (place, image) in enumerate(zip(places, images, strict=True)):
+        (folder / "datasets" / "bottle" / place).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / "datasets" / "bottle" / place / f"{i:03d}.png")
+    truth = folder / "datasets" / "bottle" / "ground_truth" / "cut"
+    truth.mkdir(parents=True)
+    for i in (14, 15):
+        Image.fromarray(mask).save(truth / f"{i:03d}_mask.png")
+    space: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(BLOCKS[:1], space)
+        space["metrics"] = pg.evaluate(space["found"])
+    for bar in space["bars"].values():
+        bar.close()
+    return folder, space
+
+
+@pytest.mark.slow
+def test_progress_bars_reach_their_end(notebook: tuple[Path, dict[str, Any]]) -> None:
+    bars = notebook[1]["bars"]
+    assert {"judging images"} < set(bars)
+    assert all(bar.n == bar.total for bar in bars.values())
+
+
+@pytest.mark.slow
+def test_the_page_runs(
+    notebook: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module, extra in (("pandas", "pandas"), ("matplotlib", "plot")):
+        pytest.importorskip(module, reason=f'needs {module} (pip install "pickglass[{extra}]")')
+    folder, space = notebook
+    monkeypatch.chdir(folder)
+    run([block for block in BLOCKS[1:] if not block.startswith(tuple(TRACKERS.values()))], space)
+    assert capsys.readouterr().out.splitlines()[-1] == "1.0"  # the AUROC
+    assert (folder / "bottle.pdf").is_file()
+    assert (folder / "found.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of the trackers
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_the_examples_for_trackers_run(
+    tracker: str, notebook: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(tracker, reason=f"the example for {tracker} needs it; no extra of pickglass brings it")
+    folder, space = notebook
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (folder / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    space = dict(space)
+    if tracker == "mlflow":  # with losses to show
+        fitted = pg.EfficientAD(backbone="pdn_tiny", size=64, steps=3).fit(textures(12, 64), engine="torch")
+        space["detector"] = fitted
+    (block,) = (block for block in BLOCKS if block.startswith(TRACKERS[tracker]))
+    run([block], space)
+    if tracker == "mlflow":
+        from mlflow.tracking import MlflowClient
+
+        (kept,) = MlflowClient().search_runs(["0"])
+        assert kept.data.params["steps"] == "3"
+        assert kept.data.metrics["image_auroc"] == space["metrics"]["image_auroc"]
+        assert kept.data.metrics["loss student and autoencoder"] > 0
+        assert [file.path for file in MlflowClient().list_artifacts(kept.info.run_id)] == ["bottle.safetensors"]
+    else:
+        assert list((folder / {"tensorboard": "runs/bottle", "wandb": "wandb"}[tracker]).iterdir())
