@@ -148,6 +148,8 @@ def test_an_image_shows_itself_and_its_map() -> None:
     assert picture.size == (18, 6)  # side by side
     pixels = np.asarray(picture)
     assert pixels[5, 17].tolist() != pixels[5, 8].tolist()
+    wide = Found(pg.Row("a.png", pixels=textures(1, 32)[0]), 0.1, np.eye(4, dtype=np.float32), (10, 50))
+    assert Image.open(io.BytesIO(wide._repr_png_())).size == (50, 20)  # one above the other
     (alone,) = Prediction.from_arrays([0.1], [np.eye(6)])
     assert Image.open(io.BytesIO(alone._repr_png_())).size == (6, 6)  # there is no image
 
@@ -162,6 +164,8 @@ def test_a_prediction_shows_itself_as_a_table() -> None:
     assert many.count("<tr>") == 21
     assert "20 of them" in many
     assert "<p>0 images</p>" in Prediction(())._repr_html_()
+    odd = Prediction.from_arrays([0.1], paths=["caf\udce9.png"])._repr_html_()
+    assert "caf\\udce9.png" in odd.encode().decode()
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

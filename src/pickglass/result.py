@@ -118,12 +118,12 @@ class Found(NamedTuple):
         return resize_map(self.roi.astype(np.float32), self.size, self.window) >= 0.5
 
     def _repr_png_(self) -> bytes:
-        """Show the image and its heat map side by side in a notebook; the map alone where there is no image to read."""
+        """Show the image beside its heat map in a notebook, or above it if wide; an unreadable image leaves the map."""
         size = picture_size(*self.size)
         pictures = [_overlaid(self, size, None)]
         if (image := _image_of(self, size)) is not None:
             pictures.insert(0, image)
-        return _encoded(np.concatenate(pictures, axis=1), "PNG")
+        return _encoded(np.concatenate(pictures, axis=0 if size[1] > 2 * size[0] else 1))
 
 
 @dataclass(frozen=True)
@@ -340,11 +340,12 @@ class Prediction:
         title += f"; these are {len(rows)} of them, to_pandas() has all" if len(rows) < total else ""
         head = Markup("").join(Markup("<th>{}</th>").format(name) for name in _HEADS)
         table = Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>")
-        return str(Markup("<p>{}</p>").format(title) + table.format(head, Markup("").join(rows)))
+        page = str(Markup("<p>{}</p>").format(title) + table.format(head, Markup("").join(rows)))
+        return page.encode("utf-8", "backslashreplace").decode()  # names of files that are no text, on Linux
 
     def _thumbnail(self, found: Found, limit: float | None) -> Markup:
         pixels = _overlaid(found, picture_size(*found.size, _SMALL), limit)
-        content = base64.b64encode(_encoded(pixels, "PNG")).decode("ascii")
+        content = base64.b64encode(_encoded(pixels)).decode("ascii")
         return Markup('<img alt="" src="data:image/png;base64,{}">').format(content)
 
     def _pixel_threshold(self, threshold: float | None) -> float:
@@ -407,9 +408,9 @@ def _overlaid(found: Found, size: tuple[int, int], limit: float | None) -> npt.N
     return drawn if limit is None else draw_contours(drawn, predicted=values > limit)
 
 
-def _encoded(pixels: npt.NDArray[Any], kind: str) -> bytes:
+def _encoded(pixels: npt.NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
