@@ -44,6 +44,7 @@ ABSENT = {
     "onnx",
     "sklearn",
     "matplotlib",
+    "pandas",
     "skimage",
     "ray",
 }

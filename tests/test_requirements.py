@@ -12,7 +12,7 @@ else:
     import tomli as tomllib  # pytest brings it
 
 ROOT = Path(__file__).parents[1]
-COMES_ALONG = {"click"}  # with typer, whose oldest version calls what later ones deprecate
+COMES_ALONG = {"click", "pyparsing"}  # with typer and matplotlib, whose oldest versions call what later ones deprecate
 NOT_PINNED = {"pickglass", "ruff", "mypy", "mkdocs-material"}  # itself, tools of make, what no test installs
 
 

@@ -191,6 +191,7 @@ _EXTRAS = {
     "sklearn": "train",
     "ray": "cluster",
     "pyarrow": "parquet",
+    "pandas": "pandas",
     "matplotlib": "plot",
     "paho": "line",
     "fastapi": "web",

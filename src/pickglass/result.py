@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
+from PIL import Image
 
 from pickglass.calibration import Calibration, Verdict
+from pickglass.data.annotations.coco import counts_of_places
+from pickglass.data.annotations.shapes import DEFECT
+from pickglass.data.files import output_path, written_whole
+from pickglass.data.images.drawing import (
+    colour_range,
+    display,
+    draw_contours,
+    heat,
+    picture_size,
+    shrink_max,
+    thumbnail,
+)
 from pickglass.data.images.geometry import resize_map
 from pickglass.data.images.masks import read_marks
+from pickglass.data.tables.cells import Cell
 from pickglass.data.tables.memory import as_numpy
 from pickglass.data.tables.rows import Row
-from pickglass.errors import Failure, InputError
+from pickglass.errors import Failure, ImageError, InputError, MissingExtra
 from pickglass.metrics.labelling import connected_runs
 
-__all__ = ["UNKNOWN", "Defect", "Found", "Named", "Prediction", "find_defects", "without_number"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["UNKNOWN", "Defect", "Found", "Named", "Prediction", "find_defects", "record", "without_number"]
+
+_SHOWN = 20  # images of a prediction in a notebook
+_SMALL = 120  # px, their longest side
 
 UNKNOWN = "unknown"
 """The type of a defect that is like none of the examples, or like several."""
@@ -91,6 +116,14 @@ class Found(NamedTuple):
         if self.roi is None:
             return None
         return resize_map(self.roi.astype(np.float32), self.size, self.window) >= 0.5
+
+    def _repr_png_(self) -> bytes:
+        """Show the image beside its heat map in a notebook, or above it if wide; an unreadable image leaves the map."""
+        size = picture_size(*self.size)
+        pictures = [_overlaid(self, size, None)]
+        if (image := _image_of(self, size)) is not None:
+            pictures.insert(0, image)
+        return _encoded(np.concatenate(pictures, axis=0 if size[1] > 2 * size[0] else 1))
 
 
 @dataclass(frozen=True)
@@ -217,6 +250,104 @@ class Prediction:
         """Find the connected regions of :meth:`mask`, the highest peak first."""
         return find_defects(self.map(index), self._pixel_threshold(threshold))
 
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a data frame with one row an image, those that failed last, as ``predict -o`` writes ``results.csv``.
+
+        Its columns are ``path``, ``score``, ``threshold``, ``unsure_threshold``, ``verdict``, ``p_value``, ``type`` and
+        ``error``; what is absent is None or NaN.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+
+        Example:
+            ``detector.predict(bottle.test).to_pandas().query("verdict == 'bad'").to_excel("bad.xlsx")``
+        """
+        try:
+            import pandas as pd
+        except ModuleNotFoundError as error:
+            raise MissingExtra.needed(
+                "Prediction.to_pandas", error, ", or write results.csv with 'pickglass predict -o'"
+            ) from error
+        items: list[Found | Failure] = [*self.found, *self.failed]
+        records = [record(item, self.calibration) for item in items]
+        columns = {name: [row[name] for row in records] for name in record(Failure("", ""), None)}
+        numbers = ("score", "threshold", "unsure_threshold", "p_value")
+        return pd.DataFrame(
+            {name: pd.Series(values, dtype=float if name in numbers else object) for name, values in columns.items()}
+        )
+
+    def to_coco(self, path: str | Path, threshold: float | None = None) -> Path:
+        """Write the defects of all images as a COCO file, which annotation tools, FiftyOne and pickglass read.
+
+        Each image has its ``score``. Each defect is an annotation with a box in pixels of the original image, its area,
+        its outline as run lengths, and the highest map value inside as its ``score``. A category is ``defect``, or the
+        type that the model names. Images that could not be read are listed under ``info``.
+
+        Args:
+            path: file to write, ends in .json; it is written whole or not at all.
+            threshold: map values above it are a defect; None: the model's pixel threshold.
+
+        Raises:
+            InputError: no threshold, another ending, or the file cannot be written.
+        """
+        target, limit = output_path(path, ".json"), self._pixel_threshold(threshold)
+        types = {found.named.type for found in self.found if found.named is not None}
+        numbers = {name: i for i, name in enumerate([DEFECT, *sorted(types - {DEFECT})], start=1)}
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for i, found in enumerate(self.found, start=1):
+            height, width = found.size
+            images.append({"id": i, "file_name": found.row.path, "width": width, "height": height})
+            images[-1]["score"] = found.score
+            for place, (defect, counts) in enumerate(_with_runs(found.full_map(), limit)):
+                # what a model is taught names the region of the highest peak, which comes first
+                name = found.named.type if found.named is not None and place == 0 else DEFECT
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": i,
+                        "category_id": numbers[name],
+                        "bbox": defect.box,
+                        "area": defect.area,
+                        "segmentation": {"size": [height, width], "counts": counts},
+                        "iscrowd": 0,
+                        "score": defect.peak,
+                    }
+                )
+        document = {
+            "info": {
+                "description": f"defects that pickglass found, maps above {limit:g}",
+                "failed": [failure._asdict() for failure in self.failed],
+            },
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": i, "name": name} for name, i in numbers.items()],
+        }
+        with written_whole(target) as temporary:
+            temporary.write_text(json.dumps(document), encoding="ascii")
+        return target
+
+    def _repr_html_(self) -> str:
+        """Show the first images with outlines, scores and verdicts as a table in a notebook."""
+        limit = self.calibration.pixel_threshold if self.calibration else None
+        rows = [_line(self._thumbnail(found, limit), record(found, self.calibration)) for found in self.found[:_SHOWN]]
+        rows += [_line("", record(failure, None)) for failure in self.failed[: _SHOWN - len(rows)]]
+        verdicts = [self.verdict(i) for i in range(len(self))]
+        counts = [f"{verdicts.count(word)} {word}" for word in ("bad", "unsure", "good") if word in verdicts]
+        counts += [f"{len(self.failed)} could not be read"] if self.failed else []
+        total = len(self.found) + len(self.failed)
+        title = f"{total} image{'' if total == 1 else 's'}" + (f": {', '.join(counts)}" if counts else "")
+        title += f"; these are {len(rows)} of them, to_pandas() has all" if len(rows) < total else ""
+        head = Markup("").join(Markup("<th>{}</th>").format(name) for name in _HEADS)
+        table = Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>")
+        page = str(Markup("<p>{}</p>").format(title) + table.format(head, Markup("").join(rows)))
+        return page.encode("utf-8", "backslashreplace").decode()  # names of files that are no text, on Linux
+
+    def _thumbnail(self, found: Found, limit: float | None) -> Markup:
+        pixels = _overlaid(found, picture_size(*found.size, _SMALL), limit)
+        content = base64.b64encode(_encoded(pixels)).decode("ascii")
+        return Markup('<img alt="" src="data:image/png;base64,{}">').format(content)
+
     def _pixel_threshold(self, threshold: float | None) -> float:
         of_model = self.calibration.pixel_threshold if self.calibration else None
         if threshold is None and of_model is None:
@@ -225,6 +356,62 @@ class Prediction:
                 "(threshold=...) or fit with calibrate=0.1"
             )
         return of_model if threshold is None else threshold  # type: ignore[return-value]
+
+
+_HEADS = ("image", "path", "score", "verdict", "p-value", "type", "error")
+
+
+def record(item: Found | Failure, calibration: Calibration | None) -> dict[str, Cell]:
+    """Return what tables say of an image, by column; a column without a value is None.
+
+    Args:
+        item: what the model found, or why the image could not be read.
+        calibration: the model's thresholds; None: no verdict and no p-value.
+    """
+    found = item if isinstance(item, Found) else None
+    judged = calibration if found is not None else None
+    rarity = judged.p_value(found.score) if judged is not None and found is not None else None
+    return {
+        "path": item.path if found is None else found.row.path,  # type: ignore[union-attr]
+        "score": None if found is None else found.score,
+        "threshold": calibration.image_threshold if calibration else None,
+        "unsure_threshold": calibration.unsure_threshold if calibration else None,
+        "verdict": judged.verdict(found.score) if judged is not None and found is not None else None,
+        "p_value": None if rarity is None else rarity.p,
+        "type": None if found is None or found.named is None else found.named.type,
+        "error": None if found is not None else item.error,  # type: ignore[union-attr]
+    }
+
+
+def _line(picture: str, record: dict[str, Cell]) -> Markup:
+    numbers = ["" if (value := record[name]) is None else f"{value:.4g}" for name in ("score", "p_value")]
+    cells = [picture, record["path"], numbers[0], record["verdict"], numbers[1], record["type"], record["error"]]
+    shown = ("" if value is None else value for value in cells)
+    return Markup("<tr>{}</tr>").format(Markup("").join(Markup("<td>{}</td>").format(value) for value in shown))
+
+
+def _image_of(found: Found, size: tuple[int, int]) -> npt.NDArray[Any] | None:
+    """Return the image at size (h, w), uint8 (h, w, 3); None where there is none to read."""
+    try:
+        return thumbnail(display(found.row.image()), size)
+    except ImageError:
+        return None
+
+
+def _overlaid(found: Found, size: tuple[int, int], limit: float | None) -> npt.NDArray[Any]:
+    """Lay the heat map of size (h, w) over the image and outline what is above the limit, uint8 (h, w, 3)."""
+    image = _image_of(found, size)
+    if image is None:
+        image = np.zeros((*size, 3), np.uint8)
+    values = shrink_max(found.full_map(), size)
+    drawn = heat(image, values, colour_range(limit, [found.map]))
+    return drawn if limit is None else draw_contours(drawn, predicted=values > limit)
+
+
+def _encoded(pixels: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _plane(name: str, index: int, values: Any) -> npt.NDArray[Any]:
@@ -249,3 +436,17 @@ def find_defects(full_map: FloatArray, threshold: float) -> list[Defect]:
     runs = connected_runs(mask)
     regions = zip(runs.boxes().tolist(), runs.areas().tolist(), runs.highest(full_map[mask]).tolist(), strict=True)
     return sorted((Defect(box, area, peak) for box, area, peak in regions), key=lambda d: -d.peak)
+
+
+def _with_runs(full_map: FloatArray, threshold: float) -> list[tuple[Defect, list[int]]]:
+    """Find the defects as :func:`find_defects` does, each with its run lengths down the columns, as COCO counts."""
+    mask = full_map > threshold
+    runs = connected_runs(mask)
+    rows, columns = np.nonzero(mask)
+    region, places = runs.per_pixel(), columns * mask.shape[0] + rows
+    order = np.lexsort((places, region))
+    each = np.split(places[order], np.cumsum(runs.areas())[:-1])
+    peaks = runs.highest(full_map[mask])
+    by_peak = np.argsort(-peaks, kind="stable").tolist()
+    counts = [counts_of_places(each[i], mask.size) for i in by_peak]
+    return list(zip(find_defects(full_map, threshold), counts, strict=True))

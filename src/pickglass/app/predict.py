@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pickglass.app.jobs.executors import Where
-from pickglass.app.judgements import write_tables
+from pickglass.app.judgements import IMAGES, write_tables
 from pickglass.app.models import AnyModel, as_model
 from pickglass.app.pages.images import colour_range, display, heat
 from pickglass.app.results import DefectResult, ImageResult, PredictResult
@@ -21,7 +21,7 @@ from pickglass.data import tables_at, with_pixel_mm, with_roi
 from pickglass.data.files import written_whole
 from pickglass.data.tables.cells import Cell
 from pickglass.errors import InputError
-from pickglass.result import FloatArray, Found, find_defects
+from pickglass.result import FloatArray, Found, find_defects, record
 from pickglass.runtime.compute import ComputeOptions, Progress
 from pickglass.runtime.exported import ExportedModel
 
@@ -91,24 +91,23 @@ def predict(
         "runtime": None,
     }
     rows: list[list[Cell]] = []
-    about, limits = (result["model_id"], result["model_version"]), (result["threshold"], result["unsure_threshold"])
+    about: dict[str, Cell] = {"model_id": result["model_id"], "model_version": result["model_version"]}
     if where is None:
         judged_images = detector.stream(table, progress=progress, **run.arguments())
     else:
         judged_images = judge_apart(detector, model, table, where, run, progress)
     for item in judged_images:
         time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        columns = record(item, calibration) | about | {"time": time}
+        rows.append([columns[name] for name in IMAGES])
         if not isinstance(item, Found):
             result["failed"].append({"path": item.path, "error": item.error})
-            rows.append([item.path, None, *limits, None, None, None, *about, time, item.error])
             continue
         full = item.full_map()
         if writer is not None:
             writer.write(item.row, full)
         judged = judged_image(item, full, calibration, time)
         results.append(judged)
-        cells = [judged["verdict"], judged["p_value"], judged["type"]]
-        rows.append([judged["path"], judged["score"], *limits, *cells, *about, time, None])
         if folder is not None:
             name = f"{len(results):04d}-{Path(item.row.path).stem}"
             _pictures(folder, name, item, {"heat": full, **detector.parts_of(item)}, limit, run.max_pixels)

@@ -53,6 +53,7 @@ from pickglass.nn.maps import ProcessLock, cells_of, kept_cells, mean_of_highest
 from pickglass.nn.pooling import channel_means
 from pickglass.result import Found, Named, Prediction, without_number
 from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress
+from pickglass.runtime.outliers import OutlierScores
 from pickglass.runtime.provenance import Provenance, Regions
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ __all__ = ["Detector"]
 Self = TypeVar("Self", bound="Detector")
 
 
-class Detector(Method):
+class Detector(Method, OutlierScores):
     """A detector learns from good images, judges others, and is saved as one file.
 
     The arguments are those of :class:`pickglass.detectors.settings.Configured` and of the method; the hooks that a

@@ -31,6 +31,7 @@ from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress
 from pickglass.runtime.export_file import read_export, write_export
 from pickglass.runtime.graph import check_graph
 from pickglass.runtime.model_header import history_of, reading
+from pickglass.runtime.outliers import OutlierScores
 from pickglass.runtime.provenance import Provenance
 from pickglass.runtime.session import Answer, RuntimeName, Session, open_session, usable_cores, usual_threads
 
@@ -49,7 +50,7 @@ class _Form(NamedTuple):
     wide: bool
 
 
-class ExportedModel:
+class ExportedModel(OutlierScores):
     """A file that ``pickglass export`` wrote judges images in onnxruntime or OpenVINO, and needs no torch.
 
     Images are decoded and fitted on the canvas by the same code as in the lab, so that the graph gets the same numbers;

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from pickglass.data.files import written_whole
+from pickglass.errors import InputError, MissingExtra
 from pickglass.metrics.catalogue import METRICS
 
 __all__ = [
@@ -57,6 +60,47 @@ class Curves:
     spro_fpr: Array = field(default_factory=lambda: np.empty(0))
     spro: Array = field(default_factory=lambda: np.empty(0))
     spro_limit: float = 0.05
+
+    def plot(self, path: str | FilePath) -> FilePath:
+        """Draw the curves that there are side by side as a figure for a paper, SVG, PDF or PNG by the file's ending.
+
+        Args:
+            path: file to write, whole or not at all.
+
+        Raises:
+            InputError: no curve, another ending, or the file cannot be written.
+            MissingExtra: matplotlib is not installed.
+
+        Example:
+            ``pg.evaluate(detector.predict(bottle.test)).curves().plot("bottle.pdf")``
+        """
+        target = FilePath(path)
+        if target.suffix not in (".svg", ".pdf", ".png"):
+            raise InputError(f"figure {str(path)!r}: expected a name that ends in .svg, .pdf or .png")
+        pixels = "false positive rate of the pixels"
+        curves = [
+            ("ROC of the images", "false positive rate", "true positive rate", 1.0, self.roc_fpr, self.roc_tpr),
+            ("PRO of the regions", pixels, "mean overlap with regions", self.pro_limit, self.pro_fpr, self.pro),
+            ("sPRO of the defects", pixels, "mean saturated overlap", self.spro_limit, self.spro_fpr, self.spro),
+        ]
+        drawn = [curve for curve in curves if len(curve[-1])]
+        if not drawn:
+            roc, pro = METRICS["image_auroc"].missing, METRICS["aupro_30"].missing
+            raise InputError(f"no curve to draw: ROC {roc}, PRO {pro}")
+        try:
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError as error:
+            raise MissingExtra.needed("Curves.plot", error) from error
+        figure = Figure(figsize=(3.5 * len(drawn), 3.2), layout="constrained")
+        places = figure.subplots(1, len(drawn), squeeze=False)[0]
+        for place, (title, x_name, y_name, limit, x, y) in zip(places, drawn, strict=True):
+            line = _up_to(limit, x, y) if limit < 1 else Line(x, y, "curve")
+            place.plot(line.x, line.y)
+            place.set(title=title, xlabel=x_name, ylabel=y_name, xlim=(0, limit), ylim=(0, 1.01))
+            place.grid(alpha=0.3)
+        with written_whole(target) as temporary:
+            figure.savefig(temporary, format=target.suffix[1:], dpi=200)
+        return target
 
 
 class Axis(NamedTuple):

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from pickglass.app.pages.charts import Curves
 from pickglass.app.results import Metrics
 from pickglass.app.testing.truth import LOCO_LIMIT, Pixels, read_pixels, read_truth
 from pickglass.calibration import Calibration
 from pickglass.data import Row, Table, as_table
-from pickglass.errors import InputError
+from pickglass.errors import InputError, MissingExtra
 from pickglass.metrics import (
     OK_LEVELS,
     CountTables,
@@ -26,7 +27,11 @@ from pickglass.metrics import (
     rates_at,
     roc_curve,
 )
+from pickglass.metrics.catalogue import WITH_THRESHOLD, WITHOUT_THRESHOLD
 from pickglass.result import Prediction
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Evaluation", "evaluate", "rates_of"]
 
@@ -63,6 +68,50 @@ class Evaluation(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.overall)
+
+    def curves(self) -> Curves:
+        """Return the ROC, PRO and sPRO curves as arrays, which can be plotted."""
+        none = np.empty(0)
+        roc, pixels, saturated = self.roc, self.pixels, self.saturated
+        return Curves(
+            roc_fpr=none if roc is None else roc.fpr,
+            roc_tpr=none if roc is None else roc.tpr,
+            pro_fpr=none if pixels is None else pixels.fpr,
+            pro=none if pixels is None else pixels.pro,
+            pro_limit=0.3,
+            spro_fpr=none if saturated is None else saturated.fpr,
+            spro=none if saturated is None else saturated.spro,
+            spro_limit=LOCO_LIMIT,
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a data frame with all images in the first row, and one row for each type of defect.
+
+        The columns are ``defect`` (None for all images), ``n`` and the metrics by their keys. Where there are
+        intervals, ``KEY_low`` and ``KEY_high`` follow a metric. What is absent is NaN.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+
+        Example:
+            ``print(pg.evaluate(found).to_pandas().to_latex(index=False, float_format="%.3f"))``
+        """
+        try:
+            import pandas as pd
+        except ModuleNotFoundError as error:
+            raise MissingExtra.needed("Evaluation.to_pandas", error) from error
+        sets = [self.overall, *self.by_type.values()]
+        columns = {
+            "defect": pd.Series([None, *self.by_type], dtype=object),
+            "n": pd.Series([each["n"] for each in sets]),
+        }
+        for key in (*WITHOUT_THRESHOLD, *WITH_THRESHOLD):
+            columns[key] = pd.Series([cast("dict[str, Any]", each)[key] for each in sets], dtype=float)
+            intervals = [(each["intervals"] or {}).get(key) for each in sets]
+            for side, name in enumerate(("low", "high")) if any(intervals) else ():
+                values = [None if interval is None else interval[side] for interval in intervals]
+                columns[f"{key}_{name}"] = pd.Series(values, dtype=float)
+        return pd.DataFrame(columns)
 
 
 def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, seed: int = 0) -> Evaluation:

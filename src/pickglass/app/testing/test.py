@@ -13,7 +13,6 @@ import numpy as np
 from pickglass.app.known_defects import about_defects, defects_told
 from pickglass.app.marking.table import COLUMNS
 from pickglass.app.models import AnyModel, as_model
-from pickglass.app.pages.charts import Curves
 from pickglass.app.pages.images import colour_range, shape_of
 from pickglass.app.pages.report import Marking, ReportImage, ReportWriter, TiledImage
 from pickglass.app.pages.tiles import TileMaps, draw_tiles
@@ -21,7 +20,6 @@ from pickglass.app.results import Metrics, TestResult
 from pickglass.app.testing.evaluate import Evaluation, evaluate
 from pickglass.app.testing.robustness import robustness as judge_robustness
 from pickglass.app.testing.selection import select, sentences
-from pickglass.app.testing.truth import LOCO_LIMIT
 from pickglass.data import DataSource, Table, image_digest
 from pickglass.data.files import output_path, written_whole
 from pickglass.errors import DataError, Failure, ImageError
@@ -160,7 +158,7 @@ def write_report(
         return writer.finish(
             metrics={key: value for key, value in result.items() if key not in _NO_METRICS},
             by_type=evaluation.by_type,
-            curves=_curves(evaluation),
+            curves=evaluation.curves(),
             configuration=detector.configuration(),
             provenance={k: v for k, v in detector.provenance.to_json().items() if k not in hidden},
             failed=[Failure(named.get(path, path), error) for path, error in prediction.failed] + lost,
@@ -212,21 +210,6 @@ def _tiles(detector: AnyModel, prediction: Prediction, scale: tuple[float, float
             )
             shown.append(TiledImage(heading, shape_of(*canvas.shape[1:]), draw_tiles(canvas, maps, scale, placed)))
     return shown
-
-
-def _curves(evaluation: Evaluation) -> Curves:
-    none = np.empty(0)
-    roc, pixels, saturated = evaluation.roc, evaluation.pixels, evaluation.saturated
-    return Curves(
-        roc_fpr=none if roc is None else roc.fpr,
-        roc_tpr=none if roc is None else roc.tpr,
-        pro_fpr=none if pixels is None else pixels.fpr,
-        pro=none if pixels is None else pixels.pro,
-        pro_limit=0.3,
-        spro_fpr=none if saturated is None else saturated.fpr,
-        spro=none if saturated is None else saturated.spro,
-        spro_limit=LOCO_LIMIT,
-    )
 
 
 def _notes(prediction: Prediction, evaluation: Evaluation) -> list[str]:

@@ -31,7 +31,7 @@ from pickglass.data.annotations.listed import Listed
 from pickglass.data.annotations.shapes import DEFECT, Box, Polygon, RunLengths, Shape
 from pickglass.errors import DataError
 
-__all__ = ["counts_of_text", "read", "runs_of", "size_of"]
+__all__ = ["counts_of_places", "counts_of_text", "read", "runs_of", "size_of"]
 
 _SIX_BITS = bytes(range(48, 112))
 
@@ -195,3 +195,20 @@ def counts_of_text(text: str) -> NDArray[np.int64]:
     values[1::2] = values[1::2].cumsum()
     values[2::2] = values[2::2].cumsum()
     return values
+
+
+def counts_of_places(places: NDArray[np.int64], pixels: int) -> list[int]:
+    """Write which pixels are marked as COCO's run lengths: so many not marked, so many marked, and so on.
+
+    Args:
+        places: (n,) numbers of the marked pixels down the columns, rising, at least one.
+        pixels: how many the image has.
+
+    >>> counts_of_places(np.array([5, 6, 9]), 16)
+    [5, 2, 2, 1, 6]
+    """
+    gaps = np.flatnonzero(np.diff(places) > 1)
+    starts, ends = places[np.append(0, gaps + 1)], places[np.append(gaps, len(places) - 1)] + 1
+    bounds = np.concatenate([[0], np.stack([starts, ends], axis=1).ravel(), [pixels]])
+    counts: list[int] = np.diff(bounds).tolist()
+    return counts if counts[-1] else counts[:-1]
