@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 import pickglass as pg
+from pickglass.app.results import Counts
 from pickglass.calibration import usual_threshold
 from pickglass.data import as_table
 from pickglass.errors import ImageError, InputError
@@ -83,6 +84,10 @@ def test_rates_at_the_deployed_thresholds(prediction: Prediction) -> None:
     truth = np.concatenate([np.zeros(320) if m is None else m.ravel() for m in masks_of(prediction)])
     assert found["pixel_f1"] == pytest.approx(f1_score(truth, predicted))
     cut = [i for i in range(3, 6) if prediction.rows[i].defect == "cut"]
+    assert (found["n_good"], found["n_defective"], found["missed"]) == (3, 3, 3 - sum(flagged[3:]))
+    assert found["false_alarms"] == sum(flagged[:3])
+    assert [found.by_type["cut"][name] for name in ("n_defective", "missed")] == [
+        len(cut), len(cut) - sum(flagged[i] for i in cut)]  # fmt: skip
     assert found.by_type["cut"]["miss_rate"] == pytest.approx(1 - sum(flagged[i] for i in cut) / len(cut))
     assert found.by_type["cut"]["false_alarm_rate"] == found["false_alarm_rate"]
     bare = pg.evaluate(replace(prediction, calibration=None))
@@ -132,7 +137,8 @@ def test_intervals_come_with_repeats_and_hold_the_value(prediction: Prediction) 
     assert plain["intervals"] is None
     assert {**found, "intervals": None} == dict(plain)
     unsure = {"unsure_good_rate", "unsure_defective_rate"}
-    assert set(found["intervals"]) == set(found) - {"n", "aupimo", "au_spro_05", "intervals"} - unsure
+    counts = {"n", *Counts.__annotations__}
+    assert set(found["intervals"]) == set(found) - {"aupimo", "au_spro_05", "intervals"} - unsure - counts
     for name, (low, high) in found["intervals"].items():
         assert 0 <= low <= high <= 1
         assert low - 0.01 <= found[name] <= high + 0.01

@@ -84,8 +84,10 @@ def show_test(result: TestResult) -> None:
     """Print the metrics overall and by defect type, what the threshold does, and where the report is."""
     from pickglass.metrics.catalogue import METRICS, WITH_THRESHOLD, WITHOUT_THRESHOLD
 
+    say(result["verdict"])
     sets = {**result["by_type"], "all": result}
-    print_metrics("defect type", sets, WITHOUT_THRESHOLD)
+    print_metrics("defect type", sets, ("miss_rate", *WITHOUT_THRESHOLD))
+    say(f"the other figures of a type compare it with all good images ({result['n_good']})")
     say(f"F1-max: {METRICS['f1_max'].remark}")
     each = [metrics["au_spro_05"] for metrics in result["by_type"].values() if metrics["au_spro_05"] is not None]
     if len(each) > 1:
@@ -95,13 +97,15 @@ def show_test(result: TestResult) -> None:
         for key, (low, high) in result["intervals"].items():
             if key in METRICS:
                 say(f"{METRICS[key].label}: 95 % interval {low:.3f} to {high:.3f}")
-    texts = {key: METRICS[key].text(result[key]) for key in WITH_THRESHOLD}  # type: ignore[literal-required]
+    texts = {key: METRICS[key].cell(result) for key in WITH_THRESHOLD}
     known = [f"{METRICS[key].label} {text}" for key, text in texts.items() if text is not None]
     if known:
         say(f"at the model's own thresholds: {', '.join(known)}")
     _show_left_out(result["left_out"])
     for note in result["notes"]:
         say(note)
+    for step in result["next"]:
+        say(f"next: {step['text']}" + ("" if step["command"] is None else f"\n  {step['command']}"))
     say(f"{result['images_per_s']:.1f} images/s")
     if result["report"] is not None:
         say(f"report: {result['report']}")

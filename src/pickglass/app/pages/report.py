@@ -154,11 +154,11 @@ class _Record(NamedTuple):
 
 
 class _TypeRow(NamedTuple):
-    """A row of the table by defect type: of ``judged`` defective images ``missed`` were missed, ``unsure`` unsure."""
+    """A row of the table by defect type: of ``n`` images ``missed`` were missed, ``unsure`` unsure, if ``judged``."""
 
     name: str
-    n: object
-    judged: int
+    n: int
+    judged: bool
     missed: int
     unsure: int
     values: Mapping[str, Any]
@@ -244,6 +244,9 @@ class ReportWriter:
     def finish(
         self,
         *,
+        verdict: str = "",
+        facts: Sequence[tuple[str, str]] = (),
+        steps: Sequence[tuple[str, str | None]] = (),
         metrics: Mapping[str, Any],
         by_type: Mapping[str, Mapping[str, Any]],
         curves: Curves,
@@ -259,6 +262,9 @@ class ReportWriter:
         """Write the page and return its path.
 
         Args:
+            verdict: one plain sentence that says it all.
+            facts: when which model judged which images, by name.
+            steps: what to try next, and the command for it.
             metrics: values by the keys of :data:`pickglass.metrics.catalogue.METRICS`; missing, None or NaN are shown
                 as absent, with the reason.
             by_type: the same for each defect type, and its ``n``.
@@ -273,7 +279,7 @@ class ReportWriter:
             marking: what marks of the images say of the report; None: the reader cannot mark them.
         """
         records = self._records
-        labels, outcomes = Counter(r.label for r in records), Counter(r.outcome for r in records)
+        labels = Counter(record.label for record in records)
         scores = np.array([record.score for record in records])
         labelled = [record.label for record in records]
         charts = [histogram(scores, labelled, threshold, unsure), roc_chart(curves), pro_chart(curves)]
@@ -284,17 +290,11 @@ class ReportWriter:
             "report.html.j2",
             {
                 "title": self.title,
+                "verdict": verdict,
+                "facts": facts,
+                "steps": steps,
+                "n_good": labels[0],
                 "tiles": [(metric, metrics.get(metric.key)) for metric in tiled_metrics],
-                "counts": {
-                    "good": labels[0],
-                    "bad": labels[1],
-                    "unlabelled": labels[None],
-                    "missed": outcomes["missed"],
-                    "alarms": outcomes["false alarm"],
-                    "unsure": {
-                        label: sum(r.outcome == "unsure" for r in records if r.label == label) for label in labels
-                    },
-                },
                 "threshold": threshold,
                 "unsure": unsure,
                 "notes": notes,
@@ -324,9 +324,8 @@ class ReportWriter:
         return {**marking._asdict(), "report": hashlib.sha256(told.encode()).hexdigest()[:16]}
 
     def _type_row(self, kind: str, values: Mapping[str, Any]) -> _TypeRow:
-        outcomes = [record.outcome for record in self._records if record.kind == kind and record.outcome]
-        missed, unsure = outcomes.count("missed"), outcomes.count("unsure")
-        return _TypeRow(kind, values.get("n", "–"), len(outcomes), missed, unsure, values)
+        own = [record.outcome for record in self._records if record.kind == kind]
+        return _TypeRow(kind, len(own), any(own), own.count("missed"), own.count("unsure"), values)
 
     def _sorted_cards(self, threshold: float | None) -> Iterator[str]:
         """Read the cards back one by one, so that the page is written without ever being held as a whole."""
