@@ -306,6 +306,24 @@ def test_a_defect_of_one_pixel_is_found_in_a_long_strip() -> None:
     assert near(drawn["heat map"], "#fcffa4")[200 * 80 // 256, 50 * 1280 // 4096]  # the top colour, not averaged away
 
 
+def test_a_missed_peak_is_marked_and_shown_on_its_own_scale(tmp_path: Path) -> None:
+    map_ = np.zeros((60, 80), np.float32)
+    map_[40, 50] = 0.2  # far below the scale of all images, 1 to 2
+    missed = item(score=0.2, map=map_, mask=None, predicted=None, boxes=[])
+    panel = next(panel for panel in draw_panels(missed, (1.0, 2.0)) if panel.kind == "heat")
+    common, own = (decode(source or "") for source in (panel.source, panel.own))
+    for picture in (common, own):
+        white = np.argwhere(near(picture, "#ffffff"))
+        assert len(white) >= 4
+        assert abs(white.mean(axis=0) - (40, 50)).max() < 2  # strokes all around
+    assert not near(common, "#fcffa4")[40, 50]
+    assert near(own, "#fcffa4")[40, 50]
+    text = write(tmp_path, [missed])
+    (shown,) = [tag for tag in PageReader(text).pictures() if "data-own" in tag]
+    assert decode(shown["data-own"]).shape == own.shape
+    assert 'id="own"' in text
+
+
 def test_heat_is_drawn_to_one_scale_and_held_at_its_ends() -> None:
     image = np.full((1, 4, 3), 128, np.uint8)
     drawn = images.heat(image, np.array([[-5.0, 0.0, 10.0, 99.0]]), (0.0, 10.0))

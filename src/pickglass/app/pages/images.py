@@ -34,7 +34,9 @@ __all__ = [
     "grow",
     "heat",
     "jpeg",
+    "mark_peak",
     "nearest",
+    "own_range",
     "picture_size",
     "png",
     "ramp",
@@ -51,6 +53,7 @@ Array = np.ndarray[Any, Any]
 SIDE = 320  # px, longest side of a picture
 LONG_SIDE = 1280  # px, longest side of an elongated picture: 1280 x 80 has the area of 320 x 320
 ELONGATED = 3.0  # aspect ratio above which a picture counts as elongated
+PEAK = (6, 11)  # px in the picture, where the strokes around a peak begin and end
 BOX = 14  # px in the picture, smallest side of a drawn box
 QUALITY = 80  # of the JPEGs, 1 to 95
 OPACITY = 0.85  # of the heat at the upper end of the scale; at the lower end it is 0
@@ -93,6 +96,7 @@ class Picture:
         source: the encoded picture as a ``data:`` address, None when the caption says all.
         size: ``(h, w)`` of the picture in px.
         badge: a verdict to show behind the caption.
+        own: the same picture in colours that span its own values, likewise encoded; None: there is none.
     """
 
     kind: str
@@ -100,6 +104,7 @@ class Picture:
     source: str | None
     size: tuple[int, int]
     badge: Badge | None = None
+    own: str | None = None
 
 
 def jpeg(kind: str, caption: str, pixels: Array, badge: Badge | None = None) -> Picture:
@@ -254,6 +259,33 @@ def grow(mask: Array) -> Array:
     wide = np.pad(mask, 1)
     wide = wide[:-2] | wide[1:-1] | wide[2:]  # (h, w + 2)
     return np.asarray(wide[:, :-2] | wide[:, 1:-1] | wide[:, 2:])  # (h, w)
+
+
+def mark_peak(image: Array, values: Array) -> Array:
+    """Mark the highest of ``values (h, w)`` on ``image (h, w, 3)`` by four strokes around it, which leave it free.
+
+    It stands out whatever the colours are: a peak that is too low for the scale would otherwise not be seen at all.
+    The strokes slant, for threads and scratches mostly run along the picture.
+    """
+    canvas = _image(image)
+    pen = ImageDraw.Draw(canvas)
+    highest = np.argwhere(values == values.max())  # several where the map is flat there: the one in their middle
+    y, x = highest[np.abs(highest - highest.mean(axis=0)).sum(axis=1).argmin()].tolist()
+    gap, end = PEAK
+    for width, colour in ((3, "black"), (1, "white")):
+        for across, down in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
+            pen.line((x + gap * across, y + gap * down, x + end * across, y + end * down), fill=colour, width=width)
+    return np.asarray(canvas)
+
+
+def own_range(values: Array) -> tuple[float, float]:
+    """Return the values at the two ends of the colours of one map: its lower half stays dark, and its peak is bright.
+
+    >>> own_range(np.array([[0.0, 1.0], [2.0, 5.0]]))
+    (1.5, 5.0)
+    """
+    low, high = float(np.median(values)), float(values.max())
+    return low, max(high, low + 1e-6)
 
 
 def draw_boxes(image: Array, boxes: Iterable[Sequence[int]], ratio: tuple[float, float]) -> Array:

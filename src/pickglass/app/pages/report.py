@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
@@ -34,6 +34,8 @@ from pickglass.app.pages.images import (
     draw_contours,
     heat,
     jpeg,
+    mark_peak,
+    own_range,
     picture_size,
     ramp,
     shape_of,
@@ -358,8 +360,7 @@ def draw_panels(item: ReportImage, scale: tuple[float, float]) -> list[Picture]:
         ("heat", "heat map", item.map),
         *(("part", f"{name} map", part) for name, part in item.parts.items()),
     ):
-        coloured = heat(small, shrink_max(values, size), scale)
-        panels.append(jpeg(kind, caption, draw_contours(coloured, truth=truth)))
+        panels.append(_heat_map(kind, caption, small, shrink_max(values, size), scale, truth))
     if item.boxes or (predicted is not None and predicted.any()):
         drawn = draw_contours(tint(small, predicted, PREDICTED), truth=truth, predicted=predicted)
         ratio = (size[0] / item.image.shape[0], size[1] / item.image.shape[1])
@@ -373,6 +374,17 @@ def draw_panels(item: ReportImage, scale: tuple[float, float]) -> list[Picture]:
         text = "ground truth: good" if item.label == 0 else "no ground truth mask"
         panels.append(Picture("truth", text, None, size))
     return panels + (_close_ups(item, base) if 2 * size[1] < item.image.shape[1] else [])
+
+
+def _heat_map(
+    kind: str, caption: str, small: Array, values: Array, scale: tuple[float, float], truth: Array | None
+) -> Picture:
+    """Draw a map ``(h, w)`` on the scale of all images, and once more on its own; its peak is marked on both."""
+    both = [
+        jpeg(kind, caption, mark_peak(draw_contours(heat(small, values, ends), truth=truth), values))
+        for ends in (scale, own_range(values))
+    ]
+    return replace(both[0], own=both[1].source)
 
 
 def _close_ups(item: ReportImage, base: Array) -> list[Picture]:
