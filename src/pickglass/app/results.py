@@ -1091,7 +1091,7 @@ class StudyResult(TypedDict):
 
     ``n`` counts the cells, ``done`` and the others those in each state; ``waiting`` includes those that another
     process has. ``estimate_s``: seconds that the rest will take, null unless ``--dry-run``. ``left_out``:
-    combinations without published weights.
+    combinations without published weights. ``notes``: which methods gave the same figures with every seed.
     """
 
     file: str
@@ -1102,6 +1102,7 @@ class StudyResult(TypedDict):
     waiting: int
     estimate_s: float | None
     left_out: list[str]
+    notes: list[str]
     cells: list[StudyCell]
     csv: str | None
     report: str | None

@@ -88,7 +88,7 @@ def as_latex(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     \end{tabular}
     """
     escapes = {**{sign: f"\\{sign}" for sign in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
-    escapes |= {"^": r"\textasciicircum{}", "–": "--", "−": "$-$"}
+    escapes |= {"^": r"\textasciicircum{}", "–": "--", "−": "$-$", "±": r"$\pm$"}
     lines = [
         " & ".join("".join(escapes.get(c, c) for c in cell) for cell in cells) + r" \\" for cells in (heads, *rows)
     ]
