@@ -116,6 +116,7 @@ def test_test_prints_metrics_and_writes_report_and_maps(
         assert saved["maps"].shape == (8, 12, 12)
         assert saved["maps"].dtype == np.float32
         labels = ["good" not in path for path in saved["paths"]]
+        assert saved["labels"].tolist() == labels
         assert auroc(np.array(labels, int), saved["scores"]) == result["image_auroc"]
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, f1_score, roc_auc_score
 
 import pickglass as pg
 from pickglass.app.results import Counts
+from pickglass.app.testing.saving import saved_arrays, write_arrays
 from pickglass.calibration import usual_threshold
 from pickglass.data import as_table
 from pickglass.errors import ImageError, InputError
@@ -72,6 +73,28 @@ def test_truth_is_joined_by_path_not_by_order(prediction: Prediction) -> None:
     assert dict(joined) == dict(pg.evaluate(prediction))
     with pytest.raises(InputError, match=r"not in the truth, e.g. '0.png'"):
         pg.evaluate(bare, pg.Table(prediction.rows[1:]))
+
+
+def test_saved_arrays_hold_the_truth_and_give_the_same_figures(prediction: Prediction, tmp_path: Path) -> None:
+    found = pg.evaluate(prediction)
+    arrays = saved_arrays(prediction, found)
+    write_arrays(tmp_path / "two.npz", {"a": arrays, "b": {"scores": arrays["scores"]}})
+    with np.load(tmp_path / "two.npz") as saved:  # without pickled objects
+        assert sorted(name for name in saved if name.startswith("b/")) == ["b/scores"]
+        back = {name.removeprefix("a/"): saved[name] for name in saved if name.startswith("a/")}
+    assert back.keys() == arrays.keys()
+    assert back["labels"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert set(back["types"]) == {"", "cut", "hole"}
+    assert roc_auc_score(back["labels"], back["scores"]) == pytest.approx(found["image_auroc"])
+    assert auc(back["curves/roc_fpr"], back["curves/roc_tpr"]) == pytest.approx(found["image_auroc"])
+    assert back["curves/pro"].shape == back["curves/pro_fpr"].shape
+    for i, mask in enumerate(masks_of(prediction)):
+        assert (f"masks/{i}" in back) == (mask is not None)
+        if mask is not None:
+            np.testing.assert_array_equal(back[f"masks/{i}"], mask)
+    assert back["thresholds"][0] == pytest.approx(prediction.calibration.image_threshold)  # type: ignore[union-attr]
+    assert np.isnan(back["thresholds"][1])
+    assert back["sizes"].tolist() == [[16, 20]] * 6
 
 
 def test_rates_at_the_deployed_thresholds(prediction: Prediction) -> None:

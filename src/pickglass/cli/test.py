@@ -22,7 +22,7 @@ def test(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Model file, or several to compare.")],
     data: Annotated[Path, typer.Argument(help="Folder with test images.")],
     report: Annotated[Path | None, typer.Option("-o", "--output", help="Write this HTML report.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write scores, maps and paths to this .npz file.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write scores, maps, truth and curves to this .npz file.")] = None,
     intervals: Annotated[
         int, typer.Option(min=0, help="Bootstrap so many times for 95 % intervals, e.g. 1000; 0: no intervals.")
     ] = 0,
@@ -45,8 +45,8 @@ def test(
     """Judge a model on test images: metrics and a report. Several models: the same images side by side."""
     check_order("test", models, [data])
     if len(models) > 1:
-        if save is not None or intervals or robustness is not None:
-            raise InputError("--save, --intervals and --robustness judge one model: leave them out, or name one model")
+        if intervals or robustness is not None:
+            raise InputError("--intervals and --robustness judge one model: leave them out, or name one model")
         from pickglass.app.testing.compare import compare
 
         run(
@@ -54,6 +54,7 @@ def test(
                 models,
                 place.source(data, folder),
                 report,
+                save=save,
                 images=images,
                 compute=compute.options(),
                 progress=progress,

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 
@@ -21,11 +20,12 @@ from pickglass.app.pages.tiles import TileMaps, draw_tiles
 from pickglass.app.results import Metrics, TestResult
 from pickglass.app.testing.evaluate import Evaluation, evaluate
 from pickglass.app.testing.robustness import robustness as judge_robustness
+from pickglass.app.testing.saving import saved_arrays, write_arrays
 from pickglass.app.testing.selection import select, sentences
 from pickglass.app.testing.telling import next_steps, verdict_of
 from pickglass.app.testing.truth import LOCO_LIMIT
 from pickglass.data import DataSource, Table, image_digest
-from pickglass.data.files import output_path, written_whole
+from pickglass.data.files import output_path
 from pickglass.errors import DataError, Failure, ImageError
 from pickglass.metrics import SaturatedResult
 from pickglass.result import Prediction, find_defects
@@ -58,7 +58,7 @@ def test(
         data: folder in any layout that :func:`pickglass.load_dataset` knows, or how to read it; a region of interest
             and a size of a pixel that it gives stand in place of the model's own.
         report: HTML file to write.
-        save: ``.npz`` to write: ``scores (N,)``, ``maps (N, h, w)`` float32 on the model's grid, ``paths (N,)``.
+        save: ``.npz`` to write, with the arrays of :func:`pickglass.app.testing.saving.saved_arrays`.
         intervals: bootstrap replicates by group for 95 % intervals, e.g. 1000; 0: no intervals.
         robustness: HTML file to write about the metrics under light, blur, noise, JPEG, shift and rotation; takes 33
             times as long. None: not judged.
@@ -107,7 +107,7 @@ def test(
         "robustness": None,
     }
     if archive is not None:
-        _save_maps(archive, prediction)
+        write_arrays(archive, {"": saved_arrays(prediction, evaluation)})
     if page is not None:
         named = Path(model).name if isinstance(model, (str, Path)) else None
         write_report(page, detector, prediction, evaluation, result, dataset.name, progress, file=named)
@@ -307,13 +307,3 @@ def _about_spro(saturated: SaturatedResult, by_type: Mapping[str, Metrics]) -> s
         "defect is found as far as its saturation area is covered; the mean over all defects up to a false-positive "
         f"rate of 0.05, divided by it.{mean}"
     )
-
-
-def _save_maps(target: Path, prediction: Prediction) -> None:
-    arrays: dict[str, Any] = {
-        "scores": prediction.scores,
-        "maps": np.stack(prediction.maps),
-        "paths": np.array([row.path for row in prediction.rows]),
-    }
-    with written_whole(target) as temporary:
-        np.savez_compressed(temporary, **arrays)
