@@ -100,14 +100,15 @@ def test_test_prints_metrics_and_writes_report_and_maps(
     result = json.loads(out)
     assert code == 0
     assert list(result) == [
-        "n", "image_auroc", "average_precision", "f1_max", "pixel_auroc", "aupro_30", "aupro_05",
+        "n", "n_good", "n_defective", "false_alarms", "missed", "unsure_good", "unsure_defective",
+        "image_auroc", "average_precision", "f1_max", "pixel_auroc", "aupro_30", "aupro_05",
         "aupimo", "au_spro_05", "f1", "false_alarm_rate", "miss_rate",
         "unsure_good_rate", "unsure_defective_rate", "pixel_f1", "intervals",
-        "images_per_s", "report", "by_type", "left_out", "notes", "failed", "robustness",
+        "verdict", "next", "images_per_s", "report", "by_type", "left_out", "notes", "failed", "robustness",
     ]  # fmt: skip
     assert result["n"] == 8
     assert set(result["by_type"]) == {"hole", "scratch"}
-    assert set(result["by_type"]["hole"]) == set(list(result)[:16])
+    assert set(result["by_type"]["hole"]) == set(list(result)[:22])
     assert result["report"] == str(report)
     assert report.read_text().count("<img") >= 24
     assert "image_names" not in report.read_text()  # one for each image that was learned would be too long
@@ -115,6 +116,7 @@ def test_test_prints_metrics_and_writes_report_and_maps(
         assert saved["maps"].shape == (8, 12, 12)
         assert saved["maps"].dtype == np.float32
         labels = ["good" not in path for path in saved["paths"]]
+        assert saved["labels"].tolist() == labels
         assert auroc(np.array(labels, int), saved["scores"]) == result["image_auroc"]
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, f1_score, roc_auc_score
 
 import pickglass as pg
+from pickglass.app.results import Counts
+from pickglass.app.testing.saving import saved_arrays, write_arrays
 from pickglass.calibration import usual_threshold
 from pickglass.data import as_table
 from pickglass.errors import ImageError, InputError
@@ -73,6 +75,28 @@ def test_truth_is_joined_by_path_not_by_order(prediction: Prediction) -> None:
         pg.evaluate(bare, pg.Table(prediction.rows[1:]))
 
 
+def test_saved_arrays_hold_the_truth_and_give_the_same_figures(prediction: Prediction, tmp_path: Path) -> None:
+    found = pg.evaluate(prediction)
+    arrays = saved_arrays(prediction, found)
+    write_arrays(tmp_path / "two.npz", {"a": arrays, "b": {"scores": arrays["scores"]}})
+    with np.load(tmp_path / "two.npz") as saved:  # without pickled objects
+        assert sorted(name for name in saved if name.startswith("b/")) == ["b/scores"]
+        back = {name.removeprefix("a/"): saved[name] for name in saved if name.startswith("a/")}
+    assert back.keys() == arrays.keys()
+    assert back["labels"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert set(back["types"]) == {"", "cut", "hole"}
+    assert roc_auc_score(back["labels"], back["scores"]) == pytest.approx(found["image_auroc"])
+    assert auc(back["curves/roc_fpr"], back["curves/roc_tpr"]) == pytest.approx(found["image_auroc"])
+    assert back["curves/pro"].shape == back["curves/pro_fpr"].shape
+    for i, mask in enumerate(masks_of(prediction)):
+        assert (f"masks/{i}" in back) == (mask is not None)
+        if mask is not None:
+            np.testing.assert_array_equal(back[f"masks/{i}"], mask)
+    assert back["thresholds"][0] == pytest.approx(prediction.calibration.image_threshold)  # type: ignore[union-attr]
+    assert np.isnan(back["thresholds"][1])
+    assert back["sizes"].tolist() == [[16, 20]] * 6
+
+
 def test_rates_at_the_deployed_thresholds(prediction: Prediction) -> None:
     found = pg.evaluate(prediction)
     flagged = [prediction.verdict(i) == "bad" for i in range(6)]
@@ -83,6 +107,10 @@ def test_rates_at_the_deployed_thresholds(prediction: Prediction) -> None:
     truth = np.concatenate([np.zeros(320) if m is None else m.ravel() for m in masks_of(prediction)])
     assert found["pixel_f1"] == pytest.approx(f1_score(truth, predicted))
     cut = [i for i in range(3, 6) if prediction.rows[i].defect == "cut"]
+    assert (found["n_good"], found["n_defective"], found["missed"]) == (3, 3, 3 - sum(flagged[3:]))
+    assert found["false_alarms"] == sum(flagged[:3])
+    assert [found.by_type["cut"][name] for name in ("n_defective", "missed")] == [
+        len(cut), len(cut) - sum(flagged[i] for i in cut)]  # fmt: skip
     assert found.by_type["cut"]["miss_rate"] == pytest.approx(1 - sum(flagged[i] for i in cut) / len(cut))
     assert found.by_type["cut"]["false_alarm_rate"] == found["false_alarm_rate"]
     bare = pg.evaluate(replace(prediction, calibration=None))
@@ -132,7 +160,8 @@ def test_intervals_come_with_repeats_and_hold_the_value(prediction: Prediction) 
     assert plain["intervals"] is None
     assert {**found, "intervals": None} == dict(plain)
     unsure = {"unsure_good_rate", "unsure_defective_rate"}
-    assert set(found["intervals"]) == set(found) - {"n", "aupimo", "au_spro_05", "intervals"} - unsure
+    counts = {"n", *Counts.__annotations__}
+    assert set(found["intervals"]) == set(found) - {"aupimo", "au_spro_05", "intervals"} - unsure - counts
     for name, (low, high) in found["intervals"].items():
         assert 0 <= low <= high <= 1
         assert low - 0.01 <= found[name] <= high + 0.01

@@ -102,7 +102,7 @@ def test_the_page_shows_plots_table_and_samples(judged: RobustnessResult) -> Non
         assert text.count(f'<path class="line series{i}"') == 2 * 5
     assert text.count("data:image/jpeg;base64,") == len(DISTURBANCES) * 5  # as it is, and four strengths
     for one in (judged["undisturbed"], *judged["disturbed"]):
-        cells = [f">{escape(METRICS[name].text(value) or '')}</td>" for name, value in one.items() if name in NUMBERS]
+        cells = [f">{escape(METRICS[name].cell(one) or '')}</td>" for name in NUMBERS]
         assert all(cell in text for cell in cells)
     assert "://" not in text
     assert "Failed images" not in text

@@ -21,13 +21,14 @@ import torch
 
 from pickglass.app.jobs.executors import LocalExecutor
 from pickglass.app.pages.heckler2023 import best_layers, mean_values
-from pickglass.app.pages.study import courses_of
+from pickglass.app.pages.study import courses_of, undrawn
 from pickglass.app.study.cells import Cell, Grid, Plan, make_plan, weights_name
 from pickglass.app.study.heckler2023 import HECKLER2023
 from pickglass.app.study.report import write_report
 from pickglass.app.study.store import Outcome, StudyStore
 from pickglass.app.study.study import StudyFiles, StudyRequest, list_cells, study
 from pickglass.app.study.time import estimate
+from pickglass.cli.study import _write
 from pickglass.data import load_dataset
 from pickglass.errors import InputError, UnknownName
 from pickglass.features.shared import SharedFeatures
@@ -51,6 +52,48 @@ def make(n_groups: int = 3, seeds: int = 2) -> Plan:
 
 def keys(plan: Plan) -> list[str]:
     return [cell.key for cell in plan.cells]
+
+
+def fill(store: StudyStore, plan: Plan, value: Any) -> None:
+    """Do all cells, each with the image AUROC that ``value`` gives of it."""
+    store.enter(plan)
+    while cells := store.claim(keys(plan)):
+        for cell in cells:
+            store.write(Outcome(cell.key, "done", {"image_auroc": value(cell), "aupro_30": 0.25}))
+
+
+def test_each_data_set_has_a_table_and_every_cell_its_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make(2, seeds=2)
+    of_set = {"part0": 1.0, "part1": 0.0}
+    with StudyStore(tmp_path / "s.sqlite") as store:
+        fill(store, plan, lambda cell: of_set[cell.dataset])
+        rows = store.rows()
+        store.export(tmp_path / "s.csv")
+        write_report(tmp_path / "s.html", store, keys(plan), plan, None, 10**6)
+    text = (tmp_path / "s.html").read_text()
+    assert "<h3>part0</h3>" in text
+    assert "<h3>part1</h3>" in text
+    assert "1.000 ± 0.000" in text
+    assert "0.500 ± " not in text  # the mean of unlike data sets
+    said = "patchcore draws nothing at random here: each of its 2 seeds gave the same figures"
+    assert said in text
+    assert said in undrawn(rows)[0]
+    assert undrawn([{**row, "image_auroc": row["seed"] / 2} for row in rows]) == []
+    assert undrawn([row for row in rows if row["seed"] == 0]) == []  # one seed tells nothing
+    with (tmp_path / "s.csv").open(newline="") as file:
+        commands = [row["command"] for row in csv.DictReader(file)]
+    assert all(command.startswith("pickglass study /data -o ") for command in commands)
+    cells = [{**row, "data": "/data", "layers": ["stage2"]} for row in rows]
+    _write({"cells": cells}, latex=False)  # type: ignore[typeddict-item]
+    markdown = capsys.readouterr().out
+    assert markdown.count("### part") == 2
+    assert "| patchcore | efficientnet_lite0 | stage2 | default | 64 | 1.000 ± 0.000 | 0.250 ± 0.000 |" in markdown
+    _write({"cells": cells}, latex=True)  # type: ignore[typeddict-item]
+    latex = capsys.readouterr().out
+    assert latex.count(r"\begin{tabular}") == 2
+    assert r"1.000 $\pm$ 0.000" in latex
 
 
 # -- one backbone pass -------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ __all__ = [
     "CompareResult",
     "ConvertResult",
     "ConvertedSet",
+    "Counts",
     "DefectResult",
     "DemoModel",
     "DemoResult",
@@ -63,6 +64,7 @@ __all__ = [
     "ModelMetrics",
     "MovedImage",
     "NearestPatch",
+    "NextStep",
     "PredictResult",
     "RenamedImage",
     "ReproduceCell",
@@ -157,7 +159,22 @@ class FitResult(TypedDict):
     foreground: dict[str, Any] | None
 
 
-class Metrics(TypedDict):
+class Counts(TypedDict):
+    """The numbers of images behind the rates at a model's own threshold; null where the rate is.
+
+    ``n_good`` are good and ``n_defective`` defective; ``false_alarms`` and ``unsure_good`` count among the good ones,
+    ``missed`` and ``unsure_defective`` among the defective ones.
+    """
+
+    n_good: int
+    n_defective: int
+    false_alarms: int | None
+    missed: int | None
+    unsure_good: int | None
+    unsure_defective: int | None
+
+
+class Metrics(Counts):
     """The metrics of a set of images; null where they are undefined, e.g. without defective images or masks.
 
     ``f1``, ``false_alarm_rate``, ``miss_rate`` and ``pixel_f1`` are those at the model's own thresholds, null
@@ -186,13 +203,23 @@ class Metrics(TypedDict):
     intervals: dict[str, list[float]] | None
 
 
+class NextStep(TypedDict):
+    """What a test suggests to try next, and the command for it; null where there is none."""
+
+    text: str
+    command: str | None
+
+
 class TestResult(Metrics):
     """The result of ``pickglass test``.
 
-    ``by_type``: metrics of each defect type with all good images. ``left_out``: reason -> number of images that are not
-    judged for it. ``notes``: sentences on images that some metrics leave out. ``robustness``: null unless asked for.
+    ``verdict``: one sentence on the mistakes and the promise. ``next``: what to try. ``by_type``: metrics of each
+    defect type with all good images. ``left_out``: reason -> number of images that are not judged for it. ``notes``:
+    sentences on images that some metrics leave out. ``robustness``: null unless asked for.
     """
 
+    verdict: str
+    next: list[NextStep]
     images_per_s: float
     report: str | None
     by_type: dict[str, Metrics]
@@ -202,7 +229,7 @@ class TestResult(Metrics):
     robustness: RobustnessResult | None
 
 
-class Disturbed(TypedDict):
+class Disturbed(Counts):
     """The metrics of a model on test images that were all disturbed alike, at its own threshold; null where undefined.
 
     ``kind`` is ``"none"`` for the images as they are; ``unit`` says what ``strength`` counts.
@@ -1064,7 +1091,7 @@ class StudyResult(TypedDict):
 
     ``n`` counts the cells, ``done`` and the others those in each state; ``waiting`` includes those that another
     process has. ``estimate_s``: seconds that the rest will take, null unless ``--dry-run``. ``left_out``:
-    combinations without published weights.
+    combinations without published weights. ``notes``: which methods gave the same figures with every seed.
     """
 
     file: str
@@ -1075,6 +1102,7 @@ class StudyResult(TypedDict):
     waiting: int
     estimate_s: float | None
     left_out: list[str]
+    notes: list[str]
     cells: list[StudyCell]
     csv: str | None
     report: str | None

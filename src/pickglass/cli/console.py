@@ -88,7 +88,7 @@ def as_latex(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     \end{tabular}
     """
     escapes = {**{sign: f"\\{sign}" for sign in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
-    escapes |= {"^": r"\textasciicircum{}", "–": "--", "−": "$-$"}
+    escapes |= {"^": r"\textasciicircum{}", "–": "--", "−": "$-$", "±": r"$\pm$"}
     lines = [
         " & ".join("".join(escapes.get(c, c) for c in cell) for cell in cells) + r" \\" for cells in (heads, *rows)
     ]
@@ -103,23 +103,15 @@ def print_metrics(
 
     Args:
         name: head of the first column.
-        sets: first cell -> its metrics; ``n``, the number of images, becomes the second column where it is there.
+        sets: first cell -> its metrics; shares stand as two counts where these are known.
         keys: the metrics to show, as in :data:`pickglass.metrics.catalogue.METRICS`.
         title: a line above the table.
     """
     from pickglass.metrics.catalogue import shown
 
     metrics = shown(keys, sets.values())
-    counted = ["n"] if any("n" in values for values in sets.values()) else []
-    rows = [
-        [
-            row,
-            *(str(values["n"]) for _ in counted),
-            *(metric.text(values.get(metric.key)) or "–" for metric in metrics),
-        ]
-        for row, values in sets.items()
-    ]
-    print_table([name, *counted, *(metric.short for metric in metrics)], rows, title=title)
+    rows = [[row, *(metric.cell(values) or "–" for metric in metrics)] for row, values in sets.items()]
+    print_table([name, *(metric.short for metric in metrics)], rows, title=title)
 
 
 def plain(value: Any) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pickglass.cli.command import run
-from pickglass.cli.console import duration, print_table, say
+from pickglass.cli.console import as_latex, as_markdown, duration, print_table, say
 from pickglass.cli.options import Cluster, Folder, Json, Machine
 from pickglass.cli.types import input_size, layer_sets, names, settings_by_method
 
 if TYPE_CHECKING:
-    from pickglass.app.results import StudyResult
+    from pickglass.app.results import StudyCell, StudyResult
+    from pickglass.metrics.catalogue import Metric
 
 __all__ = ["study"]
 
@@ -50,6 +53,8 @@ def study(
     csv: Annotated[Path | None, typer.Option(help="Export the cells to this .csv file.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write this HTML page.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Show so many images of each data set on the page.")] = 10,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table a data set as Markdown.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Print a table a data set as LaTeX.")] = False,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Run so many tasks at once; by default one, on Ray as many as there is room for."),
@@ -89,9 +94,10 @@ def study(
             compute=machine.options(),
             progress=progress,
         ),
-        _show,
+        _show if not (markdown or latex) else lambda result: _write(result, latex),
         as_json,
         wanting=lambda result: result["missing"] > 0,
+        notes=(lambda result: result["notes"]) if markdown or latex else None,
     )
 
 
@@ -124,21 +130,52 @@ def _known_time(seconds: float | None) -> str:
 
 def _table(result: StudyResult, columns: dict[str, list[str]]) -> None:
     cells = result["cells"]
-    named = {
-        "data set": [cell["dataset"] for cell in cells],
-        "method": [cell["method"] for cell in cells],
-        "backbone": [cell["backbone"] for cell in cells],
-        "layers": ["+".join(cell["layers"]) for cell in cells],
-        "weights": [cell["weights"] for cell in cells],
-        "size": [str(cell["size"]) for cell in cells],
-        "seed": [str(cell["seed"]) for cell in cells],
-        "state": [cell["state"] for cell in cells],
-    }
-    heads = [*named, *columns]
-    print_table(heads, list(zip(*named.values(), *columns.values(), strict=True)), text=[*list(named)[:5], "state"])
+    heads = [*_NAMES, "seed", "state", *columns]
+    for data, name in dict.fromkeys((cell["data"], cell["dataset"]) for cell in cells):
+        rows = [
+            [*_names(cell), str(cell["seed"]), cell["state"], *(column[i] for column in columns.values())]
+            for i, cell in enumerate(cells)
+            if (cell["data"], cell["dataset"]) == (data, name)
+        ]
+        print_table(heads, rows, text=[*_NAMES[:4], "state"], title=name)
+
+
+_NAMES = ("method", "backbone", "layers", "weights", "size")
+
+
+def _names(cell: StudyCell) -> tuple[str, ...]:
+    return cell["method"], cell["backbone"], "+".join(cell["layers"]), cell["weights"], str(cell["size"])
+
+
+def _write(result: StudyResult, latex: bool) -> None:
+    """Print a table for each data set, a row for each combination: means over the seeds, and their deviation."""
+    from pickglass.metrics.catalogue import METRICS
+
+    keys: tuple[Literal["image_auroc", "aupro_30"], ...] = ("image_auroc", "aupro_30")
+    sets: dict[tuple[str, str], dict[tuple[str, ...], list[StudyCell]]] = {}
+    for cell in result["cells"]:
+        kinds = sets.setdefault((cell["data"], cell["dataset"]), {})
+        kinds.setdefault(_names(cell), []).append(cell)
+    for (_, name), kinds in sets.items():
+        rows = [
+            [*kind, *(_over_seeds(METRICS[key], [cell[key] for cell in cells]) for key in keys)]
+            for kind, cells in kinds.items()
+        ]
+        heads = [*_NAMES, *(METRICS[key].label for key in keys)]
+        typer.echo(f"% {name}\n{as_latex(heads, rows)}\n" if latex else f"### {name}\n\n{as_markdown(heads, rows)}\n")
+
+
+def _over_seeds(metric: Metric, values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    text = metric.text(fmean(known)) or "–"
+    return text if len(known) == 1 else f"{text} ± {stdev(known):.{metric.digits}f}"
 
 
 def _summary(result: StudyResult) -> None:
+    for note in result["notes"]:
+        say(note)
     for line in result["left_out"]:
         say(f"left out: {line}")
     causes = {cell["error"]: cell for cell in reversed(result["cells"]) if cell["error"]}

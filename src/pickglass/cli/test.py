@@ -22,7 +22,7 @@ def test(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Model file, or several to compare.")],
     data: Annotated[Path, typer.Argument(help="Folder with test images.")],
     report: Annotated[Path | None, typer.Option("-o", "--output", help="Write this HTML report.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write scores, maps and paths to this .npz file.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write scores, maps, truth and curves to this .npz file.")] = None,
     intervals: Annotated[
         int, typer.Option(min=0, help="Bootstrap so many times for 95 % intervals, e.g. 1000; 0: no intervals.")
     ] = 0,
@@ -45,8 +45,8 @@ def test(
     """Judge a model on test images: metrics and a report. Several models: the same images side by side."""
     check_order("test", models, [data])
     if len(models) > 1:
-        if save is not None or intervals or robustness is not None:
-            raise InputError("--save, --intervals and --robustness judge one model: leave them out, or name one model")
+        if intervals or robustness is not None:
+            raise InputError("--intervals and --robustness judge one model: leave them out, or name one model")
         from pickglass.app.testing.compare import compare
 
         run(
@@ -54,6 +54,7 @@ def test(
                 models,
                 place.source(data, folder),
                 report,
+                save=save,
                 images=images,
                 compute=compute.options(),
                 progress=progress,
@@ -84,8 +85,10 @@ def show_test(result: TestResult) -> None:
     """Print the metrics overall and by defect type, what the threshold does, and where the report is."""
     from pickglass.metrics.catalogue import METRICS, WITH_THRESHOLD, WITHOUT_THRESHOLD
 
+    say(result["verdict"])
     sets = {**result["by_type"], "all": result}
-    print_metrics("defect type", sets, WITHOUT_THRESHOLD)
+    print_metrics("defect type", sets, ("miss_rate", *WITHOUT_THRESHOLD))
+    say(f"the other figures of a type compare it with all good images ({result['n_good']})")
     say(f"F1-max: {METRICS['f1_max'].remark}")
     each = [metrics["au_spro_05"] for metrics in result["by_type"].values() if metrics["au_spro_05"] is not None]
     if len(each) > 1:
@@ -95,13 +98,15 @@ def show_test(result: TestResult) -> None:
         for key, (low, high) in result["intervals"].items():
             if key in METRICS:
                 say(f"{METRICS[key].label}: 95 % interval {low:.3f} to {high:.3f}")
-    texts = {key: METRICS[key].text(result[key]) for key in WITH_THRESHOLD}  # type: ignore[literal-required]
+    texts = {key: METRICS[key].cell(result) for key in WITH_THRESHOLD}
     known = [f"{METRICS[key].label} {text}" for key, text in texts.items() if text is not None]
     if known:
         say(f"at the model's own thresholds: {', '.join(known)}")
     _show_left_out(result["left_out"])
     for note in result["notes"]:
         say(note)
+    for step in result["next"]:
+        say(f"next: {step['text']}" + ("" if step["command"] is None else f"\n  {step['command']}"))
     say(f"{result['images_per_s']:.1f} images/s")
     if result["report"] is not None:
         say(f"report: {result['report']}")

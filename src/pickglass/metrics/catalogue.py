@@ -34,6 +34,7 @@ class Metric:
         digits: decimals that are worth reading.
         rare: whether few data sets have it, so that tables leave it out where no value is.
         remark: a warning that belongs beside the value; empty where there is none.
+        counts: names of the two numbers whose ratio it is, the part and the whole; empty where there are none.
     """
 
     key: str
@@ -46,6 +47,22 @@ class Metric:
     digits: int = 3
     rare: bool = False
     remark: str = ""
+    counts: tuple[str, str] | tuple[()] = ()
+
+    def cell(self, values: Mapping[str, object]) -> str | None:
+        """Return what a table shows of these values: two counts where they are known, otherwise the value as text.
+
+        A share hides how few images it rests on, so that counts are shown wherever they are known.
+
+        >>> METRICS["miss_rate"].cell({"miss_rate": 2 / 3, "missed": 6, "n_defective": 9})
+        '6 of 9'
+        >>> METRICS["miss_rate"].cell({"miss_rate": 2 / 3})
+        '0.667'
+        """
+        known = [values.get(name) for name in self.counts]
+        if known and None not in known:
+            return f"{known[0]} of {known[1]}"
+        return self.text(values.get(self.key))
 
     def text(self, value: object) -> str | None:
         """Return the value as a table shows it, None where it is missing.
@@ -157,6 +174,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 False,
                 "The share of good images that the model calls bad at its own threshold.",
                 "needs a threshold and good images",
+                counts=("false_alarms", "n_good"),
             ),
             Metric(
                 "miss_rate",
@@ -165,6 +183,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 False,
                 "The share of defective images that the model calls good at its own threshold.",
                 "needs a threshold and bad images",
+                counts=("missed", "n_defective"),
             ),
             Metric(
                 "unsure_good_rate",
@@ -174,6 +193,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 "The share of good images between the model's two thresholds, which are no false alarms.",
                 "needs two thresholds and good images",
                 rare=True,
+                counts=("unsure_good", "n_good"),
             ),
             Metric(
                 "unsure_defective_rate",
@@ -183,6 +203,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 "The share of defective images between the model's two thresholds, which are not missed.",
                 "needs two thresholds and bad images",
                 rare=True,
+                counts=("unsure_defective", "n_defective"),
             ),
             Metric(
                 "pixel_f1",

@@ -51,7 +51,9 @@ __all__ = [
     "grow",
     "heat",
     "jpeg",
+    "mark_peak",
     "nearest",
+    "own_range",
     "picture_size",
     "png",
     "ramp",
@@ -63,6 +65,7 @@ __all__ = [
     "value_range",
 ]
 
+PEAK = (6, 11)  # px in the picture, where the strokes around a peak begin and end
 BOX = 14  # px in the picture, smallest side of a drawn box
 QUALITY = 80  # of the JPEGs, 1 to 95
 
@@ -84,6 +87,7 @@ class Picture:
         source: the encoded picture as a ``data:`` address, None when the caption says all.
         size: ``(h, w)`` of the picture in px.
         badge: a verdict to show behind the caption.
+        own: the same picture in colours that span its own values, likewise encoded; None: there is none.
     """
 
     kind: str
@@ -91,6 +95,7 @@ class Picture:
     source: str | None
     size: tuple[int, int]
     badge: Badge | None = None
+    own: str | None = None
 
 
 def jpeg(kind: str, caption: str, pixels: Array, badge: Badge | None = None) -> Picture:
@@ -142,6 +147,33 @@ def tint(image: Array, mask: Array | None, colour: str) -> Array:
     if mask is None:
         return image
     return np.where(mask[..., None], 0.7 * image + 0.3 * np.array(rgb(colour)), image).astype(np.uint8)
+
+
+def mark_peak(image: Array, values: Array) -> Array:
+    """Mark the highest of ``values (h, w)`` on ``image (h, w, 3)`` by four strokes around it, which leave it free.
+
+    It stands out whatever the colours are: a peak that is too low for the scale would otherwise not be seen at all.
+    The strokes slant, for threads and scratches mostly run along the picture.
+    """
+    canvas = _image(image)
+    pen = ImageDraw.Draw(canvas)
+    highest = np.argwhere(values == values.max())  # several where the map is flat there: the one in their middle
+    y, x = highest[np.abs(highest - highest.mean(axis=0)).sum(axis=1).argmin()].tolist()
+    gap, end = PEAK
+    for width, colour in ((3, "black"), (1, "white")):
+        for across, down in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
+            pen.line((x + gap * across, y + gap * down, x + end * across, y + end * down), fill=colour, width=width)
+    return np.asarray(canvas)
+
+
+def own_range(values: Array) -> tuple[float, float]:
+    """Return the values at the two ends of the colours of one map: its lower half stays dark, and its peak is bright.
+
+    >>> own_range(np.array([[0.0, 1.0], [2.0, 5.0]]))
+    (1.5, 5.0)
+    """
+    low, high = float(np.median(values)), float(values.max())
+    return low, max(high, low + 1e-6)
 
 
 def draw_boxes(image: Array, boxes: Iterable[Sequence[int]], ratio: tuple[float, float]) -> Array:

@@ -15,6 +15,29 @@ window.onbeforeprint = () => {
   for (const details of document.querySelectorAll("details:not(.aside)")) details.open = true;
 };
 
+// ---- heat maps on the scale of all images, or each on its own: button or the key o ----
+
+const swapScales = () => {
+  const shown = document.querySelectorAll("img[data-own]");
+  if (!shown.length) return;
+  const own = document.body.classList.toggle("owned");
+  for (const image of shown) [image.src, image.dataset.own] = [image.dataset.own, image.src];
+  if (byId("own")) byId("own").setAttribute("aria-pressed", String(own));
+  if (byId("common")) byId("common").hidden = own;
+  if (byId("owned")) byId("owned").hidden = !own;
+  if (zoom.open) show(current);
+};
+
+if (byId("own") && document.querySelector("img[data-own]")) {
+  byId("own").hidden = false;
+  byId("own").onclick = swapScales;
+}
+
+document.addEventListener("keydown", event => {
+  if (event.key !== "o" || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea")) return;
+  swapScales();
+});
+
 // ---- enlarged pictures: click or Enter opens, arrows walk, Esc closes ----
 
 const zoom = byId("zoom");
@@ -29,7 +52,8 @@ const show = image => {
   large.className = ["cells", "ink"].filter(name => image.closest(`.pics.${name}`)).join(" ");
   const mark = image.closest("article")?.dataset.mark;
   const marked = mark ? ` Marked ${mark}.` : "";
-  zoom.querySelector("p").textContent = `${image.alt}.${marked} Arrow keys: other pictures and images. Esc: close.`;
+  const scaled = !image.dataset.own ? "" : document.body.classList.contains("owned") ? " Own scale (o: that of all images)." : " Scale of all images (o: its own).";
+  zoom.querySelector("p").textContent = `${image.alt}.${scaled}${marked} Arrow keys: other pictures and images. Esc: close.`;
   if (!zoom.open) zoom.showModal();
 };
 

@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
@@ -34,6 +34,8 @@ from pickglass.app.pages.images import (
     draw_contours,
     heat,
     jpeg,
+    mark_peak,
+    own_range,
     picture_size,
     ramp,
     shape_of,
@@ -154,11 +156,11 @@ class _Record(NamedTuple):
 
 
 class _TypeRow(NamedTuple):
-    """A row of the table by defect type: of ``judged`` defective images ``missed`` were missed, ``unsure`` unsure."""
+    """A row of the table by defect type: of ``n`` images ``missed`` were missed, ``unsure`` unsure, if ``judged``."""
 
     name: str
-    n: object
-    judged: int
+    n: int
+    judged: bool
     missed: int
     unsure: int
     values: Mapping[str, Any]
@@ -244,6 +246,9 @@ class ReportWriter:
     def finish(
         self,
         *,
+        verdict: str = "",
+        facts: Sequence[tuple[str, str]] = (),
+        steps: Sequence[tuple[str, str | None]] = (),
         metrics: Mapping[str, Any],
         by_type: Mapping[str, Mapping[str, Any]],
         curves: Curves,
@@ -259,6 +264,9 @@ class ReportWriter:
         """Write the page and return its path.
 
         Args:
+            verdict: one plain sentence that says it all.
+            facts: when which model judged which images, by name.
+            steps: what to try next, and the command for it.
             metrics: values by the keys of :data:`pickglass.metrics.catalogue.METRICS`; missing, None or NaN are shown
                 as absent, with the reason.
             by_type: the same for each defect type, and its ``n``.
@@ -273,7 +281,7 @@ class ReportWriter:
             marking: what marks of the images say of the report; None: the reader cannot mark them.
         """
         records = self._records
-        labels, outcomes = Counter(r.label for r in records), Counter(r.outcome for r in records)
+        labels = Counter(record.label for record in records)
         scores = np.array([record.score for record in records])
         labelled = [record.label for record in records]
         charts = [histogram(scores, labelled, threshold, unsure), roc_chart(curves), pro_chart(curves)]
@@ -284,17 +292,11 @@ class ReportWriter:
             "report.html.j2",
             {
                 "title": self.title,
+                "verdict": verdict,
+                "facts": facts,
+                "steps": steps,
+                "n_good": labels[0],
                 "tiles": [(metric, metrics.get(metric.key)) for metric in tiled_metrics],
-                "counts": {
-                    "good": labels[0],
-                    "bad": labels[1],
-                    "unlabelled": labels[None],
-                    "missed": outcomes["missed"],
-                    "alarms": outcomes["false alarm"],
-                    "unsure": {
-                        label: sum(r.outcome == "unsure" for r in records if r.label == label) for label in labels
-                    },
-                },
                 "threshold": threshold,
                 "unsure": unsure,
                 "notes": notes,
@@ -324,9 +326,8 @@ class ReportWriter:
         return {**marking._asdict(), "report": hashlib.sha256(told.encode()).hexdigest()[:16]}
 
     def _type_row(self, kind: str, values: Mapping[str, Any]) -> _TypeRow:
-        outcomes = [record.outcome for record in self._records if record.kind == kind and record.outcome]
-        missed, unsure = outcomes.count("missed"), outcomes.count("unsure")
-        return _TypeRow(kind, values.get("n", "–"), len(outcomes), missed, unsure, values)
+        own = [record.outcome for record in self._records if record.kind == kind]
+        return _TypeRow(kind, len(own), any(own), own.count("missed"), own.count("unsure"), values)
 
     def _sorted_cards(self, threshold: float | None) -> Iterator[str]:
         """Read the cards back one by one, so that the page is written without ever being held as a whole."""
@@ -359,8 +360,7 @@ def draw_panels(item: ReportImage, scale: tuple[float, float]) -> list[Picture]:
         ("heat", "heat map", item.map),
         *(("part", f"{name} map", part) for name, part in item.parts.items()),
     ):
-        coloured = heat(small, shrink_max(values, size), scale)
-        panels.append(jpeg(kind, caption, draw_contours(coloured, truth=truth)))
+        panels.append(_heat_map(kind, caption, small, shrink_max(values, size), scale, truth))
     if item.boxes or (predicted is not None and predicted.any()):
         drawn = draw_contours(tint(small, predicted, PREDICTED), truth=truth, predicted=predicted)
         ratio = (size[0] / item.image.shape[0], size[1] / item.image.shape[1])
@@ -374,6 +374,17 @@ def draw_panels(item: ReportImage, scale: tuple[float, float]) -> list[Picture]:
         text = "ground truth: good" if item.label == 0 else "no ground truth mask"
         panels.append(Picture("truth", text, None, size))
     return panels + (_close_ups(item, base) if 2 * size[1] < item.image.shape[1] else [])
+
+
+def _heat_map(
+    kind: str, caption: str, small: Array, values: Array, scale: tuple[float, float], truth: Array | None
+) -> Picture:
+    """Draw a map ``(h, w)`` on the scale of all images, and once more on its own; its peak is marked on both."""
+    both = [
+        jpeg(kind, caption, mark_peak(draw_contours(heat(small, values, ends), truth=truth), values))
+        for ends in (scale, own_range(values))
+    ]
+    return replace(both[0], own=both[1].source)
 
 
 def _close_ups(item: ReportImage, base: Array) -> list[Picture]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from pickglass.app.pages.images import (
     draw_contours,
     heat,
     jpeg,
+    mark_peak,
+    own_range,
     picture_size,
     shape_of,
     shrink_max,
@@ -71,8 +73,11 @@ def draw_same(path: str, kind: str, image: Array, mask: Array | None, seen: Sequ
         if one.map is None:
             pictures.append(Picture("", one.caption, None, size))
         else:
-            coloured = heat(small, shrink_max(one.map, size), one.scale)
-            pictures.append(jpeg("", one.caption, draw_contours(coloured, truth=truth), one.badge))
+            values = shrink_max(one.map, size)
+            coloured = mark_peak(draw_contours(heat(small, values, one.scale), truth=truth), values)
+            own = mark_peak(draw_contours(heat(small, values, own_range(values)), truth=truth), values)
+            picture = jpeg("", one.caption, coloured, one.badge)
+            pictures.append(replace(picture, own=jpeg("", "", own).source))
     return SameImage(PurePath(path).name or path, kind, shape_of(*image.shape[:2]), pictures)
 
 

@@ -16,7 +16,7 @@ from pickglass.errors import PickglassError
 from pickglass.metrics.catalogue import METRICS, Metric
 from pickglass.result import Found
 
-__all__ = ["Course", "JudgedImage", "OpenWork", "StudyPage", "courses_of", "write_study"]
+__all__ = ["Course", "JudgedImage", "OpenWork", "StudyPage", "courses_of", "undrawn", "write_study"]
 
 QUALITY = ("image_auroc", "aupro_30", "aupro_05", "pixel_auroc", "aupimo")
 COLUMNS = (*QUALITY, "fit_s", "predict_s", "peak_mb")
@@ -127,7 +127,8 @@ def write_study(target: Path, study: StudyPage) -> Path:
         "courses": courses_of(rows),
         "names": NAMES,
         "columns": [METRICS[key] for key in COLUMNS],
-        "combinations": _combinations(rows),
+        "tables": _tables(rows),
+        "undrawn": undrawn(rows),
         "figures": study.figures,
         "open": list(study.open.items()),
         "left_out": study.left_out,
@@ -176,6 +177,33 @@ def _shaded(mean: Mean | None) -> _Cell:
     return _Cell(f"share{shade}" if shade else "", f"{mean[0]:.2f}")
 
 
+def _tables(rows: Sequence[Row]) -> list[tuple[str, Sequence[_Combination]]]:
+    """Return a table for each data set: a mean over several says nothing about any of them."""
+    sets: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        sets.setdefault((json.loads(row["cell"])["root"], row["dataset"]), []).append(row)
+    return [(name, _combinations(own)) for (_, name), own in sets.items()]
+
+
+def undrawn(rows: Sequence[Row]) -> list[str]:
+    """Name the methods whose seeds all gave the same figures, in a sentence each: they draw nothing at random."""
+    by_method: dict[str, dict[tuple[str, ...], list[tuple[object, ...]]]] = {}
+    for row in rows:
+        if row["state"] == "done":
+            kind = (str(row["dataset"]), *(str(row[name]) for name in NAMES))
+            figures = tuple(row[key] for key in QUALITY)
+            by_method.setdefault(row["method"], {}).setdefault(kind, []).append(figures)
+    found = []
+    for method, kinds in by_method.items():
+        seeds = max(map(len, kinds.values()))
+        if seeds > 1 and all(len(set(own)) == 1 for own in kinds.values()):
+            found.append(
+                f"{method} draws nothing at random here: each of its {seeds} seeds gave the same figures, so one "
+                "is enough."
+            )
+    return found
+
+
 def _combinations(rows: Sequence[Row]) -> list[_Combination]:
     kinds: dict[tuple[str, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row["method"], row["backbone"], row["weights"], int(row["place"]))):
@@ -193,17 +221,11 @@ def _combinations(rows: Sequence[Row]) -> list[_Combination]:
 
 
 def _mean(rows: Sequence[Row], name: str) -> Mean | None:
-    """Return the mean over all cells, and the standard deviation over the seeds of the mean over the data sets."""
-    by_seed: dict[int, list[float]] = {}
-    for row in rows:
-        if row["state"] == "done" and row[name] is not None:
-            by_seed.setdefault(row["seed"], []).append(row[name])
-    if not by_seed:
+    """Return the mean over the seeds of one combination on one data set, and their standard deviation."""
+    values = [row[name] for row in rows if row["state"] == "done" and row[name] is not None]
+    if not values:
         return None
-    # otherwise seeds would differ by the data sets they cover
-    whole = len({len(values) for values in by_seed.values()}) == 1
-    spread = stdev([fmean(v) for v in by_seed.values()]) if len(by_seed) > 1 and whole else None
-    return fmean(value for values in by_seed.values() for value in values), spread
+    return fmean(values), stdev(values) if len(values) > 1 else None
 
 
 def _shown(metric: Metric, mean: Mean | None, best: float | None) -> _Cell:

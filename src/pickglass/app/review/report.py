@@ -10,6 +10,7 @@ from typing import cast
 from pickglass.app.models import AnyModel
 from pickglass.app.results import Metrics, TestResult
 from pickglass.app.testing.evaluate import Evaluation, evaluate
+from pickglass.app.testing.telling import verdict_of
 from pickglass.app.testing.test import write_report
 from pickglass.data import Row, Table
 from pickglass.errors import DataError
@@ -51,6 +52,8 @@ def write_selection(
     evaluation = evaluate(prediction) if known else _without_labels(len(prediction))
     result: TestResult = {
         **evaluation.overall,
+        "verdict": verdict_of(evaluation.overall, prediction.calibration),
+        "next": [],
         "images_per_s": len(prediction) / seconds,
         "report": str(target),
         "by_type": evaluation.by_type,
@@ -64,6 +67,6 @@ def write_selection(
 
 def _without_labels(n: int) -> Evaluation:
     """Return an evaluation of images of which nobody knows whether they are good."""
-    none = cast("Metrics", {**dict.fromkeys(Metrics.__annotations__), "n": n})
+    none = cast("Metrics", {**dict.fromkeys(Metrics.__annotations__), "n": n, "n_good": 0, "n_defective": 0})
     note = "It is not known which of these images are good, so there are no metrics."
     return Evaluation(none, {}, None, None, None, {}, (note,))

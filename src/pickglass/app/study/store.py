@@ -307,8 +307,12 @@ class StudyStore:
             writer.writeheader()
             for row in self.rows(keys):
                 done = Cell.from_json(json.loads(row["cell"]))
-                command = done.command(self.path) if row["state"] in ("failed", "missing") else ""
-                values = {**row, "data": done.root, "settings": done.settings, "command": command}
+                values = {
+                    **row,
+                    "data": done.root,
+                    "settings": done.settings,
+                    "command": done.command(self.path),
+                }
                 writer.writerow({name: cell(values[name]) for name in names})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pickglass.app.jobs.executors import Executor, Where
+from pickglass.app.pages.study import undrawn
 from pickglass.app.results import StudyCell, StudyResult
 from pickglass.app.study.cells import EACH, Cell, Grid, Plan, make_plan, weights_name
 from pickglass.app.study.heckler2023 import HECKLER2023
@@ -264,6 +265,7 @@ def _result(
         "waiting": len(cells) - sum(counts.values()),
         "estimate_s": sum(seconds.values()) if seconds else None,
         "left_out": list(plan.left_out),
+        "notes": undrawn([row_of[cell.key] for cell in plan.cells if cell.key in row_of]),
         "cells": cells,
         "csv": None if table is None else str(table),
         "report": None if page is None else str(page),

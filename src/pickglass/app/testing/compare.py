@@ -11,6 +11,7 @@ from pickglass.app.pages.compare import write_compare
 from pickglass.app.results import CompareResult, ModelMetrics
 from pickglass.app.testing.evaluate import evaluate
 from pickglass.app.testing.sampling import choose_images
+from pickglass.app.testing.saving import saved_arrays, write_arrays
 from pickglass.app.testing.selection import select, sentences
 from pickglass.data import DataSource, Table
 from pickglass.data.files import output_path
@@ -28,6 +29,7 @@ def compare(
     data: DataSource | str | Path,
     report: str | Path | None = None,
     *,
+    save: str | Path | None = None,
     images: int = 10,
     compute: ComputeOptions | None = None,
     progress: Progress | None = None,
@@ -38,6 +40,8 @@ def compare(
         models: model files, in the order of the columns.
         data: folder in any layout that :func:`pickglass.load_dataset` knows, or how to read it.
         report: HTML file to write: a table of metrics, and the same images side by side.
+        save: ``.npz`` to write: the arrays of :func:`pickglass.app.testing.saving.saved_arrays` of each model, under
+            its name and a slash, e.g. ``patchcore/scores``.
         images: how many images the page shows; see
             :func:`pickglass.app.testing.sampling.choose_images`.
         compute: where to compute.
@@ -53,6 +57,7 @@ def compare(
     if len(set(paths)) < len(paths):
         raise InputError(f"models {[str(path) for path in paths]} name one twice: name each once")
     page = None if report is None else output_path(report, ".html")
+    archive = None if save is None else output_path(save, ".npz")
     source, run = DataSource.of(data), compute or ComputeOptions()
     dataset = source.load(training=False)
     chosen = select(dataset, [Provenance.from_json(read_model_header(path)["provenance"]) for path in paths])
@@ -73,10 +78,14 @@ def compare(
     predictions = [_without(prediction, failures) for prediction in predictions]
     if not len(predictions[0]):
         raise DataError(f"{source.path}: there is no test image that all models can take:", list(failures.values()))
+    evaluations = [evaluate(prediction) for prediction in predictions]
     judged: list[ModelMetrics] = [
-        {"model": str(path), "name": name, "images_per_s": speed, **evaluate(prediction).overall}
-        for path, name, speed, prediction in zip(paths, names, speeds, predictions, strict=True)
+        {"model": str(path), "name": name, "images_per_s": speed, **evaluation.overall}
+        for path, name, speed, evaluation in zip(paths, names, speeds, evaluations, strict=True)
     ]
+    if archive is not None:
+        arrays = map(saved_arrays, predictions, evaluations)
+        write_arrays(archive, dict(zip(names, arrays, strict=True)))
     result: CompareResult = {
         "models": judged,
         "report": None if page is None else str(page),
@@ -93,7 +102,8 @@ def compare(
 
 def _name(detector: AnyModel, path: Path, taken: Sequence[str]) -> str:
     name = detector.method
-    return name if name not in taken else f"{name} ({path.stem})"
+    wished = [name, f"{name} ({path.stem})", *(f"{name} ({path.stem}, {i})" for i in range(2, len(taken) + 2))]
+    return next(one for one in wished if one not in taken)
 
 
 def _without(prediction: Prediction, failures: dict[str, Failure]) -> Prediction:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pickglass.app.pages.charts import Curves
-from pickglass.app.results import Metrics
+from pickglass.app.results import Counts, Metrics
 from pickglass.app.testing.truth import LOCO_LIMIT, Pixels, read_pixels, read_truth
 from pickglass.calibration import Calibration
 from pickglass.data import Row, Table, as_table
@@ -33,7 +33,7 @@ from pickglass.result import Prediction
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Evaluation", "evaluate", "rates_of"]
+__all__ = ["Evaluation", "counts_of", "evaluate", "rates_of"]
 
 _FEW_GROUPS = 20
 
@@ -217,6 +217,25 @@ def rates_of(
     return rates_at(labels, scores, calibration.image_threshold, calibration.unsure_threshold)._asdict()
 
 
+def counts_of(labels: npt.NDArray[Any], figures: Mapping[str, float]) -> Counts:
+    """Count the images behind the rates among some figures of images with these labels."""
+    n_defective = int(labels.sum())
+    n_good = len(labels) - n_defective
+
+    def counted(rate: str, of: int) -> int | None:
+        share = figures.get(rate, math.nan)
+        return None if math.isnan(share) else round(share * of)
+
+    return {
+        "n_good": n_good,
+        "n_defective": n_defective,
+        "false_alarms": counted("false_alarm_rate", n_good),
+        "missed": counted("miss_rate", n_defective),
+        "unsure_good": counted("unsure_good_rate", n_good),
+        "unsure_defective": counted("unsure_defective_rate", n_defective),
+    }
+
+
 def _joined(prediction: Prediction, truth: Table) -> Table:
     by_path = {row.path: row for row in truth}
     unknown = [row.path for row in prediction.rows if row.path not in by_path]
@@ -251,6 +270,7 @@ def _metrics(
 
     return {
         "n": int(members.sum()),
+        **counts_of(images.labels[members == 1], figures),
         "image_auroc": known("image_auroc"),
         "average_precision": known("average_precision"),
         "f1_max": known("f1_max"),

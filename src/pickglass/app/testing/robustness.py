@@ -14,7 +14,7 @@ import numpy as np
 from pickglass.app.models import AnyModel, as_model
 from pickglass.app.pages.robustness import draw_samples, write_robustness
 from pickglass.app.results import Disturbed, RobustnessResult
-from pickglass.app.testing.evaluate import rates_of
+from pickglass.app.testing.evaluate import counts_of, rates_of
 from pickglass.app.testing.truth import LIMITS, read_truth
 from pickglass.calibration import Calibration
 from pickglass.data import Dataset, DataSource, Row, Table, decode
@@ -169,6 +169,7 @@ class _Disturber(NamedTuple):
             return None if math.isnan(value) else float(value)
 
         return {
+            **counts_of(labels, figures),
             "kind": kind,
             "strength": strength,
             "unit": UNITS.get(kind, ""),

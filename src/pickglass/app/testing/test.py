@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path, PurePath
-from typing import Any
-
-import numpy as np
 
 from pickglass.app.known_defects import about_defects, defects_told
 from pickglass.app.marking.table import COLUMNS
@@ -19,9 +17,11 @@ from pickglass.app.pages.tiles import TileMaps, draw_tiles
 from pickglass.app.results import Metrics, TestResult
 from pickglass.app.testing.evaluate import Evaluation, evaluate
 from pickglass.app.testing.robustness import robustness as judge_robustness
+from pickglass.app.testing.saving import saved_arrays, write_arrays
 from pickglass.app.testing.selection import select, sentences
+from pickglass.app.testing.telling import next_steps, verdict_of
 from pickglass.data import DataSource, Table, image_digest
-from pickglass.data.files import output_path, written_whole
+from pickglass.data.files import output_path
 from pickglass.errors import DataError, Failure, ImageError
 from pickglass.metrics import SaturatedResult
 from pickglass.result import Prediction, find_defects
@@ -30,7 +30,7 @@ from pickglass.runtime.exported import ExportedModel
 
 __all__ = ["test", "write_report"]
 
-_NO_METRICS = ("by_type", "left_out", "notes", "failed", "report", "robustness")
+_NO_METRICS = ("verdict", "next", "by_type", "left_out", "notes", "failed", "report", "robustness")
 _LISTED = ("fitted_images", "image_names")  # of the provenance: an entry an image, too long for a page
 
 
@@ -54,7 +54,7 @@ def test(
         data: folder in any layout that :func:`pickglass.load_dataset` knows, or how to read it; a region of interest
             and a size of a pixel that it gives stand in place of the model's own.
         report: HTML file to write.
-        save: ``.npz`` to write: ``scores (N,)``, ``maps (N, h, w)`` float32 on the model's grid, ``paths (N,)``.
+        save: ``.npz`` to write, with the arrays of :func:`pickglass.app.testing.saving.saved_arrays`.
         intervals: bootstrap replicates by group for 95 % intervals, e.g. 1000; 0: no intervals.
         robustness: HTML file to write about the metrics under light, blur, noise, JPEG, shift and rotation; takes 33
             times as long. None: not judged.
@@ -86,6 +86,14 @@ def test(
     evaluation = evaluate(prediction, repeats=intervals)
     result: TestResult = {
         **evaluation.overall,
+        "verdict": verdict_of(evaluation.overall, prediction.calibration),
+        "next": next_steps(
+            prediction,
+            evaluation.overall,
+            detector.provenance.suspicious if detector.provenance.left_out is None else (),
+            model=str(model) if isinstance(model, (str, Path)) else "MODEL",
+            data=str(source.path),
+        ),
         "images_per_s": len(prediction) / seconds,
         "report": None if page is None else str(page),
         "by_type": evaluation.by_type,
@@ -95,9 +103,10 @@ def test(
         "robustness": None,
     }
     if archive is not None:
-        _save_maps(archive, prediction)
+        write_arrays(archive, {"": saved_arrays(prediction, evaluation)})
     if page is not None:
-        write_report(page, detector, prediction, evaluation, result, dataset.name, progress)
+        named = Path(model).name if isinstance(model, (str, Path)) else None
+        write_report(page, detector, prediction, evaluation, result, dataset.name, progress, file=named)
     if robustness_page is not None:
         result["robustness"] = judge_robustness(detector, dataset, robustness_page, compute=run, progress=progress)
     return result
@@ -112,6 +121,7 @@ def write_report(
     name: str,
     progress: Progress | None = None,
     names: Mapping[str, str] | None = None,
+    file: str | None = None,
 ) -> Path:
     """Write the HTML page of a test; images are read again one by one.
 
@@ -124,6 +134,7 @@ def write_report(
         name: what the images are called together.
         progress: called with (stage, done, total).
         names: what to call an image, by its path, where the reader is not to know of paths; None: by its path.
+        file: name of the model's file; None: it has none.
     """
     named = names or {}
     hidden = _LISTED if names is None else (*_LISTED, "suspicious", "known_defects")
@@ -156,6 +167,9 @@ def write_report(
             if progress is not None:
                 progress("writing the report", i + 1, len(prediction))
         return writer.finish(
+            verdict=result["verdict"],
+            facts=_facts(detector, prediction, result, name, file),
+            steps=[(step["text"], step["command"]) for step in result["next"]],
             metrics={key: value for key, value in result.items() if key not in _NO_METRICS},
             by_type=evaluation.by_type,
             curves=evaluation.curves(),
@@ -165,14 +179,49 @@ def write_report(
             threshold=prediction.calibration.image_threshold if prediction.calibration else None,
             unsure=prediction.calibration.unsure_threshold if prediction.calibration else None,
             notes=(
-                *sentences(result["left_out"]),
                 *_shown(detector),
                 *evaluation.notes,
-                *_notes(prediction, evaluation),
+                *_notes(evaluation),
             ),
             tiles=_tiles(detector, prediction, scale),
             marking=Marking(detector.model_id(), detector.model_version, COLUMNS),
         )
+
+
+def _facts(
+    detector: AnyModel, prediction: Prediction, result: TestResult, name: str, file: str | None
+) -> list[tuple[str, str]]:
+    """Say when which model judged which images."""
+    provenance, calibration = detector.provenance, prediction.calibration
+    unknown = result["n"] - result["n_good"] - result["n_defective"] if not result["n_good"] else 0
+    images = f"{name}: {result['n_good']} good and {result['n_defective']} defective images"
+    if not result["n_good"] + result["n_defective"]:
+        images = f"{name}: {unknown} images, of which nobody knows whether they are good"
+    failed = f", {len(prediction.failed)} could not be read" if prediction.failed else ""
+    fitted = f", fitted {_day(provenance.fitted)} UTC" if provenance.fitted else ""
+    left_out = sentences(result["left_out"])
+    facts = [
+        ("Judged", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M UTC%z")),
+        ("Images", " ".join([f"{images}{failed}.", *left_out])),
+        (
+            "Model",
+            f"{detector.title}{'' if file is None else f', {file}'}, id {detector.model_id()}, version "
+            f"{detector.model_version}{fitted} on {provenance.n_fit:,} good images",
+        ),
+    ]
+    if calibration is not None and calibration.image_threshold is not None:
+        lower = calibration.unsure_threshold
+        between = "" if lower is None else f", unsure above {lower:.4g}"
+        rule = calibration.sentence or (
+            f"the highest score of {len(calibration.scores)} good images held back from training, "
+            "with no stated false-alarm rate"
+        )
+        facts.append(("Threshold", f"bad above {calibration.image_threshold:.4g}{between}: {rule.rstrip('.')}"))
+    return facts
+
+
+def _day(stamp: str) -> str:
+    return stamp[:16].replace("T", " ")
 
 
 def _shown(detector: AnyModel) -> list[str]:
@@ -212,19 +261,8 @@ def _tiles(detector: AnyModel, prediction: Prediction, scale: tuple[float, float
     return shown
 
 
-def _notes(prediction: Prediction, evaluation: Evaluation) -> list[str]:
+def _notes(evaluation: Evaluation) -> list[str]:
     notes = []
-    calibration = prediction.calibration
-    if calibration and calibration.image_threshold is not None:
-        rule = calibration.sentence or (
-            f"the highest score of {len(calibration.scores)} good images held back from training, "
-            "with no stated false-alarm rate"
-        )
-        lower = calibration.unsure_threshold
-        between = "" if lower is None else f", unsure above {lower:.4g}"
-        notes.append(f"Verdicts: bad above {calibration.image_threshold:.4g}{between}: {rule.rstrip('.')}.")
-    else:
-        notes.append("The model was fitted without calibration images: it gives scores, but no verdicts and no masks.")
     if evaluation.pixels is not None:
         notes.append(
             f"Pixel metrics: {evaluation.pixels.n_regions} regions of 8-connected defect pixels, "
@@ -234,14 +272,6 @@ def _notes(prediction: Prediction, evaluation: Evaluation) -> list[str]:
         )
     if evaluation.saturated is not None:
         notes.append(_about_spro(evaluation.saturated, evaluation.by_type))
-    overall = evaluation.overall
-    if overall["false_alarm_rate"] is not None and overall["miss_rate"] is not None:
-        good, defective = overall["unsure_good_rate"], overall["unsure_defective_rate"]
-        between = "" if good is None or defective is None else f"; {good:.1%} and {defective:.1%} are unsure"
-        notes.append(
-            f"At the model's own threshold {overall['false_alarm_rate']:.1%} of the good images are flagged and "
-            f"{overall['miss_rate']:.1%} of the defective ones missed{between}."
-        )
     return notes
 
 
@@ -258,13 +288,3 @@ def _about_spro(saturated: SaturatedResult, by_type: Mapping[str, Metrics]) -> s
         "defect is found as far as its saturation area is covered; the mean over all defects up to a false-positive "
         f"rate of 0.05, divided by it.{mean}"
     )
-
-
-def _save_maps(target: Path, prediction: Prediction) -> None:
-    arrays: dict[str, Any] = {
-        "scores": prediction.scores,
-        "maps": np.stack(prediction.maps),
-        "paths": np.array([row.path for row in prediction.rows]),
-    }
-    with written_whole(target) as temporary:
-        np.savez_compressed(temporary, **arrays)
