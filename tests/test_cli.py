@@ -70,6 +70,7 @@ def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_datase
         "n_calibrate",
         "fit_s",
         "image_threshold",
+        "unsure_threshold",
         "threshold_sentence",
         "backbone",
         "layers",
@@ -80,6 +81,7 @@ def test_fit_prints_one_object_and_writes_the_model(pickglass: Any, small_datase
         "adaptation",
         "suspicious",
         "dropped",
+        "known_defects",
         "auto",
         "foreground",
     ]

@@ -229,9 +229,9 @@ def test_images_that_set_the_ranges_set_no_threshold(
 ) -> None:
     seen: list[Any] = []
 
-    def spied(model: Any, inputs: Any) -> Any:
-        seen.extend(inputs)
-        return original(model, iter(seen))
+    def spied(model: Any, inputs: Any, search: bool) -> Any:
+        seen[:] = inputs
+        return original(model, iter(seen), search)
 
     original = exports.quantised
     monkeypatch.setattr(exports, "quantised", spied)

@@ -341,7 +341,7 @@ def test_a_failed_cell_does_not_stop_the_rest(small_dataset: Path, tmp_path: Pat
     assert json.loads(rows[1]["versions"])["torch"] == torch.__version__.partition("+")[0]
     text = page.read_text()
     assert "Cells that failed" in text
-    assert text.count("data:image/jpeg") == 4 * 2  # the image, and padim's map
+    assert text.count("data:image/jpeg") == 4 * 3  # the image, and padim's map on both scales
     assert text.count("nothing to show") == 4
 
 

@@ -565,7 +565,7 @@ def test_an_interrupted_writing_leaves_the_old_model(
     folders: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = model.read_bytes()
-    monkeypatch.setattr("pickglass.detectors.modelfile.save_file", _interrupt)
+    monkeypatch.setattr("pickglass.nn.tensor_file.save_file", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         update(model, folders / "new", compute=ComputeOptions(engine="torch"))
     assert model.read_bytes() == content

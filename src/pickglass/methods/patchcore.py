@@ -150,7 +150,7 @@ class PatchCore(Detector):
         self.dims = dims
         self.standardise = standardise
         self.rotations = rotations
-        self.brightness = brightness
+        self.brightness = tuple(brightness) if isinstance(brightness, list) else brightness  # a file has lists
         self.position_weight = position_weight
         self.reweight = reweight
         self.top_k = top_k
