@@ -41,7 +41,8 @@ def write_models(data: pg.Dataset, folder: Path, size: int, ratio: float, precis
         detector.fit(data, calibrate=0, batch=BATCH)
         written.append(folder / f"{detector.method}.onnx")
         if precision == "int8":  # its ranges are those of all good images
-            detector.export(written[-1], data.train, precision=precision)
+            at_once = BATCH if detector.method == "padim" else None  # its Gaussians are read once for all of them
+            detector.export(written[-1], data.train, batch=at_once, precision=precision)
         else:
             detector.export(written[-1], data.train[:CERTIFIED], precision=precision)
     return written
