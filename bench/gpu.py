@@ -1,0 +1,116 @@
+"""Does a GPU compute what the CPU does, for every method, and how fast is it?
+
+    python -m bench run gpu DATA [--images 24] [--size 256] [--methods patchcore,padim,...] [--device cuda]
+        [--passes 200]
+
+Each method is fitted twice with one seed, on the CPU and on the device, by its quick preset; the model of the device is
+saved and loaded. ``moved``: the largest difference between scores (and cells of maps) of that model on the device and
+on the CPU, as a share of the largest one; the aim is 1e-3 (1e-2 for methods that train and normalise maps). ``fits``:
+the rank correlation of the two models' scores, which differ where a training rounds differently. ``reloaded``: the
+loaded file answers as before. ``ms``: of one image from its canvas to its map, in memory, as EfficientAD's paper times
+it (a warm-up, then the mean; float16 by autocast on a GPU), with the copy to the device and back.
+
+**Not yet run on a GPU**: with ``--device cpu`` it checks itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+import pickglass as pg
+from bench.harness import Case, Record, Suite, markdown, only_set
+from pickglass.app.fit import build
+from pickglass.data import Table
+from pickglass.methods import METHODS
+from pickglass.result import Prediction
+
+
+def apart(one: Prediction, other: Prediction) -> dict[str, float]:
+    """The largest differences of scores and of cells, as shares of the largest ones."""
+    maps, others = np.stack(one.maps), np.stack(other.maps)
+    return {
+        "score": float(np.abs(one.scores - other.scores).max() / np.abs(one.scores).max()),
+        "map": float(np.abs(maps - others).max() / np.abs(maps).max()),
+    }
+
+
+def milliseconds(detector: pg.Detector, device: str, passes: int) -> float:
+    """The mean of one image, from a canvas in memory to a map in memory, in half precision on a GPU."""
+    image = torch.rand(1, 3, *detector.input_size, generator=torch.Generator().manual_seed(0))
+    detector.to(device)
+    half = torch.autocast("cuda", torch.float16) if device == "cuda" else nullcontext()
+    with torch.no_grad(), half:
+        for n in range(passes + passes // 4):
+            if n == passes // 4:
+                began = time.perf_counter()
+            detector(image.to(device))[1].float().cpu()
+    return 1000 * (time.perf_counter() - began) / passes
+
+
+def measured(method: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Fit on both, compare, save, load, and time."""
+    dataset = pg.load_dataset(given.data)
+    good, test = Table(list(dataset.train)[: given.images]), Table(list(dataset.test)[: given.images])
+    preset = "quick" if "quick" in METHODS[method].presets else None
+    models, seconds = {}, {}
+    for device in dict.fromkeys(("cpu", given.device)):
+        began = time.perf_counter()
+        models[device] = build(method, preset, {"size": given.size}).fit(good, device=device, seed=0, engine="torch")
+        seconds[device] = time.perf_counter() - began
+    there = models[given.device]
+    on_device = there.predict(test, device=given.device, engine="torch")
+    moved = apart(on_device, there.predict(test, device="cpu", engine="torch"))
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = pg.load(there.save(Path(folder) / "model.safetensors"))
+    if not isinstance(loaded, pg.Detector):
+        raise TypeError(f"expected the detector that was saved, got {type(loaded).__name__}")
+    reloaded = apart(on_device, loaded.predict(test, device=given.device, engine="torch"))
+    here = models["cpu"].predict(test, device="cpu", engine="torch")
+    return {
+        "device": given.device if given.device == "cpu" else torch.cuda.get_device_name(),
+        "fit_s": seconds,
+        "moved": moved,
+        "reloaded": reloaded,
+        "fits": float(spearmanr(on_device.scores, here.scores).statistic),
+        "ms": {device: milliseconds(loaded, device, given.passes) for device in models},
+    }
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    only_set(parser)
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--methods", default=",".join(name for name in METHODS if name != "combined"))
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--passes", type=int, default=200)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device: --device cpu checks the script itself")
+    for method in given.methods.split(","):
+        yield Case({"method": method, "on": given.device, "size": given.size}, partial(measured, method, given))
+
+
+def table(rows: list[Record]) -> str:
+    lines = []
+    for row in rows:
+        times = ", ".join(f"{device} {value:.2f}" for device, value in row["ms"].items())
+        shares = [f"{row[key][what]:.1e}" for key in ("moved", "reloaded") for what in ("score", "map")]
+        lines.append([row["method"], row["device"], *shares, f"{row['fits']:.4f}", times])
+    heads = ["method", "device", "moved, score", "map", "reloaded, score", "map", "rank correlation of both fits"]
+    return markdown([*heads, "ms an image"], lines)
+
+
+SUITE = Suite(cases, arguments, {"": table})
