@@ -197,7 +197,8 @@ def table_of_real(records: list[Record]) -> str:
                     cells.append(f"{statistics.mean(values):.1f} ({statistics.mean(loss):+.1f} ± {error:.1f})")
                 losses.append(cells)
     parts = [markdown(["real defects", *SUMMED], checks), "\n".join(found_kinds)]
-    parts.append(markdown(["method", "mixed in", "learned from", "image AUROC", "AUPRO@0.3", "AUPRO@0.05"], losses))
+    if losses:
+        parts.append(markdown(["method", "mixed in", "learned from", "image AUROC", "AUPRO@0.3", "AUPRO@0.05"], losses))
     return "\n\n".join(parts)
 
 
