@@ -260,7 +260,7 @@ def test_brighter_copies_are_learned_as_images_of_their_own(tmp_path: Path) -> N
     assert detector.origins is not None
     assert set(detector.origins[0, :, 0].tolist()) == {0, 1, 2, 3}
     assert set((detector.origins[0, :, 1] // 64).tolist()) == {0, 1}  # the turn, whatever the brightness
-    assert pg.load(detector.save(tmp_path / "model.safetensors")).brightness == [0.5, 1.5]  # type: ignore[attr-defined]
+    assert pg.load(detector.save(tmp_path / "model.safetensors")).brightness == (0.5, 1.5)  # type: ignore[attr-defined]
     detector.update(textures(2, 64, seed=3), engine="torch")
     assert set(detector.origins[0, :, 0].tolist()) == set(range(6))
 
