@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 import pickglass as pg
+from least_training import LEAST
 from pickglass.errors import DataError, InputError, UnknownName
 from pickglass.features.batch import Batch
 from pickglass.methods import METHODS
@@ -32,13 +33,6 @@ def shortest(method: str) -> pg.Detector:
     return METHODS[method].configured({**settings, **least})
 
 
-LEAST: dict[str, Any] = {
-    "epochs": 1,
-    "teacher_epochs": 1,
-    "student_epochs": 1,
-    "natural": "none",
-    "parts": ({"method": "patchcore", "ratio": 0.1}, {"method": "fastflow", "steps": 2, "epochs": 1}),
-}
 LEARNED = ["plain", "tiled"]  # painted defects are to stand out in these
 
 

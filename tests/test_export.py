@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import pickglass as pg
+from least_training import LEAST
 from pickglass.cli.main import main
 from pickglass.data import Row, Table, resize_map
 from pickglass.detectors import certificate as certificates
@@ -33,13 +34,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 SIDE = 64
 RESNET: dict[str, Any] = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "weights": "random", "size": SIDE}
 FORMS = ("plain", "tiled", "shared heads", "region of interest")
-LEAST: dict[str, Any] = {
-    "epochs": 1,
-    "teacher_epochs": 1,
-    "student_epochs": 1,
-    "natural": "none",
-    "parts": ({"method": "patchcore", "ratio": 0.1}, {"method": "fastflow", "steps": 2, "epochs": 1}),
-}
 
 # What the graphs may be made of. TensorRT 8.4 reads all of these: docs/operators.md of github.com/onnx/onnx-tensorrt,
 # at commit 009d654, has "Y" for them. What it lacks, such as Mod, NonZero, OneHot and Unique, is not among them.

@@ -16,19 +16,13 @@ from bench.kills import content
 from PIL import Image
 
 import pickglass as pg
+from least_training import LEAST
 from pickglass.data import load_dataset
 from pickglass.methods import METHODS
 from pickglass.testing import textures
 
 SIDE, N = 64, 8
 IMAGES = textures(N, SIDE)
-LEAST: dict[str, Any] = {
-    "epochs": 1,
-    "teacher_epochs": 1,
-    "student_epochs": 1,
-    "natural": "none",
-    "parts": ({"method": "patchcore", "ratio": 0.1}, {"method": "fastflow", "steps": 2, "epochs": 1}),
-}
 DRAWS_WHILE_IT_TRAINS = (
     "efficientad",
     "supersimplenet",
