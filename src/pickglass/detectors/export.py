@@ -76,8 +76,9 @@ def export(
     claim = Claim(precision, tuple(fresh), labelled, max_loss)
 
     def made(search: bool) -> tuple[bytes, bool]:
-        model, searched = copy.deepcopy(plain), False
+        model, searched = plain, False
         if precision == "int8":
+            model = copy.deepcopy(plain)  # it may be quantised twice
             shown = (inputs for _, inputs in inputs_of(own, ranges, batch, input_form, takes_keep))
             model, searched = quantised(model, shown, search)
         if precision != "float32":
