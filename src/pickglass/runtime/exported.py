@@ -37,7 +37,7 @@ from pickglass.runtime.session import Answer, RuntimeName, Session, open_session
 
 __all__ = ["ExportedModel", "array_from_json", "array_to_json"]
 
-_MANY = 32  # images; for fewer, measuring the runtimes takes longer than it can save
+_MANY = 128  # images; for fewer, measuring the runtimes, with some forty, takes longer than it can save
 _LARGEST_BATCH = 100_000  # that a file may ask for
 _MEASURED = 3  # runs of each runtime, of which the median counts
 
@@ -57,8 +57,9 @@ class ExportedModel(OutlierScores):
     how far its answers may differ is in ``certificate``.
 
     **Runtimes.** With ``engine="auto"`` onnxruntime runs the graph. Where OpenVINO is installed and there are at least
-    32 images to judge, or nobody knows how many, both are timed once on this machine, and the faster one is taken;
-    ``runtime`` says which and why. ``"onnxruntime"`` and ``"openvino"`` choose one.
+    128 images to judge, or nobody knows how many, both are timed once on this machine, and the faster one is taken;
+    ``runtime`` says which and why. ``"onnxruntime"`` and ``"openvino"`` choose one. From 128 images on, a CPU's threads
+    share each batch, or each has an image of its own, whichever is faster here.
 
     **Callers.** Any number of threads may call the model at once. Copies and pickles open sessions of their own.
 
