@@ -1,13 +1,13 @@
 """EfficientAD's remedies on one trained model, each judged without training again; with a GPU, at the paper's rate.
 
 python -m bench.efficientad_gpu DATA OUT [--steps 20000] [--model small] [--size 256] [--seeds 0] [--device cuda]
-    [--photos PHOTOS --teacher-steps 20000]
+    [--natural PHOTOS] [--jittered] [--photos PHOTOS --teacher-steps 20000]
 
-With ``--photos`` a teacher is distilled first (else the one that comes with pickglass is taken). Each seed is one fit,
-saved as OUT/efficientad-SEED.safetensors: what is there is judged again, so a killed run goes on. One JSON line a form
-of the map and of the score: image AUROC, AUPRO@0.3 and @0.05. DATA has images of 256 x 256 pixels
-(bench/tools/squeeze.py).
-**Not yet run to its end**: only its first form, on a model of two steps, has been seen to work.
+With ``--photos`` a teacher is distilled first (else the one that comes with pickglass is taken); with ``--natural`` the
+penalty has photographs instead of generated pictures; with ``--jittered`` the student's branch sees jittered images
+too. Each seed is one fit, saved as OUT/efficientad-SEED.safetensors: what is there is judged again, so a killed run
+goes on. One JSON line a form of the map and of the score: image AUROC, AUPRO@0.3 and @0.05. DATA has images of 256 x
+256 pixels (bench/tools/squeeze.py).
 
 Forms of each branch's map, before both are averaged:
 - ``shipped``: the 0.9 and 0.995 quantiles of held-back good images become 0 and 0.1, ring by ring
@@ -34,9 +34,10 @@ import pickglass as pg
 from bench.harness.scorer import read_tool
 from pickglass.app.distill import distill
 from pickglass.data import Table, load_dataset, split_roles
+from pickglass.features.batch import Batch
 from pickglass.features.distillation import DistillSettings
 from pickglass.methods import EfficientAD
-from pickglass.methods.efficientad import _normalised
+from pickglass.methods.efficientad import _normalised, jitter
 from pickglass.metrics import auroc
 from pickglass.nn.maps import PlaceSums, mean_of_highest, resampled_to
 from pickglass.nn.networks.pdn import AE_SIDE, CHANNELS
@@ -44,6 +45,16 @@ from pickglass.runtime.compute import ComputeOptions
 
 SHARES = {"max": 0.0, "top 0.2 %": 0.002, "top 1 %": 0.01}
 Maps = dict[str, Tensor]  # (N, h, w) of each branch
+
+
+class Jittered(EfficientAD):
+    """The student learns the teacher of jittered images, as the autoencoder does."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        images = jitter(self._images(batch))
+        with torch.no_grad():
+            level = self._teacher(images)
+        return super().loss(batch._replace(images=images, levels=(level,)))
 
 
 def answers(detector: EfficientAD, rows: Table, device: str) -> Iterator[tuple[Tensor, ...]]:
@@ -147,6 +158,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--natural", default="generated", help="'generated', 'none', or a folder of photographs")
+    parser.add_argument("--jittered", action="store_true")
     parser.add_argument("--photos", type=Path, help="folder of photographs to distil a teacher from")
     parser.add_argument("--backbone", default="efficientnet_lite2")
     parser.add_argument("--layers", default="stage3+stage5")
@@ -168,8 +181,13 @@ def main() -> None:
     for seed in given.seeds:
         saved = given.out / f"efficientad-{seed}.safetensors"
         if not saved.exists():
-            detector = EfficientAD(
-                backbone=f"pdn_{given.model}", weights=weights, size=given.size, steps=given.steps, lr=given.lr
+            detector = (Jittered if given.jittered else EfficientAD)(
+                backbone=f"pdn_{given.model}",
+                weights=weights,
+                size=given.size,
+                steps=given.steps,
+                lr=given.lr,
+                natural=given.natural,
             )
             detector.fit(dataset.train, calibrate=0, seed=seed, device=given.device)
             detector.save(saved)
@@ -177,6 +195,7 @@ def main() -> None:
         if not isinstance(loaded, EfficientAD):
             raise SystemExit(f"{saved} is no EfficientAD")
         told = {"seed": seed, "steps": loaded.steps, "model": loaded.backbone, "size": given.size}
+        told |= {"natural": given.natural, "jittered": given.jittered, "teacher": Path(weights).name}
         shipped = loaded.predict(dataset.test, device=given.device)
         device = next(loaded.buffers()).device.type
         divided = split_roles(dataset.train, loaded.validate_share, 0.0, seed)

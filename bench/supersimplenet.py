@@ -1,13 +1,14 @@
 """SuperSimpleNet without and with known defects, beside PatchCore and FastFlow: figures with paired intervals by group.
 
     python -m bench run supersimplenet OUT --data DATA [--case magnetic_tile] [--seeds 0 1 2] [--size area:256]
-        [--models patchcore fastflow ssn-0 ssn-1 ssn-5 ssn-10] [--set epochs=6 ...] [--repeats 500]
+        [--models patchcore fastflow ssn-0 ssn-1 ssn-5 ssn-10] [--set epochs=6 fastflow.epochs=60 ...]
+        [--preset quick] [--repeats 500]
 
 Of each type of defect ten known ones are drawn by the seed, of ten groups; ``ssn-N`` is shown the first N of each. No
 model is judged by these ten, nor by any other image of their groups, so that all are judged by the same images, and
 more known defects are more of the same ones. ``ssn-labels-N`` is shown them without their masks, ``patchcore-N`` and
 ``fastflow-N`` too (they set what is unsure, and nothing else). Each model has its default settings but for the size;
-FastFlow and SuperSimpleNet have those of the preset ``quick``, changed by ``--set``.
+FastFlow and SuperSimpleNet have those of ``--preset``, changed by ``--set`` (SuperSimpleNet where no method is named).
 
 Kept is OUT/MODEL-SIZE-SEED.npz: scores (N,) by the highest 0.2 % of the map, ``own`` (N,) by the method (of
 SuperSimpleNet the classification head), maps, paths, seconds and CPU seconds of the fit, images a second. What is there
@@ -72,20 +73,23 @@ def judged_rows(test: Table, seed: int) -> npt.NDArray[np.bool_]:
 
 
 def fit(given: argparse.Namespace, good: Table, test: Table) -> None:
-    changed = {key: json.loads(value) for key, value in (text.split("=", 1) for text in given.set)}
-    with SharedFeatures("efficientnet_lite0", "default", 0, LAYERS, len(good) + len(test), 1.0) as shared:
+    changed: dict[str, dict[str, Any]] = {}
+    for key, value in (text.split("=", 1) for text in given.set):
+        name, _, setting = key.rpartition(".")
+        changed.setdefault(name or "ssn", {})[setting] = json.loads(value)
+    with SharedFeatures("efficientnet_lite0", "default", 0, LAYERS, len(good) + len(test), given.memory_gb) as shared:
         for seed in given.seeds:
             for model in given.models:
                 target = given.out / f"{model}-{given.size.replace(':', '')}-{seed}.npz"
                 if not target.exists():
-                    keep(target, model, given.size, changed, (good, test), seed, shared)
+                    keep(target, model, given, changed, (good, test), seed, shared)
 
 
 def keep(
     target: Path,
     model: str,
-    size: str,
-    changed: dict[str, Any],
+    given: argparse.Namespace,
+    changed: dict[str, dict[str, Any]],
     images: tuple[Table, Table],
     seed: int,
     shared: SharedFeatures,
@@ -94,14 +98,16 @@ def keep(
     kind, *rest = model.split("-")
     n = int(rest[-1]) if rest else 0
     method = METHODS[NAMES[kind]]
-    settings: dict[str, Any] = {**(method.presets.get("quick", {}) if kind != "patchcore" else {}), "size": size}
-    settings |= changed if kind == "ssn" else {}
+    preset = dict(method.presets.get(given.preset, {})) if kind != "patchcore" else {}
+    if "backbone" in preset:  # all are judged on one
+        preset = {key: value for key, value in preset.items() if key not in ("backbone", "layers")}
+    settings: dict[str, Any] = {**preset, "size": given.size, **changed.get(kind, {})}
     detector = method.configured(settings)
     detector.shared_features = shared
     rows = [row for known in drawn(test, seed).values() for row in known[:n]]
     defects = Table([replace(row, mask=None) if "labels" in rest else row for row in rows])
     began, cpu = time.perf_counter(), time.process_time()
-    detector.fit(good, seed=seed, defects=defects if n else None, memory_gb=1.0, calibrate=None)
+    detector.fit(good, seed=seed, defects=defects if n else None, memory_gb=given.memory_gb, calibrate=None)
     fit_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
     detector.predict(test[:1])
     began = time.perf_counter()
@@ -125,9 +131,10 @@ def keep(
     labels = np.array([row.label for row in test])
     line = {
         "model": model,
-        "size": size,
+        "size": given.size,
         "seed": seed,
-        "settings": changed if kind == "ssn" else {},
+        "settings": changed.get(kind, {}),
+        "preset": given.preset,
         **{metric: round(figures["all", metric], 4) for metric in ("image_auroc", "aupro_30", "aupro_05")},
         "own_auroc": round(float(resampled(auroc, labels, own)(known_rows.astype(np.int64))), 4),
         "by_type": {k: round(v, 3) for (k, m), v in figures.items() if m == "image_auroc" and k != "all"},
@@ -214,6 +221,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="area:256")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--memory-gb", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=500)
 
 

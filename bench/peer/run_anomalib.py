@@ -143,6 +143,9 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--save", type=Path, help="keep scores and maps in this .npz file")
     parser.add_argument("--bank", type=Path, help="keep PatchCore's bank in this .npy file")
     parser.add_argument("--random-bank", action="store_true")
@@ -151,7 +154,7 @@ def main() -> None:
     from anomalib.data import Folder
     from anomalib.engine import Engine
 
-    torch.manual_seed(0)
+    torch.manual_seed(given.seed)
     root = given.data
     bad = sorted(d.name for d in (root / "test").iterdir() if d.is_dir() and d.name != "good")
     masks = [f"ground_truth/{kind}" for kind in bad] if (root / "ground_truth").is_dir() else None
@@ -164,7 +167,7 @@ def main() -> None:
         mask_dir=masks,
         train_batch_size=given.batch,
         eval_batch_size=given.batch,
-        num_workers=0,
+        num_workers=given.workers,
         test_split_mode="from_dir",
         val_split_mode="same_as_test",
     )
@@ -172,7 +175,7 @@ def main() -> None:
     coreset = watch_bank(given.bank, given.random_bank) if given.method == "patchcore" else {}
     engine = Engine(
         max_epochs=given.epochs,
-        accelerator="cpu",
+        accelerator=given.accelerator,
         logger=False,
         enable_progress_bar=False,
         limit_val_batches=0,
