@@ -74,7 +74,7 @@ class RegionPixels:
 
     def __init__(self, beside: RegionPixels | None = None) -> None:
         self._shared = beside is not None
-        self.ok = OkPixels() if beside is None else beside.ok
+        self.ok: OkPixels = OkPixels() if beside is None else beside.ok
         self._defects = Pool(np.uint64)
         self._size: list[int] = []
         self._tag: list[str] = []
