@@ -10,10 +10,13 @@ import pytest
 
 from pickglass.app.testing import truth
 from pickglass.app.testing.evaluate import evaluate
-from pickglass.data import Row
+from pickglass.data import Preprocess, Row
+from pickglass.detectors.loading import FeatureLoader
+from pickglass.detectors.tiling import Tiles, TileSettings
 from pickglass.errors import InputError
 from pickglass.metrics import PimoCurves, PixelCurves, SaturatedCurves, SaturatedRegion, polylines
 from pickglass.result import Found, Prediction
+from pickglass.runtime.compute import ComputeOptions
 
 
 def judged(n: int, side: int, levels: int, seed: int = 0) -> Prediction:
@@ -166,3 +169,15 @@ def test_a_study_reads_its_file_once_for_each_group() -> None:
     store = SimpleNamespace(connection=SimpleNamespace(execute=lambda _: rows), path="study.db")
     assert len(StudyStore.rows(store, Keys(str(i) for i in range(0, 50, 2)))) == 25  # type: ignore[arg-type]
     assert len(asked) == 1
+
+
+def test_few_large_images_are_computed_at_once() -> None:
+    def images(side: int, **options: int) -> int:
+        preprocess = Preprocess((side, side))
+        return FeatureLoader(None, preprocess, ("features",), None, ComputeOptions(**options)).batch  # type: ignore[arg-type]
+
+    assert [images(side) for side in (256, 512, 1024, 2048, 8192)] == [8, 8, 4, 1, 1]
+    assert images(1024, batch=2) == 2
+    tiles = Tiles(TileSettings((1024, 1024), (1024, 1024)), (2048, 2048))
+    whole = FeatureLoader(None, Preprocess((2048, 2048)), ("features",), None, ComputeOptions(), tiles)  # type: ignore[arg-type]
+    assert (whole.batch, whole.only(range(1)).batch) == (1, 4)
