@@ -5,10 +5,11 @@
 A course varies one thing, about fourfold from step to step; a case is one of its steps and one method. ``--large`` adds
 the steps that take minutes or gigabytes. All images are generated: a rough surface, the same one for every run.
 
-Each part of a case (fit, predict, export, test ...) has a process of its own, which first does the same with a few
-images, so that imports and compiling are over. ``cpu_s`` are the CPU seconds of that process, of all its threads;
-``wall_s`` hangs on what else the machine does. ``peak_mb`` is the most memory that the process held while it worked,
-``base_mb`` what it held before. OMP_NUM_THREADS is 1 and one thread decodes, but in the course ``threads``.
+Each part of a case (fit, predict, export, test ...) has a process of its own, forked from one that has imported all,
+which first does the same with a few images, so that compiling is over, too. ``cpu_s`` are the CPU seconds of that
+process, of all its threads; ``wall_s`` hangs on what else the machine does. ``peak_mb`` is the most memory that the
+process held while it worked, ``base_mb`` what it held before. OMP_NUM_THREADS is 1 and one thread decodes, but in the
+course ``threads``.
 
 The exponents are slopes of log seconds over log steps by least squares, with the 95 % interval of Student's t; beside
 them stands that of the last step alone, for small sizes are ruled by what does not grow.
@@ -19,11 +20,13 @@ from __future__ import annotations
 import argparse
 import gc
 import math
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bench.harness import Case, Record, Suite, apart_or_error, markdown
+from bench.harness import Case, Record, Suite, markdown
 
 Array = npt.NDArray[Any]
 Part = dict[str, Any]
@@ -96,6 +99,37 @@ def files(root: str | Path, part: str) -> list[str]:
 # -- what is measured, each in a process of its own --------------------------------------------------------------------
 
 
+PRELOADED = ["torch", "pickglass.app.predict", "pickglass.app.testing.test", "pickglass.methods", "bench.scaling"]
+
+
+def forked(function: Callable[..., Part], *arguments: Any, threads: int = 1) -> Part:
+    """Call a function in a process of its own, and return what it returns, or {"error": why there is nothing}."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    told, telling = context.Pipe(duplex=False)
+    process = context.Process(target=_told, args=(telling, threads, function, arguments))
+    process.start()
+    telling.close()
+    try:
+        found: Part = told.recv()
+    except EOFError:  # killed, e.g. for want of memory
+        found = {"error": "the process was killed"}
+    process.join()
+    return found
+
+
+def _told(telling: Connection, threads: int, function: Callable[..., Part], arguments: Sequence[Any]) -> None:
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+    try:
+        found = function(*arguments)
+    except Exception as error:  # a refusal, too, is an answer: too large a file, too little memory
+        found = {"error": f"{type(error).__name__}: {error}"}
+    telling.send(found)
+
+
 def clocked(work: Callable[[], Any]) -> Part:
     """Do some work, and say what it took."""
     from pickglass.app.jobs.peak import peak_mb, reset_peak
@@ -121,11 +155,8 @@ def megabytes(path: str | Path) -> float:
 
 
 def detector(method: str, size: int | str, tile: int | None = None) -> Any:
-    import torch
-
     import pickglass as pg
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     made: dict[str, Callable[[], Any]] = {
         "PatchCore": lambda: pg.PatchCore(size=size),
         "PaDiM": lambda: pg.PaDiM(size=size),
@@ -147,13 +178,9 @@ def fit(method: str, root: str, size: int | str, tile: int | None, model: str) -
 
 
 def predict(root: str, model: str) -> Part:
-    import torch
-
+    import pickglass as pg
     from pickglass.app.predict import predict as judge
     from pickglass.runtime.compute import ComputeOptions
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    import pickglass as pg
 
     images, made = files(root, "test"), pg.load(model)
     run = ComputeOptions(workers=int(os.environ["OMP_NUM_THREADS"]))
@@ -162,11 +189,8 @@ def predict(root: str, model: str) -> Part:
 
 
 def export(root: str, model: str) -> Part:
-    import torch
-
     import pickglass as pg
 
-    torch.set_num_threads(1)
     made, target = pg.load(model), Path(root, "model.onnx")
     assert isinstance(made, pg.Detector)
     found = clocked(lambda: made.export(target, files(root, "test")[:WARM]))
@@ -174,12 +198,9 @@ def export(root: str, model: str) -> Part:
 
 
 def tested(root: str, model: str) -> Part:
-    import torch
-
     from pickglass.app.testing.test import test
     from pickglass.runtime.compute import ComputeOptions
 
-    torch.set_num_threads(1)
     page = Path(root, "report.html")
     found = clocked(lambda: test(model, root, page, compute=ComputeOptions(workers=1)))
     return {**found, "file_mb": megabytes(page)}
@@ -187,12 +208,9 @@ def tested(root: str, model: str) -> Part:
 
 def pictures(root: str, model: str) -> Part:
     """What ``predict -o`` writes: heat maps and masks at the size of the images, and tables."""
-    import torch
-
     from pickglass.app.predict import predict as judge
     from pickglass.runtime.compute import ComputeOptions
 
-    torch.set_num_threads(1)
     return clocked(lambda: judge(model, files(root, "test"), Path(root, "out"), compute=ComputeOptions(workers=1)))
 
 
@@ -202,7 +220,6 @@ def banked(members: int, root: str, model: str) -> Part:
 
     from pickglass.nn.search.coreset import greedy_coreset
 
-    torch.set_num_threads(1)
     patches = torch.randn(2 * members, 128, generator=torch.Generator().manual_seed(0))
     greedy_coreset(patches[:1000], 100)
     return clocked(lambda: greedy_coreset(patches, members))
@@ -332,12 +349,18 @@ ALL = ("PatchCore", "PaDiM", "PaDiM, tiled", "FastFlow, 1 epoch", "EfficientAD, 
 
 
 def _fit_and_predict(
-    method: str, folder: Path, numbers: tuple[int, int], size: Size, canvas: int | str, tile: int | None = None
+    method: str,
+    folder: Path,
+    numbers: tuple[int, int],
+    size: Size,
+    canvas: int | str,
+    tile: int | None = None,
+    threads: int = 1,
 ) -> dict[str, Part]:
     root, model = draw(folder, *numbers, size), folder / "model.safetensors"
-    found = {"fit": apart_or_error(fit, method, root, canvas, tile, model)}
+    found = {"fit": forked(fit, method, root, canvas, tile, model, threads=threads)}
     if "error" not in found["fit"]:
-        found["predict"] = apart_or_error(predict, root, model)
+        found["predict"] = forked(predict, root, model, threads=threads)
     return found
 
 
@@ -351,9 +374,9 @@ def by_pixels(method: str, pixels: int, folder: Path) -> dict[str, Part]:
 
 def by_decoding(method: str, pixels: int, folder: Path) -> dict[str, Part]:
     root, model = draw(folder, 8, 8, square(pixels)), folder / "model.safetensors"
-    found = {"fit": apart_or_error(fit, method, root, "area:512", None, model)}
+    found = {"fit": forked(fit, method, root, "area:512", None, model)}
     for name, part in (("predict", predict), ("test", tested), ("predict -o", pictures)):
-        found[name] = apart_or_error(part, root, model)
+        found[name] = forked(part, root, model)
     return found
 
 
@@ -364,40 +387,36 @@ def by_tiles(method: str, n: int, folder: Path) -> dict[str, Part]:
     size = (64 * rows, 64 * n // rows)
     root, model = draw(folder, LEARNED, LEARNED, size), folder / "model.safetensors"
     return {
-        "fit": apart_or_error(fit, method, root, "native", 64, model),
-        "predict": apart_or_error(predict, root, model),
+        "fit": forked(fit, method, root, "native", 64, model),
+        "predict": forked(predict, root, model),
     }
 
 
 def by_threads(method: str, n: int, folder: Path) -> dict[str, Part]:
-    os.environ["OMP_NUM_THREADS"] = str(n)
-    try:
-        return _fit_and_predict(method, folder, (64, 64), (256, 256), 256, 128)
-    finally:
-        os.environ["OMP_NUM_THREADS"] = "1"
+    return _fit_and_predict(method, folder, (64, 64), (256, 256), 256, 128, threads=n)
 
 
 def by_bank(method: str, members: int, folder: Path) -> dict[str, Part]:
     root, model = draw(folder, LEARNED, 8, (256, 256)), folder / "model.safetensors"
     found = {
-        "choose": apart_or_error(banked, members, root, model),
-        "save": apart_or_error(with_bank, members, root, model),
+        "choose": forked(banked, members, root, model),
+        "save": forked(with_bank, members, root, model),
     }
-    return found | {"predict": apart_or_error(predict, root, model), "export": apart_or_error(export, root, model)}
+    return found | {"predict": forked(predict, root, model), "export": forked(export, root, model)}
 
 
 def by_tested(method: str, n: int, folder: Path) -> dict[str, Part]:
     root, model = draw(folder, LEARNED, n, (64, 64)), folder / "model.safetensors"
-    apart_or_error(fit, method, root, 64, None, model)
-    return {"test": apart_or_error(tested, root, model), "predict -o": apart_or_error(pictures, root, model)}
+    forked(fit, method, root, 64, None, model)
+    return {"test": forked(tested, root, model), "predict -o": forked(pictures, root, model)}
 
 
 def by_maps(method: str, n: int, folder: Path) -> dict[str, Part]:
-    return {"evaluate": apart_or_error(evaluated, n, 512)}
+    return {"evaluate": forked(evaluated, n, 512)}
 
 
 def by_scores(method: str, n: int, folder: Path) -> dict[str, Part]:
-    return {"threshold": apart_or_error(calibrated, n)}
+    return {"threshold": forked(calibrated, n)}
 
 
 def by_files(method: str, n: int, folder: Path) -> dict[str, Part]:
@@ -405,13 +424,13 @@ def by_files(method: str, n: int, folder: Path) -> dict[str, Part]:
 
     tree(folder / "many", n)
     return {
-        "list": apart_or_error(listed, n, folder / "many"),
-        "info": apart_or_error(described, n, folder / "many"),
+        "list": forked(listed, n, folder / "many"),
+        "info": forked(described, n, folder / "many"),
     }
 
 
 def by_cells(method: str, n: int, folder: Path) -> dict[str, Part]:
-    return {"study": apart_or_error(studied, n, draw(folder, 4, 4, (64, 64)))}
+    return {"study": forked(studied, n, draw(folder, 4, 4, (64, 64)))}
 
 
 def square(pixels: int) -> Size:
@@ -460,7 +479,7 @@ COURSES = {
 
 
 def measured(course: str, method: str, step: int) -> dict[str, Any]:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = "1"  # before the process that all are forked from begins
     with tempfile.TemporaryDirectory() as folder:
         return {"parts": COURSES[course].measure(method, step, Path(folder))}
 

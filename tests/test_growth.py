@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from pickglass.app.testing import truth
 from pickglass.app.testing.evaluate import evaluate
+from pickglass.app.testing.saving import saved_arrays, write_arrays
 from pickglass.data import Preprocess, Row
 from pickglass.detectors.loading import FeatureLoader
 from pickglass.detectors.tiling import Tiles, TileSettings
@@ -171,6 +175,27 @@ def test_a_study_reads_its_file_once_for_each_group() -> None:
     assert len(asked) == 1
 
 
+def test_masks_are_saved_one_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    prediction = judged(12, 9, 5)
+    held: list[weakref.ref[np.ndarray]] = []
+    most, truth_of = [0], Row.truth
+
+    def read(row: Row, size: tuple[int, int]) -> np.ndarray | None:
+        mask = truth_of(row, size)
+        gc.collect()
+        most[0] = max(most[0], sum(one() is not None for one in held))
+        held.append(weakref.ref(mask))  # type: ignore[arg-type]
+        return mask
+
+    found = evaluate(prediction)
+    monkeypatch.setattr(Row, "truth", read)
+    write_arrays(tmp_path / "all.npz", {"": saved_arrays(prediction, found)})
+    assert len(held) == 4
+    assert most[0] <= 1  # the one before
+    with np.load(tmp_path / "all.npz") as saved:
+        assert np.array_equal(saved["masks/2"], prediction.found[2].row.mask)
+
+
 def test_few_large_images_are_computed_at_once() -> None:
     def images(side: int, **options: int) -> int:
         preprocess = Preprocess((side, side))
@@ -181,3 +206,31 @@ def test_few_large_images_are_computed_at_once() -> None:
     tiles = Tiles(TileSettings((1024, 1024), (1024, 1024)), (2048, 2048))
     whole = FeatureLoader(None, Preprocess((2048, 2048)), ("features",), None, ComputeOptions(), tiles)  # type: ignore[arg-type]
     assert (whole.batch, whole.only(range(1)).batch) == (1, 4)
+
+
+def test_exponents_of_the_bench() -> None:
+    from bench.scaling import COURSES, curves, growth, short, square, surface, table
+
+    steps = [10, 100, 1000, 10_000]
+    assert growth(steps, [3 * n**1.5 for n in steps]) == (1.5, 0.0, 1.5)
+    rough = growth(steps, [1, 12, 80, 2000])
+    assert rough.power - rough.half < 1.07 < rough.power + rough.half
+    assert rough.last == pytest.approx(np.log10(25), abs=1e-6)
+    assert (short(4_194_304), short(1500), short(0.1234)) == ("4.19 M", "1,500", "0.123")
+    assert [square(pixels) for pixels in (256**2, 108_000_000)] == [(256, 256), (9000, 12_000)]
+    image, mask = surface(7, (60, 700), bad=True)
+    assert image.shape == (60, 700, 3)
+    assert mask.any()
+    assert np.array_equal(image, surface(7, (60, 700), bad=True)[0])
+
+    def took(course: str, step: int, part: str, **more: object) -> dict[str, object]:
+        figures = {"cpu_s": step / 10, "peak_mb": 700, "base_mb": 600, **more}
+        return {"course": course, "method": "PatchCore", "step": step, "parts": {part: figures}}
+
+    rows = [took("images", 500, "fit"), took("images", 50, "fit"), took("images", 50, "predict")]
+    refused = {**took("images", 5000, "fit"), "parts": {"fit": {"error": "no memory"}}}
+    (curve,) = curves([*rows, refused])
+    assert (curve.part, curve.steps, curve.figures["cpu_s"]) == ("fit", [50, 500], [5, 50])
+    assert f"| {COURSES['images'].axis} | PatchCore | fit | 50 | 500 | 5 → 50 | 1.00 | 1.00 | 700 → 700 |" in table(
+        rows
+    )
