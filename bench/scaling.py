@@ -408,7 +408,7 @@ def by_bank(method: str, members: int, folder: Path) -> dict[str, Part]:
 def by_tested(method: str, n: int, folder: Path) -> dict[str, Part]:
     root, model = draw(folder, LEARNED, n, (64, 64)), folder / "model.safetensors"
     forked(fit, method, root, 64, None, model)
-    return {"test": forked(tested, root, model), "predict -o": forked(pictures, root, model)}
+    return {"test": forked(tested, root, model)}
 
 
 def by_maps(method: str, n: int, folder: Path) -> dict[str, Part]:
@@ -470,8 +470,8 @@ COURSES = {
     "bank": Course(
         "members of a bank of 128 channels", ("PatchCore",), (500, 2500, 10_000), (50_000, 100_000), by_bank
     ),
-    "report": Course("images tested, 64 x 64 px", ("PatchCore",), (50, 150, 500, 1500), (5000,), by_tested),
-    "metrics": Course("maps of 512 x 512 px", ("all metrics",), (50, 150, 500, 1500), (5000,), by_maps),
+    "report": Course("images tested, 64 x 64 px", ("PatchCore",), (50, 150, 500), (1500, 5000), by_tested),
+    "metrics": Course("maps of 512 x 512 px", ("all metrics",), (50, 150, 500), (1500, 5000), by_maps),
     "threshold": Course("scores", ("tolerance",), (500, 5000, 50_000), (), by_scores),
     "files": Course("files of a folder", ("folder",), (1000, 10_000, 100_000), (), by_files),
     "cells": Course("cells of a study", ("books, table and page",), (80, 320, 1280), (5120,), by_cells),
