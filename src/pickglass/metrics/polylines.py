@@ -19,6 +19,7 @@ from pickglass.errors import InputError, UnknownName
 from pickglass.metrics.labelling import connected_runs
 
 __all__ = [
+    "Counted",
     "OkPixels",
     "Pool",
     "RegionPixels",
