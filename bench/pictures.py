@@ -2,8 +2,8 @@
 
     python -m bench.pictures [NAME...] [--folder docs/pictures] [--chromium /usr/bin/chromium]
 
-Without names all are made. ``report`` photographs the page that ``pickglass test`` writes, in a browser; it needs
-playwright and Chromium. ``coreset`` and ``aupro`` need matplotlib.
+Without names all are made. ``scaling`` draws committed records. ``report`` photographs the page that ``pickglass test``
+writes, in a browser; it needs playwright and Chromium. ``coreset``, ``aupro`` and ``scaling`` need matplotlib.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import pickglass as pg
+from bench.harness.records import RESULTS, read
 from pickglass.app.pages.images import colour_range, display, draw_contours, enlarged, heat
 from pickglass.app.testing.test import test
 from pickglass.data import Painted, paint
@@ -125,6 +126,43 @@ def aupro(target: Path) -> None:
     figure.savefig(target, dpi=110, bbox_inches="tight")
 
 
+def scaling(target: Path) -> None:
+    """How seconds and memory grow: bench/results/scaling.jsonl; a dashed line grows as fast as what varies."""
+    from bench.scaling import COURSES, Curve, curves
+
+    pyplot = plotting()
+    found = curves(read(RESULTS / "scaling.jsonl"))
+    panels: dict[tuple[str, str], list[Curve]] = {}
+    for curve in found:
+        name = "fit" if curve.part == "fit" else "predict" if curve.part == "predict" else "others"
+        panels.setdefault((curve.course, "others" if len(COURSES[curve.course].methods) == 1 else name), []).append(
+            curve
+        )
+    figure, axes = pyplot.subplots(2, len(panels), figsize=(3.1 * len(panels), 6.4), squeeze=False)
+    for column, ((course, part), own) in enumerate(panels.items()):
+        for axis, figure_name, unit in zip(
+            axes[:, column], ("cpu_s", "peak_mb"), ("CPU seconds", "peak, MB"), strict=True
+        ):
+            for curve in own:
+                label = curve.method if part in ("fit", "predict") else f"{curve.method}: {curve.part}"
+                axis.plot(curve.steps, curve.figures[figure_name], marker="o", markersize=3, label=label)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_ylabel(unit, fontsize=8)
+            axis.tick_params(labelsize=7)
+            axis.grid(alpha=0.3)
+        first = max(own, key=lambda curve: len(curve.steps))
+        top = max(curve.figures["cpu_s"][-1] for curve in own)
+        line = [top * step / first.steps[-1] for step in first.steps]
+        axes[0, column].plot(first.steps, line, linestyle="--", color="#9aa4ae", linewidth=1)
+        axes[0, column].set_ylim(bottom=min(min(curve.figures["cpu_s"]) for curve in own) / 1.6)
+        axes[0, column].set_title(course if part == "others" else f"{course}: {part}", fontsize=9)
+        axes[0, column].legend(fontsize=6)
+        axes[1, column].set_xlabel(COURSES[course].axis, fontsize=7)
+    figure.tight_layout()
+    figure.savefig(target, dpi=90, bbox_inches="tight")
+
+
 def fields(target: Path) -> None:
     """What the middle cell of four stages looks at: the gradient at each pixel of a twill."""
     network = pg.FeatureExtractor("efficientnet_lite0", layers=("stage2", "stage3", "stage5", "stage7"))
@@ -196,6 +234,7 @@ def main() -> None:
         "coreset": ("coreset.png", coreset),
         "aupro": ("aupro.png", aupro),
         "fields": ("fields.jpg", fields),
+        "scaling": ("scaling.png", scaling),
         "report": ("report.jpg", lambda target: report(target, given.chromium)),
     }
     given.folder.mkdir(parents=True, exist_ok=True)

@@ -200,12 +200,17 @@ class Calibration:
         """
         if not self.scores:
             return None
-        return p_value(score, group_maxima(self.scores, self.groups), self.tail)
+        return p_value(score, self.unit_scores, self.tail)
+
+    @cached_property
+    def unit_scores(self) -> FloatArray:
+        """The highest score of each part or single image, rising (n,). Every p-value needs them, so they are kept."""
+        return group_maxima(self.scores, self.groups)
 
     @cached_property
     def tail(self) -> Tail | None:
         """The tail of the scores, for p-values beyond the highest; None where there are too few, or all are equal."""
-        return fit_tail(group_maxima(self.scores, self.groups))
+        return fit_tail(self.unit_scores)
 
     def against(self, settings: str) -> Calibration:
         """Return this calibration, stale if the detector has another digest of its settings by now."""

@@ -87,9 +87,12 @@ def p_value(score: float, scores: FloatArray, tail: Tail | None) -> PValue:
         return PValue(math.exp(log), -log / math.log(10), True)
     if score < lowest:
         # towards 1, at the pace of the lower half of the scores
-        pace = float(np.median(scores)) - lowest
+        pace = float(scores[(n - 1) // 2] + scores[n // 2]) / 2 - lowest  # the median, of scores that rise
         p = 1 - math.exp((score - lowest) / pace) / (n + 1) if pace > 0 else n / (n + 1)
         return PValue(p, abs(math.log10(p)), True)
-    values, first = np.unique(scores, return_index=True)
-    p = float(np.interp(score, values, (n - first) / (n + 1)))  # at a tie all of its scores count
+    at = int(np.searchsorted(scores, score))  # at a tie all of its scores count
+    p = (n - at) / (n + 1)
+    if scores[at] != score:
+        below = int(np.searchsorted(scores, scores[at - 1]))
+        p = float(np.interp(score, scores[at - 1 : at + 1], [(n - below) / (n + 1), p]))
     return PValue(p, abs(math.log10(p)), False)

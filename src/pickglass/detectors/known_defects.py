@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pickglass.calibration import Calibration
-from pickglass.calibration.promises import group_maxima, set_by_hand
+from pickglass.calibration.promises import set_by_hand
 from pickglass.data import image_digest, known_names
 from pickglass.detectors.fitting import FitPlan, Judge
 from pickglass.detectors.loading import FeatureLoader
@@ -45,7 +45,7 @@ def settled(
     scores = Judge(loader, plan)([method], plan.defects)[method].scores.tolist()
     calibration = method.calibration
     if not learned and calibration is not None and calibration.image_threshold is not None:
-        good = group_maxima(calibration.scores, calibration.groups).tolist()
+        good = calibration.unit_scores.tolist()
         unsure = unsure_below(scores, good, calibration.image_threshold)
         calibration = calibration if unsure is None else set_by_hand(calibration, unsure=unsure)
     names = known_names([row.path for row in plan.defects])

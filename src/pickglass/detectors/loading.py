@@ -70,7 +70,7 @@ class FeatureLoader:
         fusion: fuses the levels; None: they are read as they are.
 
     Attributes:
-        batch: images at once; fewer than asked for where each has many tiles.
+        batch: images at once; fewer than asked for where each has many tiles or pixels.
         ready: images that were prepared before, by path; they are not decoded again.
         positions: the tiles that are read; None: all of them.
         turn: quarter turns by which images are turned on the canvas.
@@ -109,7 +109,8 @@ class FeatureLoader:
     def batch(self) -> int:
         """The number of images at once."""
         many = 1 if self.tiles is None else len(self.positions or range(self.tiles.n))
-        return max(1, min(self.compute.batch, _TILES_AT_ONCE // many))
+        height, width = self.preprocess.size if self.tiles is None else self.tiles.tiling.tile
+        return max(1, min(self.compute.at_once(many * height * width), _TILES_AT_ONCE // many))
 
     def only(self, positions: range) -> FeatureLoader:
         """Return a loader that reads these positions alone."""

@@ -11,7 +11,7 @@ recall rises in a straight line over FPR, as in AUPRO, and is integrated as such
 left end of the range lies below one pixel: there the recall at no false positive stands.
 
 Memory: 4 bytes a defect pixel, and 4.5 bytes a good pixel; if the number of good images is known beforehand, only
-about 1e-4 of the good pixels (and those of one map) instead, for no more of them can matter.
+about 1e-4 of the good pixels (and four million of one map) instead, for no more of them can matter.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 _Float32 = npt.NDArray[np.float32]
 _Float64 = npt.NDArray[np.float64]
 
+_PIECE = 1 << 22  # pixels of a map that are looked at together
 _PRUNE = 1 << 18  # kept good pixels from which, and from twice what is left, the superfluous are dropped
 
 
@@ -107,9 +108,13 @@ class PimoCurves:
             raise InputError(f"more than n_good={self._n_expected} good images: announce as many as will come")
         self._defects.append(None)
         self._n_good += 1
-        self._good.setdefault(scores.size, Pool(np.float32)).add(scores[scores >= self._lowest])
-        if self._n_expected is not None and sum(map_.n for map_ in self._good.values()) > self._prune_at:
-            self._prune(self._n_expected)
+        flat = scores.reshape(-1)
+        self._good.setdefault(flat.size, Pool(np.float32))
+        for start in range(0, flat.size, _PIECE):  # so that of a large map, too, little is held at once
+            piece = flat[start : start + _PIECE]
+            self._good[flat.size].add(piece[piece >= self._lowest])
+            if self._n_expected is not None and sum(map_.n for map_ in self._good.values()) > self._prune_at:
+                self._prune(self._n_expected)
 
     def compute(self) -> PimoResult:
         """Compute the scores of all images added so far; more may be added afterwards."""

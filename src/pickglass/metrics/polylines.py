@@ -19,6 +19,8 @@ from pickglass.errors import InputError, UnknownName
 from pickglass.metrics.labelling import connected_runs
 
 __all__ = [
+    "Counted",
+    "OkPixels",
     "Pool",
     "RegionPixels",
     "Traced",
@@ -39,6 +41,7 @@ _Uint64 = npt.NDArray[np.uint64]
 _BLOCK = 1 << 15  # defect pixels evaluated at once: bounds temporary memory to about 3 MB
 _CELLS = 250  # steps of the plotted curve along each axis: at most 2 * 250 + 1 points
 _HALF = np.uint64(32)
+_STRETCH = 1 << 24  # ok pixels that are sorted and counted together where they are not kept: 64 MB
 
 
 class Traced(NamedTuple):
@@ -72,7 +75,7 @@ class RegionPixels:
 
     def __init__(self, beside: RegionPixels | None = None) -> None:
         self._shared = beside is not None
-        self._ok: dict[str, Pool] = {} if beside is None else beside._ok
+        self.ok: OkPixels = OkPixels() if beside is None else beside.ok
         self._defects = Pool(np.uint64)
         self._size: list[int] = []
         self._tag: list[str] = []
@@ -87,7 +90,7 @@ class RegionPixels:
             region: (K,) which region each belongs to, 0, 1, ... without a gap.
         """
         if not self._shared:
-            self._ok.setdefault(tag, Pool(np.float32)).add(ok)
+            self.ok.add(tag, ok)
         if len(scores) == 0:
             return
         self._defects.add(_join(scores, region.astype(np.uint64) + np.uint64(len(self._size))))
@@ -104,9 +107,10 @@ class RegionPixels:
         for limit in limits:
             if not 0 < limit <= 1:
                 raise InputError(f"FPR limit {limit!r}: expected above 0 and at most 1, e.g. 0.3")
-        ok, chosen = self._choose(tags)
+        ok = self.ok.chosen(tags)
+        chosen = np.array([tags is None or tag in tags for tag in self._tag], dtype=bool)  # (R,)
         sizes = np.asarray(self._size, dtype=np.float64)  # (R,)
-        n_regions, n_ok = int(chosen.sum()), sum(map(len, ok))
+        n_regions, n_ok = int(chosen.sum()), sum(pixels.n for pixels in ok)
         if n_regions == 0 or n_ok == 0:
             nan, empty = float("nan"), np.empty(0)
             return Traced(nan, dict.fromkeys(limits, nan), empty, empty, n_regions, n_ok)
@@ -123,22 +127,78 @@ class RegionPixels:
         curve = np.concatenate(points, axis=1)  # (2, P)
         return Traced(tpr_area, {k: v / k for k, v in area.items()}, curve[0], curve[1], n_regions, n_ok)
 
-    def ok_quantiles(self, levels: npt.ArrayLike) -> _Float64:
-        """Find the (L,) scores that about these shares of all ok pixels exceed, within 2e-6; nan without any."""
-        pools = [pool.sorted() for pool in self._ok.values()]
+
+class OkPixels:
+    """It holds the scores of ok pixels by tag, or, once it knows which scores count, how many lie on either side."""
+
+    def __init__(self) -> None:
+        self._by_tag: dict[str, Pool | Counted] = {}
+        self._expected: dict[str, Pool] = {}  # scores of region pixels
+        self._defective: Counted | None = None  # ok pixels of all images with another tag than "good"
+
+    def expect(self, tag: str, scores: _Float32) -> None:
+        """Say what scores the region pixels of an image have that is added later.
+
+        Once an image was added, only scores that were expected may be asked for, and tags only one by one.
+        """
+        if self._by_tag:
+            raise InputError("expect() after the first image was added: expected it for all images before")
+        self._expected.setdefault(tag, Pool(np.float32)).add(scores)
+
+    def add(self, tag: str, ok: _Float32) -> None:
+        """Add the ok pixels of one image."""
+        if tag not in self._by_tag:
+            self._by_tag[tag] = self._new(tag)
+        self._by_tag[tag].add(ok)
+        if self._expected and tag != "good":
+            if self._defective is None:
+                self._defective = Counted(self._scores(None))
+            self._defective.add(ok)
+
+    def _new(self, tag: str) -> Pool | Counted:
+        if not self._expected:
+            return Pool(np.float32)
+        return Counted(self._scores(None if tag == "good" else tag))  # good pixels count beside those of every tag
+
+    def _scores(self, tag: str | None) -> _Float32:
+        """Return the scores that were expected of this tag, or of all, rising and each once."""
+        pools = [pool.sorted() for name, pool in self._expected.items() if tag in (None, name)]
+        scores: _Float32 = np.unique(np.concatenate([np.empty(0, np.float32), *pools]))
+        return scores
+
+    def chosen(self, tags: Collection[str] | None) -> list[Pool | Counted]:
+        """Select what is held of the wanted tags, None: of all; what is empty is left out.
+
+        Raises:
+            InputError: a tag was never added, or several are wanted where pixels are only counted.
+        """
+        wanted = set(self._by_tag if tags is None else tags)
+        for tag in wanted - {"good", *self._by_tag}:
+            raise UnknownName("tag", tag, {"good", *self._by_tag})
+        kinds, found = wanted - {"good"}, self._by_tag
+        if self._defective is not None and len(kinds) > 1:
+            if kinds != set(self._by_tag) - {"good"}:
+                raise InputError(
+                    f"tags {sorted(wanted)}: expected all, or one beside 'good', where pixels are not kept"
+                )
+            found = {tag: pixels for tag, pixels in self._by_tag.items() if tag == "good"} | {"": self._defective}
+            wanted.add("")
+        return [pixels for tag, pixels in found.items() if tag in wanted and pixels.n]
+
+    def quantiles(self, levels: npt.ArrayLike) -> _Float64:
+        """Find the (L,) scores that about these shares of all ok pixels exceed, within 2e-6; nan without any.
+
+        Raises:
+            InputError: pixels are only counted.
+        """
+        kept = [pixels for pixels in self._by_tag.values() if isinstance(pixels, Pool)]
+        if self._expected:
+            raise InputError("quantiles of pixels that are not kept: leave expect() out where they are wanted")
+        pools = [pool.sorted() for pool in kept]
         step = max(sum(map(len, pools)) >> 20, 1)  # a sorted pool needs only every step-th value
         thinned = np.concatenate([np.empty(0, np.float32), *(pool[::-step] for pool in pools)])
         shares = np.asarray(levels, dtype=np.float64)
         return np.quantile(thinned, 1 - shares).astype(np.float64) if len(thinned) else np.full_like(shares, np.nan)
-
-    def _choose(self, tags: Collection[str] | None) -> tuple[list[_Float32], npt.NDArray[np.bool_]]:
-        """Select the sorted ok pixels of each wanted tag that has any, and say of each region whether it is wanted."""
-        wanted = set(self._ok if tags is None else tags)
-        for tag in wanted - {"good", *self._ok}:
-            raise UnknownName("tag", tag, {"good", *self._ok})
-        ok = [pool.sorted() for tag, pool in self._ok.items() if tag in wanted]
-        chosen = np.array([tag in wanted for tag in self._tag], dtype=bool)  # (R,)
-        return [values for values in ok if len(values)], chosen
 
 
 class Pool:
@@ -170,6 +230,56 @@ class Pool:
             values.sort()
             self._in_order = True
         return values
+
+    def counts(self, scores: _Float32) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Count how many values are below, and how many are not above, each of (K,) falling scores."""
+        return count_ok([self.sorted()], scores)
+
+
+class Counted:
+    """It counts values below and at given scores, a stretch of them at a time, and keeps none of them.
+
+    Args:
+        scores: (K,) float32, rising, each once.
+    """
+
+    def __init__(self, scores: _Float32) -> None:
+        self._scores = scores
+        self._below = np.zeros(len(scores), np.int64)
+        self._up_to = np.zeros(len(scores), np.int64)
+        self._waiting = Pool(np.float32)
+        self.n = 0
+
+    def add(self, values: _Float32) -> None:
+        """Count values of any shape."""
+        flat = values.reshape(-1)
+        for start in range(0, len(flat), _STRETCH):
+            self._waiting.add(flat[start : start + _STRETCH])
+            if self._waiting.n >= _STRETCH:
+                self._count()
+        self.n += len(flat)
+
+    def counts(self, scores: _Float32) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Count how many values are below, and how many are not above, each of (L,) scores.
+
+        Raises:
+            InputError: a score is none of those given.
+        """
+        self._count()
+        places = np.searchsorted(self._scores, scores)
+        if not np.array_equal(self._scores.take(places, mode="clip"), scores):
+            raise InputError("a region pixel has a score that was not expected: give expect() every image that has one")
+        return self._below[places], self._up_to[places]
+
+    def _count(self) -> None:
+        values, self._waiting = self._waiting.sorted(), Pool(np.float32)
+        if not len(values):
+            return
+        for end in range(len(self._scores), 0, -_BLOCK):
+            block = slice(max(0, end - _BLOCK), end)
+            below, up_to = count_ok([values], self._scores[block][::-1])
+            self._below[block] += below[::-1]
+            self._up_to[block] += up_to[::-1]
 
 
 def check_keep(
@@ -267,17 +377,17 @@ def _blocks(keys: _Uint64) -> Iterator[_Uint64]:
 
 
 def _polylines(
-    keys: _Uint64, ok: Sequence[_Float32], chosen: npt.NDArray[np.bool_], share: _Float64
+    keys: _Uint64, ok: Sequence[Pool | Counted], chosen: npt.NDArray[np.bool_], share: _Float64
 ) -> Iterator[tuple[_Float64, _Float64, _Float64]]:
     """Give FPR, PRO and TPR along the whole curve, piece by piece, each from the last point of the piece before.
 
     Args:
         keys: (D,) defect pixels as :func:`_join` made them, sorted.
-        ok: sorted scores of the ok pixels, in any number of arrays, none empty.
+        ok: the ok pixels, in any number of parts, none empty.
         chosen: (R,) which regions take part.
         share: (2, R) what one pixel of a region adds to PRO and to TPR.
     """
-    n_ok = sum(map(len, ok))
+    n_ok = sum(pixels.n for pixels in ok)
     x, y = 0.0, np.zeros((2, 1))
     for block in _blocks(keys):
         score, region = _split(block)
@@ -286,7 +396,7 @@ def _polylines(
         if len(score) == 0:
             continue
         last = np.flatnonzero(np.append(score[1:] != score[:-1], True))  # (K,)
-        below, up_to = count_ok(ok, score[last])
+        below, up_to = (sum(counts) for counts in zip(*(pixels.counts(score[last]) for pixels in ok), strict=True))
         reached = np.minimum(y + np.cumsum(share[:, region], axis=1)[:, last], 1)  # (2, K)
         fpr = np.append(x, np.stack([n_ok - up_to, n_ok - below], axis=1) / n_ok)  # (1 + 2K,)
         pro, tpr = np.repeat(np.concatenate([y, reached], axis=1), 2, axis=1)[:, :-1]  # (1 + 2K,) each

@@ -13,6 +13,8 @@ __all__ = ["ComputeArguments", "ComputeOptions", "EngineName", "Progress", "Shap
 EngineName = Literal["auto", "openvino", "bfloat16", "torch", "onnxruntime"]
 """What runs networks; ``onnxruntime`` runs exported models alone, ``bfloat16`` and ``torch`` run all others."""
 
+_PIXELS = 1 << 22  # of all images at once: networks hold some hundred bytes a pixel, and are no faster with more
+
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on."""
 
@@ -39,7 +41,7 @@ class ComputeOptions:
         engine: what runs the backbone and, for some methods, all that judges: see
             :class:`pickglass.features.engine.CompiledNetwork`; of exported models, all of them: see
             :class:`pickglass.ExportedModel`.
-        batch: images at once, at least 1.
+        batch: images at once, at least 1; fewer where they are so large that their features would fill the memory.
         workers: threads that decode images, at least 1.
         max_pixels: images with more pixels are refused.
     """
@@ -49,6 +51,14 @@ class ComputeOptions:
     batch: int = 8
     workers: int = 2
     max_pixels: int = MAX_PIXELS
+
+    def at_once(self, pixels: int) -> int:
+        """Return how many images are computed at once whose canvas has so many pixels, at least 1.
+
+        >>> ComputeOptions().at_once(512 * 512), ComputeOptions().at_once(1024 * 1024)
+        (8, 4)
+        """
+        return max(1, min(self.batch, _PIXELS // pixels))
 
     def arguments(self) -> ComputeArguments:
         """Return them as keyword arguments of :meth:`pickglass.Detector.fit` and ``predict``."""

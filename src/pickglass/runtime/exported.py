@@ -256,7 +256,7 @@ class ExportedModel(OutlierScores):
         if len(forms) > 1:
             before = set(self._sessions)
             for form in forms if many else ():
-                self._measure(form, self.batch or options.batch)
+                self._measure(form, self._at_once(options))
             known = [form for form in forms if form in self._milliseconds]
             forms = [min(known, key=self._milliseconds.__getitem__)] if known else forms
             with self._lock:
@@ -270,6 +270,9 @@ class ExportedModel(OutlierScores):
             milliseconds = 1000 * _seconds_each(self._open(form), inputs, size)
             with self._lock:
                 self._milliseconds[form] = milliseconds
+
+    def _at_once(self, options: ComputeOptions) -> int:
+        return self.batch or options.at_once(self.canvas[0] * self.canvas[1])
 
     def _cores(self) -> int:
         return self.threads or usual_threads() or usable_cores()
@@ -315,7 +318,7 @@ class ExportedModel(OutlierScores):
             if getattr(options, name) < 1:
                 raise InputError(f"{name}={getattr(options, name)!r}: expected at least 1")
         total = len(rows) if isinstance(rows, Sized) else None
-        session, size, done = self.session(options, total), self.batch or options.batch, 0
+        session, size, done = self.session(options, total), self._at_once(options), 0
         ahead = max(2 * size, options.workers)
         decoded = decode(rows, self._prepare, options.workers, ahead, options.max_pixels)
 

@@ -179,7 +179,8 @@ class Provenance:
         """Return the rows but for the suspicious images that the fit left out: what it did not trust stays out."""
         if not self.left_out:
             return table
-        return table.where(lambda row: image_digest(row)[:16] not in (self.left_out or ()))
+        left_out = frozenset(self.left_out)
+        return table.where(lambda row: image_digest(row)[:16] not in left_out)
 
 
 def common_roi(table: Table, sizes: Mapping[str, Size], preprocess: Preprocess) -> npt.NDArray[np.bool_] | None:

@@ -16,7 +16,6 @@ from pickglass.app.predict import judged_image
 from pickglass.app.results import ImageResult
 from pickglass.app.watch.model import LoadedModel
 from pickglass.calibration import Calibration
-from pickglass.calibration.promises import group_maxima
 from pickglass.data.images.decoder import Array
 from pickglass.result import FloatArray, Found
 from pickglass.runtime.exported import ExportedModel
@@ -152,7 +151,7 @@ def histogram(calibration: Calibration | None) -> Histogram | None:
     """Return how the scores of the calibration images lie; None without any."""
     if calibration is None or not calibration.scores:
         return None
-    scores = group_maxima(calibration.scores, calibration.groups)
+    scores = calibration.unit_scores
     counts, edges = np.histogram(scores, bins=min(_BARS, 5 + len(scores) // 5))
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 

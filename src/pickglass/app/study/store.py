@@ -197,9 +197,13 @@ class StudyStore:
         wanted = set(keys)
         with transaction(self.connection):
             self._take_over()
-            rows = self.connection.execute("SELECT key, work, cell FROM cells WHERE state = 'waiting' ORDER BY place")
-            waiting = [row for row in rows if row["key"] in wanted]
-            mine = [row for row in waiting if row["work"] == waiting[0]["work"]]
+            # only as far as the first that is wanted: each group asks anew, and a study may have thousands
+            rows = self.connection.execute("SELECT key, work FROM cells WHERE state = 'waiting' ORDER BY place")
+            work = next((row["work"] for row in rows if row["key"] in wanted), None)
+            rows = self.connection.execute(
+                "SELECT key, cell FROM cells WHERE state = 'waiting' AND work = ? ORDER BY place", (work,)
+            )
+            mine = [row for row in rows if row["key"] in wanted]
             self.connection.executemany(
                 "UPDATE cells SET state = 'claimed', owner = ?, beat = ? WHERE key = ?",
                 [(self.owner, time.time(), row["key"]) for row in mine],
@@ -271,8 +275,9 @@ class StudyStore:
     @_readable
     def rows(self, keys: Collection[str] | None = None) -> list[dict[str, Any]]:
         """Return all columns of some cells in their order; None: of all cells of the file."""
-        found = [dict(row) for row in self.connection.execute("SELECT * FROM cells ORDER BY place")]
-        return found if keys is None else [row for row in found if row["key"] in set(keys)]
+        wanted = None if keys is None else set(keys)
+        rows = self.connection.execute("SELECT * FROM cells ORDER BY place")
+        return [dict(row) for row in rows if wanted is None or row["key"] in wanted]
 
     @_readable
     def pictures(self, key: str) -> list[Picture]:

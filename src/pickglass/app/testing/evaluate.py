@@ -153,7 +153,7 @@ def evaluate(prediction: Prediction, truth: Any = None, *, repeats: int = 0, see
         )
     judged = [rows[i] for i in labelled]
     images = _Images(np.array([row.label for row in judged]), prediction.scores[labelled], prediction.calibration)
-    pixels, notes = read_pixels(prediction, rows, labelled)
+    pixels, notes = read_pixels(prediction, rows, labelled, quantiles=repeats > 0)
     if len(labelled) < len(rows):
         notes.append(f"{len(rows) - len(labelled)} images have no label and are left out of all metrics.")
     if images.calibration is not None and images.calibration.unsure_threshold is not None:
@@ -293,7 +293,7 @@ def _count_tables(prediction: Prediction, rows: Sequence[Row], pixels: Pixels) -
     """Count pixels in a second pass, since the grid of thresholds comes from the first."""
     tables = CountTables(pixels.curves.ok_quantiles(OK_LEVELS))
     for i in pixels.source.tolist():
-        mask = read_truth(rows[i], prediction.sizes[i]).mask
+        mask = read_truth(rows[i], prediction.found[i].size).mask
         tables.update(prediction.map(i), mask, prediction.found[i].inside())
     return tables
 

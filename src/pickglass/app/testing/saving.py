@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from pickglass.app.testing.evaluate import Evaluation
 from pickglass.data.files import written_whole
-from pickglass.result import Prediction
+from pickglass.result import Found, Prediction
 
 __all__ = ["saved_arrays", "write_arrays"]
 
 
-def saved_arrays(prediction: Prediction, evaluation: Evaluation) -> dict[str, npt.NDArray[Any]]:
+def saved_arrays(prediction: Prediction, evaluation: Evaluation) -> dict[str, npt.ArrayLike]:
     """Return all arrays of a test of N images.
 
     Returns:
@@ -24,8 +24,9 @@ def saved_arrays(prediction: Prediction, evaluation: Evaluation) -> dict[str, np
         defective, -1 unknown; ``types (N,)`` and ``groups (N,)``, empty where there is none; ``sizes (N, 2)``: height
         and width of each image; ``windows (N, 4)``: top, left, bottom, right of the image on the map, as shares of it;
         ``thresholds (3,)``: of bad, unsure and a pixel, nan where the model has none; ``masks/I (H, W)`` bool for each
-        image I that has a mask, at its original size; ``curves/roc_fpr``, ``curves/roc_tpr``, ``curves/pro_fpr`` and
-        ``curves/pro``, and with saturation areas ``curves/spro_fpr`` and ``curves/spro``, where they are defined.
+        image I that has a mask, at its original size, read when it is asked for; ``curves/roc_fpr``,
+        ``curves/roc_tpr``, ``curves/pro_fpr`` and ``curves/pro``, and with saturation areas ``curves/spro_fpr`` and
+        ``curves/spro``, where they are defined.
     """
     calibration = prediction.calibration
     limits = (
@@ -34,7 +35,7 @@ def saved_arrays(prediction: Prediction, evaluation: Evaluation) -> dict[str, np
         else (calibration.image_threshold, calibration.unsure_threshold, calibration.pixel_threshold)
     )
     rows = prediction.rows
-    arrays: dict[str, npt.NDArray[Any]] = {
+    arrays: dict[str, npt.ArrayLike] = {
         "scores": prediction.scores,
         "maps": np.stack(prediction.maps),
         "paths": np.array([row.path for row in rows]),
@@ -46,9 +47,8 @@ def saved_arrays(prediction: Prediction, evaluation: Evaluation) -> dict[str, np
         "thresholds": np.array([np.nan if limit is None else limit for limit in limits]),
     }
     for i, found in enumerate(prediction):
-        mask = found.row.truth(found.size)
-        if mask is not None:
-            arrays[f"masks/{i}"] = mask
+        if found.row.has_mask:
+            arrays[f"masks/{i}"] = _Mask(found)
     for names, curve in (
         (("roc_fpr", "roc_tpr"), None if evaluation.roc is None else (evaluation.roc.fpr, evaluation.roc.tpr)),
         (("pro_fpr", "pro"), None if evaluation.pixels is None else (evaluation.pixels.fpr, evaluation.pixels.pro)),
@@ -62,7 +62,17 @@ def saved_arrays(prediction: Prediction, evaluation: Evaluation) -> dict[str, np
     return arrays
 
 
-def write_arrays(target: Path, models: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
+class _Mask:
+    """The mask of an image is read when numpy writes it: one at a time is held, however many images there are."""
+
+    def __init__(self, found: Found) -> None:
+        self._found = found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self._found.row.truth(self._found.size), dtype)
+
+
+def write_arrays(target: Path, models: Mapping[str, Mapping[str, npt.ArrayLike]]) -> None:
     """Write arrays as ``.npz``, whole or not at all.
 
     Args:

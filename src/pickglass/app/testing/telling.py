@@ -164,8 +164,12 @@ def _misplaced(prediction: Prediction, metrics: Metrics, model: str) -> Iterator
     known = [found for found in prediction if found.row.label is not None]
     labels = np.array([found.row.label for found in known])
     scores = np.array([found.score for found in known])
-    tried = [(int((scores[labels == 1] <= at).sum()), int((scores[labels == 0] > at).sum()), at) for at in set(scores)]
-    fewest = min(tried, key=lambda one: (one[0] + one[1], one[0]))
+    good, bad = np.sort(scores[labels == 0]), np.sort(scores[labels == 1])
+    places = np.unique(scores)
+    missing = np.searchsorted(bad, places, "right")
+    flagging = len(good) - np.searchsorted(good, places, "right")
+    best = int(np.lexsort((missing, missing + flagging))[0])
+    fewest = (int(missing[best]), int(flagging[best]), float(places[best]))
     if fewest[0] + fewest[1] < missed + flagged:
         rate = 0.1 if fewest[0] < missed else 0.01
         yield _step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ LIMITS = (0.3, 0.05)
 """FPR limits of AUPRO: MVTec AD's and MVTec AD 2's."""
 LOCO_LIMIT = 0.05
 """FPR limit of AU-sPRO, MVTec LOCO AD's."""
+
+_KEPT = 1 << 28  # pixels of all images, up to which their scores are kept: 1.2 GB
 
 
 class Truth(NamedTuple):
@@ -104,16 +107,18 @@ class Pixels(NamedTuple):
 
 
 def read_pixels(
-    prediction: Prediction, rows: Sequence[Row], labelled: Sequence[int]
+    prediction: Prediction, rows: Sequence[Row], labelled: Sequence[int], quantiles: bool = False
 ) -> tuple[Pixels | None, list[str]]:
     """Read all maps and masks once; return the counts, None without a mask, and notes for the reader.
 
-    Warns of masks with soft edges.
+    Where there are so many pixels that they should not be kept, those of defects are read once more, beforehand. Warns
+    of masks with soft edges.
 
     Args:
         prediction: N images.
         rows: their truth, in the same order.
         labelled: places in the prediction of the images to read.
+        quantiles: whether the quantiles of the good pixels are wanted, for which all have to be kept.
     """
     curves, pimo = PixelCurves(), PimoCurves(n_good=sum(rows[i].label == 0 for i in labelled))
     saturated = SaturatedCurves(beside=curves)
@@ -123,13 +128,19 @@ def read_pixels(
     counts: list[Any] = []
     with_areas: set[str | None] = set()
     without = boxed = masks = soft = 0
+    if not quantiles and sum(math.prod(prediction.found[i].size) for i in labelled) > _KEPT:
+        for i in labelled:
+            if rows[i].label == 1 and rows[i].has_mask:
+                found = prediction.found[i]
+                truth = read_truth(rows[i], found.size)
+                curves.expect(found.full_map(), truth.mask, _tag(rows[i].defect), found.inside())
     for n, i in enumerate(labelled):
         row = rows[i]
         if row.label == 1 and not row.has_mask:
             without += 1
             boxed += bool(row.boxes)
             continue
-        mask, regions, is_soft = read_truth(row, prediction.sizes[i])
+        mask, regions, is_soft = read_truth(row, prediction.found[i].size)
         masks += mask is not None
         soft += is_soft
         full, keep = prediction.map(i), prediction.found[i].inside()
@@ -152,8 +163,8 @@ def read_pixels(
         warnings.warn(notes[-1], UserWarning, stacklevel=3)
     if masks == 0:
         return None, notes
-    found, aupimo = pimo.compute(), np.full(len(labelled), np.nan)
-    aupimo[in_pimo] = found.scores
+    by_image, aupimo = pimo.compute(), np.full(len(labelled), np.nan)
+    aupimo[in_pimo] = by_image.scores
     source = np.array(labelled)[place]
     kinds = frozenset(rows[i].defect for i in source if rows[i].label == 1)
     pixels = Pixels(
@@ -163,7 +174,7 @@ def read_pixels(
         source=source,
         counts=np.array(counts) if counts else None,
         aupimo=aupimo,
-        finest=found.finest,
+        finest=by_image.finest,
         kinds=kinds,
         with_areas=frozenset(with_areas),
     )

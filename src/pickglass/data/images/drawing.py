@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "picture_size",
     "rgb",
     "shrink_max",
+    "strips",
     "thumbnail",
     "value_range",
 ]
@@ -106,7 +107,9 @@ def display(image: Array, span: tuple[float, float] | None = None) -> Array:
     """
     low, high = span or value_range(image)
     if image.dtype != np.uint8:
-        image = np.clip((image.astype(np.float32) - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+        deep, image = image, np.empty(image.shape, np.uint8)
+        for rows in strips(deep.shape):
+            image[rows] = np.clip((deep[rows].astype(np.float32) - low) * (255 / (high - low)), 0, 255)
     return np.broadcast_to(image if image.ndim == 3 else image[..., None], (*image.shape[:2], 3))  # (H, W, 3)
 
 
@@ -135,6 +138,20 @@ def colour_range(threshold: float | None, maps: Sequence[Array]) -> tuple[float,
 
 def heat(image: Array, values: Array, scale: tuple[float, float]) -> Array:
     """Lay the colours of ``values (h, w)`` over a grey ``image (h, w, 3)``, the more opaque the higher the value."""
+    out = np.empty((*values.shape, 3), np.uint8)
+    for rows in strips(values.shape):  # as floats all of a large image would take 50 bytes a pixel
+        out[rows] = _heated(image[rows], values[rows], scale)
+    return out
+
+
+def strips(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Cut an image of ``shape (H, W, ...)`` into rows of about a million pixels together."""
+    step = max(1, (1 << 20) // max(1, shape[1]))
+    for top in range(0, shape[0], step):
+        yield slice(top, top + step)
+
+
+def _heated(image: Array, values: Array, scale: tuple[float, float]) -> Array:
     low, high = scale
     share = np.clip((values.astype(np.float32) - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1)
     colours = HEAT_COLOURS[np.round(255 * share).astype(np.uint8)]  # (h, w, 3)

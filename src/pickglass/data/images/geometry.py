@@ -50,6 +50,7 @@ _STEP = 32  # pixels: the stride of most networks' deepest layer, so that every 
 _LARGEST = 250_000_000  # pixels of a canvas, as of an image
 _LEAST_SCALE, _MOST_SCALE = 3.0, 2.0  # of an image: divided by the one at most, multiplied by the other at most
 _SHORTER_SIDE = 256  # pixels that are kept of it
+_AT_ONCE = 1 << 16  # values of an enlarged map
 _WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -347,9 +348,13 @@ def _interpolate_rows(rows: NDArray[np.float32], n: int, first: float, end: floa
     position = np.clip(position, 0, last)
     above = position.astype(np.intp)
     weight = (position - above).astype(np.float32)[:, None]
-    low: NDArray[np.float32] = rows[above]  # (n, ...)
-    out: NDArray[np.float32] = rows[np.minimum(above + 1, last)]  # (n, ...)
-    out -= low
-    out *= weight
-    out += low
+    out = np.empty((n, rows.shape[1]), np.float32)
+    step = max(1, _AT_ONCE // rows.shape[1])
+    for start in range(0, n, step):  # what is added up then stays in a near cache, and takes no memory
+        some = slice(start, start + step)
+        low = rows[above[some]]
+        part = np.take(rows, above[some] + 1, axis=0, out=out[some], mode="clip")
+        part -= low
+        part *= weight[some]
+        part += low
     return out
