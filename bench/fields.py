@@ -2,9 +2,9 @@
 
     python -m bench run fields [-o bench/results/fields.jsonl] [--backbones NAME ...]
 
-What ``pickglass layers BACKBONE`` prints, at 256 x 256 px. EfficientNet-Lite0 has its trained weights, and random ones for
-comparison; the other four, those of Heckler, König and Bergmann (CVPR workshops 2023), are random, seed 0: grid, cost and
-theoretical field do not depend on the weights.
+What ``pickglass layers BACKBONE`` prints, at 256 x 256 px. EfficientNet-Lite0 has its trained weights, and random ones
+for comparison. The other four, those of Heckler, König and Bergmann (CVPR workshops 2023), have random weights, seed 0:
+grid, cost and theoretical field do not depend on the weights.
 """
 
 from __future__ import annotations
