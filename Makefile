@@ -1,6 +1,7 @@
 # Six commands serve developers and CI alike. Everything goes into .venv; nothing is installed outside it.
 #   make test PYTHON=python3.13   another Python: .venv is made anew where it has another version
 #   make test JOBS=8              tests in eight processes of one thread each
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo   torch without CUDA, which saves 5 GB
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
@@ -23,6 +24,7 @@ $(VENV):
 
 # what fits, tests and studies; a line PC needs no extra: pip install .
 .venv/train: pyproject.toml $(VENV)
+	@echo "installing torch and what belongs to it into .venv: minutes, and 6 GB where pip takes torch with CUDA"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train]"
 	@touch $@
 

@@ -3,7 +3,8 @@
     python -m bench table documented:NAME
 
 There is nothing to run: each record of bench/results/documented.jsonl names the commit that brought the table and the
-command that measured it. A suite that measures the same again takes the table's place in the documentation.
+command that measured it, and so does the line below the table. A suite that measures the same again takes the table's
+place in the documentation.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def cases(_: argparse.Namespace) -> Iterable[Case]:
 
 def table(rows: list[Record], name: str) -> str:
     (record,) = (row for row in rows if row["table"] == name)
-    return markdown(record["heads"], record["rows"])
+    commit = record["source"].removeprefix("docs of commit ")
+    told = f"*Typed in on {record['date']} (commit {commit}); measured with {record['command']}.*"
+    return f"{markdown(record['heads'], record['rows'])}\n\n{told}"
 
 
 _NAMES = [record["table"] for record in read(RESULTS / "documented.jsonl")]

@@ -9,6 +9,7 @@ writes, in a browser; it needs playwright and Chromium. ``coreset``, ``aupro`` a
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -191,16 +192,20 @@ def report(target: Path, chromium: str) -> None:
     """The head of a report on cloth with defects of 8 px, 1000 px wide."""
     from playwright.sync_api import sync_playwright
 
+    target, home = target.absolute(), Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write(root / "cloth", kinds=("knot", "slub"), size=8)
-        model = pg.PatchCore(layers="stage2+stage3", size=256).fit(pg.load_dataset(root / "cloth").train)
-        model.save(root / "cloth.safetensors")
-        test(root / "cloth.safetensors", root / "cloth", root / "report.html")
+        os.chdir(folder)  # the report quotes commands with paths as they were given
+        try:
+            write(Path("cloth"), kinds=("knot", "slub"), size=8)
+            model = pg.PatchCore(layers="stage2+stage3", size=256).fit(pg.load_dataset("cloth").train)
+            model.save("cloth.safetensors")
+            test("cloth.safetensors", "cloth", "report.html")
+        finally:
+            os.chdir(home)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1000, "height": 900}, color_scheme="light")
-            page.goto((root / "report.html").as_uri())
+            page.goto((Path(folder) / "report.html").as_uri())
             page.screenshot(path=target, type="jpeg", quality=85)
             browser.close()
 

@@ -146,3 +146,16 @@ def test_the_runtime_against_a_peer(
         assert asked[:5] == [str(small_dataset.resolve()), "--method", method, "--size", "64"]
         assert asked[7 : 7 + len(more)] == more
     assert suite.table("runtime", "", [found]).count("\n") == 5
+
+
+def test_summaries_say_what_the_tables_below_them_say() -> None:
+    """A page of measurements begins with a table of a few figures; each of them stands below, too, perhaps longer."""
+    for name in ("vanishing", "combined", "fusion", "methods", "tiled-ensemble", "teachers"):
+        text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        first = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
+        assert first is not None, name
+        figures = set(re.findall(r"\d+\.\d+", first[0]))
+        assert len(figures) > 4, name
+        below = re.findall(r"\d+\.\d+", text[first.end() :])
+        missing = figures - set(below) - {f"{float(value):.2f}" for value in below}
+        assert not missing, (name, sorted(missing))

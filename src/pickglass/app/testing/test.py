@@ -201,7 +201,7 @@ def _facts(
     fitted = f", fitted {_day(provenance.fitted)} UTC" if provenance.fitted else ""
     left_out = sentences(result["left_out"])
     facts = [
-        ("Judged", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M UTC%z")),
+        ("Judged", _minute(datetime.now().astimezone())),
         ("Images", " ".join([f"{images}{failed}.", *left_out])),
         (
             "Model",
@@ -218,6 +218,16 @@ def _facts(
         )
         facts.append(("Threshold", f"bad above {calibration.image_threshold:.4g}{between}: {rule.rstrip('.')}"))
     return facts
+
+
+def _minute(time: datetime) -> str:
+    """Write a time with its distance from UTC.
+
+    >>> [_minute(datetime.fromisoformat(f"2026-11-27T11:23:59{zone}")) for zone in ("+00:00", "+01:00")]
+    ['2026-11-27 11:23 UTC', '2026-11-27 11:23 UTC+01:00']
+    """
+    zone = "UTC" if not time.utcoffset() else f"UTC{time.isoformat()[-6:]}"
+    return f"{time:%Y-%m-%d %H:%M} {zone}"
 
 
 def _day(stamp: str) -> str:
