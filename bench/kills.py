@@ -48,7 +48,7 @@ from bench.harness import Record, markdown
 
 __all__ = ["COMMANDS", "Command", "Ended", "Materials", "killed", "run", "uninterrupted"]
 
-LONGEST = 120  # seconds of one command
+LONGEST = 600  # seconds of one command, on a machine that others use too
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.truncate"}
 TIMES = {
     "fit_s",
