@@ -1,8 +1,8 @@
 """Is anything lost, mixed or left behind when commands are ended by kill -9, and the same command is given again?
 
-    python -m bench.kills [COMMAND ...] [--kills 50] [--seed 0] [--list]
+    python -m bench run kills [--commands COMMAND ...] [--kills 50] [--seed 0] [-o bench/results/kills.jsonl]
 
-Every command of ``--list`` runs in a folder of its own, on images of 32 to 64 pixels, as a process that is forked from
+Every command runs in a folder of its own, on images of 32 to 64 pixels, as a process that is forked from
 this one, in which everything is imported already. First without interruption, twice: what these two leave must be
 equal, but for times. Then it is killed ``--kills`` times, one half at random moments of its duration, the other half
 just before one of its steps that change the disk (a file is opened to write, renamed, deleted ...), which Python
@@ -10,7 +10,8 @@ reports to this program; checkpoints of a training are written every quarter of 
 Then the same command runs to its end. ``equal``: it leaves what an uninterrupted run leaves; ``refused``: the
 killed command had written its result, which is whole, and the second refuses to overwrite it. ``left``: files that an
 uninterrupted run does not leave, in the folder or in that for temporary files. ``twice``: the same command is started
-twice at once. Prints a JSON line for each command; the exit code is 1 where anything is lost or left.
+twice at once. ``serve`` is killed while images are sent to it and marked; each mark that it had acknowledged must be
+there when it is started again.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from bench import harness
+from bench.harness import Record, markdown
+
 __all__ = ["COMMANDS", "Command", "Ended", "Materials", "killed", "run", "uninterrupted"]
 
-LONGEST = 120  # seconds of one command
+LONGEST = 600  # seconds of one command, on a machine that others use too
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.truncate"}
 TIMES = {
     "fit_s",
@@ -60,7 +64,7 @@ TIMES = {
     "fitted",
 }
 TIMES |= {"versions", "sha256", "fetched", "teach_s", "beat", "owner", "mtime_ns", "id", "bytes"}
-SETTINGS = {"epochs": 2, "teacher_epochs": 2, "student_epochs": 2, "natural": "none"}
+SETTINGS = {"batch": 4, "epochs": 2, "teacher_epochs": 2, "student_epochs": 2, "natural": "none"}
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
@@ -157,7 +161,7 @@ def _child(argv: list[str], folder: Path, before: int | None, log: int, setup: s
         elif event not in CHANGES:
             return
         if count == before:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)  # also what it was forked from
         count += 1
 
     sys.addaudithook(watch)
@@ -271,7 +275,7 @@ class Materials:
         self._models: dict[str, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.data = folder / "data"
-        _images(self.data / "train" / "good", 12, 0)
+        _images(self.data / "train" / "good", 8, 0)
         _images(self.data / "test" / "good", 4, 1)
         _images(self.data / "test" / "hole", 4, 2, defect=True)
         _images(folder / "more", 5, 3)
@@ -331,18 +335,24 @@ class Command:
         text: its arguments; in braces the images and models of :class:`Materials`.
         begin: puts into its folder what it changes.
         setup: Python that its process runs first.
+        changes: of the disk by its workers, each of which may be the one that ends it.
     """
 
     text: str
     begin: Callable[[Materials, Path], object] = lambda given, folder: None
     setup: Callable[[Materials], str] = lambda given: CHECKPOINTS
+    changes: int = 0
 
     def argv(self, given: Materials) -> list[str]:
         """Return the arguments with the places of images and models."""
         return [given.placed(part) for part in self.text.split()]
 
 
-CHECKPOINTS = "import pickglass.nn.training.loop as loop; loop.train_all.__kwdefaults__['checkpoint_s'] = 0.25"
+CHECKPOINTS = """
+import multiprocessing, pickglass.app.jobs.executors as jobs, pickglass.nn.training.loop as loop
+loop.train_all.__kwdefaults__["checkpoint_s"] = 0.25
+jobs.get_context = lambda _: multiprocessing.get_context("fork")  # workers need not import everything anew
+"""
 
 
 def _settings(method: str) -> str:
@@ -412,19 +422,27 @@ class _Answer(BaseHTTPRequestHandler):
             time.sleep(0.03)
 
 
-LEARNING = ("stfpm", "reverse_distillation", "fastflow", "asymmetric_student_teacher", "efficientad")
+LEARNING = (
+    "stfpm",
+    "reverse_distillation",
+    "fastflow",
+    "asymmetric_student_teacher",
+    "efficientad",
+    "supersimplenet",
+)
 FIT = "fit {data} -o m.safetensors --engine torch --method"
 TINY = "--set epochs=2 --set steps=2"
 
 COMMANDS: dict[str, Command] = {
     "fit patchcore": Command(f"{FIT} patchcore --layers stage2 --size 32"),
     "fit padim": Command(f"{FIT} padim --layers stage2 --size 32 --set dims=8"),
+    "fit subspace": Command(f"{FIT} subspace --layers stage2 --size 32"),
     **{f"fit {method}": Command(f"{FIT} {method} --size 64 {_settings(method)}") for method in LEARNING},
     "fit combined": Command(
         f"{FIT} patchcore+fastflow --size 64 --set fastflow.epochs=2 --set fastflow.steps=2",
     ),
     "fit in groups": Command(f"{FIT} fastflow --size 64 --tile 32 {TINY} --memory-gb 0.02"),
-    "fit of many": Command(f"fit {{root}} -o models --engine torch --method fastflow --size 64 {TINY}"),
+    "fit of many": Command(f"fit {{root}} -o models --engine torch --method fastflow --size 64 {TINY}", changes=13),
     "study": Command(
         "study {data} -o s.sqlite --methods patchcore,padim --sizes 32,64 --layers stage2 --csv s.csv --report s.html "
         "--engine torch"
@@ -512,26 +530,21 @@ def twice(given: Materials, command: Command, wanted: Mapping[str, Any]) -> str:
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def served(given: Materials, moments: list[float]) -> dict[str, Any]:
+def served(given: Materials, kills: int, seed: int) -> dict[str, Any]:
     """Kill ``serve`` amid requests that mark and judge images; what was acknowledged must be there afterwards."""
+    rng = random.Random(seed)
     outcomes: dict[str, int] = {}
-    lost = marked = 0
-    model = given.model("m.onnx")
+    lost = marked = hit = 0
     images = [path.read_bytes() for path in sorted((given.folder / "more").iterdir())]
-    for after in moments:
-        with tempfile.TemporaryDirectory(dir=given.folder) as outer:
-            folder = Path(outer) / "run"
-            (folder / "tmp").mkdir(parents=True)
-            with socket.create_server(("127.0.0.1", 0)) as listening:
-                port = int(listening.getsockname()[1])
-            argv = ["serve", str(model), "--port", str(port), "--folder", "state", "--data", str(given.data)]
-            process = started([*argv, "--engine", "onnxruntime"], folder)
+    for after in [rng.uniform(0.1, 2.5) for _ in range(kills)]:
+        with _page(given) as (folder, argv, port):
+            process = started(argv, folder)
             acknowledged: set[str] = set()
             asking = threading.Thread(target=_asks, args=(port, images, acknowledged, process.began + after))
             asking.start()
-            ended = waited(process, after)
+            hit += waited(process, after).code == -signal.SIGKILL
             asking.join()
-            process = started([*argv, "--engine", "onnxruntime"], folder)
+            process = started(argv, folder)
             known = _marks(port)
             os.kill(process.pid, signal.SIGINT)
             ended = waited(process)
@@ -544,7 +557,34 @@ def served(given: Materials, moments: list[float]) -> dict[str, Any]:
             if ended.code:
                 what = f"ends with {ended.code}: {ended.output[-300:]}"
             outcomes[what] = outcomes.get(what, 0) + 1
-    return {"command": "serve", "kills": len(moments), "marked": marked, "lost": lost, "outcomes": outcomes}
+    return {"kills": hit, "outcomes": outcomes, "marked": marked, "lost": lost, "twice": _served_twice(given)}
+
+
+@contextmanager
+def _page(given: Materials) -> Iterator[tuple[Path, list[str], int]]:
+    """Give a folder, the arguments of ``serve`` and a free port."""
+    with tempfile.TemporaryDirectory(dir=given.folder) as outer:
+        folder = Path(outer) / "run"
+        (folder / "tmp").mkdir(parents=True)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = int(listening.getsockname()[1])
+        argv = ["serve", str(given.model("m.onnx")), "--port", str(port), "--folder", "state", "--data"]
+        yield folder, [*argv, str(given.data), "--engine", "onnxruntime"], port
+
+
+def _served_twice(given: Materials) -> str:
+    """Start ``serve`` while it runs in the same folder, at another port; it refuses, and the first goes on."""
+    with _page(given) as (folder, argv, port):
+        first = started(argv, folder)
+        _marks(port)  # waits until it answers
+        at = argv.index("--port") + 1
+        second = started([*argv[:at], str(port + 1), *argv[at + 1 :]], folder)
+        ended = waited(second, 20)
+        _marks(port)
+        os.kill(first.pid, signal.SIGINT)
+        if waited(first).code:
+            return "the first ended"
+        return f"one refuses: {ended.output.strip().splitlines()[-1][:160]}" if ended.code == 2 else "both serve"
 
 
 def _asks(port: int, images: list[bytes], acknowledged: set[str], until: float) -> None:
@@ -602,16 +642,17 @@ def measured(given: Materials, name: str, kills: int, seed: int) -> Figures:
     command = COMMANDS[name]
     ended, wanted = uninterrupted(given, command)
     _, again = uninterrupted(given, command)
-    figures = Figures(name, round(ended.seconds, 2), ended.changes)
+    changes = max(ended.changes, command.changes)
+    figures = Figures(name, round(ended.seconds, 2), changes)
     if again != wanted:
         figures.outcomes["two uninterrupted runs differ"] = 1
         names = [key for key in wanted if again.get(key) != wanted[key]]
         print(f"{name}: two uninterrupted runs differ in {names}", file=sys.stderr, flush=True)
         return figures
     rng = random.Random(f"{seed} {name}")
-    steps = [rng.randrange(ended.changes) for _ in range(kills // 2)]
-    if ended.changes <= kills // 2:
-        steps = [i % ended.changes for i in range(kills // 2)]
+    steps = [rng.randrange(changes) for _ in range(kills // 2)]
+    if changes <= kills // 2:
+        steps = [i % changes for i in range(kills // 2)]
     moments = [rng.uniform(0, ended.seconds) for _ in range(kills - len(steps))]
     trials: list[dict[str, Any]] = [{"before": step} for step in steps] + [{"after": moment} for moment in moments]
     for trial in trials:
@@ -642,33 +683,42 @@ def warm() -> None:
     torch.set_num_threads(1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("commands", nargs="*", choices=[*COMMANDS, "serve", []], default=[])
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--commands", nargs="+", choices=[*COMMANDS, "serve"], default=[*COMMANDS, "serve"])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--list", action="store_true")
-    asked = parser.parse_args()
-    if asked.list:
-        print("\n".join([*COMMANDS, "serve"]))
-        return
+
+
+def figures(given: Materials, name: str, kills: int, seed: int) -> dict[str, Any]:
+    """Measure one command."""
+    if name == "serve":
+        return served(given, kills, seed)
+    return vars(measured(given, name, kills, seed))
+
+
+def cases(asked: argparse.Namespace) -> Iterator[harness.Case]:
     os.environ["OMP_NUM_THREADS"] = "1"
     warm()
-    wrong = False
     with tempfile.TemporaryDirectory() as made:
         given = Materials(Path(made))
-        for name in asked.commands or [*COMMANDS, "serve"]:
-            if name == "serve":
-                rng = random.Random(asked.seed)
-                result = served(given, [rng.uniform(0.1, 2.5) for _ in range(asked.kills)])
-                wrong |= set(result["outcomes"]) != {"equal"}
-            else:
-                figures = measured(given, name, asked.kills, asked.seed)
-                wrong |= not figures.sound
-                result = vars(figures)
-            print(json.dumps(result), flush=True)
-    sys.exit(wrong)
+        for name in asked.commands:
+            yield harness.Case({"command": name}, partial(figures, given, name, asked.kills, asked.seed))
 
 
-if __name__ == "__main__":
-    main()
+def table(rows: list[Record]) -> str:
+    """Write a line for each command: how often it was killed, and what came of it."""
+    cells = []
+    for row in rows:
+        equal, refused = (row["outcomes"].get(what, 0) for what in ("equal", "refused"))
+        tries = sum(row["outcomes"].values())
+        cells.append(
+            [
+                f"`{row['command']}`",
+                *map(str, (tries, row["kills"], equal, refused, tries - equal - refused)),
+                row["twice"],
+            ]
+        )
+    return markdown(["command", "tries", "killed", "equal", "refused", "lost or left", "twice at once"], cells)
+
+
+SUITE = harness.Suite(cases, arguments, {"": table})

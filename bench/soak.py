@@ -1,12 +1,12 @@
 """Do memory, open files and threads stay flat over many fits, predictions and requests in one process?
 
-    python -m bench.soak [--fits 200] [--predictions 10000] [--requests 1000]
+    python -m bench run soak [--fits 200] [--predictions 10000] [--requests 1000] [-o bench/results/soak.jsonl]
 
 Fits are of PatchCore, PaDiM and FastFlow in turn, on 8 images of 48 x 48 pixels, each saved, loaded and asked once.
 Predictions are of one model, of images in memory, eight at a time; requests go to the application of ``serve`` by its
 test client, with an exported model. ``mb``, ``files`` and ``threads`` are those of the process after each tenth; what
-counts is the growth after the first half: by then caches are full. Prints one JSON line; the exit code is 1 where
-memory grows by more than 2 % and 15 MB, or files or threads by any, in the second half.
+counts is the growth after the first half: by then caches are full. ``flat``: in the second half memory grows by no more
+than 2 % or 15 MB, and files and threads by none.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from __future__ import annotations
 import argparse
 import gc
 import io
-import json
 import os
-import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 import pickglass as pg
+from bench import harness
+from bench.harness import Record, markdown
 from pickglass.testing import textures
 
 __all__ = ["Course", "course", "fits", "predictions", "requests"]
@@ -110,29 +111,46 @@ def requests(n: int, folder: Path) -> Course:
         return course(work, n)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fits", type=int, default=200)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=1000)
-    asked = parser.parse_args()
-    result: dict[str, Any] = {}
-    flat = True
+    parser.add_argument("--fits", type=int, default=200)
+
+
+def told(work: Callable[[], Course]) -> dict[str, Any]:
+    """Do a work, and tell its course."""
+    found = work()
+    return {**found._asdict(), "flat": found.flat}
+
+
+def cases(asked: argparse.Namespace) -> Iterator[harness.Case]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        works: dict[str, Callable[[int], Course]] = {
-            "predictions": predictions,
-            "requests": lambda n: requests(n, folder),
-            "fits": lambda n: fits(n, folder),
+        works: dict[str, Callable[[], Course]] = {
+            "predictions": lambda: predictions(asked.predictions),
+            "requests": lambda: requests(asked.requests, folder),
+            "fits": lambda: fits(asked.fits, folder),
         }
         for name, work in works.items():
-            if getattr(asked, name):
-                found = work(getattr(asked, name))
-                flat &= found.flat
-                result[name] = {**found._asdict(), "flat": found.flat}
-    print(json.dumps(result))
-    sys.exit(not flat)
+            if n := getattr(asked, name):
+                yield harness.Case({"work": name, "n": n}, partial(told, work))
 
 
-if __name__ == "__main__":
-    main()
+def table(rows: list[Record]) -> str:
+    """Write a line for each work: what the process held after the first tenth, the fifth and the last."""
+    heads = ["work", "MB after a tenth, half and all of it", "open files", "threads", "flat"]
+    cells = [
+        [
+            f"{row['n']:,} {row['work']}",
+            *(
+                ", ".join(f"{values[i]:,}" for i in (0, len(values) // 2, -1))
+                for values in (row["mb"], row["files"], row["threads"])
+            ),
+            "yes" if row["flat"] else "**no**",
+        ]
+        for row in rows
+    ]
+    return markdown(heads, cells)
+
+
+SUITE = harness.Suite(cases, arguments, {"": table})

@@ -20,7 +20,7 @@ from pickglass.features.distillation import BackboneTeacher, DistillSettings, ei
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.teacher_file import read_card
 from pickglass.nn.networks.pdn import CHANNELS, PDN
-from pickglass.nn.training.plan import Plan
+from pickglass.nn.training.plan import Draws, Plan
 from pickglass.runtime.compute import ComputeOptions
 
 RESNET = {"backbone": "resnet18", "layers": ["layer2", "layer3"], "weights": "random"}
@@ -94,9 +94,7 @@ def test_targets_have_mean_0_and_deviation_1(photos: Path) -> None:
     pictures = [np.array(Image.open(p)) for p in sorted(photos.glob("*.png"))]
     source = BackboneTeacher(FeatureExtractor("resnet18", ["layer2"], "random"), "cpu", "torch", 64)
     source.learn_statistics(pictures, 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # the same crops again
-        crops = source.random_crops(pictures)
+    crops = source.random_crops(pictures, Draws(0))  # the same again
     z = (source.features(crops) - source.mean) / source.std
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(CHANNELS), atol=1e-4, rtol=0)
     torch.testing.assert_close(z.std((0, 2, 3), correction=0), torch.ones(CHANNELS), atol=1e-3, rtol=0)

@@ -34,6 +34,7 @@ from pickglass.methods.patchcore import PatchCore
 from pickglass.nn.maps import ChannelMoments, resampled_to
 from pickglass.nn.networks.pdn import CHANNELS, FRAME, PDN, Autoencoder, Student
 from pickglass.nn.networks.stacked import Stacked
+from pickglass.nn.training.plan import Draws
 from pickglass.runtime.compute import EngineName
 from pickglass.testing import textures
 
@@ -98,7 +99,8 @@ def test_the_autoencoder_knows_the_image_at_large_and_drops_out_in_training_only
     images = drawn(2, 1, 3, 256, 256)
     assert net.encoder(images).shape == (1, 64, 1, 1)
     assert net(images).shape == (1, CHANNELS, 5, 7)
-    assert not torch.equal(net(images), net(images))
+    draws = Draws()
+    assert not torch.equal(net(images, draws), net(images, draws))
     net.eval()
     assert torch.equal(net(images), net(images))
 
@@ -143,9 +145,7 @@ def test_moments_leave_out_what_does_not_count() -> None:
 
 def test_jitter_changes_one_property_of_each_image() -> None:
     images = 0.3 + 0.4 * torch.rand(60, 1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        found = jitter(images)
+    found = jitter(images, Draws(0))
     grey = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     kinds = set()
     for before, after in zip(images[:, 0], found[:, 0], strict=True):
@@ -185,7 +185,7 @@ def test_the_loss_is_the_sum_of_the_papers_four_done_literally(monkeypatch: pyte
     assert batch.images is not None
     other = 0.9 * batch.images
     seen: list[Tensor] = []
-    monkeypatch.setattr("pickglass.methods.efficientad.jitter", lambda images: (seen.append(images), other)[1])
+    monkeypatch.setattr("pickglass.methods.efficientad.jitter", lambda images, draws: (seen.append(images), other)[1])
     detector._pictures = (255 * batch.images[:1, 0]).round().to(torch.uint8)  # one picture, so it is drawn
     found = detector.loss(batch)
     assert len(seen) == 1  # the same jittered images for teacher, autoencoder and student

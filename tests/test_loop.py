@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pickglass.errors import InputError, TrainingError
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training import checkpoint as checkpoint_module
 from pickglass.nn.training import loop
-from pickglass.nn.training.loop import EpochRecord, History, Phase, Plan, train_all
+from pickglass.nn.training.loop import Draws, EpochRecord, History, Phase, Plan, train_all
 
 N, C = 10, 3
 
@@ -29,10 +30,12 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(C, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.3), nn.Linear(5, 1))
+        self.net = nn.Sequential(nn.Linear(C, 5), nn.BatchNorm1d(5), nn.ReLU())
+        self.last = nn.Linear(5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    def forward(self, x: Tensor, draws: Draws) -> Tensor:
+        x = self.net(x)
+        return self.last(draws.dropout(x, 0.3) if self.training else x)
 
 
 class Images:
@@ -47,9 +50,9 @@ class Images:
         return self.x[list(indices)]
 
 
-def dropping(positions: int = 2) -> tuple[Stacked, Callable[[Tensor], Tensor]]:
+def dropping(draws: Draws, positions: int = 2) -> tuple[Stacked, Callable[[Tensor], Tensor]]:
     stack = Stacked(Net, positions, 0)
-    return stack, lambda x: (stack(x) - x.sum(2, keepdim=True)).square().mean((0, 2))
+    return stack, lambda x: (stack(x, draws) - x.sum(2, keepdim=True)).square().mean((0, 2))
 
 
 def linear(seed: int = 0, positions: int = 1) -> tuple[Stacked, Callable[[Tensor], Tensor]]:
@@ -289,16 +292,20 @@ def test_the_best_epoch_is_kept_per_position_buffers_included(tmp_path: Path) ->
 def test_validation_changes_nothing_and_draws_the_same_numbers_each_time() -> None:
     states = []
     for n_validate in (0, 5):
-        stack, own = dropping()
+        draws = Draws()
+        stack, own = dropping(draws)
         drawn: list[float] = []
 
-        def loss(x: Tensor, stack: Stacked = stack, own: object = own, drawn: list[float] = drawn) -> Tensor:
-            noise = torch.rand(2)
+        def loss(
+            x: Tensor, stack: Stacked = stack, own: object = own, drawn: list[float] = drawn, draws: Draws = draws
+        ) -> Tensor:
+            noise = torch.rand(2, generator=draws.on("cpu"))
             if not stack.training:
                 drawn.append(noise.tolist())
             return own(x) + noise  # type: ignore[operator]
 
-        train_all([Phase("p", stack, loss, Plan(epochs=3, batch=4))], Images(), N, Images(seed=1), n_validate, seed=0)
+        phase = Phase("p", stack, loss, Plan(epochs=3, batch=4), draws=draws)
+        train_all([phase], Images(), N, Images(seed=1), n_validate, seed=0)
         states.append(state(stack))
     assert_same(*states)
     assert drawn[:2] == drawn[2:4] == drawn[4:]
@@ -308,16 +315,44 @@ def test_validation_changes_nothing_and_draws_the_same_numbers_each_time() -> No
 def test_random_numbers_are_seeded_and_the_callers_left_alone() -> None:
     states = []
     for caller_seed, name in ((1, "p"), (2, "p"), (1, "q")):
-        stack, loss = dropping()
+        draws = Draws(caller_seed)
+        stack, loss = dropping(draws)
         torch.manual_seed(caller_seed)
-        expected = torch.rand(3)
-        torch.manual_seed(caller_seed)
+        before = torch.get_rng_state()
         with torch.no_grad():  # the caller's grad mode is no concern either
-            train_all([Phase(name, stack, loss, Plan(epochs=2, batch=4))], Images(), N, seed=0)
-        assert torch.equal(torch.rand(3), expected)
+            phase = Phase(name, stack, loss, Plan(epochs=2, batch=4), draws=draws)
+            train_all([phase], Images(), N, seed=0)
+        assert torch.equal(torch.get_rng_state(), before)
         states.append(state(stack))
     assert_same(states[0], states[1])
     assert not torch.equal(states[0]["tree.net.0.weight"], states[2]["tree.net.0.weight"])  # other dropout
+
+
+@pytest.mark.parametrize("draw", [F.dropout, torch.rand_like, lambda x: torch.empty_like(x).normal_()])
+def test_a_loss_that_draws_from_the_generator_of_all_threads_is_refused(draw: Callable[[Tensor], Tensor]) -> None:
+    stack, loss = linear()
+    phase = Phase("p", stack, lambda x: loss(draw(x)), Plan(epochs=1, batch=4))
+    with pytest.raises(RuntimeError, match=r"phase 'p' draws by aten::[\w.]+ from torch's default .*draws.dropout"):
+        train_all([phase], Images(1), N, seed=0)
+    phase = Phase("p", stack, lambda x: loss(F.dropout(x, 0.0)), Plan(epochs=1, batch=4))
+    train_all([phase], Images(1), N, seed=0)
+
+
+def test_draws_go_on_from_a_state_and_go_along_in_copies() -> None:
+    draws = Draws(5)
+    torch.rand(3, generator=draws.on("cpu"))
+    copied, other = pickle.loads(pickle.dumps(draws)), Draws(5)
+    other.restore(draws.state())
+    with draws.aside(7):
+        assert torch.equal(torch.rand(3, generator=draws.on("cpu")), torch.rand(3, generator=Draws(7).on("cpu")))
+    x = torch.ones(50, 40)
+    one, two, three = (of.dropout(x, 0.25) for of in (draws, copied, other))
+    assert torch.equal(one, two)
+    assert torch.equal(one, three)
+    assert one.unique().tolist() == pytest.approx([0, 4 / 3])
+    torch.manual_seed(3)
+    expected = F.dropout(x, 0.25)
+    assert torch.equal(Draws(3).dropout(x, 0.25), expected)  # the numbers are torch's own
 
 
 # -- killed and gone on ------------------------------------------------------------------------------------------------
@@ -325,8 +360,9 @@ def test_random_numbers_are_seeded_and_the_callers_left_alone() -> None:
 
 def two_phases(kill_at: int = -1) -> tuple[list[nn.Module], list[Phase[Tensor]]]:
     """The second learns from the first's module; the loss of training step ``kill_at`` of both together raises."""
-    first, first_loss = dropping()
-    second, _ = dropping()
+    draws, others = Draws(), Draws()
+    first, first_loss = dropping(draws)
+    second, _ = dropping(others)
     steps = 0
 
     def counted(module: nn.Module, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -340,13 +376,14 @@ def two_phases(kill_at: int = -1) -> tuple[list[nn.Module], list[Phase[Tensor]]]
         return count
 
     def second_loss(x: Tensor) -> Tensor:
-        return (second(x) - first(x).detach()).square().mean((0, 2)) + torch.rand(2)
+        noise = torch.rand(2, generator=others.on("cpu"))
+        return (second(x, others) - first(x, others).detach()).square().mean((0, 2)) + noise
 
     plan = Plan(epochs=3, batch=4, lr=0.05, milestone=0.6, pick="best")
     other = Plan(steps=7, batch=4, lr=0.05, optimiser="sgd", momentum=0.9)
     return [first, second], [
-        Phase("first", first, counted(first, first_loss), plan),
-        Phase("second", second, counted(second, second_loss), other),
+        Phase("first", first, counted(first, first_loss), plan, draws=draws),
+        Phase("second", second, counted(second, second_loss), other, draws=others),
     ]
 
 
@@ -438,7 +475,7 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
         run(two_phases()[1], path, fingerprint="b")
     with pytest.raises(InputError, match=message):
         run(two_phases()[1], path, seed=1)
-    stack, loss = dropping()
+    stack, loss = dropping(Draws())
     with pytest.raises(InputError, match=message):
         run([Phase("first", stack, loss, Plan(epochs=3, batch=5))], path)
 
@@ -554,11 +591,12 @@ def trained_with(
 ) -> tuple[History, list[str]]:
     """One training whose loss is ``offset`` beside the truth in bfloat16; and the type its products had."""
     monkeypatch.setattr(loop, "has_fast_bfloat16", lambda: fast)
-    stack, _ = dropping(positions=1)
+    draws = Draws()
+    stack, _ = dropping(draws, positions=1)
     types: list[str] = []
 
     def loss(x: Tensor) -> Tensor:
-        y = stack(x)
+        y = stack(x, draws)
         types.append(str(y.dtype))
         return F.mse_loss(y.float(), x.sum(2, keepdim=True))[None] * 0 + 1 + offset * (y.dtype == torch.bfloat16)
 
@@ -589,8 +627,9 @@ def test_trying_bfloat16_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> Non
     states = []
     for fast in (True, False):
         monkeypatch.setattr(loop, "has_fast_bfloat16", lambda fast=fast: fast)
-        stack, loss = dropping()
-        (history,) = train_all([Phase("p", stack, loss, Plan(steps=3, batch=4))], Images(), N, seed=0)
+        draws = Draws()
+        stack, loss = dropping(draws)
+        (history,) = train_all([Phase("p", stack, loss, Plan(steps=3, batch=4), draws=draws)], Images(), N, seed=0)
         assert not history.autocast
         states.append(state(stack))
     assert_same(*states)

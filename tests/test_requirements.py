@@ -1,4 +1,4 @@
-"""requirements/oldest.txt: the oldest version of each dependency that pyproject.toml admits, and no other."""
+"""requirements/: the oldest version of each dependency that pyproject.toml admits, and what the image holds."""
 
 from __future__ import annotations
 
@@ -36,3 +36,20 @@ def test_the_oldest_versions_are_those_of_the_project() -> None:
     assert pinned.keys() - COMES_ALONG == admitted.keys()
     for name, version in admitted.items():  # the first release of that version that can be installed
         assert pinned[name][: len(version)] == version, f"{name}: {pinned[name]} in requirements/oldest.txt"
+
+
+def test_the_image_holds_what_the_core_and_the_page_need_each_by_its_hash() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = by_name([*project["dependencies"], *project["optional-dependencies"]["web"]], ">=")
+    text = (ROOT / "requirements" / "runtime.txt").read_text()
+    entries = [entry for entry in re.split(r"\n(?=\S)", text) if not entry.startswith("#")]
+    assert all(re.match(r"[\w.-]+==[\d.]+ \\\n", entry) for entry in entries)
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}$", entry.strip()) for entry in entries)
+    pinned = {name.replace("_", "-"): version for name, version in by_name(entries, "==").items()}
+    for name, version in needed.items():
+        assert pinned[name.replace("_", "-")] >= version, name
+    assert "torch" not in pinned
+    assert "://" not in text
+    dockerfile = (ROOT / "examples" / "serve" / "Dockerfile").read_text()
+    assert "--require-hashes -r runtime.txt" in dockerfile
+    assert "--no-deps" in dockerfile

@@ -190,6 +190,7 @@ _EXTRAS = {
     "onnx": "train",
     "sklearn": "train",
     "ray": "cluster",
+    "fsspec": "cloud",
     "pyarrow": "parquet",
     "pandas": "pandas",
     "matplotlib": "plot",

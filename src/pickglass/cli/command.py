@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, TextIO, TypeVar, get_type_hints
 
 import typer
+
+from pickglass.errors import InputError, PickglassError
 
 __all__ = ["Progress", "run", "stdout_reserved", "with_groups"]
 
@@ -144,6 +147,52 @@ def progress_bar() -> Iterator[Progress | None]:
         yield advance
 
 
+# -- addresses of object stores ----------------------------------------------------------------------------------------
+
+_LIVE = {"watch": "folder", "serve": "watch"}  # what is looked at again and again
+
+
+def _paths(given: Mapping[str, Any]) -> list[Path]:
+    """List the paths among the arguments of a command."""
+    values = [value if isinstance(value, list) else [value] for value in given.values()]
+    return [path for several in values for path in several if isinstance(path, Path)]
+
+
+@contextmanager
+def _at_copies(command: str, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give the arguments of a command with copies on this machine in place of addresses; what is written is sent.
+
+    Also what a command leaves that ends with exit code 1; after an error the copies stay, and nothing is sent.
+    """
+    from pickglass.data.copies import address_of, local_copies
+
+    live = given.get(_LIVE.get(command, ""))
+    if live is not None and address_of(live) is not None:
+        raise InputError(f"{address_of(live)}: images that arrive there are not seen: mount it, and name the folder")
+    paths = _paths(given)
+    exit_code: typer.Exit | None = None
+    with local_copies(paths) as copies:
+        at = dict(zip(paths, copies, strict=True))
+        try:
+            yield {
+                name: [at.get(one, one) for one in value]
+                if isinstance(value, list)
+                else at.get(value, value)
+                if isinstance(value, Path)
+                else value
+                for name, value in given.items()
+            }
+        except typer.Exit as error:
+            exit_code = error
+        except PickglassError:
+            for place, copy in at.items():
+                if place != copy:
+                    typer.echo(f"note: {address_of(place)} was worked on in {copy}; nothing was sent", err=True)
+            raise
+    if exit_code is not None:
+        raise exit_code
+
+
 # -- groups of options -------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +223,13 @@ def with_groups(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def command(**given: Any) -> None:
+        if any(":" in str(path) for path in _paths(given)):
+            with _at_copies(function.__name__, given) as local:
+                single(**local)
+        else:
+            single(**given)
+
+    def single(**given: Any) -> None:
         made = {
             name: group(**{field.name: given.pop(field.name) for field in fields(group)})  # type: ignore[operator]
             for name, group in groups.items()

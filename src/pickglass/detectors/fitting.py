@@ -707,7 +707,7 @@ def _training_bytes(method: Method, loader: FeatureLoader, table: Table, context
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), hooks:
+        with torch.enable_grad(), hooks:
             loss = phase.loss(batch)  # held until its memory is counted
         weights = sum(p.numel() * p.element_size() for p in phase.module.parameters())
         # beside the weights their gradients, two moments and the best epoch's

@@ -36,10 +36,9 @@ from pickglass.errors import DataError, InputError
 from pickglass.features.backbones.weights import read_state
 from pickglass.features.engine import BackboneEngine
 from pickglass.features.extractor import FeatureExtractor
-from pickglass.nn.maps import ChannelMoments, neighbourhood_mean, pool_channels, to_grid
+from pickglass.nn.maps import ChannelMoments, DrawnFrom, neighbourhood_mean, pool_channels, to_grid
 from pickglass.nn.networks.pdn import CHANNELS, FIELD, FRAME, PDN, STRIDE, PDNName
-from pickglass.nn.networks.stacked import DrawnFrom
-from pickglass.nn.training.loop import EpochRecord, Phase, Plan, train_all
+from pickglass.nn.training.loop import Draws, EpochRecord, Phase, Plan, train_all
 from pickglass.runtime.compute import EngineName
 
 __all__ = [
@@ -213,19 +212,17 @@ class BackboneTeacher:
     def learn_statistics(self, photos: Sequence[Photo], seed: int, progress: Progress | None = None) -> None:
         """Measure the mean and deviation of each channel over one crop of each of some photographs."""
         moments = ChannelMoments()
-        photos = photos[:_STATISTICS]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            for at in range(0, len(photos), _AT_ONCE):
-                crops = self.random_crops(photos[at : at + _AT_ONCE])
-                moments.add(self.features(crops)[:, None])
-                if progress is not None:
-                    progress("measuring channels", at + len(crops), len(photos))
+        photos, draws = photos[:_STATISTICS], Draws(seed)
+        for at in range(0, len(photos), _AT_ONCE):
+            crops = self.random_crops(photos[at : at + _AT_ONCE], draws)
+            moments.add(self.features(crops)[:, None])
+            if progress is not None:
+                progress("measuring channels", at + len(crops), len(photos))
         self.mean, self.std = (m.float().view(1, -1, 1, 1).to(self.device) for m in moments.mean_and_std())
 
-    def random_crops(self, photos: Sequence[Photo]) -> Tensor:
-        """Cut one crop of each photograph, drawn from torch's default generator: (B, 3, zoom S, zoom S)."""
-        return torch.stack([self._random_crop(photo) for photo in photos])
+    def random_crops(self, photos: Sequence[Photo], draws: Draws) -> Tensor:
+        """Cut one crop of each photograph at random: (B, 3, zoom S, zoom S)."""
+        return torch.stack([self._random_crop(photo, draws.on("cpu")) for photo in photos])
 
     def central_crops(self, photos: Sequence[Photo]) -> Tensor:
         """Cut the middle of each photograph, half its shorter side, nothing drawn: (B, 3, zoom S, zoom S)."""
@@ -242,9 +239,9 @@ class BackboneTeacher:
         seen = seen.to(self.device).contiguous(memory_format=torch.channels_last)
         return Pair(seen, wanted[:, :, begin:end, begin:end])
 
-    def _random_crop(self, photo: Photo) -> Tensor:
+    def _random_crop(self, photo: Photo, generator: torch.Generator) -> Tensor:
         """Cut a square at a random scale and place, at times flipped or grey: (3, zoom S, zoom S) in [0, 1]."""
-        scale, top, left, flip, grey = torch.rand(5).tolist()
+        scale, top, left, flip, grey = torch.rand(5, generator=generator).tolist()
         small, large = (min(s * self.crop, *photo.shape[:2]) for s in _SCALES)
         part = self._region(photo, round(small * (large / small) ** scale), top, left)
         part = part.flip(2) if flip < 0.5 else part
@@ -352,9 +349,10 @@ def train_pdn(
     plan = Plan(
         steps=settings.steps, batch=settings.batch, lr=settings.lr, weight_decay=1e-5, cosine=True, drop_last=True
     )
+    draws = Draws()
     histories = train_all(
-        [Phase("teacher", pdn, lambda pair: F.mse_loss(pdn(pair.seen), pair.wanted)[None], plan)],
-        lambda indices: teacher.pair(teacher.random_crops([photos[i] for i in indices])),
+        [Phase("teacher", pdn, lambda pair: F.mse_loss(pdn(pair.seen), pair.wanted)[None], plan, draws=draws)],
+        lambda indices: teacher.pair(teacher.random_crops([photos[i] for i in indices], draws)),
         len(photos),
         seed=settings.seed,
         device=teacher.device,

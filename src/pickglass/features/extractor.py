@@ -24,7 +24,7 @@ from pickglass.features.backbones.per_size import RotaryTable, WindowMask
 from pickglass.features.backbones.registry import USUAL_STRIDES, Backbone, Cells, OwnBackbone, find_backbone
 from pickglass.features.backbones.weights import WeightsInfo, weights_for
 from pickglass.features.folding import BySize, folded, has_tables
-from pickglass.nn.maps import Conv2dSame, NormAct2d, cells_of, resampled_to
+from pickglass.nn.maps import Conv2dSame, DrawnFrom, NormAct2d, cells_of, resampled_to
 
 __all__ = ["FeatureExtractor", "layer_list", "layer_names", "shown_layers", "untrained", "usual_layers"]
 
@@ -372,7 +372,7 @@ def _as_map(level: Tensor, cells: Cells, grid: tuple[int, int]) -> Tensor:
 
 def _built(spec: Backbone) -> nn.Module:
     """Build the network; the random numbers that it draws, for weights that are replaced, leave no trace."""
-    with torch.random.fork_rng(devices=[]):
+    with DrawnFrom(0):
         return spec.build()
 
 

@@ -58,7 +58,7 @@ from pickglass.nn.maps import (
 )
 from pickglass.nn.networks.pdn import AE_SIDE, CHANNELS, FRAME, STRIDE, Autoencoder, PDNName, Student
 from pickglass.nn.networks.stacked import Stacked
-from pickglass.nn.training.loop import Phase, Plan
+from pickglass.nn.training.loop import Draws, Phase, Plan
 from pickglass.runtime.compute import Shape
 
 __all__ = ["EfficientAD", "jitter"]
@@ -158,6 +158,7 @@ class EfficientAD(Detector):
         self._moments: ChannelMoments | None = None
         self._pictures: Tensor | None = None  # (N, 3, H, W) uint8
         self._held_back: RingQuantiles | None = None
+        self._draws = Draws()
 
     def work_units(self, n_images: int) -> float:
         """Each step looks at a batch of images, however many there are."""
@@ -235,7 +236,7 @@ class EfficientAD(Detector):
         plan = Plan(
             steps=self.steps, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay, milestone=0.95, gamma=0.1
         )
-        return [Phase("student and autoencoder", both, self.loss, plan)]
+        return [Phase("student and autoencoder", both, self.loss, plan, draws=self._draws)]
 
     def loss(self, batch: Batch) -> Tensor:
         """Compute L_hard + penalty + L_AE + L_STAE: (P,)."""
@@ -245,14 +246,15 @@ class EfficientAD(Detector):
         s = student(self._prepared(images), _LOCAL)
         loss = batch_mean(hardest_mean((t - s).square(), self.hard, keep), keep)
         if self._pictures is not None:
-            drawn = self._pictures[torch.randint(len(self._pictures), (len(images),))]  # (B, 3, H, W)
+            chosen = torch.randint(len(self._pictures), (len(images),), generator=self._draws.on("cpu"))
+            drawn = self._pictures[chosen]  # (B, 3, H, W)
             pictures = (drawn.to(images) / 255)[:, None].expand(-1, images.shape[1], -1, -1, -1)
             loss = loss + student(self._prepared(pictures), _LOCAL).square().mean((0, 2, 3, 4))
-        jittered = jitter(images)
+        jittered = jitter(images, self._draws)
         with torch.no_grad():
             t = _normalised(self._inside(self._teacher(jittered)), self.mean, self.std)
         x = self._prepared(jittered)
-        a = autoencoder(resampled_to(x, _SEEN))
+        a = autoencoder(resampled_to(x, _SEEN), self._draws if autoencoder.training else None)
         s = student(x, _GLOBAL)
         for squares in ((t - a).square(), (a - s).square()):
             loss = loss + batch_mean(kept_mean(squares.mean(2), keep), keep)
@@ -376,14 +378,11 @@ class _Distances(nn.Module):
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
-def jitter(images: Tensor) -> Tensor:
-    """Multiply brightness, contrast or saturation of each image by 0.8 to 1.2: (B, P, 3, H, W) in [0, 1].
-
-    Drawn from torch's default generator.
-    """
-    shape = (*images.shape[:2], 1, 1, 1)
-    kind = torch.randint(3, shape, device=images.device)
-    factor = 0.8 + 0.4 * torch.rand(shape, device=images.device)
+def jitter(images: Tensor, draws: Draws) -> Tensor:
+    """Multiply brightness, contrast or saturation of each image by 0.8 to 1.2: (B, P, 3, H, W) in [0, 1]."""
+    shape, generator = (*images.shape[:2], 1, 1, 1), draws.on(images.device)
+    kind = torch.randint(3, shape, device=images.device, generator=generator)
+    factor = 0.8 + 0.4 * torch.rand(shape, device=images.device, generator=generator)
     luma = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
     grey = (images * luma).sum(2, keepdim=True)  # (B, P, 1, H, W)
     flat = torch.where(kind == 0, torch.zeros_like(grey), grey.mean((3, 4), keepdim=True))

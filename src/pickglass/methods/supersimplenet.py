@@ -50,7 +50,7 @@ from pickglass.features.batch import Batch
 from pickglass.features.cache import FeatureCache
 from pickglass.nn.maps import ChannelMoments, batch_mean, kept_cells, neighbourhood_mean, to_grid
 from pickglass.nn.networks.stacked import Stacked
-from pickglass.nn.training.loop import Phase, Plan
+from pickglass.nn.training.loop import Draws, Phase, Plan
 from pickglass.runtime.compute import Shape
 
 __all__ = ["SuperSimpleNet", "perlin_noise"]
@@ -163,6 +163,7 @@ class SuperSimpleNet(Detector):
         self.heads: Stacked | None = None
         self._moments: list[ChannelMoments] = []
         self._known: _KnownDefects | None = None
+        self._draws = Draws()
 
     def work_units(self, n_images: int) -> float:
         """Each epoch looks at each image once."""
@@ -252,7 +253,7 @@ class SuperSimpleNet(Detector):
             milestone=(0.8, 0.9),
             gamma=0.4,
         )
-        return [Phase("heads", heads, self.loss, plan)]
+        return [Phase("heads", heads, self.loss, plan, draws=self._draws)]
 
     def loss(self, batch: Batch) -> Tensor:
         """Compute the truncated L1 and the focal loss of the map, and the focal loss of the image score: (P,)."""
@@ -266,7 +267,7 @@ class SuperSimpleNet(Detector):
         truth = torch.zeros_like(counts)
         unmarked = truth.new_zeros(images)  # defects of which only the image is known
         if self._known is not None:
-            known = self._known.drawn(max(1, round(self.known_share * images)), levels[0].device)
+            known = self._known.drawn(max(1, round(self.known_share * images)), levels[0].device, self._draws)
             levels = tuple(torch.cat(pair) for pair in zip(levels, known.levels, strict=True))
             counts, truth = torch.cat([counts, known.counts]), torch.cat([truth, known.truth])
             unmarked = torch.cat([unmarked, known.unmarked])
@@ -277,7 +278,7 @@ class SuperSimpleNet(Detector):
         noisy = noisy.to(truth.device) & counts & ~truth & ~unmarked
         target = truth | noisy
         whole = keep is None and (self._known is None or self._known.whole)
-        maps, scores = heads(levels, noisy, None if whole else counts, self._known is None)
+        maps, scores = heads(levels, (noisy, self._draws), None if whole else counts, self._known is None)
         bad = target.flatten(2).any(2) | unmarked[:, :, 0, 0]  # (B, P)
         marked = counts & ~unmarked
         maps, scores = maps.float(), scores.float()
@@ -290,10 +291,11 @@ class SuperSimpleNet(Detector):
 
     def _places(self, grid: tuple[int, int]) -> Tensor:
         """Draw where noise is added to an image, (h, w) bool: nowhere in half of all cases."""
-        if float(torch.rand(())) < 0.5:
+        generator = self._draws.on("cpu")
+        if float(torch.rand((), generator=generator)) < 0.5:
             return torch.zeros(grid, dtype=torch.bool)
         usual = _THRESHOLD if self._known is None else _THRESHOLD_WITH_KNOWN
-        return perlin_noise(grid) > (usual if self.perlin_threshold is None else self.perlin_threshold)
+        return perlin_noise(grid, generator) > (usual if self.perlin_threshold is None else self.perlin_threshold)
 
     def end_fit(self) -> dict[str, Any]:
         """Let go of the known defects, and count the learned parameters."""
@@ -370,22 +372,25 @@ class _Heads(nn.Module):
                 nn.init.xavier_normal_(part.weight)
 
     def forward(
-        self, levels: tuple[Tensor, ...], noisy: Tensor | None, keep: Tensor | None, stop: bool
+        self, levels: tuple[Tensor, ...], added: tuple[Tensor, Draws] | None, keep: Tensor | None, stop: bool
     ) -> tuple[Tensor, Tensor]:
         """Compute the map (B, h, w) and the image score (B,); in training both of two copies (2 B, ...).
 
         Args:
             levels: (B, C, h_k, w_k) each.
-            noisy: (2 B, h, w) bool, where noise is added to which copy; None: it is not training.
+            added: (2 B, h, w) bool, where noise is added to which copy, and what it is drawn from; None: it is not
+                training.
             keep: (B, h, w) or (2 B, h, w) bool, the cells that count for the image score; None: all.
             stop: the gradient of the image score ends before the map.
         """
         x: Tensor = self.adaptor(self._read(levels))  # (B, C, h, w)
-        if noisy is not None:
+        if added is not None:
+            noisy, draws = added
+            generator = draws.on(x.device)
             noise = x.new_zeros(*noisy.shape, x.shape[1])  # (2 B, h, w, C)
             low, high = self.noise
-            size = low * (high / low) ** torch.rand(len(noisy), 1, 1, 1, device=x.device)  # one for each copy
-            drawn = torch.randn(int(noisy.sum()), x.shape[1], device=x.device)
+            size = low * (high / low) ** torch.rand(len(noisy), 1, 1, 1, device=x.device, generator=generator)
+            drawn = torch.randn(int(noisy.sum()), x.shape[1], device=x.device, generator=generator)
             noise[noisy] = (size.expand(*noisy.shape, 1)[noisy] * drawn).to(x)
             x = torch.cat([x, x]) + noise.permute(0, 3, 1, 2)
         map_ = self.segment(x)  # (B, 1, h, w)
@@ -419,14 +424,14 @@ class _Heads(nn.Module):
 # -- places, losses, known defects -------------------------------------------------------------------------------------
 
 
-def perlin_noise(grid: tuple[int, int]) -> Tensor:
-    """Draw Perlin noise on a grid, (h, w) within -1..1, from torch's default generator.
+def perlin_noise(grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Draw Perlin noise on a grid, (h, w) within -1..1, from a generator of the CPU.
 
     A lattice of 1, 2, 4 ... 32 cells a side, drawn for each side, has a random direction at each corner; a point is
     given the products of its offsets with the directions of its four corners, blended smoothly (Perlin 1985, 2002).
     """
-    lattice = [2 ** int(torch.randint(_OCTAVES, ())) for _ in grid]
-    angle = 2 * torch.pi * torch.rand(lattice[0] + 1, lattice[1] + 1)
+    lattice = [2 ** int(torch.randint(_OCTAVES, (), generator=generator)) for _ in grid]
+    angle = 2 * torch.pi * torch.rand(lattice[0] + 1, lattice[1] + 1, generator=generator)
     axes = [(torch.arange(n) + 0.5) * (cells / n) for n, cells in zip(grid, lattice, strict=True)]
     row, column = (axis.long() for axis in axes)  # the corner above and to the left
     y, x = (axis - axis.floor() for axis in axes)
@@ -498,11 +503,11 @@ class _KnownDefects:
         """Whether all cells of all defects count."""
         return all(bool(part.counts.all()) for part in self._cells)
 
-    def drawn(self, n: int, device: torch.device) -> _Drawn:
-        """Draw n of them, each as likely as any other, from torch's default generator."""
+    def drawn(self, n: int, device: torch.device, draws: Draws) -> _Drawn:
+        """Draw n of them, each as likely as any other."""
         self._cells = [_Drawn((), *map(torch.cat, list(zip(*self._cells, strict=True))[1:]))]
         (known,) = self._cells
-        chosen = torch.randint(len(known.unmarked), (n,))
+        chosen = torch.randint(len(known.unmarked), (n,), generator=draws.on("cpu"))
         levels = self._features.read(chosen.tolist()).levels
         return _Drawn(tuple(level.to(device) for level in levels), *(part[chosen].to(device) for part in known[1:]))
 

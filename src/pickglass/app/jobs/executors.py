@@ -17,6 +17,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
+from pickglass.data.copies import callers_copies
 from pickglass.errors import InputError, MissingExtra, PickglassError
 
 __all__ = ["Event", "Executor", "LocalExecutor", "RayExecutor", "Where"]
@@ -268,8 +269,9 @@ _LOOK = 10.0  # seconds
 def _on_cluster(function: Callable[[Any], Iterator[Any]], environment: Mapping[str, str], task: Any) -> Iterator[Any]:
     """Run one task in a worker of the cluster, which was started before anybody asked and has its own environment."""
     os.environ.update(environment)
-    for result in function(task):  # noqa: UP028  (Ray sends values in, which not every iterator takes)
-        yield result
+    with callers_copies():
+        for result in function(task):  # noqa: UP028  (Ray sends values in, which not every iterator takes)
+            yield result
 
 
 def _check_listens(address: str | None) -> None:

@@ -37,7 +37,7 @@ from pickglass.features.backbones.fetching import (
     torch_cache,
 )
 from pickglass.features.backbones.registry import HUB_FILES, Backbone, Published, published, supervised
-from pickglass.nn.networks.stacked import DrawnFrom
+from pickglass.nn.maps import DrawnFrom
 
 __all__ = ["WeightsInfo", "find_weights", "lookup", "read_state", "weights_for"]
 

@@ -140,7 +140,7 @@ def adapt(
     judged = judged_images(validate, seed).to(device)
     plan = Plan(epochs=settings.epochs, batch=BATCH, lr=settings.lr, drop_last=n > BATCH, pick="best", start=True)
     (history,) = train_all(
-        [Phase("backbone", task.stack, task.loss, plan, task.misses)],
+        [Phase("backbone", task.stack, task.loss, plan, task.misses, task.draws)],
         lambda indices: task.painted(indices).to(device),
         n,
         lambda _: judged,  # all of them are one thing to judge by

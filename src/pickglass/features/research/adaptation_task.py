@@ -27,6 +27,7 @@ from pickglass.metrics import auroc
 from pickglass.nn.maps import kept_cells, neighbourhood_mean, to_grid
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.search.neighbours import BankIndex
+from pickglass.nn.training.loop import Draws
 
 __all__ = ["AdaptationTask", "log_distances", "painted_and_good_cells"]
 
@@ -73,6 +74,7 @@ class AdaptationTask:
         self.pull = pull
         self.fit = fit
         self.seed = seed
+        self.draws = Draws(seed)  # of the cells that a loss compares
         self.visits = [0] * len(fit.images)
         self.bank = Good(fit.images[:_BANK_IMAGES], None if fit.keep is None else fit.keep[:_BANK_IMAGES])
         with torch.no_grad():
@@ -105,7 +107,7 @@ class AdaptationTask:
 
         vectors = now.permute(0, 2, 3, 1)  # (N, h, w, D)
         log_p, log_g = (
-            log_distances(vectors, _draw(cells), _draw(good)) for cells in (bad, good)
+            log_distances(vectors, _drawn(cells, self.draws), _drawn(good, self.draws)) for cells in (bad, good)
         )  # (n,), (m,), the good cells drawn anew
         ranked = F.softplus(log_g[:, None] - log_p).mean() if len(log_p) else moved * 0
         total: Tensor = ranked + self.pull * moved
@@ -152,10 +154,10 @@ def painted_and_good_cells(batch: PaintedImages, grid: tuple[int, int]) -> tuple
     return (bad[:, 0] > 0, good) if keep is None else ((bad[:, 0] > 0) & keep, good & keep)
 
 
-def _draw(cells: Tensor) -> Tensor:
-    """Draw at most 1,024 cells by torch's default generator: (n, 3) image, row and column."""
+def _drawn(cells: Tensor, draws: Draws) -> Tensor:
+    """Draw at most 1,024 cells: (n, 3) image, row and column."""
     places = cells.nonzero()
-    return places[torch.randperm(len(places))[:_CELLS].to(places.device)]
+    return places[torch.randperm(len(places), generator=draws.on("cpu"))[:_CELLS].to(places.device)]
 
 
 def log_distances(vectors: Tensor, queries: Tensor, bank: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pickglass.errors import UnknownName
+from pickglass.nn.training.plan import Draws
 
 __all__ = ["AE_SIDE", "CHANNELS", "FIELD", "FRAME", "PDN", "STRIDE", "Autoencoder", "PDNName", "Student", "pdn_layers"]
 
@@ -148,11 +149,12 @@ class Autoencoder(nn.Module):
         self.decoder = nn.ModuleList(nn.Conv2d(64, 64, 4, padding=2) for _ in _GROWTH)
         self.last = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, CHANNELS, 3, padding=1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Describe images (B, 3, 256, 256) by features (B, 384, h, w)."""
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """Describe images (B, 3, 256, 256) by features (B, 384, h, w); with ``draws`` as in training, with dropout."""
         x = self.encoder(x)  # (B, 64, 1, 1)
         for side, conv in zip(_GROWTH, self.decoder, strict=True):
             x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)  # (B, 64, side, side)
-            x = F.dropout(F.relu(conv(x)), _DROPOUT, self.training)  # (B, 64, side + 1, side + 1)
+            x = F.relu(conv(x))  # (B, 64, side + 1, side + 1)
+            x = x if draws is None else draws.dropout(x, _DROPOUT)
         out: Tensor = self.last(F.interpolate(x, size=self.grid, mode="bilinear", align_corners=False))
         return out  # (B, 384, h, w)

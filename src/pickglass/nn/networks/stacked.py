@@ -13,45 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from pickglass.nn.maps import ProcessLock
+from pickglass.nn.maps import DrawnFrom, ProcessLock
 
-__all__ = ["DrawnFrom", "Stacked", "at_position", "copy_into", "named_tensors"]
+__all__ = ["Stacked", "at_position", "copy_into", "named_tensors"]
 
 Network = TypeVar("Network", bound=nn.Module)
-
-_NAMED = {"default": "generator", "low": "low_generator"}  # without a generator -> the same with one
-
-
-class DrawnFrom(TorchDispatchMode):
-    """What torch draws inside of this block, in this thread, comes from a generator with this seed.
-
-    torch's default generator, from which layers draw their first weights, is one for all threads: others that draw or
-    seed it would change the weights. The numbers are those of the default generator with the same seed.
-
-    Example:
-        >>> with DrawnFrom(0):
-        ...     one = torch.nn.Linear(3, 2).weight
-        >>> with DrawnFrom(0):
-        ...     bool((torch.nn.Linear(3, 2).weight == one).all())
-        True
-    """
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run an operation of torch, with our generator where it takes one and is given none."""
-        named = dict(kwargs or {})
-        if func._overloadname in _NAMED and hasattr(func.overloadpacket, _NAMED[func._overloadname]):
-            func = getattr(func.overloadpacket, _NAMED[func._overloadname])
-        if any(argument.name == "generator" for argument in func._schema.arguments) and named.get("generator") is None:
-            named["generator"] = self.generator
-        return func(*args, **named)
 
 
 class Stacked(nn.Module):

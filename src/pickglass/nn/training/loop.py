@@ -13,22 +13,23 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pickglass.errors import InputError, TrainingError
 from pickglass.nn.maps import has_fast_bfloat16
 from pickglass.nn.networks.stacked import copy_into, named_tensors
 from pickglass.nn.training.checkpoint import Checkpoint, training_fingerprint, under_prefix
-from pickglass.nn.training.plan import EpochRecord, History, Phase, Plan
+from pickglass.nn.training.plan import Draws, EpochRecord, History, Phase, Plan
 
-__all__ = ["EpochRecord", "History", "Phase", "Plan", "train_all"]
+__all__ = ["Draws", "EpochRecord", "History", "Phase", "Plan", "train_all"]
 
 T = TypeVar("T")  # a batch as the loss reads it
 
@@ -73,7 +74,8 @@ def train_all(
         read: indices of training images, 0 to n_fit - 1 -> their batch, on the device.
         n_fit: number of training images.
         read_validate, n_validate: the same for the validation images. They change nothing but ``pick="best"``.
-        seed: decides the order of the images and the losses' random numbers. The caller's generators are left alone.
+        seed: decides the order of the images and the numbers of each phase's ``draws``; generators of others are left
+            alone.
         device: where modules and batches are.
         autocast: ``"auto"`` computes the losses in bfloat16 where the device is fast at it and the first batch's loss
             stays within 1 % of float32; ``"off"`` never does.
@@ -106,7 +108,7 @@ def train_all(
     where = torch.device(device)
     wanted = autocast == "auto" and _fast_bfloat16(where)
     setting = _Setting(read, n_fit, read_validate, n_validate, seed, where, wanted, progress, callback)
-    with _forked(where), torch.enable_grad():
+    with torch.enable_grad():
         if checkpoint is None:
             return _train_all(phases, setting, None)
         hashed = training_fingerprint(phases, fingerprint, seed, n_fit, n_validate, wanted)
@@ -173,13 +175,12 @@ class _Training(Generic[T]):
         self.seen = 0  # ... of which there were so many
         self.best: dict[str, Tensor] = {}  # the module's tensors, each position's of its best epoch
         self.began = time.monotonic()
+        phase.draws.start(_number(setting.seed, phase.name))
 
     def steps(self) -> Iterator[int]:
         """Train to the end; each step yields its number, and a state from which to go on."""
-        if self.step == 0:
-            _seed_generators(self.setting.device, self.setting.seed, self.phase.name)
-            if self.phase.plan.start:
-                self._compete()
+        if self.step == 0 and self.phase.plan.start:
+            self._compete()
 
         self.phase.module.train()
         order: list[int] = []
@@ -202,7 +203,8 @@ class _Training(Generic[T]):
         for group in self.optimiser.param_groups:
             group["lr"] = group["factor"] * self.phase.plan.rate(self.step, self.total)
         self.optimiser.zero_grad()
-        losses = self._losses(batch, self.history.autocast)
+        with _OwnDraws(self.phase.name) if self.step == 0 else nullcontext():
+            losses = self._losses(batch, self.history.autocast)
         values = self._finite(losses, "loss", self.step)
         losses.sum().backward()
         self.optimiser.step()
@@ -244,7 +246,7 @@ class _Training(Generic[T]):
         before = {name: buffer.clone() for name, buffer in self.phase.module.named_buffers()}
         losses = []
         for autocast in (False, True):
-            with _forked(self.setting.device):
+            with self.phase.draws.aside():
                 losses.append(self._losses(batch, autocast))
             copy_into(self.phase.module, before)
         exact, rounded = losses
@@ -290,8 +292,7 @@ class _Training(Generic[T]):
         module, setting = self.phase.module, self.setting
         module.eval()
         sums = torch.zeros((), dtype=torch.float64)
-        with _forked(setting.device):
-            _seed_generators(setting.device, setting.seed, f"{self.phase.name}, validation")
+        with self.phase.draws.aside(_number(setting.seed, f"{self.phase.name}, validation")):
             for lo in range(0, setting.n_validate, self.batch):
                 indices = range(lo, min(lo + self.batch, setting.n_validate))
                 measure, batch = self.phase.measure, read(indices)
@@ -329,7 +330,7 @@ class _Training(Generic[T]):
         tensors = {f"best.{name}": tensor for name, tensor in self.best.items()}
         for i, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
-        tensors |= _random_state(self.setting.device)
+        tensors |= {f"random.{kind}": state for kind, state in self.phase.draws.state().items()}
         history = {**self.history.to_json(), "seconds": self.seconds()}
         return {"step": self.step, "sums": self.sums, "seen": self.seen, "history": history}, tensors
 
@@ -343,7 +344,7 @@ class _Training(Generic[T]):
             i, _, key = name.partition(".")
             moments.setdefault(int(i), {})[key] = tensor
         self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        _load_random_state(self.setting.device, tensors)
+        self.phase.draws.restore(under_prefix(tensors, "random."))
 
 
 def _optimiser(phase: Phase[T]) -> torch.optim.Optimizer:
@@ -370,44 +371,35 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and has_fast_bfloat16()
 
 
-# -- random numbers: only torch's default generators are used, and the caller finds them as they were -----------------
+# -- random numbers ---------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _forked(device: torch.device) -> Iterator[None]:
-    """Random numbers drawn inside leave the default generators as they were."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng([device.index or 0] if on_gpu else [], device_type="cuda"):
-        yield
+class _OwnDraws(TorchDispatchMode):
+    """A loss that draws from torch's default generators is refused: other threads would move its numbers."""
 
+    def __init__(self, phase: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.phase = phase
 
-def _seed_generators(device: torch.device, seed: int, name: str) -> None:
-    """Start the default generators of the CPU and of the device anew, for this seed and this name."""
-    torch.default_generator.manual_seed(_number(seed, name))  # torch.manual_seed would reach every GPU
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(_number(seed, name))
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation of torch, unless it draws without a generator."""
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            given = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | (kwargs or {})
+            draws_nothing = given.get("dropout_p", given.get("p")) == 0
+            if given.get("generator") is None and not draws_nothing:
+                raise RuntimeError(
+                    f"the loss of phase {self.phase!r} draws by {func.name()} from torch's default generator, which "
+                    "all threads share: give Phase(draws=draws), and draw by draws.on(device) or draws.dropout"
+                )
+        return func(*args, **(kwargs or {}))
 
 
 def _epoch_order(n: int, seed: int, epoch: int) -> list[int]:
     """Order the n images of an epoch; seed and epoch alone decide."""
     order: list[int] = torch.randperm(n, generator=torch.Generator().manual_seed(_number(seed, epoch))).tolist()
     return order
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of the default generators, for :func:`_load_random_state`."""
-    state = {"random.cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["random.cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _load_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
-    """Let the default generators go on from a state that :func:`_random_state` returned."""
-    torch.set_rng_state(state["random.cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["random.cuda"], device)
 
 
 def _number(*parts: object) -> int:

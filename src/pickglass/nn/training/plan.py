@@ -6,15 +6,17 @@ Letters: P positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from pickglass.errors import InputError
 
-__all__ = ["EpochRecord", "History", "Phase", "Plan"]
+__all__ = ["Draws", "EpochRecord", "History", "Phase", "Plan"]
 
 T = TypeVar("T")  # a batch as the loss reads it
 
@@ -108,6 +110,71 @@ class Plan:
         return self.milestone if isinstance(self.milestone, tuple) else (self.milestone,)
 
 
+class Draws:
+    """The random numbers of a training come from generators of its own, one for each device.
+
+    Torch's default generators are shared by all threads: whoever draws from one moves the numbers of all others.
+
+    Args:
+        seed: decides the numbers; on the CPU they are those of torch's default generator with the same seed.
+
+    Example:
+        >>> draws = Draws(3)
+        >>> one = torch.rand(2, generator=draws.on("cpu"))
+        >>> with draws.aside(3):
+        ...     bool((torch.rand(2, generator=draws.on("cpu")) == one).all())
+        True
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.start(seed)
+
+    def start(self, seed: int) -> None:
+        """Begin anew with a seed."""
+        self._seed = seed
+        self._generators: dict[str, torch.Generator] = {}  # kind of device -> its generator
+        self._states: Mapping[str, Tensor] = {}  # of generators that are not made yet
+
+    def on(self, device: torch.device | str) -> torch.Generator:
+        """Return the generator of a device."""
+        device = torch.device(device)
+        generator = self._generators.get(device.type)
+        if generator is None:
+            generator = torch.Generator(device).manual_seed(self._seed)
+            if device.type in self._states:
+                generator.set_state(self._states[device.type])
+            self._generators[device.type] = generator
+        return generator
+
+    def dropout(self, x: Tensor, share: float) -> Tensor:
+        """Put 0 in place of a share of the elements, below 1, and scale the others up, as in training."""
+        kept = torch.empty_like(x).bernoulli_(1 - share, generator=self.on(x.device))
+        return x * kept.div_(1 - share)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the states of the generators, by kind of device."""
+        return {**self._states, **{kind: generator.get_state() for kind, generator in self._generators.items()}}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from states that :meth:`state` returned, after a start with the same seed."""
+        self._generators, self._states = {}, state
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_seed": self._seed, "_generators": {}, "_states": self.state()}
+
+    @contextmanager
+    def aside(self, seed: int | None = None) -> Iterator[None]:
+        """Numbers drawn inside, from a seed or from here on, leave those after it as they were."""
+        before, state = self._seed, self.state()
+        if seed is not None:
+            self.start(seed)
+        try:
+            yield
+        finally:
+            self.start(before)
+            self.restore(state)
+
+
 @dataclass(frozen=True)
 class Phase(Generic[T]):
     """A phase is one training: a module, its loss and its plan.
@@ -116,10 +183,11 @@ class Phase(Generic[T]):
         name: the phase's name in messages, e.g. ``"student"``; also seeds its random numbers.
         module: its parameters that require gradients are trained; they and all its buffers lead with P. Nothing else
             may change during the training.
-        loss: a batch -> (P,), the mean loss of the batch per position; random numbers from torch's default generator.
+        loss: a batch -> (P,), the mean loss of the batch per position; it draws random numbers from ``draws`` alone.
         plan: see :class:`Plan`.
         measure: what validation computes in place of the loss, (P,), the lower the better, always in float32; None:
             the loss.
+        draws: where loss, and reading of batches, get random numbers from; the loop seeds it.
     """
 
     name: str
@@ -127,6 +195,7 @@ class Phase(Generic[T]):
     loss: Callable[[T], Tensor]
     plan: Plan
     measure: Callable[[T], Tensor] | None = None
+    draws: Draws = field(default_factory=Draws)
 
 
 @dataclass
