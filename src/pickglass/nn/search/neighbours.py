@@ -1,15 +1,17 @@
-"""Nearest neighbours in a bank are found exactly: in blocked float32, or certified bfloat16 where that is faster.
+"""Nearest neighbours in a bank are found exactly: in float32, or by a scan in bfloat16 and a look.
 
-Both return the true nearest distance. The bfloat16 search computes coarse distances from rounded vectors, knows by
-how much each can be wrong, and looks again, in float32, at every bank point that could still be the nearest. Where
-that is too many it falls back to float32 for those queries and says how many they were.
+The scan computes all squared distances in bfloat16, keeps the least of each group of bank points, and knows by how much
+it can be wrong. The look measures, in float32, the groups that can hold the nearest point, and no others. So the
+distance is the same as in float32 alone. Where too many groups are possible, the query is searched in float32; the
+search says how many these were.
 
-Letters: N queries, M bank points, C dimensions.
+Letters: N queries, M bank points, C dimensions, G groups of bank points.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,14 +25,20 @@ __all__ = ["NORM_PARTS", "BankIndex", "Searched", "nearest_of_each", "nearest_of
 NORM_PARTS = 3
 """Rows of an exported bank that hold the points' norms, last of all."""
 
-_QUERIES = 1024  # of one block ...
-_POINTS = 2048  # ... times bank points, in groups ...
+_QUERIES = 512  # of one block ...
+_POINTS = 1024  # ... times bank points, which a core keeps near itself, in groups ...
 _AMONG = 32  # ... of so many
+_TILE = 16  # channels of a scan come in multiples of so many
+_LOWS = 2**22  # values that a scan keeps: one for each group and query
+_FETCHED = 2**19  # floats of points and queries that are fetched together
 _PRODUCTS = 2**26  # of all banks at once
 _GROUP = 64  # bank points of which an exported graph first finds the minimum alone
-_WIDE = 512  # channels from which the coarse product saves more than certifying it costs
+_LARGE = 1500  # bank points from which a scan in bfloat16 saves more than a look costs
 _PATIENCE, _MOST_FALLBACKS = 10_000, 0.1
-_MOST_SHARE = 0.02  # of the bank a query may have as possible nearest points before float32 is the cheaper way
+_FEW, _MOST_SHARE = (
+    8,
+    0.1,
+)  # possible groups of a query, and their share of all, beyond which float32 is the cheaper way
 
 
 def nearest_plain(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,12 +147,15 @@ class Searched:
 class BankIndex:
     """A bank is made ready once for many searches.
 
+    On a CPU that multiplies bfloat16 a search scans and looks (see above); on others it takes the products in float32,
+    block by block. On a GPU one product in float32 gives all distances at once.
+
     Args:
         bank: (M, C) float32, CPU or GPU.
         source: what the bank was taken from, so that the owner can tell whether this index is still current.
-        bfloat16: search coarsely in bfloat16 and certify; None: where the CPU has it and the vectors are wide enough
-            (512 channels) for that to be faster. Given up for float32 once more than a tenth of at least 10,000 queries
-            fell back.
+        bfloat16: scan in bfloat16; None: where the CPU multiplies it natively and the bank is large enough (1,500
+            points) for a look to cost less than the scan saves. Given up for float32 once more than a tenth of at least
+            10,000 queries fell back.
     """
 
     def __init__(self, bank: Tensor, source: Tensor | None = None, bfloat16: bool | None = None) -> None:
@@ -152,17 +163,16 @@ class BankIndex:
         self.source = source
         self.queries = self.fallbacks = 0
         self.middle = self.bank.mean(0)
-        centred = self.bank - self.middle  # distances stay, products cancel less
-        self.columns = torch.cat([centred, (centred * centred).sum(1, keepdim=True)], dim=1)  # (M, C + 1)
-        self.centred, self.norms = self.columns[:, :-1], self.columns[:, -1]  # (M, C), (M,)
-        on_cpu = bank.device.type == "cpu"
-        wide = bank.shape[1] >= _WIDE
-        self.coarse = (on_cpu and wide and has_fast_bfloat16()) if bfloat16 is None else bfloat16
-        if self.coarse:
-            rounded = self.centred.bfloat16()
-            self.rounded = rounded.T.contiguous()  # (C, M)
-            self.residual = float((self.centred - rounded.float()).norm(dim=1).max())  # max |y - y'|
-            self.reach = float(rounded.float().norm(dim=1).max())  # max |y'|
+        m = len(bank)
+        groups = -(-m // _AMONG)
+        place = torch.arange(groups * _AMONG, device=bank.device).clamp(max=m - 1)  # the last point fills up
+        centred = (self.bank - self.middle).index_select(0, place)  # distances stay, products cancel less
+        columns = torch.cat([centred, centred.square().sum(1, keepdim=True)], dim=1)  # (G g, C + 1)
+        self.grouped = columns.unflatten(0, (groups, _AMONG))  # (G, g, C + 1)
+        self.centred = centred[:m]  # (M, C)
+        on_cpu, large = bank.device.type == "cpu", m >= _LARGE
+        scans = (on_cpu and large and has_fast_bfloat16()) if bfloat16 is None else bfloat16
+        self.scan = _Scan(centred) if scans else None
 
     def distances(self, queries: Tensor) -> Tensor:
         """Measure the distance (N,) of the (N, C) queries to their nearest bank points."""
@@ -171,80 +181,196 @@ class BankIndex:
     def search(self, queries: Tensor) -> Searched:
         """Find the nearest bank point of each query (N, C); of equal computed values the lowest index counts."""
         x = queries.float() - self.middle
-        index = torch.empty(len(x), dtype=torch.int64, device=x.device)
         before = self.fallbacks
-        buffer = self._buffer(x[:_QUERIES])
         with exact_float32():
-            for lo in range(0, len(x), _QUERIES):
-                block = x[lo : lo + _QUERIES]
-                if self.coarse:
-                    nearest, missed = self._certified(block, buffer)
-                    self.fallbacks += missed
-                    self.queries += len(block)
-                    self.coarse = self.queries < _PATIENCE or self.fallbacks < _MOST_FALLBACKS * self.queries
-                else:
-                    nearest = self._blocked(block, buffer)
-                index[lo : lo + _QUERIES] = nearest
-        # the expanded square cancels for close points: measure the winner again, directly
-        distance = (x - self.centred[index]).norm(dim=1)
+            index = self._multiplied(x) if self.scan is None else self._scanned(x, self.scan)
+        # expanded squares cancel for close points: the winner is measured directly
+        distance = (x - self.centred.index_select(0, index)).norm(dim=1)
         return Searched(distance, index, self.fallbacks - before)
 
-    def _buffer(self, x: Tensor) -> Tensor:
-        """Return room for the products of these queries with a block of the bank."""
-        points = min(_POINTS, -(-len(self.centred) // _AMONG) * _AMONG)
-        return x.new_empty(points * len(x) if x.device.type == "cpu" else 0)
-
-    def _blocked(self, x: Tensor, buffer: Tensor) -> Tensor:
+    def _multiplied(self, x: Tensor) -> Tensor:
         """Find the index of the nearest by |y|^2 - 2 x.y, bank block by bank block; one product adds the norms, too.
 
         A minimum takes a tenth of its product's time, the place of it several times as long as the minimum. So minima
         of groups are taken, and a place is looked for only in the group that has the least, where that is new.
         """
-        factors = torch.cat([-2 * x, x.new_ones(len(x), 1)], dim=1).T  # (C + 1, n)
-        if x.device.type != "cpu":
-            return (self.columns @ factors).argmin(0)
-        n, m = len(x), len(self.columns)
-        queries = np.arange(n)
-        best = np.full(n, np.inf, dtype=np.float32)
-        index = np.zeros(n, dtype=np.int64)
-        for lo in range(0, m, _POINTS):
-            points = self.columns[lo : lo + _POINTS]
-            groups = -(-len(points) // _AMONG)
-            product = buffer[: groups * _AMONG * n].view(groups, _AMONG, n)
-            flat = product.view(-1, n)
-            torch.mm(points, factors, out=flat[: len(points)])
-            flat[len(points) :] = torch.inf  # the last group may be short
-            lows: np.ndarray = product.amin(1).numpy()  # (groups, n)
-            group = lows.argmin(0)  # (n,), of equals the first
-            low = lows[group, queries]
-            better = (low < best).nonzero()[0]  # (k,)
-            among = product.numpy()[group[better], :, better]  # (k, points of a group)
-            index[better] = lo + group[better] * _AMONG + among.argmin(1)
-            best[better] = low[better]
-        return torch.from_numpy(index)
+        columns = self.grouped.flatten(0, 1)  # (G g, C + 1)
+        room = x.new_empty(0 if x.device.type != "cpu" else min(_POINTS, len(columns)) * min(_QUERIES, len(x)))
+        index = torch.empty(len(x), dtype=torch.int64, device=x.device)
+        for lo in range(0, len(x), _QUERIES):
+            block = x[lo : lo + _QUERIES]
+            factors = torch.cat([-2 * block, block.new_ones(len(block), 1)], dim=1).T  # (C + 1, n)
+            if x.device.type == "cpu":
+                index[lo : lo + _QUERIES] = torch.from_numpy(_in_blocks(columns, factors, room))
+            else:
+                index[lo : lo + _QUERIES] = (columns @ factors).argmin(0)
+        return index.clamp_(max=len(self.centred) - 1)
 
-    def _certified(self, x: Tensor, buffer: Tensor) -> tuple[Tensor, int]:
-        """Find the nearest by coarse products and a bound on their error; the second value counts the fallbacks.
-
-        x.y - x'.y' = (x - x').y' + x.(y - y'), so by Cauchy-Schwarz |x.y - x'.y'| <= |x - x'| |y'| + |x| |y - y'|.
-        The bfloat16 product rounds its result once more, by at most 2^-8 of it, after accumulating in float32.
-        """
-        rounded = x.bfloat16()
-        coarse = (rounded @ self.rounded).float()  # (n, M), x'.y'
-        length = rounded.float().norm(dim=1)  # |x'|
-        error = (x - rounded.float()).norm(dim=1) * self.reach + x.norm(dim=1) * self.residual
-        error += length * self.reach * (2.0**-8 + 2 * rounding_bound(x.shape[1]))
-        squared = torch.add(self.norms, coarse, alpha=-2)  # |y|^2 - 2 x'.y'
-        least = squared.amin(1)  # no point's true value lies below its coarse one minus 2 error
-        possible = squared <= (least + 4 * error)[:, None]  # (n, M)
-        many = possible.sum(1) > max(8.0, _MOST_SHARE * len(self.norms))
+    def _scanned(self, x: Tensor, scan: _Scan) -> Tensor:
+        """Find the index of the nearest by a scan and a look, as many queries at a time as there is room for."""
         index = torch.zeros(len(x), dtype=torch.int64)
-        if bool(many.any()):
-            index[many] = self._blocked(x[many], buffer)
-            possible[many] = False
-        row, point = possible.nonzero(as_tuple=True)  # (pairs,)
-        exact = (x[row] - self.centred[point]).square().sum(1)  # (pairs,)
-        best = torch.full((len(x),), torch.inf).scatter_reduce(0, row, exact, "amin")
-        winner = exact == best[row]
-        lowest = torch.full((len(x),), len(self.norms)).scatter_reduce(0, row[winner], point[winner], "amin")
-        return torch.where(many, index, lowest), int(many.sum())
+        at_once = max(_QUERIES, _LOWS // len(self.grouped))
+        room = scan.room(min(at_once, len(x)))
+        for lo in range(0, len(x), at_once):
+            part = x[lo : lo + at_once]
+            lows, limits = scan.lows(part, room)  # (G, n), (n,)
+            possible: np.ndarray = lows.numpy() <= limits.numpy()
+            if np.count_nonzero(possible) > _FEW * len(part):
+                many = np.add.reduce(possible, axis=0, dtype=np.int32) > max(_FEW, _MOST_SHARE * len(possible))
+                possible[:, many] = False
+                (fallen,) = torch.from_numpy(many).nonzero(as_tuple=True)
+                index[lo + fallen] = self._multiplied(part[fallen])
+                self.fallbacks += len(fallen)
+            group, query = np.divmod(np.flatnonzero(possible), len(part))
+            nearest = self._look(part, group, query)
+            index[lo : lo + at_once] = torch.where(nearest < len(self.centred), nearest, index[lo : lo + at_once])
+        self.queries += len(x)
+        if self.queries >= _PATIENCE and self.fallbacks >= _MOST_FALLBACKS * self.queries:
+            self.scan = None
+        return index
+
+    def _look(self, x: Tensor, group: np.ndarray, query: np.ndarray) -> Tensor:
+        """Measure pairs of a group and a query (n, C), ordered by group, in float32: the index (n,) of the nearest.
+
+        Queries of one group are measured together, T at a time, by a product; so a group's points are fetched once for
+        T queries. The nearest of each group is measured directly before groups are compared. A query without any pair
+        gets an index beyond the bank.
+        """
+        counts = np.bincount(group, minlength=len(self.grouped))
+        t = int(np.clip(2 ** np.round(np.log2(max(1.0, counts.sum() / max(1, np.count_nonzero(counts))))), 8, 64))
+        blocks = -(-counts // t)  # (G,) blocks of T queries; the last of a group is filled up
+        rank = np.arange(len(group)) - (np.cumsum(counts) - counts)[group]
+        slot = torch.from_numpy((np.cumsum(blocks) - blocks)[group] * t + rank)
+        own = torch.from_numpy(np.repeat(np.arange(len(counts)), blocks))  # (blocks,) the group of each
+        asked = torch.from_numpy(query)
+        filled = torch.zeros(len(own) * t, dtype=torch.int64)
+        filled[slot] = asked
+        distances, indices = x.new_empty(len(filled)), torch.empty_like(filled)
+        c = x.shape[1]
+        step = max(1, _FETCHED // ((_AMONG + t) * c))
+        for lo in range(0, len(own), step):
+            groups, slots = own[lo : lo + step], slice(lo * t, (lo + step) * t)
+            vectors = x.index_select(0, filled[slots])  # (k T, C)
+            points = self.grouped.index_select(0, groups)  # (k, g, C + 1)
+            products = torch.baddbmm(
+                points[:, None, :, c], vectors.unflatten(0, (-1, t)), points[..., :c].transpose(1, 2), alpha=-2
+            )  # (k, T, g), |y|^2 - 2 x.y
+            nearest = (groups[:, None] * _AMONG + products.argmin(2)).flatten().clamp_(max=len(self.centred) - 1)
+            distances[slots] = vectors.sub_(self.centred.index_select(0, nearest)).norm(dim=1)
+            indices[slots] = nearest
+        distance, point = distances[slot], indices[slot]  # (pairs,)
+        best = x.new_full((len(x),), torch.inf).scatter_reduce(0, asked, distance, "amin")
+        winner = distance == best[asked]
+        beyond = torch.full((len(x),), len(self.centred))
+        return beyond.scatter_reduce(0, asked[winner], point[winner], "amin")
+
+
+def _in_blocks(columns: Tensor, factors: Tensor, room: Tensor) -> np.ndarray:
+    """Find which row (M, C) of ``columns`` has the least product with each of the factors (C, n): (n,)."""
+    n = factors.shape[1]
+    queries = np.arange(n)
+    best = np.full(n, np.inf, dtype=np.float32)
+    index = np.zeros(n, dtype=np.int64)
+    for lo in range(0, len(columns), _POINTS):
+        points = columns[lo : lo + _POINTS]
+        product = room[: len(points) * n].view(-1, _AMONG, n)  # (groups, g, n)
+        torch.mm(points, factors, out=product.view(-1, n))
+        lows: np.ndarray = product.amin(1).numpy()  # (groups, n)
+        group = lows.argmin(0)  # (n,), of equals the first
+        low = lows[group, queries]
+        better = (low < best).nonzero()[0]  # (k,)
+        among = product.numpy()[group[better], :, better]  # (k, g)
+        index[better] = lo + group[better] * _AMONG + among.argmin(1)
+        best[better] = low[better]
+    return index
+
+
+class _Room(NamedTuple):
+    """Memory that the parts of a scan use one after the other, for memory that is touched first costs time.
+
+    Attributes:
+        lows: (G n,) int16, what the scan keeps.
+        products: a block of products, bfloat16.
+        columns: (n, K) bfloat16, queries as the bank's rows are multiplied by them.
+    """
+
+    lows: Tensor
+    products: Tensor
+    columns: Tensor
+
+
+class _Scan:
+    """A scan computes all squared distances in bfloat16, and what a group's least value says about its points.
+
+    Points and queries are rounded to x' and y'; one product of (x', 1, |x'|^2) and (-2 y', |y'|^2, 1) gives their
+    squared distance D. It cancels before it is rounded, for products are summed in float32, and norms are written in
+    three parts that bfloat16 holds exactly. The sum is off by at most ``slack``, a bound on the sum of so many products
+    (Higham 2002) times (|x'| + |y'|)^2; this is added to it, so that no value is below zero. Then the value v is
+    rounded, by at most u of it: D lies between (1 - u) v - 2 slack and (1 + u) v. By the triangle inequality the
+    distance lies within e = |x - x'| + max |y - y'| of D's root. So the nearest point is within
+    r = sqrt((1 + u) min v) + e, and only a point with (1 - u) v <= (r + e)^2 + 2 slack can be it.
+
+    Args:
+        points: (G g, C) float32, of a centred bank, group by group.
+    """
+
+    def __init__(self, points: Tensor) -> None:
+        rounded = points.bfloat16().float()
+        norms = rounded.square().sum(1, keepdim=True)
+        self.channels = points.shape[1]
+        width = -(-(self.channels + 2 * NORM_PARTS) // _TILE) * _TILE
+        ones = torch.ones(len(points), NORM_PARTS)
+        nothing = torch.zeros(len(points), width - self.channels - 2 * NORM_PARTS)
+        rows = torch.cat([-2 * rounded, *_parts(norms), ones, nothing], dim=1).bfloat16()  # (G g, K)
+        self.blocks = rows.split(_POINTS)
+        self.groups = len(points) // _AMONG
+        self.reach = float(norms.max().sqrt())  # max |y'|
+        self.residual = float((points - rounded).norm(dim=1).max())  # max |y - y'|
+        self.rounding = torch.finfo(torch.bfloat16).eps
+        self.bound = 2 * rounding_bound(width)  # norms are sums, too
+
+    def room(self, queries: int) -> _Room:
+        """Reserve memory for a scan of so many queries."""
+        n = min(_QUERIES, queries)
+        columns = torch.zeros(n, self.blocks[0].shape[1], dtype=torch.bfloat16)
+        columns[:, self.channels : self.channels + NORM_PARTS] = 1
+        products = torch.empty(len(self.blocks[0]) * n, dtype=torch.bfloat16)
+        return _Room(torch.empty(self.groups * queries, dtype=torch.int16), products, columns)
+
+    def lows(self, x: Tensor, room: _Room) -> tuple[Tensor, Tensor]:
+        """Scan queries (n, C): the least value of each group (G, n), and up to which one it may hold the nearest (n,).
+
+        Both are bfloat16 read as integers of 16 bits, which lie in the same order, for no value is below zero.
+        """
+        lows = room.lows[: self.groups * len(x)].view(self.groups, len(x))
+        slacks, errors = torch.empty(len(x)), torch.empty(len(x))
+        blocks: list[tuple[Tensor, Tensor, Tensor]] = []  # bank points, their products, and these in groups
+        for lo, part in zip(range(0, len(x), _QUERIES), x.split(_QUERIES), strict=True):
+            n = len(part)
+            if not blocks or blocks[0][1].shape[1] != n:
+                products = [room.products[: len(points) * n].view(len(points), n) for points in self.blocks]
+                grouped = [product.view(torch.int16).unflatten(0, (-1, _AMONG)) for product in products]
+                blocks = list(zip(self.blocks, products, grouped, strict=True))
+            slacks[lo : lo + n], errors[lo : lo + n] = self._prepare(part, room.columns)
+            factors, own = room.columns[:n].T, lows[:, lo : lo + n].split(_POINTS // _AMONG)
+            for (points, product, values), low in zip(blocks, own, strict=True):
+                torch.mm(points, factors, out=product)
+                torch.amin(values, 1, out=low)
+        least = lows.amin(0).view(torch.bfloat16).float()
+        radius = (least * (1 + self.rounding)).sqrt() + errors
+        # one part in 100,000 is more than these few steps are off by
+        limits = ((radius + errors).square() + 2 * slacks) * ((1 + 1e-5) / (1 - self.rounding))
+        return lows, (limits.view(torch.int32) >> 16).short()  # cut off to bfloat16
+
+    def _prepare(self, x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Write queries (n, C) into the columns; return the slack and the error e of each, (n,)."""
+        columns = columns[: len(x)]
+        own = columns[:, : self.channels]
+        own.copy_(x)
+        rounded = own.float()
+        errors = (x - rounded).norm(dim=1) + self.residual
+        norms = rounded.square_().sum(1, keepdim=True)
+        slack = self.bound * (norms.sqrt() + self.reach).square()
+        first = self.channels + NORM_PARTS
+        columns[:, first : first + NORM_PARTS] = torch.cat(_parts(norms + slack), dim=1)
+        return slack[:, 0], errors
