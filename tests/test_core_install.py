@@ -45,6 +45,7 @@ ABSENT = {
     "sklearn",
     "matplotlib",
     "pandas",
+    "kornia_rs",
     "skimage",
     "ray",
 }

@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pickglass.data.images.decoder import decode, read_header, read_image
+from pickglass.data.images import formats
+from pickglass.data.images.decoder import decode, decode_pictures, read_header, read_image
+from pickglass.data.images.formats import size_of
+from pickglass.data.images.geometry import Preprocess
 from pickglass.data.tables.rows import Row
 from pickglass.errors import ImageError
 
@@ -534,3 +537,133 @@ def test_many_files_leak_no_descriptor(tmp_path: Path) -> None:
     for _ in range(10):
         assert sum(item.error is None for item in decode(rows, lambda image, row: None)) == 25
     assert (len(os.listdir("/proc/self/fd")) if before else 0) <= before
+
+
+# -- pixels that stay in Pillow, and PNG by kornia-rs -----------------------------------------------------------------
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+PICTURES = {
+    "colour": lambda: saved(Image.fromarray(random_image(21, 34, 3)), "PNG"),
+    "grey": lambda: saved(Image.fromarray(random_image(21, 34)), "PNG"),
+    "JPEG": lambda: saved(Image.fromarray(random_image(21, 34, 3)), "JPEG"),
+    "turned JPEG": lambda: saved(Image.fromarray(random_image(21, 34, 3)), "JPEG", exif=exif(6)),
+    "CMYK": lambda: saved(Image.fromarray(random_image(21, 34, 4), "CMYK"), "JPEG"),
+    "alpha": lambda: saved(Image.fromarray(random_image(21, 34, 4)), "WEBP", lossless=True),
+    "grey and alpha": lambda: png(random_image(21, 34, 2)),
+    "palette": lambda: saved(Image.fromarray(random_image(21, 34, 3)).quantize(16), "PNG"),
+    "one bit": lambda: saved(Image.fromarray(random_image(21, 34)).convert("1"), "TIFF"),
+    "16 bits": lambda: png(random_image(21, 34, 3, dtype=np.uint16)),
+    "grey of 16 bits": lambda: png(random_image(21, 34, dtype=np.uint16)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")  # of some versions of Pillow
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        Preprocess((16, 24)),
+        Preprocess((21, 34), "bicubic"),
+        Preprocess((30, 16), "bicubic", "letterbox"),
+        Preprocess((64, 64), geometry="native"),
+    ],
+    ids=str,
+)
+def test_a_picture_is_prepared_as_its_array_is(name: str, prepare: Preprocess) -> None:
+    """By the arithmetic that older models were fitted with: channels last, padded, then divided."""
+    data = PICTURES[name]()
+    image = read_image(data)
+    place = prepare.placement(size_of(image))
+    planes = [image.astype(np.float32) / np.float32(65535)] if image.dtype == np.uint16 else [image]
+    if image.dtype == np.uint16 and image.ndim == 3:
+        planes = list(planes[0].transpose(2, 0, 1))
+    resampling = Image.Resampling[prepare.interpolation.upper()]
+    for i, plane in enumerate(planes):
+        if plane.shape[:2] != place[2:]:
+            across = Image.fromarray(np.ascontiguousarray(plane)).resize((place.width, len(plane)), resampling)
+            planes[i] = np.asarray(across.resize((place.width, place.height), resampling))
+    fitted = np.stack(planes, 2).clip(0, 1) if image.dtype == np.uint16 else planes[0]
+    fitted = fitted.reshape(place.height, place.width, -1)
+    down = (place.top, prepare.size[0] - place.top - place.height)
+    along = (place.left, prepare.size[1] - place.left - place.width)
+    white = np.float32(1 if image.dtype == np.uint16 else 255)
+    expected = np.pad(fitted, (down, along, (0, 0)), mode="edge").transpose(2, 0, 1).astype(np.float32) / white
+    expected = np.broadcast_to(expected, (3, *prepare.size))
+    (item,) = decode_pictures([Row("bytes", pixels=data)], lambda picture, _: prepare(picture))
+    assert item.size == image.shape[:2]
+    assert item.value is not None
+    assert np.array_equal(item.value, expected)
+    assert np.array_equal(prepare(image), expected)
+
+
+def test_an_array_of_a_picture_belongs_to_its_reader() -> None:
+    image = read_image(PICTURES["colour"]())
+    image[0, 0] = 7  # it can be written to, as a mask or a defect is painted
+
+
+def plain_pngs() -> dict[str, bytes]:
+    shapes = product([(), (3,)], [(1, 1), (13, 11), (5, 200)], (0, 1, 2, 3, 4, None), (False, True))
+    return {
+        f"{channels or 'grey'} {size} filter {kind} {'interlaced' if interlaced else ''}": png(
+            random_image(*size, *channels), kind, interlaced
+        )
+        for channels, size, kind, interlaced in shapes
+    }
+
+
+def test_png_by_kornia_is_bit_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kornia_rs", reason='needs kornia-rs (pip install "pickglass[fast]")')
+    decoder, seen = formats._png_decoder(), []
+    assert decoder is not None
+    counted = lambda *args: seen.append(1) or decoder(*args)  # noqa: E731
+    images = plain_pngs()
+    images |= {f"turned {turn}": png(random_image(9, 7, 3), before=chunk(b"eXIf", exif(turn))) for turn in range(1, 9)}
+    for data in images.values():
+        monkeypatch.setattr(formats, "_png_decoder", lambda: counted)
+        fast = read_image(data)
+        monkeypatch.setattr(formats, "_png_decoder", lambda: None)
+        assert np.array_equal(fast, read_image(data))
+        assert fast.flags.writeable
+    assert len(seen) == len(images)
+
+
+@pytest.mark.parametrize("name", ["transparency", "late text", "late turn", "16 bits", "palette", "alpha"])
+def test_png_that_is_not_plain_is_left_to_pillow(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    image = random_image(6, 4, 3)
+    data = {
+        "transparency": lambda: png(image, before=chunk(b"tRNS", bytes(6))),
+        "late text": lambda: png(image, after=chunk(b"tEXt", b"Comment\0late")),
+        "late turn": lambda: png(image, after=chunk(b"eXIf", exif(6))),
+        "16 bits": lambda: png(random_image(6, 4, 1, dtype=np.uint16)),
+        "palette": PICTURES["palette"],
+        "alpha": lambda: png(random_image(6, 4, 4)),
+    }[name]()
+    monkeypatch.setattr(formats, "_png_decoder", lambda: None)
+    expected = read_image(data)
+    monkeypatch.setattr(formats, "_png_decoder", lambda: lambda *_: pytest.fail("it was not left to Pillow"))
+    assert np.array_equal(read_image(data), expected)
+
+
+def test_what_kornia_refuses_is_read_by_pillow_or_named_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> np.ndarray:
+        raise RuntimeError("no such filter")
+
+    image = random_image(6, 4, 3)
+    monkeypatch.setattr(formats, "_png_decoder", lambda: refuses)
+    assert np.array_equal(read_image(png(image)), image)
+    body = zlib.compress(bytes(10))  # fewer rows than the header says
+    short = png(image)[:33] + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match="damaged or cut short"):
+        read_image(short)
+
+
+def test_a_large_png_does_not_keep_other_threads_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_MOST_AT_ONCE", 20)
+    monkeypatch.setattr(formats, "_png_decoder", lambda: lambda *_: pytest.fail("it was not left to Pillow"))
+    assert read_image(png(random_image(7, 3, 3))).shape == (7, 3, 3)

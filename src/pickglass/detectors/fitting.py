@@ -38,12 +38,11 @@ from pickglass.data import (
     as_defects,
     as_table,
     check_defects,
-    decode,
     parse_size,
     short_names,
     split_roles,
 )
-from pickglass.data.images.decoder import Array
+from pickglass.data.images.decoder import Array, Picture, array_of, decode_pictures
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch, canvas_batch, on_device, silent
 from pickglass.detectors.method import FitContext, Judged, Method
 from pickglass.detectors.tiling import Tiles
@@ -317,14 +316,14 @@ def checked(
     room = 0 if preprocess is None else int(memory_gb * 1e9 / (12 * math.prod(preprocess.size)))  # images
     variety = _Variety()
 
-    def prepare_one(image: Array, row: Row) -> Prepared | None:
+    def prepare_one(image: Picture, row: Row) -> Prepared | None:
         variety.see(image)
         return None if preprocess is None else preprocess.prepared(image, row, roi)
 
     sizes: dict[str, Size] = {}
     ready: dict[str, Decoded[Row, Prepared]] = {}
     failures: list[Failure] = []
-    for item in decode(table, prepare_one, compute.workers, max_pixels=compute.max_pixels):
+    for item in decode_pictures(table, prepare_one, compute.workers, max_pixels=compute.max_pixels):
         sizes[item.row.path] = item.size
         if item.error is not None:
             failures.append(Failure(item.row.path, item.error))
@@ -347,10 +346,11 @@ class _Variety:
         self._first: Array | None = None
         self._shows = self._differs = False
 
-    def see(self, image: Array) -> None:
-        """Compare an image (H, W) or (H, W, 3) with itself and with the first one."""
+    def see(self, picture: Picture) -> None:
+        """Compare an image with itself and with the first one."""
         if self._shows and self._differs:
             return
+        image = array_of(picture)  # (H, W) or (H, W, 3)
         with self._lock:
             self._shows = self._shows or bool((image != image[0, 0]).any())
             if self._first is None:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pickglass.data import Decoded, Prepared, Preprocess, Row, decode
-from pickglass.data.images.decoder import Array
+from pickglass.data import Decoded, Prepared, Preprocess, Row
+from pickglass.data.images.decoder import Picture, decode_pictures
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.batch import Batch
@@ -138,7 +138,7 @@ class FeatureLoader:
         rows, to_decode = tee(rows)
         unknown = (row for row in to_decode if row.path not in self.ready)
         ahead = max(2 * size, compute.workers)
-        decoded = decode(unknown, self._prepare, compute.workers, ahead, compute.max_pixels)
+        decoded = decode_pictures(unknown, self._prepare, compute.workers, ahead, compute.max_pixels)
         for row in rows:
             ready = self.ready.get(row.path)
             waiting.append(next(decoded) if ready is None else replace(ready, row=row))
@@ -166,7 +166,7 @@ class FeatureLoader:
             progress("reading features", done, len(rows))
             yield loaded
 
-    def _prepare(self, image: Array, row: Row) -> Prepared:
+    def _prepare(self, image: Picture, row: Row) -> Prepared:
         return self.preprocess.prepared(image, row, self.roi)
 
     def batch_of(self, values: Sequence[Prepared]) -> Batch:

@@ -22,9 +22,9 @@ from typing_extensions import Unpack
 from pickglass.calibration import Calibration, Change
 from pickglass.calibration.drift import ImageFacts, Sample, image_facts
 from pickglass.calibration.promises import set_by_hand
-from pickglass.data import Channels, Decoded, Prepared, Preprocess, Row, as_table, decode, known_names
+from pickglass.data import Channels, Decoded, Prepared, Preprocess, Row, as_table, known_names
 from pickglass.data.files import output_path
-from pickglass.data.images.decoder import Array
+from pickglass.data.images.decoder import Picture, decode_pictures
 from pickglass.errors import Failure, InputError, ModelFileError, shortened
 from pickglass.result import BoolArray, Found, Prediction, without_number
 from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress
@@ -305,7 +305,7 @@ class ExportedModel(OutlierScores):
 
     # -- images --------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, image: Array, row: Row) -> Prepared:
+    def _prepare(self, image: Picture, row: Row) -> Prepared:
         if row.roi is not None and not self.takes_keep:
             raise InputError(
                 f"{self.source} was exported without an input for regions of interest, and {row.path} comes with one: "
@@ -320,7 +320,7 @@ class ExportedModel(OutlierScores):
         total = len(rows) if isinstance(rows, Sized) else None
         session, size, done = self.session(options, total), self._at_once(options), 0
         ahead = max(2 * size, options.workers)
-        decoded = decode(rows, self._prepare, options.workers, ahead, options.max_pixels)
+        decoded = decode_pictures(rows, self._prepare, options.workers, ahead, options.max_pixels)
 
         def answered(batch: list[Decoded[Row, Prepared]]) -> Answer | None:
             values = [item.value for item in batch if item.value is not None]

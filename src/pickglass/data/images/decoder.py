@@ -21,9 +21,12 @@ from PIL import Image
 from pickglass.data.images.formats import (
     Array,
     Header,
+    Picture,
+    array_of,
     decode_file,
     open_file,
     parse_header,
+    size_of,
     unit_floats,
 )
 from pickglass.data.images.pil import decode_pil
@@ -36,13 +39,17 @@ __all__ = [
     "Decoded",
     "Header",
     "ImageRow",
+    "Picture",
     "Pixels",
+    "array_of",
     "decode",
     "decode_all",
+    "decode_pictures",
     "name_of",
     "read_bytes",
     "read_header",
     "read_image",
+    "read_picture",
 ]
 
 T = TypeVar("T")
@@ -75,6 +82,14 @@ def read_image(source: Source, max_pixels: int = MAX_PIXELS) -> Array:
 
     >>> read_image(np.array([[[255, 0, 0, 128]]], np.uint8)).tolist()
     [[[255, 0, 0]]]
+    """
+    return array_of(read_picture(source, max_pixels))
+
+
+def read_picture(source: Source, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read one image as :func:`read_image` does, and leave 8 bits in Pillow, which resizes them.
+
+    What is returned is not to be changed: it may be the image of the caller.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -184,7 +199,7 @@ def decode(
 
     Args:
         rows: what to read; taken as needed, so it may be endless.
-        prepare: runs in the threads on each image and its row.
+        prepare: runs in the threads on each image, as :func:`~pickglass.data.read_image` returns it, and its row.
         workers: number of threads.
         ahead: most images taken from ``rows`` and not yet handed over.
         max_pixels: as in :func:`~pickglass.data.read_image`.
@@ -193,6 +208,17 @@ def decode(
         One :class:`Decoded` a row. A broken image never raises; an error of ``prepare`` other than ImageError does.
         Closing the iterator early ends the threads.
     """
+    return decode_pictures(rows, lambda picture, row: prepare(array_of(picture), row), workers, ahead, max_pixels)
+
+
+def decode_pictures(
+    rows: Iterable[RowT],
+    prepare: Callable[[Picture, RowT], T],
+    workers: int = 2,
+    ahead: int = 16,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[Decoded[RowT, T]]:
+    """Read and prepare images as :func:`decode` does, where ``prepare`` takes pictures of Pillow as well as arrays."""
     waiting: deque[Future[Decoded[RowT, T]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="pickglass-decode") as pool:
         try:
@@ -207,10 +233,10 @@ def decode(
                 future.cancel()
 
 
-def _decode_row(row: RowT, prepare: Callable[[Array, RowT], T], max_pixels: int) -> Decoded[RowT, T]:
+def _decode_row(row: RowT, prepare: Callable[[Picture, RowT], T], max_pixels: int) -> Decoded[RowT, T]:
     try:
-        image = read_image(row.path if row.pixels is None else row.pixels, max_pixels)
-        return Decoded(row, prepare(image, row), (image.shape[0], image.shape[1]))
+        picture = read_picture(row.path if row.pixels is None else row.pixels, max_pixels)
+        return Decoded(row, prepare(picture, row), size_of(picture))
     except ImageError as error:
         return Decoded(row, None, (0, 0), error.reason)
 

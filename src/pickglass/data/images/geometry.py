@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pickglass.data.images.formats import Array
+from pickglass.data.images.formats import Array, Picture, array_of, size_of
 from pickglass.errors import ImageError, InputError, shortened
 
 __all__ = [
@@ -203,21 +203,25 @@ class Preprocess:
                 )
         return Placement((height - h) // 2, (width - w) // 2, h, w)
 
-    def __call__(self, image: Array) -> NDArray[np.float32]:
+    def __call__(self, image: Picture) -> NDArray[np.float32]:
         """Prepare an image as :func:`read_image` returns it: float32 ``(3, H, W)``, contiguous, the input untouched."""
-        place = self.placement((image.shape[0], image.shape[1]))
-        if image.dtype == np.uint8:
-            resized, white = self._resized(image, place), 255
+        place = self.placement(size_of(image))
+        bottom, right = place.top + place.height, place.left + place.width
+        out = np.empty((3, *self.size), np.float32)
+        inside = out[:, place.top : bottom, place.left : right]  # (3, h, w)
+        if isinstance(image, Image.Image) or image.dtype == np.uint8:
+            planes = _planes(self._resized(image, place))
+            for plane, values in zip(planes, inside, strict=False):
+                np.divide(plane, np.float32(255), out=values, dtype=np.float32)
         else:
             unit = image if image.dtype == np.float32 else np.divide(image, np.float32(65535), dtype=np.float32)
-            planes = [unit] if unit.ndim == 2 else list(unit.transpose(2, 0, 1))
-            resized = np.stack([self._resized(p, place) for p in planes], axis=2).clip(0, 1)  # bicubic overshoots
-            white = 1
-        channels_last = resized if resized.ndim == 3 else resized[..., None]  # (h, w, 1 or 3)
+            planes = [array_of(self._resized(plane, place)) for plane in _planes(unit)]
+            for plane, values in zip(planes, inside, strict=False):
+                np.clip(plane, 0, 1, out=values)  # bicubic overshoots
+        inside[len(planes) :] = inside[0]  # grey
         if (place.height, place.width) != self.size:
-            channels_last = np.pad(channels_last, (*self._margins(place), (0, 0)), mode="edge")  # (H, W, 1 or 3)
-        out = np.empty((3, *self.size), np.float32)
-        np.divide(channels_last.transpose(2, 0, 1), np.float32(white), out=out, dtype=np.float32)  # (3, H, W)
+            out[:, :, : place.left], out[:, :, right:] = out[:, :, place.left, None], out[:, :, right - 1, None]
+            out[:, : place.top], out[:, bottom:] = out[:, place.top, None], out[:, bottom - 1, None]
         return out
 
     def kept(self, image: tuple[int, int], region: NDArray[np.bool_] | None = None) -> NDArray[np.bool_] | None:
@@ -233,11 +237,11 @@ class Preprocess:
             return None
         inside = np.ones((place.height, place.width), np.bool_)
         if region is not None:
-            share = _resize(region.astype(np.uint8) * 255, place, Image.Resampling.BOX)  # 0..255
+            share = array_of(_resize(region.astype(np.uint8) * 255, place, Image.Resampling.BOX))  # 0..255
             inside = share >= max(1, min(128, int(share.max())))
         return np.pad(inside, self._margins(place))  # (H, W)
 
-    def prepared(self, image: Array, row: HasRegion, roi: NDArray[np.bool_] | None = None) -> Prepared:
+    def prepared(self, image: Picture, row: HasRegion, roi: NDArray[np.bool_] | None = None) -> Prepared:
         """Fit a decoded image on the canvas.
 
         Args:
@@ -245,8 +249,8 @@ class Preprocess:
             row: its row; the row's own region of interest wins over ``roi``.
             roi: (H, W) bool on the canvas, for rows without a region of interest; None: everything counts.
         """
-        region = None if row.roi is None else row.region(image)
-        keep = self.kept((image.shape[0], image.shape[1]), region)
+        region = None if row.roi is None else row.region(array_of(image))
+        keep = self.kept(size_of(image), region)
         if region is None and roi is not None:
             keep = roi if keep is None else keep & roi
         return Prepared(self(image), keep)
@@ -262,8 +266,8 @@ class Preprocess:
         down = (place.top, height - place.top - place.height)
         return down, (place.left, width - place.left - place.width)
 
-    def _resized(self, image: Array, place: Placement) -> Array:
-        if image.shape[:2] == (place.height, place.width):
+    def _resized(self, image: Picture, place: Placement) -> Picture:
+        if size_of(image) == (place.height, place.width):
             return image
         return _resize(image, place, _RESAMPLING[self.interpolation])
 
@@ -281,14 +285,23 @@ class Preprocess:
         return cls(tuple(data["size"]), data["interpolation"], data["geometry"], data["side"])
 
 
-def _resize(image: Array, place: Placement, resampling: Image.Resampling) -> Array:
+def _planes(picture: Picture) -> list[Array]:
+    """Return the channels of a picture, (H, W) each: one of a grey picture, three of a colour one."""
+    if not isinstance(picture, Image.Image):
+        return [picture] if picture.ndim == 2 else list(picture.transpose(2, 0, 1))
+    size = size_of(picture)
+    return [np.frombuffer(picture.tobytes("raw", band), np.uint8).reshape(size) for band in picture.getbands()]
+
+
+def _resize(image: Picture, place: Placement, resampling: Image.Resampling) -> Image.Image:
     """Resize an image along its rows, then along its columns.
 
     Which comes first decides how 8 bits are rounded. Asked for both at once, Pillow 13 begins with the columns where
     they shrink more, and Pillow 12 never does: a model would see other pixels after an update of Pillow.
     """
-    across = Image.fromarray(np.ascontiguousarray(image)).resize((place.width, image.shape[0]), resampling)
-    return np.asarray(across.resize((place.width, place.height), resampling))
+    whole = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
+    across = whole.resize((place.width, whole.height), resampling)
+    return across.resize((place.width, place.height), resampling)
 
 
 def canvas_of_area(side: int, images: Iterable[tuple[int, int]]) -> tuple[int, int]:

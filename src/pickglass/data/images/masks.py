@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pickglass.data.images.decoder import MAX_PIXELS
-from pickglass.data.images.formats import Array, array_of_image, decode_file, one_error, open_file, opened
+from pickglass.data.images.formats import Array, array_of, decode_file, one_error, open_file, opened, picture_of_image
 from pickglass.errors import ImageError, shortened
 
 __all__ = ["LABELS", "Marks", "MaskSource", "Size", "check_mask_size", "marks_of", "read_marks", "read_mask"]
@@ -86,7 +86,7 @@ def _marks_in(source: str | os.PathLike[str] | Array, name: str, max_pixels: int
     if isinstance(source, np.ndarray):
         return marks_of(_levels_of_array(source, name))
     with open_file(name) as file:
-        values = decode_file(file, name, max_pixels, _values)
+        values = array_of(decode_file(file, name, max_pixels, _values))
         with one_error(name):
             return marks_of(_levels(values, name), _is_lossy(file, name))
 
@@ -107,7 +107,7 @@ def _values(image: Image.Image, name: str) -> Array:
     if mode in ("LA", "RGBA", "La", "RGBa"):
         return np.array(image.convert("RGBA" if mode.startswith("R") else "LA").convert("RGBA"))
     if mode not in ("P", "PA"):
-        return array_of_image(image, name)
+        return array_of(picture_of_image(image, name))
     rgba = np.array(image.convert("RGBA"))
     colours, alpha = rgba[..., :3], rgba[..., 3]
     if mode == "P" and alpha.min() == alpha.max() and (not colours.any() or colours.any(axis=2).all()):

@@ -11,11 +11,12 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from pickglass.data.images.formats import (
     FORMATS,
-    Array,
-    array_of_image,
+    Picture,
+    array_of,
     decode_file,
     frames_in,
     one_error,
+    picture_of_image,
     upright,
 )
 from pickglass.errors import ImageError
@@ -25,8 +26,8 @@ __all__ = ["decode_pil"]
 _LOCKS: dict[int, Lock] = {}  # by process: one that was forked must not wait for a thread that is not there
 
 
-def decode_pil(image: Image.Image, max_pixels: int) -> Array:
-    """Return the array of an image of Pillow; one that was opened and not yet loaded is read here and stays so.
+def decode_pil(image: Image.Image, max_pixels: int) -> Picture:
+    """Return the pixels of an image of Pillow; one that was opened and not yet loaded is read here and stays so.
 
     Its file is read again from the start, so that a list of opened files is never decoded all at once, and 16-bit
     colour is exact. One that was loaded before is taken as it is.
@@ -49,7 +50,7 @@ def decode_pil(image: Image.Image, max_pixels: int) -> Array:
             return decode_file(io.BytesIO(data), name, max_pixels)
         if isinstance(image, ImageFile.ImageFile) and image.mode.startswith("RGB") and _was_deep(image):
             raise ImageError(name, "16-bit colour of which Pillow has kept 8 bits: pass the path, or open it anew")
-        return upright(array_of_image(image, name), image)
+        return upright(array_of(picture_of_image(image, name)), image)
 
 
 def _frames_open(image: Image.Image, name: str) -> int:
