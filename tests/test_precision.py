@@ -194,9 +194,9 @@ def test_other_methods_in_int8(method: str, tmp_path: Path, monkeypatch: pytest.
     settings = cls.configured({"size": SIDE, **cls.quick_settings(8, SIDE)}).configuration()
     least = {"epochs": 1, "steps": 1, "natural": "none"}
     detector = cls.configured({**settings, **{name: value for name, value in least.items() if name in settings}})
-    detector.fit(GOOD[:8], engine="torch")
+    detector.fit(GOOD[:4], engine="torch")
     for precision in ("float32", "int8"):
-        detector.export(tmp_path / f"{precision}.onnx", GOOD[:8], precision=precision)
+        detector.export(tmp_path / f"{precision}.onnx", GOOD[:3], precision=precision)
     sizes = [(tmp_path / f"{precision}.onnx").stat().st_size for precision in ("float32", "int8")]
     assert sizes[1] < 0.6 * sizes[0]
 
