@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -18,7 +20,7 @@ class Least(nn.Sequential):
         super().__init__(
             *(
                 nn.Sequential(nn.Conv2d(into, out, 3, stride=2, padding=1), nn.BatchNorm2d(out), nn.ReLU())
-                for into, out in zip(channels, channels[1:], strict=False)
+                for into, out in pairwise(channels)
             )
         )
 

@@ -378,6 +378,7 @@ def test_what_is_too_slow_is_not_chosen(small_dataset: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_takes_too_much_memory_is_ruled_out(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = judge
 

@@ -171,8 +171,8 @@ def _rows(images: np.ndarray, folder: Path) -> Table:
     return Table(rows)
 
 
-# Methods whose graph holds a network that is made of the backbone's layers, one that searches a bank, and one that has a
-# backbone of its own are exported with the backbone that users get; what others make of its maps is the same for any.
+# Methods whose graph holds a network that is made of the backbone's layers, one that searches a bank, and one that has
+# a backbone of its own are exported with the backbone that users get; what others make of its maps is the same for any.
 USUAL = ("patchcore", "stfpm", "reverse_distillation", "efficientad")
 
 

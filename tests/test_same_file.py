@@ -16,7 +16,7 @@ from bench.kills import content
 from PIL import Image
 
 import pickglass as pg
-from least_training import LEAST
+from least_training import LEAST, few_methods
 from pickglass.data import load_dataset
 from pickglass.methods import METHODS
 from pickglass.testing import textures
@@ -65,7 +65,7 @@ def busy(draws: bool) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few_methods("patchcore", "efficientad"))
 def test_a_method_fitted_twice_makes_one_file(tmp_path: Path, method: str) -> None:
     first = short(method).fit(IMAGES, seed=3, engine="torch")
     with busy(draws=method not in DRAWS_WHILE_IT_TRAINS):
