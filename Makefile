@@ -1,4 +1,4 @@
-# Six commands serve developers and CI alike. Everything goes into .venv; nothing is installed outside it.
+# Seven commands serve developers and CI alike. Everything goes into .venv; nothing is installed outside it.
 #   make test PYTHON=python3.13   another Python: .venv is made anew where it has another version
 #   make test JOBS=8              tests in eight processes of one thread each
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo   torch without CUDA, which saves 5 GB
@@ -16,7 +16,7 @@ else
 VENV := .venv/python-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 endif
 
-.PHONY: setup demo test quick check docs audit
+.PHONY: setup demo test long quick check docs audit
 
 $(VENV):
 	$(PYTHON) -m venv --clear .venv
@@ -44,11 +44,15 @@ demo: .venv/train
 	$(BIN)/pickglass demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not long"
 
-# between edits: under a minute, without the tests that are marked slow, gpu or cluster
+# what tries all combinations, of which the tests above have one of each kind, and what is killed or goes on for long
+long: .venv/dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m long
+
+# between edits: under a minute, without the tests that are marked slow, long, gpu or cluster
 quick: .venv/dev
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not gpu and not cluster"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not long and not gpu and not cluster"
 
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pickglass.data import paint
 from pickglass.testing import textures
+from remembered_networks import fresh_or_remembered, remember_networks
 
 REAL = Path(os.environ.get("PICKGLASS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SEED_OFFSET = int(os.environ.get("PICKGLASS_SEED_OFFSET", "0"))
@@ -29,6 +30,7 @@ settings.load_profile("suite")
 
 def pytest_configure() -> None:
     torch.set_num_threads(THREADS)
+    remember_networks()
     if SEED_OFFSET:
         shift_seeds(SEED_OFFSET)
 
@@ -65,6 +67,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_gpu)
         if item.get_closest_marker("golden") and SEED_OFFSET:
             item.add_marker(other_numbers)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    fresh_or_remembered(item)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["LEAST"]
+import pytest
+
+from pickglass.methods import METHODS
+
+__all__ = ["LEAST", "few_methods"]
 
 LEAST: dict[str, Any] = {
     "epochs": 1,
@@ -13,3 +17,13 @@ LEAST: dict[str, Any] = {
     "natural": "none",
     "parts": ({"method": "patchcore", "ratio": 0.1}, {"method": "fastflow", "steps": 2, "epochs": 1}),
 }
+
+
+def few_methods(*soon: str) -> list[Any]:
+    """All methods as parameters of a test, of which only these run with ``make test``; the others are ``make long``.
+
+    By default one that counts, and one that trains: the code behind the others is shared with these, and each method
+    has tests of its own and goes through the conformance suite as it is.
+    """
+    now = soon or ("patchcore", "fastflow")
+    return [name if name in now else pytest.param(name, marks=pytest.mark.long) for name in METHODS]

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -243,6 +244,7 @@ def few_candidates() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pickglass.app.advise.advise.candidates", few)
         patch.setattr("pickglass.app.advise.scoring._REPEATS", 50)
+        patch.setattr("pickglass.app.advise.advise.paint_set", partial(paint_set, painted=14))  # two of each kind
         yield
 
 
@@ -367,6 +369,7 @@ def test_the_page_shows_what_was_painted_and_found(advised: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_is_too_slow_is_not_chosen(small_dataset: Path) -> None:
     result = advise(small_dataset, AdviseRequest(16, latency_ms=1e-3, backbones=[LITE]), compute=QUICK)
     assert result["command"] is None
@@ -375,6 +378,7 @@ def test_what_is_too_slow_is_not_chosen(small_dataset: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_takes_too_much_memory_is_ruled_out(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = judge
 
@@ -582,6 +586,7 @@ def test_many_categories_one_fails_and_a_second_call_goes_on(small_dataset: Path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_many_categories_in_processes(small_dataset: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copytree(small_dataset, tmp_path / "root" / name)

@@ -116,6 +116,7 @@ def test_turns_alternate_and_apart_is_another_process() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_runtime_against_a_peer(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

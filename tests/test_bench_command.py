@@ -418,6 +418,7 @@ def test_an_exported_model_is_measured_without_torch(folder: Path, small_dataset
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_models_of_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exported: list[tuple[str, tuple[int, ...]]] = []
     # that each method can be exported is held elsewhere, and takes seconds

@@ -145,7 +145,7 @@ def losing(what: str, cluster: Any, folder: Path, module: Any, name: str, at: in
         cluster.add_node(**NODE)
 
 
-@pytest.mark.parametrize("what", ["worker", "node"])
+@pytest.mark.parametrize("what", ["worker", pytest.param("node", marks=pytest.mark.long)])
 def test_a_study(
     cluster: Any, small_dataset: Path, tmp_path: Path, local_rows: list[dict[str, Any]], what: str
 ) -> None:
@@ -178,6 +178,7 @@ KILLED = """
 """
 
 
+@pytest.mark.long
 def test_the_asking_process_is_killed_and_started_again(
     cluster: Any, small_dataset: Path, tmp_path: Path, local_rows: list[dict[str, Any]]
 ) -> None:
@@ -196,6 +197,7 @@ def test_the_asking_process_is_killed_and_started_again(
 
 
 @pytest.mark.parametrize("what", ["worker", "node"])
+@pytest.mark.long
 def test_many_categories_under_relative_paths(
     cluster: Any, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -220,7 +222,7 @@ def test_many_categories_under_relative_paths(
         assert all(one[name].equal(other[name]) for name in one)
 
 
-@pytest.mark.parametrize("what", ["worker", "node"])
+@pytest.mark.parametrize("what", [pytest.param("worker", marks=pytest.mark.long), "node"])
 def test_predict_over_a_folder(
     cluster: Any, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:

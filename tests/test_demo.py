@@ -11,6 +11,7 @@ from PIL import Image
 
 from pickglass.app import demo as module
 from pickglass.app.advise.candidates import input_sizes
+from pickglass.app.advise.painted import paint_set
 from pickglass.app.demo import demo, write_pieces
 from pickglass.app.pages.demo import own_folder
 from pickglass.cli.main import app
@@ -34,6 +35,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr("pickglass.app.advise.advise._SHORT_LIST", 1)
     monkeypatch.setattr("pickglass.app.advise.advise.input_sizes", partial(input_sizes, most=1))
+    monkeypatch.setattr("pickglass.app.advise.advise.paint_set", partial(paint_set, painted=7))
 
 
 def test_the_pieces_have_exact_masks_of_the_stated_size(small: None, tmp_path: Path) -> None:
@@ -59,6 +61,7 @@ def test_no_piece_is_woven_twice(small: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_ends_in_three_models_and_one_page(small: None, tmp_path: Path) -> None:
     result = demo(tmp_path / "demo")
     squeezed, default, advised = result["models"]

@@ -573,7 +573,9 @@ def test_the_penalty_sees_what_it_is_told(kind: str, tmp_path: Path) -> None:
     for i in range(3):
         Image.fromarray(textures(1, 80, seed=i)[0]).save(tmp_path / f"{i}.png")
     natural = str(tmp_path) if kind == "folder" else kind
-    detector = EfficientAD(**{**SMALL, "natural": natural, "steps": 5}).fit(textures(10, 64), calibrate=0)  # type: ignore[arg-type]
+    detector = EfficientAD(**{**SMALL, "natural": natural, "steps": 5}).fit(
+        textures(10, 64), calibrate=0, engine="torch"
+    )  # type: ignore[arg-type]
     details = detector.provenance.details
     assert (details["natural"], details["natural_images"]) == (natural, {"generated": 5, "none": 0, "folder": 3}[kind])
 
@@ -592,11 +594,12 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert EfficientAD.validate_share == 0.1
 
 
+@pytest.mark.fresh
 @pytest.mark.slow
 def test_a_saved_model_carries_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "teacher.pth"
     torch.save(PDN("tiny").state_dict(), file)
-    detector = EfficientAD(**{**SMALL, "weights": str(file)}).fit(textures(10, 64))  # type: ignore[arg-type]
+    detector = EfficientAD(**{**SMALL, "weights": str(file)}).fit(textures(10, 64), engine="torch")  # type: ignore[arg-type]
     path = detector.save(tmp_path / "model.safetensors")
     file.unlink()
     monkeypatch.setattr(
@@ -604,7 +607,8 @@ def test_a_saved_model_carries_its_teacher(tmp_path: Path, monkeypatch: pytest.M
     )
     loaded = load(path)
     images = textures(2, 64, seed=1)
-    np.testing.assert_array_equal(loaded.predict(images).scores, detector.predict(images).scores)
+    scores = [one.predict(images, engine="torch").scores for one in (loaded, detector)]
+    np.testing.assert_array_equal(*scores)
     assert loaded.provenance.backbone_weights["name"] == "teacher.pth"
 
 
@@ -614,8 +618,8 @@ def test_both_branches_are_shown_beside_the_map(tiled: bool) -> None:
     detector = EfficientAD(**SMALL)  # type: ignore[arg-type]
     if tiled:
         detector = detector.tiled(size=(64, 96), tile=64, stride=32)
-    detector.fit(textures(10, 64), calibrate=0)
-    (found,) = detector.predict(textures(1, 80, seed=1))
+    detector.fit(textures(10, 64), calibrate=0, engine="torch")
+    (found,) = detector.predict(textures(1, 80, seed=1), engine="torch")
     parts = detector.parts_of(found)
     assert list(parts) == ["local", "global"]
     assert {part.shape for part in parts.values()} == {(80, 80)}
@@ -629,15 +633,15 @@ def test_both_branches_are_shown_beside_the_map(tiled: bool) -> None:
 
 
 def test_other_methods_have_no_parts() -> None:
-    detector = PatchCore(size=64, weights="random").fit(textures(10, 64), calibrate=0)
-    assert detector.parts_of(next(iter(detector.predict(textures(1, 64))))) == {}
+    detector = PatchCore(size=64, weights="random").fit(textures(4, 64), calibrate=0, engine="torch")
+    assert detector.parts_of(next(iter(detector.predict(textures(1, 64), engine="torch")))) == {}
 
 
 @pytest.mark.parametrize("size", [64, 96])
 @pytest.mark.slow
 def test_forward_is_exported_and_answers_alike_elsewhere(size: int) -> None:
     openvino = pytest.importorskip("openvino")
-    detector = EfficientAD(**{**SMALL, "size": size}).fit(textures(10, 64), calibrate=0).cpu()  # type: ignore[arg-type]
+    detector = EfficientAD(**{**SMALL, "size": size}).fit(textures(10, 64), calibrate=0, engine="torch").cpu()  # type: ignore[arg-type]
     images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     buffer = io.BytesIO()
     with warnings.catch_warnings():

@@ -298,6 +298,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_node(trained: Trained, installed: Path) -> None:
     node = tool("node")
     trained.expect(lambda model, images: run(node, "node.mjs", model, *images, cwd=installed))
@@ -336,6 +337,7 @@ def address(installed: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_page(trained: Trained, installed: Path, address: str, tmp_path: Path) -> None:
     browser = [tool(*BROWSERS), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
 

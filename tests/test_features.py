@@ -28,6 +28,8 @@ from pickglass.features.engine import BackboneEngine
 from pickglass.nn import maps
 from pickglass.testing import textures
 
+pytestmark = pytest.mark.fresh
+
 LITES = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
 
 

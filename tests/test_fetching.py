@@ -28,6 +28,8 @@ from pickglass.features.backbones.fetching import agrees, fetch, home, pinned, t
 from pickglass.features.backbones.registry import Published, catalogue, published, published_as
 from pickglass.features.backbones.weights import find_weights, lookup
 
+pytestmark = pytest.mark.fresh
+
 CONTENT = bytes(range(256)) * 3000
 
 

@@ -28,6 +28,8 @@ from pickglass.errors import InputError
 from pickglass.features.foreground import Check, Foreground, find_foreground, foreground_of
 from pickglass.runtime.compute import ComputeOptions
 
+pytestmark = pytest.mark.fresh
+
 QUICK = ComputeOptions(engine="torch", workers=1)
 TORCH = QUICK.arguments()
 TRAY = Tray("pin", part_px=40, pitch_px=90)  # two by two of them on 192 x 256, their right third empty

@@ -301,6 +301,7 @@ def test_whatever_is_called_png(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_1000_files_leak_nothing_and_lose_nothing(tmp_path: Path) -> None:
     rows = []
     for i in range(1000):

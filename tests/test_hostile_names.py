@@ -29,6 +29,8 @@ from pickglass.data.tables.layouts.spreadsheet import read_lines
 from pickglass.errors import DataError, PickglassError
 from pickglass.features import FeatureExtractor
 
+pytestmark = pytest.mark.fresh
+
 SOURCE = Path(pg.__file__).parent
 FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", "'=1", "''a", "a;=1+1", "a\t@x", "\uff1d1"]
 

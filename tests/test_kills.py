@@ -184,6 +184,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Materials:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_command_is_given_again(given: Materials) -> None:
     figures = measured(given, "convert", 4, 0)
     assert figures.sound, figures
@@ -200,6 +201,7 @@ def test_a_journal_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_a_read_only_one_and_a_vanished_image(given: Materials) -> None:
     command = forced(COMMANDS["predict"])
     code, fault = vanished(given, command)

@@ -15,6 +15,8 @@ from pickglass.features.backbones.registry import find_backbone
 from pickglass.features.extractor import layer_names
 from pickglass.testing import textures
 
+pytestmark = pytest.mark.fresh
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("digit", [0, 1, 2])
@@ -60,7 +62,7 @@ def test_they_train_as_timms_do() -> None:
 def test_a_prediction_loads_no_library_of_networks(tmp_path: Path) -> None:
     model, image = tmp_path / "m.safetensors", tmp_path / "image.npy"
     good = textures(10, 64)
-    pg.PatchCore(size=64, weights="random").fit(good).save(model)
+    pg.PatchCore(size=64, weights="random").fit(good, engine="torch").save(model)
     np.save(image, good[0])
     code = (
         "import sys, numpy, pickglass as pg\n"

@@ -17,6 +17,8 @@ from pickglass.errors import InputError, ModelFileError, UnknownName
 from pickglass.runtime.model_header import FORMAT, read_model_header
 from pickglass.testing import textures
 
+pytestmark = pytest.mark.fresh
+
 
 @pytest.fixture(scope="module")
 def detector() -> pg.Detector:

@@ -29,6 +29,7 @@ FAST = {"size": 64, "ratio": 0.05}
     ],
     ids=["standardised-reweighted", "pooled", "resnet18"],
 )
+@pytest.mark.long
 def test_conformance(settings: dict[str, object]) -> None:
     detector = pg.PatchCore(**{**FAST, **settings})  # type: ignore[arg-type]
     assert check_detector(detector, modes=["plain"], n_images=12)
@@ -224,6 +225,7 @@ def test_presets_and_settings() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_paper_preset_runs_on_random_weights() -> None:
     detector = pg.PatchCore.from_preset("paper", weights="random", size=64).fit(
         textures(3, 64), calibrate=0, engine="torch"

@@ -187,16 +187,16 @@ def test_files_without_thresholds_and_in_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["padim", "efficientad", "fastflow"])
+@pytest.mark.parametrize("method", ["padim", pytest.param("efficientad", marks=pytest.mark.long), "fastflow"])
 def test_other_methods_in_int8(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TOLERANCES, "int8", Tolerance(1, 1, 1))  # one step of a training says nothing of quality
     cls = METHODS[method]
     settings = cls.configured({"size": SIDE, **cls.quick_settings(8, SIDE)}).configuration()
     least = {"epochs": 1, "steps": 1, "natural": "none"}
     detector = cls.configured({**settings, **{name: value for name, value in least.items() if name in settings}})
-    detector.fit(GOOD[:8], engine="torch")
+    detector.fit(GOOD[:4], engine="torch")
     for precision in ("float32", "int8"):
-        detector.export(tmp_path / f"{precision}.onnx", GOOD[:8], precision=precision)
+        detector.export(tmp_path / f"{precision}.onnx", GOOD[:3], precision=precision)
     sizes = [(tmp_path / f"{precision}.onnx").stat().st_size for precision in ("float32", "int8")]
     assert sizes[1] < 0.6 * sizes[0]
 

@@ -16,6 +16,7 @@ import pytest
 
 import pickglass
 from pickglass.app.advise.candidates import input_sizes
+from pickglass.app.advise.painted import paint_set
 from pickglass.cli.main import app, main
 
 if sys.version_info >= (3, 11):
@@ -47,6 +48,7 @@ def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr("pickglass.app.advise.advise.LITES", ("efficientnet_lite0",))
     monkeypatch.setattr("pickglass.app.advise.advise._SHORT_LIST", 1)
     monkeypatch.setattr("pickglass.app.advise.advise.input_sizes", partial(input_sizes, most=1))
+    monkeypatch.setattr("pickglass.app.advise.advise.paint_set", partial(paint_set, painted=7))
     for line in lines:
         monkeypatch.setattr(sys, "argv", shlex.split(line))
         with pytest.raises(SystemExit) as stop:

@@ -31,6 +31,8 @@ from pickglass.features.anatomy.theoretical_field import theoretical_field
 from pickglass.features.backbones.layers import PRESETS, preset_names
 from pickglass.features.extractor import shown_layers
 
+pytestmark = pytest.mark.fresh
+
 
 def bare(name: str, layers: list[str]) -> FeatureExtractor:
     """Without weights: only shapes are asked for."""

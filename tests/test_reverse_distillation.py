@@ -247,6 +247,7 @@ def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_paper_preset_runs_on_random_weights() -> None:
     detector = ReverseDistillation.from_preset("paper", weights="random", size=64, epochs=1, batch=2)
     found = detector.fit(textures(2, 64), calibrate=0, validate=0, engine="torch").predict(

@@ -19,6 +19,7 @@ def test_a_leak_is_seen() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_files_and_threads_stay_flat(tmp_path: Path) -> None:
     for course in (predictions(80), requests(10, tmp_path), fits(10, tmp_path)):
         assert course.flat, course

@@ -19,7 +19,7 @@ import pytest
 import pickglass as pg
 from pickglass.testing import textures
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fresh]
 
 SOURCE = Path(pg.__file__).parent
 

@@ -24,6 +24,8 @@ from pickglass.features.backbones.registry import supervised
 from pickglass.features.backbones.weights import WeightsInfo, find_weights, weights_for
 from pickglass.testing import textures
 
+pytestmark = pytest.mark.fresh
+
 State = dict[str, Tensor]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

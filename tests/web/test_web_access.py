@@ -24,6 +24,7 @@ def findings(page: Page) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_pages_are_for_everybody(settings: Settings, page: Page, small_dataset: Path) -> None:
     images = sorted((small_dataset / "test").glob("*/*.png"))
     wrong: list[str] = []

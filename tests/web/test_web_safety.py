@@ -117,7 +117,7 @@ def test_a_token_is_asked_for(settings: Settings) -> None:
 def test_a_body_that_is_not_wanted_is_read_before_the_answer(
     settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(safety, "_SECONDS", 0.3)
+    monkeypatch.setattr(safety, "_SECONDS", 0.1)
     with live(settings(token=TOKEN)) as address:
         port = int(address.rpartition(":")[2])
         connection = HTTPConnection("127.0.0.1", port, timeout=20)

@@ -79,6 +79,7 @@ def test_a_report_is_ticked_and_saved_as_a_table(
     assert {mark["place"] for mark in client.get("/api/marks").json()["marks"]} == {"data"}
 
 
+@pytest.mark.long
 def test_marks_are_looked_at_and_teach(
     settings: Settings, lab_model: Path, context: BrowserContext, page: Page
 ) -> None:

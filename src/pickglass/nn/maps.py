@@ -172,7 +172,7 @@ def pool_channels(level: Tensor, dims: int) -> Tensor:
     """Average-pool the channels adaptively: (N, C, h, w) -> (N, dims, h, w)."""
     if level.shape[1] == dims:
         return level
-    index, weight = adaptive_windows(level.shape[1], dims)
+    index, weight = adaptive_windows(int(level.shape[1]), dims)  # a number: while traced, sizes count step by step
     picked = level[:, index.to(level.device)]  # (N, dims, k, h, w)
     return (picked * weight.to(level)[None, :, :, None, None]).sum(2)  # (N, dims, h, w)
 
