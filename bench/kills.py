@@ -715,7 +715,7 @@ def table(rows: list[Record]) -> str:
             [
                 f"`{row['command']}`",
                 *map(str, (tries, row["kills"], equal, refused, tries - equal - refused)),
-                row["twice"],
+                row["twice"].partition(":")[0],
             ]
         )
     return markdown(["command", "tries", "killed", "equal", "refused", "lost or left", "twice at once"], cells)

@@ -372,7 +372,7 @@ def _as_map(level: Tensor, cells: Cells, grid: tuple[int, int]) -> Tensor:
 
 def _built(spec: Backbone) -> nn.Module:
     """Build the network; the random numbers that it draws, for weights that are replaced, leave no trace."""
-    with DrawnFrom(0):
+    with torch.device("cpu"), DrawnFrom(0):
         return spec.build()
 
 
