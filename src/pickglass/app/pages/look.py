@@ -21,6 +21,7 @@ from pickglass.app.pages.images import (
     display,
     draw_contours,
     enlarged,
+    grow,
     jpeg,
     nearest,
     picture_size,
@@ -280,7 +281,9 @@ def _marked(scene: Scene, picture: Array) -> Array:
     framed = np.zeros_like(inside)
     across = (SMALL - (bottom - top)) // 2, (SMALL - (right - left)) // 2
     framed[max(1, top - across[0]) : bottom + across[0], max(1, left - across[1]) : right + across[1]] = True
-    return draw_contours(picture, truth=framed)
+    for mask in (framed, grow(framed), grow(grow(framed))):  # three pixels wide: a page shows the picture smaller
+        picture = draw_contours(picture, truth=mask)
+    return picture
 
 
 def _picture_size(scene: Scene, view: LayerView) -> tuple[int, int]:
