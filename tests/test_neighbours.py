@@ -73,8 +73,11 @@ def test_the_scan_finds_the_nearest_of_points_that_bfloat16_cannot_tell_apart() 
     index = BankIndex(bank, bfloat16=True)
     assert index.scan is not None
     scanned, multiplied = index.search(queries), BankIndex(bank, bfloat16=False).search(queries)
-    assert bool((scanned.distances <= multiplied.distances).all())  # which compares expanded squares
-    torch.testing.assert_close(scanned.distances.double(), truth(queries, bank)[0], rtol=1e-6, atol=1e-5)
+    assert bool((scanned.distances <= multiplied.distances).all())
+    # within a group, expanded squares in float32 decide, so of equals up to their rounding any may win
+    away = queries.sub(bank.mean(0)).norm(dim=1) + bank.sub(bank.mean(0)).norm(dim=1).max()
+    allowed = 2 * maps.rounding_bound(20) * away.double().square()
+    assert bool((scanned.distances.double().square() <= truth(queries, bank)[0].square() + allowed).all())
     assert bool((scanned.indices < len(bank)).all())
 
 
