@@ -1,4 +1,4 @@
-"""What a search of a memory bank costs beside its bare products, on sparse and dense banks, in one run.
+"""What a search of a memory bank costs beside its bare products, on sparse and dense banks, and what bfloat16 saves.
 
     OMP_NUM_THREADS=1 python -m bench run search [--queries 4096] [--points 2500 20000] [--channels 152] [--repeat 9]
 
@@ -6,7 +6,9 @@ Banks are drawn points. The queries of ``sparse`` are drawn as they are, those o
 distance of a thousandth of the points' length, where |x|^2 + |y|^2 - 2 x.y cancels, and those of ``members`` are bank
 points themselves. ``times_product`` is the time of the search divided by that of the products alone, block by block
 into one buffer, in turn; medians of processor time, which other load on the machine changes little. ``error`` is the
-largest difference from the distance in float64, divided by the mean length of the points.
+largest difference from the distance in float64, divided by the mean length of the points. Where the CPU has bfloat16,
+``scan_us`` is the same search by a scan in bfloat16 and a look in float32, ``times_faster`` that ratio, in turn, and
+``differing`` counts the queries whose distance is not the same bit by bit.
 
 ``exported`` is the search of exported files, one image of 1,024 queries at a time, in each runtime with one thread:
 ``ms`` by groups, as files have it, and ``ms_argmin`` by the place of the minimum at once, as they had it, in turn;
@@ -28,8 +30,10 @@ from torch import Tensor, nn
 from bench.harness import Case, Record, Suite, markdown, turns
 from pickglass.detectors.onnx_graph import OPSET
 from pickglass.features.engine import to_onnx
+from pickglass.nn.maps import has_fast_bfloat16
 from pickglass.nn.search.neighbours import BankIndex, nearest_plain
 
+KINDS = ("sparse", "dense", "members", "exported")
 _BLOCK = (2048, 1024)  # bank points times queries of one product
 
 
@@ -62,17 +66,29 @@ def measured(kind: str, points: int, given: argparse.Namespace) -> dict[str, Any
     if kind == "dense":
         step = torch.randn(queries.shape, generator=generator)
         queries = queries + step / step.norm(dim=1, keepdim=True) * queries.norm(dim=1).mean() / 1000
-    index = BankIndex(bank)
-    calls = {"search": lambda: index.distances(queries), "products": lambda: products(queries, bank)}
-    times = np.array(list(turns(calls, given.repeat, clock=time.process_time).values()))  # (2, R)
-    search_s, product_s = np.median(times, axis=1)
-    error = (index.distances(queries).double() - nearest(queries, bank)).abs().max() / bank.norm(dim=1).mean()
-    return {
-        "us_per_query": round(1e6 * search_s / given.queries, 2),
-        "times_product": round(float(np.median(times[0] / times[1])), 2),
-        "product_us": round(1e6 * product_s / given.queries, 2),
+    index = BankIndex(bank, bfloat16=False)
+    calls: dict[str, Callable[[], object]] = {
+        "search": lambda: index.distances(queries),
+        "products": lambda: products(queries, bank),
+    }
+    scan = BankIndex(bank, bfloat16=True) if has_fast_bfloat16() else None
+    if scan is not None:
+        calls["scan"] = partial(scan.distances, queries)
+    times = {name: np.array(own) for name, own in turns(calls, given.repeat, clock=time.process_time).items()}
+    us = {name: round(1e6 * float(np.median(own)) / given.queries, 2) for name, own in times.items()}
+    found = index.distances(queries)
+    error = (found.double() - nearest(queries, bank)).abs().max() / bank.norm(dim=1).mean()
+    result = {
+        "us_per_query": us["search"],
+        "times_product": round(float(np.median(times["search"] / times["products"])), 2),
+        "product_us": us["products"],
         "error": float(error),
     }
+    if scan is not None:
+        result["scan_us"] = us["scan"]
+        result["times_faster"] = round(float(np.median(times["search"] / times["scan"])), 2)
+        result["differing"] = int((scan.distances(queries) != found).sum())
+    return result
 
 
 class Exported(nn.Module):
@@ -138,23 +154,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queries", type=int, default=4096)
     parser.add_argument("--points", type=int, nargs="+", default=[2500, 20_000])
     parser.add_argument("--channels", type=int, default=152)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--repeat", type=int, default=9)
 
 
 def cases(given: argparse.Namespace) -> Iterator[Case]:
     for points in given.points:
         key = {"points": points, "channels": given.channels}
-        for kind in ("sparse", "dense", "members"):
-            yield Case({**key, "queries": kind}, partial(measured, kind, points, given))
-        yield Case({**key, "queries": "exported"}, partial(exported, points, given))
+        for kind in given.kinds:
+            case = partial(exported, points, given) if kind == "exported" else partial(measured, kind, points, given)
+            yield Case({**key, "queries": kind}, case)
 
 
 def table(rows: list[Record]) -> str:
-    heads = ["queries", "bank points", "us a query", "times the products", "error"]
-    own = [row for row in rows if row["queries"] != "exported"]
-    lines = [
-        [r["queries"], f"{r['points']:,}", r["us_per_query"], r["times_product"], f"{r['error']:.0e}"] for r in own
-    ]
+    heads = ["queries", "bank points", "channels", "us a query", "times the products", "error"]
+    heads += ["us by a scan in bfloat16", "times faster", "other distances"]
+    lines = []
+    for row in (row for row in rows if row["queries"] != "exported"):
+        own = [row["queries"], f"{row['points']:,}", row["channels"], row["us_per_query"], row["times_product"]]
+        scanned = [row.get(name, "") for name in ("scan_us", "times_faster", "differing")]
+        lines.append([*own, f"{row['error']:.0e}", *scanned])
     return markdown(heads, lines)
 
 

@@ -65,6 +65,45 @@ def test_queries_with_too_many_possible_neighbours_fall_back_and_stay_exact(monk
     assert index.scan is None  # given up for float32
 
 
+def test_the_scan_finds_the_nearest_of_points_that_bfloat16_cannot_tell_apart() -> None:
+    generator = torch.Generator().manual_seed(2)
+    centres = 10 * torch.randn(100, 19, generator=generator)
+    bank = (centres.repeat_interleave(20, 0) + 1e-3 * torch.randn(2000, 19, generator=generator))[:1987]
+    queries = torch.cat([centres + 1e-2 * torch.randn(100, 19, generator=generator), bank[-5:], 1e4 * centres[:3]])
+    index = BankIndex(bank, bfloat16=True)
+    assert index.scan is not None
+    scanned, multiplied = index.search(queries), BankIndex(bank, bfloat16=False).search(queries)
+    assert bool((scanned.distances <= multiplied.distances).all())
+    # within a group, expanded squares in float32 decide, so of equals up to their rounding any may win
+    away = queries.sub(bank.mean(0)).norm(dim=1) + bank.sub(bank.mean(0)).norm(dim=1).max()
+    allowed = 2 * maps.rounding_bound(20) * away.double().square()
+    assert bool((scanned.distances.double().square() <= truth(queries, bank)[0].square() + allowed).all())
+    assert bool((scanned.indices < len(bank)).all())
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_query_without_numbers_leaves_the_others_alone(bfloat16: bool) -> None:
+    queries, bank = clouds(40, 100, 5)
+    index = BankIndex(bank, bfloat16=bfloat16)
+    expected = index.distances(queries)
+    queries[3], queries[7, 0] = torch.nan, torch.inf
+    got = index.distances(queries)
+    assert not got[[3, 7]].isfinite().any()
+    others = [i for i in range(40) if i not in (3, 7)]
+    assert torch.equal(got[others], expected[others])
+
+
+def test_blocks_of_queries_and_of_points_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, bank = clouds(150, 333, 8)
+    expected = BankIndex(bank, bfloat16=False).search(queries)
+    for name, value in (("_QUERIES", 64), ("_POINTS", 64), ("_LOWS", 11 * 70), ("_FETCHED", 500)):
+        monkeypatch.setattr(neighbours, name, value)
+    for bfloat16 in (False, True):
+        got = BankIndex(bank, bfloat16=bfloat16).search(queries)
+        assert torch.equal(got.indices, expected.indices)
+        assert torch.equal(got.distances, expected.distances)
+
+
 @pytest.mark.parametrize("m", [1, 64, 197])
 def test_plain_search_is_the_definition_for_members_of_the_bank_too(m: int) -> None:
     queries, bank = clouds(60, 2 * m)

@@ -22,7 +22,7 @@ from typing_extensions import Unpack
 
 from pickglass.calibration import Calibration, Change
 from pickglass.calibration.promises import set_by_hand
-from pickglass.data import Channels, Row, Table, as_table, fingerprint, image_digest, known_names
+from pickglass.data import Channels, Prepared, Row, Table, as_table, fingerprint, image_digest, known_names
 from pickglass.detectors.fitting import (
     FitObserver,
     FitPlan,
@@ -380,8 +380,9 @@ class Detector(Method, OutlierScores):
         """
         rows = self._rows(data, channels)
         loader = self.loader(ComputeOptions(**compute))
+        in_parts = loader.in_parts and self.namer is None and set(self.components.values()) == {self}
         done = 0
-        for loaded in loader.batches(rows):
+        for loaded in loader.batches(rows, features=not in_parts):
             for item in self._found(loaded, loader):
                 done += 1
                 if progress is not None:
@@ -402,6 +403,8 @@ class Detector(Method, OutlierScores):
             scores, maps = self.judge(loaded.batch)
             arrays = maps.cpu().numpy()
             results = iter(zip(scores.tolist(), arrays, self._names(loaded.batch, scores, arrays), strict=True))
+        elif loaded.sound:
+            results = ((*self._judged_in_parts(value, loader), None) for value in loaded.values)
         for item in loaded.items:
             if item.error is not None:
                 yield Failure(item.row.path, item.error)
@@ -485,6 +488,20 @@ class Detector(Method, OutlierScores):
         own = self.own(batch)
         answer = self.score(own) if units is None else self.score_left_out(own, units)
         return self._joined(*answer, own.keep)
+
+    @torch.no_grad()
+    def _judged_in_parts(self, image: Prepared, loader: FeatureLoader) -> tuple[float, np.ndarray]:
+        """Judge an image of very many tiles, a few at a time: its score and its map (h, w)."""
+        scores, maps, kept = [], [], []
+        for part in loader.parts_of(image):
+            answer = self.score(self.own(part))
+            scores.append(answer[0])  # (T', 1)
+            maps.append(answer[1])  # (T', 1, h, w)
+            if part.keep is not None:
+                kept.append(part.keep)
+        keep = torch.cat(kept) if kept else None
+        score, whole, _ = self._joined(torch.cat(scores), torch.cat(maps), keep)
+        return float(score), whole[0].cpu().numpy()
 
     def own(self, batch: Batch) -> Batch:
         """Return what it reads of a batch that others read, too."""

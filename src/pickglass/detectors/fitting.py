@@ -621,9 +621,16 @@ def _train(
 def _batches(
     loader: FeatureLoader, rows: Table, progress: Progress, observers: Sequence[FitObserver] = ()
 ) -> Iterator[Batch]:
-    """Yield the batches that a method reads of these rows; the observers see each before the method."""
-    for loaded in loader.sound_batches(rows, progress):
-        if loaded.batch is not None:
+    """Yield the batches that a method reads of these rows; the observers see each before the method.
+
+    Images of very many tiles come in parts, where nobody watches.
+    """
+    in_parts = loader.in_parts and not observers
+    for loaded in loader.sound_batches(rows, progress, features=not in_parts):
+        if loaded.batch is None:
+            for value in loaded.values:
+                yield from loader.parts_of(value)
+        else:
             for observer in observers:
                 observer.taught([item.row for item in loaded.items], loaded.batch)
             yield loaded.batch

@@ -36,7 +36,7 @@ class LoadedBatch(NamedTuple):
 
     Attributes:
         items: one a row, in order; a broken one has an ``error``.
-        batch: the sound images, in their order; None where all are broken.
+        batch: the sound images, in their order; None where all are broken, or they are read in parts.
     """
 
     items: list[Decoded[Row, Prepared]]
@@ -46,6 +46,11 @@ class LoadedBatch(NamedTuple):
     def sound(self) -> list[Decoded[Row, Prepared]]:
         """The items that are in the batch, in its order."""
         return [item for item in self.items if item.error is None]
+
+    @property
+    def values(self) -> list[Prepared]:
+        """The sound images as they were prepared."""
+        return [item.value for item in self.items if item.value is not None]
 
     @property
     def failures(self) -> list[Failure]:
@@ -131,8 +136,18 @@ class FeatureLoader:
         changed.positions = None if self.tiles is None else range(self.tiles.n)
         return changed
 
-    def batches(self, rows: Iterable[Row]) -> Iterator[LoadedBatch]:
-        """Read the rows in batches, in order, taking them as needed; a broken image is named and leaves the others."""
+    @property
+    def in_parts(self) -> bool:
+        """Whether an image has so many tiles under one head that they are better read a few at a time."""
+        return self.tiles is not None and self.tiles.heads == 1 and self.tiles.n > _TILES_AT_ONCE
+
+    def batches(self, rows: Iterable[Row], features: bool = True) -> Iterator[LoadedBatch]:
+        """Read the rows in batches, in order, taking them as needed; a broken image is named and leaves the others.
+
+        Args:
+            rows: what to read.
+            features: compute what a method reads; False leaves it to :meth:`parts_of`.
+        """
         compute, size = self.compute, self.batch
         waiting: list[Decoded[Row, Prepared]] = []
         rows, to_decode = tee(rows)
@@ -143,24 +158,24 @@ class FeatureLoader:
             ready = self.ready.get(row.path)
             waiting.append(next(decoded) if ready is None else replace(ready, row=row))
             if len(waiting) == size:
-                yield self._loaded(waiting)
+                yield self._loaded(waiting, features)
                 waiting = []
         if waiting:
-            yield self._loaded(waiting)
+            yield self._loaded(waiting, features)
 
-    def _loaded(self, items: list[Decoded[Row, Prepared]]) -> LoadedBatch:
-        values = [item.value for item in items if item.value is not None]
-        return LoadedBatch(items, self.batch_of(values) if values else None)
+    def _loaded(self, items: list[Decoded[Row, Prepared]], features: bool) -> LoadedBatch:
+        loaded = LoadedBatch(items, None)
+        return loaded._replace(batch=self.batch_of(loaded.values)) if features and loaded.values else loaded
 
-    def sound_batches(self, rows: Sequence[Row], progress: Progress) -> Iterator[LoadedBatch]:
-        """Read the rows of a training in batches, in order.
+    def sound_batches(self, rows: Sequence[Row], progress: Progress, features: bool = True) -> Iterator[LoadedBatch]:
+        """Read the rows of a training in batches, in order; ``features`` as in :meth:`batches`.
 
         Raises:
             DataError: an image can no longer be read.
         """
         done = 0
-        for loaded in self.batches(rows):
-            if loaded.failures or loaded.batch is None:
+        for loaded in self.batches(rows, features):
+            if loaded.failures:
                 raise DataError(f"{len(loaded.failures)} training images can no longer be read:", loaded.failures)
             done += len(loaded.items)
             progress("reading features", done, len(rows))
@@ -171,7 +186,33 @@ class FeatureLoader:
 
     def batch_of(self, values: Sequence[Prepared]) -> Batch:
         """Return the batch that a method reads of prepared images."""
-        images = torch.from_numpy(np.stack([value.image for value in values]))  # (B, 3, H, W)
+        images, keep = self._canvases(values)
+        batch = canvas_batch(images, keep, self.engine, self.reads, self.tiles, self.positions, self.fusion)
+        return on_device(batch, self.engine.device, self.engine)
+
+    def parts_of(self, value: Prepared) -> Iterator[Batch]:
+        """Yield the tiles of a prepared image, 64 at a time, as the one head of all reads them: (T', 1, ...).
+
+        So memory holds the features of 64 tiles, however large the image is.
+        """
+        if self.tiles is None:
+            raise RuntimeError("an image without tiles has no parts")
+        images, keep = self._canvases([value])
+        for first in range(0, self.tiles.n, _TILES_AT_ONCE):
+            positions = range(first, min(first + _TILES_AT_ONCE, self.tiles.n))
+            part = canvas_batch(images, keep, self.engine, self.reads, self.tiles, positions, self.fusion)
+            own = Batch(
+                tuple(level.transpose(0, 1) for level in part.levels),
+                None if part.images is None else part.images.transpose(0, 1),
+                None if part.keep is None else part.keep.transpose(0, 1),
+            )
+            yield on_device(own, self.engine.device, self.engine)
+
+    def _canvases(self, values: Sequence[Prepared]) -> tuple[Tensor, Tensor | None]:
+        """Put prepared images side by side, as they are to be read: (B, 3, H, W), and what counts, (B, H, W)."""
+        # an image alone may be large: it is not copied
+        pixels = values[0].image[None] if len(values) == 1 else np.stack([value.image for value in values])
+        images = torch.from_numpy(pixels)  # (B, 3, H, W)
         keep = None
         if any(value.keep is not None for value in values):
             whole = np.ones(self.preprocess.size, np.bool_)
@@ -181,8 +222,7 @@ class FeatureLoader:
         if self.turn:
             images = images.rot90(self.turn, (2, 3)).contiguous()
             keep = None if keep is None else keep.rot90(self.turn, (1, 2))  # (B, H, W)
-        batch = canvas_batch(images, keep, self.engine, self.reads, self.tiles, self.positions, self.fusion)
-        return on_device(batch, self.engine.device, self.engine)
+        return images, keep
 
 
 def canvas_batch(

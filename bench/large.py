@@ -1,0 +1,161 @@
+"""Images far larger than a network's input: seconds an image, in both precisions of the search, and the peak of memory.
+
+    python -m bench run large strips FABRIC04 [--model FILE]  # PatchCore, 4096 x 256 px, the bank about 19,000
+    python -m bench run large pieces [--methods patchcore,padim]  # woven pieces of 4000 x 3000 px, 12 megapixels
+    python -m bench run large memory [--sides 3000x4000 9000x12000]  # peak of memory of one image, by its size
+
+``strips``: stage2 and stage3, unscaled, one head for overlapping tiles 256/128; the bank is chosen from a sample of the
+patches, so that making it takes seconds. ``pieces``: tiles of 256 px side by side, one head, 2 to learn from and 1 to
+judge. Each is judged with a search in float32 and, where the CPU has it, with a scan in bfloat16 before, in turn:
+``s`` is the median of the repeats, ``cpu_s`` that of the processor time, and ``difference`` the largest of the maps of
+the two, as a share of the map's largest value. ``memory``: the peak of a process that learns from one image and judges
+it, its libraries included: all tiles at once (``at_once``, up to 20 megapixels) and 64 at a time (``parts``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from PIL import Image
+
+import pickglass as pg
+from bench.harness import Case, Record, Suite, apart, markdown, middle, peak_mb
+from pickglass.data import load_dataset
+from pickglass.data.painting.cloth import Cloth, weave
+from pickglass.detectors import loading
+from pickglass.nn.maps import has_fast_bfloat16
+from pickglass.nn.search.neighbours import BankIndex
+
+_LARGEST_AT_ONCE = 20_000_000  # pixels; more may take more memory than a machine has
+
+
+def judged(detector: Any, asked: list[Any], repeat: int) -> dict[str, Any]:
+    """Judge images in each precision of the search, in turn."""
+    ways = {"float32": False, "bfloat16": True} if isinstance(detector, pg.PatchCore) else {"float32": False}
+    if not has_fast_bfloat16():
+        ways.pop("bfloat16", None)
+    bank = detector.bank if isinstance(detector, pg.PatchCore) else None
+    banks = {} if bank is None else {way: bank.clone() for way in ways}
+    took: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    maps: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for turn in range(repeat + 1):  # the first warms up
+        for way, scans in ways.items():
+            with patch("pickglass.methods.patchcore.BankIndex", partial(BankIndex, bfloat16=scans)):
+                if way in banks:
+                    detector.bank = banks[way]  # another bank makes another index
+                began, cpu = time.perf_counter(), time.process_time()
+                found = list(detector.predict(asked))
+                if turn:
+                    took[way].append((time.perf_counter() - began, time.process_time() - cpu))
+            maps[way] = [one.map for one in found]
+    result: dict[str, Any] = {
+        "s": {way: round(middle([s for s, _ in own]) / len(asked), 3) for way, own in took.items()},
+        "cpu_s": {way: round(middle([s for _, s in own]) / len(asked), 3) for way, own in took.items()},
+    }
+    if len(maps) == 2:
+        pairs = zip(maps["float32"], maps["bfloat16"], strict=True)
+        result["difference"] = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
+    return result
+
+
+def strips(data: str, model: str | None, repeat: int) -> dict[str, Any]:
+    dataset = load_dataset(data)
+    detector: Any
+    if model is None:
+        plain = pg.PatchCore(layers=("stage2", "stage3"), sample=64, ratio=0.64)
+        detector = plain.tiled(size="native", tile=256, stride=128, heads=1)
+        detector.fit(dataset.train, calibrate=0)
+    else:
+        detector = pg.load(model)
+    return {"bank": detector.bank.shape[1], **judged(detector, list(dataset.test)[:2], repeat)}
+
+
+def pieces(method: str, repeat: int) -> dict[str, Any]:
+    woven = [weave(Cloth("twill"), (3000, 4000), i) for i in range(3)]
+    plain = pg.PatchCore() if method == "patchcore" else pg.PaDiM()
+    detector = plain.tiled(size="native", tile=256, stride=256, heads=1).fit(woven[:2], calibrate=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "piece.png"
+        Image.fromarray(woven[2]).save(path)
+        return {"bank": detector.provenance.details.get("bank"), **judged(detector, [path], repeat)}
+
+
+def one_image(height: int, width: int, at_once: bool) -> dict[str, Any]:
+    """Learn from one image and judge another like it."""
+    piece = weave(Cloth("twill"), (1000, 1000), 0)
+    whole = np.tile(piece, (-(-height // 1000), -(-width // 1000), 1))[:height, :width]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "piece.png"
+        Image.fromarray(whole).save(path, compress_level=1)
+        del whole
+        detector = pg.PatchCore(sample=16, ratio=0.1).tiled(size=(height, width), tile=256, stride=256, heads=1)
+        with patch.object(loading, "_TILES_AT_ONCE", 10**9 if at_once else loading._TILES_AT_ONCE):
+            began = time.perf_counter()
+            detector.fit([path], calibrate=0, workers=1)
+            fit_mb, fit_s = peak_mb(), time.perf_counter() - began
+            began = time.perf_counter()
+            detector.predict([path], workers=1)
+    return {"fit_mb": fit_mb, "mb": peak_mb(), "fit_s": round(fit_s, 1), "s": round(time.perf_counter() - began, 1)}
+
+
+def memory(height: int, width: int) -> dict[str, Any]:
+    result: dict[str, Any] = {"parts": apart(one_image, height, width, False)}
+    if height * width <= _LARGEST_AT_ONCE:
+        result["at_once"] = apart(one_image, height, width, True)
+    return result
+
+
+def table(rows: list[Record]) -> str:
+    lines = []
+    for row in (row for row in rows if row["part"] != "memory"):
+        what = f"strips of {row['data']}" if row["part"] == "strips" else f"12 megapixels, {row['method']}"
+        bank = "" if row["bank"] is None else f"{row['bank']:,}"
+        scan = row["s"].get("bfloat16")
+        times = "" if scan is None else f"{row['s']['float32'] / scan:.1f}"
+        lines.append([what, bank, row["s"]["float32"], "" if scan is None else scan, times])
+    return markdown(["what", "bank points", "s an image, float32", "with a scan in bfloat16", "times faster"], lines)
+
+
+def table_of_memory(rows: list[Record]) -> str:
+    lines = []
+    for row in (row for row in rows if row["part"] == "memory"):
+        height, width = map(int, row["pixels"].split("x"))
+        whole = row.get("at_once")
+        megapixels = f"{width:,} x {height:,} px, {height * width / 1e6:.0f} megapixels"
+        lines.append([megapixels, "" if whole is None else f"{whole['mb']:,}", f"{row['parts']['mb']:,}"])
+    return markdown(["image", "all tiles at once, MB", "64 tiles at a time, MB"], lines)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("part", choices=["strips", "pieces", "memory"])
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--model", type=Path, help="of strips: a model that was made before; None: it is made first")
+    parser.add_argument("--methods", default="patchcore,padim", help="separated by commas")
+    parser.add_argument("--sides", nargs="+", default=["3000x4000", "9000x12000"], help="height x width, in pixels")
+    parser.add_argument("--repeat", type=int, default=3)
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    if (given.part == "strips") != (given.data is not None):
+        raise SystemExit("name the data set of strips, and none for the other parts")
+    if given.part == "strips":
+        yield Case(
+            {"part": "strips", "data": given.data.name}, partial(apart, strips, given.data, given.model, given.repeat)
+        )
+    elif given.part == "pieces":
+        for method in given.methods.split(","):
+            yield Case({"part": "pieces", "method": method}, partial(apart, pieces, method, given.repeat))
+    else:
+        for side in given.sides:
+            yield Case({"part": "memory", "pixels": side}, partial(memory, *map(int, side.split("x"))))
+
+
+SUITE = Suite(cases, arguments, {"": table, "memory": table_of_memory})
