@@ -510,6 +510,7 @@ def test_a_sample_is_chosen_from_no_more_than_it_says() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_auto_keeps_a_row_a_part_in_the_model(small_dataset: Path, tmp_path: Path) -> None:
     from pickglass.app.info import info
 

@@ -252,6 +252,7 @@ def test_the_nearest_size_that_fits_is_taken_and_said() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_vision_transformer_is_saved_exported_and_judges_as_before(tmp_path: Path) -> None:
     good = textures(6, 64)
     detector = pg.PatchCore(backbone="vit_small_patch16_dinov3", layers="block1+block2.norm", weights="random", size=64)

@@ -128,7 +128,7 @@ def test_copies_leave_the_engine_behind(fitted: pg.Detector, make: Callable[[pg.
     assert copied.calibration == fitted.calibration
 
 
-@pytest.mark.parametrize("make", COPIES, ids=["copy", "deepcopy", "pickle"])
+@pytest.mark.parametrize("make", [*(pytest.param(make, marks=pytest.mark.long) for make in COPIES[:2]), through_pickle])
 @pytest.mark.slow
 def test_copies_at_every_stage(make: Callable[[pg.Detector], pg.Detector], tmp_path: Path) -> None:
     unfitted = make(pg.PatchCore(**SMALL["patchcore"]))

@@ -392,7 +392,15 @@ def test_all_that_a_user_calls_judges_in_the_engine(tiled: bool, monkeypatch: py
     assert seen == [5, 1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("how", ["load_state_dict", "in place", "build", "statistics"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("load_state_dict", marks=pytest.mark.long),
+        "in place",
+        pytest.param("build", marks=pytest.mark.long),
+        "statistics",
+    ],
+)
 @pytest.mark.slow
 def test_what_was_compiled_does_not_outlive_its_weights(how: str) -> None:
     detector, batch = ready(positions=1, images=1)
@@ -567,7 +575,7 @@ def test_photographs_are_cut_from_the_middle_of_twice_the_size(tmp_path: Path) -
         natural_photos(tmp_path, (20, 30), limit=13)
 
 
-@pytest.mark.parametrize("kind", ["generated", "none", "folder"])
+@pytest.mark.parametrize("kind", ["generated", pytest.param("none", marks=pytest.mark.long), "folder"])
 @pytest.mark.slow
 def test_the_penalty_sees_what_it_is_told(kind: str, tmp_path: Path) -> None:
     for i in range(3):
@@ -637,7 +645,7 @@ def test_other_methods_have_no_parts() -> None:
     assert detector.parts_of(next(iter(detector.predict(textures(1, 64), engine="torch")))) == {}
 
 
-@pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.parametrize("size", [64, pytest.param(96, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_forward_is_exported_and_answers_alike_elsewhere(size: int) -> None:
     openvino = pytest.importorskip("openvino")

@@ -204,6 +204,7 @@ CASES = [(m, f) for m in METHODS for f in FORMS if f in (FORMS[0], FORMS[3]) or 
 LONG = [
     *(case for case in CASES if case[1] == FORMS[3] and case[0] not in ("patchcore", "stfpm")),
     ("fastflow", "tiled"),
+    ("fastflow", "shared heads"),
 ]
 
 

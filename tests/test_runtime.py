@@ -132,7 +132,11 @@ def test_a_model_of_an_older_pickglass_keeps_its_id(detector: pg.Detector, tmp_p
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch": 2}, {"input": "uint8"}, {"map": "full"}, {"keep": True}, {"batch": 3, "input": "uint8", "keep": True}],
+    [
+        *(pytest.param(one, marks=pytest.mark.long) for one in ({"batch": 2}, {"input": "uint8"}, {"keep": True})),
+        {"map": "full"},
+        {"batch": 3, "input": "uint8", "keep": True},  # the three before, at once
+    ],
 )
 @pytest.mark.slow
 def test_each_form_of_a_file_is_read(detector: pg.Detector, changes: dict[str, Any], tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_the_page_of_errors_has_all_errors() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_tutorials_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pickglass.detectors.certificate._WANTED", 4)  # more images say no more of the tutorial

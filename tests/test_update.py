@@ -107,8 +107,17 @@ def test_every_method_learns_on(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["patchcore", "padim", "fastflow"])
-@pytest.mark.parametrize("heads", [None, 2])
+@pytest.mark.parametrize(
+    ("method", "heads"),
+    [
+        ("patchcore", 2),
+        ("fastflow", None),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (("patchcore", None), ("padim", None), ("padim", 2), ("fastflow", 2))
+        ),
+    ],
+)
 def test_tiles_keep_their_heads(method: str, heads: int | None) -> None:
     tiling = {} if heads is None else {"heads": heads}
     detector = shortest(method).tiled(size=(SIDE, 3 * SIDE), tile=SIDE, stride=SIDE, **tiling)
