@@ -26,6 +26,7 @@ import sys
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -227,16 +228,15 @@ class BackboneEngine(CompiledNetwork):
         def compile() -> Any:
             return _compile(self.extractor.for_size(cells_of(first[0])), first, self.name)
 
-        def read_or_compiled() -> Any:
-            openvino = import_runtime("openvino")
-            model = kept_graphs.kept(openvino, _settings(self.name), key)
+        def read_or_compiled(key: str) -> Any:
+            model = kept_graphs.kept(import_runtime("openvino"), _settings(self.name), key)
             if model is None:
                 model = compile()
                 kept_graphs.keep(key, model)
             return model
 
         key, size_in_bytes = self._key(first)
-        return compile() if key is None else _kept.get(key, size_in_bytes, read_or_compiled)
+        return compile() if key is None else _kept.get(key, size_in_bytes, partial(read_or_compiled, key))
 
     def forget(self, first: Sequence[Tensor]) -> bool:
         """Remove what this process and the disk keep of the extractor for this size of images."""
