@@ -46,11 +46,12 @@ def start(command: list[str], kept: Path | None) -> dict[str, float]:
 
 def commands(folder: Path) -> dict[str, tuple[list[str], bool]]:
     """Make the models, and return the commands by name, with whether compiled graphs are kept."""
-    model = pg.PatchCore(size=SIDE).fit(textures(12, SIDE))
-    model.save(folder / "model.safetensors")
-    model.export(folder / "model.onnx")
     image = str(folder / "part.png")
-    Image.fromarray(textures(1, SIDE, seed=1)[0]).save(image)
+    if not (folder / "model.onnx").exists():
+        Image.fromarray(textures(1, SIDE, seed=1)[0]).save(image)
+        model = pg.PatchCore(size=SIDE).fit(textures(12, SIDE))
+        model.save(folder / "model.safetensors")
+        model.export(folder / "model.onnx")
     lab = [*PICKGLASS, "predict", str(folder / "model.safetensors"), image]
     line = [*PICKGLASS, "predict", str(folder / "model.onnx"), image]
     return {
@@ -65,9 +66,9 @@ def commands(folder: Path) -> dict[str, tuple[list[str], bool]]:
     }
 
 
-def measured(rounds: int) -> dict[str, Any]:
+def measured(rounds: int, models: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = models or Path(name)
         asked = commands(folder)
         starts: dict[str, list[dict[str, float]]] = {what: [] for what in asked}
         for turn in range(rounds + 1):
@@ -81,10 +82,11 @@ def measured(rounds: int) -> dict[str, Any]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", type=Path, help="folder in which the models stay for another run; it exists")
 
 
 def cases(given: argparse.Namespace) -> Iterator[Case]:
-    yield Case({"side": SIDE}, partial(measured, given.rounds))
+    yield Case({"side": SIDE}, partial(measured, given.rounds, given.models))
 
 
 def table(rows: list[Record]) -> str:
