@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -30,18 +29,24 @@ from pickglass.testing import textures
 PICKGLASS = (sys.executable, "-m", "pickglass")
 SIDE = 256
 
+# A process begins with the peak of the one that started it, so a small one stands between.
+_WATCHED = """
+import resource, subprocess, sys, time
+began = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+took = time.perf_counter() - began
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(took, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+"""
+
 
 def start(command: list[str], kept: Path | None) -> dict[str, float]:
     """Run a command in a new process, and return what it cost."""
     environment = {**os.environ, VARIABLE: "off" if kept is None else str(kept)}
-    began = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    took = time.perf_counter() - began
-    return {"s": took, "cpu_s": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024}
+    watched = [sys.executable, "-S", "-c", _WATCHED, *command]
+    done = subprocess.run(watched, env=environment, stdout=subprocess.PIPE, check=True)
+    s, cpu_s, peak_mb = map(float, done.stdout.split())
+    return {"s": s, "cpu_s": cpu_s, "peak_mb": peak_mb}
 
 
 def commands(folder: Path) -> dict[str, tuple[list[str], bool]]:
