@@ -39,8 +39,8 @@ __all__ = [
 
 Array: TypeAlias = NDArray[Any]
 Picture: TypeAlias = "Array | Image.Image"
-"""An image as :func:`pickglass.data.read_image` returns it, or 8 bits as Pillow decoded them, of mode L or RGB. An array
-of these takes as long to make as resizing them, so it is made only where one is needed (``geometry.array_of``)."""
+"""An image as :func:`pickglass.data.read_image` returns it, or 8 bits as Pillow decoded them, of mode L or RGB.
+An array of these takes as long to make as resizing them, so it is made where one is needed (``geometry.array_of``)."""
 
 _ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 _UPRIGHT: dict[int, Callable[[Array], Array]] = {
