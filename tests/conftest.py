@@ -9,6 +9,7 @@ from typing import Any
 # Read by OpenMP when torch and numpy are loaded, so it is set before they are. One thread a process and a process a
 # core (pytest-xdist) is several times faster than processes whose threads fight for the same cores.
 THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
+os.environ["PICKGLASS_COMPILED"] = "off"  # tests neither read nor fill the cache of whoever runs them
 
 import numpy as np
 import pytest

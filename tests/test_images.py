@@ -19,8 +19,7 @@ from PIL import Image, ImageOps
 
 from pickglass.data.images import formats
 from pickglass.data.images.decoder import decode, decode_pictures, read_header, read_image
-from pickglass.data.images.formats import size_of
-from pickglass.data.images.geometry import Preprocess
+from pickglass.data.images.geometry import Preprocess, size_of
 from pickglass.data.tables.rows import Row
 from pickglass.errors import ImageError
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pickglass.errors import InputError, MissingExtra, ModelFileError
+from pickglass.runtime.compiled import compile_model
 
 __all__ = ["Answer", "RuntimeName", "Session", "import_runtime", "open_session", "usable_cores", "usual_threads"]
 
@@ -181,8 +182,7 @@ def _openvino(content: bytes, threads: int | None, device: str, source: str, at_
     elif threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        core = openvino.Core()
-        compiled = core.compile_model(core.read_model(content), "CPU", settings)
+        compiled = compile_model(openvino, settings, content)
     except Exception as error:  # RuntimeError, or what its parser of protobuf raises
         raise _refused("OpenVINO", source, error) from error
     # an output also has names of values that are passed on to it unchanged

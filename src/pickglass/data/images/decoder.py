@@ -22,13 +22,12 @@ from pickglass.data.images.formats import (
     Array,
     Header,
     Picture,
-    array_of,
     decode_file,
     open_file,
     parse_header,
-    size_of,
     unit_floats,
 )
+from pickglass.data.images.geometry import array_of, size_of
 from pickglass.data.images.pil import decode_pil
 from pickglass.errors import DataError, Failure, ImageError, shortened
 

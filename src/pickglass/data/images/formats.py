@@ -26,7 +26,6 @@ __all__ = [
     "FORMATS",
     "Header",
     "Picture",
-    "array_of",
     "decode_file",
     "frames_in",
     "one_error",
@@ -34,15 +33,14 @@ __all__ = [
     "opened",
     "parse_header",
     "picture_of_image",
-    "size_of",
     "unit_floats",
     "upright",
 ]
 
 Array: TypeAlias = NDArray[Any]
 Picture: TypeAlias = "Array | Image.Image"
-"""An image as :func:`pickglass.data.read_image` returns it, or 8 bits as Pillow decoded them, of mode L or RGB. To make
-an array of these takes as long as to resize them, so it is made where one is needed: :func:`array_of`."""
+"""An image as :func:`pickglass.data.read_image` returns it, or 8 bits as Pillow decoded them, of mode L or RGB.
+An array of these takes as long to make as resizing them, so it is made where one is needed (``geometry.array_of``)."""
 
 _ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 _UPRIGHT: dict[int, Callable[[Array], Array]] = {
@@ -252,17 +250,7 @@ def upright(picture: Picture, image: Image.Image) -> Picture:
 def _turned(picture: Picture, orientation: int) -> Picture:
     turn = _UPRIGHT.get(orientation)
     # 5 to 8: (H, W[, 3]) -> (W, H[, 3])
-    return picture if turn is None else np.ascontiguousarray(turn(array_of(picture)))
-
-
-def array_of(picture: Picture) -> Array:
-    """Return the array of a picture: itself, or a copy of what Pillow holds."""
-    return np.array(picture) if isinstance(picture, Image.Image) else picture
-
-
-def size_of(picture: Picture) -> tuple[int, int]:
-    """Return the size (H, W) of a picture."""
-    return (picture.height, picture.width) if isinstance(picture, Image.Image) else (picture.shape[0], picture.shape[1])
+    return picture if turn is None else np.ascontiguousarray(turn(np.array(picture)))
 
 
 def picture_of_image(image: Image.Image, name: str) -> Picture:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pickglass.data.images.formats import Array, Picture, array_of, size_of
+from pickglass.data.images.formats import Array, Picture
 from pickglass.errors import ImageError, InputError, shortened
 
 __all__ = [
@@ -36,9 +36,11 @@ __all__ = [
     "Prepared",
     "Preprocess",
     "SizeRule",
+    "array_of",
     "canvas_of_area",
     "parse_size",
     "resize_map",
+    "size_of",
 ]
 
 Geometry = Literal["squeeze", "letterbox", "shorter", "native"]
@@ -92,6 +94,16 @@ class HasRegion(Protocol):
 
     def region(self, image: Array) -> NDArray[np.bool_] | None:
         """Return the region at the size of the image, (H, W) bool."""
+
+
+def array_of(picture: Picture) -> Array:
+    """Return the array of a picture: itself, or a copy of what Pillow holds."""
+    return np.array(picture) if isinstance(picture, Image.Image) else picture
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Return the size (H, W) of a picture."""
+    return (picture.height, picture.width) if isinstance(picture, Image.Image) else (picture.shape[0], picture.shape[1])
 
 
 def parse_size(size: int | str | tuple[int, int]) -> SizeRule:

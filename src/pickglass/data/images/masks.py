@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pickglass.data.images.decoder import MAX_PIXELS
-from pickglass.data.images.formats import Array, array_of, decode_file, one_error, open_file, opened, picture_of_image
+from pickglass.data.images.formats import Array, decode_file, one_error, open_file, opened, picture_of_image
+from pickglass.data.images.geometry import array_of
 from pickglass.errors import ImageError, shortened
 
 __all__ = ["LABELS", "Marks", "MaskSource", "Size", "check_mask_size", "marks_of", "read_marks", "read_mask"]

@@ -12,13 +12,13 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from pickglass.data.images.formats import (
     FORMATS,
     Picture,
-    array_of,
     decode_file,
     frames_in,
     one_error,
     picture_of_image,
     upright,
 )
+from pickglass.data.images.geometry import array_of
 from pickglass.errors import ImageError
 
 __all__ = ["decode_pil"]
