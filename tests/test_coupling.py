@@ -65,7 +65,7 @@ def test_a_fastflow_step_is_its_formula() -> None:
     assert isinstance(step, AffineCoupling)
     (x,) = inputs("fastflow", 2)
     x_p = x[:, step.permutation.tolist()]
-    raw = step.subnet.second(step.subnet.first(x_p[:, :3]).clamp(min=0))  # type: ignore[union-attr, operator]
+    raw = step.subnet.second(step.subnet.first(x_p[:, :3]).clamp(min=0))
     assert raw.shape[1] == 4
     y_b = x_p[:, 3:] * torch.exp(2 * torch.tanh(0.1 * raw[:, :2])) + 0.1 * raw[:, 2:]
     y, log_det = step(x)
@@ -85,13 +85,42 @@ def test_a_realnvp_block_moves_each_half_by_the_other() -> None:
 
     def moved(own: Tensor, read: Tensor, subnet: nn.Module) -> Tensor:
         n = own.shape[1]
-        raw = subnet(torch.cat([read, c], 1))
+        raw: Tensor = subnet(torch.cat([read, c], 1))
         return own * torch.exp(1.9 * 2 / math.pi * torch.atan(raw[:, :n] / 1.9)) + raw[:, n:]
 
     y_1 = moved(x_1, x_2, first.subnet)
     y_2 = moved(x_2, y_1, second.subnet)
     block = CouplingFlow([first, second])
     torch.testing.assert_close(block(x, c)[0], torch.cat([y_1, y_2], 1))
+
+
+def plainly(made: CouplingFlow, x: Tensor, *condition: Tensor) -> tuple[Tensor, Tensor]:
+    log_det = x.new_zeros(len(x), H, W)
+    for step in made.steps:
+        x, own = step(x, *condition)
+        log_det = log_det + own
+    return x, log_det
+
+
+@pytest.mark.parametrize("block", [1, 7, 2**17])
+@pytest.mark.parametrize("channels", [2, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_the_steps_one_by_one_and_so_are_all_gradients(
+    kind: str, channels: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pickglass.nn.networks.coupling._BLOCK", block)
+    made = flow(kind, channels).double()
+    found = []
+    for run in (made, lambda *given: plainly(made, *given)):
+        given = [t.double().requires_grad_() for t in inputs(kind, 3, channels)]
+        z, log_det = run(*given)
+        learned = [*given, *made.parameters()]
+        weights = torch.linspace(-1, 2, z.numel(), dtype=z.dtype).view_as(z)
+        loss = (weights * z).sum() + log_det.square().sum()  # each output has a gradient of its own
+        found.append([z, log_det, *torch.autograd.grad(loss, learned)])
+    assert all(float(t.detach().abs().max()) > 0 for t in found[1])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
 
 
 def test_a_new_realnvp_only_permutes() -> None:

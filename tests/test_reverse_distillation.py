@@ -26,7 +26,7 @@ class Fixed(nn.Module):
         super().__init__()
         self.answer = answer
 
-    def forward(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def forward(self, *levels: Tensor) -> tuple[Tensor, ...]:
         return self.answer
 
 
@@ -163,21 +163,21 @@ def test_any_levels_come_back_in_their_shapes(
 ) -> None:
     student = _Student(shapes, [1] * len(shapes) + [2], block, width)  # type: ignore[arg-type]
     given = tuple(torch.rand(2, *shape) for shape in shapes)
-    assert [tuple(x.shape) for x in student(given)] == [tuple(x.shape) for x in given]
+    assert [tuple(x.shape) for x in student(*given)] == [tuple(x.shape) for x in given]
 
 
 def test_only_with_a_linear_layer_can_values_below_zero_come_back() -> None:
     given = tuple(torch.randn(2, *shape) for shape in [(8, 8, 8), (12, 4, 4)])
     plain, linear = (_Student([(8, 8, 8), (12, 4, 4)], [1, 1, 1], "basic", width) for width in (None, 1.0))
-    assert all(bool((x >= 0).all()) for x in plain(given))
-    assert all(bool((x < 0).any()) for x in linear(given))
+    assert all(bool((x >= 0).all()) for x in plain(*given))
+    assert all(bool((x < 0).any()) for x in linear(*given))
 
 
 def test_everything_passes_through_the_embedding() -> None:
     """What the fused levels cannot tell, the student cannot restore: no way leads around the embedding."""
     student = _Student([(8, 8, 8), (12, 4, 4)], [1, 1, 1], "basic", 1.0).eval()
     student.embed.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
-    a, b = (student(tuple(torch.randn(2, *s) for s in [(8, 8, 8), (12, 4, 4)])) for _ in range(2))
+    a, b = (student(*(torch.randn(2, *s) for s in [(8, 8, 8), (12, 4, 4)])) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 

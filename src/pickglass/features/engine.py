@@ -311,6 +311,13 @@ class PerPositionEngine:
         self._engine: tuple[str, EngineName] | None = None  # its device and name
         self._runners: list[CompiledNetwork] = []
 
+    def run(self, engine: BackboneEngine | None, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run inputs (B, P, ...) in an engine; without one in torch, with gradients, as in training and in exports."""
+        if engine is None:
+            outputs: tuple[Tensor, ...] = network(*inputs)
+            return outputs
+        return self(engine, network, *inputs)
+
     def __call__(self, engine: BackboneEngine, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run inputs (B, P, ...) as ``engine`` runs the backbone: outputs (B, P, ...).
 

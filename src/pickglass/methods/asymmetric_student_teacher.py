@@ -42,6 +42,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
+from pickglass.features.engine import PerPositionEngine
 from pickglass.nn.maps import batch_mean, cells_of, highest, kept_cells, kept_mean
 from pickglass.nn.networks.coupling import CouplingFlow, nll, realnvp_steps
 from pickglass.nn.networks.stacked import Stacked
@@ -146,6 +147,7 @@ class AsymmetricStudentTeacher(Detector):
         self.pick = pick
         self.teacher: Stacked | None = None
         self.student: Stacked | None = None
+        self._engine_of_positions = PerPositionEngine("AST's teacher and student")
 
     @property
     def uses_validation(self) -> bool:
@@ -226,7 +228,7 @@ class AsymmetricStudentTeacher(Detector):
     def student_loss(self, batch: Batch) -> Tensor:
         """Compute the mean squared distance to the teacher over channels, kept cells and images: (P,)."""
         x = batch.levels[0]
-        distance = self._distance(x)  # (B, P, h, w)
+        distance = self._distance(batch)  # (B, P, h, w)
         keep = kept_cells(batch.keep, (x.shape[3], x.shape[4]))
         return batch_mean(kept_mean(distance, keep), keep)
 
@@ -240,23 +242,19 @@ class AsymmetricStudentTeacher(Detector):
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score by the squared distance of student and teacher: scores (B, P), maps (B, P, h, w)."""
         x = batch.levels[0]
-        maps = self._distance(x)
+        maps = self._distance(batch)
         keep = kept_cells(batch.keep, cells_of(x))
         scores = highest(maps, keep) if self.image_score == "max" else kept_mean(maps, keep)
         return scores, self.smoothed(maps, keep)
 
     def level_maps(self, batch: Batch) -> dict[str, Tensor]:
         """Return the map of the one level that is read."""
-        return {self.level_names()[0]: self._distance(batch.levels[0])}
+        return {self.level_names()[0]: self._distance(batch)}
 
-    def _distance(self, x: Tensor) -> Tensor:
-        """Compute the mean over the channels of (z_teacher - z_student)^2: (B, P, C, h, w) -> (B, P, h, w)."""
-        teacher, student = self._networks()
-        inputs = self._inputs(x)
-        with torch.no_grad():  # the teacher is as it is, also while the student learns
-            z_t: Tensor = teacher(*inputs)[0].clamp(-_LIMIT, _LIMIT)
-        z_s: Tensor = student(torch.cat(inputs, dim=2))
-        return (z_t - z_s).square().mean(2)
+    def _distance(self, batch: Batch) -> Tensor:
+        """Compute the mean over the channels of (z_teacher - z_student)^2: (B, P, h, w)."""
+        network, inputs = _Distance(*self._networks()), self._inputs(batch.levels[0])
+        return self._engine_of_positions.run(batch.engine, network, *inputs)[0]
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the features (B, P, C, h, w) and, unless there is none, their position code (B, P, D, h, w)."""
@@ -287,6 +285,24 @@ def position_code(channels: int, h: int, w: int) -> Tensor:
     columns = axis(w)[:, None, :].expand(-1, h, -1)
     rows = axis(h)[:, :, None].expand(-1, -1, w)
     return torch.cat([columns, rows])
+
+
+class _Distance(nn.Module):
+    """What judges, as one graph: features and position code (B, P, C, h, w) -> (z_teacher - z_student)^2, (B, P, h, w).
+
+    The mean over the channels, in a tuple.
+    """
+
+    def __init__(self, teacher: Stacked, student: Stacked) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.student = student
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
+        with torch.no_grad():  # the teacher is as it is, also while the student learns
+            z_t: Tensor = self.teacher(*inputs)[0].clamp(-_LIMIT, _LIMIT)
+        z_s: Tensor = self.student(torch.cat(inputs, dim=2))
+        return ((z_t - z_s).square().mean(2),)
 
 
 # -- the student of one position ---------------------------------------------------------------------------------------

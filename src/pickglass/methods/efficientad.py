@@ -313,10 +313,7 @@ class EfficientAD(Detector):
         """Compute the mean over channels of (T - S)^2 and of (A - S')^2, (B, P, h, w) each."""
         network = _Distances(*self._networks(), self.mean, self.std)
         inputs = self._prepared(self._images(batch)), self._inside(batch.levels[0])
-        if batch.engine is None:
-            local, whole = network(*inputs)
-        else:
-            local, whole = self._engine_of_positions(batch.engine, network, *inputs)
+        local, whole = self._engine_of_positions.run(batch.engine, network, *inputs)
         return local, whole
 
     def _images(self, batch: Batch) -> Tensor:

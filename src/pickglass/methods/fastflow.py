@@ -42,6 +42,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
+from pickglass.features.engine import PerPositionEngine
 from pickglass.nn.maps import cells_of, highest, kept_cells, to_grid
 from pickglass.nn.networks.coupling import CouplingFlow, fastflow_steps, nll
 from pickglass.nn.networks.stacked import Stacked
@@ -136,6 +137,7 @@ class FastFlow(Detector):
         self.weight_decay = weight_decay
         self.pick = pick
         self.flows: Stacked | None = None
+        self._engine_of_positions = PerPositionEngine("FastFlow's flows")
 
     @property
     def uses_validation(self) -> bool:
@@ -211,13 +213,25 @@ class FastFlow(Detector):
         return dict(zip(self.level_names(), self._parts(batch), strict=True))
 
     def _parts(self, batch: Batch) -> list[Tensor]:
-        grid = cells_of(batch.levels[0])
-        return [to_grid(0.5 * z.square().mean(2), grid) for z, _ in self._flows()(*batch.levels)]  # (B, P, h, w)
+        grid, network = cells_of(batch.levels[0]), _Parts(self._flows())
+        parts = self._engine_of_positions.run(batch.engine, network, *batch.levels)
+        return [to_grid(part, grid) for part in parts]  # (B, P, h, w)
 
     def _flows(self) -> Stacked:
         if self.flows is None:
             raise self.unfitted()
         return self.flows
+
+
+class _Parts(nn.Module):
+    """What judges, as one graph: levels (B, P, C, h, w) -> the mean over the channels of 0.5 z^2, (B, P, h, w) each."""
+
+    def __init__(self, flows: Stacked) -> None:
+        super().__init__()
+        self.flows = flows
+
+    def forward(self, *levels: Tensor) -> tuple[Tensor, ...]:
+        return tuple(0.5 * z.square().mean(2) for z, _ in self.flows(*levels))
 
 
 # -- the network of one position ---------------------------------------------------------------------------------------

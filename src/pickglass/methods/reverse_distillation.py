@@ -41,6 +41,7 @@ from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
+from pickglass.features.engine import PerPositionEngine
 from pickglass.nn.maps import UsualLengths, batch_mean, cells_of, highest, kept_cells, length_weights, to_grid
 from pickglass.nn.networks.stacked import Stacked
 from pickglass.nn.training.loop import Phase, Plan
@@ -147,6 +148,7 @@ class ReverseDistillation(Detector):
         self.register_buffer("usual", None)  # (P, K) length of a teacher's feature at each level
         self.usual: Tensor | None
         self._lengths = UsualLengths()
+        self._engine_of_positions = PerPositionEngine("Reverse Distillation's embedding and decoder")
 
     @property
     def uses_validation(self) -> bool:
@@ -244,7 +246,7 @@ class ReverseDistillation(Detector):
 
     def _pairs(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Return f_E and f_D of each level, both (B, P, C, h, w)."""
-        restored = self._student()(batch.levels)
+        restored = self._engine_of_positions.run(batch.engine, self._student(), *batch.levels)
         # half precision would leave little of the difference of two numbers near 1
         return [(f_e.float(), f_d.float()) for f_e, f_d in zip(batch.levels, restored, strict=True)]
 
@@ -286,7 +288,7 @@ class _Student(nn.Module):
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def forward(self, *levels: Tensor) -> tuple[Tensor, ...]:
         aligned = [
             to_grid(f(x), self.grids[-1]) for f, x in zip(self.fusions, levels, strict=False)
         ]  # (B, C, h_K, w_K)

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from pickglass.detectors.detector import Detector
 from pickglass.detectors.method import FitContext
 from pickglass.features.batch import Batch
+from pickglass.features.engine import PerPositionEngine
 from pickglass.features.extractor import untrained
 from pickglass.nn.maps import (
     UsualLengths,
@@ -140,6 +141,7 @@ class STFPM(Detector):
         self.register_buffer("usual", None)  # (P, K) length of a teacher's feature at each level
         self.usual: Tensor | None
         self._lengths = UsualLengths()
+        self._engine_of_positions = PerPositionEngine("STFPM's student")
 
     @property
     def uses_validation(self) -> bool:
@@ -219,7 +221,9 @@ class STFPM(Detector):
 
     def _distances(self, batch: Batch) -> list[Tensor]:
         """Compute eq. 1 per level, 1/2 |F_t - F_s|^2 of features of unit length, from 0 to 2: (B, P, h, w)."""
-        levels = self._student()(batch.images)  # per level (B, P, C, h, w)
+        if batch.images is None:
+            raise RuntimeError("STFPM reads images too")
+        levels = self._engine_of_positions.run(batch.engine, self._student(), batch.images)  # per level (B, P, C, h, w)
         if self.fusion is not None:  # the teacher's were fused while they were read
             levels = self.fusion.of_positions(levels)
         distances = []

@@ -129,6 +129,6 @@ def _position(value: Any, p: int) -> Any:
 
 
 def _joined(results: list[Any]) -> Any:
-    if isinstance(results[0], Tensor):
-        return torch.stack(results, dim=1)  # (B, P, ...)
+    if isinstance(results[0], Tensor):  # (B, P, ...); of one position as it lies in the memory
+        return results[0].unsqueeze(1) if len(results) == 1 else torch.stack(results, dim=1)
     return tuple(_joined([r[i] for r in results]) for i in range(len(results[0])))
