@@ -51,7 +51,7 @@ class Jittered(EfficientAD):
     """The student learns the teacher of jittered images, as the autoencoder does."""
 
     def loss(self, batch: Batch) -> Tensor:
-        images = jitter(self._images(batch))
+        images = jitter(self._images(batch), self._draws)
         with torch.no_grad():
             level = self._teacher(images)
         return super().loss(batch._replace(images=images, levels=(level,)))
