@@ -335,7 +335,7 @@ class Command:
         text: its arguments; in braces the images and models of :class:`Materials`.
         begin: puts into its folder what it changes.
         setup: Python that its process runs first.
-        changes: of the disk by its workers, each of which may be the one that ends it.
+        changes: how often its workers change the disk; each change may be the one that ends it.
     """
 
     text: str

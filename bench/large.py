@@ -137,7 +137,7 @@ def table_of_memory(rows: list[Record]) -> str:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("part", choices=["strips", "pieces", "memory"])
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--model", type=Path, help="of strips: a model that was made before; None: it is made first")
+    parser.add_argument("--model", type=Path, help="a model that was made before, for strips; None: it is made first")
     parser.add_argument("--methods", default="patchcore,padim", help="separated by commas")
     parser.add_argument("--sides", nargs="+", default=["3000x4000", "9000x12000"], help="height x width, in pixels")
     parser.add_argument("--repeat", type=int, default=3)

@@ -21,7 +21,7 @@ from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.batch import Batch
 from pickglass.features.engine import BackboneEngine
-from pickglass.runtime.compute import ComputeOptions, Progress
+from pickglass.runtime.compute import PIXELS_AT_ONCE, ComputeOptions, Progress
 
 if TYPE_CHECKING:
     from pickglass.features.research.fusion import Fusion
@@ -115,7 +115,7 @@ class FeatureLoader:
         """The number of images at once."""
         many = 1 if self.tiles is None else len(self.positions or range(self.tiles.n))
         height, width = self.preprocess.size if self.tiles is None else self.tiles.tiling.tile
-        return max(1, min(self.compute.at_once(many * height * width), _TILES_AT_ONCE // many))
+        return max(1, min(self.compute.batch, PIXELS_AT_ONCE // (many * height * width), _TILES_AT_ONCE // many))
 
     def only(self, positions: range) -> FeatureLoader:
         """Return a loader that reads these positions alone."""

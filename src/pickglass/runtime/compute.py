@@ -8,12 +8,13 @@ from typing import Literal, TypedDict
 
 from pickglass.data.images.decoder import MAX_PIXELS
 
-__all__ = ["ComputeArguments", "ComputeOptions", "EngineName", "Progress", "Shape"]
+__all__ = ["PIXELS_AT_ONCE", "ComputeArguments", "ComputeOptions", "EngineName", "Progress", "Shape"]
 
 EngineName = Literal["auto", "openvino", "bfloat16", "torch", "onnxruntime"]
 """What runs networks; ``onnxruntime`` runs exported models alone, ``bfloat16`` and ``torch`` run all others."""
 
-_PIXELS = 1 << 22  # of all images at once: networks hold some hundred bytes a pixel, and are no faster with more
+PIXELS_AT_ONCE = 1 << 22
+"""So many pixels of images are computed at once: networks hold some hundred bytes a pixel, and more are no faster."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on."""
@@ -51,14 +52,6 @@ class ComputeOptions:
     batch: int = 8
     workers: int = 2
     max_pixels: int = MAX_PIXELS
-
-    def at_once(self, pixels: int) -> int:
-        """Return how many images are computed at once whose canvas has so many pixels, at least 1.
-
-        >>> ComputeOptions().at_once(512 * 512), ComputeOptions().at_once(1024 * 1024)
-        (8, 4)
-        """
-        return max(1, min(self.batch, _PIXELS // pixels))
 
     def arguments(self) -> ComputeArguments:
         """Return them as keyword arguments of :meth:`pickglass.Detector.fit` and ``predict``."""

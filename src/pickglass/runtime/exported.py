@@ -27,7 +27,7 @@ from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Picture, decode_pictures
 from pickglass.errors import Failure, InputError, ModelFileError, shortened
 from pickglass.result import BoolArray, Found, Prediction, without_number
-from pickglass.runtime.compute import ComputeArguments, ComputeOptions, Progress
+from pickglass.runtime.compute import PIXELS_AT_ONCE, ComputeArguments, ComputeOptions, Progress
 from pickglass.runtime.export_file import read_export, write_export
 from pickglass.runtime.graph import check_graph
 from pickglass.runtime.model_header import history_of, reading
@@ -272,7 +272,7 @@ class ExportedModel(OutlierScores):
                 self._milliseconds[form] = milliseconds
 
     def _at_once(self, options: ComputeOptions) -> int:
-        return self.batch or options.at_once(self.canvas[0] * self.canvas[1])
+        return self.batch or max(1, min(options.batch, PIXELS_AT_ONCE // math.prod(self.canvas)))
 
     def _cores(self) -> int:
         return self.threads or usual_threads() or usable_cores()
