@@ -56,8 +56,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
     seen: Read = []
     batches = FeatureLoader.batches
 
-    def batch(loader: FeatureLoader, rows: Table) -> Iterator[LoadedBatch]:
-        for loaded in batches(loader, rows):
+    def batch(loader: FeatureLoader, rows: Table, features: bool = True) -> Iterator[LoadedBatch]:
+        for loaded in batches(loader, rows, features):
             seen.extend((item.row.role, True) for item in loaded.items)
             yield loaded
 

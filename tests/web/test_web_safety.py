@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from http.client import HTTPConnection
@@ -12,10 +13,12 @@ import pytest
 from fastapi.testclient import TestClient
 from playwright.sync_api import Page
 from serving import Settings, client_of, live
+from starlette.types import Message, Receive, Scope, Send
 
 from pickglass.errors import InputError
 from pickglass.web import safety
-from pickglass.web.safety import HEADERS
+from pickglass.web.safety import HEADERS, Guard
+from pickglass.web.settings import ServeSettings
 
 TOKEN = "a-token-of-some-length"
 
@@ -112,6 +115,40 @@ def test_a_token_is_asked_for(settings: Settings) -> None:
         assert client.post("/api/session", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
         assert client.get("/").status_code == 200  # by the cookie
         assert client.post("/api/session").status_code == 401  # which changes nothing
+
+
+@pytest.mark.parametrize("length", [None, b"0", b"3"])
+def test_who_listens_beside_an_answer_does_not_delay_it(
+    exported_model: Path, monkeypatch: pytest.MonkeyPatch, length: bytes | None
+) -> None:
+    """An answer that is a file listens for the client to go away: each of a page's files came five seconds late."""
+    monkeypatch.setattr(safety, "_DRAIN_SECONDS", 3600)
+    waiting = [{"type": "http.request", "body": b"abc" if length == b"3" else b"", "more_body": False}]
+
+    async def receive() -> Message:
+        await asyncio.sleep(0)
+        if waiting:
+            return waiting.pop()
+        await asyncio.Event().wait()  # the client stays
+        raise AssertionError
+
+    async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+        async def listen() -> None:
+            while True:
+                await receive()
+
+        beside = asyncio.create_task(listen())
+        await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        beside.cancel()
+
+    async def sent(message: Message) -> None:
+        pass
+
+    headers = [(b"host", b"127.0.0.1"), *([] if length is None else [(b"content-length", length)])]
+    scope = {"type": "http", "method": "GET", "path": "/static/page.css", "headers": headers}
+    guard = Guard(answers, ServeSettings((exported_model,)))
+    asyncio.run(asyncio.wait_for(guard(scope, receive, sent), 30))
 
 
 def test_a_body_that_is_not_wanted_is_read_before_the_answer(

@@ -700,6 +700,7 @@ def _training_bytes(method: Method, loader: FeatureLoader, table: Table, context
     single.to(loader.engine.device)
     single.begin_fit(replace(context, positions=1, n_defects=0))
     batch = next(_batches(loader.only(range(1)), table.role("fit")[:2], silent))
+    batch = batch._replace(engine=None)  # as training has it, which runs in torch
     images = len(batch.levels[0] if batch.levels else batch.images)  # type: ignore[arg-type]
     known = {t.untyped_storage().data_ptr() for t in single.state_dict().values()}
     most = 0

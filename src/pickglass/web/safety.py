@@ -71,7 +71,7 @@ class Guard:
         if scope["type"] != "http":  # nothing here speaks in web sockets
             await send({"type": "websocket.close", "code": 1008})
             return
-        body = _Body(receive, self.settings.max_bytes)
+        body = _Body(receive, self.settings.max_bytes, any(_announces(*header) for header in scope["headers"]))
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -132,11 +132,14 @@ class _Body:
     """The body of a request is read within its length and time, and read to its end before an answer begins.
 
     Who sends a body and is answered amid it gets no answer but a broken connection, for what was not read breaks it.
+    One at a time waits for the next part: an answer that is a file listens beside for the client to go away, and of two
+    that wait for the last part the second would wait in vain.
     """
 
-    def __init__(self, receive: Receive, most: int) -> None:
+    def __init__(self, receive: Receive, most: int, comes: bool) -> None:
         self._receive, self._most = receive, most
-        self._taken, self._ended = 0, False
+        self._taken, self._ended = 0, not comes
+        self._turn = asyncio.Lock()
         self._until = asyncio.get_running_loop().time() + _SECONDS
 
     async def receive(self) -> Message:
@@ -146,8 +149,12 @@ class _Body:
             HTTPException: 413, the body did not say how long it is, and goes on beyond the limit; 408, it took too
                 long.
         """
-        if self._ended:  # what comes now is that the client went away
-            return await self._receive()
+        async with self._turn:
+            if not self._ended:
+                return await self._part()
+        return await self._receive()  # what comes now is that the client went away
+
+    async def _part(self) -> Message:
         try:
             message = await asyncio.wait_for(self._receive(), self._until - asyncio.get_running_loop().time())
         except asyncio.TimeoutError:
@@ -170,10 +177,18 @@ class _Body:
 
     async def _rest(self) -> None:
         left = _DRAIN_BYTES
-        while not self._ended and left > 0:
-            message = await self._receive()
-            left -= len(message.get("body", b""))
-            self._ended = not message.get("more_body", False)
+        while left > 0:
+            async with self._turn:
+                if self._ended:
+                    return
+                message = await self._receive()
+                left -= len(message.get("body", b""))
+                self._ended = not message.get("more_body", False)
+
+
+def _announces(name: bytes, value: bytes) -> bool:
+    """Whether a header says that a body comes."""
+    return name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
 
 
 def too_long(most: int) -> str:

@@ -381,6 +381,10 @@ class _OwnDraws(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.phase = phase
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, which takes a second and a hundred megabytes
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
