@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from itertools import product
 from pathlib import Path
@@ -147,8 +148,12 @@ def test_who_listens_beside_an_answer_does_not_delay_it(
 
     headers = [(b"host", b"127.0.0.1"), *([] if length is None else [(b"content-length", length)])]
     scope = {"type": "http", "method": "GET", "path": "/static/page.css", "headers": headers}
-    guard = Guard(answers, ServeSettings((exported_model,)))
-    asyncio.run(asyncio.wait_for(guard(scope, receive, sent), 30))
+
+    async def asked() -> None:
+        await asyncio.wait_for(Guard(answers, ServeSettings((exported_model,)))(scope, receive, sent), 30)
+
+    with ThreadPoolExecutor(1) as pool:  # this thread may have the loop of a browser
+        pool.submit(lambda: asyncio.run(asked())).result()
 
 
 def test_a_body_that_is_not_wanted_is_read_before_the_answer(

@@ -54,6 +54,7 @@ __all__ = [
 
 _AT_ONCE = {"openvino": 2, "bfloat16": 4}  # images: more of them leave the cache between layers
 _KEPT, _KEPT_BYTES = 8, 2**27  # backbones that a process keeps compiled, and the bytes of their weights altogether
+_FEW_HEADS = 4  # that are worth compiling, whatever is judged
 TOLERANCE = {"openvino": 1e-3, "bfloat16": 2e-2}  # largest difference from torch, of an output's largest value
 
 
@@ -312,9 +313,17 @@ class PerPositionEngine:
         self._runners: list[CompiledNetwork] = []
 
     def run(self, engine: BackboneEngine | None, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run inputs (B, P, ...) in an engine; without one in torch, with gradients, as in training and in exports."""
+        """Run inputs (B, P, ...) in an engine; without one in torch, with gradients, as in training and in exports.
+
+        Unless an engine was asked for by name, more than four positions run in torch: to compile one takes a second or
+        two, which some forty images earn back.
+        """
         if engine is None:
             outputs: tuple[Tensor, ...] = network(*inputs)
+            return outputs
+        if engine.wanted == "auto" and inputs[0].shape[1] > _FEW_HEADS:
+            with torch.no_grad():
+                outputs = network(*inputs)
             return outputs
         return self(engine, network, *inputs)
 
