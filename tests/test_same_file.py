@@ -183,7 +183,7 @@ def test_an_update_draws_its_own_numbers(method: str) -> None:
         model.update(textures(6, SIDE, seed=9), earlier=IMAGES, engine="torch", observers=[CleanCheck(drop=True)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_use_cases_draw_their_own_numbers(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "train" / "good"
     folder.mkdir(parents=True)

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ class Suite:
     weights: Sequence[str] = ("efficientnet_lite0",)
 
 
+@cache
 def names() -> dict[str, str]:
     """List the modules of the package and the first line of their docstrings; nothing is imported."""
     return {
