@@ -35,10 +35,8 @@ _PRODUCTS = 2**26  # of all banks at once
 _GROUP = 64  # bank points of which an exported graph first finds the minimum alone
 _LARGE = 1500  # bank points from which a scan in bfloat16 saves more than a look costs
 _PATIENCE, _MOST_FALLBACKS = 10_000, 0.1
-_FEW, _MOST_SHARE = (
-    8,
-    0.1,
-)  # possible groups of a query, and their share of all, beyond which float32 is the cheaper way
+# so many possible groups of a query, and such a share of all groups, beyond which float32 is the cheaper way
+_FEW, _MOST_SHARE = 8, 0.1
 
 
 def nearest_plain(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
