@@ -27,6 +27,7 @@ __all__ = [
     "Conv2dSame",
     "DrawnFrom",
     "LevelLine",
+    "LightMode",
     "NormAct2d",
     "PlaceSums",
     "ProcessLock",
@@ -599,7 +600,15 @@ class RingQuantiles:
 _NAMED = {"default": "generator", "low": "low_generator"}  # without a generator -> the same with one
 
 
-class DrawnFrom(TorchDispatchMode):
+class LightMode(TorchDispatchMode):
+    """A block in which each operation of torch passes through one method; torch's compiler stays unloaded."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, which takes a second and a hundred megabytes
+
+
+class DrawnFrom(LightMode):
     """What torch draws inside of this block, in this thread, comes from a generator with this seed.
 
     torch's default generator, from which layers draw their first weights, is one for all threads: others that draw or
@@ -616,10 +625,6 @@ class DrawnFrom(TorchDispatchMode):
     def __init__(self, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.generator = torch.Generator().manual_seed(seed)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # torch would import its compiler, which takes a second and a hundred megabytes
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

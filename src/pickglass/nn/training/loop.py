@@ -21,10 +21,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pickglass.errors import InputError, TrainingError
-from pickglass.nn.maps import has_fast_bfloat16
+from pickglass.nn.maps import LightMode, has_fast_bfloat16
 from pickglass.nn.networks.stacked import copy_into, named_tensors
 from pickglass.nn.training.checkpoint import Checkpoint, training_fingerprint, under_prefix
 from pickglass.nn.training.plan import Draws, EpochRecord, History, Phase, Plan
@@ -374,16 +373,12 @@ def _fast_bfloat16(device: torch.device) -> bool:
 # -- random numbers ---------------------------------------------------------------------------------------------------
 
 
-class _OwnDraws(TorchDispatchMode):
+class _OwnDraws(LightMode):
     """A loss that draws from torch's default generators is refused: other threads would move its numbers."""
 
     def __init__(self, phase: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.phase = phase
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # torch would import its compiler, which takes a second and a hundred megabytes
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
