@@ -16,7 +16,7 @@ import io
 import os
 import platform
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,11 @@ def key_of(openvino: Any, settings: dict[str, Any], *parts: str | bytes) -> str:
     core = openvino.Core()
     cpu = [str(core.get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     limits = [os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")]
-    about = (version("pickglass"), openvino.__version__, platform.machine(), cpu, limits, sorted(settings.items()))
+    try:
+        ours = version("pickglass")
+    except PackageNotFoundError:  # run from its sources
+        ours = ""
+    about = (ours, openvino.__version__, platform.machine(), cpu, limits, sorted(settings.items()))
     digest = hashlib.sha256(repr(about).encode())
     for part in parts:
         part = part.encode() if isinstance(part, str) else part
@@ -71,12 +75,13 @@ def key_of(openvino: Any, settings: dict[str, Any], *parts: str | bytes) -> str:
 
 def compile_model(openvino: Any, settings: dict[str, Any], content: bytes) -> Any:
     """Compile the graph of an ONNX file for the CPU, or take what was kept of it."""
-    key = key_of(openvino, settings, "onnx", content)
-    model = kept(openvino, settings, key)
+    key = "" if folder() is None else key_of(openvino, settings, "onnx", content)  # not to be hashed in vain
+    model = kept(openvino, settings, key) if key else None
     if model is None:
         core = openvino.Core()
         model = core.compile_model(core.read_model(content), "CPU", settings)
-        keep(key, model)
+        if key:
+            keep(key, model)
     return model
 
 
