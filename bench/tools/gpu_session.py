@@ -41,9 +41,10 @@ def commands(given: argparse.Namespace) -> dict[str, list[str]]:
         return [*python, "bench.efficientad_gpu", *where, *more]
 
     def known(size: int, *models: str) -> list[str]:
-        where = [str(out / f"known{size}"), "--data", str(given.data), "--size", f"area:{size}", "--models", *models]
-        few = ["--set", "epochs=1", "fastflow.epochs=1"] if small else []
-        records = ["-o", str(out / f"known{size}.jsonl")]
+        name = f"known{size}-{models[0]}"
+        where = [str(out / name), "--data", str(given.data), "--size", f"area:{size}", "--models", *models]
+        few = ["--set", "epochs=1"] if small and models[0] != "patchcore" else []
+        records = ["-o", str(out / f"{name}.jsonl")]
         settings = ["--preset", "default", "--memory-gb", "8", "--seeds", *seeds, *repeats]
         return [*python, "bench", "run", "supersimplenet", *where, *settings, *few, *records]
 
@@ -57,8 +58,12 @@ def commands(given: argparse.Namespace) -> dict[str, list[str]]:
         "ead0": efficientad("ead0"),
         "ead1": efficientad("ead1", seed=1),
         "ead-jittered": efficientad("ead-jittered", "--jittered"),
-        "known256": known(256, "patchcore", "fastflow", "ssn-0", "ssn-5", "ssn-10"),
-        "known512": known(512, "patchcore", "fastflow", "ssn-0", "ssn-10"),
+        "known256": known(256, "ssn-0", "ssn-5", "ssn-10"),
+        "known512": known(512, "ssn-0", "ssn-10"),
+        "fastflow256": known(256, "fastflow"),
+        "fastflow512": known(512, "fastflow"),
+        "patchcore256": known(256, "patchcore"),
+        "patchcore512": known(512, "patchcore"),
         "stfpm": students("stfpm"),
         "reverse_distillation": students("reverse_distillation"),
     }
