@@ -146,6 +146,7 @@ def onnx_graph(
         while nodes != len(model.graph.node):  # sizes that are known now make others known
             nodes = len(model.graph.node)
             model = _folded(model)
+        _pad_in_convolutions(model)
         return model
 
     model = traced(batch) if batch is not None else _opened(*(traced(n) for n in _TRACED))
@@ -191,6 +192,35 @@ def _folded(model: ModelProto) -> ModelProto:
     model.graph.node.extend(nodes)
     drop_unread(model)
     return model
+
+
+def _pad_in_convolutions(model: ModelProto) -> None:
+    """Give convolutions the zeros around their input as an attribute, which saves each runtime a copy of the input."""
+    from onnx import helper, numpy_helper
+
+    known = {name: numpy_helper.to_array(tensor) for name, tensor in constants(model)}
+    pads = {node.output[0]: node for node in model.graph.node if node.op_type == "Pad"}
+    for node in model.graph.node:
+        pad = pads.get(node.input[0]) if node.op_type == "Conv" else None
+        if pad is None or pad.input[1] not in known or not _is_zeros(pad, known):
+            continue
+        around = known[pad.input[1]].reshape(2, -1)  # before and after, along each axis
+        own = next((a for a in node.attribute if a.name == "pads"), helper.make_attribute("pads", [0] * 2 * 2))
+        if around[:, :2].any() or around.min() < 0 or around.shape[1] != 4 or len(own.ints) != 4:
+            continue
+        kept = [a for a in node.attribute if a.name != "pads"]
+        del node.attribute[:]
+        both = (around[:, 2:] + np.array(own.ints).reshape(2, 2)).reshape(-1)
+        node.attribute.extend([*kept, helper.make_attribute("pads", both.tolist())])
+        node.input[0] = pad.input[0]
+    drop_unread(model)
+
+
+def _is_zeros(pad: NodeProto, known: dict[str, np.ndarray]) -> bool:
+    """Say whether a Pad adds zeros on all axes."""
+    mode = next((a.s for a in pad.attribute if a.name == "mode"), b"constant")
+    value, axes = ([*pad.input, "", ""][i] for i in (2, 3))
+    return mode == b"constant" and not axes and (not value or (value in known and not known[value].any()))
 
 
 # -- an open number of images ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -39,6 +39,10 @@ _LEAST = 256  # numbers; smaller tensors stay as they are
 _FIRST = 3  # convolutions from the image on that are not quantised
 _BETWEEN = ("Add", "Clip", "Relu", "MaxPool", "Pad")
 _WEIGHTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+_CACHED = (
+    2**18
+)  # products of a search that are kept at once: 1 MB in float32, so that their minima are found in a cache
+_FEWEST_ROWS = 64  # of a product; fewer cost more than they save
 _BANKS = ("Gather", "GatherElements", "GatherND")
 
 
@@ -276,7 +280,8 @@ def _rounded_bank(model: ModelProto, search: _Search) -> None:
     or to add to it, takes longer than the product itself. Neither moves a minimum: rows come in units of their step,
     and the bank in units of its own. A norm is written as a sum of numbers of eight bits, each times the largest that a
     row holds, and of what is left, less the middle of all norms. The groups of points, which float32 multiplies one by
-    one, become the columns of one matrix.
+    one, become the columns of one matrix. The rows are multiplied part by part: the products of all of them would go to
+    the memory and come back for their minima.
     """
     from onnx import helper, numpy_helper
 
@@ -301,43 +306,55 @@ def _rounded_bank(model: ModelProto, search: _Search) -> None:
     n = _shape_of(model, axis.input[0])[1]
     ones = np.full((places, n, channels - search.points.shape[2]), most, np.float32)
     ones[..., digits.shape[2] - 1] = 1
+    most_rows = max(_FEWEST_ROWS, _CACHED // (places * groups * size))
+    cuts = [len(part) for part in np.array_split(np.arange(n), -(-n // most_rows))]
     stored = {
         "int8": flat[0] if places == 1 else flat,  # a matrix is what runtimes multiply fastest
         "one": np.float32(1),
         "zero": np.int8(0),
         "ones": ones,
         "shares": numpy_helper.to_array(tensors[share.input[1]]) / step,
-        "grouped": np.array([places, n, groups, size]),
-        "chosen": np.array([places, n, 1, size]),
-        "two": np.array([2, 3]),
-        "third": np.array([2]),
+        "cuts": np.array(cuts),
+        "last": np.array([2]),
+        **{f"grouped{cut}": np.array([places, cut, groups, size]) for cut in cuts},
     }
     names = {key: f"{name}/bank/{key}" for key in stored}
     for key, value in stored.items():
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), names[key]))
     share.input[1] = names["shares"]
     quantise.input[0], quantise.input[1] = f"{name}/more", names["one"]
-    widen.input[1] = names["one"]
-    product.input[1], product.output[0] = f"{name}/bank", f"{name}/flat"
     add = next(node for node in model.graph.node if node.name == search.add.name)
     minimum, chosen = (_reader(model, add.output[0], kind) for kind in ("ReduceMin", "GatherElements"))
     winner, squeeze = _reader(model, minimum.output[0], "ArgMin"), _reader(model, chosen.output[0], "Squeeze")
-    for node, along in ((winner, -1), (chosen, -2)):
-        next(a for a in node.attribute if a.name == "axis").i = along
-    chosen.input[1], squeeze.input[1] = f"{name}/group", names["third"]
-    bank = [names[key] for key in ("int8", "one", "zero")]
-    before = {
-        quantise.name: [helper.make_node("Concat", [share.output[0], names["ones"]], [f"{name}/more"], axis=-1)],
-        product.name: [helper.make_node("DequantizeLinear", bank, [f"{name}/bank"])],
-        add.name: [helper.make_node("Reshape", [f"{name}/flat", names["grouped"]], [add.output[0]])],
-        chosen.name: [
-            helper.make_node("Unsqueeze", [winner.output[0], names["two"]], [f"{name}/winner"]),
-            helper.make_node("Expand", [f"{name}/winner", names["chosen"]], [f"{name}/group"]),
-        ],
-    }
-    nodes = [new for node in model.graph.node for new in (*before.get(node.name, []), node) if new is not add]
-    for new in [new for added in before.values() for new in added]:
-        new.name = f"{name}/{new.op_type}"
+    fresh: list[NodeProto] = []
+
+    def make(op: str, inputs: Sequence[str], outputs: str | Sequence[str], **attributes: int | list[int]) -> str:
+        named = [f"{name}/{outputs}"] if isinstance(outputs, str) else list(outputs)
+        fresh.append(helper.make_node(op, list(inputs), named, named[0], **attributes))
+        return named[0]
+
+    bank = make("DequantizeLinear", [names[key] for key in ("int8", "one", "zero")], "bank")
+    parts = [quantise.output[0]] if len(cuts) == 1 else [f"{name}/part{i}" for i in range(len(cuts))]
+    if len(cuts) > 1:
+        make("Split", [quantise.output[0], names["cuts"]], parts, axis=1)
+    winners, values_of = [], []
+    for i, (part, cut) in enumerate(zip(parts, cuts, strict=True)):
+        wide = make("DequantizeLinear", [part, names["one"], *widen.input[2:]], f"rows{i}")
+        products = make("MatMul", [wide, bank], f"flat{i}")
+        grouped = make("Reshape", [products, names[f"grouped{cut}"]], f"grouped{i}")  # (P, n, G, g)
+        least = make("ReduceMin", [grouped], f"least{i}", axes=[3], keepdims=0)
+        winners.append(make("ArgMin", [least], f"winner{i}", axis=2, keepdims=1))  # (P, n, 1)
+        values_of.append(make("GatherND", [grouped, winners[-1]], f"values{i}", batch_dims=2))  # (P, n, g)
+    all_winners = make("Concat", winners, "winners", axis=1)
+    make("Squeeze", [all_winners, names["last"]], list(winner.output))
+    make("Concat", values_of, list(squeeze.output), axis=1)
+    more = helper.make_node("Concat", [share.output[0], names["ones"]], [f"{name}/more"], f"{name}/Concat", axis=-1)
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.name == quantise.name:
+            nodes += [more, node, *fresh]
+        elif not any(node is old for old in (product, widen, add, minimum, winner, chosen, squeeze)):
+            nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     drop_unread(model)
