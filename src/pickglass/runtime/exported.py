@@ -294,7 +294,8 @@ class ExportedModel(OutlierScores):
     def inputs(self, values: Sequence[Prepared]) -> dict[str, NDArray[Any]]:
         """Return the inputs of the graph; one for a fixed number of images gets the last one again and again."""
         values = [*values, *[values[-1]] * ((self.batch or len(values)) - len(values))]
-        images = np.stack([value.image for value in values])  # (B, 3, H, W)
+        one = len(values) == 1  # needs no copy
+        images = values[0].image[None] if one else np.stack([value.image for value in values])  # (B, 3, H, W)
         if self.input_form == "uint8":
             images = np.ascontiguousarray(np.rint(images.transpose(0, 2, 3, 1) * 255).astype(np.uint8))
         inputs: dict[str, NDArray[Any]] = {"image": images}

@@ -193,7 +193,7 @@ def _openvino(content: bytes, threads: int | None, device: str, source: str, at_
     def run(inputs: Inputs) -> Answer:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
-        answers = own.request.infer(dict(inputs))
+        answers = own.request.infer(dict(inputs), share_inputs=True)  # it reads them where they are
         return Answer(**{name: np.array(answers[i]) for i, name in enumerate(names)})
 
     return Session("openvino", str(openvino.__version__), run, at_once)
