@@ -140,13 +140,17 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
 
 
 def table(rows: list[Record]) -> str:
+    """How far the device is from the CPU, and how long an image takes on each."""
+    heads = ["method", "scores apart", "maps apart", "both fits", "CPU", "GPU", "GPU, float16", "peer", "peer, float16"]
     lines = []
     for row in rows:
-        times, peer = (", ".join(f"{name} {ms:.2f}" for name, ms in row[of].items()) for of in ("ms", "peer_ms"))
-        shares = [f"{row[key][what]:.1e}" for key in ("moved", "reloaded") for what in ("score", "map")]
-        lines.append([row["method"], row["device"], *shares, f"{row['fits']:.4f}", times, peer])
-    heads = ["method", "device", "moved, score", "map", "reloaded, score", "map", "rank correlation of both fits"]
-    return markdown([*heads, "ms an image", "the peer's"], lines)
+        times = [row["ms"].get("cpu, float32")]
+        times += [row[of].get(f"cuda, {precision}") for of in ("ms", "peer_ms") for precision in ("float32", "float16")]
+        cells = [None if ms is None else f"{ms:.1f} ms" for ms in times]
+        lines.append(
+            [row["method"], *(f"{row['moved'][what]:.1e}" for what in ("score", "map")), f"{row['fits']:.3f}", *cells]
+        )
+    return markdown(heads, lines)
 
 
 SUITE = Suite(cases, arguments, {"": table})

@@ -236,14 +236,22 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
 
 
 def table(rows: list[Record]) -> str:
-    heads = ["model", "seeds", "image AUROC", "by the method itself", "AUPRO@0.3", "AUPRO@0.05"]
+    heads = ["model", "seeds", "image AUROC", "of its own score", "AUPRO@0.3", "AUPRO@0.05"]
     lines = []
     for row in rows:
-        cells = [row["model"], len(row["runs"]), *(f"{value:.3f}" for value in row["figures"])]
+        cells = [plain(row["model"]), len(row["runs"]), *(f"{value:.3f}" for value in row["figures"])]
         cells += [differences(row.get(f"minus {other}", [])) for other in AGAINST]
         cpu, speed = (np.mean([run[key] for run in row["runs"]]) for key in ("cpu_s", "images_per_s"))
         lines.append([*cells, f"{cpu:.0f}", f"{speed:.0f}"])
-    return markdown([*heads, *(f"minus {other}" for other in AGAINST), "fit, CPU s", "images/s"], lines)
+    return markdown([*heads, *(f"minus {plain(other)}" for other in AGAINST), "fit, CPU s", "images/s"], lines)
+
+
+def plain(model: str) -> str:
+    """Say a model's name as a reader knows it."""
+    kind, _, rest = model.partition("-")
+    known = f" without masks, {rest.removeprefix('labels-')}" if rest.startswith("labels-") else f", {rest}"
+    name = METHODS[NAMES[kind]].__name__
+    return f"{name}{known} known defects of each type" if rest not in ("", "0") else name
 
 
 SUITE = Suite(cases, arguments, {"": table})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import pickglass as pg
-from pickglass.detectors.modelfile import write_model
+from least_training import LEAST, few_methods
+from pickglass.detectors.modelfile import read_model, restore, write_model
 from pickglass.errors import InputError, ModelFileError, UnknownName
+from pickglass.methods import METHODS
 from pickglass.runtime.model_header import FORMAT, read_model_header
 from pickglass.testing import textures
 
@@ -165,3 +168,27 @@ def test_bad_targets(detector: pg.Detector, tmp_path: Path) -> None:
         detector.save(tmp_path / "model.pt")
     with pytest.raises(InputError, match="existing folder"):
         detector.save(tmp_path / "absent" / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", few_methods("patchcore", "padim", "subspace"))
+def test_a_tensor_of_another_shape_is_refused(method: str, tmp_path: Path) -> None:
+    chosen = METHODS[method]
+    settings = {"size": 64, **chosen.quick_settings(6, 256)}
+    settings |= {name: value for name, value in LEAST.items() if name in inspect.signature(chosen).parameters}
+    fitted = chosen.configured(settings).fit(textures(6, 64, seed=0), calibrate=0, seed=0, engine="torch")
+    header, tensors = read_model(fitted.save(tmp_path / "m.safetensors"))
+    learned = [name for name in tensors if name.startswith("head.")]
+    assert learned
+    refused = 0
+    for name in [*learned[:8], *learned[-4:]]:
+        tensor = tensors[name]
+        others = [tensor[None], tensor[..., None], torch.cat([tensor, tensor]) if tensor.dim() else tensor[None]]
+        others += [tensor.reshape(tensor.shape[::-1])] if tensor.shape != tensor.shape[::-1] else []
+        for other in others:
+            with pytest.raises(
+                ModelFileError, match=r"m\.safetensors: tensor '.*' has the shape .*: fit the model anew"
+            ):
+                restore(chosen, header, {**tensors, name: other}, "m.safetensors")
+            refused += 1
+    assert refused > 3

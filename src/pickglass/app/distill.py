@@ -49,7 +49,7 @@ def distill(
     progress: Progress | None = None,
     callback: Callable[[EpochRecord, DistillResult], object] | None = None,
 ) -> DistillResult:
-    """Train a teacher, and write it after each pass over the photographs anew.
+    """Train a teacher, and write it when it has made all its steps.
 
     A killed run goes on where it was when it is started again: its state is in ``NAME.training.safetensors`` beside
     the teacher, every two minutes, and is deleted at the end.
@@ -99,14 +99,13 @@ def distill(
             **_origin(extractor, settings.start),
         }
 
-        def write(step: int, seconds: float) -> None:
+        def explain(step: int, seconds: float) -> None:
             # nothing is drawn here, so the training goes on bit-equal
             result["explained_variance"] = explained_variance(pdn, teacher, held_out)
             result["step"], result["seconds"] = step, seconds
-            write_teacher(target, pdn, {**card, **{k: result[k] for k in ("step", "seconds", "explained_variance")}})
 
         def after_pass(record: EpochRecord) -> None:
-            write(record.step, record.seconds)
+            explain(record.step, record.seconds)
             if callback is not None:
                 callback(record, result)
 
@@ -122,7 +121,9 @@ def distill(
             callback=after_pass,
         )
         if result["step"] < settings.steps:  # it was killed after the last step
-            write(settings.steps, seconds)
+            explain(settings.steps, seconds)
+        # not earlier: an unfinished teacher would pass for a finished one
+        write_teacher(target, pdn, {**card, **{k: result[k] for k in ("step", "seconds", "explained_variance")}})
         state.unlink(missing_ok=True)
         return result
 

@@ -326,8 +326,20 @@ class Method(Configured, ABC):
 
     def head_state(self) -> dict[str, Tensor]:
         """Return what the method has learned: its tensors by name, each with the position axis in front."""
-        others = ("extractor.", "tiles.", "fusion.", "roi", "place_", "level_line")
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(others)}
+        return {name: tensor for name, tensor in self.state_dict().items() if self.learns(name)}
+
+    @staticmethod
+    def learns(name: str) -> bool:
+        """Say whether a tensor of this name is what the method learns, and not what surrounds each method."""
+        return not name.startswith(("extractor.", "tiles.", "fusion.", "roi", "place_", "level_line"))
+
+    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
+        """Return the shapes of tensors that :meth:`build` leaves out; None: a size that follows from the images.
+
+        A model file with tensors of other shapes is refused. A tensor that is not named must have the position axis in
+        front.
+        """
+        return {}
 
     def go_on_from(self, learned: Mapping[str, Tensor], shapes: list[Shape], positions: int) -> None:
         """Lay out the method anew, so that its networks can be trained, and fill it with copies of what was learned."""

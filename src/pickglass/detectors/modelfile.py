@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -156,9 +156,11 @@ def _restored(
         from pickglass.features.research.fusion import Fusion
 
         detector.fusion = Fusion(detector.fusing, detector.backbone_shapes())
-    detector.build(detector.level_shapes(), detector.tiles.heads if detector.tiles else 1, seed=0)
+    shapes, positions = detector.level_shapes(), detector.tiles.heads if detector.tiles else 1
+    detector.build(shapes, positions, seed=0)
     own = detector.extractor.state_dict(prefix="backbone.")
-    heads = {f"head.{name}": tensor.dim() for name, tensor in detector.state_dict().items()}
+    heads: dict[str, tuple[int | None, ...]] = {k: tuple(tensor.shape) for k, tensor in detector.state_dict().items()}
+    heads |= detector.learned_shapes(shapes, positions)
     missing = [name for name in own if name not in tensors]
     if missing:
         raise ModelFileError(f"{source}: lacks {len(missing)} tensors, e.g. {missing[0]!r}: fit the model anew")
@@ -168,12 +170,15 @@ def _restored(
         if part in apart:
             apart[part][rest] = tensor
             continue
-        if heads.get(name, tensor.dim()) != tensor.dim():  # sizes may follow from the data, the axes never do
-            raise ModelFileError(
-                f"{source}: tensor {name!r} has {tensor.dim()} axes, and {method.__name__} expects {heads[name]}: fit "
-                "the model anew"
-            )
         place = f"extractor.{rest}" if part == "backbone" else rest
+        some = tensor.shape[1:] if detector.learns(place) else tensor.shape  # of which nothing is known
+        expected = heads.get(place) or (*(positions,) * detector.learns(place), *some)
+        if part == "head" and not _is_like(tensor.shape, expected):
+            sizes = " x ".join("any" if size is None else str(size) for size in expected)
+            raise ModelFileError(
+                f"{source}: tensor {name!r} has the shape {tuple(tensor.shape)}, and {method.__name__} expects "
+                f"{sizes or 'one number'}: fit the model anew"
+            )
         if name in own and (own[name].shape, own[name].dtype) != (tensor.shape, tensor.dtype):
             raise ModelFileError(
                 f"{source}: tensor {name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, and this backbone has "
@@ -198,6 +203,10 @@ def _restored(
     if "id" in header:
         detector._file_id = (header["id"], now)
     return detector.eval()
+
+
+def _is_like(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    return len(shape) == len(expected) and all(b in (None, a) for a, b in zip(shape, expected, strict=True))
 
 
 def _own_backbone(stated: str, given: nn.Module | str | None, source: str) -> str:

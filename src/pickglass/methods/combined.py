@@ -283,6 +283,14 @@ class Combined(Detector):
             part.own_levels = None if whole else tuple(layers.index(name) for name in part.read_layers)
             part.build(self._shapes_of(part, shapes), positions, seed)
 
+    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
+        """Return the shapes of each part's tensors, and of the scale of all."""
+        found: dict[str, tuple[int | None, ...]] = {"scale": (len(self.heads), 2)}
+        for i, part in enumerate(self.components.values()):
+            own = part.learned_shapes(self._shapes_of(part, shapes), positions)
+            found |= {f"heads.{i}.{name}": shape for name, shape in own.items()}
+        return found
+
     def _check(self) -> None:
         own = list(self.components.values())
         if self.fusing is not None and not self.layers:

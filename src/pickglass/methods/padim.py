@@ -140,6 +140,14 @@ class PaDiM(Detector):
             self.channels = torch.stack([_subset(sizes, _shares(sizes, self.dims), s) for s in seeds])
         self.gaussians = self._laid_out(shapes, positions, self.dims)
 
+    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
+        """Return the shapes of the counts and of the Gaussians in the form that they have once they are learned."""
+        matrices = ["factor", *(f"stages.{i}.rows" for i in range(len(shapes)))]
+        return {
+            "counts": (positions, *shapes[0][1:]),
+            **{f"gaussians.{name}": (positions, None, None, None) for name in matrices},
+        }
+
     def _projects(self, shapes: list[Shape], dims: int) -> bool:
         return self.reduce == "orthogonal" and dims < sum(c for c, _, _ in shapes)
 

@@ -209,11 +209,19 @@ class PatchCore(Detector):
         self.bank = self.scale = self.origins = self.owners = self.stand_ins = self.stand_in_for = None
         self._indices = []
 
+    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
+        """Return the shapes of the bank and of what belongs to its members."""
+        p, c = positions, self._wide(shapes)
+        members = {"bank": (p, None, c), "origins": (p, None, 2), "owners": (p, None)}
+        return {**members, "scale": (p, c), "stand_ins": (p, None, c), "stand_in_for": (p, None)}
+
+    def _wide(self, shapes: Sequence[Shape]) -> int:
+        """Return how many channels a member of the bank has."""
+        return (self.dims or sum(c for c, _, _ in shapes)) + (2 if self.position_weight else 0)
+
     def begin_fit(self, context: FitContext) -> None:
         """Check the settings, predict the bank's size, and set up the working set."""
         self._check()
-        channels = [self.dims or c for c, _, _ in context.shapes]
-        self._width = (self.dims or sum(channels)) + (2 if self.position_weight else 0)
         if self.rotations == 4 and self.input_size[0] != self.input_size[1]:
             raise InputError(
                 f"rotations=4 turns the input by quarters, but it is {self.input_size[0]}x{self.input_size[1]} pixels: "
@@ -237,8 +245,7 @@ class PatchCore(Detector):
 
     def _begin(self, context: FitContext, members: int) -> None:
         """Predict the bank's size, and set up the working set; ``members`` of the bank are known already."""
-        channels = [self.dims or c for c, _, _ in context.shapes]
-        self._width = (self.dims or sum(channels)) + (2 if self.position_weight else 0)
+        self._width = self._wide(context.shapes)
         _, h, w = context.shapes[0]
         each, images = min(self.sample, h * w) or h * w, context.before + context.n_images
         n = context.n_images * each
@@ -261,7 +268,9 @@ class PatchCore(Detector):
                 f"{self._keep:,} takes {needed:,}: raise memory_gb to {enough:.2g} or lower ratio"
             )
         self._context = context
-        self._splits = [self.dims] if self.dims else channels  # channels of each level in a patch feature
+        self._splits = (
+            [self.dims] if self.dims else [c for c, _, _ in context.shapes]
+        )  # channels of each level in a patch feature
         self._patches: list[Tensor] = []  # each (P, n, C)
         self._origins: list[Tensor] = []  # each (P, n, 2), image and spot of each patch
         self._cores: list[tuple[Tensor, Tensor]] = []  # what stays of earlier blocks: patches and origins

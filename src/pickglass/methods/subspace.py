@@ -118,6 +118,11 @@ class Subspace(Detector):
         self.mean = self.inside = self.outside = self.rest = self.counts = None
         self.forget_images()
 
+    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
+        """Return the shapes of mean and axes."""
+        p, c = positions, _width(shapes)
+        return {"mean": (p, c), "inside": (p, c, None), "outside": (p, c, None), "rest": (p, None), "counts": (p,)}
+
     def begin_fit(self, context: FitContext) -> None:
         """Check the settings, and set up the sums."""
         if not 0 < self.variance < 1:
