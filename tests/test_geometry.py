@@ -111,6 +111,9 @@ def test_preprocess_is_described_and_checked() -> None:
         Preprocess((5, 5), "nearest")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="Preprocess"):
         Preprocess.from_json({"size": [5, 5]})
+    for size in ([True, 5], ["5", 5], [5], 5):
+        with pytest.raises(InputError, match="size of Preprocess is"):
+            Preprocess.from_json({**prepare.to_json(), "size": size})
 
 
 # -- resize_map -------------------------------------------------------------------------------------------------------

@@ -192,3 +192,17 @@ def test_a_tensor_of_another_shape_is_refused(method: str, tmp_path: Path) -> No
                 restore(chosen, header, {**tensors, name: other}, "m.safetensors")
             refused += 1
     assert refused > 3
+
+
+def test_indices_beyond_their_range_are_refused(tmp_path: Path) -> None:
+    tiled = pg.PaDiM(layers=["stage1"], dims=4, size=64).tiled(tile=32)
+    header, tensors = read_model(
+        tiled.fit(textures(6, 64), calibrate=0, engine="torch").save(tmp_path / "m.safetensors")
+    )
+    for name, message in (
+        ("head.channels", "channels are not all between"),
+        ("head.tiles.head_of", "tiles name heads"),
+    ):
+        for value in (-1, 1000):
+            with pytest.raises(ModelFileError, match=message):
+                restore(pg.PaDiM, header, {**tensors, name: torch.full_like(tensors[name], value)}, "m.safetensors")

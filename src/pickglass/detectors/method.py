@@ -143,6 +143,13 @@ class Method(Configured, ABC):
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """Lay out what will be learned, for levels of these shapes (C, h, w); also before a model file fills it."""
 
+    def check_learned(self, shapes: list[Shape]) -> None:
+        """Check what shapes do not tell of tensors that came from a file, e.g. that indices are some.
+
+        Raises:
+            InputError: they cannot have been learned.
+        """
+
     @abstractmethod
     def begin_fit(self, context: FitContext) -> None:
         """Check the settings against the shapes and allocate, before the first image comes."""

@@ -186,6 +186,9 @@ def _restored(
             )
         if not assign(detector, place, tensor):
             raise ModelFileError(f"{source}: tensor {name!r} has no place in {method.__name__}: fit the model anew")
+    detector.check_learned(shapes)
+    if detector.tiles is not None and not set(detector.tiles.head_of.tolist()) <= set(range(positions)):
+        raise ModelFileError(f"{source}: its tiles name heads that it does not have: fit the model anew")
     if apart["reference"]:
         arrays = {name: tensor.numpy() for name, tensor in apart["reference"].items()}
         detector.reference = Sample.from_tensors(arrays, source)

@@ -328,7 +328,7 @@ def _rounded_bank(model: ModelProto, search: _Search) -> None:
     winner, squeeze = _reader(model, minimum.output[0], "ArgMin"), _reader(model, chosen.output[0], "Squeeze")
     fresh: list[NodeProto] = []
 
-    def make(op: str, inputs: Sequence[str], outputs: str | Sequence[str], **attributes: int | list[int]) -> str:
+    def make(op: str, inputs: Sequence[str], outputs: str | Sequence[str], **attributes: Any) -> str:
         named = [f"{name}/{outputs}"] if isinstance(outputs, str) else list(outputs)
         fresh.append(helper.make_node(op, list(inputs), named, named[0], **attributes))
         return named[0]

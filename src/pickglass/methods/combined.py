@@ -291,6 +291,11 @@ class Combined(Detector):
             found |= {f"heads.{i}.{name}": shape for name, shape in own.items()}
         return found
 
+    def check_learned(self, shapes: list[Shape]) -> None:
+        """Let each part check its own."""
+        for part in self.components.values():
+            part.check_learned(self._shapes_of(part, shapes))
+
     def _check(self) -> None:
         own = list(self.components.values())
         if self.fusing is not None and not self.layers:

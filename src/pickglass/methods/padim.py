@@ -141,12 +141,17 @@ class PaDiM(Detector):
         self.gaussians = self._laid_out(shapes, positions, self.dims)
 
     def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
-        """Return the shapes of the counts and of the Gaussians in the form that they have once they are learned."""
-        matrices = ["factor", *(f"stages.{i}.rows" for i in range(len(shapes)))]
-        return {
-            "counts": (positions, *shapes[0][1:]),
-            **{f"gaussians.{name}": (positions, None, None, None) for name in matrices},
-        }
+        """Return the shapes of the counts and of the Gaussians in either form that they have once they are learned."""
+        sizes = self._gaussians().sizes()
+        rows = {f"gaussians.stages.{i}.rows": (positions, u, d, c + d) for i, (u, d, c) in enumerate(sizes)}
+        factor = {"gaussians.factor": (positions, sizes[-1][0], None, sum(d for _, d, _ in sizes))}
+        return {"counts": (positions, *shapes[0][1:]), **rows, **factor}
+
+    def check_learned(self, shapes: list[Shape]) -> None:
+        """Check that the channels are some of the levels."""
+        every = sum(c for c, _, _ in shapes)
+        if self.channels is not None and not (0 <= int(self.channels.min()) <= int(self.channels.max()) < every):
+            raise InputError(f"its channels are not all between 0 and {every - 1}")
 
     def _projects(self, shapes: list[Shape], dims: int) -> bool:
         return self.reduce == "orthogonal" and dims < sum(c for c, _, _ in shapes)

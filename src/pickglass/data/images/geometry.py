@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pickglass.data.images.formats import Array, Picture
+from pickglass.data.stored import from_stored
 from pickglass.errors import ImageError, InputError, shortened
 
 __all__ = [
@@ -290,11 +291,10 @@ class Preprocess:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Preprocess:
         """Make the Preprocess that :meth:`to_json` described; anything else is an InputError."""
-        if set(data) != {"size", "interpolation", "geometry", "side"} or not isinstance(data["size"], (list, tuple)):
-            raise InputError(
-                f"{data!r} does not describe a Preprocess: expected size [H, W], interpolation, geometry and side"
-            )
-        return cls(tuple(data["size"]), data["interpolation"], data["geometry"], data["side"])
+        expected = [field.name for field in fields(cls)]
+        if sorted(data) != sorted(expected):  # without one of them the model would see other pixels
+            raise InputError(f"{shortened(data)} does not describe a Preprocess: expected {', '.join(expected)}")
+        return from_stored(cls, data)
 
 
 def _planes(picture: Picture) -> list[Array]:
