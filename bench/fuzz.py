@@ -495,4 +495,18 @@ def bench_cases(given: argparse.Namespace) -> Iterator[harness.Case]:
             yield harness.Case({"kind": name, "cases": n, "seed": given.seed}, found)
 
 
-SUITE = harness.Suite(bench_cases, arguments)
+def table(rows: list[harness.Record]) -> str:
+    """Write a line for each kind of file: what came of its cases."""
+    what = {"model": "model", "tiled": "model of tiles", "export": "exported model", "study": "database of a study"}
+    cells = [
+        [
+            what.get(row["kind"], row["kind"]),
+            *(f"{n:,}" for n in (row["cases"], row["outcomes"].get("used", 0), row["outcomes"].get("refused", 0))),
+            len(row["faults"]),
+        ]
+        for row in rows
+    ]
+    return harness.markdown(["kind of file", "cases", "used", "refused", "faults"], cells)
+
+
+SUITE = harness.Suite(bench_cases, arguments, {"": table})
