@@ -7,7 +7,8 @@
 Of each type of defect ten known ones are drawn by the seed, of ten groups; ``ssn-N`` is shown the first N of each. No
 model is judged by these ten, nor by any other image of their groups, so that all are judged by the same images, and
 more known defects are more of the same ones. ``ssn-labels-N`` is shown them without their masks, ``patchcore-N`` and
-``fastflow-N`` too (they set what is unsure, and nothing else). Each model has its default settings but for the size;
+``fastflow-N`` too (they set what is unsure, and nothing else). ``both-N`` is SuperSimpleNet with them and PatchCore in
+one model. Each model has its default settings but for the size;
 FastFlow and SuperSimpleNet have those of ``--preset``, changed by ``--set`` (SuperSimpleNet where no method is named).
 
 Kept is OUT/MODEL-SIZE-SEED.npz: scores (N,) by the highest 0.2 % of the map, ``own`` (N,) by the method (of
@@ -41,7 +42,7 @@ from pickglass.features.shared import SharedFeatures
 from pickglass.methods import METHODS
 from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, resampled
 
-NAMES = {"ssn": "supersimplenet", "patchcore": "patchcore", "fastflow": "fastflow"}
+NAMES = {"ssn": "supersimplenet", "patchcore": "patchcore", "fastflow": "fastflow", "both": "combined"}
 MODELS = ("patchcore", "fastflow", "ssn-0", "ssn-1", "ssn-5", "ssn-10")
 MOST = 10  # known defects of a type
 LAYERS = ("stage3", "stage4", "stage5")
@@ -98,10 +99,14 @@ def keep(
     kind, *rest = model.split("-")
     n = int(rest[-1]) if rest else 0
     method = METHODS[NAMES[kind]]
-    preset = dict(method.presets.get(given.preset, {})) if kind != "patchcore" else {}
+    learning = METHODS["supersimplenet"] if kind == "both" else method
+    preset = dict(learning.presets.get(given.preset, {})) if kind != "patchcore" else {}
     if "backbone" in preset:  # all are judged on one
         preset = {key: value for key, value in preset.items() if key not in ("backbone", "layers")}
     settings: dict[str, Any] = {**preset, "size": given.size, **changed.get(kind, {})}
+    if kind == "both":
+        part = {"method": learning.method, **preset, **changed.get("ssn", {})}
+        settings = {"parts": (part, "patchcore"), "size": given.size, **changed.get(kind, {})}
     detector = method.configured(settings)
     detector.shared_features = shared
     rows = [row for known in drawn(test, seed).values() for row in known[:n]]
@@ -250,7 +255,7 @@ def plain(model: str) -> str:
     """Say a model's name as a reader knows it."""
     kind, _, rest = model.partition("-")
     known = f" without masks, {rest.removeprefix('labels-')}" if rest.startswith("labels-") else f", {rest}"
-    name = METHODS[NAMES[kind]].__name__
+    name = "SuperSimpleNet + PatchCore" if kind == "both" else METHODS[NAMES[kind]].__name__
     return f"{name}{known} known defects of each type" if rest not in ("", "0") else name
 
 

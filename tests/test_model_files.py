@@ -184,10 +184,11 @@ def test_a_tensor_of_another_shape_is_refused(method: str, tmp_path: Path) -> No
     for name in [*learned[:8], *learned[-4:]]:
         tensor = tensors[name]
         others = [tensor[None], tensor[..., None], torch.cat([tensor, tensor]) if tensor.dim() else tensor[None]]
+        others += [tensor.double() if tensor.is_floating_point() else tensor.float()]
         others += [tensor.reshape(tensor.shape[::-1])] if tensor.shape != tensor.shape[::-1] else []
         for other in others:
             with pytest.raises(
-                ModelFileError, match=r"m\.safetensors: tensor '.*' has the shape .*: fit the model anew"
+                ModelFileError, match=r"m\.safetensors: tensor '.*' (has the shape|is) .*: fit the model anew"
             ):
                 restore(chosen, header, {**tensors, name: other}, "m.safetensors")
             refused += 1
@@ -206,3 +207,13 @@ def test_indices_beyond_their_range_are_refused(tmp_path: Path) -> None:
         for value in (-1, 1000):
             with pytest.raises(ModelFileError, match=message):
                 restore(pg.PaDiM, header, {**tensors, name: torch.full_like(tensors[name], value)}, "m.safetensors")
+
+
+def test_a_smoothing_beyond_the_image_is_refused(model: Path) -> None:
+    for value in (-1.0, 2.0**63):
+        with pytest.raises(InputError, match=r"smoothing=.*: expected a standard deviation in pixels"):
+            pg.PatchCore(size=64, smoothing=value).fit(textures(4, 64), engine="torch")
+        header, tensors = read_model(model)
+        header["configuration"]["smoothing"] = value
+        with pytest.raises(ModelFileError, match="smoothing="):
+            restore(pg.PatchCore, header, tensors, "m.safetensors")

@@ -178,6 +178,7 @@ def prepare(method: Method, data: Any, plan: FitPlan, compute: ComputeOptions) -
     """
     for part in (method, *method.components.values()):
         _ = part.places_matter, part.level_matters  # contradictions are refused
+        part.check_smoothing()
     table = good_rows(data)
     if plan.defects:
         check_defects(plan.defects, table, compute.workers, compute.max_pixels)

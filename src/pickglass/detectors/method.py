@@ -24,7 +24,7 @@ from pickglass.features.batch import Batch
 from pickglass.nn.training.loop import Phase
 from pickglass.runtime.compute import Progress, Shape
 
-__all__ = ["FitContext", "Judged", "Method", "Neighbour", "assign"]
+__all__ = ["FitContext", "Form", "Judged", "Method", "Neighbour", "assign"]
 
 Self = TypeVar("Self", bound="Method")
 
@@ -95,6 +95,18 @@ class Judged:
     scores: Tensor
     maps: Tensor
     inside: Tensor
+
+
+class Form(NamedTuple):
+    """A learned tensor has this shape and kind.
+
+    Attributes:
+        shape: None is a size that follows from the images.
+        dtype: the kind of its numbers.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype = torch.float32
 
 
 class Method(Configured, ABC):
@@ -340,11 +352,11 @@ class Method(Configured, ABC):
         """Say whether a tensor of this name is what the method learns, and not what surrounds each method."""
         return not name.startswith(("extractor.", "tiles.", "fusion.", "roi", "place_", "level_line"))
 
-    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
-        """Return the shapes of tensors that :meth:`build` leaves out; None: a size that follows from the images.
+    def learned_forms(self, shapes: list[Shape], positions: int) -> dict[str, Form]:
+        """Return the form of each tensor that :meth:`build` leaves out.
 
-        A model file with tensors of other shapes is refused. A tensor that is not named must have the position axis in
-        front.
+        A model file with tensors of another form is refused. A tensor that is not named has numbers of any kind, with
+        the position axis in front.
         """
         return {}
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -29,7 +29,7 @@ from pickglass.calibration.drift import Sample
 from pickglass.data import Preprocess
 from pickglass.data.files import output_path
 from pickglass.data.stored import fits
-from pickglass.detectors.method import Method, assign
+from pickglass.detectors.method import Form, Method, assign
 from pickglass.detectors.naming import Namer
 from pickglass.detectors.settings import settings_digest
 from pickglass.detectors.tiling import Tiles
@@ -159,8 +159,8 @@ def _restored(
     shapes, positions = detector.level_shapes(), detector.tiles.heads if detector.tiles else 1
     detector.build(shapes, positions, seed=0)
     own = detector.extractor.state_dict(prefix="backbone.")
-    heads: dict[str, tuple[int | None, ...]] = {k: tuple(tensor.shape) for k, tensor in detector.state_dict().items()}
-    heads |= detector.learned_shapes(shapes, positions)
+    forms = {name: Form(tuple(tensor.shape), tensor.dtype) for name, tensor in detector.state_dict().items()}
+    forms |= detector.learned_forms(shapes, positions)
     missing = [name for name in own if name not in tensors]
     if missing:
         raise ModelFileError(f"{source}: lacks {len(missing)} tensors, e.g. {missing[0]!r}: fit the model anew")
@@ -171,14 +171,11 @@ def _restored(
             apart[part][rest] = tensor
             continue
         place = f"extractor.{rest}" if part == "backbone" else rest
-        some = tensor.shape[1:] if detector.learns(place) else tensor.shape  # of which nothing is known
-        expected = heads.get(place) or (*(positions,) * detector.learns(place), *some)
-        if part == "head" and not _is_like(tensor.shape, expected):
-            sizes = " x ".join("any" if size is None else str(size) for size in expected)
-            raise ModelFileError(
-                f"{source}: tensor {name!r} has the shape {tuple(tensor.shape)}, and {method.__name__} expects "
-                f"{sizes or 'one number'}: fit the model anew"
-            )
+        if part == "head":
+            front = (positions,) if detector.learns(place) else tensor.shape[:1]
+            unlike = _unlike(tensor, forms.get(place, Form((*front, *tensor.shape[1:]), tensor.dtype)))
+            if unlike:
+                raise ModelFileError(f"{source}: tensor {name!r} {unlike} in {method.__name__}: fit the model anew")
         if name in own and (own[name].shape, own[name].dtype) != (tensor.shape, tensor.dtype):
             raise ModelFileError(
                 f"{source}: tensor {name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, and this backbone has "
@@ -186,6 +183,8 @@ def _restored(
             )
         if not assign(detector, place, tensor):
             raise ModelFileError(f"{source}: tensor {name!r} has no place in {method.__name__}: fit the model anew")
+    for one in (detector, *detector.components.values()):
+        one.check_smoothing()
     detector.check_learned(shapes)
     if detector.tiles is not None and not set(detector.tiles.head_of.tolist()) <= set(range(positions)):
         raise ModelFileError(f"{source}: its tiles name heads that it does not have: fit the model anew")
@@ -208,8 +207,13 @@ def _restored(
     return detector.eval()
 
 
-def _is_like(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
-    return len(shape) == len(expected) and all(b in (None, a) for a, b in zip(shape, expected, strict=True))
+def _unlike(tensor: Tensor, form: Form) -> str:
+    """Say what a tensor has and what is expected, where these differ; else nothing."""
+    shape = tuple(tensor.shape)
+    sizes = " x ".join("any" if size is None else str(size) for size in form.shape) or "no axes"
+    if len(shape) != len(form.shape) or any(b not in (None, a) for a, b in zip(shape, form.shape, strict=True)):
+        return f"has the shape {shape}, and {sizes} is expected"
+    return "" if tensor.dtype == form.dtype else f"is {tensor.dtype}, and {form.dtype} is expected"
 
 
 def _own_backbone(stated: str, given: nn.Module | str | None, source: str) -> str:

@@ -39,6 +39,7 @@ __all__ = ["Configured", "settings_digest"]
 Self = TypeVar("Self", bound="Configured")
 
 
+_MOST_SMOOTHING = 1000
 _TOP_SHARE = 0.002  # on painted defects shares up to 0.01 differ little, see docs/evidence.md
 
 
@@ -296,6 +297,18 @@ class Configured(nn.Module):
                 "image score of their own: leave top_share out, or that setting"
             )
         return self.top_share
+
+    def check_smoothing(self) -> None:
+        """Check the setting ``smoothing``.
+
+        Raises:
+            InputError: it is negative, or so large that nothing of a map would be left.
+        """
+        if self.smoothing is not None and not 0 <= self.smoothing <= _MOST_SMOOTHING:
+            raise InputError(
+                f"smoothing={self.smoothing!r}: expected a standard deviation in pixels of the input, from 0 to "
+                f"{_MOST_SMOOTHING}, or None"
+            )
 
     @property
     def places_matter(self) -> bool | None:

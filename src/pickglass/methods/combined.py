@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from pickglass.data import Table
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.method import FitContext, Judged, Method
+from pickglass.detectors.method import FitContext, Form, Judged, Method
 from pickglass.detectors.plugins import find_method
 from pickglass.errors import DataError, InputError, UnknownName, shortened
 from pickglass.features.batch import Batch
@@ -283,12 +283,12 @@ class Combined(Detector):
             part.own_levels = None if whole else tuple(layers.index(name) for name in part.read_layers)
             part.build(self._shapes_of(part, shapes), positions, seed)
 
-    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
-        """Return the shapes of each part's tensors, and of the scale of all."""
-        found: dict[str, tuple[int | None, ...]] = {"scale": (len(self.heads), 2)}
+    def learned_forms(self, shapes: list[Shape], positions: int) -> dict[str, Form]:
+        """Return the forms of each part's tensors, and of the scale of all."""
+        found = {"scale": Form((len(self.heads), 2))}
         for i, part in enumerate(self.components.values()):
-            own = part.learned_shapes(self._shapes_of(part, shapes), positions)
-            found |= {f"heads.{i}.{name}": shape for name, shape in own.items()}
+            own = part.learned_forms(self._shapes_of(part, shapes), positions)
+            found |= {f"heads.{i}.{name}": form for name, form in own.items()}
         return found
 
     def check_learned(self, shapes: list[Shape]) -> None:

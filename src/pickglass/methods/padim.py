@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.method import FitContext
+from pickglass.detectors.method import FitContext, Form
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
 from pickglass.nn.gaussian.cells import CellGaussians
@@ -140,12 +140,12 @@ class PaDiM(Detector):
             self.channels = torch.stack([_subset(sizes, _shares(sizes, self.dims), s) for s in seeds])
         self.gaussians = self._laid_out(shapes, positions, self.dims)
 
-    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
-        """Return the shapes of the counts and of the Gaussians in either form that they have once they are learned."""
+    def learned_forms(self, shapes: list[Shape], positions: int) -> dict[str, Form]:
+        """Return the forms of the counts, and of the Gaussians in both ways in which they are learned."""
         sizes = self._gaussians().sizes()
-        rows = {f"gaussians.stages.{i}.rows": (positions, u, d, c + d) for i, (u, d, c) in enumerate(sizes)}
-        factor = {"gaussians.factor": (positions, sizes[-1][0], None, sum(d for _, d, _ in sizes))}
-        return {"counts": (positions, *shapes[0][1:]), **rows, **factor}
+        rows = {f"gaussians.stages.{i}.rows": Form((positions, u, d, c + d)) for i, (u, d, c) in enumerate(sizes)}
+        factor = {"gaussians.factor": Form((positions, sizes[-1][0], None, sum(d for _, d, _ in sizes)))}
+        return {"counts": Form((positions, *shapes[0][1:])), **rows, **factor}
 
     def check_learned(self, shapes: list[Shape]) -> None:
         """Check that the channels are some of the levels."""

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.method import FitContext, Neighbour
+from pickglass.detectors.method import FitContext, Form, Neighbour
 from pickglass.detectors.renamed_settings import renamed_settings
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
@@ -209,11 +209,10 @@ class PatchCore(Detector):
         self.bank = self.scale = self.origins = self.owners = self.stand_ins = self.stand_in_for = None
         self._indices = []
 
-    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
-        """Return the shapes of the bank and of what belongs to its members."""
+    def learned_forms(self, shapes: list[Shape], positions: int) -> dict[str, Form]:
+        """Return the forms of the bank and of what a file keeps beside it."""
         p, c = positions, self._wide(shapes)
-        members = {"bank": (p, None, c), "origins": (p, None, 2), "owners": (p, None)}
-        return {**members, "scale": (p, c), "stand_ins": (p, None, c), "stand_in_for": (p, None)}
+        return {"bank": Form((p, None, c)), "scale": Form((p, c)), "origins": Form((p, None, 2), torch.int32)}
 
     def _wide(self, shapes: Sequence[Shape]) -> int:
         """Return how many channels a member of the bank has."""

@@ -166,10 +166,6 @@ class ReverseDistillation(Detector):
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
-    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
-        """Return the shape of the usual lengths."""
-        return {"usual": (positions, len(shapes))}
-
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """Make embedding and decoder to measure for the levels."""
         blocks = self._check(shapes)

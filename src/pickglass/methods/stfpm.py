@@ -159,10 +159,6 @@ class STFPM(Detector):
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
-    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
-        """Return the shape of the usual lengths."""
-        return {"usual": (positions, len(shapes))}
-
     def build(self, shapes: list[Shape], positions: int, seed: int) -> None:
         """Make the student, of the teacher's architecture."""
         self.student = Stacked(lambda: untrained(self.backbone, self.read_layers, self.scales), positions, seed)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.method import FitContext
+from pickglass.detectors.method import FitContext, Form
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
 from pickglass.nn.maps import cells_of, exact_float32, kept_cells, mean_of_highest, neighbourhood_mean, to_grid
@@ -118,10 +118,11 @@ class Subspace(Detector):
         self.mean = self.inside = self.outside = self.rest = self.counts = None
         self.forget_images()
 
-    def learned_shapes(self, shapes: list[Shape], positions: int) -> dict[str, tuple[int | None, ...]]:
-        """Return the shapes of mean and axes."""
+    def learned_forms(self, shapes: list[Shape], positions: int) -> dict[str, Form]:
+        """Return the forms of mean and axes."""
         p, c = positions, _width(shapes)
-        return {"mean": (p, c), "inside": (p, c, None), "outside": (p, c, None), "rest": (p, None), "counts": (p,)}
+        axes = {"mean": Form((p, c)), "inside": Form((p, c, None)), "outside": Form((p, c, None))}
+        return {**axes, "rest": Form((p, None)), "counts": Form((p,))}
 
     def begin_fit(self, context: FitContext) -> None:
         """Check the settings, and set up the sums."""
