@@ -183,8 +183,9 @@ def _restored(
             )
         if not assign(detector, place, tensor):
             raise ModelFileError(f"{source}: tensor {name!r} has no place in {method.__name__}: fit the model anew")
-    for one in (detector, *detector.components.values()):
-        one.check_smoothing()
+    detector.check_smoothing()
+    for component in detector.components.values():
+        component.check_smoothing()
     detector.check_learned(shapes)
     if detector.tiles is not None and not set(detector.tiles.head_of.tolist()) <= set(range(positions)):
         raise ModelFileError(f"{source}: its tiles name heads that it does not have: fit the model anew")
