@@ -250,6 +250,15 @@ def test_training_lowers_the_loss_and_keeps_the_best_epoch() -> None:
     assert STFPM.validate_share == 0.2
 
 
+def test_the_length_of_training_is_in_steps_unless_epochs_are_given() -> None:
+    """Any number of images gets the same training; more images than the steps hold do not cost more."""
+    default, asked = ready()[0], ready(epochs=4)[0]
+    assert (default.phases()[0].plan.steps, default.phases()[0].plan.epochs) == (300, None)
+    assert default.work_units(10) == default.work_units(1000) == 300 * SMALL["batch"]  # type: ignore[operator]
+    assert (asked.phases()[0].plan.steps, asked.phases()[0].plan.epochs) == (None, 4)
+    assert asked.work_units(10) == 40
+
+
 @pytest.mark.slow
 def test_two_positions_are_two_detectors() -> None:
     both, batch = ready(positions=2, epochs=2)

@@ -22,6 +22,8 @@ Where we depart, and why
   magnetic tiles it ranked images worse than chance, the coarsest one best, and the product in between.
 - The image score is the mean over the highest 0.2 % of the joined map (``top_share``); the paper's maximum is
   ``top_share=0``.
+- By default there are 300 steps, not 100 epochs, which on 200 images are 2,500 steps of our batches and 600 of the
+  paper's: a student that learns on follows the teacher's fine levels on defects as well, while good grain stays noise.
 - The default backbone takes the paper's learning rate too, a smaller one only learned more slowly, but in batches of
   8: four times the steps for the same work. On 35 images 20 epochs ended at a validation loss of 0.61 instead of 0.86,
   without the leap that the larger batches showed on the way.
@@ -60,6 +62,8 @@ from pickglass.runtime.compute import Shape
 
 __all__ = ["STFPM"]
 
+_STEPS = 300  # of the default number of epochs
+
 
 class STFPM(Detector):
     """Student-teacher feature pyramid matching (Wang et al. 2021).
@@ -69,7 +73,8 @@ class STFPM(Detector):
             :class:`pickglass.Detector`.
             The first layer sets the grid; the student is a second backbone, untrained at first. Paper: ResNet-18,
             layer1 to layer3, no smoothing.
-        epochs: how often the student sees every image (paper: 100). The one with the lowest validation loss counts.
+        epochs: how often the student sees every image (paper: 100); None: as often as 300 steps take. The epoch with
+            the lowest validation loss counts.
         batch: images of a training step (paper: 32).
         lr: learning rate of SGD (paper: 0.4).
         momentum: SGD's momentum (paper: 0.9).
@@ -103,8 +108,8 @@ class STFPM(Detector):
             "stride_powers": False,
             "top_share": 0.0,
         },
-        # about four minutes of two cores for 200 images of 256 pixels: 140 of them 20 times, some 12 a second
-        "quick": {"epochs": 20},
+        # about two minutes of two cores for 200 images of 256 pixels: 140 of them 10 times, some 12 a second
+        "quick": {"epochs": 10},
     }
 
     def __init__(
@@ -118,7 +123,7 @@ class STFPM(Detector):
         top_share: float | None = None,
         place_scale: bool | None = None,
         level_shift: bool | None = None,
-        epochs: int = 100,
+        epochs: int | None = None,
         batch: int = 8,
         lr: float = 0.4,
         momentum: float = 0.9,
@@ -157,8 +162,8 @@ class STFPM(Detector):
         return self.pick == "best"
 
     def work_units(self, n_images: int) -> float:
-        """Each epoch looks at each image once."""
-        return float(self.epochs * n_images)
+        """Each epoch looks at each image once, each step at a batch."""
+        return float(_STEPS * self.batch if self.epochs is None else self.epochs * n_images)
 
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
@@ -189,6 +194,7 @@ class STFPM(Detector):
         """Return one phase: the student follows the teacher."""
         plan = Plan(
             epochs=self.epochs,
+            steps=_STEPS if self.epochs is None else None,
             batch=self.batch,
             optimiser="sgd",
             lr=self.lr,
