@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import pickglass as pg
 from pickglass.errors import InputError
 from pickglass.features.batch import Batch
 from pickglass.features.extractor import FeatureExtractor, untrained
@@ -296,6 +298,21 @@ def test_the_paper_preset_runs_on_random_weights() -> None:
     assert found.maps[0].shape == (16, 16)
     paper = STFPM.from_preset("paper")
     assert (paper.epochs, paper.batch, paper.lr, paper.smoothing) == (100, 32, 0.4, 0.0)
+
+
+@pytest.mark.slow
+def test_a_file_from_before_keeps_its_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thresholds are of the product of levels that all count alike; the file does not say so."""
+    good = textures(8, 48)
+    detector = STFPM(**SMALL, epochs=1, lr=0.02, stride_powers=False).fit(good, calibrate=0, engine="torch")  # type: ignore[arg-type]
+    scores = detector.predict(good, engine="torch").scores
+    settings = detector.configuration()
+    del settings["stride_powers"]
+    monkeypatch.setattr(detector, "configuration", lambda: settings)
+    loaded = pg.load(detector.save(tmp_path / "m.safetensors"))
+    np.testing.assert_array_equal(loaded.predict(good, engine="torch").scores, scores)
+    loaded.stride_powers = True  # type: ignore[attr-defined]
+    assert bool((loaded.predict(good, engine="torch").scores != scores).all())
 
 
 @pytest.mark.golden
