@@ -48,7 +48,7 @@ Detector = TypeVar("Detector", bound=Method)
 _CHECKSUM = "sha256"
 
 # What models did before there was a setting for it: what a file that does not state the setting was fitted with.
-_BEFORE = {"top_share": 0.0, "length_weights": False}
+_BEFORE = {"top_share": 0.0, "length_weights": False, "stride_powers": False}
 
 # -- detectors ---------------------------------------------------------------------------------------------------------
 
