@@ -73,7 +73,7 @@ class STFPM(Detector):
             :class:`pickglass.Detector`.
             The first layer sets the grid; the student is a second backbone, untrained at first. Paper: ResNet-18,
             layer1 to layer3, no smoothing.
-        epochs: how often the student sees every image (paper: 100); None: as often as 300 steps take. The epoch with
+        epochs: how often the student sees every image (paper: 100); None: for 300 steps, at least once. The epoch with
             the lowest validation loss counts.
         batch: images of a training step (paper: 32).
         lr: learning rate of SGD (paper: 0.4).
@@ -151,6 +151,7 @@ class STFPM(Detector):
         self.stride_powers = stride_powers
         self.pick = pick
         self.student: Stacked | None = None
+        self._once = 0  # steps in which each image is seen once
         self.register_buffer("usual", None)  # (P, K) length of a teacher's feature at each level
         self.usual: Tensor | None
         self._lengths = UsualLengths()
@@ -163,7 +164,7 @@ class STFPM(Detector):
 
     def work_units(self, n_images: int) -> float:
         """Each epoch looks at each image once, each step at a batch."""
-        return float(_STEPS * self.batch if self.epochs is None else self.epochs * n_images)
+        return float(max(_STEPS * self.batch, n_images) if self.epochs is None else self.epochs * n_images)
 
     @classmethod
     def quick_settings(cls, n_images: int, cells: int) -> dict[str, Any]:
@@ -180,9 +181,11 @@ class STFPM(Detector):
     def begin_fit(self, context: FitContext) -> None:
         """Begin to measure lengths; the student was built for these levels."""
         self._lengths = UsualLengths()
+        self._once = math.ceil(context.n_images / self.batch)
 
     def begin_update(self, context: FitContext) -> None:
         """Allocate nothing: the student learns on from where it is, lengths are compared with those of the fit."""
+        self._once = math.ceil(context.n_images / self.batch)
 
     def observe(self, batch: Batch) -> None:
         """Add a batch to the usual length of the teacher's features."""
@@ -194,7 +197,7 @@ class STFPM(Detector):
         """Return one phase: the student follows the teacher."""
         plan = Plan(
             epochs=self.epochs,
-            steps=_STEPS if self.epochs is None else None,
+            steps=max(_STEPS, self._once) if self.epochs is None else None,
             batch=self.batch,
             optimiser="sgd",
             lr=self.lr,
