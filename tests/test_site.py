@@ -151,3 +151,7 @@ def test_the_site_builds_and_asks_nobody_else(tmp_path: Path) -> None:
     for page in (tmp_path / "site").rglob("*.html"):
         loaded = re.findall(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"(?:https?:)?//[^\"]*\"", page.read_text())
         assert not loaded, (page.name, loaded)
+        shim = re.search(r'<script src="([^"]*iframe-worker\.js)">', page.read_text())  # the search without a server
+        assert shim, page.name
+        assert page.name == "404.html" or (page.parent / shim[1]).is_file(), (page.name, shim[1])
+    assert (tmp_path / "site" / "search" / "search_index.js").is_file()
