@@ -63,6 +63,15 @@ def test_links_that_leave_the_folder_hold_on_the_site(hooks: ModuleType) -> None
         assert inside(text, "runtime.md") == text
 
 
+def test_figures_in_tables_hold_together(hooks: ModuleType) -> None:
+    rows = "| a b | -0.166 (-0.214 to -0.127) | 0.85 [0.77, 0.92] | 1 ± 2 | 3 → 4 | 5 % (2 % to 9 %) | `f(1, 2)` |"
+    shown = hooks.unbroken(f"{rows}\n\n1 ± 2")
+    assert shown.replace("\N{NO-BREAK SPACE}", " ") == f"{rows}\n\n1 ± 2"
+    assert shown.split("\n")[-1] == "1 ± 2"  # a text may break where it likes
+    for kept in ("(-0.214 to -0.127)", "[0.77, 0.92]", "1 ± 2", "3 → 4", "(2 % to 9 %)"):
+        assert kept.replace(" ", "\N{NO-BREAK SPACE}") in shown
+
+
 def test_the_reference_has_all_commands_and_options(hooks: ModuleType) -> None:
     assert hooks.MARK in (DOCS / hooks.COMMANDS).read_text()
     page = hooks.commands()
