@@ -93,6 +93,8 @@ def commands() -> str:
         lines += [f"## {name}", "", command.help or "", "", "```text", " ".join(usage.split()), "```", ""]
         for kind, title in (("argument", "Argument"), ("option", "Option")):
             records = [p.get_help_record(context) for p in command.params if p.param_type_name == kind]
+            if kind == "argument":  # its type says less than its meaning
+                records = [record and (record[0].partition(" <")[0], record[1]) for record in records]
             rows = [f"| {_code(record[0])} | {_cell(record[1])} |" for record in records if record]
             if rows:
                 lines += [f"| {title} | Meaning |", "|---|---|", *rows, ""]
