@@ -132,6 +132,8 @@ def scaling(target: Path) -> None:
     from bench.scaling import COURSES, Curve, curves
 
     pyplot = plotting()
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     found = curves(read(RESULTS / "scaling.jsonl"))
     panels: dict[tuple[str, str], list[Curve]] = {}
     for curve in found:
@@ -139,27 +141,39 @@ def scaling(target: Path) -> None:
         panels.setdefault((curve.course, "others" if len(COURSES[curve.course].methods) == 1 else name), []).append(
             curve
         )
-    figure, axes = pyplot.subplots(2, len(panels), figsize=(3.1 * len(panels), 6.4), squeeze=False)
-    for column, ((course, part), own) in enumerate(panels.items()):
-        for axis, figure_name, unit in zip(
-            axes[:, column], ("cpu_s", "peak_mb"), ("CPU seconds", "peak, MB"), strict=True
-        ):
+    across = 4
+    rows = -(-len(panels) // across)
+    figure, axes = pyplot.subplots(2 * rows, across, figsize=(3.1 * across, 5.2 * rows), squeeze=False)
+    for number, ((course, part), own) in enumerate(panels.items()):
+        row, column = 2 * (number // across), number % across
+        first = max(own, key=lambda curve: len(curve.steps))
+        pair = axes[row, column], axes[row + 1, column]
+        for axis, figure_name, unit in zip(pair, ("cpu_s", "peak_mb"), ("CPU seconds", "peak, MB"), strict=True):
             for curve in own:
                 label = curve.method if part in ("fit", "predict") else f"{curve.method}: {curve.part}"
                 axis.plot(curve.steps, curve.figures[figure_name], marker="o", markersize=3, label=label)
             axis.set_xscale("log")
-            axis.set_yscale("log")
+            axis.set_xticks(first.steps, [f"{step:,}" for step in first.steps], fontsize=7)
             axis.set_ylabel(unit, fontsize=8)
-            axis.tick_params(labelsize=7)
             axis.grid(alpha=0.3)
-        first = max(own, key=lambda curve: len(curve.steps))
         top = max(curve.figures["cpu_s"][-1] for curve in own)
         line = [top * step / first.steps[-1] for step in first.steps]
-        axes[0, column].plot(first.steps, line, linestyle="--", color="#9aa4ae", linewidth=1)
-        axes[0, column].set_ylim(bottom=min(min(curve.figures["cpu_s"]) for curve in own) / 1.6)
-        axes[0, column].set_title(course if part == "others" else f"{course}: {part}", fontsize=9)
-        axes[0, column].legend(fontsize=6)
-        axes[1, column].set_xlabel(COURSES[course].axis, fontsize=7)
+        pair[0].plot(first.steps, line, linestyle="--", color="#9aa4ae", linewidth=1)
+        pair[0].set_yscale("log")
+        pair[0].set_ylim(bottom=min(min(curve.figures["cpu_s"]) for curve in own) / 1.6)
+        pair[1].set_ylim(0, 1.1 * max(max(curve.figures["peak_mb"]) for curve in own))
+        pair[0].set_title(course if part == "others" else f"{course}: {part}", fontsize=9)
+        pair[0].legend(fontsize=6)
+        pair[1].set_xlabel(COURSES[course].axis, fontsize=7)
+        for axis in pair:
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.tick_params(labelsize=7)
+        pair[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        pair[0].yaxis.set_major_formatter("{x:g}")
+        pair[0].yaxis.set_minor_formatter(NullFormatter())
+    for place in range(len(panels), rows * across):
+        for row in (0, 1):
+            axes[2 * (place // across) + row, place % across].set_axis_off()
     figure.tight_layout()
     figure.savefig(target, dpi=90, bbox_inches="tight")
 

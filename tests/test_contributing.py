@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,7 +84,11 @@ def test_the_supported_pythons_are_the_same_everywhere() -> None:
     assert tested == {oldest, newest}
 
 
-def test_the_citation_names_this_version() -> None:
+def test_the_citation_and_the_changelog_name_this_version() -> None:
     citation = (ROOT / "CITATION.cff").read_text()
+    newest = re.search(r"^## \[(.+)\] - (.+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == PROJECT["version"]
+    assert f'\ndate-released: "{date.fromisoformat(newest[2])}"\n' in citation
     assert f"\nversion: {PROJECT['version']}\n" in citation
     assert f"\nlicense: {PROJECT['license']}\n" in citation

@@ -11,6 +11,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.core import url_to_fs
 from typer.testing import CliRunner
 
 from pickglass.app.jobs.executors import _on_cluster
@@ -49,7 +50,7 @@ def got(address: str) -> str:
 
 
 def there(address: str) -> list[str]:
-    files, root = fsspec.url_to_fs(address)
+    files, root = url_to_fs(address)
     return sorted(path[len(root) :] for path in files.find(root)) if files.exists(root) else []
 
 
@@ -64,7 +65,7 @@ def test_addresses_are_told_from_paths(tmp_path: Path) -> None:
 
 
 def test_only_what_differs_is_fetched(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    files, _ = fsspec.url_to_fs(store)
+    files, _ = url_to_fs(store)
     fetched: list[str] = []
     get = type(files).get_file
 
@@ -82,7 +83,7 @@ def test_only_what_differs_is_fetched(store: str, monkeypatch: pytest.MonkeyPatc
         }
     assert sorted(fetched) == ["a.txt", "b.txt", "c.txt"]
     put(f"{store}/in/a.txt", "another")
-    files.rm_file(fsspec.url_to_fs(f"{store}/in/c.txt")[1])
+    files.rm_file(url_to_fs(f"{store}/in/c.txt")[1])
     with local_copies([f"{store}/in"]) as (copy,):
         assert (copy / "a.txt").read_text() == "another"
         assert not (copy / "c.txt").exists()
@@ -199,7 +200,7 @@ def command(*words: str) -> Any:
 
 @pytest.mark.slow
 def test_commands_from_the_first_image_to_the_results(store: str, small_dataset: Path) -> None:
-    files, root = fsspec.url_to_fs(f"{store}/bottle")
+    files, root = url_to_fs(f"{store}/bottle")
     files.put(f"{small_dataset}/", f"{root}/", recursive=True)
     least = ("--layers", "stage2", "--size", "32", "--engine", "torch")
     fitted = command("fit", f"{store}/bottle", "-o", f"{store}/models/m.safetensors", *least)
@@ -231,7 +232,7 @@ def got_bytes(address: str) -> bytes:
 
 @pytest.mark.slow
 def test_what_ends_with_exit_code_1_is_sent_and_an_error_names_the_copy(store: str, small_dataset: Path) -> None:
-    files, root = fsspec.url_to_fs(f"{store}/data")
+    files, root = url_to_fs(f"{store}/data")
     files.put(f"{small_dataset}/train/good/", f"{root}/", recursive=True)
     put(f"{store}/data/broken.png", "no image")
     least = ("--layers", "stage2", "--size", "32", "--engine", "torch")
@@ -240,7 +241,7 @@ def test_what_ends_with_exit_code_1_is_sent_and_an_error_names_the_copy(store: s
     assert there(f"{store}/found")
     result = CliRunner().invoke(app, ["predict", f"{store}/n.safetensors", f"{store}/data"])
     assert isinstance(result.exception, PickglassError)
-    assert f"note: {store}/n.safetensors was worked on in " in result.stderr
+    assert f"note: {store}/n.safetensors was worked on in " in result.output
     assert "PICKGLASS_COPIED" not in os.environ
 
 

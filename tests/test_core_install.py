@@ -299,7 +299,8 @@ def test_no_module_of_the_core_imports_an_extra() -> None:
             assert not loaded & ABSENT, f"{path} imports {sorted(loaded & ABSENT)}, which is not in the core"
 
 
-OTHER_NAMES = {"sklearn": "scikit-learn"}  # Python 3.10 knows the packages of a distribution only if it lists them
+# Python 3.10 knows the packages of a distribution only if it lists them.
+OTHER_NAMES = {"sklearn": "scikit-learn", "paho": "paho-mqtt"}
 
 
 def test_whatever_is_imported_is_declared() -> None:

@@ -105,3 +105,16 @@ def test_each_command_is_given_its_own_options() -> None:
                 wrong += [f"{page}: pickglass {name} {o}" for o in given if re.match(r"--?[a-z]", o) and o not in own]
     assert seen > 100
     assert not wrong, "\n".join(wrong)
+
+
+def test_lists_stand_apart_from_the_paragraph_before() -> None:
+    """The site shows a list that follows a line of text without an empty line as part of that text; GitHub does not."""
+    wrong = []
+    for page, text in TEXTS.items():
+        prose = re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.DOTALL | re.MULTILINE)
+        for paragraph in re.split(r"\n\s*\n", prose):
+            lines = [line for line in paragraph.splitlines() if not line.startswith("#")]
+            items = [line for line in lines if re.match(r"([-*+]|\d+\.) ", line)]
+            if items and lines[0] not in items and not lines[0].startswith(" "):
+                wrong.append(f"{page}: {lines[0][:60]} / {items[0][:60]}")
+    assert not wrong, "\n".join(wrong)

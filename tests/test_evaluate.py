@@ -36,7 +36,7 @@ def prediction(tmp_path: Path) -> Prediction:
             Image.fromarray(pixels).save(mask)
             map_[1, 1:3] += 1
         row = pg.Row(f"{i}.png", label=int(i >= 3), defect=None if i < 3 else ("cut", "hole")[i % 2], mask=mask)
-        found.append(Found(row, float(map_.max() + rng.random()), map_, (16, 20)))
+        found.append(Found(row, float(np.float32(map_.max() + rng.random())), map_, (16, 20)))
     return Prediction(tuple(found), calibration=usual_threshold([1.5], [1.2]))
 
 

@@ -292,11 +292,11 @@ def test_a_table_brings_everything_back(store: MarkStore, tmp_path: Path) -> Non
         cells = list(csv.reader(lines))
     assert tuple(cells[0]) == COLUMNS
     assert not [cell for row in cells[1:] for cell in row if cell.startswith(("=", "+", "@", "-m"))]
-    back = read_marks(table)
-    there, here = store.current(), back.current()
-    there[1] = replace(there[1], path="'b\\udcff.png")  # bytes that are no text are escaped
-    assert here == there
-    assert back.mask(str(here[1].mask)) == png()
+    with read_marks(table) as back:
+        there, here = store.current(), back.current()
+        there[1] = replace(there[1], path="'b\\udcff.png")  # bytes that are no text are escaped
+        assert here == there
+        assert back.mask(str(here[1].mask)) == png()
     brought = store.bring(read_table(table))
     assert (brought.added, brought.known) == (0, 3)
     spreadsheet = table.with_name("saved.csv")  # as a spreadsheet may save it

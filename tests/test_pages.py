@@ -34,7 +34,7 @@ from pickglass.app.pages.look import Channel, LayerView, Scene, write_look
 from pickglass.app.pages.report import ReportImage, ReportWriter, TiledImage
 from pickglass.app.pages.robustness import draw_samples, write_robustness
 from pickglass.app.pages.sight import SeenDefect, write_sight
-from pickglass.app.pages.study import JudgedImage, OpenWork, StudyPage, write_study
+from pickglass.app.pages.study import JudgedImage, OpenWork, StudyPage, best_of, write_study
 from pickglass.app.pages.tiles import TileMaps, draw_tiles
 from pickglass.calibration import Calibration
 from pickglass.data import Row
@@ -525,3 +525,22 @@ def test_the_best_of_a_metric_goes_by_its_direction() -> None:
     assert METRICS["image_auroc"].better([0.2, 0.7]) == 0.7
     assert METRICS["miss_rate"].better([0.2, 0.7]) == 0.2
     assert METRICS["miss_rate"].better([]) is None
+
+
+def test_a_study_names_its_best_combinations_first() -> None:
+    def row(
+        layers: str, size: str, seed: int, aupro: float | None, auroc: float, state: str = "done"
+    ) -> dict[str, Any]:
+        names = {"method": "padim", "backbone": "net", "weights": "default", "layers": layers, "size": size}
+        return {**names, "seed": seed, "state": state, "aupro_30": aupro, "image_auroc": auroc}
+
+    rows = [row("a", "64", 0, 0.8, 0.5), row("a", "64", 1, 0.6, 0.5), row("b", "64", 0, 0.75, 0.4)]
+    rows += [row("b", "128", 0, 0.1, 0.9), row("c", "64", 0, 0.99, 0.99, "failed")]
+    assert best_of(rows) == [
+        "Best AUPRO@0.3: 0.750, padim on net, b, 64 px.",  # by the mean over the seeds
+        "Best image AUROC: 0.900, padim on net, b, 128 px.",
+    ]
+    assert best_of([row("a", "64", 0, None, 0.5), row("b", "64", 0, None, 0.4)]) == [
+        "Best image AUROC: 0.500, padim on net, a, 64 px."
+    ]
+    assert best_of(rows[:2]) == []  # nothing to compare

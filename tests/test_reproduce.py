@@ -85,7 +85,7 @@ def test_it_stands_beside_the_published_figures_and_is_done_once(
     ours = f"{100 * (row['ours']['image_auroc'] or 0):.1f}"
     text = CliRunner().invoke(app, [*words, "--markdown"])
     assert text.stdout.splitlines()[2].startswith(f"| patchcore | {LITE} | 1 of 15 | {ours} | 99.0 | – |")
-    assert "published in Roth et al." in text.stderr
+    assert "published in Roth et al." in text.output
     assert rf"1 of 15 & {ours} & 99.0 &" in CliRunner().invoke(app, [*words, "--latex"]).stdout
 
 

@@ -328,7 +328,8 @@ def test_predict_writes_the_same_tables(detector: pg.Detector, file: Path, tmp_p
 def test_the_commands_say_which_runtime_and_refuse_the_wrong_file(file: Path, tmp_path: Path) -> None:
     images = folder_of(tmp_path / "images", textures(1, SIDE, seed=7))
     done = CliRunner().invoke(app, ["predict", str(file), str(images)])
-    assert (done.exit_code, done.stderr) == (0, "run by onnxruntime\n")
+    assert done.exit_code == 0
+    assert "run by onnxruntime\n" in done.output  # click before 8.2 does not keep stdout and stderr apart
     swapped = CliRunner().invoke(app, ["predict", str(images), str(file)])
     assert "the arguments are swapped" in str(swapped.exception)
 
@@ -450,9 +451,10 @@ def test_damage_is_noticed(file: Path, tmp_path: Path) -> None:
 
 def test_a_graph_that_no_runtime_takes(file: Path, tmp_path: Path) -> None:
     header, _ = read_export(file)
-    node = onnx.helper.make_node("Unheard", ["image"], ["score"])
+    node = onnx.helper.make_node("Unheard", ["image"], ["score", "map"])
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, (None, 3, SIDE, SIDE))
     outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("score", "map")]
-    graph = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], outputs))
+    graph = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [image], outputs))
     write_export(tmp_path / "m.onnx", graph.SerializeToString(), header)
     for engine in ("onnxruntime", "openvino"):
         with pytest.raises(ModelFileError, match="refuses it"):

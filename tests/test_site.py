@@ -63,6 +63,15 @@ def test_links_that_leave_the_folder_hold_on_the_site(hooks: ModuleType) -> None
         assert inside(text, "runtime.md") == text
 
 
+def test_figures_in_tables_hold_together(hooks: ModuleType) -> None:
+    rows = "| a b | -0.166 (-0.214 to -0.127) | 0.85 [0.77, 0.92] | 1 ± 2 | 3 → 4 | 5 % (2 % to 9 %) | `f(1, 2)` |"
+    shown = hooks.unbroken(f"{rows}\n\n1 ± 2")
+    assert shown.replace("\N{NO-BREAK SPACE}", " ") == f"{rows}\n\n1 ± 2"
+    assert shown.split("\n")[-1] == "1 ± 2"  # a text may break where it likes
+    for kept in ("(-0.214 to -0.127)", "[0.77, 0.92]", "1 ± 2", "3 → 4", "(2 % to 9 %)"):
+        assert kept.replace(" ", "\N{NO-BREAK SPACE}") in shown
+
+
 def test_the_reference_has_all_commands_and_options(hooks: ModuleType) -> None:
     assert hooks.MARK in (DOCS / hooks.COMMANDS).read_text()
     page = hooks.commands()
@@ -151,3 +160,7 @@ def test_the_site_builds_and_asks_nobody_else(tmp_path: Path) -> None:
     for page in (tmp_path / "site").rglob("*.html"):
         loaded = re.findall(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"(?:https?:)?//[^\"]*\"", page.read_text())
         assert not loaded, (page.name, loaded)
+        shim = re.search(r'<script src="([^"]*iframe-worker\.js)">', page.read_text())  # the search without a server
+        assert shim, page.name
+        assert page.name == "404.html" or (page.parent / shim[1]).is_file(), (page.name, shim[1])
+    assert (tmp_path / "site" / "search" / "search_index.js").is_file()

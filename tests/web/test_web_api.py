@@ -28,6 +28,11 @@ def described(exported_model: Path, small_dataset: Path, tmp_path_factory: pytes
         yield schemathesis.openapi.from_url(address + "/openapi.json")
 
 
+@schemathesis.serializer("text/csv")  # the first versions know none
+def sent(context: Any, value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "backslashreplace")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_answers_are_as_described(

@@ -169,6 +169,9 @@ def test_a_table_comes_and_goes(client: TestClient, small_dataset: Path, tmp_pat
     assert str(small_dataset) not in text
     brought = client.post("/api/marks/table", content=text.encode()).json()
     assert brought["disputed"] == []
+    for kind in ("text/csv", "application/json", "application/octet-stream"):  # whatever a sender calls it
+        again = client.post("/api/marks/table", content=text.encode(), headers={"content-type": kind}).json()
+        assert (again["added"], again["known"]) == (0, 2), kind
     other = text.replace(",good,,,,", ",bad,,,Bob,")  # an older row, of somebody else
     other = other.replace(rows[2][6], "2020-01-01T00:00:00+00:00")
     assert client.post("/api/marks/table", content=other.encode()).json()["disputed"] == [GOOD]

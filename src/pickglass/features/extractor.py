@@ -424,6 +424,8 @@ def _traced(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
     for kind in type(network).__mro__:  # a method of a base is found in the file of that base
         tracer._autowrap_search += [sys.modules[kind.__module__]] * kind.__module__.startswith("timm.")
     graph = tracer.trace(network.eval())
+    for node in graph.nodes:
+        node.type = None  # the annotation of an argument; as a text, torch 2.6 cannot pickle it
     named: dict[str, fx.Node] = {}
     occurrences: Counter[str] = Counter()
     for node in graph.nodes:

@@ -81,6 +81,10 @@ def folded(body: fx.GraphModule, example: Tensor) -> fx.GraphModule:
         if node in copies and _same(value, two.values.get(node))
     }
     own = fx.GraphModule(body, graph)
+    for path, module in own.named_modules():  # the first versions of torch 2 copy every buffer as one to be saved
+        module._non_persistent_buffers_set |= (
+            module._buffers.keys() & body.get_submodule(path)._non_persistent_buffers_set
+        )
     kept: dict[fx.Node, fx.Node] = {}
 
     def constant(node: fx.Node) -> Any:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
@@ -232,8 +232,13 @@ async def keep_image(request: Request, state: TheState, name: UploadName = "imag
     return {"place": "kept", "name": kept, "sha256": kept.partition("/")[0]}
 
 
+async def _sent(request: Request) -> bytes:
+    """Return what was sent, whatever kind the sender calls it; older versions of FastAPI take no kind for JSON."""
+    return await request.body()
+
+
 @router.post("/table", openapi_extra={"requestBody": {"required": True, "content": {"text/csv": {}}}})
-def bring(state: TheState, content: Annotated[bytes, Body(media_type="text/csv")]) -> BroughtMarks:
+def bring(state: TheState, content: Annotated[bytes, Depends(_sent)]) -> BroughtMarks:
     """Read a table of marks, as a report or another page saved it; all of it or nothing."""
     with scratch_folder(state.folder) as folder:
         path = folder / "table.csv"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,14 @@ def heat_colours() -> Response:
     return Response(buffer.getvalue(), media_type="image/png", headers={"cache-control": "no-cache"})
 
 
+class _Static(StaticFiles):
+    """Files of the package; a path that no file system knows is as absent as any other."""
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        """Return the file of a path and what the system says of it; None: there is no such file."""
+        return ("", None) if "\0" in path else super().lookup_path(path)  # older versions of Starlette fail over NUL
+
+
 def static_files() -> BaseRoute:
     """Return the route of scripts and style sheets, which are files of the package and nothing else."""
-    return Mount("/static", StaticFiles(directory=_FOLDER / "static"), name="static")
+    return Mount("/static", _Static(directory=_FOLDER / "static"), name="static")

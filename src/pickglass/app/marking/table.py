@@ -172,5 +172,9 @@ def read_marks(file: str | os.PathLike[str]) -> MarkStore:
         return MarkStore(file, create=False)
     rows = read_table(file)
     store = MarkStore(":memory:")
-    store.bring(rows)
+    try:
+        store.bring(rows)
+    except BaseException:
+        store.close()
+        raise
     return store

@@ -16,7 +16,7 @@ from pickglass.errors import PickglassError
 from pickglass.metrics.catalogue import METRICS, Metric
 from pickglass.result import Found
 
-__all__ = ["Course", "JudgedImage", "OpenWork", "StudyPage", "courses_of", "undrawn", "write_study"]
+__all__ = ["Course", "JudgedImage", "OpenWork", "StudyPage", "best_of", "courses_of", "undrawn", "write_study"]
 
 QUALITY = ("image_auroc", "aupro_30", "aupro_05", "pixel_auroc", "aupimo")
 COLUMNS = (*QUALITY, "fit_s", "predict_s", "peak_mb")
@@ -106,6 +106,14 @@ class _Combination(NamedTuple):
     state: str
 
 
+class _Table(NamedTuple):
+    """All combinations on one data set; ``best`` has a sentence for the best of them."""
+
+    name: str
+    best: Sequence[str]
+    combinations: Sequence[_Combination]
+
+
 class _Gallery(NamedTuple):
     """The images of one data set; ``methods`` says which cell of each method is shown."""
 
@@ -118,11 +126,12 @@ class _Gallery(NamedTuple):
 def write_study(target: Path, study: StudyPage) -> Path:
     """Write the page, whole or not at all, and return its path."""
     rows = study.rows
+    sets = sorted({row["dataset"] for row in rows})
     values = {
-        "title": "Study",
+        "title": f"Study of {sets[0] if len(sets) == 1 else f'{len(sets)} data sets'}",
         "n": len(rows),
         "n_done": sum(row["state"] == "done" for row in rows),
-        "sets": sorted({row["dataset"] for row in rows}),
+        "sets": sets,
         "by_layer": METRICS[BY_LAYER],
         "courses": courses_of(rows),
         "names": NAMES,
@@ -177,12 +186,28 @@ def _shaded(mean: Mean | None) -> _Cell:
     return _Cell(f"share{shade}" if shade else "", f"{mean[0]:.2f}")
 
 
-def _tables(rows: Sequence[Row]) -> list[tuple[str, Sequence[_Combination]]]:
+def _tables(rows: Sequence[Row]) -> list[_Table]:
     """Return a table for each data set: a mean over several says nothing about any of them."""
     sets: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         sets.setdefault((json.loads(row["cell"])["root"], row["dataset"]), []).append(row)
-    return [(name, _combinations(own)) for (_, name), own in sets.items()]
+    return [_Table(name, best_of(own), _combinations(own)) for (_, name), own in sets.items()]
+
+
+def best_of(rows: Sequence[Row]) -> list[str]:
+    """Name the combination that outlines best and the one that ranks images best, in a sentence each."""
+    kinds: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(tuple(str(row[name]) for name in NAMES), []).append(row)
+    found = []
+    for key in (CHOSEN_BY, "image_auroc"):
+        means = {kind: mean for kind, own in kinds.items() if (mean := _mean(own, key)) is not None}
+        best = METRICS[key].better(mean[0] for mean in means.values())
+        if best is not None and len(kinds) > 1:
+            method, backbone, weights, size, layers = next(kind for kind, mean in means.items() if mean[0] == best)
+            name = f"{backbone}, {layers}, {size} px" + ("" if weights == "default" else f", weights {weights}")
+            found.append(f"Best {METRICS[key].label}: {METRICS[key].text(best)}, {method} on {name}.")
+    return found
 
 
 def undrawn(rows: Sequence[Row]) -> list[str]:
