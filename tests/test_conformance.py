@@ -118,7 +118,8 @@ def test_quick_settings_and_work_units_are_the_methods_own() -> None:
     assert pg.PatchCore.quick_settings(4, 64) == {"sample": 64, "ratio": 1.0}
     units = {name: cls().work_units(10) for name, cls in METHODS.items()}  # type: ignore[call-arg]
     assert units["patchcore"] == units["padim"] == units["subspace"] == 0
-    assert units["stfpm"] == 10 * pg.STFPM().epochs
+    assert units["stfpm"] == 300 * pg.STFPM().batch
+    assert pg.STFPM(epochs=7).work_units(10) == 70
     assert units["asymmetric_student_teacher"] == 10 * 2 * pg.AsymmetricStudentTeacher().teacher_epochs
     assert units["efficientad"] == pg.EfficientAD().steps
     assert np.isfinite(list(units.values())).all()
