@@ -241,10 +241,12 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
 
 
 def table(rows: list[Record]) -> str:
-    heads = ["model", "seeds", "image AUROC", "of its own score", "AUPRO@0.3", "AUPRO@0.05"]
+    heads = ["model", "preset", "seeds", "image AUROC", "of its own score", "AUPRO@0.3", "AUPRO@0.05"]
     lines = []
     for row in rows:
-        cells = [plain(row["model"]), len(row["runs"]), *(f"{value:.3f}" for value in row["figures"])]
+        asked = row["measured"]["arguments"]
+        preset = "" if row["model"] == "patchcore" else ", ".join([asked["preset"], *asked["set"]])
+        cells = [plain(row["model"]), preset, len(row["runs"]), *(f"{value:.3f}" for value in row["figures"])]
         cells += [differences(row.get(f"minus {other}", [])) for other in AGAINST]
         cpu, speed = (np.mean([run[key] for run in row["runs"]]) for key in ("cpu_s", "images_per_s"))
         lines.append([*cells, f"{cpu:.0f}", f"{speed:.0f}"])
