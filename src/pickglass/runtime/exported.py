@@ -37,7 +37,8 @@ from pickglass.runtime.session import Answer, RuntimeName, Session, open_session
 
 __all__ = ["ExportedModel", "array_from_json", "array_to_json"]
 
-_MANY = 128  # images; for fewer, measuring the runtimes, with some forty, takes longer than it can save
+_ROUNDS = 3  # of images side by side, to measure a runtime
+_MANY = 128  # images; for fewer, measuring the runtimes, with some seventy, takes longer than it can save
 _LARGEST_BATCH = 100_000  # that a file may ask for
 _MEASURED = 3  # runs of each runtime, of which the median counts
 
@@ -423,18 +424,17 @@ def _batches(items: Iterable[Decoded[Row, Prepared]], size: int) -> Iterator[lis
 
 def _seconds_each(session: Session, inputs: Mapping[str, NDArray[Any]], size: int) -> float:
     """Return the seconds of an image: of the median of a few batches of that size, or of images side by side."""
-    session.run(inputs)
-    if session.at_once > 1:
-        began, n = time.perf_counter(), 4 * session.at_once
-        for _ in session.each(session.run, [inputs] * n):
-            pass
-        return (time.perf_counter() - began) / n
-    seconds = []
-    for _ in range(_MEASURED):
+    calls = 4 * session.at_once if session.at_once > 1 else 1
+
+    def once() -> float:
         began = time.perf_counter()
-        session.run(inputs)
-        seconds.append(time.perf_counter() - began)
-    return sorted(seconds)[_MEASURED // 2] / size
+        for _ in session.each(session.run, [inputs] * calls):
+            pass
+        return time.perf_counter() - began
+
+    once()  # each thread allocates, and threads of another session may still be waiting for its next call, spinning
+    seconds = sorted(once() for _ in range(_MEASURED if calls == 1 else _ROUNDS))
+    return seconds[len(seconds) // 2] / (size if calls == 1 else calls)
 
 
 # -- arrays in the header ----------------------------------------------------------------------------------------------
