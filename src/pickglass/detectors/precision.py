@@ -39,9 +39,7 @@ _LEAST = 256  # numbers; smaller tensors stay as they are
 _FIRST = 3  # convolutions from the image on that are not quantised
 _BETWEEN = ("Add", "Clip", "Relu", "MaxPool", "Pad")
 _WEIGHTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-_CACHED = (
-    2**18
-)  # products of a search that are kept at once: 1 MB in float32, so that their minima are found in a cache
+_CACHED = 2**18  # products of a search that are kept at once: 1 MB, so that their minima are found in a cache
 _FEWEST_ROWS = 64  # of a product; fewer cost more than they save
 _BANKS = ("Gather", "GatherElements", "GatherND")
 

@@ -267,9 +267,8 @@ class PatchCore(Detector):
                 f"{self._keep:,} takes {needed:,}: raise memory_gb to {enough:.2g} or lower ratio"
             )
         self._context = context
-        self._splits = (
-            [self.dims] if self.dims else [c for c, _, _ in context.shapes]
-        )  # channels of each level in a patch feature
+        # channels of each level in a patch feature
+        self._splits = [self.dims] if self.dims else [c for c, _, _ in context.shapes]
         self._patches: list[Tensor] = []  # each (P, n, C)
         self._origins: list[Tensor] = []  # each (P, n, 2), image and spot of each patch
         self._cores: list[tuple[Tensor, Tensor]] = []  # what stays of earlier blocks: patches and origins

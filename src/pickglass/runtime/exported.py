@@ -37,7 +37,6 @@ from pickglass.runtime.session import Answer, RuntimeName, Session, open_session
 
 __all__ = ["ExportedModel", "array_from_json", "array_to_json"]
 
-_ROUNDS = 3  # of images side by side, to measure a runtime
 _MANY = 128  # images; for fewer, measuring the runtimes, with some seventy, takes longer than it can save
 _LARGEST_BATCH = 100_000  # that a file may ask for
 _MEASURED = 3  # runs of each runtime, of which the median counts
@@ -295,8 +294,8 @@ class ExportedModel(OutlierScores):
     def inputs(self, values: Sequence[Prepared]) -> dict[str, NDArray[Any]]:
         """Return the inputs of the graph; one for a fixed number of images gets the last one again and again."""
         values = [*values, *[values[-1]] * ((self.batch or len(values)) - len(values))]
-        one = len(values) == 1  # needs no copy
-        images = values[0].image[None] if one else np.stack([value.image for value in values])  # (B, 3, H, W)
+        # (B, 3, H, W); one image needs no copy
+        images = values[0].image[None] if len(values) == 1 else np.stack([value.image for value in values])
         if self.input_form == "uint8":
             images = np.ascontiguousarray(np.rint(images.transpose(0, 2, 3, 1) * 255).astype(np.uint8))
         inputs: dict[str, NDArray[Any]] = {"image": images}
@@ -433,8 +432,8 @@ def _seconds_each(session: Session, inputs: Mapping[str, NDArray[Any]], size: in
         return time.perf_counter() - began
 
     once()  # each thread allocates, and threads of another session may still be waiting for its next call, spinning
-    seconds = sorted(once() for _ in range(_MEASURED if calls == 1 else _ROUNDS))
-    return seconds[len(seconds) // 2] / (size if calls == 1 else calls)
+    seconds = sorted(once() for _ in range(_MEASURED))
+    return seconds[_MEASURED // 2] / (size if calls == 1 else calls)
 
 
 # -- arrays in the header ----------------------------------------------------------------------------------------------
