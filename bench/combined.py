@@ -1,12 +1,13 @@
 """Several methods in one pass against the best single one: figures, paired intervals by group, and how weights do.
 
     python -m bench run combined figures OUT DATA/magnetic_tile [--seeds 0 1 2] [--size area:512] [--repeats 500]
+        [--parts patchcore padim fastflow]
     python -m bench run combined weights OUT DATA/magnetic_tile [--seeds 0 1 2] [--size area:512]
     python -m bench run combined speed OUT DATA/magnetic_tile [--size area:512]
 
 ``figures`` learns all training images, for each seed: PatchCore and PaDiM alone as ``fit`` makes them by default, and
-PatchCore, PaDiM and FastFlow together on ``--size``; at 256 px FastFlow has its preset ``quick``, at 512 px, where a
-step has four times the cells, 12 epochs of batches of 2, and PaDiM reads the layers of the others. It keeps what each
+the ``--parts`` together on ``--size``: those of ``QUICK`` by that preset, the others as by default; at 512 px, where a
+step has four times the cells, FastFlow trains for 12 epochs of batches of 2, and PaDiM reads the layers of the others. It keeps what each
 part says, OUT/NAME-SEED.npz, so that every average of the three follows without another fit: a part learns the same
 whoever stands beside it (PatchCore and PaDiM together would hold no image back). What is there is left alone. Then a
 row a combination with equal weights: image AUROC, AUPRO@0.3 and @0.05, the mean over seeds, and the
@@ -41,11 +42,12 @@ from pickglass.app.advise.request import KINDS_PAINTED
 from pickglass.app.fit import build
 from pickglass.data import Row, Table, load_dataset, resize_map, split_roles
 from pickglass.data.files import written_whole
+from pickglass.methods import METHODS
 from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves
 from pickglass.runtime.compute import ComputeOptions
 
 PARTS = ("patchcore", "padim", "fastflow")
-TOGETHER = "+".join(PARTS)
+QUICK = ("fastflow", "asymmetric_student_teacher", "reverse_distillation", "supersimplenet")
 ALONE = ("patchcore", "padim")  # at their own default size and with all images
 STEPS, KNOWN, DRAWS, SOME = 4, 10, 10, 64
 METRICS = ("image_auroc", "aupro_30", "aupro_05")
@@ -59,14 +61,16 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 def settings_of(name: str, size: str) -> dict[str, Any]:
     """The settings of the models that join several parts, or of FastFlow."""
-    flow: dict[str, Any] = dict(pg.FastFlow.presets["quick"])
-    settings: dict[str, Any] = {"size": size}
+    parts = name.split("+")
+    own: dict[str, dict[str, Any]] = {part: dict(METHODS[part].presets["quick"]) for part in parts if part in QUICK}
     if size != "area:256":  # four times the cells: as many minutes as at 256 px take as many steps on fewer images
-        flow |= {"epochs": 12, "batch": 2}
-        settings["padim.layers"] = flow["layers"]
-    prefix = "fastflow." if "+" in name else ""
-    settings |= {f"{prefix}{key}": value for key, value in flow.items()}
-    return {key: value for key, value in settings.items() if "." not in key or key.partition(".")[0] in name}
+        if "fastflow" in own:
+            own["fastflow"] |= {"epochs": 12, "batch": 2}
+        if "padim" in parts:
+            own["padim"] = {"layers": pg.FastFlow.presets["quick"]["layers"]}
+    prefix = "{}." if len(parts) > 1 else ""
+    settings = {f"{prefix.format(part)}{key}": value for part in own for key, value in own[part].items()}
+    return {"size": size, **settings}
 
 
 def learned(name: str, good: Table, seed: int, size: str) -> tuple[pg.Detector, float]:
@@ -153,17 +157,19 @@ def load(out: Path, name: str, seed: int) -> Arrays:
         return dict(stored)
 
 
-def figures(out: Path, test: Table, seeds: Sequence[int], repeats: int) -> dict[str, Any]:
+def figures(out: Path, test: Table, seeds: Sequence[int], repeats: int, parts: Sequence[str]) -> dict[str, Any]:
     """A row a combination, the mean over seeds."""
-    together = [Said(load(out, TOGETHER, seed), "test", test) for seed in seeds]
+    all_of_them = "+".join(parts)
+    together = [Said(load(out, all_of_them, seed), "test", test) for seed in seeds]
     models: dict[str, list[Tool]] = {
         f"{name} alone": [Said(load(out, name, seed), "test", test)(1) for seed in seeds] for name in ALONE
     }
-    for chosen in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
-        share = tuple(float(k in chosen) for k in range(len(PARTS)))
-        models["+".join(PARTS[k] for k in chosen)] = [said(*share) for said in together]
+    places = range(len(parts))
+    for chosen in itertools.chain.from_iterable(itertools.combinations(places, n + 1) for n in places):
+        share = tuple(float(k in chosen) for k in places)
+        models["+".join(parts[k] for k in chosen)] = [said(*share) for said in together]
     cpu = {f"{name} alone": np.mean([load(out, name, seed)["cpu_s"] for seed in seeds]) for name in ALONE}
-    cpu[TOGETHER] = np.mean([load(out, TOGETHER, seed)["cpu_s"] for seed in seeds])
+    cpu[all_of_them] = np.mean([load(out, all_of_them, seed)["cpu_s"] for seed in seeds])
     groups = [row.group for row in test]
 
     def mean(tools: list[Tool], weight: npt.NDArray[np.int64]) -> list[float]:
@@ -175,7 +181,7 @@ def figures(out: Path, test: Table, seeds: Sequence[int], repeats: int) -> dict[
     for name, tools in models.items():
         row: dict[str, Any] = {"methods": name, "figures": mean(tools, once), "cpu_s": cpu.get(name)}
         for other in AGAINST:
-            if name != other:
+            if name != other and other in models:
                 row[f"minus {other}"] = paired(partial(mean, tools), partial(mean, models[other]), groups, repeats)
         rows.append(row)
     return {"rows": rows}
@@ -208,7 +214,7 @@ def weights(out: Path, good: Table, test: Table, seeds: Sequence[int]) -> dict[s
         worth: dict[str, list[list[float]]] = {"equal": [], "painted": [], f"{KNOWN} known": []}
         picked: list[tuple[Weights, Weights]] = []
         for seed in seeds:
-            arrays = load(out, TOGETHER, seed)
+            arrays = load(out, "+".join(PARTS), seed)
             said = Said(arrays, "test", test)
             held = split_roles(good, 0.1, 0.1, seed).role("calibrate")
             on_painted = Said(arrays, "painted", painted_on(held, seed))
@@ -263,7 +269,7 @@ def best(said: Said, grid: Sequence[Weights], weight: npt.NDArray[np.int64]) -> 
 def speed(good: Table, test: Table, size: str) -> dict[str, float]:
     """Images a second, the median of three turns through all models."""
     models = {}
-    for name in (*ALONE, "fastflow", "patchcore+fastflow", TOGETHER):
+    for name in (*ALONE, "fastflow", "patchcore+fastflow", "+".join(PARTS)):
         own = {} if name in ALONE else settings_of(name, size)
         own |= {key: 1 for key in own if key.endswith("epochs")}
         models[name] = build(name, None, own).fit(good, memory_gb=2.0)
@@ -280,6 +286,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--size", choices=("area:256", "area:512"), default="area:512")
     parser.add_argument("--repeats", type=int, default=500)
+    parser.add_argument("--parts", nargs="+", choices=[name for name in METHODS if name != "combined"], default=PARTS)
 
 
 def cases(given: argparse.Namespace) -> Iterator[Case]:
@@ -290,13 +297,14 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
     if given.do == "speed":
         yield Case({"part": "speed", **key}, partial(speed, good, test, given.size))
         return
-    for seed, name in itertools.product(given.seeds, (*ALONE, TOGETHER)):
+    for seed, name in itertools.product(given.seeds, (*ALONE, "+".join(given.parts))):
         target = given.out / f"{name}-{seed}.npz"
         if not target.exists():
             keep(target, learned(name, good, seed, given.size), good, test, seed)
     key["seeds"] = given.seeds
     if given.do == "figures":
-        yield Case({"part": "figures", **key}, partial(figures, given.out, test, given.seeds, given.repeats))
+        make = partial(figures, given.out, test, given.seeds, given.repeats, given.parts)
+        yield Case({"part": "figures", **key, "parts": list(given.parts)}, make)
     else:
         yield Case({"part": "weights", **key}, partial(weights, given.out, good, test, given.seeds))
 

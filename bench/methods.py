@@ -1,14 +1,17 @@
 """All methods on one data set by one scorer, per defect type, with paired bootstraps by group.
 
     python -m bench run methods DATA OUT [--methods patchcore,padim,...] [--seeds 0 1 2] [--preset quick]
-        [--set key=value ...] [--against patchcore] [--repeats 1000]
+        [--set key=value ...] [--against patchcore] [--repeats 1000] [--own-size]
 
 Fits each method on all training images (``calibrate=0``) for each seed and saves OUT/METHOD-SEED.npz: scores (N,),
-maps (N, h, w), paths (N,). What is there already is left alone. Then a record a method, also of other .npz files in
+maps (N, h, w), paths (N,), seconds and CPU seconds of the fit, images a second. A method has the preset ``--preset``, if
+there is one of that name, or one of its own: ``stfpm:default``, ``patchcore+padim`` (several in one pass). What is
+there already is left alone. Then a record a method, also of other .npz files in
 OUT, such as the peer's: figures per type, the mean of the types and of the three thin ones, averaged over seeds, and
 the difference to another method with its 95 % interval.
 
-DATA is a data set whose images already have the size of the maps to be judged (bench/tools/squeeze.py).
+DATA is a data set whose images already have the size of the maps to be judged (bench/tools/squeeze.py), or with
+``--own-size`` any: each map is enlarged to its image and judged there.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from bench.harness import Case, Record, Suite, markdown, only_set
-from bench.harness.scorer import Weight, nested, paired_figures, read_tool
+from bench.harness.scorer import SIZE, Weight, nested, paired_figures, read_tool
 from pickglass.app.fit import build
 from pickglass.data import load_dataset
 from pickglass.data.files import written_whole
@@ -35,16 +38,20 @@ def fit(given: argparse.Namespace) -> None:
     dataset = load_dataset(given.data)
     given.out.mkdir(parents=True, exist_ok=True)
     settings = {key: json.loads(value) for key, value in (text.split("=", 1) for text in given.set)}
-    for method in given.methods.split(","):
+    for asked in given.methods.split(","):
+        method, _, own = asked.partition(":")
+        preset = own or given.preset
+        known = all(preset in METHODS[name].presets for name in method.split("+"))
+        if own and not known and own != "default":
+            raise SystemExit(f"{asked}: there is no such preset")
         for seed in given.seeds:
-            target = given.out / f"{method}-{seed}.npz"
+            target = given.out / f"{asked.replace(':', '_')}-{seed}.npz"
             if target.exists():
                 continue
-            preset = given.preset if given.preset in METHODS[method].presets else None
-            detector = build(method, preset, settings)
-            began = time.perf_counter()
+            detector = build(method, preset if known else None, settings)
+            began, cpu_began = time.perf_counter(), time.process_time()
             detector.fit(dataset.train, calibrate=0, seed=seed)
-            fit_s = time.perf_counter() - began
+            fit_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
             detector.predict(dataset.test[:1])
             began = time.perf_counter()
             found = detector.predict(dataset.test)
@@ -56,16 +63,17 @@ def fit(given: argparse.Namespace) -> None:
                     maps=np.stack(found.maps),
                     paths=np.array([row.path for row in found.rows]),
                     fit_s=fit_s,
+                    cpu_s=cpu_s,
                     images_per_s=images_per_s,
                 )
 
 
 def mean_times(files: list[Path]) -> dict[str, float]:
-    """Mean seconds of a fit and images a second over a method's files; a peer's files state none."""
+    """Mean seconds and CPU seconds of a fit, and images a second, over a method's files; a peer's files state none."""
     found: dict[str, list[float]] = {}
     for file in files:
         with np.load(file) as stored:
-            for key in ("fit_s", "images_per_s"):
+            for key in ("fit_s", "cpu_s", "images_per_s"):
                 if key in stored:
                     found.setdefault(key, []).append(float(stored[key]))
     return {key: float(np.mean(values)) for key, values in found.items()}
@@ -77,7 +85,8 @@ def figures(name: str, given: argparse.Namespace) -> dict[str, Any]:
     groups = [row.group for row in rows]
 
     def tools(method: str) -> list[Any]:
-        return [read_tool(file, rows, given.smallest) for file in files_of(given.out)[method]]
+        size = None if given.own_size else SIZE
+        return [read_tool(file, rows, given.smallest, size) for file in files_of(given.out)[method]]
 
     def mean(own: list[Any], weight: Weight) -> dict[tuple[str, str], float]:
         runs = [tool.figures(weight) for tool in own]
@@ -110,6 +119,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--against", default="patchcore")
     parser.add_argument("--repeats", type=int, default=1000)
+    parser.add_argument("--own-size", action="store_true", help="judge each image at its own size, not at 256 x 256 px")
     parser.add_argument("--smallest", type=int, default=1, help="leave out regions below this many pixels")
 
 

@@ -45,13 +45,14 @@ class Tool(NamedTuple):
         return {(k, m): value for k, found in result.items() for m, value in found.items()}
 
 
-def read_tool(file: Path, rows: list[Any], smallest: int = 1) -> Tool:
+def read_tool(file: Path, rows: list[Any], smallest: int = 1, size: tuple[int, int] | None = SIZE) -> Tool:
     """Read scores (N,), maps (N, h, w) and paths (N,) of an .npz file, in the order of the rows.
 
     Args:
         file: as the peer's script and the suites write it.
         rows: test images of a data set that has the size of the maps (bench/tools/squeeze.py).
         smallest: regions below so many pixels are left out.
+        size: to which maps and masks are brought; None: that of each image.
     """
     with np.load(file, allow_pickle=False) as stored:
         saved = dict(stored)
@@ -61,7 +62,8 @@ def read_tool(file: Path, rows: list[Any], smallest: int = 1) -> Tool:
 
     def pairs() -> Iterator[tuple[Any, Any]]:
         for i, row in zip(order, rows, strict=True):
-            yield resize_map(maps[i], SIZE), None if row.mask is None else read_mask(row.mask, SIZE)
+            wanted = row.image().shape[:2] if size is None else size
+            yield resize_map(maps[i], wanted), None if row.mask is None else read_mask(row.mask, wanted)
 
     curves = PixelCurves()
     for scores, mask in pairs():
