@@ -7,10 +7,10 @@
 
 ``figures`` learns all training images, for each seed: PatchCore and PaDiM alone as ``fit`` makes them by default, and
 the ``--parts`` together on ``--size``: those of ``QUICK`` by that preset, the others as by default; at 512 px, where a
-step has four times the cells, FastFlow trains for 12 epochs of batches of 2, and PaDiM reads the layers of the others. It keeps what each
-part says, OUT/NAME-SEED.npz, so that every average of the three follows without another fit: a part learns the same
-whoever stands beside it (PatchCore and PaDiM together would hold no image back). What is there is left alone. Then a
-row a combination with equal weights: image AUROC, AUPRO@0.3 and @0.05, the mean over seeds, and the
+step has four times the cells, FastFlow trains for 12 epochs of batches of 2, and PaDiM reads the layers of the others.
+It keeps what each part says, OUT/NAME-SEED.npz, so that every average of them follows without another fit: a part
+learns the same whoever stands beside it (PatchCore and PaDiM together would hold no image back). What is there is left
+alone. Then a row a combination with equal weights: image AUROC, AUPRO@0.3 and @0.05, the mean over seeds, and the
 difference to FastFlow alone and to PatchCore alone at its own size with their 95 % intervals; groups are drawn.
 
 ``weights`` fits likewise and says what weights in quarters bring that were chosen on painted defects (on the good
