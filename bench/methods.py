@@ -5,9 +5,9 @@
 
 Fits each method on all training images (``calibrate=0``) for each seed and saves OUT/METHOD-SEED.npz: scores (N,),
 maps (N, h, w), paths (N,), seconds and CPU seconds of the fit, images a second. A method has the preset ``--preset``,
-if it has one of that name, or one of its own: ``stfpm:default``. What is there already is left alone. Then a record a method, also of other .npz files in
-OUT, such as the peer's: figures per type, the mean of the types and of the three thin ones, averaged over seeds, and
-the difference to another method with its 95 % interval.
+if it has one of that name, or one of its own: ``stfpm:default``. What is there already is left alone. Then a record a
+method, also of other .npz files in OUT, such as the peer's: figures per type, the mean of the types and of the
+three thin ones, averaged over seeds, and the difference to another method with its 95 % interval.
 
 DATA is a data set whose images already have the size of the maps to be judged (bench/tools/squeeze.py), or with
 ``--own-size`` any: each map is enlarged to its image and judged there.
