@@ -23,11 +23,16 @@ def truth(queries: torch.Tensor, bank: torch.Tensor) -> tuple[torch.Tensor, torc
     return best.values, best.indices
 
 
+@pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.slow
-def test_search_is_exact(bfloat16: bool) -> None:
+def test_search_is_exact(bfloat16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "has_amx", lambda: amx)
     queries, bank = clouds()
-    result = BankIndex(bank, bfloat16=bfloat16).search(queries)
+    found = BankIndex(bank, bfloat16=bfloat16)
+    assert (found.scan is not None) is bfloat16
+    assert found.scan is None or (found.scan.directions is None) is amx
+    result = found.search(queries)
     distance, index = truth(queries, bank)
     assert torch.equal(result.indices, index)
     torch.testing.assert_close(result.distances.double(), distance, rtol=1e-6, atol=1e-6)
@@ -63,6 +68,45 @@ def test_queries_with_too_many_possible_neighbours_fall_back_and_stay_exact(monk
     monkeypatch.setattr(neighbours, "_PATIENCE", 10)
     index.search(queries)
     assert index.scan is None  # given up for float32
+
+
+@pytest.mark.parametrize("far", [1.0, 1000.0])  # lengths of which bfloat16 loses much
+def test_a_scan_along_few_directions_never_says_that_a_point_is_farther_than_it_is(
+    far: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "has_amx", lambda: False)
+    queries, bank = clouds(50, 700, 60)
+    bank[13], queries[7] = far * bank[13], far * queries[7]
+    index = BankIndex(bank, bfloat16=True)
+    assert index.scan is not None
+    assert index.scan.directions is not None
+    assert index.scan.channels < 60
+    x = queries - index.middle
+    scanned = index.scan.lows(x, index.scan.room(50))
+    nearest = truth(queries, bank)[0].float()
+    possible = scanned.lows <= index.scan.limits(scanned, nearest * (1 + 1e-6))  # (G, n)
+    group_of = index.order.view(-1, 32)  # (G, g)
+    for query, best in enumerate(truth(queries, bank)[1].tolist()):
+        assert bool(possible[(group_of == best).any(1), query].all())
+    if far == 1:
+        assert possible.float().mean() < 0.5  # and it rules most of the others out
+
+
+@pytest.mark.parametrize("m", [1, 5, 32, 33, 64, 1000])
+def test_points_are_ordered_once_each_and_groups_lie_close_together(m: int) -> None:
+    points = torch.randn(m, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([20.0, 1.0, 0.1])
+    order = neighbours._close_together(points)
+    assert order.sort().values.tolist() == list(range(m))
+    groups = order.split(32)
+    assert all(bool((own.diff() > 0).all()) for own in groups)
+    if m == 1000:
+        within = torch.stack([points[own].std(0)[0] for own in groups]).mean()
+        assert within < points.std(0)[0] / 5
+
+
+def test_equal_points_are_put_into_groups_too() -> None:
+    bank = torch.ones(2000, 7)
+    assert BankIndex(bank, bfloat16=True).distances(torch.zeros(3, 7)).tolist() == pytest.approx([7**0.5] * 3)
 
 
 def test_the_scan_finds_the_nearest_of_points_that_bfloat16_cannot_tell_apart() -> None:

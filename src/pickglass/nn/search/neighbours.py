@@ -1,9 +1,9 @@
 """Nearest neighbours in a bank are found exactly: in float32, or by a scan in bfloat16 and a look.
 
-The scan computes all squared distances in bfloat16, keeps the least of each group of bank points, and knows by how much
-it can be wrong. The look measures, in float32, the groups that can hold the nearest point, and no others. So the
-distance is the same as in float32 alone. Where too many groups are possible, the query is searched in float32; the
-search says how many these were.
+The scan computes bounds of all squared distances in bfloat16, along the few directions in which the bank mostly
+spreads, keeps the least of each group of bank points, and knows by how much it can be wrong. The look measures, in
+float32, the groups that can hold the nearest point, and no others. So the distance is the same as in float32 alone.
+Where too many groups are possible, the query is searched in float32; the search says how many these were.
 
 Letters: N queries, M bank points, C dimensions, G groups of bank points.
 """
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pickglass.nn.maps import exact_float32, has_fast_bfloat16, rounding_bound
+from pickglass.nn.maps import exact_float32, has_amx, has_fast_bfloat16, rounding_bound
 
 __all__ = ["NORM_PARTS", "BankIndex", "Searched", "nearest_of_each", "nearest_of_two_owners", "nearest_plain"]
 
@@ -29,6 +29,8 @@ _QUERIES = 512  # of one block ...
 _POINTS = 1024  # ... times bank points, which a core keeps near itself, in groups ...
 _AMONG = 32  # ... of so many
 _TILE = 16  # channels of a scan come in multiples of so many
+_MAIN_SHARE = 0.9  # of the variance, which the directions of a scan hold
+_SAMPLE, _TURNS = 1024, 3  # points, and steps of the power method, that find the direction in which a group is halved
 _LOWS = 2**22  # values that a scan keeps: one for each group and query
 _FETCHED = 2**19  # floats of points and queries that are fetched together
 _PRODUCTS = 2**26  # of all banks at once
@@ -36,7 +38,7 @@ _GROUP = 64  # bank points of which an exported graph first finds the minimum al
 _LARGE = 1500  # bank points from which a scan in bfloat16 saves more than a look costs
 _PATIENCE, _MOST_FALLBACKS = 10_000, 0.1
 # so many possible groups of a query, and such a share of all groups, beyond which float32 is the cheaper way
-_FEW, _MOST_SHARE = 8, 0.1
+_FEW, _MOST_SHARE = 8, 0.25
 
 
 def nearest_plain(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,23 +163,32 @@ class BankIndex:
         self.source = source
         self.queries = self.fallbacks = 0
         self.middle = self.bank.mean(0)
-        m = len(bank)
-        groups = -(-m // _AMONG)
-        place = torch.arange(groups * _AMONG, device=bank.device).clamp(max=m - 1)  # the last point fills up
-        centred = (self.bank - self.middle).index_select(0, place)  # distances stay, products cancel less
-        columns = torch.cat([centred, centred.square().sum(1, keepdim=True)], dim=1)  # (G g, C + 1)
-        self.grouped = columns.unflatten(0, (groups, _AMONG))  # (G, g, C + 1)
-        self.centred = centred[:m]  # (M, C)
-        on_cpu, large = bank.device.type == "cpu", m >= _LARGE
+        self.centred = self.bank - self.middle  # (M, C); distances stay, products cancel less
+        on_cpu, large = bank.device.type == "cpu", len(bank) >= _LARGE
         scans = (on_cpu and large and has_fast_bfloat16()) if bfloat16 is None else bfloat16
-        self.scan = _Scan(centred) if scans else None
+        # a scan rules out groups, the more of them the closer their points lie together
+        self._group(_close_together(self.centred) if scans else torch.arange(len(bank), device=bank.device))
+        with exact_float32():
+            self.scan = _Scan(self.grouped[..., :-1].flatten(0, 1)) if scans else None
+
+    def _group(self, order: Tensor) -> None:
+        """Put the points into groups in this order (M,)."""
+        groups = -(-len(order) // _AMONG)
+        place = torch.arange(groups * _AMONG, device=order.device).clamp(max=len(order) - 1)  # the last point fills up
+        self.order = order.index_select(0, place)  # (G g,), the point at each place
+        points = self.centred.index_select(0, self.order)
+        columns = torch.cat([points, points.square().sum(1, keepdim=True)], dim=1)  # (G g, C + 1)
+        self.grouped = columns.unflatten(0, (groups, _AMONG))  # (G, g, C + 1)
 
     def distances(self, queries: Tensor) -> Tensor:
         """Measure the distance (N,) of the (N, C) queries to their nearest bank points."""
         return self.search(queries).distances
 
     def search(self, queries: Tensor) -> Searched:
-        """Find the nearest bank point of each query (N, C); of equal computed values the lowest index counts."""
+        """Find the nearest bank point of each query (N, C).
+
+        Of equal computed values the lowest index counts, but for queries that fell back, where any of them may.
+        """
         x = queries.float() - self.middle
         before = self.fallbacks
         with exact_float32():
@@ -202,37 +213,51 @@ class BankIndex:
                 index[lo : lo + _QUERIES] = torch.from_numpy(_in_blocks(columns, factors, room))
             else:
                 index[lo : lo + _QUERIES] = (columns @ factors).argmin(0)
-        return index.clamp_(max=len(self.centred) - 1)
+        return self.order.index_select(0, index)
 
     def _scanned(self, x: Tensor, scan: _Scan) -> Tensor:
-        """Find the index of the nearest by a scan and a look, as many queries at a time as there is room for."""
+        """Find the index of the nearest by a scan and two looks, as many queries at a time as there is room for.
+
+        The first look is at the groups with the least value of the scan. How far away the nearest is there says which
+        others can hold a nearer one: these are the second look.
+        """
         index = torch.zeros(len(x), dtype=torch.int64)
         at_once = max(_QUERIES, _LOWS // len(self.grouped))
         room = scan.room(min(at_once, len(x)))
         for lo in range(0, len(x), at_once):
             part = x[lo : lo + at_once]
-            lows, limits = scan.lows(part, room)  # (G, n), (n,)
-            possible: np.ndarray = lows.numpy() <= limits.numpy()
+            scanned = scan.lows(part, room)
+            lows = scanned.lows.numpy()  # (G, n)
+            least: np.ndarray = scanned.lows.amin(0).numpy()  # (n,)
+            distance, nearest = self._look(part, *np.divmod(np.flatnonzero(lows == least), len(part)))
+            possible: np.ndarray = lows <= scan.limits(scanned, distance).numpy()
+            possible &= lows > least
             if np.count_nonzero(possible) > _FEW * len(part):
                 many = np.add.reduce(possible, axis=0, dtype=np.int32) > max(_FEW, _MOST_SHARE * len(possible))
                 possible[:, many] = False
                 (fallen,) = torch.from_numpy(many).nonzero(as_tuple=True)
-                index[lo + fallen] = self._multiplied(part[fallen])
+                nearest[fallen] = self._multiplied(part[fallen])
+                distance[fallen] = 0
                 self.fallbacks += len(fallen)
-            group, query = np.divmod(np.flatnonzero(possible), len(part))
-            nearest = self._look(part, group, query)
-            index[lo : lo + at_once] = torch.where(nearest < len(self.centred), nearest, index[lo : lo + at_once])
+            further, other = self._look(part, *np.divmod(np.flatnonzero(possible), len(part)))
+            better = (further < distance) | ((further == distance) & (other < nearest))
+            nearest = torch.where(better, other, nearest)
+            index[lo : lo + at_once] = nearest.clamp_(max=len(self.centred) - 1)
         self.queries += len(x)
         if self.queries >= _PATIENCE and self.fallbacks >= _MOST_FALLBACKS * self.queries:
             self.scan = None
+            self._group(torch.arange(len(self.centred)))
         return index
 
-    def _look(self, x: Tensor, group: np.ndarray, query: np.ndarray) -> Tensor:
-        """Measure pairs of a group and a query (n, C), ordered by group, in float32: the index (n,) of the nearest.
+    def _look(self, x: Tensor, group: np.ndarray, query: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Measure pairs of a group and a query (n, C), ordered by group, in float32.
 
         Queries of one group are measured together, T at a time, by a product; so a group's points are fetched once for
-        T queries. The nearest of each group is measured directly before groups are compared. A query without any pair
-        gets an index beyond the bank.
+        T queries. The nearest of each group is measured directly before groups are compared.
+
+        Returns:
+            The distance (n,) of the nearest and its index (n,). A query without any pair, or without numbers, has an
+            infinite distance and an index beyond the bank.
         """
         counts = np.bincount(group, minlength=len(self.grouped))
         t = int(np.clip(2 ** np.round(np.log2(max(1.0, counts.sum() / max(1, np.count_nonzero(counts))))), 8, 64))
@@ -253,14 +278,15 @@ class BankIndex:
             products = torch.baddbmm(
                 points[:, None, :, c], vectors.unflatten(0, (-1, t)), points[..., :c].transpose(1, 2), alpha=-2
             )  # (k, T, g), |y|^2 - 2 x.y
-            nearest = (groups[:, None] * _AMONG + products.argmin(2)).flatten().clamp_(max=len(self.centred) - 1)
+            place = (groups[:, None] * _AMONG + products.argmin(2)).flatten()
+            nearest = self.order.index_select(0, place)
             distances[slots] = vectors.sub_(self.centred.index_select(0, nearest)).norm(dim=1)
             indices[slots] = nearest
         distance, point = distances[slot], indices[slot]  # (pairs,)
         best = x.new_full((len(x),), torch.inf).scatter_reduce(0, asked, distance, "amin")
         winner = distance == best[asked]
         beyond = torch.full((len(x),), len(self.centred))
-        return beyond.scatter_reduce(0, asked[winner], point[winner], "amin")
+        return best, beyond.scatter_reduce(0, asked[winner], point[winner], "amin")
 
 
 def _in_blocks(columns: Tensor, factors: Tensor, room: Tensor) -> np.ndarray:
@@ -283,6 +309,55 @@ def _in_blocks(columns: Tensor, factors: Tensor, room: Tensor) -> np.ndarray:
     return index
 
 
+def _close_together(points: Tensor) -> Tensor:
+    """Order points (M, C) so that each group in turn lies close together: (M,) indices, rising within a group.
+
+    The points are halved along the direction in which they spread most, again and again.
+    """
+    waiting, done = [torch.arange(len(points))], []
+    while waiting:
+        own = waiting.pop()
+        if len(own) <= _AMONG:
+            done.append(own.sort().values)
+            continue
+        part = points.index_select(0, own)
+        some = part[:: max(1, len(own) // _SAMPLE)]
+        some = some - some.mean(0)
+        direction = some[some.square().sum(1).argmax()]
+        for _ in range(_TURNS):
+            direction = F.normalize(some.T @ (some @ direction), dim=0)
+        own = own.index_select(0, (part @ direction).argsort(stable=True))
+        half = -(-len(own) // (2 * _AMONG)) * _AMONG
+        waiting += [own[half:], own[:half]]  # the first half is next
+    return torch.cat(done)
+
+
+def _main_directions(points: Tensor) -> Tensor | None:
+    """Find the directions (C, k) in which points (M, C) around 0 mostly spread; None: a scan is not to use them.
+
+    They hold nine tenths of the variance, and as many more as a scan multiplies along for nothing. They are of use
+    where a scan of them has at most two thirds of the products, and products are what it costs: with AMX writing them
+    down costs more, and there are as many of them.
+    """
+    if has_amx():
+        return None
+    channels = points.shape[1]
+    exact = points.double()
+    variances, directions = torch.linalg.eigh(exact.T @ exact)  # rising
+    shares = variances.flip(0).clamp(min=0).cumsum(0) / variances.clamp(min=0).sum()
+    needed = int((shares < _MAIN_SHARE).sum()) + 1
+    width = _width(needed + 1)
+    if 3 * width > 2 * _width(channels):
+        return None
+    main: Tensor = directions.flip(1)[:, : width - 1 - 2 * NORM_PARTS].float().contiguous()
+    return main
+
+
+def _width(channels: int) -> int:
+    """Return how many channels a scan of so many multiplies along, with the parts of the norms."""
+    return -(-(channels + 2 * NORM_PARTS) // _TILE) * _TILE
+
+
 class _Room(NamedTuple):
     """Memory that the parts of a scan use one after the other, for memory that is touched first costs time.
 
@@ -297,35 +372,73 @@ class _Room(NamedTuple):
     columns: Tensor
 
 
-class _Scan:
-    """A scan computes all squared distances in bfloat16, and what a group's least value says about its points.
+class _Scanned(NamedTuple):
+    """What a scan says of n queries.
 
-    Points and queries are rounded to x' and y'; one product of (x', 1, |x'|^2) and (-2 y', |y'|^2, 1) gives their
-    squared distance D. It cancels before it is rounded, for products are summed in float32, and norms are written in
-    three parts that bfloat16 holds exactly. The sum is off by at most ``slack``, a bound on the sum of so many products
-    (Higham 2002) times (|x'| + |y'|)^2; this is added to it, so that no value is below zero. Then the value v is
-    rounded, by at most u of it: D lies between (1 - u) v - 2 slack and (1 + u) v. By the triangle inequality the
-    distance lies within e = |x - x'| + max |y - y'| of D's root. So the nearest point is within
-    r = sqrt((1 + u) min v) + e, and only a point with (1 - u) v <= (r + e)^2 + 2 slack can be it.
+    Attributes:
+        lows: (G, n) the least value of each group, bfloat16 read as integers of 16 bits, which lie in the same order,
+            for no value is below zero.
+        slacks: (n,) by how much the sums are off.
+        errors: (n,) how far queries and points lie from what was multiplied.
+    """
+
+    lows: Tensor
+    slacks: Tensor
+    errors: Tensor
+
+
+class _Scan:
+    """A scan computes bounds of all squared distances in bfloat16, and says which groups can hold a nearer point.
+
+    **Fewer channels.** Where few directions V (C, k) hold most of the points' variance, a vector x is scanned as
+    f(x) = (V^T x, |x - V V^T x|), which has k + 1 channels: |f(x) - f(y)|^2 <= (1 + eta) |x - y|^2, with eta the length
+    of V^T V - 1, for lengths differ by no more than what is left over of x - y. So f never says that a point is farther
+    away than it is, and what it leaves out costs a look, no mistake. Where it would save little, f(x) is x.
+
+    **Rounding.** f(x) and f(y) are rounded to x' and y'; one product of (x', 1, |x'|^2) and (-2 y', |y'|^2, 1) gives
+    their squared distance D. It cancels before it is rounded, for products are summed in float32, and norms are written
+    in three parts that bfloat16 holds exactly. The sum is off by at most ``slack``, a bound on the sum of so many
+    products (Higham 2002) times (|x'| + |y'|)^2; this is added to it, so that no value is below zero. Then the value v
+    is rounded, by at most u of it: D lies between (1 - u) v - 2 slack and (1 + u) v. By the triangle inequality
+    |f(x) - f(y)| lies within e = |f(x) - x'| + max |f(y) - y'| of D's root. So only a point with
+    (1 - u) v <= (sqrt(1 + eta) d + e)^2 + 2 slack can be as near as d.
 
     Args:
         points: (G g, C) float32, of a centred bank, group by group.
     """
 
     def __init__(self, points: Tensor) -> None:
-        rounded = points.bfloat16().float()
+        self.directions = _main_directions(points)
+        self.stretch, self.drift = 1.0, 0.0
+        reduced = points
+        if self.directions is not None:
+            exact = self.directions.double()
+            self.stretch += float((exact.T @ exact - torch.eye(exact.shape[1], dtype=exact.dtype)).norm())
+            # products with V and V^T, then the length of what is left over: each off by its bound times |x|
+            self.drift = 4 * rounding_bound(points.shape[1]) * (1 + float(exact.norm()))
+            reduced = self._reduced(points)
+        lengths = points.norm(dim=1)
+        rounded = reduced.bfloat16().float()
         norms = rounded.square().sum(1, keepdim=True)
-        self.channels = points.shape[1]
-        width = -(-(self.channels + 2 * NORM_PARTS) // _TILE) * _TILE
+        self.channels = reduced.shape[1]
+        width = _width(self.channels)
         ones = torch.ones(len(points), NORM_PARTS)
         nothing = torch.zeros(len(points), width - self.channels - 2 * NORM_PARTS)
         rows = torch.cat([-2 * rounded, *_parts(norms), ones, nothing], dim=1).bfloat16()  # (G g, K)
         self.blocks = rows.split(_POINTS)
         self.groups = len(points) // _AMONG
         self.reach = float(norms.max().sqrt())  # max |y'|
-        self.residual = float((points - rounded).norm(dim=1).max())  # max |y - y'|
+        self.residual = float(((reduced - rounded).norm(dim=1) + self.drift * lengths).max())  # max |f(y) - y'|
         self.rounding = torch.finfo(torch.bfloat16).eps
         self.bound = 2 * rounding_bound(width)  # norms are sums, too
+
+    def _reduced(self, x: Tensor) -> Tensor:
+        """Compute f(x) of vectors (n, C): (n, k + 1)."""
+        if self.directions is None:
+            return x
+        along = x @ self.directions  # (n, k)
+        left = torch.addmm(x, along, self.directions.T, alpha=-1).norm(dim=1, keepdim=True)
+        return torch.cat([along, left], dim=1)
 
     def room(self, queries: int) -> _Room:
         """Reserve memory for a scan of so many queries."""
@@ -335,11 +448,8 @@ class _Scan:
         products = torch.empty(len(self.blocks[0]) * n, dtype=torch.bfloat16)
         return _Room(torch.empty(self.groups * queries, dtype=torch.int16), products, columns)
 
-    def lows(self, x: Tensor, room: _Room) -> tuple[Tensor, Tensor]:
-        """Scan queries (n, C): the least value of each group (G, n), and up to which one it may hold the nearest (n,).
-
-        Both are bfloat16 read as integers of 16 bits, which lie in the same order, for no value is below zero.
-        """
+    def lows(self, x: Tensor, room: _Room) -> _Scanned:
+        """Scan queries (n, C)."""
         lows = room.lows[: self.groups * len(x)].view(self.groups, len(x))
         slacks, errors = torch.empty(len(x)), torch.empty(len(x))
         blocks: list[tuple[Tensor, Tensor, Tensor]] = []  # bank points, their products, and these in groups
@@ -354,19 +464,26 @@ class _Scan:
             for (points, product, values), low in zip(blocks, own, strict=True):
                 torch.mm(points, factors, out=product)
                 torch.amin(values, 1, out=low)
-        least = lows.amin(0).view(torch.bfloat16).float()
-        radius = (least * (1 + self.rounding)).sqrt() + errors
+        return _Scanned(lows, slacks, errors)
+
+    def limits(self, scanned: _Scanned, distance: Tensor) -> Tensor:
+        """Say up to which value (n,) a group may hold a point as near as this distance (n,), read as the lows are."""
+        radius = distance * self.stretch**0.5 + scanned.errors
         # one part in 100,000 is more than these few steps are off by
-        limits = ((radius + errors).square() + 2 * slacks) * ((1 + 1e-5) / (1 - self.rounding))
-        return lows, (limits.view(torch.int32) >> 16).short()  # cut off to bfloat16
+        limits = (radius.square() + 2 * scanned.slacks) * ((1 + 1e-5) / (1 - self.rounding))
+        cut_off: Tensor = (limits.view(torch.int32) >> 16).short()  # to bfloat16
+        return cut_off
 
     def _prepare(self, x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Write queries (n, C) into the columns; return the slack and the error e of each, (n,)."""
+        reduced = self._reduced(x)
         columns = columns[: len(x)]
         own = columns[:, : self.channels]
-        own.copy_(x)
+        own.copy_(reduced)
         rounded = own.float()
-        errors = (x - rounded).norm(dim=1) + self.residual
+        errors = (reduced - rounded).norm(dim=1) + self.residual
+        if self.drift:
+            errors += self.drift * x.norm(dim=1)
         norms = rounded.square_().sum(1, keepdim=True)
         slack = self.bound * (norms.sqrt() + self.reach).square()
         first = self.channels + NORM_PARTS
