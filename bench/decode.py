@@ -2,7 +2,7 @@
 
 Both sides end with contiguous float32 (3, 256, 256), which nobody keeps; Pillow in one thread by open, convert, resize,
 divide. The photograph comes with pickglass, is cut and enlarged; the files are in the page cache. Best of three rounds
-in turn. Where kornia-rs is installed (extra fast), PNG is read once more with it.
+in turn. Where imagecodecs is installed (extra fast), PNG is read once more with it.
 
     python -m bench run decode
 """
@@ -79,7 +79,7 @@ def table(rows: list[Record]) -> str:
 
 
 def _name(row: Record) -> str:
-    return f"{row['side']} px {row['suffix'][1:].upper()}{', kornia-rs' * row['fast']}"
+    return f"{row['side']} px {row['suffix'][1:].upper()}{', imagecodecs' * row['fast']}"
 
 
 SUITE = Suite(cases, tables={"": table}, weights=())

@@ -45,7 +45,7 @@ ABSENT = {
     "sklearn",
     "matplotlib",
     "pandas",
-    "kornia_rs",
+    "imagecodecs",
     "skimage",
     "ray",
 }

@@ -538,7 +538,7 @@ def test_many_files_leak_no_descriptor(tmp_path: Path) -> None:
     assert (len(os.listdir("/proc/self/fd")) if before else 0) <= before
 
 
-# -- pixels that stay in Pillow, and PNG by kornia-rs -----------------------------------------------------------------
+# -- pixels that stay in Pillow, and PNG by imagecodecs ---------------------------------------------------------------
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -616,8 +616,8 @@ def plain_pngs() -> dict[str, bytes]:
     }
 
 
-def test_png_by_kornia_is_bit_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("kornia_rs", reason='needs kornia-rs (pip install "pickglass[fast]")')
+def test_png_by_imagecodecs_is_bit_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("imagecodecs", reason='needs imagecodecs (pip install "pickglass[fast]")')
     decoder, seen = formats._png_decoder(), []
     assert decoder is not None
     counted = lambda *args: seen.append(1) or decoder(*args)  # noqa: E731
@@ -649,7 +649,21 @@ def test_png_that_is_not_plain_is_left_to_pillow(name: str, monkeypatch: pytest.
     assert np.array_equal(read_image(data), expected)
 
 
-def test_what_kornia_refuses_is_read_by_pillow_or_named_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_that_changes_no_pixel_is_not_complained_of(capfd: pytest.CaptureFixture[str]) -> None:
+    image = random_image(6, 4, 3)
+    odd = chunk(b"sRGB", b"\x09") + chunk(b"tIME", bytes(7)) + chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(200)))
+    assert np.array_equal(read_image(png(image, before=odd)), image)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pixels_of_another_shape_than_the_header_says_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = random_image(6, 4, 3)
+    for wrong in (image[:5], image[..., 0], image.astype(np.uint16)):
+        monkeypatch.setattr(formats, "_png_decoder", lambda wrong=wrong: lambda _: wrong)
+        assert np.array_equal(read_image(png(image)), image)
+
+
+def test_what_imagecodecs_refuses_is_read_by_pillow_or_named_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*_: object) -> np.ndarray:
         raise RuntimeError("no such filter")
 
@@ -660,9 +674,3 @@ def test_what_kornia_refuses_is_read_by_pillow_or_named_by_it(monkeypatch: pytes
     short = png(image)[:33] + chunk(b"IDAT", body) + chunk(b"IEND", b"")
     with pytest.raises(ImageError, match="damaged or cut short"):
         read_image(short)
-
-
-def test_a_large_png_does_not_keep_other_threads_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "_MOST_AT_ONCE", 20)
-    monkeypatch.setattr(formats, "_png_decoder", lambda: lambda *_: pytest.fail("it was not left to Pillow"))
-    assert read_image(png(random_image(7, 3, 3))).shape == (7, 3, 3)
