@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pickglass as pg
-from bench.harness import Case, Suite, add_peer, only_set, run_peer
+from bench.harness import Case, Record, Suite, add_peer, markdown, only_set, run_peer
+from pickglass.methods import METHODS
 
 LAYERS = {"stage2": "blocks.1", "stage3": "blocks.2", "stage5": "blocks.4"}  # ours: the peer's
 BATCH, SIZE = 16, 256
@@ -72,4 +73,15 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
         )
 
 
-SUITE = Suite(cases, arguments)
+def table(rows: list[Record]) -> str:
+    """Seconds of an epoch of both sides, where the peer was there."""
+    lines = []
+    for row in (row for row in rows if "times_faster" in row):
+        own = [f"{row['epoch_s'][side]:.1f} s" for side in ("peer", "ours")]
+        lines.append(
+            [f"{METHODS[row['method']].__name__}, an epoch of {row['data']}", *own, f"{row['times_faster']:.1f}"]
+        )
+    return markdown(["what", "peer", "pickglass", "times faster"], lines)
+
+
+SUITE = Suite(cases, arguments, {"": table})

@@ -213,4 +213,17 @@ def table_of_source(rows: list[Record]) -> str:
     return markdown(["data", "method", "way", "categories", "image AUROC", "AUPRO@0.3", "AUPRO@0.05"], lines)
 
 
-SUITE = Suite(cases, arguments, {"source": table_of_source})
+def table_of_peer(rows: list[Record]) -> str:
+    """Seconds of both sides, ours in each precision of the backbone."""
+    lines = []
+    for row in (row for row in rows if row["part"] == "peer" and "peer" in row):
+        for engine, own in row["ours"].items():
+            precision = "float32" if engine == "openvino" else engine
+            for what in ("fit_s", "evaluate_s"):
+                name = "fit" if what == "fit_s" else "predict, join and score"
+                times = f"{row['times_faster'][engine][what]:.1f}"
+                lines.append([f"{name}, {precision}", f"{row['peer'][what]:.1f} s", f"{own[what]:.1f} s", times])
+    return markdown(["what", "peer", "pickglass", "times faster"], lines)
+
+
+SUITE = Suite(cases, arguments, {"peer": table_of_peer, "source": table_of_source})
