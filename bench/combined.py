@@ -1,13 +1,14 @@
 """Several methods in one pass against the best single one: figures, paired intervals by group, and how weights do.
 
     python -m bench run combined figures OUT DATA/magnetic_tile [--seeds 0 1 2] [--size area:512] [--repeats 500]
-        [--parts patchcore padim fastflow]
+        [--parts patchcore padim fastflow] [--scale 0.5] [--set patchcore.level_shift=true ...]
     python -m bench run combined weights OUT DATA/magnetic_tile [--seeds 0 1 2] [--size area:512]
     python -m bench run combined speed OUT DATA/magnetic_tile [--size area:512]
 
 ``figures`` learns all training images, for each seed: PatchCore and PaDiM alone as ``fit`` makes them by default, and
 the ``--parts`` together on ``--size``: those of ``QUICK`` by that preset, the others as by default; at 512 px, where a
 step has four times the cells, FastFlow trains for 12 epochs of batches of 2, and PaDiM reads the layers of the others.
+With ``--scale`` PatchCore reads the image as it is and every other part at this scale, with its settings of 256 px.
 It keeps what each part says, OUT/NAME-SEED.npz, so that every average of them follows without another fit: a part
 learns the same whoever stands beside it (PatchCore and PaDiM together would hold no image back). What is there is left
 alone. Then a row a combination with equal weights: image AUROC, AUPRO@0.3 and @0.05, the mean over seeds, and the
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -59,11 +61,13 @@ Arrays = dict[str, npt.NDArray[Any]]
 # -- fit ---------------------------------------------------------------------------------------------------------------
 
 
-def settings_of(name: str, size: str) -> dict[str, Any]:
+def settings_of(name: str, size: str, scale: float = 1.0) -> dict[str, Any]:
     """The settings of the models that join several parts, or of FastFlow."""
     parts = name.split("+")
     own: dict[str, dict[str, Any]] = {part: dict(METHODS[part].presets["quick"]) for part in parts if part in QUICK}
-    if size != "area:256":  # four times the cells: as many minutes as at 256 px take as many steps on fewer images
+    if scale != 1:
+        own |= {part: {**own.get(part, {}), "scale": scale} for part in parts if part != "patchcore"}
+    elif size != "area:256":  # four times the cells: as many minutes as at 256 px take as many steps on fewer images
         if "fastflow" in own:
             own["fastflow"] |= {"epochs": 12, "batch": 2}
         if "padim" in parts:
@@ -73,8 +77,9 @@ def settings_of(name: str, size: str) -> dict[str, Any]:
     return {"size": size, **settings}
 
 
-def learned(name: str, good: Table, seed: int, size: str) -> tuple[pg.Detector, float]:
-    detector = build(name, None, {} if name in ALONE else settings_of(name, size))
+def learned(name: str, good: Table, seed: int, given: argparse.Namespace) -> tuple[pg.Detector, float]:
+    changed = {key: json.loads(value) for key, value in (text.split("=", 1) for text in given.set)}
+    detector = build(name, None, {} if name in ALONE else settings_of(name, given.size, given.scale) | changed)
     began = time.process_time()
     detector.fit(good, seed=seed, memory_gb=2.0)
     return detector, time.process_time() - began
@@ -285,6 +290,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     only_set(parser)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--size", choices=("area:256", "area:512"), default="area:512")
+    parser.add_argument("--scale", type=float, default=1.0, help="of every part but PatchCore")
+    parser.add_argument("--set", nargs="*", default=[], help="further settings of the combination, key=value")
     parser.add_argument("--repeats", type=int, default=500)
     parser.add_argument("--parts", nargs="+", choices=[name for name in METHODS if name != "combined"], default=PARTS)
 
@@ -300,11 +307,11 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
     for seed, name in itertools.product(given.seeds, (*ALONE, "+".join(given.parts))):
         target = given.out / f"{name}-{seed}.npz"
         if not target.exists():
-            keep(target, learned(name, good, seed, given.size), good, test, seed)
+            keep(target, learned(name, good, seed, given), good, test, seed)
     key["seeds"] = given.seeds
     if given.do == "figures":
         make = partial(figures, given.out, test, given.seeds, given.repeats, given.parts)
-        yield Case({"part": "figures", **key, "parts": list(given.parts)}, make)
+        yield Case({"part": "figures", **key, "parts": list(given.parts), "scale": given.scale}, make)
     else:
         yield Case({"part": "weights", **key}, partial(weights, given.out, good, test, given.seeds))
 

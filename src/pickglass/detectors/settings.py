@@ -80,6 +80,7 @@ class Configured(nn.Module):
         roi: (H, W) bool on the canvas, the region of interest of images that have none of their own; None: everything.
         tiling: how the canvas is cut into tiles; None: it is read whole.
         tiles: the tiles of the canvas; None before the fit and without tiling.
+        own_scale: size of the image at which it is read beside other methods, 1 as it is.
         fusing, fusion: how layers are fused, and what fuses them; None: they are read as they are.
         adapting: how the backbone is fine-tuned before the fit; None: it is left as it is.
         calibration: the thresholds; None before the fit.
@@ -131,6 +132,7 @@ class Configured(nn.Module):
         self.tiling: TileSettings | None = None
         self.tiles: Tiles | None = None
         self.adapting: AdaptationSettings | None = None
+        self.own_scale = 1.0
         self.fusing: FusionSettings | None = None
         self.fusion: Fusion | None = None
         self.calibration: Calibration | None = None
@@ -432,7 +434,7 @@ class Configured(nn.Module):
     @property
     def scales(self) -> tuple[float, ...]:
         """The factors by which the input is scaled, at each of which the backbone runs."""
-        return (1.0,) if self.fusing is None else self.fusing.scales
+        return (self.own_scale,) if self.fusing is None else self.fusing.scales
 
     def level_shapes(self) -> list[Shape]:
         """Return (C, h, w) of each level that the method reads of one position."""
@@ -456,9 +458,11 @@ class Configured(nn.Module):
         Args:
             maps: (B, P, h, w).
             keep: (B, P, h, w) bool; a cell where it is False lends nothing to its neighbours. None: all cells count.
+
+        The setting counts pixels of the image as the method reads it.
         """
         stride = [side / cells for side, cells in zip(self.seen_size, cells_of(maps), strict=True)]
-        sigma = min(stride) / 2 if self.smoothing is None else self.smoothing
+        sigma = min(stride) / 2 if self.smoothing is None else self.smoothing / self.own_scale
         return smooth(maps, [sigma / s for s in stride], keep)
 
 

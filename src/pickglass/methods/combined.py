@@ -63,7 +63,8 @@ class Combined(Detector):
     Args:
         parts: the methods: their names, ``"patchcore+padim"``, or a sequence of names and of mappings with ``method``
             and its own settings, ``[{"method": "padim", "dims": 50}, "patchcore"]``. Backbone, weights and size are
-            those of the combination.
+            those of the combination. With ``scale`` a part reads the image smaller or larger, 0.5 at half its sides:
+            the backbone then runs once at each scale.
         backbone, weights, size: see :class:`pickglass.Detector`.
         layers: the layers that all parts read. None: each reads its own, and the backbone computes those of all.
         smoothing, top_share, place_scale, level_shift: as there, for all parts; None: as each part has it.
@@ -184,13 +185,23 @@ class Combined(Detector):
         cls = find_method(own.pop("method"))
         if issubclass(cls, Combined):
             raise InputError(f"parts: {settings!r} is a combination itself: name its methods beside the others")
+        scale = own.pop("scale", 1.0)
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 1 / 16 <= scale <= 4:
+            raise InputError(f"parts: scale={shortened(scale)} of {cls.method}: expected a number from 1/16 to 4")
+        if scale != 1 and "images" in cls.reads:
+            raise InputError(
+                f"parts: {cls.method} reads the image itself beside the features, so it has no scale of its own: "
+                "leave it out, or change the size of the combination"
+            )
         for name in (*_SHARED, "tiling", "fusion", "adaptation"):
             if name in own:
                 raise InputError(
                     f"parts: {cls.method} has {name}={own[name]!r} of its own, but all parts share one: give it to "
                     "the combination"
                 )
-        return cls.configured(own | self._for_all())
+        part = cls.configured(own | self._for_all())
+        part.own_scale = float(scale)
+        return part
 
     def _for_all(self) -> dict[str, Any]:
         """Return the settings that all parts have alike."""
@@ -238,6 +249,12 @@ class Combined(Detector):
         return tuple(dict.fromkeys(itertools.chain(*several)))
 
     @property
+    def scales(self) -> tuple[float, ...]:
+        """The scales of all parts; fused layers have those of the fusion."""
+        own = {part.own_scale for part in self.components.values()}
+        return super().scales if self.fusing is not None else tuple(sorted(own, reverse=True))
+
+    @property
     def uses_validation(self) -> bool:
         """Whether a part learns anything from validation images."""
         return any(part.uses_validation for part in self.components.values())
@@ -280,7 +297,8 @@ class Combined(Detector):
             part._preprocess = self._preprocess
             part.tiling, part.fusing = self.tiling, self.fusing
             whole = self.fusing is not None or "features" not in self.reads
-            part.own_levels = None if whole else tuple(layers.index(name) for name in part.read_layers)
+            first = self.scales.index(part.own_scale) * len(layers)  # levels come scale after scale
+            part.own_levels = None if whole else tuple(first + layers.index(name) for name in part.read_layers)
             part.build(self._shapes_of(part, shapes), positions, seed)
 
     def learned_forms(self, shapes: list[Shape], positions: int) -> dict[str, Form]:
@@ -298,6 +316,8 @@ class Combined(Detector):
 
     def _check(self) -> None:
         own = list(self.components.values())
+        if self.fusing is not None and any(part.own_scale != 1 for part in own):
+            raise InputError("layers are fused for all parts alike: give the scales to the fusion, and none to a part")
         if self.fusing is not None and not self.layers:
             raise InputError("layers are fused for all parts alike: give those that all of them read (layers)")
         if self.tiling is not None and self.tiling.normalise == "position":
