@@ -13,12 +13,15 @@ import torch
 import pickglass as pg
 from pickglass.app.fit import build
 from pickglass.app.testing.test import test as run_test
-from pickglass.data import Table
+from pickglass.data import Row, Table, as_table
 from pickglass.detectors.method import Judged
-from pickglass.errors import DataError, InputError, UnknownName
+from pickglass.detectors.modelfile import read_model, restore
+from pickglass.errors import DataError, InputError, ModelFileError, UnknownName
 from pickglass.features.engine import BackboneEngine
+from pickglass.features.extractor import FeatureExtractor
 from pickglass.methods.combined import _scale
 from pickglass.nn.maps import to_grid
+from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
 SIDE = 64
@@ -106,6 +109,76 @@ def test_one_backbone_pass_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
         detector.predict(TEST, **TORCH)
         counts[type(detector).__name__], seen[:] = (fit, sum(seen)), []
     assert counts["Combined"] == counts["PatchCore"]
+
+
+@pytest.fixture(scope="module")
+def scaled() -> pg.Combined:
+    parts: list[Any] = [{"method": "patchcore", "ratio": 0.1}, {"method": "padim", "dims": 8, "scale": 0.5}]
+    return pg.Combined(parts, size=2 * SIDE).fit(GOOD, **TORCH)
+
+
+def test_a_part_reads_the_image_at_a_scale_of_its_own(scaled: pg.Combined) -> None:
+    assert scaled.scales == (1.0, 0.5)
+    bank, gaussians = scaled.components.values()
+    assert gaussians.level_names() == ["stage2 at 0.5", "stage3 at 0.5", "stage5 at 0.5"]
+    loaded = next(iter(scaled.loader(ComputeOptions(engine="torch")).batches(as_table(TEST))))
+    assert loaded.batch is not None
+    images = torch.from_numpy(np.stack([value.image for value in loaded.values]))
+    for part, scale in ((bank, 1.0), (gaussians, 0.5)):
+        expected = FeatureExtractor(scaled.backbone, part.read_layers, scales=(scale,))(images)
+        levels = part.own(loaded.batch).levels
+        assert [level.shape[2:] for level in levels] == [level.shape[1:] for level in expected]
+        for level, one in zip(levels, expected, strict=True):
+            torch.testing.assert_close(level[:, 0], one, rtol=1e-4, atol=1e-4)
+    alone = pg.PaDiM(size=SIDE, dims=8).fit(GOOD, **TORCH)  # resized by Pillow, not by the network
+    maps = gaussians.score(gaussians.own(loaded.batch))[1][:, 0]
+    assert np.corrcoef(maps.flatten(), np.stack(alone.predict(TEST, **TORCH).maps).ravel())[0, 1] > 0.7
+
+
+def test_smoothing_counts_pixels_of_the_image_as_the_part_reads_it(scaled: pg.Combined) -> None:
+    point = torch.zeros(1, 1, 16, 16)
+    point[..., 8, 8] = 1
+    part = copy.copy(scaled.components["padim"])
+    alone = pg.PaDiM(size=SIDE, dims=8).fit(GOOD, **TORCH)
+    torch.testing.assert_close(part.smoothed(point), alone.smoothed(point))
+
+
+def test_what_is_usual_for_a_part_comes_back_from_a_file(tmp_path: Path) -> None:
+    groups = [f"part {i // 4}" for i in range(48)]
+    light = np.tile([0.7, 0.85, 1.0, 1.15], 12)[:, None, None, None]
+    shown = (np.repeat(textures(12, SIDE), 4, axis=0) * light).clip(0, 255).astype(np.uint8)
+    table = Table(
+        [
+            Row(f"{i}.png", "fit", 0, group=group, pixels=image)
+            for i, (group, image) in enumerate(zip(groups, shown, strict=True))
+        ]
+    )
+    parts: list[Any] = [
+        {"method": "patchcore", "place_scale": True, "level_shift": True},
+        {"method": "padim", "dims": 8},
+    ]
+    detector = pg.Combined(parts, size=SIDE).fit(table, **TORCH)
+    bank = detector.components["patchcore"]
+    assert bank.place_gain is not None
+    assert bank.level_line is not None
+    expected = detector.predict(TEST, **TORCH)
+    header, tensors = read_model(detector.save(tmp_path / "m.safetensors"))
+    found = pg.load(tmp_path / "m.safetensors").predict(TEST, **TORCH)
+    assert np.array_equal(found.scores, expected.scores)
+    for name in ("head.heads.0.level_line", "head.heads.0.place_gain"):
+        with pytest.raises(ModelFileError, match=f"tensor '{name}' has the shape"):
+            restore(pg.Combined, header, {**tensors, name: tensors[name][None]}, "m.safetensors")
+
+
+@pytest.mark.slow
+def test_scales_come_back_from_a_file_and_are_exported(scaled: pg.Combined, tmp_path: Path) -> None:
+    expected = scaled.predict(TEST, **TORCH)
+    scaled.save(tmp_path / "m.safetensors")
+    loaded = pg.load(tmp_path / "m.safetensors")
+    assert np.array_equal(loaded.predict(TEST, **TORCH).scores, expected.scores)
+    scaled.export(tmp_path / "m.onnx")
+    exported = pg.load(tmp_path / "m.onnx").predict(TEST)
+    np.testing.assert_allclose(exported.scores, expected.scores, rtol=1e-3, atol=1e-3)
 
 
 def test_images_are_left_out_where_every_part_can(fitted: pg.Combined) -> None:
@@ -281,6 +354,10 @@ def test_what_cannot_be_separated(method: str, settings: dict[str, Any], fusion:
         ("patchcore+combined", "'combined'.* is a combination itself"),
         ([{"method": "padim", "size": 64}, "patchcore"], "padim has size=64 of its own, but all parts share one"),
         ([{"method": "padim", "tiling": {}}, "patchcore"], "padim has tiling=.* of its own"),
+        ([{"method": "padim", "scale": 0}, "patchcore"], "scale=0 of padim: expected a number from 1/16 to 4"),
+        ([{"method": "padim", "scale": True}, "patchcore"], "scale=True of padim"),
+        ([{"method": "padim", "scale": "half"}, "patchcore"], "scale='half' of padim"),
+        ([{"method": "stfpm", "scale": 0.5}, "patchcore"], "stfpm reads the image itself"),
     ],
 )
 def test_parts_that_cannot_be(parts: Any, message: str) -> None:
@@ -288,6 +365,7 @@ def test_parts_that_cannot_be(parts: Any, message: str) -> None:
         pg.Combined(parts)
 
 
+HALF = {"method": "patchcore", "scale": 0.5}
 ROTATED = [{"method": "patchcore", "rotations": 2}, "padim"]
 
 
@@ -301,6 +379,7 @@ ROTATED = [{"method": "patchcore", "rotations": 2}, "padim"]
         (pg.Combined("patchcore+padim", size=SIDE, map_weights=3), "map_weights=3: expected 2 numbers"),  # type: ignore[arg-type]
         (pg.Combined(ROTATED, size=SIDE), r"in the turns \[\(0,\), \(0, 2\)\]: give all parts the same"),
         (pg.Combined("patchcore+padim", size=SIDE).fused("concat"), "give those that all of them read"),
+        (pg.Combined([HALF, "padim"], size=SIDE, layers=["stage3"]).fused("concat"), "give the scales to the fusion"),
         (
             pg.Combined("patchcore+padim", size=2 * SIDE).tiled(tile=SIDE, normalise="position"),
             "normalise='position' divides all parts by one number",

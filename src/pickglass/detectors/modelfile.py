@@ -50,6 +50,9 @@ _CHECKSUM = "sha256"
 # What models did before there was a setting for it: what a file that does not state the setting was fitted with.
 _BEFORE = {"top_share": 0.0, "length_weights": False, "stride_powers": False}
 
+# What surrounds each method, and each part of a combination: what is usual at each place and each level of the map.
+_SURROUNDING = {"place_gain": Form((None, None)), "place_shift": Form((None, None)), "level_line": Form((4,))}
+
 # -- detectors ---------------------------------------------------------------------------------------------------------
 
 
@@ -173,7 +176,8 @@ def _restored(
         place = f"extractor.{rest}" if part == "backbone" else rest
         if part == "head":
             front = (positions,) if detector.learns(place) else tensor.shape[:1]
-            unlike = _unlike(tensor, forms.get(place, Form((*front, *tensor.shape[1:]), tensor.dtype)))
+            surrounding = _SURROUNDING.get(place.rpartition(".")[2], Form((*front, *tensor.shape[1:]), tensor.dtype))
+            unlike = _unlike(tensor, forms.get(place, surrounding))
             if unlike:
                 raise ModelFileError(f"{source}: tensor {name!r} {unlike} in {method.__name__}: fit the model anew")
         if name in own and (own[name].shape, own[name].dtype) != (tensor.shape, tensor.dtype):

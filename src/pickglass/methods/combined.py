@@ -301,6 +301,11 @@ class Combined(Detector):
             part.own_levels = None if whole else tuple(first + layers.index(name) for name in part.read_layers)
             part.build(self._shapes_of(part, shapes), positions, seed)
 
+    @staticmethod
+    def learns(name: str) -> bool:
+        """Say of a tensor of a part what the part itself would say."""
+        return Detector.learns(name.split(".", 2)[2] if name.startswith("heads.") else name)
+
     def learned_forms(self, shapes: list[Shape], positions: int) -> dict[str, Form]:
         """Return the forms of each part's tensors, and of the scale of all."""
         found = {"scale": Form((len(self.heads), 2))}
