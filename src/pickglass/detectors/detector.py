@@ -278,13 +278,16 @@ class Detector(Method, OutlierScores):
             raise DataError(f"no good image is left to fit ({counts}): lower validate or calibrate, or add images")
         pitches = {row.pixel_mm for row in table}
         weights = self.network.weights
+        digests = [image_digest(row) for row in table]
         return Provenance(
             n_fit=counts["fit"],
             n_validate=counts["validate"],
             n_calibrate=counts["calibrate"],
             seed=plan.seed,
-            data_sha256=fingerprint(table),
-            fitted_images=tuple(image_digest(row)[:16] for row in table.role("fit", "validate")),
+            data_sha256=fingerprint(table, digests),
+            fitted_images=tuple(
+                digest[:16] for row, digest in zip(table, digests, strict=True) if row.role in ("fit", "validate")
+            ),
             image_names=tuple(known_names([row.path for row in table.role("fit")])),
             pixel_mm=pitches.pop() if len(pitches) == 1 else None,
             regions=Regions.of(table) if any(row.roi is not None for row in table) else Regions(),

@@ -359,11 +359,16 @@ def _is_among(digests: set[str], row: Row) -> bool:
         return False
 
 
-def fingerprint(table: Table) -> str:
-    """Return the sha256 over the contents of a table's images, their roles and their order."""
+def fingerprint(table: Table, digests: Sequence[str] | None = None) -> str:
+    """Return the sha256 over the contents of a table's images, their roles and their order.
+
+    Args:
+        table: the images.
+        digests: what :func:`image_digest` gave of each; None: they are read here.
+    """
     whole = hashlib.sha256()
-    for row in table:
-        parts = (row.role, row.group, image_digest(row))
+    for row, digest in zip(table, map(image_digest, table) if digests is None else digests, strict=True):
+        parts = (row.role, row.group, digest)
         whole.update(f"{' '.join(map(str, parts))}\n".encode("utf-8", "surrogateescape"))
     return whole.hexdigest()
 
