@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import Case, Record, Suite, markdown, only_set
+from bench.harness import Case, Record, Suite, differences, markdown, only_set
 from bench.harness.scorer import SIZE, Weight, nested, paired_figures, read_tool
 from pickglass.app.fit import build
 from pickglass.data import load_dataset
@@ -138,4 +138,24 @@ def table(rows: list[Record], metric: str) -> str:
     return markdown(["method", "seeds", *heads], lines)
 
 
-SUITE = Suite(cases, arguments, {m: partial(table, metric=m) for m in ("image_auroc", "aupro_30", "aupro_05")})
+def table_of_all(rows: list[Record]) -> str:
+    """Each method over all test images: its figures, how it differs from the other one, and what it costs."""
+    heads = ["method", "seeds", "image AUROC", "AUPRO@0.3", "AUPRO@0.05", f"minus {title_of(rows[0]['against'])}"]
+    lines = []
+    for row in sorted(rows, key=lambda row: -row["figures"]["all"]["image_auroc"]):
+        cells = [f"{row['figures']['all'][metric]:.3f}" for metric in METRICS]
+        minus = differences(row["minus"]["all"][metric] for metric in METRICS) if "minus" in row else ""
+        cost = [f"{row['cpu_s']:.0f}" if "cpu_s" in row else ""]
+        lines.append([title_of(row["method"]), row["seeds"], *cells, minus, *cost])
+    return markdown([*heads, "fit, CPU s"], lines)
+
+
+def title_of(stem: str) -> str:
+    """The method and its preset as a file is named: ``fastflow_quick``."""
+    name = next(name for name in sorted(METHODS, key=len, reverse=True) if stem == name or stem.startswith(f"{name}_"))
+    preset = stem[len(name) + 1 :]
+    return METHODS[name].__name__ + (f", `{preset}`" if preset not in ("", "default") else "")
+
+
+METRICS = ("image_auroc", "aupro_30", "aupro_05")
+SUITE = Suite(cases, arguments, {"": table_of_all, **{m: partial(table, metric=m) for m in METRICS}})
