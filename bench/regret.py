@@ -10,7 +10,7 @@ drawn by group, by AUPRO@0.05.
 
 The table leaves one set out: it chooses on each set as the advisor does, but with the spread between painted and real
 gains of the other sets. The oracle chooses by the real defects on half of the test groups; all are judged on the other
-half, over random halves. Below it stand the rows of ``app/advise/transfer.py``.
+half, over random halves. ``regret:transfer`` prints the rows of ``app/advise/transfer.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from bench.harness import Case, Suite, add_sets
+from bench.harness import Case, Suite, add_sets, markdown
 from pickglass.app.advise.advise import find_advice
 from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.choice import surest
@@ -240,17 +240,26 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         least = min(len(values) for values in means["gain"])
         cells = [_span(np.mean([values[:least] for values in part], axis=0)) for part in means.values()]
         lines.append(f"| mean | | | {' | '.join(cells)} | |")
-    lines += ["", "Of all candidates, painted gain (95 %), real gain; best painted, best real:", ""]
+    return "\n".join(lines)
+
+
+def best_of(rows: Sequence[dict[str, Any]]) -> str:
+    """What was best on painted defects and what on real ones, and what each gained over the default on both."""
+    cells = []
     for row in rows:
-        usual_ = row["candidates"][row["default"]]["real"]
+        usual = row["candidates"][row["default"]]["real"]
         for key in ("painted", "real"):
             name, one = max(row["candidates"].items(), key=lambda item: item[1][key])
-            gain = "{:+.2f} ({:+.2f} to {:+.2f})".format(*one["gain"])
-            lines.append(f"{row['set']}, best {key}: {name}: painted {gain}, real {one['real'] - usual_:+.2f}")
-    lines += ["", "Rows of app/advise/transfer.py:", ""]
-    for row in rows:
-        lines.append(f"Agreement({row['set']!r}, {len(row['candidates'])}, {ranks(row):.2f}, {apart(row):.3f})")
-    return "\n".join(lines)
+            gain = "{:+.3f} ({:+.3f} to {:+.3f})".format(*one["gain"])
+            cells.append([row["set"], key, name, gain, f"{one['real'] - usual:+.3f}"])
+    return markdown(["set", "best on", "candidate", "painted gain", "real gain"], cells)
+
+
+def agreements(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of ``app/advise/transfer.py``."""
+    return "\n".join(
+        f'Agreement("{row["set"]}", {len(row["candidates"])}, {ranks(row):.2f}, {apart(row):.3f}),' for row in rows
+    )
 
 
 def _span(values: np.ndarray) -> str:
@@ -271,4 +280,4 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
         yield Case({"set": name}, found)
 
 
-SUITE = Suite(cases, arguments, {"": table})
+SUITE = Suite(cases, arguments, {"": table, "best": best_of, "transfer": agreements}, weights=(BACKBONE,))
