@@ -169,7 +169,7 @@ def judged(wanted: Sequence[Candidate], data: PaintedSet, seed: int) -> dict[Can
         n = len(data.fit[size]) + len(data.test[size])
         with SharedFeatures(BACKBONE, "default", seed, layers, n, 2.0) as shared:
             for one in own:
-                scores[one] = judge(one, data, shared, ComputeOptions(), changes=PLAIN, seed=seed)[0]
+                scores[one] = judge(one, data, shared, ComputeOptions(), changes=PLAIN, seed=seed)
     return scores
 
 

@@ -310,7 +310,7 @@ class _Judging(ExitStack):
         if len(candidate.methods) > 1:
             score = self._together(candidate)
         else:
-            score, _ = judge(candidate, self.data, shared, self.compute, changes=PLAIN, seed=self.request.seed)
+            score = judge(candidate, self.data, shared, self.compute, changes=PLAIN, seed=self.request.seed)
         each = np.inf if shared is None else 1000 * shared.seconds / max(shared.computed, 1) * candidate.share
         self.rated.append(Rated(candidate, score, each))
 

@@ -114,7 +114,7 @@ def _parts_tried(
         shared = features if chosen.tile is None else None
 
         def judged(own: Mapping[str, Any], on: PaintedSet, candidate: Candidate = chosen) -> Score:
-            return judge(candidate, on, shared, compute, changes=own, seed=seed)[0]
+            return judge(candidate, on, shared, compute, changes=own, seed=seed)
 
         rows.append(_features(chosen, best.score, advice))
         rows.append(_resolution(chosen, best.score, advice))

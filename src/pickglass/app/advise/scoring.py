@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.jobs.peak import peak_mb, reset_peak
-from pickglass.data import resize_map
+from pickglass.data import Table, resize_map
 from pickglass.errors import DataError, InputError
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.shared import SharedFeatures
@@ -139,8 +139,8 @@ def judge(
     changes: Mapping[str, Any] | None = None,
     seed: int = 0,
     memory_gb: float = 2.0,
-) -> tuple[Score, Detector]:
-    """Fit the candidate on the images that teach and judge it on the others.
+) -> Score:
+    """Fit the candidate on the images that teach and judge it on the others; several methods one by one.
 
     Args:
         candidate: what to judge.
@@ -151,6 +151,10 @@ def judge(
         seed: seeds the fit and the bootstrap.
         memory_gb: for the fit.
     """
+    if len(candidate.methods) > 1:
+        alone = [replace(candidate, method=method) for method in candidate.methods]
+        parts = [judge(one, data, shared, compute, changes=changes, seed=seed, memory_gb=memory_gb) for one in alone]
+        return averaged(parts, data, seed)
     taught = data.fit[candidate.size]
     detector = detector_of(candidate, len(taught), changes)
     if shared is not None:
@@ -158,7 +162,7 @@ def judge(
         detector.extractor = shared.view_of(detector.read_layers)
     detector.fit(taught, validate=0.0, calibrate=0.0, seed=seed, memory_gb=memory_gb, **compute.arguments())
     prediction = detector.predict(data.test[candidate.size], **compute.arguments())
-    return scored(prediction, data, seed), detector
+    return scored(prediction, data, seed)
 
 
 def scored(prediction: Prediction, data: PaintedSet, seed: int = 0) -> Score:
@@ -268,19 +272,20 @@ def measure_cost(
         n_images: of which the model will learn.
         extractor: of the candidate's layers and no others; None: one is built.
     """
-    taught = data.fit[candidate.size][:_FEW]
+    taught, one = data.fit[candidate.size][:_FEW], data.test[candidate.size][0]
     h, w = (n // candidate.stride for n in (candidate.tile or candidate.size))
     sized = _of_methods(candidate, lambda method: method.settings_of_size(len(taught), n_images, h * w))
     detector = detector_of(candidate, len(taught), {**PLAIN, **sized})
     detector.extractor = extractor
-    detector.fit(taught, validate=0.0, calibrate=0.0, memory_gb=2.0, **compute.arguments())
-    one = [data.test[candidate.size][0]]
-    detector.predict(one, **compute.arguments())  # whatever is set up at the first call
+    # several methods are brought to one scale by an image that they have not learned
+    beside = Table([replace(one, role="validate")] if len(candidate.methods) > 1 else [])
+    detector.fit(taught + beside, validate=0.0, calibrate=0.0, memory_gb=2.0, **compute.arguments())
+    detector.predict([one], **compute.arguments())  # whatever is set up at the first call
     reset_peak()
     seconds = []
     for _ in range(_TIMED):
         began = time.perf_counter()
-        detector.predict(one, **compute.arguments())
+        detector.predict([one], **compute.arguments())
         seconds.append(time.perf_counter() - began)
     peak = peak_mb()
     with tempfile.TemporaryDirectory() as folder:
