@@ -34,7 +34,7 @@ from pickglass.app.jobs.executors import Where
 from pickglass.data import DataSource, Preprocess, Row, Table, load_dataset, usual_size
 from pickglass.errors import DataError, InputError, WeightsMissing
 from pickglass.features.shared import SharedFeatures
-from pickglass.methods import find_method
+from pickglass.methods import find_method, method_names
 from pickglass.runtime.compute import ComputeOptions
 
 LITE = "efficientnet_lite0"
@@ -344,7 +344,7 @@ def test_the_answer_is_complete_and_sorted(advised: Any) -> None:
     assert {one["method"] for one in advised["ranking"]} == {"patchcore", "padim", "subspace", TOGETHER}
     assert {one["method"] for one in advised["ranking"] if one["measured"]} >= {"patchcore", "padim", TOGETHER}
     (untried,) = (limit for limit in advised["limits"] if limit.startswith("Not tried"))
-    trained = {name for name in pg.method_names() if find_method(name).trains} - {"combined"}
+    trained = {name for name in method_names() if find_method(name).trains} - {"combined"}
     assert trained
     assert all(name in untried for name in trained)
     assert all(one["model_mb"] > 0.05 for one in advised["ranking"] if one["measured"])  # with its backbone
