@@ -40,7 +40,13 @@ from pickglass.features.shared import SharedFeatures
 from pickglass.metrics.labelling import connected_regions
 from pickglass.runtime.compute import ComputeOptions
 
-SETS = ("mvtec_hazelnut_reduced", "mvtec_transistor_reduced", "aitex_fabric04", "magnetic_tile")
+SETS = {
+    "mvtec_hazelnut_reduced": "hazelnut",
+    "mvtec_transistor_reduced": "transistor",
+    "magnetic_tile": "magnetic tiles",
+    "aitex_fabric04": "AITEX fabric 04",
+}
+"""Folder of each data set -> what the tables and ``app/advise/transfer.py`` call it."""
 BACKBONE = "efficientnet_lite0"
 REPEATS = 200
 
@@ -235,7 +241,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             means.setdefault(key, []).append(values)
         cells = [_span(found[key]) for key in ("advised", "default", "oracle", "gain", "regret")]
         kind = "the default" if name == row["default"] else name
-        lines.append(f"| {row['set']} | {row['defect']} | {kind} | {' | '.join(cells)} | {ranks(row):.2f} |")
+        lines.append(f"| {_called(row)} | {row['defect']} | {kind} | {' | '.join(cells)} | {ranks(row):.2f} |")
     if len(rows) > 1:
         least = min(len(values) for values in means["gain"])
         cells = [_span(np.mean([values[:least] for values in part], axis=0)) for part in means.values()]
@@ -251,15 +257,19 @@ def best_of(rows: Sequence[dict[str, Any]]) -> str:
         for key in ("painted", "real"):
             name, one = max(row["candidates"].items(), key=lambda item: item[1][key])
             gain = "{:+.3f} ({:+.3f} to {:+.3f})".format(*one["gain"])
-            cells.append([row["set"], key, name, gain, f"{one['real'] - usual:+.3f}"])
+            cells.append([_called(row), key, name, gain, f"{one['real'] - usual:+.3f}"])
     return markdown(["set", "best on", "candidate", "painted gain", "real gain"], cells)
 
 
 def agreements(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of ``app/advise/transfer.py``."""
     return "\n".join(
-        f'Agreement("{row["set"]}", {len(row["candidates"])}, {ranks(row):.2f}, {apart(row):.3f}),' for row in rows
+        f'Agreement("{_called(row)}", {len(row["candidates"])}, {ranks(row):.2f}, {apart(row):.3f}),' for row in rows
     )
+
+
+def _called(row: dict[str, Any]) -> str:
+    return SETS.get(row["set"], row["set"])
 
 
 def _span(values: np.ndarray) -> str:
@@ -267,7 +277,7 @@ def _span(values: np.ndarray) -> str:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    add_sets(parser, SETS)
+    add_sets(parser, tuple(SETS))
     parser.add_argument("--defect-px")
     parser.add_argument("--most", type=int, default=40)
     parser.add_argument("--best", type=int, default=8)

@@ -144,6 +144,9 @@ class SharedFeatures:
             if room > 0:
                 self._keep(caches, {layer: level[:room] for layer, level in computed.items()})
                 places.update({key: len(places) + n for n, key in enumerate(list(fresh)[:room])})
+        if not fresh:
+            kept = [places[key] for key in keys]
+            return tuple(caches[layer].read(kept).levels[0].to(device) for layer in layers)
         at = {key: n for n, key in enumerate(fresh)}
         return tuple(
             torch.cat(
