@@ -223,6 +223,21 @@ def test_a_score_is_that_of_the_whole_evaluation(painted: Any) -> None:
     assert difference(score, score, painted)["aupro"] == (0.0, 0.0, 0.0)
 
 
+def test_images_that_count_several_times_count_as_often_in_the_image_score(painted: Any) -> None:
+    from pickglass.metrics import auroc
+
+    rng = np.random.default_rng(0)
+    labels = np.array([int(one.mask is not None) for one in painted.judged])
+    tables = SimpleNamespace(aupro=lambda *_: 0.5)
+    for scores in (rng.normal(size=len(labels)), rng.integers(0, 3, len(labels)).astype(float)):  # also with ties
+        score = Score((0.0,) * 3, (0.0,) * 3, cast(Any, tables), labels, scores.astype(np.float32), ())
+        for _ in range(20):
+            weight = rng.integers(0, 4, len(labels))
+            index = np.repeat(np.arange(len(labels)), weight)
+            assert score.of_weights(weight)[1] == pytest.approx(auroc(labels[index], scores[index]), nan_ok=True)
+    assert np.isnan(score.of_weights(labels)[1])
+
+
 @pytest.mark.slow
 def test_shared_features_change_nothing(painted: Any) -> None:
     candidate = next(one for one in candidates(LITE, [((96, 96), 1.0)], 24).kept if one.layers == ("stage3",))

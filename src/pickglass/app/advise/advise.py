@@ -38,6 +38,7 @@ from pickglass.app.advise.scoring import (
     difference,
     judge,
     measure_cost,
+    one_at_a_time,
     window_map,
 )
 from pickglass.app.advise.transfer import spread, widened
@@ -51,7 +52,6 @@ from pickglass.data.painting.defects import WITH_WIDTH, Kind
 from pickglass.errors import InputError
 from pickglass.features.backbones.registry import find_backbone, published
 from pickglass.features.backbones.weights import find_weights, lookup
-from pickglass.features.engine import device_name
 from pickglass.features.extractor import usual_layers
 from pickglass.features.foreground import Foreground
 from pickglass.features.shared import SharedFeatures
@@ -151,7 +151,7 @@ def find_advice(
         request, compute, progress: as in :func:`advise`.
         costs: measure what the best candidates cost; always done where the request bounds the latency.
     """
-    run = _one_at_a_time(compute or ComputeOptions())
+    run = one_at_a_time(compute or ComputeOptions())
     image = usual_size(table)
     check_extent(request, image)
     names = usable_backbones(request.backbones)
@@ -185,11 +185,6 @@ def find_advice(
         if costs or request.latency_ms is not None:
             judging.measure()
         return judging.advice(ruled_out, image, half, found)
-
-
-def _one_at_a_time(compute: ComputeOptions) -> ComputeOptions:
-    """Read images one by one on a CPU: what is computed of one stays in its cache, and none is judged for nothing."""
-    return replace(compute, batch=1) if device_name(compute.device) == "cpu" else compute
 
 
 def check_extent(request: AdviseRequest, image: tuple[int, int]) -> None:

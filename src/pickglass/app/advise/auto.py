@@ -17,7 +17,7 @@ from pickglass.app.advise.candidates import TOGETHER, Candidate, size_text
 from pickglass.app.advise.choice import Advice, limits_of
 from pickglass.app.advise.painted import PaintedSet
 from pickglass.app.advise.request import AdviseRequest
-from pickglass.app.advise.scoring import Score, difference, judge
+from pickglass.app.advise.scoring import Score, difference, judge, one_at_a_time
 from pickglass.app.advise.within_foreground import judged_within, look_for_part
 from pickglass.app.results import AblationRow
 from pickglass.data import Table
@@ -88,7 +88,7 @@ def auto_choice(
     Raises:
         InputError: geometry rules out everything.
     """
-    run = compute or ComputeOptions()
+    run = one_at_a_time(compute or ComputeOptions())
     advice = find_advice(table, request, costs=False, compute=run, progress=progress)
     # the advisor's look at a few images says where to paint; a mask that a model keeps takes all of them
     found = look_for_part(table, request.seed, run, progress) if all(row.roi is None for row in table) else None

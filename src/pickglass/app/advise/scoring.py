@@ -21,10 +21,11 @@ from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.jobs.peak import peak_mb, reset_peak
 from pickglass.data import Table, resize_map
 from pickglass.errors import DataError, InputError
+from pickglass.features.engine import device_name
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.shared import SharedFeatures
 from pickglass.methods import Combined, Detector, find_method
-from pickglass.metrics import CountTables, auroc
+from pickglass.metrics import CountTables
 from pickglass.metrics.intervals import group_weights
 from pickglass.result import Prediction
 from pickglass.runtime.compute import ComputeOptions
@@ -39,6 +40,7 @@ __all__ = [
     "difference",
     "judge",
     "measure_cost",
+    "one_at_a_time",
     "scored",
     "settings_of",
     "window_map",
@@ -78,10 +80,11 @@ class Score:
 
     def of_weights(self, weight: NDArray[np.int64]) -> NDArray[np.float64]:
         """Compute AUPRO and image AUROC as if image i counted ``weight[i]`` times."""
-        index = np.repeat(np.arange(len(weight)), weight)
-        return np.array(
-            [self.tables.aupro(weight, LIMIT), auroc(self.labels[index], self.scores[index])], dtype=np.float64
-        )
+        bad, good = self.labels == 1, self.labels == 0
+        higher, alike = (compare(self.scores[bad][:, None], self.scores[good]) for compare in (np.greater, np.equal))
+        pairs = weight[bad].sum() * weight[good].sum()
+        outranked = weight[bad] @ (higher + 0.5 * alike) @ weight[good]
+        return np.array([self.tables.aupro(weight, LIMIT), outranked / pairs if pairs else np.nan])
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,11 @@ def detector_of(candidate: Candidate, n_images: int, changes: Mapping[str, Any] 
     if candidate.tile is None:
         return detector
     return detector.tiled(tile=candidate.tile, stride=candidate.tile)
+
+
+def one_at_a_time(compute: ComputeOptions) -> ComputeOptions:
+    """Read images one by one on a CPU: what is computed of one stays in its cache, and none is judged for nothing."""
+    return replace(compute, batch=1) if device_name(compute.device) == "cpu" else compute
 
 
 def judge(
