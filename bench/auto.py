@@ -25,7 +25,7 @@ from typing import Any, get_args
 import numpy as np
 
 from bench.harness import Case, Record, Suite, add_data, interval, markdown
-from bench.regret import real_extent, real_set
+from bench.regret import SETS, real_extent, real_set
 from pickglass.app.advise.auto import AutoChoice, auto_choice
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.advise.request import AdviseRequest
@@ -140,10 +140,11 @@ def table(rows: Sequence[Record], real: bool) -> str:
     cells = []
     for row in rows:
         if (row["weave"] not in get_args(Weave)) == real:
-            taken = [f"{part['part']}: {part['best']}" for part in row["ablation"] if part["taken"]]
-            figures = [interval(*row[name]) for name in ("auto", "default")]
-            gains = [interval(*row[f"gain_{name}"], sign="+") for name in ("default", "paper")]
-            about, paper = [row["weave"], f"{row['defect_px']:g} px"], f"{row['paper'][0]:.3f}"
+            features, _, *steps = row["ablation"]  # and the resolution, which is part of the features
+            taken = [features["best"], *(f"{one['part']}: {one['best']}" for one in steps if one["taken"])]
+            figures = [_interval(row[name]) for name in ("auto", "default")]
+            gains = [_interval(row[f"gain_{name}"], "+") for name in ("default", "paper")]
+            about, paper = [_called(row), f"{row['defect_px']:g} px"], f"{row['paper'][0]:.3f}"
             cells.append([*about, *figures, gains[0], paper, gains[1], "; ".join(taken)])
     heads = ["set" if real else "cloth", "defect", "auto", "default", "gain over it", "paper", "gain over it"]
     return markdown([*heads, "parts taken"], cells)
@@ -156,15 +157,26 @@ def parts(rows: Sequence[Record]) -> str:
     for name in names:
         own = [part for row in rows for part in row["ablation"] if part["part"] == name]
         cells.append([name, *(_told(part) for part in own)])
-    return markdown(["part", *(row["weave"] for row in rows)], cells)
+    return markdown(["part", *(_called(row) for row in rows)], cells)
+
+
+def _interval(found: Sequence[float], sign: str = "") -> str:
+    value, low, high = found
+    return interval(value, low, high, sign=sign)
+
+
+def _called(row: Record) -> str:
+    return str(SETS.get(row["weave"], row["weave"]))
 
 
 def _told(part: Record) -> str:
     """The best variant of a part with its gain, or why there is none."""
     if part["gain"] is None:
         return str(part["why"])
+    if part["part"] == "features" and part["gain"] == 0:
+        return "the default"
     score = ", image AUROC" if part["metric"] == "image_auroc" else ""
-    text = f"{part['best']} {interval(part['gain'], *part['interval'], sign='+')}{score}"
+    text = f"{part['best']} {_interval([part['gain'], *part['interval']], '+')}{score}"
     return f"**{text}**" if part["taken"] else text
 
 

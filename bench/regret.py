@@ -269,7 +269,7 @@ def agreements(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _called(row: dict[str, Any]) -> str:
-    return SETS.get(row["set"], row["set"])
+    return str(SETS.get(row["set"], row["set"]))
 
 
 def _span(values: np.ndarray) -> str:

@@ -111,8 +111,8 @@ class FeatureExtractor(nn.Module):
         twin = copy(self)
         twin._whole = (self,)
         twin.layers, twin.nodes = tuple(layers), tuple(self.nodes[i] for i in at)
-        backbone, _, *others = self._asked
-        twin._asked = (backbone, twin.layers, *others)
+        backbone, _, weights, seed, scales = self._asked
+        twin._asked = (backbone, twin.layers, weights, seed, scales)
         twin._shapes = {}
         return twin
 

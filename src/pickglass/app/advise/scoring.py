@@ -189,7 +189,7 @@ def averaged(parts: Sequence[Score], data: PaintedSet, seed: int = 0) -> Score:
     Args:
         parts: scores of methods that judged the same images, their maps on one grid.
         data: what they judged.
-        seed: of the bootstrap.
+        seed: seeds the bootstrap.
 
     Raises:
         InputError: the good maps of one are all alike.
@@ -277,8 +277,8 @@ def measure_cost(
 
     Args:
         candidate, data, compute: as for :func:`judge`.
-        n_images: of which the model will learn.
-        extractor: of the candidate's layers and no others; None: one is built.
+        n_images: how many images the model will learn.
+        extractor: reads the candidate's layers and no others; None: one is built.
     """
     taught, one = data.fit[candidate.size][:_FEW], data.test[candidate.size][0]
     h, w = (n // candidate.stride for n in (candidate.tile or candidate.size))
