@@ -24,8 +24,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from bench.harness import Case, Suite, add_data
-from bench.regret import real_extent, real_set
+from bench.harness import Case, Record, Suite, add_data, interval, markdown
+from bench.regret import SETS, real_extent, real_set
 from pickglass.app.advise.auto import AutoChoice, auto_choice
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.advise.request import AdviseRequest
@@ -135,24 +135,49 @@ def held_out(kind: Weave, seed: int, defect_px: float) -> PaintedSet:
     return PaintedSet(tuple(images), {}, {(SIDE, SIDE): rows})
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["| cloth | auto | default | gain over it | paper (on) | gain over it | parts taken |", "|---" * 7 + "|"]
+def table(rows: Sequence[Record], real: bool) -> str:
+    """What auto reached on cloth, or on data sets with real defects."""
+    cells = []
     for row in rows:
-        taken = ", ".join(f"{part['part']}: {part['best']}" for part in row["ablation"] if part["taken"])
-        names = ("auto", "default", "gain_default", "paper", "gain_paper")
-        cells = ["{:.3f} ({:.3f} to {:.3f})".format(*row[name]) for name in names]
-        cells[3] += f" ({row['paper_backbone']})"
-        lines.append(f"| {row['weave']}, seed {row['seed']} | {' | '.join(cells)} | {taken} |")
-    lines += ["", "| cloth | part | best tried | gain | 95 % | taken |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        for part in row["ablation"]:
-            gain = "–" if part["gain"] is None else f"{part['gain']:+.3f} {part['metric']}"
-            low_high = "–" if part["gain"] is None else "{:+.3f} to {:+.3f}".format(*part["interval"])
-            name, best = part["part"], part["best"] or "–"
-            lines.append(
-                f"| {row['weave']} | {name} | {best} | {gain} | {low_high} | {'yes' if part['taken'] else 'no'} |"
-            )
-    return "\n".join(lines)
+        if (row["weave"] not in get_args(Weave)) == real:
+            features, _, *steps = row["ablation"]  # and the resolution, which is part of the features
+            taken = [features["best"], *(f"{one['part']}: {one['best']}" for one in steps if one["taken"])]
+            figures = [_interval(row[name]) for name in ("auto", "default")]
+            gains = [_interval(row[f"gain_{name}"], "+") for name in ("default", "paper")]
+            about, paper = [_called(row), f"{row['defect_px']:g} px"], f"{row['paper'][0]:.3f}"
+            cells.append([*about, *figures, gains[0], paper, gains[1], "; ".join(taken)])
+    heads = ["set" if real else "cloth", "defect", "auto", "default", "gain over it", "paper", "gain over it"]
+    return markdown([*heads, "parts taken"], cells)
+
+
+def parts(rows: Sequence[Record]) -> str:
+    """What each part brought on the defects that auto painted itself; in bold what it kept."""
+    names = list(dict.fromkeys(part["part"] for row in rows for part in row["ablation"]))
+    cells: list[list[str]] = []
+    for name in names:
+        own = [part for row in rows for part in row["ablation"] if part["part"] == name]
+        cells.append([name, *(_told(part) for part in own)])
+    return markdown(["part", *(_called(row) for row in rows)], cells)
+
+
+def _interval(found: Sequence[float], sign: str = "") -> str:
+    value, low, high = found
+    return interval(value, low, high, sign=sign)
+
+
+def _called(row: Record) -> str:
+    return str(SETS.get(row["weave"], row["weave"]))
+
+
+def _told(part: Record) -> str:
+    """The best variant of a part with its gain, or why there is none."""
+    if part["gain"] is None:
+        return str(part["why"])
+    if part["part"] == "features" and part["gain"] == 0:
+        return "the default"
+    score = ", image AUROC" if part["metric"] == "image_auroc" else ""
+    text = f"{part['best']} {_interval([part['gain'], *part['interval']], '+')}{score}"
+    return f"**{text}**" if part["taken"] else text
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,4 +195,6 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
         yield Case({"weave": kind, "seed": seed}, partial(compare, kind, seed, given.defect_px))
 
 
-SUITE = Suite(cases, arguments, {"": table})
+SUITE = Suite(
+    cases, arguments, {"cloth": partial(table, real=False), "real": partial(table, real=True), "parts": parts}
+)

@@ -10,7 +10,7 @@ drawn by group, by AUPRO@0.05.
 
 The table leaves one set out: it chooses on each set as the advisor does, but with the spread between painted and real
 gains of the other sets. The oracle chooses by the real defects on half of the test groups; all are judged on the other
-half, over random halves. Below it stand the rows of ``app/advise/transfer.py``.
+half, over random halves. ``regret:transfer`` prints the rows of ``app/advise/transfer.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from bench.harness import Case, Suite, add_sets
+from bench.harness import Case, Suite, add_sets, markdown
 from pickglass.app.advise.advise import find_advice
 from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.choice import surest
@@ -40,7 +40,13 @@ from pickglass.features.shared import SharedFeatures
 from pickglass.metrics.labelling import connected_regions
 from pickglass.runtime.compute import ComputeOptions
 
-SETS = ("mvtec_hazelnut_reduced", "mvtec_transistor_reduced", "aitex_fabric04", "magnetic_tile")
+SETS = {
+    "mvtec_hazelnut_reduced": "hazelnut",
+    "mvtec_transistor_reduced": "transistor",
+    "magnetic_tile": "magnetic tiles",
+    "aitex_fabric04": "AITEX fabric 04",
+}
+"""Folder of each data set -> what the tables and ``app/advise/transfer.py`` call it."""
 BACKBONE = "efficientnet_lite0"
 REPEATS = 200
 
@@ -169,7 +175,7 @@ def judged(wanted: Sequence[Candidate], data: PaintedSet, seed: int) -> dict[Can
         n = len(data.fit[size]) + len(data.test[size])
         with SharedFeatures(BACKBONE, "default", seed, layers, n, 2.0) as shared:
             for one in own:
-                scores[one] = judge(one, data, shared, ComputeOptions(), changes=PLAIN, seed=seed)[0]
+                scores[one] = judge(one, data, shared, ComputeOptions(), changes=PLAIN, seed=seed)
     return scores
 
 
@@ -235,22 +241,35 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             means.setdefault(key, []).append(values)
         cells = [_span(found[key]) for key in ("advised", "default", "oracle", "gain", "regret")]
         kind = "the default" if name == row["default"] else name
-        lines.append(f"| {row['set']} | {row['defect']} | {kind} | {' | '.join(cells)} | {ranks(row):.2f} |")
+        lines.append(f"| {_called(row)} | {row['defect']} | {kind} | {' | '.join(cells)} | {ranks(row):.2f} |")
     if len(rows) > 1:
         least = min(len(values) for values in means["gain"])
         cells = [_span(np.mean([values[:least] for values in part], axis=0)) for part in means.values()]
         lines.append(f"| mean | | | {' | '.join(cells)} | |")
-    lines += ["", "Of all candidates, painted gain (95 %), real gain; best painted, best real:", ""]
+    return "\n".join(lines)
+
+
+def best_of(rows: Sequence[dict[str, Any]]) -> str:
+    """What was best on painted defects and what on real ones, and what each gained over the default on both."""
+    cells = []
     for row in rows:
-        usual_ = row["candidates"][row["default"]]["real"]
+        usual = row["candidates"][row["default"]]["real"]
         for key in ("painted", "real"):
             name, one = max(row["candidates"].items(), key=lambda item: item[1][key])
-            gain = "{:+.2f} ({:+.2f} to {:+.2f})".format(*one["gain"])
-            lines.append(f"{row['set']}, best {key}: {name}: painted {gain}, real {one['real'] - usual_:+.2f}")
-    lines += ["", "Rows of app/advise/transfer.py:", ""]
-    for row in rows:
-        lines.append(f"Agreement({row['set']!r}, {len(row['candidates'])}, {ranks(row):.2f}, {apart(row):.3f})")
-    return "\n".join(lines)
+            gain = "{:+.3f} ({:+.3f} to {:+.3f})".format(*one["gain"])
+            cells.append([_called(row), key, name, gain, f"{one['real'] - usual:+.3f}"])
+    return markdown(["set", "best on", "candidate", "painted gain", "real gain"], cells)
+
+
+def agreements(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of ``app/advise/transfer.py``."""
+    return "\n".join(
+        f'Agreement("{_called(row)}", {len(row["candidates"])}, {ranks(row):.2f}, {apart(row):.3f}),' for row in rows
+    )
+
+
+def _called(row: dict[str, Any]) -> str:
+    return str(SETS.get(row["set"], row["set"]))
 
 
 def _span(values: np.ndarray) -> str:
@@ -258,7 +277,7 @@ def _span(values: np.ndarray) -> str:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    add_sets(parser, SETS)
+    add_sets(parser, tuple(SETS))
     parser.add_argument("--defect-px")
     parser.add_argument("--most", type=int, default=40)
     parser.add_argument("--best", type=int, default=8)
@@ -271,4 +290,4 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
         yield Case({"set": name}, found)
 
 
-SUITE = Suite(cases, arguments, {"": table})
+SUITE = Suite(cases, arguments, {"": table, "best": best_of, "transfer": agreements}, weights=(BACKBONE,))

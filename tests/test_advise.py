@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,21 +18,23 @@ import torch
 from PIL import Image
 
 import pickglass as pg
+from pickglass.app.advise import auto
 from pickglass.app.advise.advise import advise, usable_backbones
-from pickglass.app.advise.candidates import Candidate, Options, candidates, input_sizes, usual_input
+from pickglass.app.advise.candidates import TOGETHER, Candidate, Options, candidates, input_sizes, usual_input
 from pickglass.app.advise.choice import Advice, Baseline, Rated, limits_of, surest
 from pickglass.app.advise.painted import Brush, choose_rows, paint_set
 from pickglass.app.advise.request import KINDS_PAINTED, AdviseRequest, parse_extent
-from pickglass.app.advise.scoring import Score, detector_of, difference, judge, scored, window_map
+from pickglass.app.advise.scoring import PLAIN, Score, averaged, detector_of, difference, judge, scored, window_map
 from pickglass.app.advise.sight import sight
 from pickglass.app.advise.transfer import MEASURED, agreement, spread, widened
 from pickglass.app.advise.visibility import Place, first_seen
-from pickglass.app.fit import FitRequest, fit
+from pickglass.app.fit import FitRequest, build, fit
 from pickglass.app.fit_many import fit_many
 from pickglass.app.jobs.executors import Where
 from pickglass.data import DataSource, Preprocess, Row, Table, load_dataset, usual_size
 from pickglass.errors import DataError, InputError, WeightsMissing
 from pickglass.features.shared import SharedFeatures
+from pickglass.methods import find_method, method_names
 from pickglass.runtime.compute import ComputeOptions
 
 LITE = "efficientnet_lite0"
@@ -220,13 +223,102 @@ def test_a_score_is_that_of_the_whole_evaluation(painted: Any) -> None:
     assert difference(score, score, painted)["aupro"] == (0.0, 0.0, 0.0)
 
 
+def test_images_that_count_several_times_count_as_often_in_the_image_score(painted: Any) -> None:
+    from pickglass.metrics import auroc
+
+    rng = np.random.default_rng(0)
+    labels = np.array([int(one.mask is not None) for one in painted.judged])
+    tables = SimpleNamespace(aupro=lambda *_: 0.5)
+    for scores in (rng.normal(size=len(labels)), rng.integers(0, 3, len(labels)).astype(float)):  # also with ties
+        score = Score((0.0,) * 3, (0.0,) * 3, cast(Any, tables), labels, scores.astype(np.float32), ())
+        for _ in range(20):
+            weight = rng.integers(0, 4, len(labels))
+            index = np.repeat(np.arange(len(labels)), weight)
+            assert score.of_weights(weight)[1] == pytest.approx(auroc(labels[index], scores[index]), nan_ok=True)
+    assert np.isnan(score.of_weights(labels)[1])
+
+
 @pytest.mark.slow
 def test_shared_features_change_nothing(painted: Any) -> None:
     candidate = next(one for one in candidates(LITE, [((96, 96), 1.0)], 24).kept if one.layers == ("stage3",))
-    alone, _ = judge(candidate, painted, None, QUICK)
+    alone = judge(candidate, painted, None, QUICK)
     with SharedFeatures(LITE, "default", 0, ["stage2", "stage3"], 50, 1.0) as shared:
-        together, _ = judge(candidate, painted, shared, QUICK)
+        together = judge(candidate, painted, shared, QUICK)
     assert together.aupro[0] == pytest.approx(alone.aupro[0], abs=1e-3)
+
+
+# -- several methods together ------------------------------------------------------------------------------------------
+
+
+FUSED = Candidate(LITE, ("stage2", "stage3"), (96, 96), 24.0, 4, 1.0)
+
+
+@pytest.fixture(scope="module")
+def parts(painted: Any) -> dict[str, Score]:
+    """What PatchCore, PaDiM and the average of both say of the painted images."""
+    with SharedFeatures(LITE, "default", 0, FUSED.layers, 50, 1.0) as shared:
+        return {
+            method: judge(replace(FUSED, method=method), painted, shared, QUICK, changes=PLAIN)
+            for method in ("patchcore", "padim", TOGETHER)
+        }
+
+
+@pytest.mark.slow
+def test_methods_are_averaged_as_one_model_of_both_averages_them(painted: Any, parts: dict[str, Score]) -> None:
+    good = [row for row, one in zip(painted.test[96, 96], painted.judged, strict=True) if one.mask is None]
+    taught = painted.fit[96, 96]
+    detector = detector_of(replace(FUSED, method=TOGETHER), len(taught), PLAIN)
+    detector.fit(taught + Table([replace(row, role="validate") for row in good]), calibrate=0.0, **TORCH)
+    fitted = scored(detector.predict(painted.test[96, 96], **TORCH), painted)
+    ours = parts[TOGETHER]
+    for mine, its, *alone in zip(ours.maps, fitted.maps, parts["patchcore"].maps, parts["padim"].maps, strict=True):
+        assert mine.shape == its.shape
+        alike = np.corrcoef(mine.ravel(), its.ravel())[0, 1]
+        assert alike > 0.95
+        assert alike > min(np.corrcoef(one.ravel(), its.ravel())[0, 1] for one in alone)
+    assert ours.aupro[0] == pytest.approx(fitted.aupro[0], abs=0.1)
+    assert np.corrcoef(ours.scores, fitted.scores)[0, 1] > 0.95
+
+
+@pytest.mark.slow
+def test_an_average_does_not_depend_on_the_units_of_its_parts(painted: Any, parts: dict[str, Score]) -> None:
+    one, other = parts["patchcore"], parts["padim"]
+    longer = replace(
+        other, maps=tuple(64 * values + 1 for values in other.maps), scores=(64 * other.scores + 1).astype(np.float32)
+    )
+    plain, scaled = averaged([one, other], painted), averaged([one, longer], painted)
+    assert scaled.aupro[0] == pytest.approx(plain.aupro[0], abs=0.01)
+    np.testing.assert_allclose(scaled.scores, plain.scores, rtol=1e-2, atol=1e-2)
+    alone = averaged([one, one], painted)
+    assert alone.aupro[0] == pytest.approx(one.aupro[0], abs=0.01)
+    flat = replace(other, maps=tuple(np.ones_like(values) for values in other.maps))
+    with pytest.raises(InputError, match="brought to a scale"):
+        averaged([one, flat], painted)
+
+
+@pytest.mark.parametrize("method", ["patchcore", "padim", "subspace", TOGETHER])
+def test_a_candidate_of_any_method_becomes_its_detector(method: str) -> None:
+    candidate = Candidate(LITE, ("stage2", "stage3"), (96, 128), 8.0, 4, 1.0, method)
+    detector = detector_of(candidate, 20, PLAIN)
+    assert sorted(part.method for part in detector.components.values()) == sorted(method.split("+"))
+    assert detector.read_layers == candidate.layers
+    assert detector.configuration()["size"] == (96, 128)
+    tiled = detector_of(replace(candidate, tile=(48, 64)), 20)
+    assert tiled.tiling is not None
+    assert tiled.tiling.tile == (48, 64)
+
+
+def test_a_view_of_shared_features_is_an_extractor_of_its_layers() -> None:
+    image = torch.rand(1, 3, 64, 64)
+    with SharedFeatures(LITE, "random", 0, ["stage2", "stage3", "stage4"], 2, 1.0) as shared:
+        for layers in (["stage3"], ["stage4", "stage2"], ["stage2", "stage3", "stage4"]):
+            view, own = shared.view_of(layers), shared.extractor_of(layers)
+            assert view.layers == own.layers == tuple(layers)
+            assert view.shapes((64, 64)) == own.shapes((64, 64))
+            assert view.is_still(LITE, layers, "random", 0, (1.0,), (4, 8, 16))
+            assert not view.is_still(LITE, ["stage5"], "random", 0, (1.0,), (4, 8, 16))
+            for mine, its in zip(view(image), own(image), strict=True):
+                torch.testing.assert_close(mine, its)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -264,8 +356,12 @@ def test_the_answer_is_complete_and_sorted(advised: Any) -> None:
     lows = [one["gain_interval"][0] for one in advised["ranking"] if one["gain"] is not None]
     assert chosen["gain_interval"][0] > 0 if "surest" in advised["why"] else max(lows, default=0) <= 0
     assert chosen["measured"]
-    assert {one["method"] for one in advised["ranking"]} == {"patchcore", "padim"}
-    assert sum(one["measured"] for one in advised["ranking"]) >= 3
+    assert {one["method"] for one in advised["ranking"]} == {"patchcore", "padim", "subspace", TOGETHER}
+    assert {one["method"] for one in advised["ranking"] if one["measured"]} >= {"patchcore", "padim", TOGETHER}
+    (untried,) = (limit for limit in advised["limits"] if limit.startswith("Not tried"))
+    trained = {name for name in method_names() if find_method(name).trains} - {"combined"}
+    assert trained
+    assert all(name in untried for name in trained)
     assert all(one["model_mb"] > 0.05 for one in advised["ranking"] if one["measured"])  # with its backbone
     assert set(advised["half_contrast"]) <= set(KINDS_PAINTED)
     assert all(one["latency_ms"] > 0 for one in advised["ranking"])
@@ -345,18 +441,23 @@ def test_kinds_that_disagree_make_a_gain_unsure(painted: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_runs_as_it_stands(advised: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", [None, TOGETHER])
+def test_the_command_runs_as_it_stands(
+    advised: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str | None
+) -> None:
     from typer.testing import CliRunner
 
     from pickglass.cli.main import app
 
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(advised["command"])
+    first = next(one for one in advised["ranking"] if one["method"] == method or method is None)
+    words = shlex.split(advised["command"] if method is None else first["command"])
     assert words[0] == "pickglass"
     done = CliRunner().invoke(app, [*words[1:], "--engine", "torch", "--json"])
     assert done.exit_code == 0, done.output
-    header = pg.load(tmp_path / "model.safetensors").configuration()
-    assert words[words.index("--layers") + 1] == "+".join(header["layers"])
+    model = pg.load(tmp_path / "model.safetensors")
+    assert "+".join(model.components) == words[words.index("--method") + 1]
+    assert words[words.index("--layers") + 1] == "+".join(model.configuration()["layers"])
 
 
 @pytest.mark.slow
@@ -389,10 +490,11 @@ def test_what_takes_too_much_memory_is_ruled_out(small_dataset: Path, monkeypatc
     monkeypatch.setattr("pickglass.app.advise.advise.judge", tight)
     result = advise(small_dataset, AdviseRequest(16, backbones=[LITE]), compute=QUICK)
     assert result["command"] is not None
-    assert {one["method"] for one in result["ranking"]} == {"patchcore"}
-    refused = [out["why"] for out in result["ruled_out"] if str(out["layers"]).startswith("padim")]
-    assert refused
-    assert all("memory_gb" in why for why in refused)
+    assert {one["method"] for one in result["ranking"]} == {"patchcore", "subspace"}
+    refused = {str(out["layers"]).split(",")[0]: out["why"] for out in result["ruled_out"]}
+    assert "memory_gb" in refused["padim"]
+    assert refused[TOGETHER].startswith("padim, ")  # and so what it is a part of
+    assert "could not be judged" in refused[TOGETHER]
 
 
 @pytest.fixture(scope="module")
@@ -519,7 +621,7 @@ def test_auto_keeps_a_row_a_part_in_the_model(small_dataset: Path, tmp_path: Pat
     rows = about["provenance"]["auto"]["ablation"]
     assert result["auto"]["ablation"] == rows
     assert list(rows) == [
-        *("features", "resolution", "foreground mask", "scaling", "smoothing"),
+        *("features", "resolution", "foreground mask", "second method", "scaling", "smoothing"),
         *("rotated copies", "position", "image score"),
     ]
     for row in rows.values():
@@ -530,6 +632,47 @@ def test_auto_keeps_a_row_a_part_in_the_model(small_dataset: Path, tmp_path: Pat
             assert not row["taken"]
             assert row["interval"][0] <= 0
     assert result["n_calibrate"] == 2
+
+
+@pytest.mark.parametrize(
+    ("aupro", "auroc", "taken"),
+    [
+        ((0.1, 0.05, 0.2), (0.0, -0.1, 0.1), True),
+        ((0.1, -0.01, 0.2), (0.1, 0.05, 0.2), False),  # no sure gain
+        ((0.1, 0.05, 0.2), (-0.1, -0.2, -0.05), False),  # a sure gain of the map, at the cost of the image score
+    ],
+)
+@pytest.mark.parametrize("method", ["patchcore", "padim"])
+def test_auto_takes_a_second_method_where_it_helps_and_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, method: str, aupro: Any, auroc: Any, taken: bool
+) -> None:
+    chosen = _rated("stage2", 0.5)
+    chosen = replace(chosen, candidate=replace(chosen.candidate, method=method))
+    size = chosen.candidate.size
+    data: Any = SimpleNamespace(judged=(), groups=(), brush=None, fit={size: []}, test={size: []})
+    baseline = Baseline(chosen.candidate, chosen.score)
+    advice = Advice((chosen,), (), data, (256, 256), AdviseRequest(8.0), baseline, {})
+    judged: list[str] = []
+
+    def found(candidate: Candidate, *_: Any, **__: Any) -> Candidate:
+        judged.append(candidate.method)
+        return candidate
+
+    def gained(new: Any, old: Any, *_: Any) -> dict[str, Any]:
+        both = isinstance(new, Candidate) and TOGETHER == new.method != old.method
+        return {"aupro": aupro, "auroc": auroc} if both else {"aupro": (0.0,) * 3, "auroc": (0.0,) * 3}
+
+    monkeypatch.setattr(auto, "find_advice", lambda *_, **__: advice)
+    monkeypatch.setattr(auto, "judge", found)
+    monkeypatch.setattr(auto, "difference", gained)
+    choice = auto.auto_choice(Table([Row("0.png", roi="own.png")]), AdviseRequest(8), compute=QUICK)
+    (row,) = (row for row in choice.ablation if row["part"] == "second method")
+    assert row["taken"] == taken
+    assert choice.method == (TOGETHER if taken else method)
+    assert set(judged[judged.index(TOGETHER) + 1 :]) == {choice.method}  # what follows is tried on what was taken
+    why = {row["part"]: row["why"] for row in choice.ablation}
+    assert ("not a setting" in why["position"]) == (choice.method != "patchcore")
+    build(choice.method, None, choice.settings, choice.tiling, choice.fusion)
 
 
 def test_auto_reads_no_image_for_thresholds(

@@ -301,9 +301,9 @@ def test_auto_judges_later_parts_with_the_mask(monkeypatch: pytest.MonkeyPatch, 
     advice = Advice(rated, (), painted(MASK), MASK.shape, AdviseRequest(8.0), baseline, {})
     judged: list[PaintedSet] = []
 
-    def judge(candidate: Candidate, data: PaintedSet, *_: Any, **__: Any) -> tuple[object, None]:
+    def judge(candidate: Candidate, data: PaintedSet, *_: Any, **__: Any) -> object:
         judged.append(data)
-        return object(), None
+        return object()
 
     gain = {"aupro": (0.1, 0.05 if taken else -0.05, 0.2), "auroc": (0.0, 0.0, 0.0)}
     monkeypatch.setattr(auto, "find_advice", lambda *_, **__: advice)
@@ -311,7 +311,7 @@ def test_auto_judges_later_parts_with_the_mask(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(auto, "judge", judge)
     monkeypatch.setattr(auto, "difference", lambda *_: gain)
     choice = auto.auto_choice(Table([Row("0.png")]), AdviseRequest(8), compute=QUICK)
-    assert [row["part"] for row in choice.ablation][:4] == ["features", "resolution", "foreground mask", "scaling"]
+    assert [row["part"] for row in choice.ablation][:3] == ["features", "resolution", "foreground mask"]
     assert (choice.foreground is not None) == taken
     smoothed = judged[-1]
     assert (smoothed.fit[32, 32][0].roi is not None) == taken

@@ -73,6 +73,8 @@ class FeatureExtractor(nn.Module):
         self.scales = tuple(scales)
         self._asked = (backbone, _asked_layers(layers, strides), weights, seed, self.scales)
         self.weights: WeightsInfo | None = None
+        self._whole: tuple[FeatureExtractor, ...] = ()  # in a tuple, so that it is no part of this module
+        self._shapes: dict[tuple[int, int], list[tuple[int, int, int]]] = {}  # of images of (H, W)
         body, nodes = drawn.cut(self.layers)
         self.nodes = tuple(nodes)
         self._constants = frozenset(name for name, _ in body.named_buffers()) - network.state_dict().keys()
@@ -102,6 +104,17 @@ class FeatureExtractor(nn.Module):
         own = isinstance(backbone, OwnBackbone) or Path(weights.rpartition(":")[2]).exists()  # also of "simclr:FILE"
         untouched = self.weights is not None and self.weights.adapted is None and not own
         return untouched and self._asked == (backbone, _asked_layers(layers, strides), weights, seed, tuple(scales))
+
+    def naming(self, layers: Sequence[str]) -> FeatureExtractor:
+        """Return an extractor that gives some of the layers of this one and is this one otherwise, network and all."""
+        at = [self.layers.index(layer) for layer in layers]
+        twin = copy(self)
+        twin._whole = (self,)
+        twin.layers, twin.nodes = tuple(layers), tuple(self.nodes[i] for i in at)
+        backbone, _, weights, seed, scales = self._asked
+        twin._asked = (backbone, twin.layers, weights, seed, scales)
+        twin._shapes = {}
+        return twin
 
     def _set_constants_apart(self) -> None:
         """Keep constants of the graph, which follow from the network's code, out of states and model files."""
@@ -177,6 +190,16 @@ class FeatureExtractor(nn.Module):
         Raises:
             InputError: a layer's output is not (B, C, h, w), or the image is too small for the network.
         """
+        if size not in self._shapes:
+            self._shapes[size] = self._measured(size)
+        return list(self._shapes[size])
+
+    def _measured(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """Find out the shapes by running the network, or ask the extractor that this one is a part of."""
+        for whole in self._whole:
+            known, n = whole.shapes(size), len(whole.layers)
+            at = [whole.layers.index(layer) for layer in self.layers]
+            return [known[scale * n + i] for scale in range(len(self.scales)) for i in at]
         device = next(self.buffers()).device
         if self.fitting(size) != size:
             fits = self.fitting(size)

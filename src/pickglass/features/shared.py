@@ -88,6 +88,14 @@ class SharedFeatures:
             self._extractors[key] = FeatureExtractor(self._backbone, key, *self._asked)
         return self._extractors[key]
 
+    def view_of(self, layers: Sequence[str]) -> FeatureExtractor:
+        """Return an extractor of these layers that is the one of all, of which it names some: quick to have.
+
+        It is for a detector that judges here and is thrown away. Its own network would compute all layers, and its
+        model file would hold the weights of all: for a detector that stays there is :meth:`extractor_of`.
+        """
+        return self.extractor.naming(layer_list(layers))
+
     def engine(self, extractor: FeatureExtractor, device: str, name: EngineName) -> BackboneEngine:
         """Make an engine that reads from here, in place of ``BackboneEngine(...)``.
 
@@ -136,6 +144,9 @@ class SharedFeatures:
             if room > 0:
                 self._keep(caches, {layer: level[:room] for layer, level in computed.items()})
                 places.update({key: len(places) + n for n, key in enumerate(list(fresh)[:room])})
+        if not fresh:
+            kept = [places[key] for key in keys]
+            return tuple(caches[layer].read(kept).levels[0].to(device) for layer in layers)
         at = {key: n for n, key in enumerate(fresh)}
         return tuple(
             torch.cat(

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pickglass.app.advise.candidates import (
+    TOGETHER,
     TOO_SMALL,
     Candidate,
     candidates,
@@ -29,7 +30,17 @@ from pickglass.app.advise.candidates import (
 from pickglass.app.advise.choice import Advice, Baseline, Rated, by_contrast, limits_of, slow
 from pickglass.app.advise.painted import Brush, PaintedSet, brush_of, choose_rows, paint_set, rows_of
 from pickglass.app.advise.request import AdviseRequest
-from pickglass.app.advise.scoring import PLAIN, detector_of, difference, judge, measure_cost, window_map
+from pickglass.app.advise.scoring import (
+    PLAIN,
+    Score,
+    averaged,
+    detector_of,
+    difference,
+    judge,
+    measure_cost,
+    one_at_a_time,
+    window_map,
+)
 from pickglass.app.advise.transfer import spread, widened
 from pickglass.app.advise.visibility import half_contrasts
 from pickglass.app.advise.within_foreground import look_for_part
@@ -58,9 +69,12 @@ TRANSFORMERS = (
 )
 """Vision transformers that take long, and are tried where somebody has put their weights."""
 
+OTHERS = ("padim", "subspace", TOGETHER)
+"""Methods that are tried beside PatchCore; the parts of one that is several stand before it."""
+
 _SCREENED = 4  # sets of layers, the best at the usual size, that are judged at another one
 _CONTENDERS = 2  # of the first backbone, that the others are tried on
-_SHORT_LIST = 2  # whose cost is measured, and that other methods and tiles are tried on
+_SHORT_LIST = 2  # whose cost is measured, and that other methods are tried on; tiles on the first
 _HELD_GB = 0.2  # of features of one backbone and size in memory; what is more waits in a temporary file
 _ENLARGED = 2.0
 _PICTURES = 10  # painted images on the page
@@ -137,7 +151,7 @@ def find_advice(
         request, compute, progress: as in :func:`advise`.
         costs: measure what the best candidates cost; always done where the request bounds the latency.
     """
-    run = compute or ComputeOptions()
+    run = one_at_a_time(compute or ComputeOptions())
     image = usual_size(table)
     check_extent(request, image)
     names = usable_backbones(request.backbones)
@@ -294,9 +308,25 @@ class _Judging(ExitStack):
                     self.progress(f"judging {candidate.backbone} at {size_text(size)}", n, len(own))
 
     def _judge(self, candidate: Candidate, shared: SharedFeatures | None) -> None:
-        score, _ = judge(candidate, self.data, shared, self.compute, changes=PLAIN, seed=self.request.seed)
+        if len(candidate.methods) > 1:
+            score = self._together(candidate)
+        else:
+            score = judge(candidate, self.data, shared, self.compute, changes=PLAIN, seed=self.request.seed)
         each = np.inf if shared is None else 1000 * shared.seconds / max(shared.computed, 1) * candidate.share
         self.rated.append(Rated(candidate, score, each))
+
+    def _together(self, candidate: Candidate) -> Score:
+        """Score several methods from what each said alone.
+
+        Raises:
+            InputError: one of them could not be judged.
+        """
+        known = {one.candidate: one.score for one in self.rated}
+        parts = [replace(candidate, method=method) for method in candidate.methods]
+        missing = [part.name for part in parts if part not in known]
+        if missing:
+            raise InputError(f"{', '.join(missing)} could not be judged, so it cannot be judged with another")
+        return averaged([known[part] for part in parts], self.data, self.request.seed)
 
     def screened(self, chosen: Sequence[Candidate]) -> Sequence[Candidate]:
         """Select at other sizes the layers that did best at the usual one, if geometry left enough to choose from."""
@@ -323,10 +353,10 @@ class _Judging(ExitStack):
         return [one for one in chosen if one.layers in best and one.size == size]
 
     def short_list(self, doubled: tuple[int, int] | None) -> None:
-        """Try PaDiM and tiles on the best candidates."""
+        """Try other methods on the best candidates, PatchCore and PaDiM together among them, and tiles on the best."""
         fast = [one for one in self.rated if not slow(one, self.request.latency_ms)] or self.rated
         best = sorted(fast, key=lambda one: -one.score.aupro[0])[:_SHORT_LIST]
-        tried = [replace(one.candidate, method="padim") for one in best]
+        tried = [replace(one.candidate, method=method) for method in OTHERS for one in best]
         if best and doubled is not None:
             first = best[0].candidate
             factor = doubled[0] / first.size[0]
@@ -335,10 +365,11 @@ class _Judging(ExitStack):
         for n, candidate in enumerate(tried, start=1):
             try:
                 self._judge(candidate, self.shared.get((candidate.backbone, candidate.size)))
-            except InputError as error:  # it would take more memory than it may
+            except InputError as error:  # it would take more memory than it may, or its parts have no scale
                 self.refused.append({"layers": candidate.name, "size": list(candidate.size), "why": str(error)})
             else:
-                self.listed.append(candidate)
+                if candidate.tile is not None or replace(candidate, method=best[0].candidate.method) == self.listed[0]:
+                    self.listed.append(candidate)
             if self.progress is not None:
                 self.progress("other methods and tiles", n, len(tried))
 
@@ -352,7 +383,9 @@ class _Judging(ExitStack):
 
     def _measure(self, candidate: Candidate) -> None:
         at = next(i for i, one in enumerate(self.rated) if one.candidate == candidate)
-        cost = measure_cost(candidate, self.data, self.n_images, self.compute)
+        shared = self.shared.get((candidate.backbone, candidate.size))
+        extractor = None if shared is None else shared.extractor_of(candidate.layers)
+        cost = measure_cost(candidate, self.data, self.n_images, self.compute, extractor)
         self.rated[at] = replace(self.rated[at], cost=cost, latency_ms=1000 * cost.seconds)
 
     def advice(

@@ -1,7 +1,9 @@
 """``preset="auto"`` takes the advisor's choice, and then each other part that helps on painted defects.
 
-A part is taken only where the 95 % interval of its gain, paired by image, lies above 0; every part leaves a row, those
-too that did nothing. Nothing here knows a real defect, and images that are held back for the thresholds are not read.
+A part is taken only where the 95 % interval of its gain, paired by image, lies above 0, and where it does not take from
+the other figure beyond doubt, from the image score for the sake of the map or the other way round. Every part leaves a
+row, those too that did nothing. Nothing here knows a real defect, and images that are held back for the thresholds are
+not read.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pickglass.app.advise.advise import find_advice
-from pickglass.app.advise.candidates import Candidate, size_text
+from pickglass.app.advise.candidates import TOGETHER, Candidate, size_text
 from pickglass.app.advise.choice import Advice, limits_of
 from pickglass.app.advise.painted import PaintedSet
 from pickglass.app.advise.request import AdviseRequest
-from pickglass.app.advise.scoring import Score, difference, judge
+from pickglass.app.advise.scoring import Score, difference, judge, one_at_a_time
 from pickglass.app.advise.within_foreground import judged_within, look_for_part
 from pickglass.app.results import AblationRow
 from pickglass.data import Table
@@ -86,7 +88,7 @@ def auto_choice(
     Raises:
         InputError: geometry rules out everything.
     """
-    run = compute or ComputeOptions()
+    run = one_at_a_time(compute or ComputeOptions())
     advice = find_advice(table, request, costs=False, compute=run, progress=progress)
     # the advisor's look at a few images says where to paint; a mask that a model keeps takes all of them
     found = look_for_part(table, request.seed, run, progress) if all(row.roi is None for row in table) else None
@@ -111,8 +113,8 @@ def _parts_tried(
     with SharedFeatures(chosen.backbone, "default", seed, chosen.layers, images, 2.0) as features:
         shared = features if chosen.tile is None else None
 
-        def judged(own: Mapping[str, Any], on: PaintedSet) -> Score:
-            return judge(chosen, on, shared, compute, changes=own, seed=seed)[0]
+        def judged(own: Mapping[str, Any], on: PaintedSet, candidate: Candidate = chosen) -> Score:
+            return judge(candidate, on, shared, compute, changes=own, seed=seed)
 
         rows.append(_features(chosen, best.score, advice))
         rows.append(_resolution(chosen, best.score, advice))
@@ -120,9 +122,15 @@ def _parts_tried(
         rows.append(row)
         data = within or data
         now = judged({}, data)
+        both = _second_method(chosen)
+        tried = {TOGETHER: judged({}, data, replace(chosen, method=TOGETHER))} if both.variants else {}
+        row, taken = _decided(both, tried, now, data, seed)
+        rows.append(row)
+        if taken is not None:
+            chosen, now = replace(chosen, method=taken), tried[taken]
         parts = _parts(chosen)
         for n, part in enumerate(parts, start=1):
-            tried = {name: judged({**changes, **own}, data) for name, own in part.variants.items()}
+            tried = {name: judged({**changes, **own}, data, chosen) for name, own in part.variants.items()}
             row, taken = _decided(part, tried, now, data, seed)
             rows.append(row)
             if taken is not None:
@@ -154,9 +162,20 @@ def _foreground(
     return row, None if taken is None else within
 
 
+def _second_method(chosen: Candidate) -> _Part:
+    """Return the second method as a part to try, the one that judges beside the chosen one in the same pass."""
+    own = TOGETHER.split("+")
+    if chosen.method in own:
+        return _Part("second method", {TOGETHER: {}})
+    why_not = (
+        "the advisor chose both" if chosen.method == TOGETHER else f"{chosen.method} is none of {' and '.join(own)}"
+    )
+    return _Part("second method", {}, why_not=why_not)
+
+
 def _parts(chosen: Candidate) -> list[_Part]:
     """List the other parts to try, in this order; each adds to the parts that were taken before."""
-    tunable = find_method(chosen.method).tunable()
+    tunable = {} if len(chosen.methods) > 1 else find_method(chosen.method).tunable()
 
     def part(name: str, setting: str, labels: Callable[[Any], str], metric: str = "aupro") -> _Part:
         values = tunable.get(setting, ())
@@ -186,10 +205,15 @@ def _decided(
     """Return the row of a part and its best variant, None unless it is better beyond doubt."""
     if not tried:
         return _row(part.name, [], None, _METRICS[part.metric], None, False, part.why_not or "nothing to try"), None
-    gains = {name: difference(score, now, data, seed)[part.metric] for name, score in tried.items()}
+    gained = {name: difference(score, now, data, seed) for name, score in tried.items()}
+    gains = {name: found[part.metric] for name, found in gained.items()}
     best = max(gains, key=lambda name: gains[name][0])
-    taken = gains[best][1] > 0
+    (other,) = (name for name in _METRICS if name != part.metric)
+    loses = gained[best][other][2] < 0
+    taken = gains[best][1] > 0 and not loses
     why = "better on painted defects" if taken else "no gain beyond its interval"
+    if gains[best][1] > 0 and loses:
+        why = f"better, but {_METRICS[other]} falls by {-gained[best][other][0]:.3f} beyond doubt"
     return _row(part.name, list(tried), best, _METRICS[part.metric], gains[best], taken, why), best if taken else None
 
 

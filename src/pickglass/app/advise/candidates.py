@@ -23,9 +23,22 @@ from pickglass.data import Preprocess
 from pickglass.features.anatomy.facts import LayerFacts, layer_facts
 from pickglass.features.extractor import FeatureExtractor, shown_layers
 
-__all__ = ["TOO_SMALL", "Candidate", "Options", "candidates", "input_sizes", "shared_names", "size_text", "usual_input"]
+__all__ = [
+    "TOGETHER",
+    "TOO_SMALL",
+    "Candidate",
+    "Options",
+    "candidates",
+    "input_sizes",
+    "shared_names",
+    "size_text",
+    "usual_input",
+]
 
 Size = tuple[int, int]
+
+TOGETHER = "patchcore+padim"
+"""Methods that judge together: both learn in one pass, and their averaged map outlines better than each alone."""
 
 _SIDES = (96, 128, 192, 256, 384, 512, 768, 1024)  # px: of a square with as many pixels as the input
 _USUAL = "area:512"  # the size of PatchCore, by which `fit` reads by default
@@ -52,7 +65,7 @@ class Candidate:
         defect: extent of the defect on it in pixels.
         stride: stride of the finest layer, in pixels of the input.
         share: multiply-adds up to the deepest of its layers as a share of those to the backbone's deepest.
-        method: name of the method.
+        method: name of the method, or of several that judge together, ``patchcore+padim``.
         tile: (H, W) of a tile, laid side by side; None: not tiled.
     """
 
@@ -64,6 +77,11 @@ class Candidate:
     share: float
     method: str = "patchcore"
     tile: Size | None = None
+
+    @property
+    def methods(self) -> list[str]:
+        """The names of its methods, one or several."""
+        return self.method.split("+")
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from pickglass.app.advise.transfer import agreement
 from pickglass.app.results import RuledOut
 from pickglass.data.painting.defects import Kind
 from pickglass.features.foreground import Foreground
+from pickglass.methods import METHODS, Combined
 
 __all__ = ["Advice", "Baseline", "Rated", "by_contrast", "limits_of", "slow", "surest"]
 
@@ -189,6 +190,11 @@ def limits_of(advice: Advice) -> tuple[str, ...]:
             f"{len(close)} of {len(others)} others are as good within the noise of {painted} painted defects: take the "
             "cheaper one if cost matters."
         )
+    trained = [name for name, method in METHODS.items() if method.trains and method is not Combined]
+    say.append(
+        f"Not tried, for they train for minutes to hours: {', '.join(trained)}, and these together with others. "
+        "'pickglass study' compares them on known defects."
+    )
     few = len(set(data.groups))
     if few < 20:
         say.append(f"The intervals come from {few} groups of images; under 20 they are too narrow.")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from pickglass.app.advise.candidates import Candidate
 from pickglass.app.advise.painted import Judged, PaintedSet
 from pickglass.app.jobs.peak import peak_mb, reset_peak
-from pickglass.data import resize_map
-from pickglass.errors import DataError
+from pickglass.data import Table, resize_map
+from pickglass.errors import DataError, InputError
+from pickglass.features.engine import device_name
+from pickglass.features.extractor import FeatureExtractor
 from pickglass.features.shared import SharedFeatures
-from pickglass.methods import Detector, find_method
-from pickglass.metrics import CountTables, auroc
+from pickglass.methods import Combined, Detector, find_method
+from pickglass.metrics import CountTables
 from pickglass.metrics.intervals import group_weights
 from pickglass.result import Prediction
 from pickglass.runtime.compute import ComputeOptions
@@ -33,10 +35,12 @@ __all__ = [
     "PLAIN",
     "Cost",
     "Score",
+    "averaged",
     "detector_of",
     "difference",
     "judge",
     "measure_cost",
+    "one_at_a_time",
     "scored",
     "settings_of",
     "window_map",
@@ -49,6 +53,7 @@ _LEVELS = np.concatenate([np.linspace(0, 0.06, 240), [0.1, 0.3, 1.0]])  # (T,)
 _REPEATS = 200
 _FEW = 4  # images that teach a detector whose cost is measured
 _TIMED = 5  # calls
+_TAIL = 0.998  # quantile of good maps by which several methods are brought to one scale
 PLAIN: Mapping[str, Any] = {"place_scale": False, "level_shift": False}
 """Settings of a detector that is judged by maps of one scale; what fit learns of places and levels takes its time."""
 
@@ -75,10 +80,11 @@ class Score:
 
     def of_weights(self, weight: NDArray[np.int64]) -> NDArray[np.float64]:
         """Compute AUPRO and image AUROC as if image i counted ``weight[i]`` times."""
-        index = np.repeat(np.arange(len(weight)), weight)
-        return np.array(
-            [self.tables.aupro(weight, LIMIT), auroc(self.labels[index], self.scores[index])], dtype=np.float64
-        )
+        bad, good = self.labels == 1, self.labels == 0
+        higher, alike = (compare(self.scores[bad][:, None], self.scores[good]) for compare in (np.greater, np.equal))
+        pairs = weight[bad].sum() * weight[good].sum()
+        outranked = weight[bad] @ (higher + 0.5 * alike) @ weight[good]
+        return np.array([self.tables.aupro(weight, LIMIT), outranked / pairs if pairs else np.nan])
 
 
 @dataclass(frozen=True)
@@ -100,20 +106,36 @@ def settings_of(candidate: Candidate, n_images: int) -> dict[str, Any]:
     """Return the method's settings for the comparison; PatchCore is sub-sampled so that no candidate takes long."""
     h, w = (n / candidate.stride for n in (candidate.tile or candidate.size))
     return {
-        **find_method(candidate.method).quick_settings(n_images, round(h * w)),
+        **_of_methods(candidate, lambda method: method.quick_settings(n_images, round(h * w))),
         "backbone": candidate.backbone,
         "layers": candidate.layers,
         "size": candidate.size,
     }
 
 
+def _of_methods(candidate: Candidate, settings: Callable[[type[Detector]], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return settings of the candidate's method, or of each of several, as ``METHOD.SETTING``."""
+    names = candidate.methods
+    return {
+        setting if len(names) == 1 else f"{name}.{setting}": value
+        for name in names
+        for setting, value in settings(find_method(name)).items()
+    }
+
+
 def detector_of(candidate: Candidate, n_images: int, changes: Mapping[str, Any] | None = None) -> Detector:
     """Make the unfitted detector of a candidate; ``changes`` may hold ``fusion``."""
-    method = find_method(candidate.method)
-    detector = method.configured({**settings_of(candidate, n_images), **(changes or {})})
+    settings = {**settings_of(candidate, n_images), **(changes or {})}
+    names = candidate.methods
+    detector = find_method(names[0]).configured(settings) if len(names) == 1 else Combined.of(names, None, settings)
     if candidate.tile is None:
         return detector
     return detector.tiled(tile=candidate.tile, stride=candidate.tile)
+
+
+def one_at_a_time(compute: ComputeOptions) -> ComputeOptions:
+    """Read images one by one on a CPU: what is computed of one stays in its cache, and none is judged for nothing."""
+    return replace(compute, batch=1) if device_name(compute.device) == "cpu" else compute
 
 
 def judge(
@@ -125,8 +147,8 @@ def judge(
     changes: Mapping[str, Any] | None = None,
     seed: int = 0,
     memory_gb: float = 2.0,
-) -> tuple[Score, Detector]:
-    """Fit the candidate on the images that teach and judge it on the others.
+) -> Score:
+    """Fit the candidate on the images that teach and judge it on the others; several methods one by one.
 
     Args:
         candidate: what to judge.
@@ -137,21 +159,58 @@ def judge(
         seed: seeds the fit and the bootstrap.
         memory_gb: for the fit.
     """
+    if len(candidate.methods) > 1:
+        alone = [replace(candidate, method=method) for method in candidate.methods]
+        parts = [judge(one, data, shared, compute, changes=changes, seed=seed, memory_gb=memory_gb) for one in alone]
+        return averaged(parts, data, seed)
     taught = data.fit[candidate.size]
     detector = detector_of(candidate, len(taught), changes)
     if shared is not None:
         detector.shared_features = shared
-        detector.extractor = shared.extractor_of(detector.read_layers)
+        detector.extractor = shared.view_of(detector.read_layers)
     detector.fit(taught, validate=0.0, calibrate=0.0, seed=seed, memory_gb=memory_gb, **compute.arguments())
     prediction = detector.predict(data.test[candidate.size], **compute.arguments())
-    return scored(prediction, data, seed), detector
+    return scored(prediction, data, seed)
 
 
 def scored(prediction: Prediction, data: PaintedSet, seed: int = 0) -> Score:
     """Compute AUPRO@0.05 in the windows and image AUROC, with bootstrap intervals by group."""
     if len(prediction) != len(data.judged):
         raise DataError(f"only {len(prediction)} of {len(data.judged)} images could be judged:", prediction.failed)
-    windows = [window_map(m, one) for m, one in zip(prediction.maps, data.judged, strict=True)]
+    return _scored(prediction.scores, tuple(prediction.maps), data, seed)
+
+
+def averaged(parts: Sequence[Score], data: PaintedSet, seed: int = 0) -> Score:
+    """Score what several methods say together, from what each said alone; no image is judged anew.
+
+    Maps and image scores are brought to one scale and averaged as :class:`pickglass.methods.Combined` does, with the
+    scale of the good images that were held back.
+
+    Args:
+        parts: scores of methods that judged the same images, their maps on one grid.
+        data: what they judged.
+        seed: seeds the bootstrap.
+
+    Raises:
+        InputError: the good maps of one are all alike.
+    """
+    good = [(i, one) for i, one in enumerate(data.judged) if one.mask is None]
+    units = []
+    for part in parts:
+        ground = np.concatenate([window_map(part.maps[i], one)[one.keep] for i, one in good])
+        usual, tail = np.quantile(ground, (0.5, _TAIL))
+        if not tail > usual:
+            raise InputError("its maps of good images are all alike, so it cannot be brought to a scale with others")
+        units.append((np.float32(usual), np.float32(tail - usual)))
+    scores, *maps = (
+        np.mean([(values - usual) / unit for values, (usual, unit) in zip(of_parts, units, strict=True)], axis=0)
+        for of_parts in zip(*((part.scores, *part.maps) for part in parts), strict=True)
+    )
+    return _scored(scores, tuple(maps), data, seed)
+
+
+def _scored(scores: NDArray[np.float32], maps: tuple[NDArray[np.float32], ...], data: PaintedSet, seed: int) -> Score:
+    windows = [window_map(m, one) for m, one in zip(maps, data.judged, strict=True)]
     good = np.concatenate(
         [
             values[one.keep if one.mask is None else one.keep & ~one.mask]
@@ -162,9 +221,9 @@ def scored(prediction: Prediction, data: PaintedSet, seed: int = 0) -> Score:
     for values, one in zip(windows, data.judged, strict=True):
         tables.update(values, one.mask, one.keep)
     labels = np.array([int(one.mask is not None) for one in data.judged])
-    score = Score((0.0,) * 3, (0.0,) * 3, tables, labels, prediction.scores, prediction.maps)
+    score = Score((0.0,) * 3, (0.0,) * 3, tables, labels, scores, maps)
     aupro, image = _interval(score.of_weights, data, seed)
-    return Score(aupro, image, tables, labels, prediction.scores, prediction.maps)
+    return Score(aupro, image, tables, labels, scores, maps)
 
 
 def window_map(values: NDArray[np.float32], one: Judged) -> NDArray[np.float32]:
@@ -205,23 +264,36 @@ def _interval(
     return [(float(v), float(a), float(b)) for v, a, b in zip(metric(every), low, high, strict=True)]
 
 
-def measure_cost(candidate: Candidate, data: PaintedSet, n_images: int, compute: ComputeOptions) -> Cost:
+def measure_cost(
+    candidate: Candidate,
+    data: PaintedSet,
+    n_images: int,
+    compute: ComputeOptions,
+    extractor: FeatureExtractor | None = None,
+) -> Cost:
     """Measure what a detector fitted on so many images costs: time of one image a call, file, memory.
 
     It is fitted on a few of the images that teach, with a bank as large as that of all images would be.
+
+    Args:
+        candidate, data, compute: as for :func:`judge`.
+        n_images: how many images the model will learn.
+        extractor: reads the candidate's layers and no others; None: one is built.
     """
-    taught = data.fit[candidate.size][:_FEW]
+    taught, one = data.fit[candidate.size][:_FEW], data.test[candidate.size][0]
     h, w = (n // candidate.stride for n in (candidate.tile or candidate.size))
-    changes = {**PLAIN, **find_method(candidate.method).settings_of_size(len(taught), n_images, h * w)}
-    detector = detector_of(candidate, len(taught), changes)
-    detector.fit(taught, validate=0.0, calibrate=0.0, memory_gb=2.0, **compute.arguments())
-    one = [data.test[candidate.size][0]]
-    detector.predict(one, **compute.arguments())  # whatever is set up at the first call
+    sized = _of_methods(candidate, lambda method: method.settings_of_size(len(taught), n_images, h * w))
+    detector = detector_of(candidate, len(taught), {**PLAIN, **sized})
+    detector.extractor = extractor
+    # several methods are brought to one scale by an image that they have not learned
+    beside = Table([replace(one, role="validate")] if len(candidate.methods) > 1 else [])
+    detector.fit(taught + beside, validate=0.0, calibrate=0.0, memory_gb=2.0, **compute.arguments())
+    detector.predict([one], **compute.arguments())  # whatever is set up at the first call
     reset_peak()
     seconds = []
     for _ in range(_TIMED):
         began = time.perf_counter()
-        detector.predict(one, **compute.arguments())
+        detector.predict([one], **compute.arguments())
         seconds.append(time.perf_counter() - began)
     peak = peak_mb()
     with tempfile.TemporaryDirectory() as folder:
