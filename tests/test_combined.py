@@ -149,7 +149,7 @@ def test_what_is_usual_for_a_part_comes_back_from_a_file(tmp_path: Path) -> None
     shown = (np.repeat(textures(12, SIDE), 4, axis=0) * light).clip(0, 255).astype(np.uint8)
     table = Table(
         [
-            Row(f"{i}.png", "fit", 0, group=group, pixels=image)
+            Row(f"{i}.png", "train", 0, group=group, pixels=image)
             for i, (group, image) in enumerate(zip(groups, shown, strict=True))
         ]
     )
@@ -389,6 +389,13 @@ ROTATED = [{"method": "patchcore", "rotations": 2}, "padim"]
 def test_settings_that_contradict_each_other(detector: pg.Combined, message: str) -> None:
     with pytest.raises(InputError, match=message):
         detector.fit(GOOD, **TORCH)
+
+
+def test_a_part_that_has_seen_all_good_images_has_no_scale() -> None:
+    few = pg.Combined([{"method": "padim", "dims": 20}, "patchcore"], size=SIDE)
+    with pytest.raises(DataError, match=r"PaDiM learned all good images.*let calibrate or validate hold some back"):
+        few.fit(GOOD, calibrate=0, **TORCH)  # as many images as leave PaDiM none to leave out
+    assert few.fit(GOOD, calibrate=0.25, **TORCH).scale is not None
 
 
 def test_parts_that_train_and_parts_that_count_are_not_updated_together() -> None:

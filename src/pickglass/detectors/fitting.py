@@ -799,7 +799,7 @@ def calibrate(
         if part in known:
             own = told if part is method else told.setdefault("components", {}).setdefault(name, {})
             known[part] = _compared(part, known[part], own, loader.engine.device, part in able)
-    told |= method.learn_mixing(known, judge, validated or held or fit[: loader.batch])
+    told |= method.learn_mixing(known, judge, validated or held)
     if uses_left_out:
         good = method.mixed([known[part] for part in parts])
         for observer in plan.observers:

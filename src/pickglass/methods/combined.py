@@ -449,10 +449,15 @@ class Combined(Detector):
         """Bring the parts to one scale by good maps.
 
         Raises:
-            DataError: good maps of a part are all alike.
+            DataError: good maps of a part are all alike, or a part has seen no good image but those that it learned.
         """
         own = self.components
         missing = [part for part in own.values() if part not in known]
+        if missing and not len(rows):
+            raise DataError(
+                f"{' and '.join(part.title for part in missing)} learned all good images, and on those a map does not "
+                "say how high good parts come: let calibrate or validate hold some back, or give more images"
+            )
         judged = {**known, **(judge(missing, rows) if missing else {})}
         scale = [_scale(name, judged[part]) for name, part in own.items()]
         self.scale = torch.tensor(scale, device=self.network.mean.device)
