@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 # Read by OpenMP when torch and numpy are loaded, so it is set before they are. One thread a process and a process a
 # core (pytest-xdist) is several times faster than processes whose threads fight for the same cores.
 THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
-os.environ["PICKGLASS_COMPILED"] = "off"  # tests neither read nor fill the cache of whoever runs them
+# All processes of a run, and what the tests start, share the graphs that OpenVINO compiled of backbones. They lie in a
+# folder of this run, so that tests neither read nor fill the cache of whoever runs them.
+COMPILED = None if "PYTEST_XDIST_WORKER" in os.environ else tempfile.mkdtemp(prefix="pickglass-compiled-")
+if COMPILED is not None:
+    os.environ["PICKGLASS_COMPILED"] = COMPILED
 
 import numpy as np
 import pytest
@@ -34,6 +40,11 @@ def pytest_configure() -> None:
     remember_networks()
     if SEED_OFFSET:
         shift_seeds(SEED_OFFSET)
+
+
+def pytest_unconfigure() -> None:
+    if COMPILED is not None:
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 def shift_seeds(offset: int) -> None:
