@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import pickglass as pg
-from least_network import least_backbone
+from least_network import LEAST_LAYERS, least_backbone
 from least_training import LEAST
 from pickglass.cli.main import main
 from pickglass.data import Row, Table, resize_map
@@ -184,7 +184,7 @@ def small(method: str, form: str, folder: Path) -> tuple[pg.Detector, np.ndarray
     if "steps" in settings and "epochs" not in "".join(least):
         least["steps"] = 1
     if not (method == "efficientad" or (form == "plain" and method in USUAL)):
-        least |= {"backbone": least_backbone(), "layers": None}
+        least |= {"backbone": least_backbone(), "layers": LEAST_LAYERS}
     detector = cls.configured({**settings, **{name: value for name, value in least.items() if name in settings}})
     good = textures(4, SIDE)
     wide = np.concatenate([good, good[:, ::-1], good[:, :, ::-1]], axis=2)
@@ -198,10 +198,13 @@ def small(method: str, form: str, folder: Path) -> tuple[pg.Detector, np.ndarray
 
 
 # Tiles are cut and joined by the same code for all methods. Two tiles with a region of interest are tiles too, and one
-# method that counts and one that trains prove the other forms.
+# method that counts and one that trains prove the other forms. Of the students of a teacher's features STFPM and
+# EfficientAD are tried, and of what a combination is made of each part.
 CASES = [(m, f) for m in METHODS for f in FORMS if f in (FORMS[0], FORMS[3]) or m in ("patchcore", "fastflow")]
-# what of these adds tiles to a method whose plain form is exported anyway
+# what of these adds tiles to a method whose plain form is exported anyway, or is made like one that is
 LONG = [
+    *((method, FORMS[0]) for method in ("reverse_distillation", "asymmetric_student_teacher", "combined")),
+    ("patchcore", "tiled"),
     *(case for case in CASES if case[1] == FORMS[3] and case[0] not in ("patchcore", "stfpm")),
     ("fastflow", "tiled"),
     ("fastflow", "shared heads"),
@@ -246,7 +249,9 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def test_settings_that_change_the_graph(name: str) -> None:
     method, settings, tiling = SETTINGS[name]
     own = {"top_share": tiling.pop("top_share")} if "top_share" in tiling else {}
-    detector = METHODS[method].configured({**RESNET, **settings, **own})
+    # what these add to the graph is the same for any backbone
+    network = {"backbone": least_backbone(), "layers": LEAST_LAYERS, "size": SIDE}
+    detector = METHODS[method].configured({**network, **settings, **own})
     side = SIDE
     if tiling:
         side = 96
