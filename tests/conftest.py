@@ -11,11 +11,11 @@ from typing import Any
 # Read by OpenMP when torch and numpy are loaded, so it is set before they are. One thread a process and a process a
 # core (pytest-xdist) is several times faster than processes whose threads fight for the same cores.
 THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
-# All processes of a run, and what the tests start, share the graphs that OpenVINO compiled of backbones. They lie in a
-# folder of this run, so that tests neither read nor fill the cache of whoever runs them.
-COMPILED = None if "PYTEST_XDIST_WORKER" in os.environ else tempfile.mkdtemp(prefix="pickglass-compiled-")
-if COMPILED is not None:
-    os.environ["PICKGLASS_COMPILED"] = COMPILED
+# All processes of a run, and what the tests start, share the graphs that OpenVINO compiled. They lie in a folder of this
+# run, so that tests neither read nor fill the cache of whoever runs them.
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+COMPILED = os.environ["PICKGLASS_COMPILED"] if IS_WORKER else tempfile.mkdtemp(prefix="pickglass-compiled-")
+os.environ["PICKGLASS_COMPILED"] = COMPILED
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def pytest_configure() -> None:
 
 
 def pytest_unconfigure() -> None:
-    if COMPILED is not None:
+    if not IS_WORKER:
         shutil.rmtree(COMPILED, ignore_errors=True)
 
 
@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    fresh_or_remembered(item)
+    os.environ["PICKGLASS_COMPILED"] = "off" if fresh_or_remembered(item) else COMPILED
 
 
 @pytest.fixture(scope="session")

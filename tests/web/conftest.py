@@ -31,10 +31,10 @@ def lab_model(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def exported_model(lab_model: Path) -> Path:
+def exported_model(lab_model: Path, small_dataset: Path) -> Path:
     """The same model, exported."""
     target = lab_model.with_suffix(".onnx")
-    export(lab_model, target)
+    export(lab_model, target, small_dataset)
     return target
 
 
