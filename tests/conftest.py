@@ -11,8 +11,8 @@ from typing import Any
 # Read by OpenMP when torch and numpy are loaded, so it is set before they are. One thread a process and a process a
 # core (pytest-xdist) is several times faster than processes whose threads fight for the same cores.
 THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
-# All processes of a run, and what the tests start, share the graphs that OpenVINO compiled. They lie in a folder of this
-# run, so that tests neither read nor fill the cache of whoever runs them.
+# All processes of a run, and what the tests start, share the graphs that OpenVINO compiled. They lie in a folder of
+# this run, so that tests neither read nor fill the cache of whoever runs them.
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 COMPILED = os.environ["PICKGLASS_COMPILED"] if IS_WORKER else tempfile.mkdtemp(prefix="pickglass-compiled-")
 os.environ["PICKGLASS_COMPILED"] = COMPILED

@@ -187,7 +187,9 @@ def test_files_without_thresholds_and_in_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["padim", pytest.param("efficientad", marks=pytest.mark.long), "fastflow"])
+@pytest.mark.parametrize(
+    "method", ["padim", *(pytest.param(name, marks=pytest.mark.long) for name in ("efficientad", "fastflow"))]
+)
 def test_other_methods_in_int8(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TOLERANCES, "int8", Tolerance(1, 1, 1))  # one step of a training says nothing of quality
     cls = METHODS[method]
