@@ -383,6 +383,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # the compiler takes its time; test_the_canvas_is_that_of_python compiles the part that computes
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_cpp(runtime: str, trained: Trained, built: Path) -> None:
     program = built / f"pickglass-{runtime}"
