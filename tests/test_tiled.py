@@ -28,8 +28,8 @@ def tiles(canvas: tuple[int, int] = (16, 24), **settings: object) -> Tiles:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"heads": 1, "image_score": "top_k"},
+        pytest.param({}, marks=pytest.mark.long),  # test_conformance.py has it for other methods
+        pytest.param({"heads": 1, "image_score": "top_k"}, marks=pytest.mark.long),
         {"heads": 2, "join": "seams", "edges": "pad", "stride": 40},
         {"normalise": "position", "thumbnail": True, "image_score": "mean", "at_once": 2},
     ],
