@@ -135,7 +135,7 @@ def test_bytes_in_and_the_full_map_out(detector: pg.Detector, exported: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [f"letterbox:{SIDE}", f"shorter:{SIDE}"])
+@pytest.mark.parametrize("size", [f"letterbox:{SIDE}", pytest.param(f"shorter:{SIDE}", marks=pytest.mark.long)])
 def test_what_an_image_leaves_empty_is_told_to_the_graph(size: str, tmp_path: Path) -> None:
     wide = textures(8, 96)[:, :72]  # 72x96
     detector = pg.PatchCore(**{**RESNET, "size": size}, ratio=0.05).fit(wide, engine="torch")
@@ -273,7 +273,7 @@ def test_settings_that_change_the_graph(name: str) -> None:
     ("backbone", "layers", "batch"),
     [
         ("mobilenet_v3_small", ["features.3", "features.8"], None),
-        ("resnet50", ["layer2", "layer3"], 3),
+        pytest.param("resnet50", ["layer2", "layer3"], 3, marks=pytest.mark.long),  # resnet18 is in most tests here
     ],
 )
 def test_other_backbones(backbone: str, layers: list[str], batch: int | None) -> None:
@@ -286,9 +286,9 @@ def test_other_backbones(backbone: str, layers: list[str], batch: int | None) ->
 def test_a_transformer_is_exported_at_any_size() -> None:
     """What it makes of the size, by an operation that ONNX does not have, is a constant."""
     vit: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "layers": ["block2"], "weights": "random"}
-    for size in ((SIDE, SIDE), (SIDE, SIDE + 16)):
-        detector = pg.PatchCore(**vit, size=size, ratio=0.5).fit(textures(3, SIDE), engine="torch")
-        expect_parity(detector, onnx_graph(detector, None, "float32", "grid"), canvases(3, size=size))
+    size = (SIDE, SIDE + 16)  # neither square nor what it was trained at
+    detector = pg.PatchCore(**vit, size=size, ratio=0.5).fit(textures(3, SIDE), engine="torch")
+    expect_parity(detector, onnx_graph(detector, None, "float32", "grid"), canvases(3, size=size))
 
 
 # -- the certificate ---------------------------------------------------------------------------------------------------

@@ -235,7 +235,9 @@ def test_positions_are_learned_together_while_the_memory_lasts() -> None:
     groups = []
     for memory_gb in (0.05, 4.0):
         detector = (
-            pg.STFPM(**settings).tiled(tile=64, stride=32).fit(textures(8, 96), memory_gb=memory_gb, engine="torch")
+            pg.STFPM(**settings)
+            .tiled(tile=64, stride=32)
+            .fit(textures(4, 96), calibrate=0, memory_gb=memory_gb, engine="torch")
         )  # type: ignore[arg-type]
         groups.append(len(detector.provenance.details.get("groups", [None])))
     assert groups[0] > 1
