@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -79,6 +80,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_gpu)
         if item.get_closest_marker("golden") and SEED_OFFSET:
             item.add_marker(other_numbers)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there by now out of Python's searches for cycles: a search of all modules takes half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
