@@ -37,7 +37,7 @@ LEARNED = ["plain", "tiled"]  # painted defects are to stand out in these
 
 # A bank, its like with places, a flow, a student, what is discriminative and what is projected; the others are students
 # as well, and a combination is made of such as these.
-SOON = ("patchcore", "padim", "fastflow", "efficientad", "supersimplenet", "subspace")
+SOON = ("patchcore", "padim", "fastflow", "reverse_distillation", "supersimplenet", "subspace")
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from packaging.utils import canonicalize_name
 import pickglass as pg
 from pickglass.app.threshold import ThresholdRequest, threshold
 from pickglass.testing import textures
-from source_trees import tree_of
+from source_trees import nodes_of, tree_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -312,7 +312,7 @@ def test_whatever_is_imported_is_declared() -> None:
     distributions = packages_distributions()
     missing = set()
     for path in SOURCE.rglob("*.py"):
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for top in {name.partition(".")[0] for name in names} - {"pickglass", *sys.stdlib_module_names}:

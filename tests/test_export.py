@@ -199,11 +199,11 @@ def small(method: str, form: str, folder: Path) -> tuple[pg.Detector, np.ndarray
 
 # Tiles are cut and joined by the same code for all methods. Two tiles with a region of interest are tiles too, and one
 # method that counts and one that trains prove the other forms. Of the students of a teacher's features STFPM and
-# EfficientAD are tried, and of what a combination is made of each part.
+# reverse distillation are tried, and of what a combination is made of each part.
 CASES = [(m, f) for m in METHODS for f in FORMS if f in (FORMS[0], FORMS[3]) or m in ("patchcore", "fastflow")]
 # what of these adds tiles to a method whose plain form is exported anyway, or is made like one that is
 LONG = [
-    *((method, FORMS[0]) for method in ("reverse_distillation", "asymmetric_student_teacher", "combined")),
+    *((method, FORMS[0]) for method in ("efficientad", "asymmetric_student_teacher", "combined")),
     ("patchcore", "tiled"),
     *(case for case in CASES if case[1] == FORMS[3] and case[0] not in ("patchcore", "stfpm")),
     ("fastflow", "tiled"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pickglass
-from source_trees import tree_of
+from source_trees import nodes_of, tree_of
 
 SOURCE = Path(pickglass.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -74,7 +74,7 @@ def test_no_import_cycles() -> None:
 
     def needs(name: str) -> set[str]:
         found = set()
-        for node in ast.walk(tree_of(modules[name])):
+        for node in nodes_of(modules[name]):
             if isinstance(node, ast.ImportFrom) and node.module in modules:
                 submodules = {f"{node.module}.{alias.name}" for alias in node.names}
                 found |= (submodules & set(modules)) or {node.module}
@@ -97,7 +97,7 @@ def test_no_import_cycles() -> None:
 def test_runtimes_are_imported_in_one_place() -> None:
     wrong = []
     for path in FILES:
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             wrong += [f"{path}: {name}" for name in names if name.split(".")[0] in ("onnxruntime", "openvino")]
