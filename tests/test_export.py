@@ -82,6 +82,12 @@ def expect_parity(detector: pg.Detector, model: onnx.ModelProto, images: np.ndar
         np.testing.assert_allclose(got[1], maps, atol=1e-4 * np.ptp(maps))
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hardly a graph is compiled twice here, and to keep each takes a tenth of the time."""
+    monkeypatch.setenv("PICKGLASS_COMPILED", "off")
+
+
 @pytest.fixture(scope="module")
 def detector() -> pg.Detector:
     return pg.PatchCore(**RESNET, ratio=0.05).fit(textures(10, SIDE), engine="torch")

@@ -37,6 +37,12 @@ RESNET: dict[str, Any] = {"backbone": "resnet18", "layers": ["layer1", "layer2"]
 GOOD = textures(24, SIDE)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hardly a graph is compiled twice here, and to keep each takes a tenth of the time."""
+    monkeypatch.setenv("PICKGLASS_COMPILED", "off")
+
+
 @pytest.fixture(scope="module")
 def detector() -> pg.Detector:
     """A model with 6 images held back for its thresholds."""
