@@ -35,7 +35,6 @@ import numpy as np
 
 import pickglass as pg
 from bench import harness
-from pickglass.app.export import export
 from pickglass.app.info import info
 from pickglass.app.models import load
 from pickglass.app.study.cells import Cell, Plan
@@ -384,7 +383,7 @@ def made_kinds(folder: Path, read_in: Path) -> dict[str, Kind]:
     """Make a sound file of each kind; a journal belongs to the folder in which it is read."""
     detector = pg.PatchCore(size=64, ratio=0.02).fit(textures(12, 72), observers=[pg.DriftSample()])
     model = detector.save(folder / "model.safetensors")
-    export(model, folder / "model.onnx")
+    detector.export(folder / "model.onnx", textures(4, 72))
     tiled = pg.PaDiM(size=64, dims=8).tiled(tile=48, stride=16).fit(textures(12, 72)).save(folder / "tiled.safetensors")
     (folder / "table.csv").write_text("path,label,defect,group\n" + "".join(f"{i}.png,{i % 2},,a\n" for i in range(9)))
     with closing(Journal(folder / "journal.sqlite", read_in)) as journal:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 # Read by OpenMP when torch and numpy are loaded, so it is set before they are. One thread a process and a process a
 # core (pytest-xdist) is several times faster than processes whose threads fight for the same cores.
 THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
-os.environ["PICKGLASS_COMPILED"] = "off"  # tests neither read nor fill the cache of whoever runs them
+# All processes of a run, and what the tests start, share the graphs that OpenVINO compiled. They lie in a folder of
+# this run, so that tests neither read nor fill the cache of whoever runs them.
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+COMPILED = os.environ["PICKGLASS_COMPILED"] if IS_WORKER else tempfile.mkdtemp(prefix="pickglass-compiled-")
+os.environ["PICKGLASS_COMPILED"] = COMPILED
 
 import numpy as np
 import pytest
@@ -34,6 +41,11 @@ def pytest_configure() -> None:
     remember_networks()
     if SEED_OFFSET:
         shift_seeds(SEED_OFFSET)
+
+
+def pytest_unconfigure() -> None:
+    if not IS_WORKER:
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 def shift_seeds(offset: int) -> None:
@@ -70,9 +82,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(other_numbers)
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is there by now out of Python's searches for cycles: a search of all modules takes half a second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    fresh_or_remembered(item)
+    os.environ["PICKGLASS_COMPILED"] = "off" if fresh_or_remembered(item) else COMPILED
 
 
 @pytest.fixture(scope="session")

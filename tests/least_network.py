@@ -9,7 +9,10 @@ from torch import nn
 
 import pickglass as pg
 
-__all__ = ["least_backbone"]
+__all__ = ["LEAST_LAYERS", "least_backbone"]
+
+LEAST_LAYERS = ("1", "2")
+"""The layers at strides 4 and 8. To name them saves that the network is built and asked for its strides."""
 
 
 class Least(nn.Sequential):

@@ -22,8 +22,8 @@ LEAST: dict[str, Any] = {
 def few_methods(*soon: str) -> list[Any]:
     """All methods as parameters of a test, of which only these run with ``make test``; the others are ``make long``.
 
-    By default one that counts, and one that trains: the code behind the others is shared with these, and each method
-    has tests of its own and goes through the conformance suite as it is.
+    By default one that counts, and one that trains: the code behind the others is shared with these, each method has
+    tests of its own, and ``make long`` takes all of them through the conformance suite.
     """
     now = soon or ("patchcore", "fastflow")
     return [name if name in now else pytest.param(name, marks=pytest.mark.long) for name in METHODS]

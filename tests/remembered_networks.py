@@ -24,10 +24,11 @@ _kept: OrderedDict[str, FeatureExtractor] = OrderedDict()
 _fresh = False
 
 
-def fresh_or_remembered(item: pytest.Item) -> None:
-    """Say which of the two a test is to get, before its fixtures are made."""
+def fresh_or_remembered(item: pytest.Item) -> bool:
+    """Set which of the two a test is to get, before its fixtures are made; return True for a fresh one."""
     global _fresh
     _fresh = item.get_closest_marker("fresh") is not None
+    return _fresh
 
 
 def remember_networks() -> None:

@@ -171,7 +171,7 @@ def test_cells_beside_a_painted_one_count_as_neither() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("tiled", [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.slow
 def test_a_model_carries_its_adapted_weights(tiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     says(monkeypatch, 0.5, 0.4, 0.5, 0.4)

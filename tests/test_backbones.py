@@ -72,8 +72,8 @@ def test_the_table_says_of_timms_networks_what_timm_says() -> None:
     ("name", "layers"),
     [
         ("mobilenet_v3_small", ("features.3", "features.8")),
-        ("timm/efficientnet_b0", ("blocks.2", "blocks.4")),
-        ("regnet_y_400mf", ("trunk_output.block2", "trunk_output.block3")),
+        pytest.param("timm/efficientnet_b0", ("blocks.2", "blocks.4"), marks=pytest.mark.long),
+        pytest.param("regnet_y_400mf", ("trunk_output.block2", "trunk_output.block3"), marks=pytest.mark.long),
         ("squeezenet1_1", ("features.7", "features.12")),  # without padding: 31 cells of 256 pixels
         ("vit_small_patch16_dinov3_qkvb", ("block3", "block6", "block9")),
     ],
@@ -132,7 +132,7 @@ FAMILIES = {
 
 
 # one of each kind of positions: learned, none, turned, relative within windows; the others share their code with these
-SOON = ("ViT", "DINOv2", "DINOv3 with SwiGLU", "Swin", "ConvNeXt")
+SOON = ("ViT", "DINOv3 with SwiGLU", "Swin", "ConvNeXt")
 
 
 @pytest.mark.slow

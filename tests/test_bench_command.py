@@ -20,6 +20,7 @@ from PIL import Image
 import pickglass as pg
 from page_reader import PageReader
 from pickglass.app.bench import bench as benches
+from pickglass.app.bench import machine as machines
 from pickglass.app.bench.bench import BenchRequest, bench
 from pickglass.app.bench.flops import gflop_of, graph_gflop
 from pickglass.app.bench.images import images_for, model_at
@@ -201,6 +202,7 @@ def test_lab_and_export_count_alike(folder: Path) -> None:
 def result(folder: Path, small_dataset: Path) -> tuple[BenchResult, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benches, "LocalExecutor", lambda apart: LocalExecutor())
+        patch.setattr(machines, "_SIDE", 256)  # products of 2048 x 2048 take seconds
         output = [folder / name for name in ("page.html", "table.csv", "lines.jsonl")]
         models = [folder / name for name in ("m.safetensors", "m.onnx", "three.onnx")]
         return bench(models, small_dataset, QUICK, output), folder
@@ -403,7 +405,8 @@ def test_an_exported_model_is_measured_without_torch(folder: Path, small_dataset
     code = (
         "import sys\n"
         "sys.modules['torch'] = sys.modules['jinja2'] = None\n"
-        "from pickglass.app.bench import bench\n"
+        "from pickglass.app.bench import bench, machine\n"
+        "machine._SIDE = 256\n"
         "from pickglass.app.jobs.executors import LocalExecutor\n"
         "bench.LocalExecutor = lambda apart: LocalExecutor()\n"
         "found = bench.bench([sys.argv[1]], sys.argv[2], bench.BenchRequest(repeat=3, warm_up=1))\n"

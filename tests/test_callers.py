@@ -68,7 +68,19 @@ def from_threads(detector: pg.Detector, rounds: int, **compute: Any) -> np.ndarr
         return np.array(list(pool.map(one, range(rounds * len(judged))))).reshape(rounds, len(judged))
 
 
-@pytest.mark.parametrize("engine", ["openvino", "torch"])
+@pytest.mark.parametrize(
+    ("fitted", "engine"),
+    [
+        pytest.param("patchcore", "torch", id="patchcore-torch"),  # where nothing is compiled all methods are alike
+        *(pytest.param(name, "openvino", id=name, marks=pytest.mark.slow) for name in SMALL),
+        *(
+            pytest.param(name, "torch", id=f"{name}-torch", marks=pytest.mark.long)
+            for name in SMALL
+            if name != "patchcore"
+        ),
+    ],
+    indirect=["fitted"],
+)
 def test_threads_get_the_scores_of_one_thread(fitted: pg.Detector, engine: str) -> None:
     alone = np.array([fitted.predict(image, engine=engine).scores[0] for image in images()])
     again = copy.deepcopy(fitted)  # so that the first thread compiles while the others come
@@ -205,6 +217,6 @@ def test_a_forked_process_makes_its_own_engine(bank: pg.Detector, tmp_path: Path
         text=True,
         timeout=250,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": "2", "PICKGLASS_COMPILED": "off"},  # the child is to compile
     )
     assert run.stdout.split("\n") == ["openvino fresh", "openvino used", "torch used", ""], run.stderr

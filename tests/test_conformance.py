@@ -35,9 +35,13 @@ def shortest(method: str) -> pg.Detector:
 
 LEARNED = ["plain", "tiled"]  # painted defects are to stand out in these
 
+# A bank, its like with places, a flow, a student, what is discriminative and what is projected; the others are students
+# as well, and a combination is made of such as these.
+SOON = ("patchcore", "padim", "fastflow", "reverse_distillation", "supersimplenet", "subspace")
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few_methods(*SOON))
 def test_conformance(method: str) -> None:
     passed = check_detector(quick(method), modes=["plain"], n_images=N)
     assert passed == [f"plain: {name}" for name in CHECKS["plain"]]

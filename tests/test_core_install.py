@@ -25,6 +25,7 @@ from packaging.utils import canonicalize_name
 import pickglass as pg
 from pickglass.app.threshold import ThresholdRequest, threshold
 from pickglass.testing import textures
+from source_trees import nodes_of, tree_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -295,7 +296,7 @@ def at_module_level(tree: ast.Module) -> Iterator[str]:
 def test_no_module_of_the_core_imports_an_extra() -> None:
     for path in sorted(SOURCE.rglob("*.py")):
         if path.relative_to(SOURCE).parts[0].removesuffix(".py") in CORE:
-            loaded = {name.partition(".")[0] for name in at_module_level(ast.parse(path.read_text()))}
+            loaded = {name.partition(".")[0] for name in at_module_level(tree_of(path))}
             assert not loaded & ABSENT, f"{path} imports {sorted(loaded & ABSENT)}, which is not in the core"
 
 
@@ -311,7 +312,7 @@ def test_whatever_is_imported_is_declared() -> None:
     distributions = packages_distributions()
     missing = set()
     for path in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for top in {name.partition(".")[0] for name in names} - {"pickglass", *sys.stdlib_module_names}:

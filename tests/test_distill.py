@@ -23,8 +23,6 @@ from pickglass.nn.networks.pdn import CHANNELS, PDN
 from pickglass.nn.training.plan import Draws, Plan
 from pickglass.runtime.compute import ComputeOptions
 
-pytestmark = pytest.mark.fresh
-
 RESNET = {"backbone": "resnet18", "layers": ["layer2", "layer3"], "weights": "random"}
 
 

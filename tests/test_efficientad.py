@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import io
 import itertools
@@ -166,7 +168,12 @@ def test_jitter_changes_one_property_of_each_image() -> None:
 
 def ready(positions: int = 2, images: int = 3, **settings: object) -> tuple[EfficientAD, Batch]:
     """A detector with its networks in eval mode and a reading of random images, the teacher random too."""
-    detector = EfficientAD(**{**SMALL, "natural": "none", **settings})  # type: ignore[arg-type]
+    return copy.deepcopy(_ready(positions, images, tuple(settings.items())))
+
+
+@functools.cache
+def _ready(positions: int, images: int, settings: tuple[tuple[str, object], ...]) -> tuple[EfficientAD, Batch]:
+    detector = EfficientAD(**{**SMALL, "natural": "none", **dict(settings)})  # type: ignore[arg-type]
     detector.extractor = FeatureExtractor("pdn_tiny", ["teacher"], "random", 5)
     pixels = torch.rand(images, positions, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     level = detector.extractor(pixels.flatten(0, 1))[0].unflatten(0, (images, positions))
@@ -348,7 +355,7 @@ def close(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], share: float = 
         torch.testing.assert_close(f, w, rtol=0, atol=share * float(w.abs().max()))
 
 
-@pytest.mark.parametrize("frame", ["reflect", "zero"])
+@pytest.mark.parametrize("frame", ["reflect", pytest.param("zero", marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_the_engine_judges_as_torch_does_at_any_batch(frame: str, monkeypatch: pytest.MonkeyPatch) -> None:
     detector, batch = ready(positions=2, images=3, frame=frame)
@@ -365,7 +372,7 @@ def test_the_engine_judges_as_torch_does_at_any_batch(frame: str, monkeypatch: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("tiled", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_all_that_a_user_calls_judges_in_the_engine(tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = EfficientAD(**SMALL)  # type: ignore[arg-type]
     if tiled:
@@ -581,11 +588,11 @@ def test_the_penalty_sees_what_it_is_told(kind: str, tmp_path: Path) -> None:
     for i in range(3):
         Image.fromarray(textures(1, 80, seed=i)[0]).save(tmp_path / f"{i}.png")
     natural = str(tmp_path) if kind == "folder" else kind
-    detector = EfficientAD(**{**SMALL, "natural": natural, "steps": 5}).fit(
-        textures(10, 64), calibrate=0, engine="torch"
+    detector = EfficientAD(**{**SMALL, "natural": natural, "steps": 2}).fit(
+        textures(4, 64), calibrate=0, engine="torch"
     )  # type: ignore[arg-type]
     details = detector.provenance.details
-    assert (details["natural"], details["natural_images"]) == (natural, {"generated": 5, "none": 0, "folder": 3}[kind])
+    assert (details["natural"], details["natural_images"]) == (natural, {"generated": 2, "none": 0, "folder": 3}[kind])
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
@@ -620,13 +627,13 @@ def test_a_saved_model_carries_its_teacher(tmp_path: Path, monkeypatch: pytest.M
     assert loaded.provenance.backbone_weights["name"] == "teacher.pth"
 
 
-@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("tiled", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_both_branches_are_shown_beside_the_map(tiled: bool) -> None:
     detector = EfficientAD(**SMALL)  # type: ignore[arg-type]
     if tiled:
         detector = detector.tiled(size=(64, 96), tile=64, stride=32)
-    detector.fit(textures(10, 64), calibrate=0, engine="torch")
+    detector.fit(textures(4, 64), calibrate=0, engine="torch")
     (found,) = detector.predict(textures(1, 80, seed=1), engine="torch")
     parts = detector.parts_of(found)
     assert list(parts) == ["local", "global"]
@@ -649,7 +656,7 @@ def test_other_methods_have_no_parts() -> None:
 @pytest.mark.slow
 def test_forward_is_exported_and_answers_alike_elsewhere(size: int) -> None:
     openvino = pytest.importorskip("openvino")
-    detector = EfficientAD(**{**SMALL, "size": size}).fit(textures(10, 64), calibrate=0, engine="torch").cpu()  # type: ignore[arg-type]
+    detector = EfficientAD(**{**SMALL, "size": size}).fit(textures(4, 64), calibrate=0, engine="torch").cpu()  # type: ignore[arg-type]
     images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     buffer = io.BytesIO()
     with warnings.catch_warnings():

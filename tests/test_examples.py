@@ -383,6 +383,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # the compiler takes its time; test_the_canvas_is_that_of_python compiles the part that computes
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_cpp(runtime: str, trained: Trained, built: Path) -> None:
     program = built / f"pickglass-{runtime}"
@@ -392,9 +393,14 @@ def test_cpp(runtime: str, trained: Trained, built: Path) -> None:
     assert "no/such.png" in run(program, next(iter(trained.models)), "no/such.png", fails=True)
 
 
+@pytest.fixture(scope="module")
+def dotnet() -> Any:
+    """Where it is missing the test is skipped before models are trained for it."""
+    return tool("dotnet")
+
+
 @pytest.mark.slow
-def test_csharp(trained: Trained, tmp_path: Path) -> None:
-    dotnet = tool("dotnet")
+def test_csharp(dotnet: Any, trained: Trained, tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES / "csharp", tmp_path, dirs_exist_ok=True)
     run(dotnet, "build", "-c", "Release", "-o", "built", cwd=tmp_path)
     trained.expect(lambda model, images: run(dotnet, tmp_path / "built" / "pickglass-example.dll", model, *images))

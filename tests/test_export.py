@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import pickglass as pg
-from least_network import least_backbone
+from least_network import LEAST_LAYERS, least_backbone
 from least_training import LEAST
 from pickglass.cli.main import main
 from pickglass.data import Row, Table, resize_map
@@ -82,6 +82,12 @@ def expect_parity(detector: pg.Detector, model: onnx.ModelProto, images: np.ndar
         np.testing.assert_allclose(got[1], maps, atol=1e-4 * np.ptp(maps))
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hardly a graph is compiled twice here, and to keep each takes a tenth of the time."""
+    monkeypatch.setenv("PICKGLASS_COMPILED", "off")
+
+
 @pytest.fixture(scope="module")
 def detector() -> pg.Detector:
     return pg.PatchCore(**RESNET, ratio=0.05).fit(textures(10, SIDE), engine="torch")
@@ -135,7 +141,7 @@ def test_bytes_in_and_the_full_map_out(detector: pg.Detector, exported: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [f"letterbox:{SIDE}", f"shorter:{SIDE}"])
+@pytest.mark.parametrize("size", [f"letterbox:{SIDE}", pytest.param(f"shorter:{SIDE}", marks=pytest.mark.long)])
 def test_what_an_image_leaves_empty_is_told_to_the_graph(size: str, tmp_path: Path) -> None:
     wide = textures(8, 96)[:, :72]  # 72x96
     detector = pg.PatchCore(**{**RESNET, "size": size}, ratio=0.05).fit(wide, engine="torch")
@@ -184,7 +190,7 @@ def small(method: str, form: str, folder: Path) -> tuple[pg.Detector, np.ndarray
     if "steps" in settings and "epochs" not in "".join(least):
         least["steps"] = 1
     if not (method == "efficientad" or (form == "plain" and method in USUAL)):
-        least |= {"backbone": least_backbone(), "layers": None}
+        least |= {"backbone": least_backbone(), "layers": LEAST_LAYERS}
     detector = cls.configured({**settings, **{name: value for name, value in least.items() if name in settings}})
     good = textures(4, SIDE)
     wide = np.concatenate([good, good[:, ::-1], good[:, :, ::-1]], axis=2)
@@ -198,10 +204,13 @@ def small(method: str, form: str, folder: Path) -> tuple[pg.Detector, np.ndarray
 
 
 # Tiles are cut and joined by the same code for all methods. Two tiles with a region of interest are tiles too, and one
-# method that counts and one that trains prove the other forms.
+# method that counts and one that trains prove the other forms. Of the students of a teacher's features STFPM and
+# reverse distillation are tried, and of what a combination is made of each part.
 CASES = [(m, f) for m in METHODS for f in FORMS if f in (FORMS[0], FORMS[3]) or m in ("patchcore", "fastflow")]
-# what of these adds tiles to a method whose plain form is exported anyway
+# what of these adds tiles to a method whose plain form is exported anyway, or is made like one that is
 LONG = [
+    *((method, FORMS[0]) for method in ("efficientad", "asymmetric_student_teacher", "combined")),
+    ("patchcore", "tiled"),
     *(case for case in CASES if case[1] == FORMS[3] and case[0] not in ("patchcore", "stfpm")),
     ("fastflow", "tiled"),
     ("fastflow", "shared heads"),
@@ -246,7 +255,9 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def test_settings_that_change_the_graph(name: str) -> None:
     method, settings, tiling = SETTINGS[name]
     own = {"top_share": tiling.pop("top_share")} if "top_share" in tiling else {}
-    detector = METHODS[method].configured({**RESNET, **settings, **own})
+    # what these add to the graph is the same for any backbone
+    network = {"backbone": least_backbone(), "layers": LEAST_LAYERS, "size": SIDE}
+    detector = METHODS[method].configured({**network, **settings, **own})
     side = SIDE
     if tiling:
         side = 96
@@ -268,7 +279,7 @@ def test_settings_that_change_the_graph(name: str) -> None:
     ("backbone", "layers", "batch"),
     [
         ("mobilenet_v3_small", ["features.3", "features.8"], None),
-        ("resnet50", ["layer2", "layer3"], 3),
+        pytest.param("resnet50", ["layer2", "layer3"], 3, marks=pytest.mark.long),  # resnet18 is in most tests here
     ],
 )
 def test_other_backbones(backbone: str, layers: list[str], batch: int | None) -> None:
@@ -281,9 +292,9 @@ def test_other_backbones(backbone: str, layers: list[str], batch: int | None) ->
 def test_a_transformer_is_exported_at_any_size() -> None:
     """What it makes of the size, by an operation that ONNX does not have, is a constant."""
     vit: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "layers": ["block2"], "weights": "random"}
-    for size in ((SIDE, SIDE), (SIDE, SIDE + 16)):
-        detector = pg.PatchCore(**vit, size=size, ratio=0.5).fit(textures(3, SIDE), engine="torch")
-        expect_parity(detector, onnx_graph(detector, None, "float32", "grid"), canvases(3, size=size))
+    size = (SIDE, SIDE + 16)  # neither square nor what it was trained at
+    detector = pg.PatchCore(**vit, size=size, ratio=0.5).fit(textures(3, SIDE), engine="torch")
+    expect_parity(detector, onnx_graph(detector, None, "float32", "grid"), canvases(3, size=size))
 
 
 # -- the certificate ---------------------------------------------------------------------------------------------------

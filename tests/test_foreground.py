@@ -28,8 +28,6 @@ from pickglass.errors import InputError
 from pickglass.features.foreground import Check, Foreground, find_foreground, foreground_of
 from pickglass.runtime.compute import ComputeOptions
 
-pytestmark = pytest.mark.fresh
-
 QUICK = ComputeOptions(engine="torch", workers=1)
 TORCH = QUICK.arguments()
 TRAY = Tray("pin", part_px=40, pitch_px=90)  # two by two of them on 192 x 256, their right third empty
@@ -160,6 +158,7 @@ def test_trays_have_a_foreground_and_cloth_has_none() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_real_sets(real_data: Path) -> None:
     expected = {"mvtec_hazelnut_reduced": True, "mvtec_transistor_reduced": False, "aitex_fabric04": False}
     for name, trusted in expected.items():

@@ -320,7 +320,7 @@ class _Spread(torch.nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("tiled", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_conformance(tiled: bool) -> None:
     detector = pg.PatchCore(**RESNET, ratio=0.05)  # type: ignore[arg-type]
     if tiled:
@@ -512,7 +512,7 @@ def test_tiles_are_read_at_two_scales(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["padim", "stfpm"])
+@pytest.mark.parametrize("method", ["padim", pytest.param("stfpm", marks=pytest.mark.long)])
 def test_every_method_reads_several_scales(method: str, tmp_path: Path) -> None:
     good = textures(8, 64)
     layers = "layer1+layer2"
@@ -567,8 +567,8 @@ def test_a_plain_fit_never_enters_the_research_folder() -> None:
 import sys, tempfile
 import pickglass as pg
 from pickglass.testing import textures
-images = textures(8, 64)
-detector = pg.PatchCore(backbone="resnet18", weights="random", layers="layer1", size=64, ratio=0.1)
+images = textures(4, 64)
+detector = pg.PatchCore(layers="stage2", size=64, ratio=0.1)
 detector.fit(images, engine="torch").predict(images[:1], engine="torch")
 with tempfile.TemporaryDirectory() as folder:
     pg.load(detector.save(f"{folder}/model.safetensors"))

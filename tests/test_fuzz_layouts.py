@@ -135,6 +135,7 @@ def test_a_damaged_data_set_is_never_misread(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", TREES)
 def test_many_damaged_data_sets_are_never_misread(tmp_path: Path, name: str) -> None:
     seeds = int(os.environ.get("PICKGLASS_FUZZ", "24"))

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="its timers and limits are of POSIX"),
 ]
-CASES = {"model": 40, "tiled": 20, "export": 60, "table": 200, "journal": 60, "study": 100}
+CASES = {"model": 24, "tiled": 12, "export": 32, "table": 120, "journal": 32, "study": 60}
 
 
 @pytest.fixture(scope="module")

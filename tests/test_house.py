@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pickglass
+from source_trees import nodes_of, tree_of
 
 SOURCE = Path(pickglass.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -57,7 +58,7 @@ def test_imports_go_down_only() -> None:
         own = room(path)
         if own in ("__init__", "__main__"):
             continue  # the public names, loaded lazily, and the way in
-        for other in sorted(imported(ast.parse(path.read_text()))):
+        for other in sorted(imported(tree_of(path))):
             if other not in ROWS:
                 wrong.append(f"{path} imports pickglass.{other}, which has no row")
             elif ROWS.index(other) > ROWS.index(own):
@@ -73,7 +74,7 @@ def test_no_import_cycles() -> None:
 
     def needs(name: str) -> set[str]:
         found = set()
-        for node in ast.walk(ast.parse(modules[name].read_text())):
+        for node in nodes_of(modules[name]):
             if isinstance(node, ast.ImportFrom) and node.module in modules:
                 submodules = {f"{node.module}.{alias.name}" for alias in node.names}
                 found |= (submodules & set(modules)) or {node.module}
@@ -96,7 +97,7 @@ def test_no_import_cycles() -> None:
 def test_runtimes_are_imported_in_one_place() -> None:
     wrong = []
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             wrong += [f"{path}: {name}" for name in names if name.split(".")[0] in ("onnxruntime", "openvino")]
@@ -119,7 +120,7 @@ def is_route(node: ast.FunctionDef | ast.ClassDef) -> bool:
 def test_every_module_lists_its_names() -> None:
     wrong = []
     for path in FILES:
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         defined = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not is_route(n)}
         if not defined or room(path) == "cli":
             continue

@@ -24,7 +24,13 @@ METHODS: dict[str, Callable[[], Detector]] = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+# a student and a flow, and what is made of the same
+SOON = ("stfpm", "fastflow")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SOON else pytest.param(name, marks=pytest.mark.long) for name in METHODS]
+)
 def test_students_and_flows_judge_in_the_engine_as_in_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = METHODS[name]().fit(textures(10, SIZE), calibrate=0, engine="torch")
     images = textures(3, SIZE, seed=1)

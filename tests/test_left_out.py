@@ -69,8 +69,15 @@ def refitted(detector: pg.Detector, table: Table, path: str) -> np.ndarray[Any, 
     return fresh.fit(others, calibrate=0, **TORCH).predict(Table([row]), **TORCH).maps[0]
 
 
-@pytest.mark.parametrize("group", [1, 3], ids=["alone", "groups"])
-@pytest.mark.parametrize("tiled", [False, True], ids=["plain", "tiled"])
+@pytest.mark.parametrize(
+    ("group", "tiled"),
+    [
+        pytest.param(1, False, id="alone-plain"),
+        pytest.param(3, True, id="groups-tiled"),
+        pytest.param(3, False, id="groups-plain", marks=pytest.mark.long),
+        pytest.param(1, True, id="alone-tiled", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.usefixtures("keeping")
 def test_a_bank_of_all_patches_answers_as_without_the_image(group: int, tiled: bool) -> None:
     table = rows(9, group=group)

@@ -125,7 +125,7 @@ def test_sd_is_that_of_other_places() -> None:
     assert found.beaten == pytest.approx(np.mean(np.array(others) < value))
 
 
-@pytest.mark.parametrize(("channels", "side"), [(16, 32), (64, 16), (320, 8)])
+@pytest.mark.parametrize(("channels", "side"), [pytest.param(16, 32, marks=pytest.mark.long), (64, 16), (320, 8)])
 @pytest.mark.slow
 def test_nothing_is_visible_at_random_places(channels: int, side: int) -> None:
     """Neighbouring cells are alike, as in features; with 320 channels on 64 cells, all that is new looks strange."""

@@ -20,8 +20,6 @@ from pickglass.methods import METHODS
 from pickglass.runtime.model_header import FORMAT, read_model_header
 from pickglass.testing import textures
 
-pytestmark = pytest.mark.fresh
-
 
 @pytest.fixture(scope="module")
 def detector() -> pg.Detector:
@@ -42,6 +40,7 @@ def rewritten(model: Path, target: Path, **changes: object) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.fresh
 def test_everything_comes_back(detector: pg.Detector, model: Path) -> None:
     loaded = pg.load(model)
     images = textures(4, 80, seed=3)
@@ -54,6 +53,7 @@ def test_everything_comes_back(detector: pg.Detector, model: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fresh
 def test_it_works_without_the_weights_file(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pickglass.features.extractor.weights_for", lambda *_: pytest.fail("weights were looked for"))
     pg.load(model).predict(textures(1, 64))
@@ -121,6 +121,7 @@ def test_wrong_files_are_refused(model: Path, tmp_path: Path) -> None:
         pg.load(target)
 
 
+@pytest.mark.fresh
 def test_foreign_tensors_are_refused(model: Path, tmp_path: Path) -> None:
     with safe_open(str(model), "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

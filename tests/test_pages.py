@@ -43,6 +43,7 @@ from pickglass.data.painting.disturbances import DISTURBANCES, UNITS
 from pickglass.errors import Failure
 from pickglass.metrics.catalogue import METRICS, WITH_THRESHOLD, WITHOUT_THRESHOLD, shown
 from pickglass.result import Found, Prediction
+from source_trees import nodes_of, tree_of
 
 ROOM = Path(build.__file__).parent
 EVIL = """<script>alert(1)</script>"><img src=x onerror=alert(1)>'{{7*7}}{% if %}&amp;\udcff"""
@@ -447,7 +448,7 @@ def test_templates_style_and_script_are_installed() -> None:
 
 def strings(path: Path) -> list[str]:
     """The string constants of a module that are no docstrings."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     docstrings = {
         node.body[0].value
         for node in ast.walk(tree)
@@ -476,7 +477,7 @@ def test_markup_is_in_templates_only() -> None:
 def test_pages_know_neither_torch_nor_the_use_cases() -> None:
     allowed = ("app.pages", "app.results", "data", "metrics", "calibration", "result", "errors")
     for path in sorted(ROOM.glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pickglass"):
                 module = str(node.module).removeprefix("pickglass.")
                 assert module.startswith(allowed), f"{path.name} imports {node.module}"

@@ -37,6 +37,12 @@ RESNET: dict[str, Any] = {"backbone": "resnet18", "layers": ["layer1", "layer2"]
 GOOD = textures(24, SIDE)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hardly a graph is compiled twice here, and to keep each takes a tenth of the time."""
+    monkeypatch.setenv("PICKGLASS_COMPILED", "off")
+
+
 @pytest.fixture(scope="module")
 def detector() -> pg.Detector:
     """A model with 6 images held back for its thresholds."""
@@ -187,7 +193,9 @@ def test_files_without_thresholds_and_in_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["padim", pytest.param("efficientad", marks=pytest.mark.long), "fastflow"])
+@pytest.mark.parametrize(
+    "method", ["padim", *(pytest.param(name, marks=pytest.mark.long) for name in ("efficientad", "fastflow"))]
+)
 def test_other_methods_in_int8(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TOLERANCES, "int8", Tolerance(1, 1, 1))  # one step of a training says nothing of quality
     cls = METHODS[method]

@@ -58,9 +58,13 @@ THEORETICAL: dict[str, list[Any]] = {
 
 
 TRACED = [*THEORETICAL, "resnet50", "efficientnet_lite0", "hrnet_w18", "pdn_small"]
+# residual, depthwise, tokens, inverted residuals, no padding; the others are larger, and of such blocks
+SOON = ("resnet18", "convnext_tiny", "vit_small_patch16_224.dino", "efficientnet_lite0", "pdn_small")
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize(
+    "name", [name if name in SOON else pytest.param(name, marks=pytest.mark.long) for name in TRACED]
+)
 @pytest.mark.slow
 def test_presets_have_the_channels_strides_and_theoretical_fields_of_the_graphs(name: str) -> None:
     levels = preset_names()[name]

@@ -32,8 +32,8 @@ def flood(mask: np.ndarray, connectivity: int) -> list[set[tuple[int, int]]]:
 
 def masks() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    rough = [rng.random(rng.integers(1, 9, 2)) > rng.random() for _ in range(200)]
-    fields = [gaussian_filter(rng.normal(size=rng.integers(2, 200, 2)), rng.uniform(0.5, 4)) > 0 for _ in range(30)]
+    rough = [rng.random(rng.integers(1, 9, 2)) > rng.random() for _ in range(100)]
+    fields = [gaussian_filter(rng.normal(size=rng.integers(2, 200, 2)), rng.uniform(0.5, 4)) > 0 for _ in range(12)]
     return rough + fields
 
 

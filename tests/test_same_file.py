@@ -175,7 +175,7 @@ def test_the_order_in_which_a_disk_lists_files_plays_no_part(tmp_path: Path, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few_methods("patchcore", "fastflow", "efficientad"))
 def test_an_update_draws_its_own_numbers(method: str) -> None:
     model = short(method) if method != "combined" else pg.Combined("patchcore+padim", size=SIDE)
     model.fit(IMAGES, seed=3, engine="torch")

@@ -290,6 +290,7 @@ KILLED = """
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_study_goes_on_where_it_was(small_dataset: Path, tmp_path: Path) -> None:
     file = tmp_path / "s.sqlite"
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(small_dataset), str(file)], check=False)

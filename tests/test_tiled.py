@@ -28,8 +28,8 @@ def tiles(canvas: tuple[int, int] = (16, 24), **settings: object) -> Tiles:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"heads": 1, "image_score": "top_k"},
+        pytest.param({}, marks=pytest.mark.long),  # test_conformance.py has it for other methods
+        pytest.param({"heads": 1, "image_score": "top_k"}, marks=pytest.mark.long),
         {"heads": 2, "join": "seams", "edges": "pad", "stride": 40},
         {"normalise": "position", "thumbnail": True, "image_score": "mean", "at_once": 2},
     ],
@@ -235,7 +235,9 @@ def test_positions_are_learned_together_while_the_memory_lasts() -> None:
     groups = []
     for memory_gb in (0.05, 4.0):
         detector = (
-            pg.STFPM(**settings).tiled(tile=64, stride=32).fit(textures(8, 96), memory_gb=memory_gb, engine="torch")
+            pg.STFPM(**settings)
+            .tiled(tile=64, stride=32)
+            .fit(textures(4, 96), calibrate=0, memory_gb=memory_gb, engine="torch")
         )  # type: ignore[arg-type]
         groups.append(len(detector.provenance.details.get("groups", [None])))
     assert groups[0] > 1

@@ -548,6 +548,7 @@ def frames(folder: Path, numbers: range) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
 def test_two_kills_among_a_few_hundred_frames(light: Path, tmp_path: Path) -> None:
     """The command is killed while frames arrive."""

@@ -150,7 +150,7 @@ def test_dinos_full_checkpoint_gives_the_teacher(plain: State, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("registers", [pytest.param(0, marks=pytest.mark.long), 4])
 def test_dinov2_reads_as_timm_reads_it(tmp_path: Path, registers: int) -> None:
     name = "vit_small_patch14_reg4_dinov2" if registers else "vit_small_patch14_dinov2"
     network = find_backbone(name).build()
@@ -325,7 +325,13 @@ def lines_of(path: str, header: dict[str, Any], file: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "timm/convnext_atto", "timm/resnet18.tv_in1k"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18", "vit_tiny_patch16_224"),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("timm/convnext_atto", "timm/resnet18.tv_in1k")),
+    ],
+)
 def test_random_is_random_in_every_part_and_the_seed_alone_decides(name: str) -> None:
     one = random_state(name, seed=1)
     torch.manual_seed(12345)

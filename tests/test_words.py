@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from source_trees import nodes_of
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pickglass"
 SCRIPTS = sorted(SOURCE.rglob("*.py")) + sorted((ROOT / "bench").glob("*.py"))
@@ -84,7 +86,7 @@ class Docstring(NamedTuple):
 
 
 def docstrings(path: Path) -> Iterator[Docstring]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = ast.get_docstring(node)
             if text:
@@ -94,7 +96,7 @@ def docstrings(path: Path) -> Iterator[Docstring]:
 
 def help_texts(path: Path) -> Iterator[tuple[str, str]]:
     """Each ``help="..."`` of an option or argument, with its place."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.keyword) and node.arg == "help" and isinstance(node.value, ast.Constant):
             yield f"{path.relative_to(ROOT)}:{node.value.lineno}", str(node.value.value)
 
@@ -141,7 +143,7 @@ def identifiers(path: Path) -> Iterator[tuple[int, str]]:
     """Each name that a file defines, imports or uses, and each name in backquotes in its texts."""
     text = path.read_text()
     if path.suffix == ".py":
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes_of(path):
             line = getattr(node, "lineno", 0)
             if isinstance(node, ast.Name):
                 yield line, node.id
@@ -177,7 +179,7 @@ def test_the_hooks_of_a_method_have_their_names() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno}: {node.name} is {OLD_HOOKS[node.name]} now"
         for path in sorted((SOURCE / "methods").glob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes_of(path)
         if isinstance(node, ast.FunctionDef) and node.name in OLD_HOOKS
     ]
     assert not wrong, "\n".join(wrong)

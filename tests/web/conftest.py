@@ -16,7 +16,8 @@ from serving import Settings, client_of
 import pickglass as pg
 from pickglass.app.export import export
 from pickglass.data.tables.sources import DataSource
-from pickglass.web.settings import ServeSettings
+from pickglass.runtime.compute import ComputeOptions
+from pickglass.web.settings import MAX_PIXELS, ServeSettings
 
 CHROMIUM = os.environ.get("PICKGLASS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -30,16 +31,20 @@ def lab_model(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def exported_model(lab_model: Path) -> Path:
+def exported_model(lab_model: Path, small_dataset: Path) -> Path:
     """The same model, exported."""
     target = lab_model.with_suffix(".onnx")
-    export(lab_model, target)
+    export(lab_model, target, small_dataset)
     return target
 
 
 @pytest.fixture
 def settings(exported_model: Path, small_dataset: Path, tmp_path: Path) -> Settings:
-    """Make settings for a copy of the exported model, so that a test may change the file; arguments replace any."""
+    """Make settings for a copy of the exported model, so that a test may change the file; arguments replace any.
+
+    Exported models run in onnxruntime: the other servers of these tests measure which runtime is the fastest, and one
+    server a test would spend half its time on that.
+    """
     model = tmp_path / "models" / exported_model.name
     model.parent.mkdir()
     shutil.copy(exported_model, model)
@@ -51,6 +56,8 @@ def settings(exported_model: Path, small_dataset: Path, tmp_path: Path) -> Setti
             "port": 0,
             "folder": tmp_path / "state",
         }
+        if all(path.suffix == ".onnx" for path in changed.get("models", (model,))):
+            usual["compute"] = ComputeOptions(engine="onnxruntime", max_pixels=MAX_PIXELS)
         return ServeSettings(**{**usual, **changed})
 
     return make

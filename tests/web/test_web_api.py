@@ -45,7 +45,7 @@ def test_answers_are_as_described(
         operation = found.ok()
 
         @settings(
-            max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+            max_examples=5, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
         )
         @given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: Any) -> None:
