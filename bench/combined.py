@@ -295,7 +295,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     only_set(parser)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--size", choices=("area:256", "area:512"), default="area:512")
-    parser.add_argument("--scale", type=float, default=1.0, help="of every part but PatchCore")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="scale of the image that every part but PatchCore reads"
+    )
     parser.add_argument("--set", nargs="*", default=[], help="further settings of the combination, key=value")
     parser.add_argument("--repeats", type=int, default=500)
     parser.add_argument("--parts", nargs="+", choices=[name for name in METHODS if name != "combined"], default=PARTS)

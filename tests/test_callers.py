@@ -207,6 +207,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_forked_process_makes_its_own_engine(bank: pg.Detector, tmp_path: Path) -> None:
     script = tmp_path / "forked.py"
     script.write_text(FORKED)

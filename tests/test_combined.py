@@ -158,12 +158,16 @@ def test_what_is_usual_for_a_part_comes_back_from_a_file(fitted: pg.Combined, tm
             restore(pg.Combined, header, {**tensors, name: tensors[name][None]}, "m.safetensors")
 
 
-@pytest.mark.slow
-def test_scales_come_back_from_a_file_and_are_exported(scaled: pg.Combined, tmp_path: Path) -> None:
-    expected = scaled.predict(TEST, **TORCH)
+def test_scales_come_back_from_a_file(scaled: pg.Combined, tmp_path: Path) -> None:
     scaled.save(tmp_path / "m.safetensors")
     loaded = pg.load(tmp_path / "m.safetensors")
-    assert np.array_equal(loaded.predict(TEST, **TORCH).scores, expected.scores)
+    assert np.array_equal(loaded.predict(TEST, **TORCH).scores, scaled.predict(TEST, **TORCH).scores)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_scales_are_exported(scaled: pg.Combined, tmp_path: Path) -> None:
+    expected = scaled.predict(TEST, **TORCH)
     scaled.export(tmp_path / "m.onnx")
     exported = pg.load(tmp_path / "m.onnx").predict(TEST)
     np.testing.assert_allclose(exported.scores, expected.scores, rtol=1e-3, atol=1e-3)
@@ -377,6 +381,12 @@ ROTATED = [{"method": "patchcore", "rotations": 2}, "padim"]
 def test_settings_that_contradict_each_other(detector: pg.Combined, message: str) -> None:
     with pytest.raises(InputError, match=message):
         detector.fit(GOOD, **TORCH)
+
+
+def test_the_quick_preset_reads_the_image_at_two_scales() -> None:
+    detector = build("combined", "quick", {"size": 128})
+    assert detector.scales == (1.0, 0.5)
+    assert build("combined", "quick").size == "area:512"
 
 
 def test_a_part_that_has_seen_all_good_images_has_no_scale() -> None:

@@ -108,6 +108,7 @@ MODULES = [name for _, name, _ in pkgutil.walk_packages(pickglass.__path__, "pic
 
 @pytest.mark.golden
 @pytest.mark.slow
+@pytest.mark.long
 def test_docstring_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Doctest prints what it expected and got; the names are those of the modules whose examples do not hold."""
     # where the engine is left to pickglass, what a method learned runs in torch: to compile it takes a second a method

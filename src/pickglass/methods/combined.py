@@ -81,8 +81,11 @@ class Combined(Detector):
 
     method = "combined"
     presets: ClassVar = {
-        # a bank, and a flow of a few minutes
-        "quick": {"parts": ("patchcore", {"method": "fastflow", **FastFlow.presets["quick"]})},
+        # a bank of fine cells, and a flow of a few minutes, which reads the image at half its sides
+        "quick": {
+            "size": "area:512",
+            "parts": ("patchcore", {"method": "fastflow", "scale": 0.5, **FastFlow.presets["quick"]}),
+        },
     }
 
     def __init__(
