@@ -21,6 +21,7 @@ from rich.console import Console
 
 from pickglass.cli import console
 from pickglass.cli.command import stdout_reserved
+from pickglass.cli.fit import _trained
 from pickglass.cli.info import PROBLEMS
 from pickglass.cli.main import COMMANDS, main
 from pickglass.data import find_problems
@@ -177,6 +178,17 @@ def test_people_get_tables(pickglass: Any, small_dataset: Path, model: Path, tmp
 
 def copy_of(dataset: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(dataset, tmp_path / "copy"))
+
+
+def test_a_training_is_told_in_a_sentence() -> None:
+    phase = {"phase": "flow", "train": [[3.0], [2.0], [1.0]], "validation": [[3.0], [1.0], [2.0]], "seconds": 61.7}
+    assert _trained({**phase, "picked": [2]}) == (
+        "trained the flow: 3 epochs in 62 s; epoch 2 kept, which held-back images fit best"
+    )
+    assert _trained({**phase, "picked": [3]}) == "trained the flow: 3 epochs in 62 s"
+    several = _trained({**phase, "picked": [3, 1, 2]})
+    assert several.endswith("; epochs 1 to 3, by position, kept, which held-back images fit best")
+    assert _trained({**phase, "train": [[1.0]], "validation": [], "picked": [1]}) == "trained the flow: 1 epoch in 62 s"
 
 
 def test_corrupt_training_images_are_all_listed(pickglass: Any, small_dataset: Path, tmp_path: Path) -> None:

@@ -256,9 +256,11 @@ def show_fit(result: FitResult) -> None:
 
 def _show_details(details: dict[str, Any], of: str = "") -> None:
     """Print what a method tells of its fit, and whether places and the level of its maps matter."""
-    own = {key: value for key, value in details.items() if not isinstance(value, dict)}
+    own = {key: value for key, value in details.items() if key != "training" and not isinstance(value, dict)}
     if own:
         say(of + ", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in own.items()))
+    for phase in details.get("training", []):
+        say(of + _trained(phase))
     places, level = details.get("places"), details.get("level")
     if places and places["used"]:
         say(
@@ -272,6 +274,16 @@ def _show_details(details: dict[str, Any], of: str = "") -> None:
         )
     for name in details.get("scale", {}):  # several methods
         _show_details({**details[name], **details.get("components", {}).get(name, {})}, f"{name}: ")
+
+
+def _trained(phase: dict[str, Any]) -> str:
+    """Say how long a phase of a training took, and which of its epochs was kept."""
+    epochs, picked = len(phase["train"]), sorted(set(phase["picked"]))
+    text = f"trained the {phase['phase']}: {epochs} epoch{'s' * (epochs != 1)} in {phase['seconds']:.0f} s"
+    if phase["validation"] and picked and picked != [epochs]:
+        which = f"epoch {picked[0]}" if len(picked) == 1 else f"epochs {picked[0]} to {picked[-1]}, by position,"
+        text += f"; {which} kept, which held-back images fit best"
+    return text
 
 
 def _show_suspicious(result: FitResult) -> None:
