@@ -133,9 +133,11 @@ def _vanishing(prediction: Prediction, data: str) -> Iterator[NextStep]:
     small = [size for size in sizes if size.area**0.5 < _CELLS * size.cell]
     if small:
         length, cell = round(median(size.length for size in small)), median(size.cell for size in small)
+        covered = max(1, round(median(size.area / size.cell**2 for size in small)))
         yield _step(
-            f"{len(small)} of {len(sizes)} missed defects with a mask are about {length} px long, where the map has "
-            f"one value for each {cell:.0f} x {cell:.0f} px: they vanish in it. Ask which size and layers see them.",
+            f"{len(small)} of {len(sizes)} missed defects with a mask are about {length} px long and cover about "
+            f"{covered} value{'s' * (covered != 1)} of the map, one for each {cell:.0f} x {cell:.0f} px, which may be "
+            "too few. Ask which size and layers see them.",
             f"pickglass advise {data} --defect-px {max(4, length)}",
         )
 
