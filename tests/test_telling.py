@@ -65,7 +65,7 @@ def test_the_verdict_without_threshold_kind_or_labels() -> None:
 def test_missed_defects_of_few_cells_are_named_and_large_ones_are_not() -> None:
     good = list(np.linspace(0.1, 0.6, 40))
     said = steps_of(judged(good, [0.3, 0.4, 2.0], HELD, side=8), data="my data")
-    assert "2 of 2 missed defects with a mask are about 8 px long and cover about 1 value of the map, one for each" in said
+    assert "2 of 2 missed defects with a mask are about 8 px long and cover about 1 value of the map" in said
     assert "pickglass advise 'my data' --defect-px 8" in said
     assert "advise" not in steps_of(judged(good, [0.3, 0.4, 2.0], HELD, side=30))
     assert "advise" not in steps_of(judged(good, [2.0, 2.0, 2.0], HELD, side=8))  # tiny, but found
