@@ -190,7 +190,8 @@ def small(method: str, form: str, folder: Path) -> tuple[pg.Detector, np.ndarray
     if "steps" in settings and "epochs" not in "".join(least):
         least["steps"] = 1
     if not (method == "efficientad" or (form == "plain" and method in USUAL)):
-        least |= {"backbone": least_backbone(), "layers": LEAST_LAYERS}
+        reads_one = method == "asymmetric_student_teacher"
+        least |= {"backbone": least_backbone(), "layers": LEAST_LAYERS[1:] if reads_one else LEAST_LAYERS}
     detector = cls.configured({**settings, **{name: value for name, value in least.items() if name in settings}})
     good = textures(4, SIDE)
     wide = np.concatenate([good, good[:, ::-1], good[:, :, ::-1]], axis=2)
