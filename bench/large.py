@@ -91,7 +91,8 @@ def pieces(method: str, repeat: int) -> dict[str, Any]:
 def one_image(height: int, width: int, at_once: bool) -> dict[str, Any]:
     """Learn from one image and judge another like it."""
     piece = weave(Cloth("twill"), (1000, 1000), 0)
-    whole = np.tile(piece, (-(-height // 1000), -(-width // 1000), 1))[:height, :width]
+    times = (-(-height // 1000), -(-width // 1000), 1)[: piece.ndim]
+    whole = np.tile(piece, times)[:height, :width]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "piece.png"
         Image.fromarray(whole).save(path, compress_level=1)
