@@ -336,8 +336,8 @@ def _main_directions(points: Tensor) -> Tensor | None:
     """Find the directions (C, k) in which points (M, C) around 0 mostly spread; None: a scan is not to use them.
 
     They hold nine tenths of the variance, and as many more as a scan multiplies along for nothing. They are of use
-    where a scan of them has at most two thirds of the products, and products are what it costs: with AMX writing them
-    down costs more, and there are as many of them.
+    where a scan of them has at most two thirds of the products, and where products are most of what it costs. With AMX
+    they are a small part, and the further looks would not be paid for (an estimate: it was not measured there).
     """
     if has_amx():
         return None
@@ -409,7 +409,8 @@ class _Scan:
 
     def __init__(self, points: Tensor) -> None:
         self.directions = _main_directions(points)
-        self.stretch, self.drift = 1.0, 0.0
+        # d, to which points are compared, is the length of a difference in float32
+        self.stretch, self.drift = 1 + 2 * rounding_bound(points.shape[1]), 0.0
         reduced = points
         if self.directions is not None:
             exact = self.directions.double()
