@@ -123,7 +123,7 @@ def test_a_part_reads_the_image_at_a_scale_of_its_own(scaled: pg.Combined) -> No
     assert gaussians.level_names() == ["stage2 at 0.5", "stage3 at 0.5", "stage5 at 0.5"]
     loaded = next(iter(scaled.loader(ComputeOptions(engine="torch")).batches(as_table(TEST))))
     assert loaded.batch is not None
-    images = torch.from_numpy(np.stack([value.image for value in loaded.values]))
+    images = torch.from_numpy(np.stack([value.unit for value in loaded.values]))
     for part, scale in ((bank, 1.0), (gaussians, 0.5)):
         expected = FeatureExtractor(scaled.backbone, part.read_layers, scales=(scale,))(images)
         levels = part.own(loaded.batch).levels

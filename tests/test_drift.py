@@ -187,6 +187,25 @@ def test_each_fact_follows_its_disturbance_and_no_other() -> None:
     assert image_facts(unit(image * 0.5)).layout == pytest.approx(before.layout, abs=1e-6)
 
 
+@pytest.mark.parametrize("strip", [1, 96 * 7, 96 * 95])
+def test_facts_of_strips_are_those_of_the_image(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = textures(1, 96)[0].transpose(2, 0, 1)
+    keep = np.ones((96, 96), bool)
+    keep[20:50, 30:60] = False
+    whole = [image_facts(image), image_facts(image, keep)]
+    monkeypatch.setattr("pickglass.calibration.drift._STRIP", strip)
+    for one, other in zip(whole, [image_facts(image), image_facts(image, keep)], strict=True):
+        assert other.facts == pytest.approx(one.facts, rel=1e-12)
+        assert other.layout == pytest.approx(one.layout, abs=1e-6)
+
+
+def test_eight_bits_have_the_facts_of_their_floats() -> None:
+    image = textures(1, 96)[0].transpose(2, 0, 1)
+    floats = image_facts(image / np.float32(255))
+    assert (image_facts(image).facts == floats.facts).all()
+    assert (image_facts(image).layout == floats.layout).all()
+
+
 def test_what_is_not_kept_does_not_count() -> None:
     image = unit(textures(1, 96)[0])
     keep = np.ones((96, 96), bool)

@@ -16,6 +16,7 @@ from PIL import Image
 import pickglass as pg
 from pickglass.data import (
     MARGINS,
+    Prepared,
     Preprocess,
     Row,
     Table,
@@ -25,7 +26,7 @@ from pickglass.data import (
     with_pixel_mm,
     with_roi,
 )
-from pickglass.data.images.geometry import canvas_of_area
+from pickglass.data.images.geometry import canvas_of_area, stacked, unit_values
 from pickglass.errors import DataError, ImageError, InputError
 from pickglass.runtime.provenance import Regions
 from pickglass.testing import textures
@@ -49,6 +50,22 @@ def test_preprocess_keeps_an_image_that_fits() -> None:
     assert not np.shares_memory(found, image)
     floats = np.random.default_rng(0).random((6, 5, 3), np.float32)
     np.testing.assert_array_equal(Preprocess((6, 5))(floats), floats.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("geometry", ["squeeze", "letterbox", "native"])
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_canvas_of_bytes_shows_what_that_of_floats_does(geometry: Any, colour: bool) -> None:
+    image = np.arange(16 * 16, dtype=np.uint8).reshape(16, 16)
+    image = np.dstack([image, image[::-1], image.T]) if colour else image
+    prepare = Preprocess((20, 24), geometry=geometry)
+    canvas = prepare.canvas(Image.fromarray(image))
+    assert canvas.dtype == np.uint8
+    np.testing.assert_array_equal(unit_values(canvas), prepare(image))
+    deep = image.astype(np.uint16) * 257
+    np.testing.assert_array_equal(prepare.canvas(deep), prepare(deep))
+    both = stacked([Prepared(canvas, None), Prepared(prepare.canvas(deep), None)])
+    np.testing.assert_array_equal(both, np.stack([prepare(image), prepare(deep)]))
+    assert stacked([Prepared(canvas, None)] * 2).dtype == np.uint8
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])

@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import pickglass as pg
+from pickglass.data import Row
 from pickglass.detectors import loading
+from pickglass.detectors.drift_sample import DriftSample, describe
+from pickglass.detectors.fitting import FitPlan, prepare
 from pickglass.features.batch import Batch
+from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
 RESNET: dict[str, Any] = {"backbone": "resnet18", "layers": ("layer1",), "weights": "random"}
@@ -49,3 +54,70 @@ def test_a_broken_image_among_parts_is_named(tmp_path: Any, monkeypatch: pytest.
     found = detector.predict([textures(1, 64)[0], tmp_path / "broken.png", textures(1, 64)[0]], engine="torch")
     assert len(found.found) == 2
     assert len(found.failed) == 1
+
+
+@pytest.mark.parametrize("method", [pg.PatchCore(size=96, ratio=0.05, **RESNET), pg.PaDiM(size=96, **RESNET)])
+def test_thresholds_and_drift_are_those_of_all_tiles_at_once(
+    method: pg.Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = list(textures(8, 96))
+
+    def fitted() -> pg.Detector:
+        detector = method.clone().tiled(tile=32, stride=32, heads=1)
+        return detector.fit(good, calibrate=0.5, engine="torch", observers=[DriftSample()])
+
+    whole = fitted()
+    seen: list[int] = []
+    score = type(method).score
+
+    def spied(self: Any, batch: Batch) -> Any:
+        seen.append(batch.levels[0].shape[0])
+        return score(self, batch)
+
+    monkeypatch.setattr(type(method), "score", spied)
+    monkeypatch.setattr(loading, "_TILES_AT_ONCE", 4)
+    parts = fitted()
+    assert max(seen) == 4
+    assert whole.calibration is not None
+    assert parts.calibration is not None
+    np.testing.assert_allclose(parts.calibration.scores, whole.calibration.scores, rtol=1e-4)
+    assert whole.reference is not None
+    assert parts.reference is not None
+    np.testing.assert_allclose(parts.reference.features, whole.reference.features, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(parts.reference.facts, whole.reference.facts)
+    seen.clear()
+    asked, _ = describe(parts, list(textures(2, 96, seed=1)), engine="torch")
+    assert max(seen) == 4
+    monkeypatch.undo()
+    expected, _ = describe(parts, list(textures(2, 96, seed=1)), engine="torch")
+    np.testing.assert_allclose(asked.features, expected.features, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(asked.scores, expected.scores, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("turn", "brightness"), [(0, 1.0), (1, 1.3)])
+def test_parts_show_the_pixels_of_the_image(
+    bits: int, turn: int, brightness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.arange(96 * 96 * 3).reshape(96, 96, 3).astype(np.uint8)  # each of the 256 values
+    if bits == 16:
+        image = image.astype(np.uint16) * 257
+    detector = pg.EfficientAD(backbone="pdn_tiny", size=96).tiled(tile=64, stride=40, heads=1, edges="pad")
+    detector.roi = None
+    detector.extractor = None
+    good = list(textures(3, 96))
+    prepare(detector, good, FitPlan(0.0, 0.0, 0, 1.0), ComputeOptions(engine="torch"))
+    monkeypatch.setattr(loading, "_TILES_AT_ONCE", 2)
+    loader = detector.loader(ComputeOptions(engine="torch")).changed(turn, brightness)
+    loader.reads = ("images",)
+    (lazy,) = loader.batches([Row("array:0", pixels=image)], features=False)
+    (whole,) = loader.batches([Row("array:0", pixels=image)])
+    (value,) = lazy.values
+    assert value.image.dtype == (np.uint8 if bits == 8 else np.float32)
+    shown = torch.cat([part.images for part in loader.parts_of(value) if part.images is not None])
+    assert whole.batch is not None
+    assert whole.batch.images is not None
+    assert torch.equal(shown, whole.batch.images)
+    expected = torch.from_numpy(detector.preprocess(image))[None]
+    expected = (expected * brightness).clamp(max=1).rot90(turn, (2, 3))
+    assert torch.equal(shown[0], expected[:, :, :64, :64])

@@ -47,6 +47,7 @@ from pickglass.calibration.permutations import (
     smallest_p_value,
     whitened,
 )
+from pickglass.data.images.geometry import Pixels, unit_values
 from pickglass.errors import InputError, ModelFileError, PromiseUnreachable
 
 __all__ = ["FACTS", "Change", "Drift", "ImageFacts", "Sample", "already_known", "find_drift", "image_facts", "units"]
@@ -56,6 +57,7 @@ FACTS = ("brightness", "contrast", "sharpness")
 
 _CELLS = 16  # of the position grid, a side
 _DIRECTIONS = 16  # of position and features: at 20 against 20 images 8 missed slight blur, 24 gained nothing
+_STRIP = 1 << 22  # pixels of an image whose facts are measured at once
 _MOST = 300  # units a side: as many tell a third of a standard deviation, and time grows with their square
 
 
@@ -66,27 +68,48 @@ class ImageFacts(NamedTuple):
     layout: npt.NDArray[np.float32]
 
 
-def image_facts(image: npt.NDArray[np.float32], keep: npt.NDArray[np.bool_] | None = None) -> ImageFacts:
+def image_facts(image: Pixels, keep: npt.NDArray[np.bool_] | None = None) -> ImageFacts:
     """Measure brightness, contrast, sharpness and layout of an image as the network gets it.
 
+    An image of many megapixels is read in strips, so that it is never held in float64 as a whole.
+
     Args:
-        image: (3, H, W) in [0, 1].
+        image: (3, H, W), uint8 or in [0, 1].
         keep: (H, W), False where nothing is judged; None: everything counts.
     """
-    grey = image.mean(axis=0, dtype=np.float64)  # (H, W)
-    inside = np.ones(grey.shape, np.bool_) if keep is None or not keep.any() else keep
-    brightness, contrast = float(grey[inside].mean()), float(grey[inside].std())
-    grey = np.where(inside, grey, brightness)
-    laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    within = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-    edges = float(np.abs(laplacian[within]).mean()) if within.any() else 0.0
-    rows, columns = _averaging(grey.shape[0]), _averaging(grey.shape[1])
-    layout = (rows @ grey @ columns.T).ravel()  # (256,)
+    height, width = image.shape[1:]
+    if keep is not None and not keep.any():
+        keep = None
+    strips = [(top, min(top + max(1, _STRIP // width), height)) for top in range(0, height, max(1, _STRIP // width))]
+
+    def strip(top: int, bottom: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """The grey values of these rows, (h, W), and which of them count."""
+        grey: FloatArray = unit_values(image[:, top:bottom]).mean(axis=0, dtype=np.float64)
+        return grey, np.ones(grey.shape, np.bool_) if keep is None else keep[top:bottom]
+
+    n = height * width if keep is None else int(keep.sum())
+    brightness = sum(float(grey[inside].sum()) for grey, inside in (strip(*rows) for rows in strips)) / n
+    squares = edges = 0.0
+    n_edges = 0
+    layout = np.zeros((_CELLS, _CELLS))
+    rows, columns = _averaging(height), _averaging(width)
+    for top, bottom in strips:
+        first, last = max(0, top - 1), min(height, bottom + 1)  # with the neighbours of its first and last row
+        grey, inside = strip(first, last)
+        grey = np.where(inside, grey, brightness)
+        own = slice(top - first, bottom - first)
+        squares += float(np.square(grey[own][inside[own]] - brightness).sum())
+        laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+        within = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+        edges += float(np.abs(laplacian[within]).sum())
+        n_edges += int(within.sum())
+        layout += rows[:, top:bottom] @ grey[own] @ columns.T
+    contrast, edges = math.sqrt(squares / n), edges / max(n_edges, 1)
     layout -= layout.mean()
     layout /= max(float(np.linalg.norm(layout)), 1e-12)
     flat = contrast < 1e-6
     facts = np.array([brightness, contrast, 0.0 if flat else edges / contrast])
-    return ImageFacts(facts, (layout * (not flat)).astype(np.float32))
+    return ImageFacts(facts, (layout.ravel() * (not flat)).astype(np.float32))
 
 
 def _averaging(pixels: int) -> FloatArray:

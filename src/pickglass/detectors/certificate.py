@@ -365,7 +365,7 @@ def _canvases(detector: Method, rows: Sequence[Row], at_once: int, painted: bool
             raise DataError(f"{len(failures)} images for the certificate cannot be read:", failures)
         values = [item.value for item in loaded.sound if item.value is not None]
         whole = np.ones(detector.input_size, np.bool_)
-        images = np.stack([value.image for value in values])
+        images = np.stack([value.unit for value in values])
         keep = np.stack([whole if value.keep is None else value.keep for value in values])
         plain = Canvases(images, keep, [item.row for item in loaded.sound], [item.size for item in loaded.sound], False)
         yield plain

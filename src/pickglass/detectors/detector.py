@@ -22,7 +22,7 @@ from typing_extensions import Unpack
 
 from pickglass.calibration import Calibration, Change
 from pickglass.calibration.promises import set_by_hand
-from pickglass.data import Channels, Prepared, Row, Table, as_table, fingerprint, image_digest, known_names
+from pickglass.data import Channels, Row, Table, as_table, fingerprint, image_digest, known_names
 from pickglass.detectors.fitting import (
     FitObserver,
     FitPlan,
@@ -383,7 +383,7 @@ class Detector(Method, OutlierScores):
         """
         rows = self._rows(data, channels)
         loader = self.loader(ComputeOptions(**compute))
-        in_parts = loader.in_parts and self.namer is None and set(self.components.values()) == {self}
+        in_parts = loader.in_parts and self.judges_in_parts and self.namer is None
         done = 0
         for loaded in loader.batches(rows, features=not in_parts):
             for item in self._found(loaded, loader):
@@ -407,7 +407,7 @@ class Detector(Method, OutlierScores):
             arrays = maps.cpu().numpy()
             results = iter(zip(scores.tolist(), arrays, self._names(loaded.batch, scores, arrays), strict=True))
         elif loaded.sound:
-            results = ((*self._judged_in_parts(value, loader), None) for value in loaded.values)
+            results = (self._from_parts(loader.parts_of(value)) for value in loaded.values)
         for item in loaded.items:
             if item.error is not None:
                 yield Failure(item.row.path, item.error)
@@ -492,19 +492,26 @@ class Detector(Method, OutlierScores):
         answer = self.score(own) if units is None else self.score_left_out(own, units)
         return self._joined(*answer, own.keep)
 
+    @property
+    def judges_in_parts(self) -> bool:
+        """Whether there is one method alone, which looks at each tile by itself."""
+        return set(self.components.values()) == {self}
+
     @torch.no_grad()
-    def _judged_in_parts(self, image: Prepared, loader: FeatureLoader) -> tuple[float, np.ndarray]:
-        """Judge an image of very many tiles, a few at a time: its score and its map (h, w)."""
+    def judged_in_parts(self, parts: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Judge one image of very many tiles, a few at a time; see the hook of the same name."""
         scores, maps, kept = [], [], []
-        for part in loader.parts_of(image):
+        for part in parts:
             answer = self.score(self.own(part))
             scores.append(answer[0])  # (T', 1)
             maps.append(answer[1])  # (T', 1, h, w)
             if part.keep is not None:
                 kept.append(part.keep)
-        keep = torch.cat(kept) if kept else None
-        score, whole, _ = self._joined(torch.cat(scores), torch.cat(maps), keep)
-        return float(score), whole[0].cpu().numpy()
+        return self._joined(torch.cat(scores), torch.cat(maps), torch.cat(kept) if kept else None)
+
+    def _from_parts(self, parts: Iterable[Batch]) -> tuple[float, np.ndarray, None]:
+        score, whole, _ = self.judged_in_parts(parts)
+        return float(score), whole[0].cpu().numpy(), None
 
     def own(self, batch: Batch) -> Batch:
         """Return what it reads of a batch that others read, too."""
@@ -613,7 +620,7 @@ class Detector(Method, OutlierScores):
             parts = tiles.parts(scores, maps, keep)
             for i, item in enumerate(loaded.sound):
                 if item.value is not None:
-                    yield item.value.image, TileParts(*(part[i : i + 1] for part in parts))
+                    yield item.value.unit, TileParts(*(part[i : i + 1] for part in parts))
 
     # -- file ----------------------------------------------------------------------------------------------------------
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from pickglass.calibration.drift import ImageFacts, Sample, image_facts
 from pickglass.data import Table, as_table, known_names
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.fitting import FitObserver
+from pickglass.detectors.fitting import FitObserver, judged_batch, reads_in_parts
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch, silent
 from pickglass.detectors.method import Method
 from pickglass.errors import Failure
@@ -48,15 +49,16 @@ class DriftSample(FitObserver):
 
     def judged(self, loaded: LoadedBatch, scores: Tensor) -> None:
         """Keep the facts, scores and features of a batch."""
-        if loaded.batch is None:
-            return
         values = [item.value for item in loaded.sound if item.value is not None]
         self._facts += [image_facts(value.image, value.keep) for value in values]
         self._scores += scores.tolist()
         self._groups += [item.row.group for item in loaded.sound]
         self._paths += [item.row.path for item in loaded.sound]
-        pooled = channel_means(loaded.batch.levels, loaded.batch.keep, len(values))
-        self._features.append(pooled.cpu().numpy())
+        pooled = loaded.means
+        if loaded.batch is not None:
+            pooled = channel_means(loaded.batch.levels, loaded.batch.keep, len(values))
+        if pooled is not None:
+            self._features.append(pooled.cpu().numpy())
 
     def settled(self, scores: Tensor) -> None:
         """Keep the scores that new images will be given, instead of those before places and level were known."""
@@ -87,10 +89,14 @@ def describe(
     """
     table = detector.provenance.within_regions(as_table(data, role="test"))
     sample, failures, done = DriftSample(), [], 0
-    for loaded in detector.loader(ComputeOptions(**compute)).batches(table):
+    loader = detector.loader(ComputeOptions(**compute))
+    whole = not reads_in_parts(loader, [detector])
+    for loaded in loader.batches(table, features=whole):
         failures += loaded.failures
-        if loaded.batch is not None:
-            sample.judged(loaded, detector.judge(loaded.batch)[0])
+        if loaded.sound:
+            with torch.no_grad():
+                loaded, (scores, _, _) = judged_batch(detector, loader, loaded)
+            sample.judged(loaded, scores)
         done += len(loaded.items)
         (progress or silent)("judging images", done, len(table))
     return sample.sample(detector.settings_digest()), failures

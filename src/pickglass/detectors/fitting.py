@@ -58,6 +58,7 @@ from pickglass.nn.maps import (
     mean_of_highest,
     quiet_level,
 )
+from pickglass.nn.pooling import ChannelAverages
 from pickglass.nn.training.loop import train_all
 from pickglass.runtime.compute import ComputeOptions, Progress
 from pickglass.runtime.provenance import common_roi
@@ -78,10 +79,12 @@ __all__ = [
     "defect_rows",
     "drawn_to_leave_out",
     "good_rows",
+    "judged_batch",
     "learn_fusion",
     "numbered",
     "peaks_of",
     "prepare",
+    "reads_in_parts",
     "teach",
 ]
 
@@ -111,8 +114,9 @@ class FitObserver:
     def judged(self, loaded: LoadedBatch, scores: Tensor) -> None:
         """See a batch that sets the thresholds, with its image scores (B,).
 
-        Its rows have the role ``calibrate``, or ``fit`` where each was judged as if it had been left out; then
-        :meth:`settled` has the scores that count.
+        An image of very many tiles comes with the means of its channels in place of a batch. The rows have the role
+        ``calibrate``, or ``fit`` where each was judged as if it had been left out; then :meth:`settled` has the scores
+        that count.
         """
 
     def settled(self, scores: Tensor) -> None:
@@ -314,7 +318,7 @@ def checked(
     Raises:
         DataError: broken images (all are listed), blank images, or copies of one.
     """
-    room = 0 if preprocess is None else int(memory_gb * 1e9 / (12 * math.prod(preprocess.size)))  # images
+    room = memory_gb * 1e9  # bytes
     variety = _Variety()
 
     def prepare_one(image: Picture, row: Row) -> Prepared | None:
@@ -328,7 +332,8 @@ def checked(
         sizes[item.row.path] = item.size
         if item.error is not None:
             failures.append(Failure(item.row.path, item.error))
-        elif item.value is not None and len(ready) < room:
+        elif item.value is not None and item.value.nbytes <= room:
+            room -= item.value.nbytes
             ready[item.row.path] = Decoded(item.row, item.value, item.size)
     if failures:
         raise DataError(f"{len(failures)} of {len(table)} training images cannot be read:", failures)
@@ -856,14 +861,12 @@ class Judge:
         """
         numbers = torch.tensor(numbered(rows) if units is None else units)
         parts: dict[Method, list[tuple[Tensor, Tensor, Tensor]]] = {method: [] for method in methods}
+        whole = leave_out or not reads_in_parts(self.loader, methods)
         done = 0
-        for loaded in self.loader.sound_batches(rows, silent):
-            batch = loaded.batch
-            if batch is None:
-                continue
+        for loaded in self.loader.sound_batches(rows, silent, features=whole):
             own = numbers[done : done + len(loaded.items)]
             for method in methods:
-                scores, maps, inside = method.judged(batch, own if leave_out else None)
+                loaded, (scores, maps, inside) = judged_batch(method, self.loader, loaded, own if leave_out else None)
                 counting = torch.ones_like(maps, dtype=torch.bool) if inside is None else inside
                 parts[method].append((scores.cpu(), maps.cpu(), counting.cpu()))
             done += len(loaded.items)
@@ -872,6 +875,35 @@ class Judge:
                 observer.judged(loaded, parts[methods[0]][-1][0])
         joined = {method: map(torch.cat, zip(*of, strict=True)) for method, of in parts.items()}
         return {method: Judged(rows, numbers, *of) for method, of in joined.items()}
+
+
+def reads_in_parts(loader: FeatureLoader, methods: Sequence[Method]) -> bool:
+    """Say whether images have so many tiles that the methods judge them from a few at a time."""
+    return loader.in_parts and all(method.judges_in_parts for method in methods)
+
+
+def judged_batch(
+    method: Method, loader: FeatureLoader, loaded: LoadedBatch, units: Tensor | None = None
+) -> tuple[LoadedBatch, tuple[Tensor, Tensor, Tensor | None]]:
+    """Judge what was loaded as :meth:`Method.judged` does, from parts of each image where it was loaded so.
+
+    Returns:
+        What was loaded, with its ``means`` if it was read in parts; and scores, maps, and what counts of them.
+    """
+    if loaded.batch is not None:
+        return loaded, method.judged(loaded.batch, units)
+    averages = [ChannelAverages() for _ in loaded.values]
+
+    def parts(value: Prepared, averages: ChannelAverages) -> Iterator[Batch]:
+        for part in loader.parts_of(value):
+            averages.add(part.levels, part.keep)
+            yield part
+
+    answers = [method.judged_in_parts(parts(*both)) for both in zip(loaded.values, averages, strict=True)]
+    scores, maps, insides = zip(*answers, strict=True)
+    counting = [torch.ones_like(m, dtype=torch.bool) if i is None else i for m, i in zip(maps, insides, strict=True)]
+    means = torch.cat([own.means() for own in averages])
+    return loaded._replace(means=means), (torch.cat(scores), torch.cat(maps), torch.cat(counting))
 
 
 def drawn_to_leave_out(fit: Table, seed: int) -> tuple[Table, tuple[int, ...]]:

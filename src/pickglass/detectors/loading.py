@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pickglass.data import Decoded, Prepared, Preprocess, Row
 from pickglass.data.images.decoder import Picture, decode_pictures
+from pickglass.data.images.geometry import stacked
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.batch import Batch
@@ -37,10 +38,12 @@ class LoadedBatch(NamedTuple):
     Attributes:
         items: one a row, in order; a broken one has an ``error``.
         batch: the sound images, in their order; None where all are broken, or they are read in parts.
+        means: where they were read in parts, the mean of each channel, (B, d).
     """
 
     items: list[Decoded[Row, Prepared]]
     batch: Batch | None
+    means: Tensor | None = None
 
     @property
     def sound(self) -> list[Decoded[Row, Prepared]]:
@@ -187,20 +190,22 @@ class FeatureLoader:
     def batch_of(self, values: Sequence[Prepared]) -> Batch:
         """Return the batch that a method reads of prepared images."""
         images, keep = self._canvases(values)
+        images = self._lit(images)
         batch = canvas_batch(images, keep, self.engine, self.reads, self.tiles, self.positions, self.fusion)
         return on_device(batch, self.engine.device, self.engine)
 
     def parts_of(self, value: Prepared) -> Iterator[Batch]:
         """Yield the tiles of a prepared image, 64 at a time, as the one head of all reads them: (T', 1, ...).
 
-        So memory holds the features of 64 tiles, however large the image is.
+        So memory holds the pixels of the image, as many bytes as the file has, and the features of 64 tiles.
         """
         if self.tiles is None:
             raise RuntimeError("an image without tiles has no parts")
         images, keep = self._canvases([value])
         for first in range(0, self.tiles.n, _TILES_AT_ONCE):
             positions = range(first, min(first + _TILES_AT_ONCE, self.tiles.n))
-            part = canvas_batch(images, keep, self.engine, self.reads, self.tiles, positions, self.fusion)
+            cut, kept = _cut(images, keep, self.tiles, positions)
+            part = _batch_of_tiles(self._lit(cut), kept, self.engine, self.reads, self.fusion)
             own = Batch(
                 tuple(level.transpose(0, 1) for level in part.levels),
                 None if part.images is None else part.images.transpose(0, 1),
@@ -209,20 +214,21 @@ class FeatureLoader:
             yield on_device(own, self.engine.device, self.engine)
 
     def _canvases(self, values: Sequence[Prepared]) -> tuple[Tensor, Tensor | None]:
-        """Put prepared images side by side, as they are to be read: (B, 3, H, W), and what counts, (B, H, W)."""
-        # an image alone may be large: it is not copied
-        pixels = values[0].image[None] if len(values) == 1 else np.stack([value.image for value in values])
-        images = torch.from_numpy(pixels)  # (B, 3, H, W)
+        """Put prepared images side by side, turned as they are to be read: (B, 3, H, W), and what counts, (B, H, W)."""
+        images = torch.from_numpy(stacked(values))  # (B, 3, H, W) uint8 or float32
         keep = None
         if any(value.keep is not None for value in values):
             whole = np.ones(self.preprocess.size, np.bool_)
             keep = torch.from_numpy(np.stack([whole if value.keep is None else value.keep for value in values]))
-        if self.brightness != 1:
-            images = (images * self.brightness).clamp(max=1)
         if self.turn:
             images = images.rot90(self.turn, (2, 3)).contiguous()
             keep = None if keep is None else keep.rot90(self.turn, (1, 2))  # (B, H, W)
         return images, keep
+
+    def _lit(self, images: Tensor) -> Tensor:
+        """Bring images (..., 3, H, W) of 8 bits to [0, 1], and all to the brightness in which they are to be read."""
+        unit = images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
+        return unit if self.brightness == 1 else (unit * self.brightness).clamp(max=1)
 
 
 def canvas_batch(
@@ -245,18 +251,34 @@ def canvas_batch(
         positions: the tiles to read; None: all, and positions that share a head are given to it together.
         fusion: fuses the levels; None: they are read as they are.
     """
+    cut, kept = _cut(images, keep, tiles, positions)
+    batch = _batch_of_tiles(cut, kept, features, reads, fusion)
+    return batch if tiles is None or positions is not None else tiles.fold(batch)
+
+
+def _cut(
+    images: Tensor, keep: Tensor | None, tiles: Tiles | None, positions: range | None
+) -> tuple[Tensor, Tensor | None]:
+    """Cut canvases (B, 3, H, W) into the tiles of some positions, (B, T, 3, h, w), and what counts, (B, T, h, w)."""
     if tiles is None:
-        cut, kept = images[:, None], None if keep is None else keep[:, None]
-    else:
-        cut = tiles.cut(images, positions)  # (B, T, 3, h, w)
-        kept = tiles.cut_keep(keep, images.shape[0], images.device, positions)
+        return images[:, None], None if keep is None else keep[:, None]
+    return tiles.cut(images, positions), tiles.cut_keep(keep, images.shape[0], images.device, positions)
+
+
+def _batch_of_tiles(
+    cut: Tensor,
+    kept: Tensor | None,
+    features: Callable[[Tensor], tuple[Tensor, ...]],
+    reads: Sequence[str],
+    fusion: Fusion | None,
+) -> Batch:
+    """Read the features of tiles (B, T, 3, h, w); the other arguments are those of :func:`canvas_batch`."""
     levels: tuple[Tensor, ...] = ()
     if "features" in reads:
         maps = features(cut.flatten(0, 1).contiguous())  # per layer (B T, C, h, w)
         maps = maps if fusion is None else fusion(maps)
         levels = tuple(level.unflatten(0, (-1, int(cut.shape[1]))) for level in maps)  # (B, T, C, h, w)
-    batch = Batch(levels, cut if "images" in reads else None, kept)
-    return batch if tiles is None or positions is not None else tiles.fold(batch)
+    return Batch(levels, cut if "images" in reads else None, kept)
 
 
 def on_device(batch: Batch, device: str, engine: BackboneEngine | None = None) -> Batch:

@@ -10,7 +10,7 @@ Letters: B images, P positions, C channels, h x w cells of the finest layer, H x
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -221,6 +221,19 @@ class Method(Configured, ABC):
             units: (B,) the images were learned, and are judged as if these units of theirs had not been; None: they
                 are judged as any other.
         """
+
+    @property
+    def judges_in_parts(self) -> bool:
+        """Whether :meth:`judged_in_parts` can judge."""
+        return False
+
+    def judged_in_parts(self, parts: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Judge one image of very many tiles as :meth:`judged` does, from a few of them at a time.
+
+        Args:
+            parts: the tiles, as :meth:`~pickglass.detectors.loading.FeatureLoader.parts_of` gives them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} judges all tiles of an image at once")
 
     def leaves_out(self, units: Sequence[int]) -> bool:
         """Say whether :meth:`score_left_out` can judge images of these units once they were learned.

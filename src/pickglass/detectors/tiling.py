@@ -162,8 +162,6 @@ class Tiles(nn.Module):
 
     def cut(self, images: Tensor, positions: range | None = None) -> Tensor:
         """Cut a canvas (B, c, H, W) into the tiles of these positions, all by default: (B, T, c, h, w)."""
-        below, right = (e - c for e, c in zip(self.tiling.extent, cells_of(images), strict=True))
-        padded = F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
         boxes = self.tiling.boxes
         wanted = range(self.n) if positions is None else positions
         tiles = []
@@ -172,7 +170,13 @@ class Tiles(nn.Module):
                 tiles.append(area_means(images, self.settings.tile))
                 continue
             x, y, w, h = boxes[p]
-            tiles.append(padded[:, :, y : y + h, x : x + w])
+            tile = images[:, :, y : y + h, x : x + w]
+            below, right = h - tile.shape[2], w - tile.shape[3]  # what lies beyond the canvas: its edge pixels
+            if below:
+                tile = torch.cat([tile, tile[:, :, -1:].expand(-1, -1, below, -1)], dim=2)
+            if right:
+                tile = torch.cat([tile, tile[:, :, :, -1:].expand(-1, -1, -1, right)], dim=3)
+            tiles.append(tile)
         return torch.stack(tiles, dim=1)
 
     def cut_keep(
@@ -183,10 +187,7 @@ class Tiles(nn.Module):
         if keep is None and not padded:
             return None
         if keep is None:
-            keep = torch.ones(batch, *self.canvas, dtype=torch.bool, device=device)
-        below, right = (e - c for e, c in zip(self.tiling.extent, self.canvas, strict=True))
-        whole = F.pad(keep, (0, right, 0, below))
-        # what is padded does not count: cut from the extent, so that nothing is replicated
+            keep = torch.ones(1, 1, 1, dtype=torch.bool, device=device).expand(batch, *self.canvas)
         parts = []
         for p in range(self.n) if positions is None else positions:
             if p == self.tiling.n:
@@ -194,7 +195,8 @@ class Tiles(nn.Module):
                 parts.append(small >= 0.5)
                 continue
             x, y, w, h = self.tiling.boxes[p]
-            parts.append(whole[:, y : y + h, x : x + w])
+            part = keep[:, y : y + h, x : x + w]
+            parts.append(F.pad(part, (0, w - part.shape[2], 0, h - part.shape[1])))  # what is padded does not count
         return torch.stack(parts, dim=1)
 
     def fold(self, batch: Batch) -> Batch:

@@ -25,6 +25,7 @@ from pickglass.metrics.labelling import connected_regions
 from pickglass.nn.maps import cells_of, kept_cells
 
 __all__ = [
+    "ChannelAverages",
     "Pooling",
     "canvas_shares",
     "cell_weights",
@@ -129,10 +130,34 @@ def channel_means(levels: Sequence[Tensor], keep: Tensor | None, n: int) -> Tens
 
     Tiles that share a head follow each other in its batch: B = n times as many as share one.
     """
-    parts = []
+    parts = [summed / cells.clamp(min=1) for summed, cells in _channel_sums(levels, keep, n)]
+    return torch.cat(parts, dim=1) if parts else torch.zeros(n, 0)
+
+
+class ChannelAverages:
+    """The mean of each channel over the cells of one image, whose tiles are seen a few at a time."""
+
+    def __init__(self) -> None:
+        self._sums: list[tuple[Tensor, Tensor]] = []  # (1, C) and how many cells, (1, 1), per level
+
+    def add(self, levels: Sequence[Tensor], keep: Tensor | None) -> None:
+        """Take in some of the tiles; the arguments are those of :func:`channel_means`."""
+        own = _channel_sums(levels, keep, 1)
+        before = self._sums or [(0 * summed, 0 * cells) for summed, cells in own]
+        self._sums = [(a + c, b + d) for (a, b), (c, d) in zip(before, own, strict=True)]
+
+    def means(self) -> Tensor:
+        """Return the means, (1, d)."""
+        parts = [summed / cells.clamp(min=1) for summed, cells in self._sums]
+        return torch.cat(parts, dim=1) if parts else torch.zeros(1, 0)
+
+
+def _channel_sums(levels: Sequence[Tensor], keep: Tensor | None, n: int) -> list[tuple[Tensor, Tensor]]:
+    """Add up each channel over the cells that count, (n, C) per level, and count the cells, (n, 1)."""
+    sums = []
     for level in levels:
         cells = kept_cells(keep, cells_of(level))  # (B, P, h, w)
         weights = torch.ones_like(level[:, :, 0]) if cells is None else cells.to(level.dtype)
         summed = (level * weights[:, :, None]).sum(dim=(3, 4)).reshape(n, -1, int(level.shape[2])).sum(dim=1)  # (n, C)
-        parts.append(summed / weights.reshape(n, -1).sum(dim=1).clamp(min=1)[:, None])
-    return torch.cat(parts, dim=1) if parts else torch.zeros(n, 0)
+        sums.append((summed, weights.reshape(n, -1).sum(dim=1)[:, None]))
+    return sums

@@ -25,6 +25,7 @@ from pickglass.calibration.promises import set_by_hand
 from pickglass.data import Channels, Decoded, Prepared, Preprocess, Row, as_table, known_names
 from pickglass.data.files import output_path
 from pickglass.data.images.decoder import Picture, decode_pictures
+from pickglass.data.images.geometry import stacked, unit_values
 from pickglass.errors import Failure, InputError, ModelFileError, shortened
 from pickglass.result import BoolArray, Found, Prediction, without_number
 from pickglass.runtime.compute import PIXELS_AT_ONCE, ComputeArguments, ComputeOptions, Progress
@@ -294,10 +295,12 @@ class ExportedModel(OutlierScores):
     def inputs(self, values: Sequence[Prepared]) -> dict[str, NDArray[Any]]:
         """Return the inputs of the graph; one for a fixed number of images gets the last one again and again."""
         values = [*values, *[values[-1]] * ((self.batch or len(values)) - len(values))]
-        # (B, 3, H, W); one image needs no copy
-        images = values[0].image[None] if len(values) == 1 else np.stack([value.image for value in values])
-        if self.input_form == "uint8":
-            images = np.ascontiguousarray(np.rint(images.transpose(0, 2, 3, 1) * 255).astype(np.uint8))
+        images = stacked(values)  # (B, 3, H, W)
+        if self.input_form == "float32":
+            images = unit_values(images)
+        else:
+            bytes_ = images if images.dtype == np.uint8 else np.rint(images * 255).astype(np.uint8)
+            images = np.ascontiguousarray(bytes_.transpose(0, 2, 3, 1))
         inputs: dict[str, NDArray[Any]] = {"image": images}
         if self.takes_keep:
             whole = np.ones(self.canvas, np.bool_)

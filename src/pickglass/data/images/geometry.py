@@ -18,7 +18,7 @@ not cover is filled with its edge pixels and judged by nobody. Needs numpy and P
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
@@ -42,11 +42,14 @@ __all__ = [
     "parse_size",
     "resize_map",
     "size_of",
+    "stacked",
+    "unit_values",
 ]
 
 Geometry = Literal["squeeze", "letterbox", "shorter", "native"]
 Rule = Literal["area", "squeeze", "letterbox", "shorter", "native"]
 Window = tuple[float, float, float, float]
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _STEP = 32  # pixels: the stride of most networks' deepest layer, so that every layer's grid divides the canvas
@@ -78,12 +81,23 @@ class Prepared(NamedTuple):
     """An image is ready for the network.
 
     Attributes:
-        image: (3, H, W) RGB in [0, 1], on the canvas.
+        image: (3, H, W) RGB on the canvas: uint8 where the image has 8 bits, a quarter of the memory; float32 in [0, 1]
+            where it has more.
         keep: (H, W) bool, False where nothing is judged or learned; None: everything counts.
     """
 
-    image: NDArray[np.float32]
+    image: Pixels
     keep: NDArray[np.bool_] | None
+
+    @property
+    def unit(self) -> NDArray[np.float32]:
+        """The image as the network reads it, (3, H, W) float32 in [0, 1]."""
+        return unit_values(self.image)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes."""
+        return self.image.nbytes + (0 if self.keep is None else self.keep.nbytes)
 
 
 class HasRegion(Protocol):
@@ -95,6 +109,20 @@ class HasRegion(Protocol):
 
     def region(self, image: Array) -> NDArray[np.bool_] | None:
         """Return the region at the size of the image, (H, W) bool."""
+
+
+def unit_values(image: Pixels) -> NDArray[np.float32]:
+    """Bring 8 bits to [0, 1] as float32; floats are there already and stay as they are."""
+    return np.divide(image, np.float32(255), dtype=np.float32) if image.dtype == np.uint8 else image  # type: ignore[return-value]
+
+
+def stacked(values: Sequence[Prepared]) -> Pixels:
+    """Stack images, (B, 3, H, W): uint8 where all have 8 bits, otherwise float32 in [0, 1]; one alone is not copied."""
+    if len(values) == 1:
+        return values[0].image[None]
+    if all(value.image.dtype == np.uint8 for value in values):
+        return np.stack([value.image for value in values])  # type: ignore[return-value]
+    return np.stack([value.unit for value in values])
 
 
 def array_of(picture: Picture) -> Array:
@@ -218,20 +246,32 @@ class Preprocess:
 
     def __call__(self, image: Picture) -> NDArray[np.float32]:
         """Prepare an image as :func:`read_image` returns it: float32 ``(3, H, W)``, contiguous, the input untouched."""
+        return self._fitted(image, np.empty((3, *self.size), np.float32))
+
+    def canvas(self, image: Picture) -> Pixels:
+        """Prepare an image likewise, and leave 8 bits as they are: uint8 in 0..255, ``(3, H, W)``."""
+        of_bytes = isinstance(image, Image.Image) or image.dtype == np.uint8
+        return self._fitted(image, np.empty((3, *self.size), np.uint8 if of_bytes else np.float32))
+
+    def _fitted(self, image: Picture, out: NDArray[Any]) -> NDArray[Any]:
+        """Write an image to its place on a canvas (3, H, W), and fill what it does not cover."""
         place = self.placement(size_of(image))
         bottom, right = place.top + place.height, place.left + place.width
-        out = np.empty((3, *self.size), np.float32)
         inside = out[:, place.top : bottom, place.left : right]  # (3, h, w)
+        done = 0
         if isinstance(image, Image.Image) or image.dtype == np.uint8:
-            planes = _planes(self._resized(image, place))
-            for plane, values in zip(planes, inside, strict=False):
-                np.divide(plane, np.float32(255), out=values, dtype=np.float32)
+            for plane in _planes(self._resized(image, place)):
+                if out.dtype == np.uint8:
+                    inside[done] = plane
+                else:
+                    np.divide(plane, np.float32(255), out=inside[done], dtype=np.float32)
+                done += 1
         else:
             unit = image if image.dtype == np.float32 else np.divide(image, np.float32(65535), dtype=np.float32)
-            planes = [array_of(self._resized(plane, place)) for plane in _planes(unit)]
-            for plane, values in zip(planes, inside, strict=False):
-                np.clip(plane, 0, 1, out=values)  # bicubic overshoots
-        inside[len(planes) :] = inside[0]  # grey
+            for plane in _planes(unit):
+                np.clip(array_of(self._resized(plane, place)), 0, 1, out=inside[done])  # bicubic overshoots
+                done += 1
+        inside[done:] = inside[0]  # grey
         if (place.height, place.width) != self.size:
             out[:, :, : place.left], out[:, :, right:] = out[:, :, place.left, None], out[:, :, right - 1, None]
             out[:, : place.top], out[:, bottom:] = out[:, place.top, None], out[:, bottom - 1, None]
@@ -266,7 +306,7 @@ class Preprocess:
         keep = self.kept(size_of(image), region)
         if region is None and roi is not None:
             keep = roi if keep is None else keep & roi
-        return Prepared(self(image), keep)
+        return Prepared(self.canvas(image), keep)
 
     def window(self, image: tuple[int, int]) -> Window:
         """Return the top, left, bottom, right of an image of ``(H, W)`` pixels on the canvas, as shares of it."""
@@ -297,12 +337,13 @@ class Preprocess:
         return from_stored(cls, data)
 
 
-def _planes(picture: Picture) -> list[Array]:
-    """Return the channels of a picture, (H, W) each: one of a grey picture, three of a colour one."""
+def _planes(picture: Picture) -> Iterator[Array]:
+    """Yield the channels of a picture, (H, W) each: one of a grey picture, three of a colour one."""
     if not isinstance(picture, Image.Image):
-        return [picture] if picture.ndim == 2 else list(picture.transpose(2, 0, 1))
-    size = size_of(picture)
-    return [np.frombuffer(picture.tobytes("raw", band), np.uint8).reshape(size) for band in picture.getbands()]
+        yield from (picture,) if picture.ndim == 2 else picture.transpose(2, 0, 1)
+        return
+    for band in picture.getbands():
+        yield np.frombuffer(picture.tobytes("raw", band), np.uint8).reshape(size_of(picture))
 
 
 def _resize(image: Picture, place: Placement, resampling: Image.Resampling) -> Image.Image:
