@@ -212,10 +212,23 @@ def test_a_part_that_can_leaves_images_out_beside_one_that_holds_them_back() -> 
     detector = pg.Combined(parts, size=SIDE).fit(in_two_lights(14), **TORCH)
     assert detector.calibration is not None
     assert detector.calibration.source == "held back"
-    assert {name: part.level_line is not None for name, part in detector.components.items()} == {
-        "patchcore": True,
-        "fastflow": False,
-    }
+    assert detector.components["fastflow"].level_line is None
+    # the bank learns what is held back for the training, and judges all as if it had not: as it would alone
+    names = detector.provenance.image_names
+    assert names is not None
+    assert len(names) == detector.provenance.n_fit + detector.provenance.n_validate
+    rows = {row.path: row for row in in_two_lights(14)}
+    learned = Table([rows[str(name)] for name in names])
+    alone = pg.PatchCore(size=SIDE, level_shift=True).fit(learned, **TORCH)
+    bank = detector.components["patchcore"]
+    assert alone.bank is not None
+    assert torch.equal(alone.bank, bank.bank)  # type: ignore[arg-type]
+    for usual in ("place_gain", "place_shift", "level_line"):
+        one, other = getattr(alone, usual), getattr(bank, usual)
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other)
+    told = detector.provenance.details["components"]["patchcore"]
+    assert told["level"] == alone.provenance.details["level"]
     with pytest.raises(InputError, match=r"level_shift=True .* at least 10 parts .* to fit, but there are 4"):
         pg.Combined(parts, size=SIDE).fit(in_two_lights(6), **TORCH)
 

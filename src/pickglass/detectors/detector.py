@@ -28,7 +28,9 @@ from pickglass.detectors.fitting import (
     FitPlan,
     adapt_backbone,
     defect_rows,
+    fit_and_validated,
     learn_fusion,
+    learning_all,
     prepare,
     teach,
 )
@@ -279,6 +281,7 @@ class Detector(Method, OutlierScores):
         pitches = {row.pixel_mm for row in table}
         weights = self.network.weights
         digests = [image_digest(row) for row in table]
+        learned = fit_and_validated(table) if learning_all(self, table) else table.role("fit")
         return Provenance(
             n_fit=counts["fit"],
             n_validate=counts["validate"],
@@ -288,7 +291,7 @@ class Detector(Method, OutlierScores):
             fitted_images=tuple(
                 digest[:16] for row, digest in zip(table, digests, strict=True) if row.role in ("fit", "validate")
             ),
-            image_names=tuple(known_names([row.path for row in table.role("fit")])),
+            image_names=tuple(known_names([row.path for row in learned])),
             pixel_mm=pitches.pop() if len(pitches) == 1 else None,
             regions=Regions.of(table) if any(row.roi is not None for row in table) else Regions(),
             backbone_weights=None if weights is None else weights.to_json(),

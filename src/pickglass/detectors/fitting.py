@@ -78,9 +78,11 @@ __all__ = [
     "checked",
     "defect_rows",
     "drawn_to_leave_out",
+    "fit_and_validated",
     "good_rows",
     "judged_batch",
     "learn_fusion",
+    "learning_all",
     "numbered",
     "peaks_of",
     "prepare",
@@ -257,6 +259,24 @@ def _can_leave_out(method: Method, rows: Table, whole: Method | None = None) -> 
     if around.tiles is not None and around.tiles.heads != around.tiles.n:
         return False
     return method.leaves_out(numbered(rows))
+
+
+def learning_all(method: Method, table: Table) -> tuple[str, ...]:
+    """Name the components that learn the images for validation, too, which only others beside them need.
+
+    These are components that count, beside ones that train, and that can judge each image as if it had been left out:
+    so what good images look like to them is still known.
+    """
+    parts = method.components
+    if not table.role("validate") or len({part.trains for part in parts.values()}) < 2:
+        return ()
+    rows = fit_and_validated(table)
+    return tuple(name for name, part in parts.items() if not part.trains and _can_leave_out(part, rows, method))
+
+
+def fit_and_validated(table: Table) -> Table:
+    """Return the images to fit and then those for validation."""
+    return table.role("fit") + table.role("validate")
 
 
 def numbered(rows: Table) -> tuple[int, ...]:
@@ -487,6 +507,8 @@ def teach(method: Method, loader: FeatureLoader, table: Table, plan: FitPlan, fi
         units=units,
         before=plan.before * views,
         n_defects=len(plan.defects) if plan.defects and method.learns_defects else 0,
+        learn_all=learning_all(method, table),
+        units_of_all=numbered(fit_and_validated(table)),
     )
     tiles = loader.tiles
     if tiles is None:
@@ -598,6 +620,8 @@ def _train(
                 method.observe(batch)
             fit_cache.add(batch)
         for batch in _batches(loader, validate, silent):
+            if context.learn_all:
+                method.observe_further(batch)
             validate_cache.add(batch)
         for batch, truth in _defect_batches(loader, plan.defects) if context.n_defects else ():
             method.observe_defects(batch, truth)
@@ -788,12 +812,14 @@ def calibrate(
     uses_left_out = images.leaves_out and not held and plan.calibrate is None
     compares = method.places_matter is not False or method.level_matters is not False or len(method.components) > 1
     parts, validated = list(method.components.values()), table.role("validate")
-    able = parts if images.leaves_out else []
-    if len(parts) > 1 and not images.leaves_out:
+    able, learned = (parts, fit) if images.leaves_out else ([], fit)
+    if names := learning_all(method, table):
+        able, learned = [method.components[name] for name in names], fit_and_validated(table)
+    elif len(parts) > 1 and not images.leaves_out:
         able = [part for part in parts if _can_leave_out(part, fit, method)]
     known: dict[Method, Judged] = {}
     if able and (uses_left_out or compares):
-        known = judge(able, *drawn_to_leave_out(fit, plan.seed), leave_out=True, watched=uses_left_out)
+        known = judge(able, *drawn_to_leave_out(learned, plan.seed), leave_out=True, watched=uses_left_out)
         for part, judged in known.items():
             check_meaning(part, judged)
     others = [part for part in parts if part not in able]

@@ -47,6 +47,8 @@ class FitContext:
         before: in an update, how many images were learned before, counted as ``n_images``; 0: this is a fit.
         per_image: how many images of a batch, one after the other, are tiles of one image: those that share a head.
         n_defects: how many images ``observe_defects`` will see in all, counted as ``n_images``.
+        learn_all: of a combination, the components that learn the images for validation, too.
+        units_of_all: the units of these images after those of ``units``.
     """
 
     n_images: int
@@ -61,6 +63,8 @@ class FitContext:
     before: int = 0
     per_image: int = 1
     n_defects: int = 0
+    learn_all: tuple[str, ...] = ()
+    units_of_all: tuple[int, ...] = ()
 
 
 class Neighbour(NamedTuple):
@@ -168,6 +172,9 @@ class Method(Configured, ABC):
 
     def observe(self, batch: Batch) -> None:
         """Take in a batch of good images; each comes once in each of the ``quarter_turns`` and ``brightnesses``."""
+
+    def observe_further(self, batch: Batch) -> None:
+        """Take in a batch of images for validation, after all others, with the components that learn these, too."""
 
     @property
     def learns_defects(self) -> bool:

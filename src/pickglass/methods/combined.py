@@ -119,6 +119,7 @@ class Combined(Detector):
         self.heads = nn.ModuleList(self._made(part) for part in _described(parts))
         self.register_buffer("scale", None)  # (K, 2) a and b of each part
         self.scale: Tensor | None
+        self._learn_all: tuple[str, ...] = ()  # of the fit that is under way
         own = list(self.components.values())
         self.reads = tuple(dict.fromkeys(name for part in own for name in part.reads))
         self.trains = any(part.trains for part in own)
@@ -359,13 +360,16 @@ class Combined(Detector):
 
     def _contexts(self, context: FitContext) -> Iterator[tuple[Detector, FitContext]]:
         """Give each part a context with its own levels and its share of the memory."""
-        own = self.components.values()
-        for part in own:
+        for name, part in self.components.items():
             shapes = self._shapes_of(part, context.shapes)
-            yield part, replace(context, shapes=shapes, memory_gb=context.memory_gb / len(own))
+            own = replace(context, shapes=shapes, memory_gb=context.memory_gb / len(self.heads))
+            if name in context.learn_all:
+                own = replace(own, n_images=len(context.units_of_all), units=context.units_of_all)
+            yield part, own
 
     def begin_fit(self, context: FitContext) -> None:
         """Let each part allocate."""
+        self._learn_all = context.learn_all
         for part, own in self._contexts(context):
             part.begin_fit(own)
 
@@ -388,6 +392,12 @@ class Combined(Detector):
     def observe(self, batch: Batch) -> None:
         """Show each part the batch."""
         for part in self.components.values():
+            part.observe(part.own(batch))
+
+    def observe_further(self, batch: Batch) -> None:
+        """Show the images for validation to the parts that learn them, too."""
+        for name in self._learn_all:
+            part = self.components[name]
             part.observe(part.own(batch))
 
     @property
