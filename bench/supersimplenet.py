@@ -8,7 +8,8 @@ Of each type of defect ten known ones are drawn by the seed, of ten groups; ``ss
 model is judged by these ten, nor by any other image of their groups, so that all are judged by the same images, and
 more known defects are more of the same ones. ``ssn-labels-N`` is shown them without their masks, ``patchcore-N`` and
 ``fastflow-N`` too (they set what is unsure, and nothing else). ``both-N`` is SuperSimpleNet with them and PatchCore in
-one model. Each model has its default settings but for the size;
+one model; ``three-N`` PatchCore, and FastFlow and SuperSimpleNet at half the sides (ask for ``--size area:512``), each
+with its settings of ``--preset``. Each model has its default settings but for the size;
 FastFlow and SuperSimpleNet have those of ``--preset``, changed by ``--set`` (SuperSimpleNet where no method is named).
 
 Kept is OUT/MODEL-SIZE-SEED.npz: scores (N,) by the highest 0.2 % of the map, ``own`` (N,) by the method (of
@@ -42,7 +43,13 @@ from pickglass.features.shared import SharedFeatures
 from pickglass.methods import METHODS
 from pickglass.metrics import OK_LEVELS, CountTables, PixelCurves, auroc, resampled
 
-NAMES = {"ssn": "supersimplenet", "patchcore": "patchcore", "fastflow": "fastflow", "both": "combined"}
+NAMES = {
+    "ssn": "supersimplenet",
+    "patchcore": "patchcore",
+    "fastflow": "fastflow",
+    "both": "combined",
+    "three": "combined",
+}
 MODELS = ("patchcore", "fastflow", "ssn-0", "ssn-1", "ssn-5", "ssn-10")
 MOST = 10  # known defects of a type
 LAYERS = ("stage3", "stage4", "stage5")
@@ -99,16 +106,19 @@ def keep(
     kind, *rest = model.split("-")
     n = int(rest[-1]) if rest else 0
     method = METHODS[NAMES[kind]]
-    learning = METHODS["supersimplenet"] if kind == "both" else method
+    learning = METHODS["supersimplenet"] if method is pg.Combined else method
     preset = dict(learning.presets.get(given.preset, {})) if kind != "patchcore" else {}
     if "backbone" in preset:  # all are judged on one
         preset = {key: value for key, value in preset.items() if key not in ("backbone", "layers")}
     settings: dict[str, Any] = {**preset, "size": given.size, **changed.get(kind, {})}
-    if kind == "both":
+    if method is pg.Combined:
         part = {"method": learning.method, **preset, **changed.get("ssn", {})}
-        settings = {"parts": (part, "patchcore"), "size": given.size, **changed.get(kind, {})}
+        flow = {"method": "fastflow", **pg.FastFlow.presets[given.preset], **changed.get("fastflow", {})}
+        parts = (part, "patchcore") if kind == "both" else ("patchcore", *({**p, "scale": 0.5} for p in (flow, part)))
+        settings = {"parts": parts, "size": given.size, **changed.get(kind, {})}
     detector = method.configured(settings)
-    detector.shared_features = shared
+    if kind != "three":  # it runs the backbone at two scales
+        detector.shared_features = shared
     rows = [row for known in drawn(test, seed).values() for row in known[:n]]
     defects = Table([replace(row, mask=None) if "labels" in rest else row for row in rows])
     began, cpu = time.perf_counter(), time.process_time()
@@ -257,7 +267,11 @@ def plain(model: str) -> str:
     """Say a model's name as a reader knows it."""
     kind, _, rest = model.partition("-")
     known = f" without masks, {rest.removeprefix('labels-')}" if rest.startswith("labels-") else f", {rest}"
-    name = "SuperSimpleNet + PatchCore" if kind == "both" else METHODS[NAMES[kind]].__name__
+    joined = {
+        "both": "SuperSimpleNet + PatchCore",
+        "three": "PatchCore + FastFlow and SuperSimpleNet at half the sides",
+    }
+    name = joined.get(kind) or METHODS[NAMES[kind]].__name__
     return f"{name}{known} known defects of each type" if rest not in ("", "0") else name
 
 

@@ -92,7 +92,7 @@ __all__ = [
 
 _DESCRIBED = 16  # images that say which positions look alike
 _HELD_BACK = 0.1  # of the images, for the thresholds, where the method cannot leave images out
-_MOST_LEFT_OUT = 100  # images that are judged as if left out: enough for a rate of 5 %, and quickly judged
+_MOST_LEFT_OUT = 250  # images judged as if left out: with 100, chance decides whether 45 parts show the level (tiles)
 _ENOUGH = 10  # units with fewer of which nothing is said about places, nor, of those with several images, about levels
 _EXPLAINED = 0.3  # of the variance of the maps: places that explain less have no normal of their own
 _LEVELLED = 0.05  # of the variance of the scores of one part: a level that explains less is left in
