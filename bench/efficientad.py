@@ -9,18 +9,21 @@
         those teachers on photographs that none learned from
     python -m bench run efficientad speed [--device cpu] [--peer-python PY]
         images/s of random weights: what users get of each engine, the networks alone, and the peer's
+    python -m bench run efficientad int8 [--model small]
+        images/s of the exported graph of random weights in float32 and in int8, in turn, and how far scores are off
 
 DATA has images of 256 x 256 pixels (bench/tools/squeeze.py, bench/tools/trays.py); OUT keeps scores, maps and teachers.
-``speed`` wants a quiet machine.
+``speed`` and ``int8`` want a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +31,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.harness import Case, Suite, add_peer, run_peer
+from bench.harness import Case, Record, Suite, add_peer, markdown, middle, run_peer, turns
 from bench.harness.scorer import SIZE, nested, read_tool
 from pickglass.app.distill import distill
 from pickglass.app.testing.evaluate import evaluate
 from pickglass.data import MAX_PIXELS, Prepared, as_table, load_dataset, read_mask, resize_map
+from pickglass.detectors.onnx_graph import onnx_graph
+from pickglass.detectors.precision import quantised
 from pickglass.features.backbones.weights import read_state
 from pickglass.features.distillation import (
     BackboneTeacher,
@@ -48,6 +53,8 @@ from pickglass.methods import Detector, EfficientAD, PatchCore
 from pickglass.metrics import auroc
 from pickglass.nn.networks.pdn import CHANNELS, PDN, Autoencoder, PDNName, Student
 from pickglass.runtime.compute import ComputeOptions, EngineName
+from pickglass.runtime.session import RuntimeName, Session, open_session
+from pickglass.testing import textures
 
 PEER = Path(__file__).with_name("peer") / "run_efficientad.py"
 
@@ -204,6 +211,52 @@ def rates(given: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def int8(given: argparse.Namespace) -> Iterator[Case]:
+    yield Case({"part": "int8", "model": given.model}, lambda: exported_rates(given.model))
+
+
+def exported_rates(model: PDNName) -> dict[str, Any]:
+    """The exported graph, one image at a time, also of a file that ``export`` would refuse."""
+    detector = EfficientAD(backbone=f"pdn_{model}", weights="random", natural="none", steps=1)
+    good = textures(12, 256)
+    detector.fit(good, calibrate=0, device="cpu")
+    inputs = [{"image": detector.preprocess(image)[None]} for image in good]
+    plain = onnx_graph(copy.deepcopy(detector).to("cpu").eval(), 1, "float32", "grid", False)
+    narrow, _ = quantised(copy.deepcopy(plain), iter(inputs))
+    graphs = {"float32": plain.SerializeToString(), "int8": narrow.SerializeToString()}
+    runtimes: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
+    sessions = {f"{r} {p}": open_session(r, content, None) for r in runtimes for p, content in graphs.items()}
+    runs = {key: partial(_one_by_one, session, inputs) for key, session in sessions.items()}
+    took = turns(runs, rounds=3)
+    expected = np.array([sessions["onnxruntime float32"].run(one).score[0] for one in inputs])
+    rows = []
+    for name, session in sessions.items():
+        runtime, precision = name.split()
+        scores = np.array([session.run(one).score[0] for one in inputs])
+        rows.append(
+            {
+                "runtime": runtime,
+                "precision": precision,
+                "images_per_s": round(len(inputs) / middle(took[name]), 2),
+                "scores_off": float(np.abs(scores - expected).max() / np.abs(expected).max()),
+            }
+        )
+    return {"rows": rows}
+
+
+def _one_by_one(session: Session, inputs: Sequence[dict[str, Any]]) -> None:
+    for one in inputs:
+        session.run(one)
+
+
+def table_of_int8(rows: list[Record]) -> str:
+    lines = []
+    for row in (row for record in rows if record["part"] == "int8" for row in record["rows"]):
+        off = "" if row["precision"] == "float32" else f"{row['scores_off']:.0%}"
+        lines.append([row["runtime"], row["precision"], f"{row['images_per_s']:.2f}", off])
+    return markdown(["runtime", "precision", "images/s", "scores off by up to"], lines)
+
+
 def _figures(rate: float, flops: float, peak: float) -> dict[str, float]:
     return {
         "images_per_s": round(rate, 2),
@@ -318,6 +371,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     own = parts.add_parser("explained")
     own.add_argument("out", type=Path)
     own.add_argument("--photos", type=Path, required=True)
+    own = parts.add_parser("int8")
+    own.add_argument("--model", default="small", choices=["tiny", "small", "medium"])
     for name in ("quality", "steps", "penalty", "teacher", "speed"):
         own = parts.add_parser(name)
         own.add_argument("--model", default="tiny", choices=["tiny", "small", "medium"])
@@ -351,8 +406,9 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
         "teacher": teacher,
         "explained": explained,
         "speed": speed,
+        "int8": int8,
     }
     return parts[given.what](given)
 
 
-SUITE = Suite(cases, arguments, weights=("efficientnet_lite0", "pdn_tiny"))
+SUITE = Suite(cases, arguments, {"int8": table_of_int8}, weights=("efficientnet_lite0", "pdn_tiny"))
