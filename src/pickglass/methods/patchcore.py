@@ -527,20 +527,26 @@ class PatchCore(Detector):
         return True
 
     def score_left_out(self, batch: Batch, units: Tensor) -> tuple[Tensor, Tensor]:
-        """Score by the distance to the bank without the members of the image's unit, and with what stands in."""
+        """Score by the distance to the bank without the members of the image's unit, and with what stands in.
+
+        The members of no unit of the batch are made ready and searched once; those of the others are few.
+        """
         bank, owners = self._bank(), self.owners
         if owners is None or self.stand_ins is None or self.stand_in_for is None:
             raise self.unfitted()
-        members = torch.cat([bank, self.stand_ins], dim=1)  # (P, M + F, C)
-        own, only = owners.to(bank.device), self.stand_in_for.to(bank.device)
+        own, only, stand_ins = owners.to(bank.device), self.stand_in_for.to(bank.device), self.stand_ins
 
         def distances(queries: Tensor) -> Tensor:
             found = torch.empty(queries.shape[:2], device=queries.device)  # (P, B h w)
             for p, vectors in enumerate(queries):
+                around = torch.isin(own[p], units.to(own))  # (M,)
+                found[p] = _distances_to(bank[p][~around], vectors)
                 for unit, part, out in zip(units, vectors.chunk(len(units)), found[p].chunk(len(units)), strict=True):
-                    used = torch.cat([own[p] != unit, only[p] == unit])  # (M + F,)
-                    # where nobody else has a patch, nothing counts
-                    out.copy_(BankIndex(members[p][used] if bool(used.any()) else bank[p]).distances(part))
+                    few = torch.cat([bank[p][around & (own[p] != unit)], stand_ins[p][only[p] == unit]])
+                    if len(few) or not bool(around.all()):
+                        out.copy_(torch.minimum(out, _distances_to(few, part)))
+                    else:  # where nobody else has a patch, nothing counts
+                        out.copy_(_distances_to(bank[p], part))
             return found
 
         return self._scored(batch, distances)
@@ -704,6 +710,13 @@ class _Drawn(NamedTuple):
             lowest = both.numbers.argsort()[:_SAMPLE]
             drawn = cls(both.patches[:, lowest.to(patches.device)], both.origins[:, lowest], both.numbers[lowest])
         return drawn
+
+
+def _distances_to(points: Tensor, queries: Tensor) -> Tensor:
+    """Measure the distance (n,) of the queries (n, C) to the nearest of some points (m, C); infinite where m is 0."""
+    if not len(points) or not len(queries):
+        return queries.new_full((len(queries),), torch.inf)
+    return BankIndex(points).distances(queries)
 
 
 def _only(patches: Tensor, keep: Tensor) -> Tensor:
