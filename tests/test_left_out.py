@@ -18,8 +18,10 @@ import pickglass as pg
 from pickglass.app.fit import FitRequest, fit
 from pickglass.app.threshold import ThresholdRequest, threshold
 from pickglass.data import Row, Table
-from pickglass.detectors import fitting
+from pickglass.detectors import fitting, loading
 from pickglass.errors import InputError, PromiseUnreachable
+from pickglass.features.batch import Batch, bytes_of, joined, part_of, tensors_of
+from pickglass.features.engine import BackboneEngine
 from pickglass.nn.maps import LevelLine, PlaceSums, explained_by_place, level_lines, quiet_level
 from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
@@ -462,3 +464,43 @@ def test_a_model_keeps_nothing_that_only_judging_left_out_images_needs(settings:
         backbone="resnet18", layers=["layer1"], weights="random", size=64, ratio=0.05, **reweight
     ).fit(textures(8, 64), calibrate=calibrate, **TORCH)
     assert not {"owners", "stand_ins", "stand_in_for"} & set(detector.head_state())
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["kept", "no room"])
+@pytest.mark.parametrize(
+    "method", [pg.PatchCore(size=64, ratio=0.1), pg.PaDiM(size=64, dims=4)], ids=["bank", "gaussian"]
+)
+def test_features_are_computed_once_where_there_is_room(
+    method: pg.Detector, room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = method.clone().fit(rows(14), **TORCH)
+    computed: list[int] = []
+    call = BackboneEngine.__call__
+
+    def spied(self: BackboneEngine, images: torch.Tensor) -> Any:
+        computed.append(len(images))
+        return call(self, images)
+
+    monkeypatch.setattr(BackboneEngine, "__call__", spied)
+    if not room:
+        monkeypatch.setattr(loading, "bytes_of", lambda batch: 10**15)
+    detector = method.clone().fit(rows(14), batch=4, **TORCH)
+    assert sum(computed) == (14 if room else 28)
+    assert detector.calibration is not None
+    assert whole.calibration is not None
+    np.testing.assert_allclose(detector.calibration.scores, whole.calibration.scores, rtol=1e-4)
+
+
+def test_joined_images_are_the_batch() -> None:
+    levels, keep = torch.rand(3, 1, 2, 4, 4), torch.rand(3, 1, 8, 8) > 0.5
+    batch = Batch((levels, levels[..., :2, :2]), torch.rand(3, 1, 3, 8, 8), keep)
+    parts = [part_of(batch, i) for i in range(3)]
+    again = joined(parts)
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(again), tensors_of(batch), strict=True))
+    assert again.keep is not None
+    assert torch.equal(again.keep, keep)
+    assert bytes_of(batch) == sum(map(bytes_of, parts)) == 3 * (4 * (2 * 16 + 2 * 4 + 3 * 64) + 64)
+    mixed = joined([parts[0]._replace(keep=None), parts[1]])
+    assert mixed.keep is not None
+    assert bool(mixed.keep[0].all())
+    assert torch.equal(mixed.keep[1:], keep[1:2])

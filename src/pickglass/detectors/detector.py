@@ -28,9 +28,11 @@ from pickglass.detectors.fitting import (
     FitPlan,
     adapt_backbone,
     defect_rows,
+    drawn_to_leave_out,
     fit_and_validated,
     learn_fusion,
     learning_all,
+    left_out_rows,
     prepare,
     teach,
 )
@@ -193,6 +195,9 @@ class Detector(Method, OutlierScores):
         loader = self._with_research(loader, table, plan)
         fitting = f"{self.method} {self.configuration()} {seed} {self.provenance.data_sha256} {self.provenance.regions}"
         fitting += f" {fingerprint(known)}" if known else ""
+        if judged := left_out_rows(self, images.leaves_out, table):
+            loader.wanted = frozenset(row.path for row in drawn_to_leave_out(judged, seed)[0])
+            loader.room = memory_gb / 4 * 1e9 - sum(item.value.nbytes for item in loader.ready.values() if item.value)
         details = teach(self, loader, table, plan, fitting)
         self.eval()
         self.calibration, usual = calibrated(self, loader, replace(images, table=table), plan)

@@ -83,6 +83,7 @@ __all__ = [
     "judged_batch",
     "learn_fusion",
     "learning_all",
+    "left_out_rows",
     "numbered",
     "peaks_of",
     "prepare",
@@ -272,6 +273,20 @@ def learning_all(method: Method, table: Table) -> tuple[str, ...]:
         return ()
     rows = fit_and_validated(table)
     return tuple(name for name, part in parts.items() if not part.trains and _can_leave_out(part, rows, method))
+
+
+def left_out_rows(method: Method, leaves_out: bool, table: Table) -> Table:
+    """Return the images of which some are judged as if left out, by the method or by a component; none: empty.
+
+    Args:
+        method: is to learn the images.
+        leaves_out: all of the method can leave out images.
+        table: rows with their roles.
+    """
+    fit, parts = table.role("fit"), method.components.values()
+    if learning_all(method, table):
+        return fit_and_validated(table)
+    return fit if leaves_out or (len(parts) > 1 and any(_can_leave_out(p, fit, method) for p in parts)) else Table([])
 
 
 def fit_and_validated(table: Table) -> Table:
@@ -812,11 +827,8 @@ def calibrate(
     uses_left_out = images.leaves_out and not held and plan.calibrate is None
     compares = method.places_matter is not False or method.level_matters is not False or len(method.components) > 1
     parts, validated = list(method.components.values()), table.role("validate")
-    able, learned = (parts, fit) if images.leaves_out else ([], fit)
-    if names := learning_all(method, table):
-        able, learned = [method.components[name] for name in names], fit_and_validated(table)
-    elif len(parts) > 1 and not images.leaves_out:
-        able = [part for part in parts if _can_leave_out(part, fit, method)]
+    learned = left_out_rows(method, images.leaves_out, table)
+    able = parts if images.leaves_out else [part for part in parts if learned and _can_leave_out(part, learned, method)]
     known: dict[Method, Judged] = {}
     if able and (uses_left_out or compares):
         known = judge(able, *drawn_to_leave_out(learned, plan.seed), leave_out=True, watched=uses_left_out)

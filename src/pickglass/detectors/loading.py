@@ -20,7 +20,7 @@ from pickglass.data.images.decoder import Picture, decode_pictures
 from pickglass.data.images.geometry import stacked
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
-from pickglass.features.batch import Batch
+from pickglass.features.batch import Batch, bytes_of, joined, part_of
 from pickglass.features.engine import BackboneEngine
 from pickglass.runtime.compute import PIXELS_AT_ONCE, ComputeOptions, Progress
 
@@ -83,6 +83,8 @@ class FeatureLoader:
         positions: the tiles that are read; None: all of them.
         turn: quarter turns by which images are turned on the canvas.
         brightness: factor by which their values are multiplied, to white at most.
+        wanted: paths of images that are read twice: what is read of them is kept, as long as there is room.
+        room: bytes that are left for it.
 
     Raises:
         InputError: ``batch``, ``workers`` or ``max_pixels`` is below 1.
@@ -112,6 +114,9 @@ class FeatureLoader:
         self.positions: range | None = None
         self.turn = 0
         self.brightness = 1.0
+        self.wanted: frozenset[str] = frozenset()
+        self.room = 0.0
+        self._kept: dict[str, Batch] = {}  # of one image each
 
     @property
     def batch(self) -> int:
@@ -137,6 +142,7 @@ class FeatureLoader:
         changed = copy(self)
         changed.reads, changed.fusion, changed.turn, changed.brightness = ("images",), None, 0, 1.0
         changed.positions = None if self.tiles is None else range(self.tiles.n)
+        changed.wanted, changed._kept = frozenset(), {}
         return changed
 
     @property
@@ -168,7 +174,20 @@ class FeatureLoader:
 
     def _loaded(self, items: list[Decoded[Row, Prepared]], features: bool) -> LoadedBatch:
         loaded = LoadedBatch(items, None)
-        return loaded._replace(batch=self.batch_of(loaded.values)) if features and loaded.values else loaded
+        if not features or not loaded.values:
+            return loaded
+        if not self.wanted or self.positions is not None or (self.turn, self.brightness) != (0, 1.0):
+            return loaded._replace(batch=self.batch_of(loaded.values))
+        paths = [item.row.path for item in loaded.sound]
+        known = [self._kept[path] for path in paths if path in self._kept]
+        batch = joined(known) if len(known) == len(paths) else self.batch_of(loaded.values)
+        for i, path in enumerate(paths):
+            if path in self.wanted and path not in self._kept:
+                one = part_of(batch, i)
+                if (size := bytes_of(one)) <= self.room:
+                    self.room -= size
+                    self._kept[path] = one
+        return loaded._replace(batch=batch)
 
     def sound_batches(self, rows: Sequence[Row], progress: Progress, features: bool = True) -> Iterator[LoadedBatch]:
         """Read the rows of a training in batches, in order; ``features`` as in :meth:`batches`.

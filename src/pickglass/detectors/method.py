@@ -47,7 +47,7 @@ class FitContext:
         before: in an update, how many images were learned before, counted as ``n_images``; 0: this is a fit.
         per_image: how many images of a batch, one after the other, are tiles of one image: those that share a head.
         n_defects: how many images ``observe_defects`` will see in all, counted as ``n_images``.
-        learn_all: of a combination, the components that learn the images for validation, too.
+        learn_all: names of the components that learn the images for validation, too.
         units_of_all: the units of these images after those of ``units``.
     """
 
