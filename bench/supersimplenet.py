@@ -267,12 +267,13 @@ def plain(model: str) -> str:
     """Say a model's name as a reader knows it."""
     kind, _, rest = model.partition("-")
     known = f" without masks, {rest.removeprefix('labels-')}" if rest.startswith("labels-") else f", {rest}"
+    defects = "known defect" if rest.rpartition("-")[2] == "1" else "known defects"
     joined = {
         "both": "SuperSimpleNet + PatchCore",
         "three": "PatchCore + FastFlow and SuperSimpleNet at half the sides",
     }
     name = joined.get(kind) or METHODS[NAMES[kind]].__name__
-    return f"{name}{known} known defects of each type" if rest not in ("", "0") else name
+    return f"{name}{known} {defects} of each type" if rest not in ("", "0") else name
 
 
 SUITE = Suite(cases, arguments, {"": table})

@@ -20,7 +20,7 @@ from pickglass.app.threshold import ThresholdRequest, threshold
 from pickglass.data import Row, Table
 from pickglass.detectors import fitting, loading
 from pickglass.errors import InputError, PromiseUnreachable
-from pickglass.features.batch import Batch, bytes_of, joined, part_of, tensors_of
+from pickglass.features.batch import Batch
 from pickglass.features.engine import BackboneEngine
 from pickglass.nn.maps import LevelLine, PlaceSums, explained_by_place, level_lines, quiet_level
 from pickglass.runtime.compute import ComputeOptions
@@ -483,7 +483,7 @@ def test_features_are_computed_once_where_there_is_room(
 
     monkeypatch.setattr(BackboneEngine, "__call__", spied)
     if not room:
-        monkeypatch.setattr(loading, "bytes_of", lambda batch: 10**15)
+        monkeypatch.setattr(loading, "_bytes_of", lambda batch: 10**15)
     detector = method.clone().fit(rows(14), batch=4, **TORCH)
     assert sum(computed) == (14 if room else 28)
     assert detector.calibration is not None
@@ -494,13 +494,13 @@ def test_features_are_computed_once_where_there_is_room(
 def test_joined_images_are_the_batch() -> None:
     levels, keep = torch.rand(3, 1, 2, 4, 4), torch.rand(3, 1, 8, 8) > 0.5
     batch = Batch((levels, levels[..., :2, :2]), torch.rand(3, 1, 3, 8, 8), keep)
-    parts = [part_of(batch, i) for i in range(3)]
-    again = joined(parts)
-    assert all(torch.equal(a, b) for a, b in zip(tensors_of(again), tensors_of(batch), strict=True))
+    parts = [loading._part_of(batch, i) for i in range(3)]
+    again = loading._joined(parts)
+    assert all(torch.equal(a, b) for a, b in zip(loading._tensors_of(again), loading._tensors_of(batch), strict=True))
     assert again.keep is not None
     assert torch.equal(again.keep, keep)
-    assert bytes_of(batch) == sum(map(bytes_of, parts)) == 3 * (4 * (2 * 16 + 2 * 4 + 3 * 64) + 64)
-    mixed = joined([parts[0]._replace(keep=None), parts[1]])
+    assert loading._bytes_of(batch) == sum(map(loading._bytes_of, parts)) == 3 * (4 * (2 * 16 + 2 * 4 + 3 * 64) + 64)
+    mixed = loading._joined([parts[0]._replace(keep=None), parts[1]])
     assert mixed.keep is not None
     assert bool(mixed.keep[0].all())
     assert torch.equal(mixed.keep[1:], keep[1:2])

@@ -20,7 +20,7 @@ from pickglass.data.images.decoder import Picture, decode_pictures
 from pickglass.data.images.geometry import stacked
 from pickglass.detectors.tiling import Tiles
 from pickglass.errors import DataError, Failure, InputError
-from pickglass.features.batch import Batch, bytes_of, joined, part_of
+from pickglass.features.batch import Batch
 from pickglass.features.engine import BackboneEngine
 from pickglass.runtime.compute import PIXELS_AT_ONCE, ComputeOptions, Progress
 
@@ -180,11 +180,11 @@ class FeatureLoader:
             return loaded._replace(batch=self.batch_of(loaded.values))
         paths = [item.row.path for item in loaded.sound]
         known = [self._kept[path] for path in paths if path in self._kept]
-        batch = joined(known) if len(known) == len(paths) else self.batch_of(loaded.values)
+        batch = _joined(known) if len(known) == len(paths) else self.batch_of(loaded.values)
         for i, path in enumerate(paths):
             if path in self.wanted and path not in self._kept:
-                one = part_of(batch, i)
-                if (size := bytes_of(one)) <= self.room:
+                one = _part_of(batch, i)
+                if (size := _bytes_of(one)) <= self.room:
                     self.room -= size
                     self._kept[path] = one
         return loaded._replace(batch=batch)
@@ -308,3 +308,47 @@ def on_device(batch: Batch, device: str, engine: BackboneEngine | None = None) -
         None if batch.keep is None else batch.keep.to(device),
         engine,
     )
+
+
+# -- batches that are kept -------------------------------------------------------------------------------------------
+
+
+def _part_of(batch: Batch, i: int) -> Batch:
+    """Copy one image out of a batch of whole images."""
+    return Batch(
+        tuple(level[i : i + 1].clone() for level in batch.levels),
+        None if batch.images is None else batch.images[i : i + 1].clone(),
+        None if batch.keep is None else batch.keep[i : i + 1].clone(),
+        batch.engine,
+    )
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    """Join batches to one; where what counts is said of some, all counts of the others."""
+    first = batches[0]
+    keep = None
+    if any(batch.keep is not None for batch in batches):
+        (shape,) = {batch.keep.shape[1:] for batch in batches if batch.keep is not None}
+        device = next(batch.keep.device for batch in batches if batch.keep is not None)
+        parts = [
+            torch.ones(len(_tensors_of(batch)[0]), *shape, dtype=torch.bool, device=device)
+            if batch.keep is None
+            else batch.keep
+            for batch in batches
+        ]
+        keep = torch.cat(parts)
+    images = [batch.images for batch in batches if batch.images is not None]
+    levels = tuple(torch.cat(level) for level in zip(*(batch.levels for batch in batches), strict=True))
+    return Batch(levels, torch.cat(images) if images else None, keep, first.engine)
+
+
+def _bytes_of(batch: Batch) -> int:
+    """Count the bytes that a batch takes."""
+    return sum(
+        x.numel() * x.element_size() for x in (*_tensors_of(batch), *(() if batch.keep is None else (batch.keep,)))
+    )
+
+
+def _tensors_of(batch: Batch) -> list[Tensor]:
+    """Return levels and images of a batch, all of which lead with B."""
+    return [*batch.levels, *(() if batch.images is None else (batch.images,))]
