@@ -235,7 +235,7 @@ def with_bank(members: int, root: str, model: str) -> Part:
     bank, made.owners = made.bank, None
     drawn = bank[:, torch.randint(bank.shape[1], (members,), generator=rng)]
     made.bank = drawn + 0.1 * drawn.std() * torch.randn(drawn.shape, generator=rng)
-    made.origins = made.origins[..., torch.zeros(members, dtype=torch.long)]
+    made.origins = made.origins[:, torch.zeros(members, dtype=torch.long)]  # (P, M, 2)
     found = clocked(lambda: made.save(model))
     return {**found, "file_mb": megabytes(model)}
 
