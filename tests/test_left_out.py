@@ -488,7 +488,7 @@ def test_features_are_computed_once_where_there_is_room(
     assert sum(computed) == (14 if room else 28)
     assert detector.calibration is not None
     assert whole.calibration is not None
-    np.testing.assert_allclose(detector.calibration.scores, whole.calibration.scores, rtol=1e-4)
+    np.testing.assert_allclose(detector.calibration.scores, whole.calibration.scores, rtol=1e-3)
 
 
 def test_joined_images_are_the_batch() -> None:

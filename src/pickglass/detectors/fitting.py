@@ -93,7 +93,7 @@ __all__ = [
 
 _DESCRIBED = 16  # images that say which positions look alike
 _HELD_BACK = 0.1  # of the images, for the thresholds, where the method cannot leave images out
-_MOST_LEFT_OUT = 250  # images judged as if left out: with 100, chance decides whether 45 parts show the level (tiles)
+_MOST_LEFT_OUT = 250  # images that are judged as if left out; 100 of 212 tiles did not show the level that all show
 _ENOUGH = 10  # units with fewer of which nothing is said about places, nor, of those with several images, about levels
 _EXPLAINED = 0.3  # of the variance of the maps: places that explain less have no normal of their own
 _LEVELLED = 0.05  # of the variance of the scores of one part: a level that explains less is left in
@@ -280,7 +280,7 @@ def left_out_rows(method: Method, leaves_out: bool, table: Table) -> Table:
 
     Args:
         method: is to learn the images.
-        leaves_out: all of the method can leave out images.
+        leaves_out: the whole method can judge images that it has learned as if they had been left out.
         table: rows with their roles.
     """
     fit, parts = table.role("fit"), method.components.values()

@@ -48,7 +48,7 @@ class FitContext:
         per_image: how many images of a batch, one after the other, are tiles of one image: those that share a head.
         n_defects: how many images ``observe_defects`` will see in all, counted as ``n_images``.
         learn_all: names of the components that learn the images for validation, too.
-        units_of_all: the units of these images after those of ``units``.
+        units_of_all: the units of the images to fit, and then of those for validation.
     """
 
     n_images: int

@@ -529,7 +529,8 @@ class PatchCore(Detector):
     def score_left_out(self, batch: Batch, units: Tensor) -> tuple[Tensor, Tensor]:
         """Score by the distance to the bank without the members of the image's unit, and with what stands in.
 
-        The members of no unit of the batch are made ready and searched once; those of the others are few.
+        One index serves the batch: it holds the members that come from none of its images. Members that come from its
+        other images are few, and each image searches them directly.
         """
         bank, owners = self._bank(), self.owners
         if owners is None or self.stand_ins is None or self.stand_in_for is None:
