@@ -80,7 +80,8 @@ def read(given: argparse.Namespace, rows: Table, train: Table) -> dict[str, Any]
         for i, layer in enumerate(given.layers):
             for pooling, own in signs.items():
                 on_marked, on_found = (
-                    pooled([levels[i]], shares[at : at + n, None], pooling, [own[i]]) for shares in (marked, regions)
+                    pooled([([levels[i]], shares[at : at + n, None])], pooling, [own[i]])
+                    for shares in (marked, regions)
                 )
                 parts.setdefault(f"{layer} {pooling}", []).append((on_marked, on_found))
         at += n

@@ -1,4 +1,4 @@
-"""Images far larger than a network's input: seconds an image, in both precisions of the search, and the peak of memory.
+"""Images far larger than a network's input: seconds an image, in each precision, and the peak of memory.
 
     python -m bench run large strips FABRIC04 [--model FILE]  # PatchCore, 4096 x 256 px, the bank about 19,000
     python -m bench run large pieces [--methods patchcore,padim]  # woven pieces of 4000 x 3000 px, 12 megapixels
@@ -6,10 +6,12 @@
 
 ``strips``: stage2 and stage3, unscaled, one head for overlapping tiles 256/128; the bank is chosen from a sample of the
 patches, so that making it takes seconds. ``pieces``: tiles of 256 px side by side, one head, 2 to learn from and 1 to
-judge. Each is judged with a search in float32 and, where the CPU has it, with a scan in bfloat16 before, in turn:
-``s`` is the median of the repeats, ``cpu_s`` that of the processor time, and ``difference`` the largest of the maps of
-the two, as a share of the map's largest value. ``memory``: the peak of a process that learns from one image and judges
-it, its libraries included: all tiles at once (``at_once``, up to 20 megapixels) and 64 at a time (``parts``).
+judge. Each is judged in turn in ``float32``; for PatchCore with a ``scan`` of the bank in bfloat16 before the distances
+are measured in float32, as it does by itself; and with the ``backbone`` in bfloat16 as well (``--engine bfloat16``, the
+last two where the CPU has it). ``s`` is the median of the repeats, ``cpu_s`` that of the processor time, and
+``difference`` the largest of the maps from those in float32, as a share of the map's largest value. ``memory``: the
+peak of a process that learns from one image and judges it, its libraries included: all tiles at once (``at_once``, up
+to 20 megapixels) and 64 at a time (``parts``).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -33,37 +35,54 @@ from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.detectors import loading
 from pickglass.nn.maps import has_fast_bfloat16
 from pickglass.nn.search.neighbours import BankIndex
+from pickglass.runtime.compute import EngineName
 
 _LARGEST_AT_ONCE = 20_000_000  # pixels; more may take more memory than a machine has
 
 
-def judged(detector: Any, asked: list[Any], repeat: int) -> dict[str, Any]:
-    """Judge images in each precision of the search, in turn."""
-    ways = {"float32": False, "bfloat16": True} if isinstance(detector, pg.PatchCore) else {"float32": False}
+class Way(NamedTuple):
+    """How images are judged: whether the bank is scanned in bfloat16, and what runs the backbone."""
+
+    scans: bool
+    engine: EngineName
+
+
+def ways(method: type) -> dict[str, Way]:
+    found = {"float32": Way(False, "openvino")}
     if not has_fast_bfloat16():
-        ways.pop("bfloat16", None)
+        return found
+    if method is pg.PatchCore:
+        found["scan"] = Way(True, "openvino")
+    return found | {"backbone": Way(True, "bfloat16")}
+
+
+def judged(detector: Any, asked: list[Any], repeat: int) -> dict[str, Any]:
+    """Judge images in each way, in turn."""
     bank = detector.bank if isinstance(detector, pg.PatchCore) else None
-    banks = {} if bank is None else {way: bank.clone() for way in ways}
-    took: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    asked_ways = ways(type(detector))
+    banks = {} if bank is None else {way: bank.clone() for way in asked_ways}
+    took: dict[str, list[tuple[float, float]]] = {way: [] for way in asked_ways}
     maps: dict[str, list[np.ndarray[Any, Any]]] = {}
     for turn in range(repeat + 1):  # the first warms up
-        for way, scans in ways.items():
-            with patch("pickglass.methods.patchcore.BankIndex", partial(BankIndex, bfloat16=scans)):
-                if way in banks:
-                    detector.bank = banks[way]  # another bank makes another index
+        for name, way in asked_ways.items():
+            with patch("pickglass.methods.patchcore.BankIndex", partial(BankIndex, bfloat16=way.scans)):
+                if name in banks:
+                    detector.bank = banks[name]  # another bank makes another index
+                detector.predict(asked[:1], engine=way.engine)  # another engine is made anew
                 began, cpu = time.perf_counter(), time.process_time()
-                found = list(detector.predict(asked))
+                found = list(detector.predict(asked, engine=way.engine))
                 if turn:
-                    took[way].append((time.perf_counter() - began, time.process_time() - cpu))
-            maps[way] = [one.map for one in found]
-    result: dict[str, Any] = {
-        "s": {way: round(middle([s for s, _ in own]) / len(asked), 3) for way, own in took.items()},
-        "cpu_s": {way: round(middle([s for _, s in own]) / len(asked), 3) for way, own in took.items()},
+                    took[name].append((time.perf_counter() - began, time.process_time() - cpu))
+            maps[name] = [one.map for one in found]
+    exact = maps.pop("float32")
+    return {
+        "s": {name: round(middle([s for s, _ in own]) / len(asked), 3) for name, own in took.items()},
+        "cpu_s": {name: round(middle([s for _, s in own]) / len(asked), 3) for name, own in took.items()},
+        "difference": {
+            name: max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(exact, own, strict=True))
+            for name, own in maps.items()
+        },
     }
-    if len(maps) == 2:
-        pairs = zip(maps["float32"], maps["bfloat16"], strict=True)
-        result["difference"] = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
-    return result
 
 
 def strips(data: str, model: str | None, repeat: int) -> dict[str, Any]:
@@ -119,10 +138,9 @@ def table(rows: list[Record]) -> str:
     for row in (row for row in rows if row["part"] != "memory"):
         what = f"strips of {row['data']}" if row["part"] == "strips" else f"12 megapixels, {row['method']}"
         bank = "" if row["bank"] is None else f"{row['bank']:,}"
-        scan = row["s"].get("bfloat16")
-        times = "" if scan is None else f"{row['s']['float32'] / scan:.1f}"
-        lines.append([what, bank, row["s"]["float32"], "" if scan is None else scan, times])
-    return markdown(["what", "bank points", "s an image, float32", "with a scan in bfloat16", "times faster"], lines)
+        lines.append([what, bank, *(row["s"].get(way, "") for way in ("float32", "scan", "backbone"))])
+    heads = ["s an image, float32", "a scan in bfloat16", "the backbone in bfloat16, too"]
+    return markdown(["what", "bank points", *heads], lines)
 
 
 def table_of_memory(rows: list[Record]) -> str:

@@ -1,13 +1,14 @@
 """All methods on one data set by one scorer, per defect type, with paired bootstraps by group.
 
     python -m bench run methods DATA OUT [--methods patchcore,padim,...] [--seeds 0 1 2] [--preset quick]
-        [--set key=value ...] [--against patchcore] [--repeats 1000] [--own-size]
+        [--set key=value ...] [--against patchcore] [--repeats 1000] [--own-size] [--engine bfloat16]
 
 Fits each method on all training images (``calibrate=0``) for each seed and saves OUT/METHOD-SEED.npz: scores (N,),
 maps (N, h, w), paths (N,), seconds and CPU seconds of the fit, images a second. A method has the preset ``--preset``,
-if it has one of that name, or one of its own: ``stfpm:default``. What is there already is left alone. Then a record a
-method, also of other .npz files in OUT, such as the peer's: figures per type, the mean of the types and of the
-three thin ones, averaged over seeds, and the difference to another method with its 95 % interval.
+if it has one of that name, or one of its own: ``stfpm:default``. With ``--engine`` the backbone runs in it, and the
+name of the file ends so: METHOD_ENGINE. What is there already is left alone. Then a record a method, also of other .npz
+files in OUT, such as the peer's: figures per type, the mean of the types and of the three thin ones, averaged over
+seeds, and the difference to another method with its 95 % interval.
 
 DATA is a data set whose images already have the size of the maps to be judged (bench/tools/squeeze.py), or with
 ``--own-size`` any: each map is enlarged to its image and judged there.
@@ -44,12 +45,13 @@ def fit(given: argparse.Namespace) -> None:
         if own and not known and own != "default":
             raise SystemExit(f"{asked}: there is no such preset")
         for seed in given.seeds:
-            target = given.out / f"{asked.replace(':', '_')}-{seed}.npz"
+            name = asked.replace(":", "_") + (f"_{given.engine}" if given.engine != "auto" else "")
+            target = given.out / f"{name}-{seed}.npz"
             if target.exists():
                 continue
             detector = build(method, preset if known else None, settings)
             began, cpu_began = time.perf_counter(), time.process_time()
-            detector.fit(dataset.train, calibrate=0, seed=seed)
+            detector.fit(dataset.train, calibrate=0, seed=seed, engine=given.engine)
             fit_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
             detector.predict(dataset.test[:1])
             began = time.perf_counter()
@@ -115,6 +117,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--preset", default="quick")
+    parser.add_argument("--engine", default="auto", choices=("auto", "openvino", "bfloat16", "torch"))
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--against", default="patchcore")
     parser.add_argument("--repeats", type=int, default=1000)

@@ -7,7 +7,8 @@ of them with a painted hole as the defective ones. Both tools get the same folde
 test folder too, so that prediction is timed on more than a few), EfficientNet-Lite0 with the same weights, the same
 three layers, 100 channels and 256 px, and 16 images at once. Neither imports nor the building of the network are
 counted: ours fits twice, and the second goes on with the network and the engine of the first, as the peer's timer
-begins once its network is built. That set-up is ``set_up_s``. Of three predictions the median counts.
+begins once its network is built. That set-up is ``set_up_s``. Of three predictions the median counts. Where the CPU has
+bfloat16, ours is measured with the backbone in that precision, too.
 Memory is the peak resident set of a process of its own that fits that many of the images and judges all test images; on
 folders with fewer images it is left out. Without a peer only our figures are measured.
 """
@@ -25,12 +26,26 @@ import torch
 from PIL import Image
 
 import pickglass as pg
-from bench.harness import Case, Record, Suite, add_peer, apart, markdown, rate, run_peer, seconds, shared_folder
+from bench.harness import (
+    Case,
+    Record,
+    Suite,
+    add_peer,
+    apart,
+    engines,
+    in_precision,
+    markdown,
+    rate,
+    run_peer,
+    seconds,
+    shared_folder,
+)
 from bench.harness.processes import peak_mb
 from pickglass.data import paint
 from pickglass.features import FeatureExtractor
 from pickglass.features.engine import BackboneEngine
 from pickglass.methods.padim import PaDiM
+from pickglass.runtime.compute import EngineName
 from pickglass.testing import textures
 
 LAYERS = {"stage2": "blocks.1", "stage3": "blocks.2", "stage5": "blocks.4"}  # ours: the peer's
@@ -62,18 +77,19 @@ def detector() -> PaDiM:
     return PaDiM(layers=list(LAYERS), dims=DIMS, size=SIZE)
 
 
-def ours(folder: Path) -> Figures:
+def ours(folder: Path, engine: EngineName) -> Figures:
     data = pg.load_dataset(folder)
+    image = torch.from_numpy(textures(1, SIZE)[0]).permute(2, 0, 1)[None] / 255  # (1, 3, H, W)
 
     def set_up() -> None:
-        BackboneEngine(FeatureExtractor("efficientnet_lite0", list(LAYERS)), "cpu")(torch.zeros(1, 3, SIZE, SIZE))
+        BackboneEngine(FeatureExtractor("efficientnet_lite0", list(LAYERS)), "cpu", engine)(image)
 
     set_up()  # imports
     set_up_s = seconds(set_up)
     found = detector()
     for _ in range(2):
-        fit_s = seconds(lambda: found.fit(data, calibrate=0, batch=BATCH))
-    speed = rate(len(data.test), lambda: found.predict(data.test, batch=BATCH))
+        fit_s = seconds(lambda: found.fit(data, calibrate=0, batch=BATCH, engine=engine))
+    speed = rate(len(data.test), lambda: found.predict(data.test, batch=BATCH, engine=engine))
     return {"fit_s": fit_s, "set_up_s": set_up_s, "images_per_s": speed, **found.provenance.details}
 
 
@@ -94,12 +110,13 @@ def peer(folder: Path, python: Path) -> Figures:
 def compare(data: Path, scratch: Path, given: argparse.Namespace) -> Figures:
     folder = shared_folder(data, scratch / "all" / data.name)
     images = len(list((folder / "train").rglob("*.*")))
-    result: Figures = {"n_images": images, "ours": ours(folder), "rss_mb": {}}
+    result: Figures = {"n_images": images, "rss_mb": {}}
+    result["ours"] = {engine: ours(folder, engine) for engine in engines()}
     if given.peer_python:
-        result["peer"] = peer(folder, given.peer_python)
+        other = result["peer"] = peer(folder, given.peer_python)
         result["times_faster"] = {
-            "fit": result["peer"]["fit_s"] / result["ours"]["fit_s"],
-            "predict": result["ours"]["images_per_s"] / result["peer"]["images_per_s"],
+            engine: {"fit": other["fit_s"] / own["fit_s"], "predict": own["images_per_s"] / other["images_per_s"]}
+            for engine, own in result["ours"].items()
         }
     for n in (n for n in given.memory if n <= images):
         few = shared_folder(data, scratch / str(n) / data.name, n)
@@ -132,12 +149,12 @@ def table(rows: list[Record]) -> str:
     """Both sides where the peer was there."""
     lines = []
     for row in (row for row in rows if "peer" in row):
-        name = f"{row['images']} PNG of {row['pixels']} px" if "pixels" in row else f"{row['n_images']} {row['data']}"
-        for what, unit in (("fit", "s"), ("predict", "images/s")):
-            own = [row[side]["fit_s" if what == "fit" else "images_per_s"] for side in ("peer", "ours")]
-            lines.append(
-                [f"PaDiM {what}, {name}", *(f"{v:.1f} {unit}" for v in own), f"{row['times_faster'][what]:.1f}"]
-            )
+        data = f"{row['images']} PNG of {row['pixels']} px" if "pixels" in row else f"{row['n_images']} {row['data']}"
+        for engine, own in row["ours"].items():
+            for what, key, unit in (("fit", "fit_s", "s"), ("predict", "images_per_s", "images/s")):
+                both = [f"{side[key]:.1f} {unit}" for side in (row["peer"], own)]
+                times = f"{row['times_faster'][engine][what]:.1f}"
+                lines.append([f"PaDiM {what}, {data}{in_precision(engine)}", *both, times])
     return markdown(["what", "peer", "pickglass", "times faster"], lines)
 
 

@@ -4,8 +4,8 @@
 
 Both tools get the same folder (the training images stand in its test folder too, so that prediction is timed on more
 than a few), the same weights and 256 px; imports are not counted, the peer's coreset is timed inside its fit. Ours runs
-twice: the second fit finds the libraries loaded, as the peer's timer does. Without a peer only our figures are
-measured.
+twice: the second fit finds the libraries loaded, as the peer's timer does. Where the CPU has bfloat16, ours is measured
+with the backbone in that precision, too. Without a peer only our figures are measured.
 """
 
 from __future__ import annotations
@@ -19,11 +19,25 @@ from typing import Any
 from unittest.mock import patch
 
 import pickglass as pg
-from bench.harness import Case, Record, Suite, add_peer, markdown, only_set, rate, run_peer, seconds, shared_folder
+from bench.harness import (
+    Case,
+    Record,
+    Suite,
+    add_peer,
+    engines,
+    in_precision,
+    markdown,
+    only_set,
+    rate,
+    run_peer,
+    seconds,
+    shared_folder,
+)
 from pickglass.nn.search.coreset import Coreset, greedy_coreset
+from pickglass.runtime.compute import EngineName
 
 
-def ours(folder: Path, ratio: float) -> dict[str, float]:
+def ours(folder: Path, ratio: float, engine: EngineName) -> dict[str, float]:
     data = pg.load_dataset(folder)
     coreset_s: list[float] = []
 
@@ -36,22 +50,26 @@ def ours(folder: Path, ratio: float) -> dict[str, float]:
     detector = pg.PatchCore(ratio=ratio, size=256)
     with patch("pickglass.methods.patchcore.greedy_coreset", timed):  # the peer's coreset is timed inside its fit, too
         for _ in range(2):
-            fit_s = seconds(lambda: detector.fit(data, calibrate=0))
+            fit_s = seconds(lambda: detector.fit(data, calibrate=0, engine=engine))
     bank = detector.provenance.details["bank"]
-    speed = rate(len(data.test), lambda: detector.predict(data.test, batch=16))
+    speed = rate(len(data.test), lambda: detector.predict(data.test, batch=16, engine=engine))
     return {"coreset_s": coreset_s[-1], "fit_s": fit_s, "images_per_s": speed, "bank": bank}
 
 
 def measured(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = shared_folder(given.data, Path(scratch) / given.data.name)
-        result: dict[str, Any] = {"images": len(pg.load_dataset(folder).train), "ours": ours(folder, given.ratio)}
+        result: dict[str, Any] = {"images": len(pg.load_dataset(folder).train)}
+        result["ours"] = {engine: ours(folder, given.ratio, engine) for engine in engines()}
         if given.peer_python:
-            result["peer"] = run_peer(given.peer_python, folder, "--ratio", given.ratio)
+            peer = result["peer"] = run_peer(given.peer_python, folder, "--ratio", given.ratio)
             result["times_faster"] = {
-                "coreset": result["peer"]["coreset_s"] / result["ours"]["coreset_s"],
-                "fit": result["peer"]["fit_s"] / result["ours"]["fit_s"],
-                "predict": result["ours"]["images_per_s"] / result["peer"]["images_per_s"],
+                engine: {
+                    "coreset": peer["coreset_s"] / own["coreset_s"],
+                    "fit": peer["fit_s"] / own["fit_s"],
+                    "predict": own["images_per_s"] / peer["images_per_s"],
+                }
+                for engine, own in result["ours"].items()
             }
     return result
 
@@ -70,14 +88,16 @@ def table(rows: list[Record]) -> str:
     """Both sides where the peer was there."""
     lines = []
     for row in (row for row in rows if "peer" in row):
-        name = f"{row['images']} images of {row['data']}, a bank of {row['ours']['bank']:,}"
-        for what, key, unit in (
-            ("greedy coreset", "coreset", "s"),
-            ("PatchCore fit", "fit", "s"),
-            ("PatchCore predict", "predict", "images/s"),
-        ):
-            own = [row[side]["images_per_s" if key == "predict" else f"{key}_s"] for side in ("peer", "ours")]
-            lines.append([f"{what}, {name}", *(f"{v:.2f} {unit}" for v in own), f"{row['times_faster'][key]:.1f}"])
+        for engine, own in row["ours"].items():
+            name = f"{row['images']} images of {row['data']}, a bank of {own['bank']:,}{in_precision(engine)}"
+            for what, key, unit in (
+                ("greedy coreset", "coreset", "s"),
+                ("PatchCore fit", "fit", "s"),
+                ("PatchCore predict", "predict", "images/s"),
+            ):
+                both = [side["images_per_s" if key == "predict" else f"{key}_s"] for side in (row["peer"], own)]
+                times = f"{row['times_faster'][engine][key]:.1f}"
+                lines.append([f"{what}, {name}", *(f"{v:.2f} {unit}" for v in both), times])
     return markdown(["what", "peer", "pickglass", "times faster"], lines)
 
 

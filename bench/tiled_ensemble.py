@@ -33,14 +33,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.harness import Case, Record, Suite, add_peer, apart, markdown, peak_mb, run_peer
+from bench.harness import Case, Record, Suite, add_peer, apart, engines, markdown, peak_mb, run_peer
 from pickglass.app.fit import build
 from pickglass.app.testing.evaluate import evaluate
 from pickglass.data import Dataset, load_dataset, load_datasets, paint, read_mask
 from pickglass.data.painting.cloth import Cloth, weave
 from pickglass.data.painting.defects import Kind
 from pickglass.features.backbones.registry import find_backbone
-from pickglass.features.engine import has_bfloat16
 from pickglass.methods import METHODS
 from pickglass.runtime.compute import EngineName
 
@@ -118,8 +117,7 @@ def twelve_megapixels(folder: str, method: str) -> dict[str, Any]:
 
 
 def against_the_peer(data: Path, python: Path | None) -> dict[str, Any]:
-    engines: list[EngineName] = ["openvino", "bfloat16"] if has_bfloat16() else ["openvino"]
-    result: dict[str, Any] = {"ours": {engine: apart(timed, data, engine) for engine in engines}}
+    result: dict[str, Any] = {"ours": {engine: apart(timed, data, engine) for engine in engines()}}
     if python is not None:
         theirs = run_peer(python, data.resolve(), "out", script=PEER)
         ratios = {e: {k: theirs[k] / own[k] for k in ("fit_s", "evaluate_s")} for e, own in result["ours"].items()}

@@ -19,18 +19,19 @@ from pickglass.app.label import LabelRequest, label, labelled
 from pickglass.app.predict import predict
 from pickglass.cli.main import main
 from pickglass.data import DataSource, Preprocess, Row, Table, paint
-from pickglass.detectors.naming import Namer, fit_namer, found_regions, pooled, projections, unfolded
+from pickglass.detectors.naming import Namer, fit_namer, found_regions, on_tiles, pooled, projections
 from pickglass.detectors.naming_fit import cross_validated, probability_threshold, regression
 from pickglass.detectors.tiling import Tiles, TileSettings
 from pickglass.errors import DataError, InputError, MissingExtra, UnknownName
 from pickglass.features.batch import Batch
 from pickglass.nn.pooling import (
+    Pooling,
     canvas_shares,
     cell_weights,
     peak_region,
     random_signs,
-    region_mean,
     region_pairs,
+    region_sum,
     signed_root,
 )
 from pickglass.runtime.compute import ComputeOptions
@@ -56,7 +57,7 @@ def test_pooling_agrees_with_literal_loops() -> None:
                     total += share
                     mean += share * x
                     pairs += share * np.outer(x, x)
-        found = region_mean(torch.from_numpy(level), torch.from_numpy(weights))[b].numpy()
+        found = region_sum(torch.from_numpy(level), torch.from_numpy(weights))[b].numpy()
         assert found == pytest.approx(mean / total)
         upper = [pairs[i, j] * (1 if i == j else 2**0.5) / total for i in range(4) for j in range(i, 4)]
         assert region_pairs(torch.from_numpy(level), torch.from_numpy(weights))[b].numpy() == pytest.approx(upper)
@@ -101,11 +102,26 @@ def test_tiles_give_the_region_the_features_that_the_whole_image_gives() -> None
     canvas = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     shares = torch.zeros(2, 16, 16)
     shares[0, 5:12, 6:9], shares[1, 0, 15] = 1, 0.25
-    whole = Batch((canvas[:, None],))
-    cut = Batch((tiles.cut(canvas),))
-    expected = pooled(*unfolded(whole, None, shares), "average", [None])
-    assert pooled(*unfolded(cut, tiles, shares), "average", [None]).numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+    whole, cut = Batch((canvas[:, None],)), Batch((tiles.cut(canvas),))
+    both = range(2)
+    expected = pooled([on_tiles(whole, None, both, shares)], "average", [None])
+    found = pooled([on_tiles(cut, tiles, both, shares)], "average", [None])
+    assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
     assert expected[1].numpy() == pytest.approx(canvas[1, :, 0, 15].numpy())
+    second = pooled([on_tiles(cut, tiles, [1], shares[1:])], "average", [None])
+    assert second[0].numpy() == pytest.approx(expected[1].numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["average", "bilinear"])
+def test_tiles_one_after_the_other_are_pooled_as_all_at_once(pooling: Pooling) -> None:
+    rng = torch.Generator().manual_seed(0)
+    level, shares = torch.randn(1, 5, 3, 4, 4, generator=rng), torch.rand(1, 5, 8, 8, generator=rng)
+    at_once = pooled([([level], shares)], pooling, [None])
+    parts = [([level[:, i : i + 2]], shares[:, i : i + 2]) for i in range(0, 5, 2)]
+    assert pooled(parts, pooling, [None]).numpy() == pytest.approx(at_once.numpy(), abs=1e-6)
+    for nothing in ([], [([level], torch.zeros_like(shares))]):
+        with pytest.raises(ValueError, match="an empty region has no features"):
+            pooled(nothing, pooling, [None])
 
 
 # -- the classifier ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 import pickglass as pg
-from pickglass.data import Row
+from pickglass.app.label import label, read_regions
+from pickglass.data import Row, Table, paint
 from pickglass.detectors import loading
 from pickglass.detectors.drift_sample import DriftSample, describe
 from pickglass.detectors.fitting import FitPlan, prepare
@@ -44,6 +46,60 @@ def test_parts_of_an_image_say_what_all_tiles_at_once_do(
     np.testing.assert_allclose(in_parts.scores, at_once.scores, rtol=1e-6)
     for a, b in zip(in_parts.maps, at_once.maps, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_a_combination_says_of_parts_what_it_says_of_all_tiles_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = ["padim", {"method": "patchcore", "scale": 0.5}]
+    detector = pg.Combined(parts, size=96, **RESNET).tiled(tile=32, stride=32, heads=1)
+    detector.fit(list(textures(8, 96)), calibrate=0.5, engine="torch")
+    asked = list(textures(2, 96, seed=1))
+    at_once = detector.predict(asked, engine="torch")
+    monkeypatch.setattr(loading, "_TILES_AT_ONCE", 4)
+    batches: list[Any] = []
+    scores = pg.PatchCore.score
+    monkeypatch.setattr(pg.PatchCore, "score", lambda own, batch: batches.append(batch) or scores(own, batch))
+    in_parts = detector.predict(asked, engine="torch")
+    assert {batch.levels[0].shape[0] for batch in batches} == {4, 1}  # of nine tiles
+    np.testing.assert_allclose(in_parts.scores, at_once.scores, rtol=1e-3)
+    for a, b in zip(in_parts.maps, at_once.maps, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(np.abs(b).max()))
+
+
+def test_defects_of_parts_are_named_as_those_of_all_tiles_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    examples = []
+    for i, image in enumerate(textures(14, 96, seed=5)):
+        kind = "hole" if i % 2 else "scratch"
+        painted = paint(np.ascontiguousarray(image), kind, 28, rng, contrast=2.5)
+        examples.append(Row(f"{i}.png", label=1, defect=kind, pixels=painted.image, mask=painted.mask, group=str(i)))
+    detector = pg.PatchCore(size=96, ratio=0.05, **RESNET).tiled(tile=32, stride=32, heads=1)
+    compute = ComputeOptions(engine="torch")
+    path = detector.fit(textures(8, 96), calibrate=0, engine="torch").save(tmp_path / "model.safetensors")
+    label(path, Table(examples), compute=compute)
+    detector = pg.load(path)
+    assert isinstance(detector, pg.Detector)
+    detector.set_thresholds(image=0.0)  # all are bad
+
+    def read() -> tuple[Any, list[Any]]:
+        regions = read_regions(detector, Table(examples), "bilinear", [0], 0, compute)
+        return regions, [one.named for one in detector.predict(Table(examples[:4]), engine="torch")]
+
+    regions, names = read()
+    monkeypatch.setattr(loading, "_TILES_AT_ONCE", 2)
+    asked: list[int] = []
+    of_tiles = loading._batch_of_tiles
+    monkeypatch.setattr(
+        loading, "_batch_of_tiles", lambda cut, *given: asked.append(cut.shape[1]) or of_tiles(cut, *given)
+    )
+    again, found = read()
+    assert max(asked) == 2
+    for own, other in ((again.marked, regions.marked), (again.seen, regions.seen)):
+        np.testing.assert_allclose(own.numpy(), other.numpy(), rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+    assert again.found == regions.found
+    assert None not in (*names, *found)
+    assert [one.probability for one in found] == pytest.approx([one.probability for one in names], abs=1e-2)
 
 
 def test_a_broken_image_among_parts_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

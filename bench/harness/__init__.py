@@ -5,6 +5,7 @@ Nothing here imports pickglass or torch before a case asks for it: parts of a su
 
 from bench.harness.data import add_data, add_sets, only_set, shared_folder
 from bench.harness.peer import add_peer, run_peer
+from bench.harness.precisions import engines, in_precision
 from bench.harness.processes import apart, apart_or_error, peak_mb
 from bench.harness.records import Record
 from bench.harness.suite import Case, Suite
@@ -22,6 +23,8 @@ __all__ = [
     "apart_or_error",
     "best",
     "differences",
+    "engines",
+    "in_precision",
     "interval",
     "markdown",
     "middle",

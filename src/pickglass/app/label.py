@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +27,10 @@ from pickglass.data.tables.layouts.names import MASK_FOLDERS, split_of
 from pickglass.data.tables.layouts.tables import grouped
 from pickglass.data.tables.layouts.tree import walk
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.loading import LoadedBatch
-from pickglass.detectors.naming import Namer, fit_namer, pooled, projections, unfolded
+from pickglass.detectors.fitting import judged_batch
+from pickglass.detectors.loading import FeatureLoader, LoadedBatch
+from pickglass.detectors.naming import Namer, OnTiles, fit_namer, on_tiles, pooled, projections
 from pickglass.errors import DataError, Failure, ImageError, InputError, UnknownName
-from pickglass.features.batch import Batch
 from pickglass.methods import load
 from pickglass.nn.pooling import Pooling, canvas_shares
 from pickglass.runtime.compute import ComputeOptions, Progress
@@ -208,15 +208,19 @@ def read_regions(
     seen: list[Tensor] = []
     broken: list[Failure] = []
     found = done = 0
-    for loaded in loader.batches(table):
-        broken += [Failure(item.row.path, item.error) for item in loaded.items if item.error is not None]
-        if loaded.batch is not None:
-            regions = detector.regions(detector.judge(loaded.batch)[1].cpu().numpy())
+    for loaded in loader.batches(table, features=not loader.in_parts):
+        broken += loaded.failures
+        if loaded.sound:
+            with torch.no_grad():
+                _, (_, maps, _) = judged_batch(detector, loader, loaded)
+            regions = detector.regions(maps.cpu().numpy())
             truth, failures = _marked(loaded, detector, regions, running.max_pixels)
             broken += failures
             found += int((truth * regions).flatten(1).any(1).sum())
             for shares, kept in ((truth, marked), (regions, seen)):
-                kept.append(_pooled(loaded.batch, detector, shares, pooling, levels, signs))
+                for parts in _regions_of(loaded, loader, detector, shares):
+                    read = (([own[i] for i in levels], share) for own, share in parts)
+                    kept.append(pooled(read, pooling, signs))
         done += len(loaded.items)
         if progress is not None:
             progress("reading examples", done, len(table))
@@ -229,7 +233,7 @@ def _marked(
     loaded: LoadedBatch, detector: Detector, regions: Tensor, max_pixels: int = MAX_PIXELS
 ) -> tuple[Tensor, list[Failure]]:
     """Return the regions (B, H, W) that the masks mark, or that the detector finds where there is no mask."""
-    marked, broken = regions.clone(), []
+    marked, broken = regions.float(), []
     for i, item in enumerate(loaded.sound):
         try:
             mask = item.row.truth(item.size, max_pixels)
@@ -246,16 +250,14 @@ def _marked(
     return marked, broken
 
 
-def _pooled(
-    batch: Batch,
-    detector: Detector,
-    regions: Tensor,
-    pooling: Pooling,
-    levels: Sequence[int],
-    signs: Sequence[Tensor | None],
-) -> Tensor:
-    read, shares = unfolded(batch, detector.tiles, regions)
-    return pooled([read[i] for i in levels], shares, pooling, signs)
+def _regions_of(
+    loaded: LoadedBatch, loader: FeatureLoader, detector: Detector, shares: Tensor
+) -> Iterator[Iterable[OnTiles]]:
+    """Yield what is pooled together: all images of a batch, or each of those that are read in parts by itself."""
+    if loaded.batch is not None:
+        yield [on_tiles(loaded.batch, detector.tiles, range(len(shares)), shares)]
+    else:
+        yield from map(loader.region_parts, loaded.values, shares)
 
 
 def _result(namer: Namer, model: str) -> LabelResult:

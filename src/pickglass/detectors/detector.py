@@ -22,7 +22,7 @@ from typing_extensions import Unpack
 
 from pickglass.calibration import Calibration, Change
 from pickglass.calibration.promises import set_by_hand
-from pickglass.data import Channels, Row, Table, as_table, fingerprint, image_digest, known_names
+from pickglass.data import Channels, Prepared, Row, Table, as_table, fingerprint, image_digest, known_names
 from pickglass.detectors.fitting import (
     FitObserver,
     FitPlan,
@@ -42,7 +42,7 @@ from pickglass.detectors.fitting import (
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch, canvas_batch, silent
 from pickglass.detectors.method import Judged, Method
 from pickglass.detectors.modelfile import model_id, save
-from pickglass.detectors.naming import found_regions, unfolded
+from pickglass.detectors.naming import OnTiles, found_regions, on_tiles
 from pickglass.detectors.tiling import TileParts
 from pickglass.errors import DataError, Failure, InputError
 from pickglass.features.batch import Batch
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from pickglass.detectors.onnx_graph import InputForm, MapForm
     from pickglass.detectors.precision import Precision
 
-__all__ = ["Detector"]
+__all__ = ["Detector", "judged_by_each"]
 
 Self = TypeVar("Self", bound="Detector")
 
@@ -339,7 +339,7 @@ class Detector(Method, OutlierScores):
         if any(tensor.device != where for tensor in self.state_dict().values()):
             self.to(device)
         name = compute.engine
-        if name == "auto" and self.provenance.engine == "bfloat16" and device == "cpu" and has_bfloat16():
+        if name == "auto" and self.provenance.engine == "bfloat16" and has_bfloat16(device):
             name = "bfloat16"  # its scores and thresholds are of features in that precision
         engine = self._engine
         if engine is None or (engine.extractor, engine.device, engine.wanted) != (self.network, device, name):
@@ -391,9 +391,8 @@ class Detector(Method, OutlierScores):
         """
         rows = self._rows(data, channels)
         loader = self.loader(ComputeOptions(**compute))
-        in_parts = loader.in_parts and self.judges_in_parts and self.namer is None
         done = 0
-        for loaded in loader.batches(rows, features=not in_parts):
+        for loaded in loader.batches(rows, features=not loader.in_parts):
             for item in self._found(loaded, loader):
                 done += 1
                 if progress is not None:
@@ -412,10 +411,11 @@ class Detector(Method, OutlierScores):
         results: Iterator[tuple[float, Any, Named | None]] = iter(())
         if loaded.batch is not None:
             scores, maps = self.judge(loaded.batch)
-            arrays = maps.cpu().numpy()
-            results = iter(zip(scores.tolist(), arrays, self._names(loaded.batch, scores, arrays), strict=True))
+            arrays, batch = maps.cpu().numpy(), loaded.batch
+            names = self._names(scores, arrays, lambda bad, regions: [on_tiles(batch, self.tiles, bad, regions)])
+            results = iter(zip(scores.tolist(), arrays, names, strict=True))
         elif loaded.sound:
-            results = (self._from_parts(loader.parts_of(value)) for value in loaded.values)
+            results = (self._from_parts(loader, value) for value in loaded.values)
         for item in loaded.items:
             if item.error is not None:
                 yield Failure(item.row.path, item.error)
@@ -435,8 +435,16 @@ class Detector(Method, OutlierScores):
                 named,
             )
 
-    def _names(self, batch: Batch, scores: Tensor, maps: np.ndarray) -> list[Named | None]:
-        """Name the types of the defects; None for parts that are judged good, and where no types were taught."""
+    def _names(
+        self, scores: Tensor, maps: np.ndarray, features: Callable[[list[int], Tensor], Iterable[OnTiles]]
+    ) -> list[Named | None]:
+        """Name the types of the defects; None for parts that are judged good, and where no types were taught.
+
+        Args:
+            scores: (B,) of the images.
+            maps: (B, h, w).
+            features: called with which images are bad, b of them, and their regions (b, H, W).
+        """
         calibration = self.calibration
         if self.namer is None:
             return [None] * len(scores)
@@ -445,8 +453,7 @@ class Detector(Method, OutlierScores):
         ]
         if not bad:
             return [None] * len(scores)
-        levels, shares = unfolded(batch, self.tiles, self.regions(maps))
-        names = dict(zip(bad, self.namer.names([level[bad] for level in levels], shares[bad]), strict=True))
+        names = dict(zip(bad, self.namer.names(features(bad, self.regions(maps[bad]))), strict=True))
         return [names.get(i) for i in range(len(scores))]
 
     def current_calibration(self) -> Calibration | None:
@@ -482,7 +489,7 @@ class Detector(Method, OutlierScores):
         return new
 
     def regions(self, maps: np.ndarray) -> Tensor:
-        """Return the region of the highest peak of each map (B, h, w) at the pixel threshold, (B, H, W) in 0..1."""
+        """Return where the highest peak of each map (B, h, w) is above the pixel threshold, (B, H, W) uint8, 0 or 1."""
         limit = self.calibration.pixel_threshold if self.calibration else None
         return found_regions(maps, limit, self.input_size)
 
@@ -500,26 +507,18 @@ class Detector(Method, OutlierScores):
         answer = self.score(own) if units is None else self.score_left_out(own, units)
         return self._joined(*answer, own.keep)
 
-    @property
-    def judges_in_parts(self) -> bool:
-        """Whether there is one method alone, which looks at each tile by itself."""
-        return set(self.components.values()) == {self}
-
     @torch.no_grad()
     def judged_in_parts(self, parts: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Judge one image of very many tiles, a few at a time; see the hook of the same name."""
-        scores, maps, kept = [], [], []
-        for part in parts:
-            answer = self.score(self.own(part))
-            scores.append(answer[0])  # (T', 1)
-            maps.append(answer[1])  # (T', 1, h, w)
-            if part.keep is not None:
-                kept.append(part.keep)
-        return self._joined(torch.cat(scores), torch.cat(maps), torch.cat(kept) if kept else None)
+        (answer,) = judged_by_each([self], parts)
+        return answer
 
-    def _from_parts(self, parts: Iterable[Batch]) -> tuple[float, np.ndarray, None]:
-        score, whole, _ = self.judged_in_parts(parts)
-        return float(score), whole[0].cpu().numpy(), None
+    def _from_parts(self, loader: FeatureLoader, value: Prepared) -> tuple[float, np.ndarray, Named | None]:
+        """Judge an image of very many tiles; its features are read once more where its defect is named."""
+        score, whole, _ = self.judged_in_parts(loader.parts_of(value))
+        maps = whole.cpu().numpy()
+        (named,) = self._names(score, maps, lambda _, regions: loader.region_parts(value, regions[0]))
+        return float(score), maps[0], named
 
     def own(self, batch: Batch) -> Batch:
         """Return what it reads of a batch that others read, too."""
@@ -715,3 +714,24 @@ class Detector(Method, OutlierScores):
             max_loss=max_loss,
             progress=progress,
         )
+
+
+def judged_by_each(methods: Sequence[Detector], parts: Iterable[Batch]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Judge one image of very many tiles, a few at a time, by each of several methods that read the same parts.
+
+    Returns:
+        A method: what its ``judged`` says of the whole image, with B = 1.
+    """
+    answers: list[list[tuple[Tensor, Tensor]]] = [[] for _ in methods]
+    kept: list[Tensor] = []
+    for part in parts:
+        for method, own in zip(methods, answers, strict=True):
+            own.append(method.score(method.own(part)))  # (T', 1) and (T', 1, h, w)
+        if part.keep is not None:
+            kept.append(part.keep)
+    keep = torch.cat(kept) if kept else None
+    joined = []
+    for method, own in zip(methods, answers, strict=True):
+        scores, maps = (torch.cat(tiles) for tiles in zip(*own, strict=True))
+        joined.append(method._joined(scores, maps, keep))
+    return joined

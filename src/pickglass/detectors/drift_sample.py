@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from pickglass.calibration.drift import ImageFacts, Sample, image_facts
 from pickglass.data import Table, as_table, known_names
 from pickglass.detectors.detector import Detector
-from pickglass.detectors.fitting import FitObserver, judged_batch, reads_in_parts
+from pickglass.detectors.fitting import FitObserver, judged_batch
 from pickglass.detectors.loading import FeatureLoader, LoadedBatch, silent
 from pickglass.detectors.method import Method
 from pickglass.errors import Failure
@@ -90,8 +90,7 @@ def describe(
     table = detector.provenance.within_regions(as_table(data, role="test"))
     sample, failures, done = DriftSample(), [], 0
     loader = detector.loader(ComputeOptions(**compute))
-    whole = not reads_in_parts(loader, [detector])
-    for loaded in loader.batches(table, features=whole):
+    for loaded in loader.batches(table, features=not loader.in_parts):
         failures += loaded.failures
         if loaded.sound:
             with torch.no_grad():

@@ -87,7 +87,6 @@ __all__ = [
     "numbered",
     "peaks_of",
     "prepare",
-    "reads_in_parts",
     "teach",
 ]
 
@@ -899,7 +898,7 @@ class Judge:
         """
         numbers = torch.tensor(numbered(rows) if units is None else units)
         parts: dict[Method, list[tuple[Tensor, Tensor, Tensor]]] = {method: [] for method in methods}
-        whole = leave_out or not reads_in_parts(self.loader, methods)
+        whole = leave_out or not self.loader.in_parts
         done = 0
         for loaded in self.loader.sound_batches(rows, silent, features=whole):
             own = numbers[done : done + len(loaded.items)]
@@ -913,11 +912,6 @@ class Judge:
                 observer.judged(loaded, parts[methods[0]][-1][0])
         joined = {method: map(torch.cat, zip(*of, strict=True)) for method, of in parts.items()}
         return {method: Judged(rows, numbers, *of) for method, of in joined.items()}
-
-
-def reads_in_parts(loader: FeatureLoader, methods: Sequence[Method]) -> bool:
-    """Say whether images have so many tiles that the methods judge them from a few at a time."""
-    return loader.in_parts and all(method.judges_in_parts for method in methods)
 
 
 def judged_batch(

@@ -218,19 +218,42 @@ class FeatureLoader:
 
         So memory holds the pixels of the image, as many bytes as the file has, and the features of 64 tiles.
         """
-        if self.tiles is None:
-            raise RuntimeError("an image without tiles has no parts")
-        images, keep = self._canvases([value])
-        for first in range(0, self.tiles.n, _TILES_AT_ONCE):
-            positions = range(first, min(first + _TILES_AT_ONCE, self.tiles.n))
-            cut, kept = _cut(images, keep, self.tiles, positions)
-            part = _batch_of_tiles(self._lit(cut), kept, self.engine, self.reads, self.fusion)
+        for part in self._parts(value, range(self._tiles.n)):
             own = Batch(
                 tuple(level.transpose(0, 1) for level in part.levels),
                 None if part.images is None else part.images.transpose(0, 1),
                 None if part.keep is None else part.keep.transpose(0, 1),
             )
             yield on_device(own, self.engine.device, self.engine)
+
+    def region_parts(self, value: Prepared, shares: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        """Yield the tiles of a prepared image that a region touches, 64 at a time, and its shares on them.
+
+        Args:
+            value: the image.
+            shares: (H, W) of the canvas, 0 outside the region.
+
+        Yields:
+            Per level (1, T', C, h, w), and (1, T', H', W').
+        """
+        boxes = self._tiles.tiling.boxes
+        touched = [p for p, (x, y, w, h) in enumerate(boxes) if bool(shares[y : y + h, x : x + w].any())]
+        for first, part in enumerate(self._parts(value, touched)):
+            own = touched[first * _TILES_AT_ONCE :][:_TILES_AT_ONCE]
+            yield part.levels, self._tiles.cut(shares[None, None], own)[:, :, 0]
+
+    @property
+    def _tiles(self) -> Tiles:
+        if self.tiles is None:
+            raise RuntimeError("an image without tiles has no parts")
+        return self.tiles
+
+    def _parts(self, value: Prepared, positions: Sequence[int]) -> Iterator[Batch]:
+        """Yield some tiles of a prepared image, 64 at a time, (1, T', ...)."""
+        images, keep = self._canvases([value])
+        for first in range(0, len(positions), _TILES_AT_ONCE):
+            cut, kept = _cut(images, keep, self._tiles, positions[first : first + _TILES_AT_ONCE])
+            yield _batch_of_tiles(self._lit(cut), kept, self.engine, self.reads, self.fusion)
 
     def _canvases(self, values: Sequence[Prepared]) -> tuple[Tensor, Tensor | None]:
         """Put prepared images side by side, turned as they are to be read: (B, 3, H, W), and what counts, (B, H, W)."""
@@ -276,7 +299,7 @@ def canvas_batch(
 
 
 def _cut(
-    images: Tensor, keep: Tensor | None, tiles: Tiles | None, positions: range | None
+    images: Tensor, keep: Tensor | None, tiles: Tiles | None, positions: Sequence[int] | None
 ) -> tuple[Tensor, Tensor | None]:
     """Cut canvases (B, 3, H, W) into the tiles of some positions, (B, T, 3, h, w), and what counts, (B, T, h, w)."""
     if tiles is None:

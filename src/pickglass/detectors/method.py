@@ -229,18 +229,13 @@ class Method(Configured, ABC):
                 are judged as any other.
         """
 
-    @property
-    def judges_in_parts(self) -> bool:
-        """Whether :meth:`judged_in_parts` can judge."""
-        return False
-
+    @abstractmethod
     def judged_in_parts(self, parts: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Judge one image of very many tiles as :meth:`judged` does, from a few of them at a time.
 
         Args:
             parts: the tiles, as :meth:`~pickglass.detectors.loading.FeatureLoader.parts_of` gives them.
         """
-        raise NotImplementedError(f"{type(self).__name__} judges all tiles of an image at once")
 
     def leaves_out(self, units: Sequence[int]) -> bool:
         """Say whether :meth:`score_left_out` can judge images of these units once they were learned.

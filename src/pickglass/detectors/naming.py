@@ -26,7 +26,7 @@ D dimensions of the pooled features.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -42,23 +42,24 @@ from pickglass.errors import InputError
 from pickglass.features.batch import Batch
 from pickglass.nn.pooling import (
     Pooling,
-    cell_weights,
+    cell_shares,
     peak_region,
     random_signs,
-    region_mean,
     region_pairs,
+    region_sum,
     signed_root,
 )
 from pickglass.result import UNKNOWN, Named
 
 __all__ = [
     "Namer",
+    "OnTiles",
     "Settings",
     "fit_namer",
     "found_regions",
+    "on_tiles",
     "pooled",
     "projections",
-    "unfolded",
 ]
 
 _Float = npt.NDArray[np.float64]
@@ -97,41 +98,61 @@ class Settings:
 
 
 def found_regions(maps: npt.NDArray[np.float32], threshold: float | None, canvas: tuple[int, int]) -> Tensor:
-    """Return where a detector sees the defect: maps (B, h, w) -> shares (B, H, W) of the canvas, 0 or 1."""
-    regions = np.stack([peak_region(map_, threshold) for map_ in maps])
-    return F.interpolate(torch.from_numpy(regions)[:, None].float(), size=canvas, mode="nearest-exact")[:, 0]
+    """Return where a detector sees the defect: maps (B, h, w) -> regions (B, H, W) of the canvas, uint8, 0 or 1."""
+    regions = np.stack([peak_region(map_, threshold) for map_ in maps]).astype(np.uint8)
+    return F.interpolate(torch.from_numpy(regions)[:, None], size=canvas, mode="nearest-exact")[:, 0]
 
 
-def unfolded(batch: Batch, tiles: Tiles | None, shares: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Return a batch's levels (B, T, C, h, w), and the shares (B, H, W) of a region on its tiles, (B, T, H', W')."""
+OnTiles = tuple[Sequence[Tensor], Tensor]
+"""Levels (B, T, C, h, w) of the tiles of images, and the shares of a region on them, (B, T, H', W')."""
+
+
+def on_tiles(batch: Batch, tiles: Tiles | None, images: Sequence[int], shares: Tensor) -> OnTiles:
+    """Return the levels of some images of a batch tile by tile, and the shares of their regions on the tiles.
+
+    Args:
+        batch: B images.
+        tiles: those of the canvas; None: it is the one tile.
+        images: which b of the images are wanted.
+        shares: (b, H, W) of the canvas.
+    """
+    wanted = list(images)
+    own = [(level if tiles is None else tiles.unfold(level))[wanted] for level in batch.levels]
     if tiles is None:
-        return batch.levels, shares[:, None]
-    levels = tuple(tiles.unfold(level) for level in batch.levels)
-    cut = tiles.cut(shares[:, None])[:, :, 0]  # (B, T, H', W')
+        return own, shares[:, None]
+    cut = tiles.cut(shares[:, None])[:, :, 0]  # (b, T, H', W')
     cut[:, tiles.tiling.n :] = 0  # the thumbnail sees at another scale
-    return levels, cut
+    return own, cut
 
 
-def pooled(levels: Sequence[Tensor], shares: Tensor, pooling: Pooling, signs: Sequence[Tensor | None]) -> Tensor:
+def pooled(parts: Iterable[OnTiles], pooling: Pooling, signs: Sequence[Tensor | None]) -> Tensor:
     """Pool the features of a region, one level after the other.
 
     Args:
-        levels: per level (B, T, C, h, w).
-        shares: (B, T, H, W) of the region.
+        parts: all tiles, or some after the others.
         pooling: ``"average"``, or ``"bilinear"`` with signed square root and L2 norm a level.
         signs: per level (2, C, D) for the projection of its pairs; None: all pairs.
 
     Returns:
         (B, D) float32 on the CPU.
+
+    Raises:
+        ValueError: a region is empty.
     """
-    found = []
-    for level, own in zip(levels, signs, strict=True):
-        weights = cell_weights(shares.to(level), (level.shape[3], level.shape[4]))
-        if pooling == "average":
-            found.append(region_mean(level, weights))
-        else:
-            found.append(signed_root(region_pairs(level, weights, own)))
-    return torch.cat(found, dim=1).float().cpu()
+    sums: list[tuple[Tensor, Tensor]] = []  # per level (B, D) and how much the cells weigh, (B,)
+    for levels, shares in parts:
+        own = [_summed(level, shares, pooling, s) for level, s in zip(levels, signs, strict=True)]
+        sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, own, strict=True)] if sums else own
+    if not sums or not all(bool((weight > 0).all()) for _, weight in sums):
+        raise ValueError("an empty region has no features")
+    found = [summed / weight[:, None] for summed, weight in sums]
+    return torch.cat(found if pooling == "average" else [signed_root(own) for own in found], dim=1).float().cpu()
+
+
+def _summed(level: Tensor, shares: Tensor, pooling: Pooling, signs: Tensor | None) -> tuple[Tensor, Tensor]:
+    weights = cell_shares(shares.to(level), (level.shape[3], level.shape[4]))  # (B, T, h, w)
+    summed = region_sum(level, weights) if pooling == "average" else region_pairs(level, weights, signs)
+    return summed, weights.flatten(1).sum(1)
 
 
 def projections(channels: Sequence[int], pooling: Pooling, seed: int) -> list[Tensor | None]:
@@ -158,11 +179,12 @@ class Namer:
         self.settings = settings
         self.tensors = dict(tensors)
 
-    def names(self, levels: Sequence[Tensor], shares: Tensor) -> list[Named]:
-        """Name one region an image, by all levels (B, T, C, h, w) of the detector and the regions (B, T, H, W)."""
+    def names(self, parts: Iterable[OnTiles]) -> list[Named]:
+        """Name one region an image, by all levels of the detector: all tiles, or some after the others."""
         wanted = self.settings.levels
         signs = [self.tensors.get(f"signs.{i}") for i in range(len(wanted))]
-        return self.named(pooled([levels[i] for i in wanted], shares, self.settings.pooling, signs))
+        read = (([levels[i] for i in wanted], shares) for levels, shares in parts)
+        return self.named(pooled(read, self.settings.pooling, signs))
 
     def named(self, features: Tensor) -> list[Named]:
         """Name regions by their pooled features (B, D)."""

@@ -20,6 +20,7 @@ canvas.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -160,7 +161,7 @@ class Tiles(nn.Module):
 
     # -- before the head -----------------------------------------------------------------------------------------------
 
-    def cut(self, images: Tensor, positions: range | None = None) -> Tensor:
+    def cut(self, images: Tensor, positions: Sequence[int] | None = None) -> Tensor:
         """Cut a canvas (B, c, H, W) into the tiles of these positions, all by default: (B, T, c, h, w)."""
         boxes = self.tiling.boxes
         wanted = range(self.n) if positions is None else positions
@@ -180,7 +181,7 @@ class Tiles(nn.Module):
         return torch.stack(tiles, dim=1)
 
     def cut_keep(
-        self, keep: Tensor | None, batch: int, device: torch.device, positions: range | None = None
+        self, keep: Tensor | None, batch: int, device: torch.device, positions: Sequence[int] | None = None
     ) -> Tensor | None:
         """Cut what counts, (B, H, W) bool, into tiles (B, T, h, w); None: everything counts."""
         padded = self.tiling.extent != self.canvas

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from pickglass.data import Table
-from pickglass.detectors.detector import Detector
+from pickglass.detectors.detector import Detector, judged_by_each
 from pickglass.detectors.method import FitContext, Form, Judged, Method
 from pickglass.detectors.plugins import find_method
 from pickglass.errors import DataError, InputError, UnknownName, shortened
@@ -488,6 +488,11 @@ class Combined(Detector):
     def judged(self, batch: Batch, units: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Mix what each part says of the whole images, compared with what is usual for it."""
         return self._mixed([part.judged(batch, units) for part in self.components.values()])
+
+    @torch.no_grad()
+    def judged_in_parts(self, parts: Iterable[Batch]) -> Answer:
+        """Mix what each part says of one image of very many tiles."""
+        return self._mixed(judged_by_each(list(self.components.values()), parts))
 
     def _mixed(self, answers: Sequence[Answer]) -> Answer:
         scores, maps, inside = self._standardised(answers)  # (B, K), (B, K, h, w)

@@ -28,12 +28,13 @@ __all__ = [
     "ChannelAverages",
     "Pooling",
     "canvas_shares",
+    "cell_shares",
     "cell_weights",
     "channel_means",
     "peak_region",
     "random_signs",
-    "region_mean",
     "region_pairs",
+    "region_sum",
     "signed_root",
 ]
 
@@ -76,17 +77,22 @@ def cell_weights(shares: Tensor, grid: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: a region is empty.
     """
-    weights = F.adaptive_avg_pool2d(shares, grid)  # (B, T, h, w)
+    weights = cell_shares(shares, grid)
     total = weights.flatten(1).sum(1)  # (B,)
     if not bool((total > 0).all()):
         raise ValueError("an empty region has no features")
     return weights / total[:, None, None, None]
 
 
-def region_mean(level: Tensor, weights: Tensor) -> Tensor:
-    """Average a level (B, T, C, h, w) under weights (B, T, h, w): (B, C)."""
-    mean: Tensor = torch.einsum("btchw,bthw->bc", level, weights)
-    return mean
+def cell_shares(shares: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Average the shares (B, T, H, W) of a region over the cells of a level, (B, T, h, w)."""
+    return F.adaptive_avg_pool2d(shares, grid)
+
+
+def region_sum(level: Tensor, weights: Tensor) -> Tensor:
+    """Sum a level (B, T, C, h, w) under weights (B, T, h, w), which add up to 1 for an average: (B, C)."""
+    summed: Tensor = torch.einsum("btchw,bthw->bc", level, weights)
+    return summed
 
 
 def region_pairs(level: Tensor, weights: Tensor, signs: Tensor | None = None) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor
 from pickglass.features.extractor import FeatureExtractor
 from pickglass.metrics import auroc
 from pickglass.metrics.intervals import bootstrap, resampled
-from pickglass.nn.pooling import cell_weights, region_mean
+from pickglass.nn.pooling import cell_weights, region_sum
 
 __all__ = ["Labelled", "Probed", "balanced_accuracy", "held_out_scores", "intrinsic_dimension", "probe_layers"]
 
@@ -91,7 +91,7 @@ def probe_layers(extractor: FeatureExtractor, batches: Iterable[Labelled], n_goo
     for batch in batches:
         good = torch.tensor([kind is None for kind in batch.types])
         for level, means, drawn in zip(extractor(batch.images), pooled, cells, strict=True):
-            means.append(region_mean(level[:, None], cell_weights(batch.shares[:, None], _grid(level))))
+            means.append(region_sum(level[:, None], cell_weights(batch.shares[:, None], _grid(level))))
             flat = level[good].flatten(2).transpose(1, 2)  # (B, h w, C)
             chosen = torch.randint(flat.shape[1], (len(flat), min(each, flat.shape[1])), generator=generator)
             drawn.append(torch.gather(flat, 1, chosen[:, :, None].expand(-1, -1, flat.shape[2])).flatten(0, 1))
