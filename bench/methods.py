@@ -5,10 +5,12 @@
 
 Fits each method on all training images (``calibrate=0``) for each seed and saves OUT/METHOD-SEED.npz: scores (N,),
 maps (N, h, w), paths (N,), seconds and CPU seconds of the fit, images a second. A method has the preset ``--preset``,
-if it has one of that name, or one of its own: ``stfpm:default``. With ``--engine`` the backbone runs in it, and the
-name of the file ends so: METHOD_ENGINE. What is there already is left alone. Then a record a method, also of other .npz
-files in OUT, such as the peer's: figures per type, the mean of the types and of the three thin ones, averaged over
-seeds, and the difference to another method with its 95 % interval.
+if it has one of that name, or one of its own: ``stfpm:default``. What is there already is left alone. Then a record a
+method, also of other .npz files in OUT, such as the peer's: figures per type, the mean of the types and of the three
+thin ones, averaged over seeds, and the difference to another method with its 95 % interval.
+
+With ``--engine`` the backbone runs in it, files are named METHOD_ENGINE-SEED.npz, and each method is compared with
+itself without it, which has to be in OUT.
 
 DATA is a data set whose images already have the size of the maps to be judged (bench/tools/squeeze.py), or with
 ``--own-size`` any: each map is enlarged to its image and judged there.
@@ -80,7 +82,7 @@ def mean_times(files: list[Path]) -> dict[str, float]:
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
-def figures(name: str, given: argparse.Namespace) -> dict[str, Any]:
+def figures(name: str, against: str, given: argparse.Namespace) -> dict[str, Any]:
     """One method, and what it is better or worse by than the other one."""
     rows = list(load_dataset(given.data).test)
     groups = [row.group for row in rows]
@@ -97,8 +99,8 @@ def figures(name: str, given: argparse.Namespace) -> dict[str, Any]:
     spread = float(np.std([tool.figures(once)["mean of types", "image_auroc"] for tool in own]))
     result: dict[str, Any] = {"seeds": len(own), "spread": round(spread, 4), "figures": nested(mean(own, once))}
     result |= mean_times(files_of(given.out)[name])
-    if name != given.against and given.against in files_of(given.out):
-        other = tools(given.against)
+    if name != against and against in files_of(given.out):
+        other = tools(against)
         result["minus"] = paired_figures(partial(mean, own), partial(mean, other), groups, given.repeats)
     return result
 
@@ -117,7 +119,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--preset", default="quick")
-    parser.add_argument("--engine", default="auto", choices=("auto", "openvino", "bfloat16", "torch"))
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--against", default="patchcore")
     parser.add_argument("--repeats", type=int, default=1000)
@@ -125,11 +126,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smallest", type=int, default=1, help="leave out regions below this many pixels")
 
 
+def with_engine(parser: argparse.ArgumentParser) -> None:
+    arguments(parser)
+    parser.add_argument("--engine", default="auto", choices=("auto", *ENGINES))
+
+
 def cases(given: argparse.Namespace) -> Iterator[Case]:
     fit(given)
-    key = {"data": given.data.name, "against": given.against, "repeats": given.repeats, "smallest": given.smallest}
+    asked = {"data": given.data.name, "repeats": given.repeats, "smallest": given.smallest}
     for name in files_of(given.out):
-        yield Case({**key, "method": name}, partial(figures, name, given))
+        plain, _, engine = name.rpartition("_")
+        if engine not in ENGINES:
+            plain, engine = given.against, "auto"
+        if engine == given.engine:
+            own = {**asked, "against": plain, "method": name} | ({"engine": engine} if engine != "auto" else {})
+            yield Case(own, partial(figures, name, plain, given))
 
 
 def table(rows: list[Record], metric: str) -> str:
@@ -143,14 +154,28 @@ def table(rows: list[Record], metric: str) -> str:
 
 def table_of_all(rows: list[Record]) -> str:
     """Each method over all test images: its figures, how it differs from the other one, and what it costs."""
-    heads = ["method", "seeds", "image AUROC", "AUPRO@0.3", "AUPRO@0.05", f"minus {title_of(rows[0]['against'])}"]
+    alone = [row for row in rows if "engine" not in row]
+    if not alone:
+        return ""
+    heads = ["method", "seeds", "image AUROC", "AUPRO@0.3", "AUPRO@0.05", f"minus {title_of(alone[0]['against'])}"]
     lines = []
-    for row in sorted(rows, key=lambda row: -row["figures"]["all"]["image_auroc"]):
+    for row in sorted(alone, key=lambda row: -row["figures"]["all"]["image_auroc"]):
         cells = [f"{row['figures']['all'][metric]:.3f}" for metric in METRICS]
         minus = differences(row["minus"]["all"][metric] for metric in METRICS) if "minus" in row else ""
         cost = [f"{row['cpu_s']:.0f}" if "cpu_s" in row else ""]
         lines.append([title_of(row["method"]), row["seeds"], *cells, minus, *cost])
     return markdown([*heads, "fit, CPU s"], lines)
+
+
+def table_of_engines(rows: list[Record]) -> str:
+    """Each method with its backbone in another engine: its figures, and how they differ from those without it."""
+    heads = ["data", "method", "seeds", "image AUROC", "AUPRO@0.3", "AUPRO@0.05", "minus the same in float32"]
+    lines = []
+    for row in (row for row in rows if "engine" in row):
+        cells = [f"{row['figures']['all'][metric]:.3f}" for metric in METRICS]
+        minus = differences(row["minus"]["all"][metric] for metric in METRICS)
+        lines.append([row["data"], title_of(row["against"]), row["seeds"], *cells, minus])
+    return markdown(heads, lines)
 
 
 def title_of(stem: str) -> str:
@@ -161,4 +186,6 @@ def title_of(stem: str) -> str:
 
 
 METRICS = ("image_auroc", "aupro_30", "aupro_05")
-SUITE = Suite(cases, arguments, {"": table_of_all, **{m: partial(table, metric=m) for m in METRICS}})
+ENGINES = ("openvino", "bfloat16", "torch")
+OF_TYPES = {metric: partial(table, metric=metric) for metric in METRICS}
+SUITE = Suite(cases, with_engine, {"": table_of_all, "engines": table_of_engines, **OF_TYPES})

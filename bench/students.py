@@ -87,9 +87,8 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
     key = {"data": given.data.name, "repeats": given.repeats, "smallest": given.smallest}
     for name in methods.files_of(given.out):
         method, form = parted(name)
-        own = argparse.Namespace(**{**vars(given), "against": f"{method}_plain"})
         trained = {} if form == "_peer" else {"preset": given.preset, "set": given.set}
-        yield Case({**key, **trained, "method": name}, partial(methods.figures, name, own))
+        yield Case({**key, **trained, "method": name}, partial(methods.figures, name, f"{method}_plain", given))
 
 
 def parted(name: str) -> tuple[str, str]:
