@@ -10,7 +10,8 @@
     python -m bench run efficientad speed [--device cpu] [--peer-python PY]
         images/s of random weights: what users get of each engine, the networks alone, and the peer's
     python -m bench run efficientad int8 [--model small]
-        images/s of the exported graph of random weights in float32 and in int8, in turn
+        images/s of the exported graph of random weights in float32 and in int8, in turn, and how far scores are off on
+        good images and painted defects
 
 DATA has images of 256 x 256 pixels (bench/tools/squeeze.py, bench/tools/trays.py); OUT keeps scores, maps and teachers.
 ``speed`` and ``int8`` want a quiet machine.
@@ -29,15 +30,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bench.harness import Case, Record, Suite, add_peer, markdown, middle, run_peer, turns
 from bench.harness.scorer import SIZE, nested, read_tool
 from pickglass.app.distill import distill
 from pickglass.app.testing.evaluate import evaluate
-from pickglass.data import MAX_PIXELS, Prepared, as_table, load_dataset, read_mask, resize_map
+from pickglass.data import MAX_PIXELS, Prepared, Row, as_table, load_dataset, read_mask, resize_map
+from pickglass.detectors.certificate import inputs_of
 from pickglass.detectors.onnx_graph import onnx_graph
-from pickglass.detectors.precision import quantised
+from pickglass.detectors.precision import Inputs, quantised
 from pickglass.features.backbones.weights import read_state
 from pickglass.features.distillation import (
     BackboneTeacher,
@@ -216,35 +219,46 @@ def int8(given: argparse.Namespace) -> Iterator[Case]:
 
 
 def exported_rates(model: PDNName) -> dict[str, Any]:
-    """The exported graph, one image at a time, also of a file that ``export`` would refuse."""
+    """The exported graph, one image at a time; its ranges are of good images, or of painted defects, too."""
     detector = EfficientAD(backbone=f"pdn_{model}", weights="random", natural="none", steps=1)
     good = textures(12, 256)
     detector.fit(good, calibrate=0, device="cpu")
-    inputs = [{"image": detector.preprocess(image)[None]} for image in good]
-    plain = onnx_graph(copy.deepcopy(detector).to("cpu").eval(), 1, "float32", "grid", False)
-    narrow, _ = quantised(copy.deepcopy(plain), iter(inputs))
-    graphs = {"float32": plain.SerializeToString(), "int8": narrow.SerializeToString()}
+    own = copy.deepcopy(detector).to("cpu").eval()
+    rows = [Row(f"array:{i}", pixels=image) for i, image in enumerate(good)]
+
+    def shown(painted: bool, seed: int) -> list[Inputs]:
+        return [inputs for _, inputs in inputs_of(own, rows, 1, "float32", False, painted, seed)]
+
+    plain = onnx_graph(own, 1, "float32", "grid", False)
+    graphs = {"float32": plain.SerializeToString()}
+    for name, painted in (("int8, ranges of good images", False), ("int8, ranges of painted defects, too", True)):
+        graphs[name] = quantised(copy.deepcopy(plain), iter(shown(painted, 1)))[0].SerializeToString()
+    asked = shown(True, 0)  # other defects
     runtimes: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
-    sessions = {f"{r} {p}": open_session(r, content, None) for r in runtimes for p, content in graphs.items()}
-    runs = {key: partial(_one_by_one, session, inputs) for key, session in sessions.items()}
+    sessions = {(r, p): open_session(r, content, None) for r in runtimes for p, content in graphs.items()}
+    runs = {" ".join(key): partial(_scores, session, asked) for key, session in sessions.items()}
     took = turns(runs, rounds=3)
-    rows = []
-    for name in sessions:
-        runtime, precision = name.split()
-        rate = len(inputs) / middle(took[name])
-        rows.append({"runtime": runtime, "precision": precision, "images_per_s": round(rate, 2)})
-    return {"rows": rows}
+    found = []
+    for (runtime, precision), session in sessions.items():
+        rate = len(asked) / middle(took[f"{runtime} {precision}"])
+        row = {"runtime": runtime, "precision": precision, "images_per_s": round(rate, 2)}
+        if precision != "float32":
+            exact = _scores(sessions[runtime, "float32"], asked)
+            row["off"] = round(float((np.abs(_scores(session, asked) - exact) / np.abs(exact)).max()), 4)
+        found.append(row)
+    return {"rows": found}
 
 
-def _one_by_one(session: Session, inputs: Sequence[dict[str, Any]]) -> None:
-    for one in inputs:
-        session.run(one)
+def _scores(session: Session, inputs: Sequence[Inputs]) -> npt.NDArray[np.float32]:
+    return np.concatenate([session.run(one).score for one in inputs])
 
 
 def table_of_int8(rows: list[Record]) -> str:
-    found = [row for record in rows if record["part"] == "int8" for row in record["rows"]]
-    lines = [[row["runtime"], row["precision"], f"{row['images_per_s']:.2f}"] for row in found]
-    return markdown(["runtime", "precision", "images/s"], lines)
+    lines = []
+    for row in (row for record in rows if record["part"] == "int8" for row in record["rows"]):
+        off = f"{row['off']:.1%}" if "off" in row else ""
+        lines.append([row["runtime"], row["precision"], f"{row['images_per_s']:.2f}", off])
+    return markdown(["runtime", "precision", "images/s", "scores off by up to"], lines)
 
 
 def _figures(rate: float, flops: float, peak: float) -> dict[str, float]:

@@ -171,7 +171,7 @@ def table_of_engines(rows: list[Record]) -> str:
     """Each method with its backbone in another engine: its figures, and how they differ from those without it."""
     heads = ["data", "method", "seeds", "image AUROC", "AUPRO@0.3", "AUPRO@0.05", "minus the same in float32"]
     lines = []
-    for row in (row for row in rows if "engine" in row):
+    for row in sorted((row for row in rows if "engine" in row), key=lambda row: (row["data"], row["against"])):
         cells = [f"{row['figures']['all'][metric]:.3f}" for metric in METRICS]
         minus = differences(row["minus"]["all"][metric] for metric in METRICS)
         lines.append([row["data"], title_of(row["against"]), row["seeds"], *cells, minus])

@@ -244,12 +244,13 @@ def test_images_that_set_the_ranges_set_no_threshold(
     original = exports.quantised
     monkeypatch.setattr(exports, "quantised", spied)
     detector.export(tmp_path / "all.onnx", GOOD, precision="int8")
-    assert len(seen) == 18  # those that were fitted, and not the 6 that were held back
+    assert len(seen) == 2 * 18  # those that were fitted, each with a defect, too, and not the 6 that were held back
+    assert len({one["image"].tobytes() for one in seen}) == len(seen)
     seen.clear()
     held = detector.provenance.unseen(pg.data.as_table(GOOD))
     assert len(held) == 6
     certificate = detector.export(tmp_path / "held.onnx", held, precision="int8")
-    assert (len(seen), certificate["thresholds"]) == (6, "torch")
+    assert (len(seen), certificate["thresholds"]) == (2 * 6, "torch")
     after = calibration_of(tmp_path / "held.onnx")
     assert (after.promise, after.false_alarm_bound) == ("estimate", None)
 

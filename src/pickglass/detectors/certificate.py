@@ -328,6 +328,7 @@ def inputs_of(
     input_form: InputForm,
     takes_keep: bool,
     painted: bool = False,
+    seed: int = 0,
 ) -> Iterator[tuple[Canvases, Inputs]]:
     """Yield images, each batch once more with painted defects if so asked, and what a file takes of them.
 
@@ -337,11 +338,12 @@ def inputs_of(
         batch, input_form, takes_keep: how the file was made; a file for so many images takes no fewer, so the last ones
             come again.
         painted: whether they come with defects, too.
+        seed: of the defects.
 
     Raises:
         DataError: an image cannot be read.
     """
-    for canvases in _canvases(detector, rows, batch or _AT_ONCE, painted):
+    for canvases in _canvases(detector, rows, batch or _AT_ONCE, painted, seed):
         inputs: dict[str, NDArray[Any]] = {
             "image": canvases.images if input_form == "float32" else _bytes(canvases.images)
         }
@@ -352,12 +354,12 @@ def inputs_of(
         yield canvases, inputs
 
 
-def _canvases(detector: Method, rows: Sequence[Row], at_once: int, painted: bool) -> Iterator[Canvases]:
+def _canvases(detector: Method, rows: Sequence[Row], at_once: int, painted: bool, seed: int) -> Iterator[Canvases]:
     options = ComputeOptions(device="cpu", engine="torch", batch=at_once)
     roi = None if detector.roi is None else detector.roi.numpy()
     engine = BackboneEngine(detector.network, "cpu", "torch")
     loader = FeatureLoader(engine, detector.preprocess, detector.reads, roi, options, detector.tiles).plain()
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     done = 0
     for loaded in loader.batches(rows):
         if loaded.failures:

@@ -25,7 +25,7 @@ from pickglass.runtime.model_header import history_of
 
 __all__ = ["export"]
 
-_RANGES = 100  # images that say which ranges the numbers of an int8 file have
+_RANGES = 100  # good images that say which ranges the numbers of an int8 file have, as they are and with a defect
 _MOST_REFERENCE = 8_000_000  # bytes of the arrays that drift compares with
 
 
@@ -79,7 +79,8 @@ def export(
         model, searched = plain, False
         if precision == "int8":
             model = copy.deepcopy(plain)  # it may be quantised twice
-            shown = (inputs for _, inputs in inputs_of(own, ranges, batch, input_form, takes_keep))
+            # defects reach values that no good image has; what lies beyond a range is cut off, and scores with it
+            shown = (inputs for _, inputs in inputs_of(own, ranges, batch, input_form, takes_keep, True, seed=1))
             model, searched = quantised(model, shown, search)
         if precision != "float32":
             halve(model)

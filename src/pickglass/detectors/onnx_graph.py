@@ -164,7 +164,7 @@ def _folded(model: ModelProto) -> ModelProto:
     from onnx.helper import make_graph, make_model, make_tensor_value_info
     from onnx.reference import ReferenceEvaluator
 
-    graph = shape_inference.infer_shapes(model).graph
+    graph = shape_inference.infer_shapes(model, data_prop=True).graph
     sizes = {
         value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.value_info)

@@ -2,9 +2,9 @@
 
 ``float16`` halves the file and computes in float32 all the same: CPUs have no fast arithmetic in float16, and runtimes
 widen the numbers when they load the file. ``int8`` quantises the convolutions after the training: activations in 8 bits
-with ranges that good images showed, weights in 8 bits with a scale for each channel, between QuantizeLinear and
-DequantizeLinear, which onnxruntime and OpenVINO read alike; the rest is stored as float16. Distances, Gaussians,
-normalisation and quantiles of maps stay in float32.
+with ranges that good images showed, as they are and with painted defects, weights in 8 bits with a scale for each
+channel, between QuantizeLinear and DequantizeLinear, which onnxruntime and OpenVINO read alike; the rest is stored as
+float16. Distances, Gaussians, normalisation and quantiles of maps stay in float32.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def quantised(model: ModelProto, inputs: Iterable[Inputs], search: bool = True) 
 
     Args:
         model: in float32, for a fixed number of images.
-        inputs: what the graph takes, of good images; their activations say which ranges the numbers have.
+        inputs: what the graph takes, of good images and of the same with painted defects; their activations say which
+            ranges the numbers have.
         search: search a memory bank in int8, if the model has one.
 
     Raises:

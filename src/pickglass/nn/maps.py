@@ -229,10 +229,22 @@ def kept_cells(keep: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
     """
     if keep is None:
         return None
-    share = area_means(keep.reshape(-1, 1, *cells_of(keep)).float(), grid)[:, 0]  # (B, h, w)
-    fullest = share.flatten(1).max(1).values.clamp(max=0.5)[:, None, None]
     leading = [keep.shape[i] for i in range(keep.dim() - 2)]
-    return ((share >= fullest) & (share > 0)).view(*leading, *grid)
+    flat = keep.reshape(-1, *cells_of(keep))
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return _mostly_kept(flat, grid).view(*leading, *grid)
+    cells = torch.ones(len(flat), *grid, dtype=torch.bool, device=keep.device)
+    partly = ~flat.flatten(1).all(1)  # most tiles of a large image count as a whole
+    if bool(partly.any()):
+        cells[partly] = _mostly_kept(flat[partly], grid)
+    return cells.view(*leading, *grid)
+
+
+def _mostly_kept(keep: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return which cells are at least half inside (B, H, W), or the fullest ones: (B, h, w)."""
+    share = area_means(keep[:, None].float(), grid)[:, 0]
+    fullest = share.flatten(1).max(1).values.clamp(max=0.5)[:, None, None]
+    return (share >= fullest) & (share > 0)
 
 
 def highest(maps: Tensor, keep: Tensor | None = None) -> Tensor:
