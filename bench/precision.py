@@ -113,4 +113,28 @@ def table(rows: list[Record]) -> str:
     return markdown(HEADS.split(" | "), map(cells_of, rows))
 
 
-SUITE = Suite(cases, arguments, {"": table})
+def table_of_answers(rows: list[Record]) -> str:
+    """How far each file is from torch, by the worse runtime, and what that costs."""
+    lines = []
+    for row in rows:
+        if "refused" in row:
+            lines.append([row["method"], row["precision"], *[""] * 4, f"refused: {_why(row['refused'])}"])
+            continue
+        certificate = row["certificate"]
+        runtimes, accuracy = certificate["runtimes"].values(), certificate["accuracy"]
+        off = [f"{max(own[key] for own in runtimes):.1%}" for key in ("score_difference", "map_difference")]
+        lost = [f"{accuracy['torch'][k]:.3f} -> {worse(accuracy, k):.3f}" for k in ("image_auroc", "aupro_30")]
+        flips = max(own["flips"] for own in runtimes)
+        verdicts = f"{flips} of {certificate['good'] + certificate['painted']}"
+        lines.append([row["method"], row["precision"], *off, *lost, verdicts])
+    heads = ["scores off by up to", "maps off by up to", "image AUROC", "AUPRO@0.3", "verdicts flipped"]
+    return markdown(["method", "precision", *heads], lines)
+
+
+def _why(refusal: str) -> str:
+    """The figures of a refusal."""
+    _, _, figures = refusal.partition("differently from torch: ")
+    return figures.partition(". ")[0] or refusal
+
+
+SUITE = Suite(cases, arguments, {"": table, "answers": table_of_answers})

@@ -338,7 +338,7 @@ def inputs_of(
         batch, input_form, takes_keep: how the file was made; a file for so many images takes no fewer, so the last ones
             come again.
         painted: whether they come with defects, too.
-        seed: of the defects.
+        seed: decides which defects are painted, and where.
 
     Raises:
         DataError: an image cannot be read.
