@@ -8,6 +8,7 @@ epochs (EfficientAD: the paper's small form, 50 steps). The model of the device 
 largest difference between scores (and cells of maps) of that model on the device and on the CPU, as a share of the
 largest one; the aim is 1e-3 (1e-2 for methods that train and normalise maps). ``fits``: the rank correlation of the two
 models' scores, which differ where a training rounds differently. ``reloaded``: the loaded file answers as before.
+``rounded``: as ``moved``, between the device in bfloat16 (``--engine bfloat16``), where it has that, and in float32.
 ``ms``: of one image from its canvas to its map, in memory, as EfficientAD's paper times it (a warm-up, then the mean),
 with the copy to the device and back, in float32 and, on a GPU, in float16 by autocast. With ``--peer-python`` the
 peer's PatchCore, PaDiM and EfficientAD-S are timed likewise beside ours, on the same device, with the same backbone,
@@ -35,6 +36,7 @@ import pickglass as pg
 from bench.harness import Case, Record, Suite, add_peer, markdown, only_set, run_peer
 from pickglass.app.fit import build
 from pickglass.data import Table
+from pickglass.features.engine import has_bfloat16
 from pickglass.methods import METHODS
 from pickglass.result import Prediction
 
@@ -109,12 +111,16 @@ def measured(method: str, given: argparse.Namespace) -> dict[str, Any]:
         loaded = pg.load(there.save(Path(folder) / "model.safetensors"))
     if not isinstance(loaded, pg.Detector):
         raise TypeError(f"expected the detector that was saved, got {type(loaded).__name__}")
+    rounded = {}
+    if has_bfloat16(given.device):
+        rounded = apart(on_device, there.predict(test, device=given.device, engine="bfloat16"))
     reloaded = apart(on_device, loaded.predict(test, device=given.device, engine="torch"))
     here = models["cpu"].predict(test, device="cpu", engine="torch")
     return {
         "device": given.device if given.device == "cpu" else torch.cuda.get_device_name(),
         "fit_s": seconds,
         "moved": moved,
+        "rounded": rounded,
         "reloaded": reloaded,
         "fits": float(spearmanr(on_device.scores, here.scores).statistic),
         "ms": {name: ms for device in models for name, ms in timed(loaded, device, given.passes).items()},
@@ -142,14 +148,15 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
 def table(rows: list[Record]) -> str:
     """How far the device is from the CPU, and how long an image takes on each."""
     heads = ["method", "scores apart", "maps apart", "both fits", "CPU", "GPU", "GPU, float16", "peer", "peer, float16"]
+    heads += ["scores apart in bfloat16"] if any(row.get("rounded") for row in rows) else []
     lines = []
     for row in rows:
         times = [row["ms"].get("cpu, float32")]
         times += [row[of].get(f"cuda, {precision}") for of in ("ms", "peer_ms") for precision in ("float32", "float16")]
         cells = [None if ms is None else f"{ms:.1f} ms" for ms in times]
-        lines.append(
-            [row["method"], *(f"{row['moved'][what]:.1e}" for what in ("score", "map")), f"{row['fits']:.3f}", *cells]
-        )
+        rounded = [f"{row['rounded']['score']:.1e}"] if row.get("rounded") else []
+        moved = [f"{row['moved'][what]:.1e}" for what in ("score", "map")]
+        lines.append([row["method"], *moved, f"{row['fits']:.3f}", *cells, *rounded])
     return markdown(heads, lines)
 
 
