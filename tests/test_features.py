@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import pickglass as pg
+from pickglass.cli.main import main
 from pickglass.data.painting.natural import photograph
 from pickglass.errors import InputError, UnknownName, WeightsMissing
 from pickglass.features import (
@@ -282,8 +283,14 @@ def test_a_network_that_bfloat16_harms_is_refused_it() -> None:
             return (self.back(raised) - 8000,)
 
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    network = Cancelling().eval()
     with pytest.raises(InputError, match=r"OpenVINO answers differently .* Use engine='auto'"), torch.no_grad():
-        engine_module.CompiledNetwork(Cancelling().eval(), "it", "cpu", "bfloat16")(image)
+        engine_module.CompiledNetwork(network, "it", "cpu", "bfloat16")(image)
+    falling = engine_module.CompiledNetwork(network, "it", "cpu", "bfloat16", falls_back=True)
+    with pytest.warns(RuntimeWarning, match="answers differently .*: it; running in float32"):
+        (got,) = falling(image)
+    assert falling.name == "openvino"
+    torch.testing.assert_close(got, network(image)[0].detach(), rtol=0, atol=0.05)
 
 
 @bfloat16
@@ -297,7 +304,9 @@ def test_features_far_from_torchs_are_refused_in_bfloat16(monkeypatch: pytest.Mo
 
 @bfloat16
 @pytest.mark.slow
-def test_a_model_fitted_in_bfloat16_judges_in_it() -> None:
+def test_a_model_fitted_in_bfloat16_judges_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = textures(8, 64)
     detector = pg.PatchCore(backbone="resnet18", layers=["layer1", "layer2"], weights="random", size=64)
     detector.fit(good, engine="bfloat16", calibrate=0)
@@ -305,6 +314,11 @@ def test_a_model_fitted_in_bfloat16_judges_in_it() -> None:
     unasked, asked, exact = (detector.predict(good[:2], engine=e).scores for e in ("auto", "bfloat16", "openvino"))
     assert np.array_equal(unasked, asked)
     assert not np.array_equal(unasked, exact)
+    path = str(detector.save(tmp_path / "model.safetensors"))
+    monkeypatch.setattr("sys.argv", ["pickglass", "info", path])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "Its networks were computed in bfloat16" in capsys.readouterr().out
     assert detector.fit(good, calibrate=0).provenance.engine == "openvino"  # a new fit begins anew
 
 

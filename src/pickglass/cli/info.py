@@ -120,6 +120,8 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     size, canvas = settings.pop("size"), header["preprocess"]["size"]
     nearest = f", of which {canvas[0]}x{canvas[1]} is the nearest that fits" if _differ(size, canvas) else ""
     yield f"It reads {read}, at an input of {plain(size)} pixels{nearest}."
+    if provenance.get("engine") == "bfloat16":
+        yield "Its networks were computed in bfloat16, and are where a machine has it, unless --engine says otherwise."
     settings.pop("weights", None)
     for part in ("tiling", "fusion", "adaptation"):
         values = settings.pop(part, None)

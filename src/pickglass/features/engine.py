@@ -114,7 +114,7 @@ class CompiledNetwork:
         name: ``"auto"`` is OpenVINO on a CPU and torch elsewhere, and falls back to torch, with a warning, where
             OpenVINO cannot convert the network or answers differently; ``"openvino"`` raises instead.
             ``"bfloat16"`` is OpenVINO in that precision, and torch on a GPU.
-        falls_back: whatever the name, to torch with a warning.
+        falls_back: whatever the name, to torch with a warning, and from bfloat16 to float32 first.
 
     Raises:
         InputError: an unknown name, one that does not run on the device, or no bfloat16 there or in this environment.
@@ -201,6 +201,10 @@ class CompiledNetwork:
             size = _size(inputs)
             if size not in self._graphs and self.name != "torch":
                 problem = self._prepare(inputs)
+                if problem is not None and self.name == "bfloat16" and self.falls_back:
+                    warnings.warn(f"OpenVINO {problem}: {self.what}; running in float32.", RuntimeWarning, stacklevel=4)
+                    self.name = "openvino"
+                    problem = self._prepare(inputs)
                 if problem is not None:
                     self._fall_back(f"OpenVINO {problem}")
             return self._graphs.get(size)
