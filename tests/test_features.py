@@ -279,8 +279,8 @@ def test_a_network_that_bfloat16_harms_is_refused_it() -> None:
             torch.nn.init.constant_(self.back.weight, 1.0)
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            raised = self.twice(x) + 1000
-            return (self.back(raised) - 8000,)
+            raised = self.twice(x) + 100
+            return (self.back(raised) - 800,)
 
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     network = Cancelling().eval()
@@ -290,7 +290,7 @@ def test_a_network_that_bfloat16_harms_is_refused_it() -> None:
     with pytest.warns(RuntimeWarning, match="answers differently .*: it; running in float32"):
         (got,) = falling(image)
     assert falling.name == "openvino"
-    torch.testing.assert_close(got, network(image)[0].detach(), rtol=0, atol=0.05)
+    torch.testing.assert_close(got, network(image)[0].detach(), rtol=0, atol=0.01)
 
 
 @bfloat16
@@ -338,15 +338,6 @@ def test_torch_rounds_to_bfloat16_where_openvino_does_not_run(monkeypatch: pytes
     )
     with pytest.raises(InputError, match=r"in bfloat16 torch answers differently .* Use engine='auto'"):
         BackboneEngine(extractor, "cpu", "bfloat16")(images)
-
-
-@pytest.mark.gpu
-def test_a_gpu_judges_in_bfloat16() -> None:
-    detector = pg.PatchCore(size=64).fit(textures(8, 64), device="cuda", engine="bfloat16", calibrate=0)
-    assert detector.provenance.engine == "bfloat16"
-    rounded, exact = (detector.predict(textures(2, 64), device="cuda", engine=e).scores for e in ("auto", "torch"))
-    assert not np.array_equal(rounded, exact)
-    np.testing.assert_allclose(rounded, exact, atol=0.2 * np.abs(exact).max())
 
 
 def test_bfloat16_without_such_a_cpu_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,3 +54,11 @@ def test_a_detector_moves_there_and_back(method: str, tmp_path: Path) -> None:
         loaded.predict(images, device=DEVICE),
     ):
         np.testing.assert_allclose(answer.scores, there.scores, rtol=0, atol=1e-2 * np.abs(there.scores).max())
+
+
+def test_a_gpu_judges_in_bfloat16() -> None:
+    detector = pg.PatchCore(size=SIDE).fit(textures(8, SIDE), device=DEVICE, engine="bfloat16", calibrate=0)
+    assert detector.provenance.engine == "bfloat16"
+    rounded, exact = (detector.predict(textures(2, SIDE), device=DEVICE, engine=e).scores for e in ("auto", "torch"))
+    assert not np.array_equal(rounded, exact)
+    np.testing.assert_allclose(rounded, exact, atol=0.2 * np.abs(exact).max())

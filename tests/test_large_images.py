@@ -16,6 +16,7 @@ from pickglass.detectors import loading
 from pickglass.detectors.drift_sample import DriftSample, describe
 from pickglass.detectors.fitting import FitPlan, prepare
 from pickglass.features.batch import Batch
+from pickglass.nn.maps import _mostly_kept, kept_cells
 from pickglass.runtime.compute import ComputeOptions
 from pickglass.testing import textures
 
@@ -178,3 +179,13 @@ def test_parts_show_the_pixels_of_the_image(
     expected = torch.from_numpy(detector.preprocess(image))[None]
     expected = (expected * brightness).clamp(max=1).rot90(turn, (2, 3))
     assert torch.equal(shown[0], expected[:, :, :64, :64])
+
+
+def test_cells_of_whole_and_cut_tiles_are_those_of_each_tile_alone() -> None:
+    keep = torch.ones(4, 1, 12, 10, dtype=torch.bool)
+    keep[1, :, 7:], keep[2, :, :, 3:], keep[3] = False, False, False
+    cells = kept_cells(keep, (4, 3))
+    assert cells is not None
+    assert torch.equal(cells, torch.cat([_mostly_kept(one, (4, 3))[None] for one in keep]))
+    assert bool(cells[0].all())
+    assert not bool(cells[3].any())

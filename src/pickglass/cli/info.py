@@ -121,7 +121,10 @@ def _model(path: str, header: Mapping[str, Any]) -> Iterator[str]:
     nearest = f", of which {canvas[0]}x{canvas[1]} is the nearest that fits" if _differ(size, canvas) else ""
     yield f"It reads {read}, at an input of {plain(size)} pixels{nearest}."
     if provenance.get("engine") == "bfloat16":
-        yield "Its networks were computed in bfloat16, and are where a machine has it, unless --engine says otherwise."
+        yield (
+            "Its networks were computed in bfloat16. They judge in it, too, where the machine has it and --engine "
+            "names nothing else."
+        )
     settings.pop("weights", None)
     for part in ("tiling", "fusion", "adaptation"):
         values = settings.pop(part, None)

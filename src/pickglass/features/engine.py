@@ -169,22 +169,25 @@ class CompiledNetwork:
     def _in_torch(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run inputs in torch, on a GPU in bfloat16 if so asked and the network bears it."""
         own = [x.to(self.device) for x in inputs]
-        if self.name == "bfloat16":
-            with self._lock as forked:
-                if forked or self._watch.changed(self.network):
-                    self._borne = set()
-                if _size(own) not in self._borne:
-                    first = [x[:1] for x in own]
-                    exact = tuple(output.cpu() for output in self.network(*first))
-                    problem = self.problem_of(exact, [output.cpu().numpy() for output in self._rounded(first)])
-                    if problem is None:
-                        self._borne.add(_size(own))
-                    else:
-                        self._fall_back(f"in bfloat16 torch {problem}")
-        if self.name == "bfloat16":
+        if self.name == "bfloat16" and self._bears_bfloat16(own):
             return self._rounded(own)
         outputs: tuple[Tensor, ...] = self.network(*own)
         return outputs
+
+    def _bears_bfloat16(self, inputs: Sequence[Tensor]) -> bool:
+        """Say whether torch's answer in bfloat16 may stand for inputs of this size; falls back where it may not."""
+        with self._lock as forked:
+            if forked or self._watch.changed(self.network):
+                self._borne = set()
+            if _size(inputs) not in self._borne and self.name == "bfloat16":
+                first = [x[:1] for x in inputs]
+                exact = tuple(output.cpu() for output in self.network(*first))
+                problem = self.problem_of(exact, [output.cpu().numpy() for output in self._rounded(first)])
+                if problem is None:
+                    self._borne.add(_size(inputs))
+                else:
+                    self._fall_back(f"in bfloat16 torch {problem}")
+            return self.name == "bfloat16"
 
     def _rounded(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
@@ -199,12 +202,8 @@ class CompiledNetwork:
             if forked or self._watch.changed(self.network):
                 self._graphs = {}
             size = _size(inputs)
-            if size not in self._graphs and self.name != "torch":
+            while size not in self._graphs and self.name != "torch":
                 problem = self._prepare(inputs)
-                if problem is not None and self.name == "bfloat16" and self.falls_back:
-                    warnings.warn(f"OpenVINO {problem}: {self.what}; running in float32.", RuntimeWarning, stacklevel=4)
-                    self.name = "openvino"
-                    problem = self._prepare(inputs)
                 if problem is not None:
                     self._fall_back(f"OpenVINO {problem}")
             return self._graphs.get(size)
@@ -242,8 +241,10 @@ class CompiledNetwork:
         message = f"{problem}: {self.what}"
         if not self.falls_back:
             raise InputError(f"{message}. Use engine={'auto' if self.wanted == 'bfloat16' else 'torch'!r}.")
-        warnings.warn(f"{message}; running in torch, which is slower.", RuntimeWarning, stacklevel=5)
-        self.name = "torch"
+        rounded = self.name == "bfloat16"
+        instead = "float32" if rounded else "torch, which is slower"
+        warnings.warn(f"{message}; running in {instead}.", RuntimeWarning, stacklevel=5)
+        self.name = "openvino" if rounded and self._compiles else "torch"
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles take everything along but the compiled graphs, which are made anew."""

@@ -231,7 +231,7 @@ def kept_cells(keep: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
         return None
     leading = [keep.shape[i] for i in range(keep.dim() - 2)]
     flat = keep.reshape(-1, *cells_of(keep))
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
         return _mostly_kept(flat, grid).view(*leading, *grid)
     cells = torch.ones(len(flat), *grid, dtype=torch.bool, device=keep.device)
     partly = ~flat.flatten(1).all(1)  # most tiles of a large image count as a whole
